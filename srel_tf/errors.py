@@ -1,0 +1,25 @@
+"""Named errors. Each message says what was wrong, with its value, and what to do next."""
+
+
+class SRelError(Exception):
+    """Base of every error that srel_tf raises on purpose."""
+
+
+class BackendError(SRelError, RuntimeError):
+    """Keras runs on a backend other than TensorFlow."""
+
+
+class OptionError(SRelError, ValueError):
+    """A measure, update rule, estimator, schedule or other option that does not exist or does not fit."""
+
+
+class ProbeError(SRelError, ValueError):
+    """Probe examples, labels, class names or indices that cannot be measured."""
+
+
+class ModelError(SRelError, ValueError):
+    """A model that is not ready (unbuilt, uncompiled) or that the instrument does not support."""
+
+
+class FrameError(SRelError, ValueError):
+    """A frame without the columns, or with the values, that a statistic or a figure needs."""
