@@ -29,8 +29,8 @@ class Split:
 
     x    float32 [N, H, W, C], standardised per channel
     y    int64 [N], 0 .. K-1 in the order of `ImageData.class_names`
-    ids  int64 [N], each example's position in its set's own split, before any class is chosen; the same whatever
-         the classes, the augmentation and the seed
+    ids  int64 [N], each example's position in its set's own split (digits: in the whole set), before any class is
+         chosen; the same whatever the classes, the augmentation and the seed
     """
 
     x: np.ndarray
