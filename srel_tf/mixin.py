@@ -13,8 +13,8 @@ from srel_tf.probing import Probing
 class SRelMixin:
     """Adds probes to a Keras model: `class MyNet(srel_tf.SRelMixin, keras.Model)`.
 
-    Attach one probe or more, train with `fit` as ever, read `srel_frame()`. Training is not disturbed: weights, optimizer
-    state, batch-norm statistics, history and random draws are those of a `fit` without a probe.
+    Attach one probe or more, train with `fit` as ever, read `srel_frame()`. Training is not disturbed: weights,
+    optimizer state, batch-norm statistics, history and random draws are those of a `fit` without a probe.
     """
 
     # Takes no constructor arguments: Keras calls the constructors of functional models' bases in its own way.
@@ -35,9 +35,9 @@ class SRelMixin:
     ):
         """Measure `probe` during each coming `fit`; builds the model if it is not built yet.
 
-        every: an int or any `step -> bool`. Step n means that n optimizer updates have been applied; step 0 is measured.
-        measures, update, learning_rate, estimator, predictions, batch_size: as for `srel_tf.measure`; learning_rate=None
-            is the optimizer's at each measurement.
+        every: an int or any `step -> bool`. Step n means that n optimizer updates have been applied; step 0 counts.
+        measures, update, learning_rate, estimator, predictions, batch_size: as for `srel_tf.measure`;
+            learning_rate=None is the optimizer's at each measurement.
         run, seed: go into the frame's columns of these names.
         log_dir: TensorBoard directory for a scalar per class pair and a heat map of each matrix.
 

@@ -64,8 +64,8 @@ class Probing(keras.callbacks.Callback):
         if self._seconds and self.params.get("verbose"):
             n_s, n_t = len(self._probe.sources), len(self._probe.targets)
             print(
-                f"S_rel ({self._settings.update}): measured {len(self._seconds)} times, {n_s} sources x {n_t} targets, "
-                f"{sum(self._seconds) / len(self._seconds):.3g} s each",
+                f"S_rel ({self._settings.update}): measured {len(self._seconds)} times, {n_s} sources x {n_t} "
+                f"targets, {sum(self._seconds) / len(self._seconds):.3g} s each",
                 flush=True,
             )
         self._seconds = []

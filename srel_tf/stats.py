@@ -1,4 +1,4 @@
-"""Statistics of S_rel frames: Definition 3 and the separation of intra-class from inter-class pairs. Knows no TensorFlow."""
+"""Statistics of S_rel frames: Definition 3, and intra-class against inter-class pairs. Knows no TensorFlow."""
 
 import numpy as np
 import pandas as pd

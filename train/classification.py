@@ -6,6 +6,7 @@
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def parser():
         description=__doc__.split("\n\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    p.add_argument("--dataset", default="digits", help="digits, folder:DIR, or a TFDS image classification set by its name")
+    p.add_argument("--dataset", default="digits", help="digits, folder:DIR, or a TFDS image set by its name")
     p.add_argument("--data-dir", help="where TFDS sets lie prepared (default: TFDS's own directory)")
     p.add_argument("--classes", nargs="+", help=f"names or labels (default: all; of digits {' '.join(DIGITS)})")
     p.add_argument("--select-top", type=int, metavar="K", help="first train on all classes, then keep the K best")
@@ -40,7 +41,7 @@ def parser():
     p.add_argument("--every", type=int, default=9, help="measure at every that many optimizer updates")
     p.add_argument("--per-class", type=int, default=20, help="probe examples a class, k of Definition 3")
     p.add_argument("--measures", nargs="+", default=["kl", "l1"], help="kl, l1, l2, published_kl, published_l2")
-    p.add_argument("--update", nargs="+", default=["sgd"], help="rules of the fictitious step: sgd, optimizer, fresh_adam")
+    p.add_argument("--update", nargs="+", default=["sgd"], help="fictitious steps: sgd, optimizer, fresh_adam")
     p.add_argument("--srel-learning-rate", type=float, help="η of the fictitious step (default: the training's)")
     p.add_argument("--estimator", default="exact")
     p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -58,7 +59,7 @@ def main(arguments=None):
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted: what was measured is saved; the same command runs the unfinished seed again", file=sys.stderr)
+        print("interrupted: what was measured is saved; the same command runs this seed again", file=sys.stderr)
         return 130
     return 0
 
@@ -69,7 +70,7 @@ def run(args):
     settings = {name: value for name, value in vars(args).items() if name not in not_settings}
     if settings["dataset"] == "digits" and not (settings["classes"] or settings["select_top"]):
         settings["classes"] = DIGITS
-    out = Path(args.out or f"runs/{settings['dataset'].replace(':', '-').strip('/').replace('/', '-')}-{settings['model']}")
+    out = Path(args.out or f"runs/{re.sub('[:/]+', '-', settings['dataset'])}-{settings['model']}")
     directory = RunDirectory(out, {k: v for k, v in settings.items() if k not in ("data_dir", "download")})
     if settings["select_top"]:
         settings["classes"] = _selected(directory, settings, args.seeds[0])
@@ -78,12 +79,8 @@ def run(args):
             print(f"seed {seed}: measured already, kept in {directory.seed_path(seed)}")
             continue
         print(f"seed {seed}:")
-
-        def save(frame, history, seed=seed):
-            directory.save_seed(seed, frame, history)
-
         log_dir = args.log_dir and Path(args.log_dir) / f"seed-{seed}"
-        directory.save_seed(seed, *train(settings, seed, save, log_dir))
+        train(settings, seed, directory, log_dir)
     report(directory, args.seeds)
 
 

@@ -57,15 +57,15 @@ def compiled_model(settings, images):
     return model
 
 
-def train(settings, seed, on_progress=None, log_dir=None, verbose=1):
-    """Train and measure one seed. Returns (frame, history, about).
+def train(settings, seed, directory, log_dir=None, verbose=1):
+    """Train and measure one seed into a `RunDirectory`, which is up to date after each epoch and after an interruption.
 
-    on_progress(frame, history) is called after each epoch, and once more if the training is interrupted. Raises
-    `DivergedError` when the loss is no longer a number, after a last call of on_progress.
+    Raises `DivergedError` when the loss is no longer a number; what was measured before is saved.
     """
     start = time.perf_counter()
     make_repeatable(seed)
     images = load_data(settings, seed)
+    directory.check_data(images.fingerprint)
     _check_batch_size(settings["batch_size"], images)
     model = compiled_model(settings, images)
     probe = srel_tf.ProbeSet.sample(
@@ -84,21 +84,22 @@ def train(settings, seed, on_progress=None, log_dir=None, verbose=1):
             log_dir=log_dir,
         )
     rows = _History(seed)
-    progress = keras.callbacks.LambdaCallback(
-        on_epoch_end=lambda epoch, logs: on_progress and on_progress(model.srel_frame(), rows.frame())
-    )
+
+    def save(*_, about=None):
+        directory.save_seed(seed, model.srel_frame(), rows.frame(), about)
+
     try:
         model.fit(
             batches(images.train, settings["batch_size"], seed),
             epochs=settings["epochs"],
             validation_data=(images.test.x, images.test.y),
             validation_batch_size=256,
-            callbacks=[rows, progress, keras.callbacks.TerminateOnNaN()],
+            callbacks=[rows, keras.callbacks.LambdaCallback(on_epoch_end=save), keras.callbacks.TerminateOnNaN()],
+            shuffle=False,  # `batches` has done it.
             verbose=verbose,
         )
     finally:
-        if on_progress:
-            on_progress(model.srel_frame(), rows.frame())
+        save()
     if rows.diverged:
         raise DivergedError(
             f"the training loss of seed {seed} became {rows.diverged} at optimizer update "
@@ -112,7 +113,7 @@ def train(settings, seed, on_progress=None, log_dir=None, verbose=1):
         "data_fingerprint": images.fingerprint,
         "probe_ids": images.train.ids[probe.ids].tolist(),
     }
-    return model.srel_frame(), rows.frame(), about
+    save(about=about)
 
 
 class _History(keras.callbacks.Callback):
@@ -129,7 +130,8 @@ class _History(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         for split, prefix in (("train", ""), ("test", "val_")):
             values = {name: logs[prefix + name] for name in ("loss", "accuracy")}
-            self._rows.append({"run": f"seed-{self._seed}", "seed": self._seed, "epoch": epoch + 1, "split": split, **values})
+            run = {"run": f"seed-{self._seed}", "seed": self._seed, "epoch": epoch + 1, "split": split}
+            self._rows.append({**run, **values})
 
     def frame(self):
         return pd.DataFrame(self._rows, columns=["run", "seed", "epoch", "split", "loss", "accuracy"])
@@ -156,6 +158,7 @@ def select_top(settings, count, seed, verbose=1):
     model.fit(
         batches(images.train, settings["batch_size"], seed),
         epochs=settings["epochs"],
+        shuffle=False,
         callbacks=[keras.callbacks.TerminateOnNaN()],
         verbose=verbose,
     )

@@ -38,9 +38,9 @@ OPTIMIZERS = {
 
 
 def make_optimizer(name, learning_rate, l2=0.0):
-    """A new optimizer `adam`, `sgd` or `momentum` (0.9). `OptionError` for another name or a rate that is not positive."""
+    """A new optimizer `adam`, `sgd` or `momentum` (0.9). Raises `OptionError` for another name or a bad rate."""
     if name not in OPTIMIZERS:
         raise OptionError(f"unknown optimizer {name!r}: choose one of {', '.join(OPTIMIZERS)}")
     if not learning_rate > 0 or not l2 >= 0:
-        raise OptionError(f"learning rate {learning_rate} and weight decay {l2}: give a positive and a non-negative number")
+        raise OptionError(f"learning rate {learning_rate}, weight decay {l2}: give one > 0 and one ≥ 0")
     return OPTIMIZERS[name](learning_rate, l2)

@@ -1,6 +1,6 @@
 """Run directories: settings, environment, and for each seed its frames and history.
 
-    DIR/settings.json environment.json pairs.csv separation.csv history.csv figures/
+    DIR/settings.json environment.json data.json pairs.csv separation.csv history.csv figures/
     DIR/seed-0/frame.parquet history.csv seed.json
 
 A directory belongs to one set of settings; seeds may be added to it later. `seed.json` is written last: a seed without
@@ -55,6 +55,13 @@ class RunDirectory:
                 f"{self.path} holds results of other settings; choose another --out:\n" + "\n".join(lines)
             )
 
+    def check_data(self, fingerprint):
+        """Bind the directory to the data with this hash; `RunDirectoryError` where it holds results of other data."""
+        file = self.path / "data.json"
+        if file.exists() and json.loads(file.read_text(encoding="utf-8"))["fingerprint"] != fingerprint:
+            raise RunDirectoryError(f"{self.path} holds results of other data (see data.json); choose another --out")
+        write_json(file, {"fingerprint": fingerprint})
+
     def is_complete(self, seed):
         """Whether this seed has been run to its end."""
         return (self.seed_path(seed) / "seed.json").exists()
@@ -65,11 +72,14 @@ class RunDirectory:
     def save_seed(self, seed, frame, history, about=None):
         """Write a seed's frame and history; `about` (a dict) marks it as complete."""
         path = self.seed_path(seed)
-        path.mkdir(exist_ok=True)
-        write_frame(frame, path / "frame.parquet")
-        write_frame(history, path / "history.csv")
-        if about is not None:
-            write_json(path / "seed.json", about)
+        try:
+            path.mkdir(exist_ok=True)
+            write_frame(frame, path / "frame.parquet")
+            write_frame(history, path / "history.csv")
+            if about is not None:
+                write_json(path / "seed.json", about)
+        except OSError as error:
+            raise RunDirectoryError(f"cannot write to {path}: {error}; what was saved before is whole") from error
 
     def frames(self, seeds):
         """(frame, history) of these seeds together."""

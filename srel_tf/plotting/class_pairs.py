@@ -45,7 +45,7 @@ def _panel(ax, chosen, source, measure, targets):
         errorbar=_population_deviation if chosen["run"].nunique() > 1 else None,
         ax=ax,
     )
-    ax.set(title=f"{MEASURE_NAMES.get(measure, measure)}, source: {source}", ylabel="mean $S_{rel}$ over the class pair")
+    ax.set(title=f"{MEASURE_NAMES.get(measure, measure)}, source: {source}", ylabel="mean $S_{rel}$ of the class pair")
     ax.set_ylim(bottom=0)
     ax.legend(title="target class", fontsize="small", title_fontsize="small")
 

@@ -12,8 +12,8 @@ from srel_tf.plotting.style import new_figure
 def plot_matrix(frame, measure):
     """Heat map of one measurement: rows are sources, columns targets, in the probe's order, logarithmic colours.
 
-    frame: rows of one step and update rule. Invalid and zero entries stay blank. Raises `FrameError` for rows of several
-    matrices or none.
+    frame: rows of one step and update rule. Invalid and zero entries stay blank. Raises `FrameError` for rows of
+    several matrices or none.
     """
     check_columns(frame, ["measure", "source_id", "target_id", "source_class", "target_class", "srel"])
     rows = frame[frame["measure"] == measure]
