@@ -72,7 +72,7 @@ def check_model(model):
     if not model.built:
         raise ModelError(f"model {model.name!r} is not built: call it once on a batch, or model.build(input_shape)")
     if not model.compiled:
-        raise ModelError(f"model {model.name!r} is not compiled: S_rel needs its loss, call model.compile(optimizer, loss)")
+        raise ModelError(f"model {model.name!r} is not compiled and has no loss: call model.compile(optimizer, loss)")
     if not model.trainable_variables:
         raise ModelError(f"model {model.name!r} has no trainable weights: an update moves nothing")
     _check_precision(model)

@@ -90,7 +90,7 @@ def _names_of(labels, class_names, n):
     outside = np.flatnonzero((labels < 0) | (labels >= len(class_names)))
     if len(outside):
         raise ProbeError(
-            f"label {labels[outside[0]]} of example {outside[0]} is out of range: there are {len(class_names)} class names"
+            f"label {labels[outside[0]]} of example {outside[0]} is out of range of the {len(class_names)} class names"
         )
     return np.array(class_names, dtype=object)[labels]
 

@@ -64,7 +64,7 @@ class Probing(keras.callbacks.Callback):
         if self._seconds and self.params.get("verbose"):
             n_s, n_t = len(self._probe.sources), len(self._probe.targets)
             print(
-                f"S_rel ({self._settings.update}): measured {len(self._seconds)} times, {n_s} sources x {n_t} "
+                f"S_rel ({self._settings.update}): {len(self._seconds)} measurements, {n_s} sources x {n_t} "
                 f"targets, {sum(self._seconds) / len(self._seconds):.3g} s each",
                 flush=True,
             )

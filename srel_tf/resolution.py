@@ -50,7 +50,8 @@ def gradient_noise(predictions, noise, targets, epsilon):
     """Relative rounding error of ∇ℓ at each source [n_s], from its residual f − y (cross-entropy: p − y).
 
     noise [n_s]: ‖·‖₂ noise of the predictions; epsilon: precision of the arithmetic that formed the residual. Where a
-    residual has almost vanished, few digits of it are left. A scalar prediction scales its whole gradient by the residual, which S_rel does not see: the caller leaves it out.
+    residual has almost vanished, few digits of it are left. A scalar prediction scales its whole gradient by
+    the residual, which S_rel does not see: the caller leaves it out.
     """
     residual = np.linalg.norm(predictions - targets, axis=-1)
     scale = np.maximum(np.abs(predictions).max(axis=-1), np.abs(targets).max(axis=-1))
