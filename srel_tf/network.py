@@ -86,7 +86,6 @@ def check_model(model):
         )
 
 
-
 def _check_precision(model):
     weights = {v.dtype for v in model.trainable_variables}
     compute = {layer.compute_dtype for layer in (model, *model.layers)}

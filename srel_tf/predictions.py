@@ -10,7 +10,7 @@ CHOICES = ("auto", "softmax", "raw")
 
 
 def kind_of_predictions(choice, probe, model, outputs):
-    """"raw", "logits" or "probabilities": how to read `outputs` [n, C] under the user's `choice`.
+    """ "raw", "logits" or "probabilities": how to read `outputs` [n, C] under the user's `choice`.
 
     Outputs that lie on the simplex at every target are probabilities, whatever the model's last layer is called.
     Raises `ModelError` where the loss expects probabilities and the model does not return them.

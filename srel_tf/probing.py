@@ -60,7 +60,7 @@ class Probing(keras.callbacks.Callback):
             listener(result)
 
     def _report(self):
-        """A line on what the measurements have cost since the last one; between epochs, so as to leave the bar alone."""
+        """A line on the cost of the measurements since the last one; between epochs, so as to leave the bar alone."""
         if self._seconds and self.params.get("verbose"):
             n_s, n_t = len(self._probe.sources), len(self._probe.targets)
             print(

@@ -1,7 +1,7 @@
 """S_rel while a classifier trains (Section 2.1 and Appendix D of the paper).
 
-    python -m train.classification                     scikit-learn's digits, nothing to download
-    python -m train.classification --dataset cifar10 --classes airplane automobile ship --model resnet18 ...
+python -m train.classification                     scikit-learn's digits, nothing to download
+python -m train.classification --dataset cifar10 --classes airplane automobile ship --model resnet18 ...
 """
 
 import argparse

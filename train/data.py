@@ -1,7 +1,7 @@
 """Image classification sets as arrays: chosen classes, standardised, augmented once if asked, with a hash.
 
-    data = load("cifar10", classes=["airplane", "automobile", "ship"], augment="frozen")
-    data.train.x, data.train.y, data.train.ids, data.class_names, data.fingerprint
+data = load("cifar10", classes=["airplane", "automobile", "ship"], augment="frozen")
+data.train.x, data.train.y, data.train.ids, data.class_names, data.fingerprint
 """
 
 import hashlib
