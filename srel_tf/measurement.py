@@ -11,7 +11,7 @@ from srel_tf import predictions as reading
 from srel_tf import resolution
 from srel_tf.errors import OptionError
 from srel_tf.exact import FiniteStep
-from srel_tf.measures import DEFINITIONS, l2
+from srel_tf.measures import DEFINITIONS
 from srel_tf.network import Network
 from srel_tf.published import PUBLISHED
 from srel_tf.result import Matrices, SRelResult
@@ -125,7 +125,7 @@ class Instrument:
         own_moved = reading.change(kind, outputs.own_before, outputs.own_after)
         noise = Noise(kind, outputs.before, outputs.noisy)
         own_noise = Noise(kind, outputs.own_before, outputs.own_noisy)
-        gradient = self._gradient_noise(kind, own_noise)
+        gradient = self._gradient_error(outputs, kind, own_moved.before.numpy())
         matrices = {}
         for name, measure in self._measures.items():
             numerator, denominator = measure.numerator(moved).numpy(), measure.denominator(own_moved).numpy()
@@ -138,15 +138,12 @@ class Instrument:
             matrices[name] = Matrices(numerator, denominator, np.where(valid, srel, np.nan), valid)
         return matrices
 
-    def _gradient_noise(self, kind, own_noise):
-        """Relative rounding error of each source's gradient [n_s], zero where it could only scale the gradient."""
-        before = own_noise.at_rest.before.numpy()
+    def _gradient_error(self, outputs, kind, before):
+        """Relative error of the direction of each source's gradient [n_s]."""
         targets = reading.loss_targets(self._probe, kind, before.shape[-1])
-        if targets is None or (before.shape[-1] == 1 and not self._network.model.losses):
-            return np.zeros(len(before))
         # A loss computes in Keras's floatx, which may be coarser than the net.
         epsilon = max(resolution.precision(self._network.dtype), np.finfo(keras.config.floatx()).eps)
-        return resolution.gradient_noise(before, own_noise.of(l2), targets, epsilon)
+        return resolution.gradient_error(outputs.turned.numpy(), None if targets is None else before, targets, epsilon)
 
 
 class Noise:
