@@ -63,6 +63,11 @@ class PenalizedRegression:
         self._labels_in_modes = tf.matmul(self.one_hot, self._left, transpose_a=True)  # [K, r]
         self._fit = gram / self._rates * self._labels_in_modes  # W* h of every mode
         self._stationary_residual = self._residual_at_the_minimum()
+        # A zero row is fitted by exactly zero, whatever the rounding of the singular vectors says.
+        self._fit_rows = self._left * tf.cast(tf.reduce_any(self.features != 0, -1, keepdims=True), tf.float64)
+        # Identical features are one point: through one row each, so that S_rel is 1 to the last digit between them.
+        _, first, inverse = np.unique(self.features.numpy(), axis=0, return_index=True, return_inverse=True)
+        self._point = first[inverse.reshape(-1)]
 
     def _residual_at_the_minimum(self):
         """ρ* = H W*ᵀ − Y, [N, K], without subtracting the fit from the labels: U (c/μ) Uᵀ and what U does not span."""
@@ -148,10 +153,11 @@ class PenalizedRegression:
         source, target = as_indices(source, "source", self.size), as_indices(target, "target", self.size)
         if source.shape != target.shape:
             raise ShapeError(f"source and target must pair up, but have shapes {source.shape} and {target.shape}.")
-        sources, targets = np.atleast_1d(source), np.atleast_1d(target)
+        examples = np.atleast_1d(source)
+        sources, targets = self._point[examples], self._point[np.atleast_1d(target)]
 
         at_source, at_target = self._transient(w0, times, sources), self._transient(w0, times, targets)
-        below, above = self._stationary_change(sources, sources), self._stationary_change(sources, targets)
+        below, above = self._stationary_change(examples, sources), self._stationary_change(examples, targets)
         # Where the stationary gradient is exactly zero (a single training example) everything shares the factor
         # e^{−θ²μt} of the slowest mode: it is left out, so that it cannot underflow.
         vanishing = tf.reduce_all(tf.concat([below, above], -1) == 0, -1)  # [P]
@@ -166,7 +172,7 @@ class PenalizedRegression:
         else:
             fit_source = tf.gather(self._stationary_fit(), sources) + slowest[..., None] * at_source
             fit_target = tf.gather(self._stationary_fit(), targets) + slowest[..., None] * at_target
-            label = tf.gather(self.one_hot, sources)
+            label = tf.gather(self.one_hot, examples)
             change_target = c * fit_target + cross * (fit_source / self.size - label)
         srel = ratio_or_nan(tf.norm(change_target, axis=-1), tf.norm(change_source, axis=-1))
         return srel if source.ndim else srel[..., 0]
@@ -186,26 +192,26 @@ class PenalizedRegression:
 
     def _stationary_fit(self):
         """H W*ᵀ, [N, K]."""
-        return tf.matmul(self._left, self._fit, transpose_b=True)
+        return tf.matmul(self._fit_rows, self._fit, transpose_b=True)
 
     def _transient(self, w0, times, rows):
         """(W(t) − W*) h / e^{−θ²μt of the slowest mode} for the given rows, [..., T, P, K]."""
         amplitude = self._singular * tf.matmul(w0, self._right) - self._fit  # [..., K, r]
         decay = tf.exp(-times[:, None] * (self.rates - self.rates[-1]))  # [T, r]
-        contribution = tf.gather(self._left, rows)[:, None, :] * amplitude[..., None, :, :]  # [..., P, K, r]
+        contribution = tf.gather(self._fit_rows, rows)[:, None, :] * amplitude[..., None, :, :]  # [..., P, K, r]
         flat = tf.reshape(contribution, [*contribution.shape[:-3], -1, contribution.shape[-1]])
         moved = tf.matmul(decay, flat, transpose_b=True)
         return tf.reshape(moved, [*moved.shape[:-1], len(rows), self.num_classes])
 
-    def _stationary_change(self, sources, rows):
-        """⟨∇ℓ(W*; source), h⟩ for every class, [P, K].
+    def _stationary_change(self, examples, rows):
+        """⟨∇ℓ(W*; example), h⟩ for every class and the h of the given rows, [P, K].
 
         At W* the mean gradient is zero, so a single gradient is the difference ρ*_i h_i − mean_j ρ*_j h_j. Taken
         term by term it keeps its digits when the examples agree, and is exactly zero for a single example.
         """
         kernel = tf.matmul(self._rows(rows), self.features, transpose_b=True)  # [P, N]
-        own = tf.gather(kernel, sources[:, None], batch_dims=1)  # [P, 1]
-        own = own * tf.gather(self._stationary_residual, sources)  # [P, K]
+        own = tf.gather(kernel, examples[:, None], batch_dims=1)  # [P, 1]
+        own = own * tf.gather(self._stationary_residual, examples)  # [P, K]
         return tf.reduce_mean(own[:, None, :] - kernel[..., None] * self._stationary_residual, 1)
 
     def _data_loss(self, weights, labels):
