@@ -14,7 +14,7 @@
 
 from srel_tf.theory.bounds import lemma_c1_bound, theorem_5_3_bound
 from srel_tf.theory.diagonal import DiagonalQuadratic
-from srel_tf.theory.features import random_relu_features, sample_pairs
+from srel_tf.theory.features import average_pairs, random_relu_features, sample_pairs
 from srel_tf.theory.flow import moment_flow
 from srel_tf.theory.homogeneous import HomogeneousPredictor, linearized_network
 from srel_tf.theory.penalized import PenalizedRegression
@@ -26,6 +26,7 @@ __all__ = [
     "HomogeneousPredictor",
     "PenalizedRegression",
     "ReLUGate",
+    "average_pairs",
     "diagonal_sgd",
     "diagonal_sgd_srel",
     "lemma_c1_bound",

@@ -54,3 +54,18 @@ def sample_pairs(labels, kind, count=20, seed=0, convention="text"):
         both = generator.choice(of_class[0], 2 * count, replace=False)
         return both[:count], both[count:]
     return generator.choice(of_class[0], count, replace=False), generator.choice(of_class[1], count, replace=False)
+
+
+def average_pairs(srel, convention="mean"):
+    """Average S_rel over pairs, the last axis.
+
+    Args:
+        srel: [..., P]. convention: "mean"; or "published", the sum over P pairs divided by P², as the published
+            scripts divide twenty (i, i) pairs by 400 (the mean divided by P).
+
+    Returns:
+        [...]; NaN where a pair is undefined.
+    """
+    check_option(convention, ("mean", "published"), "convention")
+    mean = np.mean(np.asarray(srel), -1)
+    return mean if convention == "mean" else mean / np.shape(srel)[-1]

@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-from srel_tf.errors import AssumptionError, ShapeError
+from srel_tf.errors import ShapeError
 from srel_tf.theory.checks import (
     as_indices,
     as_positive,

@@ -64,7 +64,7 @@ def test_theorem_5_3_on_1000_random_instances():
         srel = DiagonalQuadratic(a, b, 0.3).srel(w0, t, target, source).numpy()
         bound = theorem_5_3_bound(a, b, w0, 0.3, t, target, source).numpy()
         claimed = ~np.isnan(bound)
-        assert (0 < bound[claimed]).all()
+        assert (bound[claimed] > 0).all()
         assert (bound[claimed] <= srel[claimed] * (1 + 1e-9)).all()
         assert rises(bound)
         negative_k1 += target[0] * source[0] * (target @ source) < 0

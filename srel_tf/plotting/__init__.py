@@ -1,0 +1,1 @@
+"""Seaborn figures from frames; nothing here needs TensorFlow."""
