@@ -1,0 +1,159 @@
+"""measure(): probe -> engine -> measures -> result."""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+
+from srel_tf import predictions as reading
+from srel_tf import resolution
+from srel_tf.errors import OptionError
+from srel_tf.exact import FiniteStep
+from srel_tf.measures import DEFINITIONS, l2
+from srel_tf.network import Network
+from srel_tf.published import PUBLISHED
+from srel_tf.result import Matrices, SRelResult
+from srel_tf.updates import RULES, learning_rate_now
+
+MEASURES = {**DEFINITIONS, **PUBLISHED}
+ESTIMATORS = {"exact": FiniteStep}
+
+
+def measure(
+    model,
+    probe,
+    measures=("kl", "l1"),
+    update="sgd",
+    learning_rate=None,
+    estimator="exact",
+    predictions="auto",
+    batch_size=128,
+):
+    """Measure S_rel(x', x) between all sources x and targets x' of a probe; the model is left untouched.
+
+    model: built, compiled `keras.Model`; ℓ is its compiled loss, regularisation included, for each source alone.
+    probe: `ProbeSet` of n_s sources and n_t targets.
+    measures: "kl" (Definition 2), "l1", "l2" (Definition 1), "published_kl", "published_l2" (`srel_tf.published`).
+    update: "sgd" (w⁺ = w − η∇ℓ, the definition), "optimizer" (the model's own next step), "fresh_adam".
+    learning_rate: η; None takes the optimizer's present one.
+    estimator: "exact", the finite step.
+    predictions: what D acts on. "auto": the softmax output for a classifier (class labels, two outputs or more), else
+        the raw outputs; "softmax" or "raw" force one. A model may return logits or probabilities.
+    batch_size: examples per forward pass; lower it if memory runs out.
+
+    Returns an `SRelResult`. Raises `OptionError`, `ProbeError`, `ModelError`, `BackendError`.
+    """
+    settings = Settings(measures, update, learning_rate, estimator, predictions, batch_size)
+    return Instrument(model, probe, settings)()
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options of `measure`, checked: `OptionError` for each that does not exist."""
+
+    measures: tuple
+    update: str
+    learning_rate: float | None
+    estimator: str
+    predictions: str
+    batch_size: int
+
+    def __post_init__(self):
+        names = (self.measures,) if isinstance(self.measures, str) else tuple(self.measures)
+        object.__setattr__(self, "measures", names)
+        if not names or len(set(names)) < len(names):
+            raise OptionError(f"measures={names}: name at least one, and none twice")
+        for name in names:
+            check_choice("measure", name, MEASURES)
+        check_choice("update rule", self.update, RULES)
+        check_choice("estimator", self.estimator, ESTIMATORS)
+        check_choice("predictions", self.predictions, reading.CHOICES)
+        eta = self.learning_rate
+        if eta is not None and not (isinstance(eta, (int, float, np.number)) and 0 < eta < float("inf")):
+            raise OptionError(f"learning_rate={eta!r}: give a positive number, or None for the optimizer's own")
+        if not isinstance(self.batch_size, (int, np.integer)) or self.batch_size < 1:
+            raise OptionError(f"batch_size={self.batch_size!r}: give a positive number of examples")
+
+
+def check_choice(what, name, choices):
+    """`OptionError` unless `name` is one of `choices`."""
+    if name not in choices:
+        raise OptionError(f"unknown {what} {name!r}: choose from {', '.join(choices)}")
+
+
+class Instrument:
+    """`measure` with its graph kept: each call measures the model as it is then, and traces nothing new."""
+
+    def __init__(self, model, probe, settings):
+        self._settings = settings
+        self._probe = probe
+        self._measures = {name: MEASURES[name] for name in settings.measures}
+        self._network = Network(model)
+        rule = RULES[settings.update](self._network)
+        self._engine = ESTIMATORS[settings.estimator](self._network, rule, probe.own_columns, settings.batch_size)
+        x, y = (self._as_fit_gives_it(a) for a in (probe.x, probe.y))
+        self._data = tf.gather(x, probe.sources), tf.gather(y, probe.sources), tf.gather(x, probe.targets)
+
+    def __call__(self):
+        """Measure now: an `SRelResult`."""
+        start = time.perf_counter()
+        model, settings = self._network.model, self._settings
+        learning_rate = learning_rate_now(model, settings.learning_rate)
+        outputs = self._engine(*self._data, tf.constant(learning_rate, self._network.dtype))
+        kind = reading.kind_of_predictions(settings.predictions, self._probe, model, outputs.before.numpy())
+        reading.check_measures_fit(kind, self._measures)
+        reading.check_labels(self._probe, kind, outputs.before.shape[-1])
+        return SRelResult(
+            probe=self._probe,
+            matrices=self._matrices(outputs, kind),
+            update=settings.update,
+            estimator=settings.estimator,
+            learning_rate=learning_rate,
+            step=None if model.optimizer is None else int(model.optimizer.iterations),
+            seconds=time.perf_counter() - start,
+        )
+
+    def _as_fit_gives_it(self, array):
+        """Keras feeds floating-point data in the model's precision and leaves integers alone."""
+        return tf.constant(array, self._network.dtype if array.dtype.kind == "f" else None)
+
+    def _matrices(self, outputs, kind):
+        """S = D(x')/D₀(x) for each measure, with its noise bound: {measure: Matrices}."""
+        moved = reading.change(kind, outputs.before, outputs.after)
+        own_moved = reading.change(kind, outputs.own_before, outputs.own_after)
+        noise = Noise(kind, outputs.before, outputs.noisy)
+        own_noise = Noise(kind, outputs.own_before, outputs.own_noisy)
+        gradient = self._gradient_noise(kind, own_noise)
+        matrices = {}
+        for name, measure in self._measures.items():
+            numerator, denominator = measure.numerator(moved).numpy(), measure.denominator(own_moved).numpy()
+            with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+                srel = numerator / denominator[:, None]
+            bound = resolution.error_bound(
+                measure, srel, denominator, noise.of(measure.numerator), own_noise.of(measure.denominator), gradient
+            )
+            valid = np.isfinite(srel) & (bound <= measure.tolerance * (1 + np.abs(srel)))
+            matrices[name] = Matrices(numerator, denominator, np.where(valid, srel, np.nan), valid)
+        return matrices
+
+    def _gradient_noise(self, kind, own_noise):
+        """Relative rounding error of each source's gradient [n_s], zero where it could only scale the gradient."""
+        before = own_noise.at_rest.before.numpy()
+        targets = reading.loss_targets(self._probe, kind, before.shape[-1])
+        if targets is None or (before.shape[-1] == 1 and not self._network.model.losses):
+            return np.zeros(len(before))
+        epsilon = resolution.precision(self._network.dtype)
+        return resolution.gradient_noise(before, own_noise.of(l2), targets, epsilon)
+
+
+class Noise:
+    """Rounding noise of a D at given examples, read from outputs [draws, n, C] at perturbed weights."""
+
+    def __init__(self, kind, before, noisy):
+        self.at_rest = reading.change(kind, before, before)
+        self._perturbed = reading.change(kind, before, noisy)
+
+    def of(self, distance):
+        """The largest |D| that no update has caused, [n]."""
+        return np.abs(distance(self._perturbed) - distance(self.at_rest)).max(axis=0)

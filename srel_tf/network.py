@@ -1,0 +1,97 @@
+"""A Keras model as a pure function of its trainable weights.
+
+Every call runs inside `keras.StatelessScope`: whatever a layer or a metric would write (batch-norm statistics, seeds,
+losses) is dropped, so that measuring leaves no trace in the model.
+"""
+
+import inspect
+import warnings
+
+import keras
+import tensorflow as tf
+
+from srel_tf.errors import BackendError, ModelError
+
+
+class Network:
+    """The model that is measured: outputs in inference mode, and the gradient of its compiled loss on one example."""
+
+    def __init__(self, model):
+        check_model(model)
+        self.model = model
+        self.variables = list(model.trainable_variables)
+        self.dtype = tf.as_dtype(self.variables[0].dtype)
+        self._loss_takes_training = "training" in inspect.signature(model.compute_loss).parameters
+
+    @property
+    def weights(self):
+        """The live trainable weights w, one tensor or tf.Variable a Keras variable."""
+        return [v.value for v in self.variables]
+
+    def outputs(self, x, weights=None):
+        """f(x; weights) with `training=False`: [n, C] for x [n, ...]; the live weights when None."""
+        with keras.StatelessScope(self._mapping(weights), collect_losses=True):
+            return tf.cast(as_matrix(self.model(x, training=False), self.model), self.dtype)
+
+    def loss_gradient(self, x, y):
+        """∇_w ℓ(w, (x, y)), one tensor a variable, and f(x; w) [1, C], for a batch of one example.
+
+        ℓ is the model's own `compute_loss`, regularisation and `add_loss` terms included.
+        """
+        weights = self.weights
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(weights)
+            with keras.StatelessScope(collect_losses=True):
+                predictions = self.model(x, training=False)
+                training = {"training": False} if self._loss_takes_training else {}
+                loss = self.model.compute_loss(x=x, y=y, y_pred=predictions, sample_weight=None, **training)
+        gradients = tape.gradient(loss, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        return [tf.convert_to_tensor(g) for g in gradients], tf.cast(as_matrix(predictions, self.model), self.dtype)
+
+    def _mapping(self, weights):
+        return [] if weights is None else list(zip(self.variables, weights, strict=True))
+
+
+def as_matrix(outputs, model):
+    """One output tensor as [n, C] (a model that returns [n] has C = 1); `ModelError` where there are others."""
+    if not tf.is_tensor(outputs) or not 1 <= len(outputs.shape) <= 2:
+        shape = getattr(outputs, "shape", f"a {type(outputs).__name__}")
+        raise ModelError(f"model {model.name!r} returns {shape}; S_rel needs one output of shape [n, C]")
+    return outputs[:, None] if len(outputs.shape) == 1 else outputs
+
+
+def check_model(model):
+    """Raise `ModelError` (or `BackendError`) unless `model` is ready to be measured; warn about batch norm."""
+    if keras.backend.backend() != "tensorflow":
+        raise BackendError(
+            f"Keras runs on the {keras.backend.backend()!r} backend, srel_tf needs 'tensorflow': set the environment "
+            "variable KERAS_BACKEND=tensorflow before keras is imported"
+        )
+    if not isinstance(model, keras.Model):
+        raise ModelError(f"expected a keras.Model, got {type(model).__name__}")
+    if not model.built:
+        raise ModelError(f"model {model.name!r} is not built: call it once on a batch, or model.build(input_shape)")
+    if not model.compiled:
+        raise ModelError(f"model {model.name!r} is not compiled: call model.compile(optimizer, loss) first, S_rel needs ℓ")
+    if not model.trainable_variables:
+        raise ModelError(f"model {model.name!r} has no trainable weights: an update moves nothing")
+    _check_precision(model)
+    if model.distribute_strategy.num_replicas_in_sync > 1:
+        raise ModelError(f"model {model.name!r} is distributed over several replicas: build it outside the strategy")
+    if any(v.path.endswith("moving_mean") for v in model.non_trainable_variables):
+        warnings.warn(
+            f"model {model.name!r} has batch normalisation: S_rel is measured in inference mode, so the fictitious "
+            "update uses the moving statistics and leaves them as they are; training itself uses batch statistics",
+            stacklevel=4,
+        )
+
+
+
+def _check_precision(model):
+    weights = {v.dtype for v in model.trainable_variables}
+    compute = {layer.compute_dtype for layer in (model, *model.layers)}
+    if len(weights) > 1 or not (weights | compute) <= {"float32", "float64"}:
+        raise ModelError(
+            f"model {model.name!r} has weights in {sorted(weights)} and computes in {sorted(compute)}: half and mixed "
+            "precision do not resolve the change of one update; build it with the dtype policy 'float32' or 'float64'"
+        )

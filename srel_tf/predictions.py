@@ -1,0 +1,80 @@
+"""What a model's outputs are (probabilities, logits, raw values) and how they change under an update."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from srel_tf.errors import ModelError, OptionError, ProbeError
+from srel_tf.measures import log_probabilities, probability_change, raw_change
+
+CHOICES = ("auto", "softmax", "raw")
+
+
+def kind_of_predictions(choice, probe, model, outputs):
+    """"raw", "logits" or "probabilities": how to read `outputs` [n, C] under the user's `choice`.
+
+    Outputs that lie on the simplex at every target are probabilities, whatever the model's last layer is called.
+    Raises `ModelError` where the loss expects probabilities and the model does not return them.
+    """
+    classifier = probe.labels is not None and outputs.shape[-1] > 1
+    if choice == "raw" or (choice == "auto" and not classifier):
+        return "raw"
+    if outputs.shape[-1] < 2:
+        raise OptionError("predictions='softmax' needs two outputs or more; this model has one: use 'raw'")
+    if _on_simplex(outputs):
+        return "probabilities"
+    if np.isfinite(outputs).all() and _expects_probabilities(model.loss):
+        raise ModelError(
+            f"the loss of model {model.name!r} expects probabilities (from_logits=False), its outputs are none: end the "
+            "model in a softmax, compile with from_logits=True, or measure with predictions='raw'"
+        )
+    return "logits"
+
+
+def _on_simplex(outputs):
+    sums = outputs.sum(axis=-1, dtype=np.float64)
+    return bool((outputs >= 0).all() and (np.abs(sums - 1) < 1e-5).all())
+
+
+def _expects_probabilities(loss):
+    """Whether a compiled loss is a cross-entropy on probabilities; False where it cannot be told."""
+    if isinstance(loss, str):
+        return "crossentropy" in loss.lower()
+    return isinstance(loss, keras.losses.Loss) and loss.get_config().get("from_logits") is False
+
+
+def change(kind, before, after):
+    """The `Change` from network outputs `before` to `after` (broadcast against each other, [..., C])."""
+    if kind == "raw":
+        return raw_change(before, after)
+    return probability_change(*(log_probabilities(outputs, kind == "probabilities") for outputs in (before, after)))
+
+
+def check_measures_fit(kind, measures):
+    """`OptionError` where a measure of probability vectors meets raw outputs."""
+    unfit = [name for name, measure in measures.items() if measure.probabilities and kind == "raw"]
+    if unfit:
+        raise OptionError(
+            f"measures {unfit} are defined for probability vectors, and D acts on raw outputs here (regression targets, "
+            "one output, or predictions='raw'): use 'l1' or 'l2'"
+        )
+
+
+def check_labels(probe, kind, num_outputs):
+    """`ProbeError` where a label has no output of the model."""
+    if kind == "raw" or probe.labels is None:
+        return
+    outside = np.flatnonzero((probe.labels < 0) | (probe.labels >= num_outputs))
+    if len(outside):
+        raise ProbeError(
+            f"label {probe.labels[outside[0]]} of example {probe.ids[outside[0]]} is out of range: the model has "
+            f"{num_outputs} outputs"
+        )
+
+
+def loss_targets(probe, kind, num_outputs):
+    """What the loss pulls the predictions of the sources to, [n_s, C]; None where y has another shape than they."""
+    if kind != "raw":
+        return None if probe.labels is None else np.eye(num_outputs)[probe.labels[probe.sources]]
+    y = np.asarray(probe.y, dtype=np.float64).reshape(len(probe), -1)[probe.sources]
+    return y if y.shape[-1] == num_outputs else None

@@ -1,0 +1,68 @@
+"""What the arithmetic resolves: which entries of S_rel are numbers and which are rounding noise.
+
+The noise is measured, not assumed. Rounding inside a net acts like a relative change of each weight by about one unit
+in the last place (backward error), so a few evaluations at weights perturbed that much, read by the same measure D, show
+how large a D the arithmetic produces where nothing moved. It contains the rounding of w⁺ to the grid of w too.
+
+D is a norm of the change (KL: the square of one, to leading order). With noise N at the target and N₀ at the source,
+the triangle inequality bounds the error of S = D/D₀ by (N + S·N₀)/D₀. An entry is valid if that bound, with a margin
+for the few draws, is within the measure's tolerance · (1 + S): the contract that the tests hold against float64.
+"""
+
+import warnings
+
+import numpy as np
+import tensorflow as tf
+
+DRAWS = 4  # Perturbed evaluations from which the noise is read.
+MARGIN = 4.0  # On the largest of them: accumulated sums round more than their factors do.
+
+
+def precision(dtype):
+    """Spacing of the numbers just above 1 in which products are formed: TensorFloat-32 keeps 10 bits on a GPU."""
+    tensor_float_32 = (
+        dtype == tf.float32
+        and tf.config.list_physical_devices("GPU")
+        and tf.config.experimental.tensor_float_32_execution_enabled()
+    )
+    if tensor_float_32:
+        warnings.warn(
+            "TensorFloat-32 is on: most S_rel entries will be below what it resolves and so invalid; call "
+            "tf.config.experimental.enable_tensor_float_32_execution(False) before measuring",
+            stacklevel=2,
+        )
+        return 2.0**-10
+    return float(np.finfo(dtype.as_numpy_dtype).eps)
+
+
+def perturbed(weights, draw):
+    """The weights, each moved up or down by its last place; another draw, other signs. No global random state is used."""
+    return [_perturbed(tf.convert_to_tensor(w), seed=[index, draw]) for index, w in enumerate(weights)]
+
+
+def _perturbed(w, seed):
+    up = tf.random.stateless_uniform(tf.shape(w), seed) < 0.5
+    epsilon = tf.constant(precision(w.dtype), w.dtype)
+    return tf.where(up, w * (1 + epsilon), w * (1 - epsilon))
+
+
+def gradient_noise(predictions, noise, targets, epsilon):
+    """Relative rounding error of ∇ℓ at each source [n_s], from its residual f − y (cross-entropy: p − y).
+
+    noise [n_s]: ‖·‖₂ noise of the predictions; epsilon: precision of the arithmetic that formed the residual. Where a residual has almost vanished, few digits of it are left. A scalar
+    prediction scales its whole gradient by the residual, which S_rel does not see: the caller leaves it out.
+    """
+    residual = np.linalg.norm(predictions - targets, axis=-1)
+    scale = np.maximum(np.abs(predictions).max(axis=-1), np.abs(targets).max(axis=-1))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return (noise + scale * epsilon) / residual
+
+
+def error_bound(measure, srel, denominator, noise, own_noise, gradient):
+    """Bound of the error of S [n_s, n_t] from the noise of D at targets [n_t] and sources [n_s], and that of ∇ℓ [n_s]."""
+    root = 1 / measure.degree  # KL is the square of a norm: S^½ obeys the triangle inequality.
+    s = np.abs(srel) ** root
+    noise, own_noise, denominator = (np.abs(a) ** root for a in (noise, own_noise, denominator))
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        bound = MARGIN * (noise[None, :] + s * own_noise[:, None]) / denominator[:, None] + gradient[:, None] * (1 + s)
+        return bound if measure.degree == 1 else 2 * s * bound + bound**2

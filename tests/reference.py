@@ -1,0 +1,85 @@
+"""The naive S_rel, for comparison: clone the net, really assign one step, two forward passes, NumPy for the measures.
+
+Slow and plain on purpose. It imports no engine of srel_tf.
+"""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+
+def clone(model, dtype=None):
+    """A copy of a functional or sequential model with its own weights, compiled with the same loss, in `dtype`."""
+
+    def copy_layer(layer):
+        config = layer.get_config()
+        if dtype is not None and isinstance(layer, keras.layers.Layer):
+            config["dtype"] = dtype
+        return type(layer).from_config(config)
+
+    copy = keras.models.clone_model(model, clone_function=copy_layer)
+    copy.set_weights(model.get_weights())
+    copy.compile(optimizer="sgd", loss=model.loss)
+    return copy
+
+
+def stepped(model, x, y, learning_rate, optimizer=None):
+    """A clone of `model` after one real step on the examples x, y: by hand, or by a given optimizer."""
+    copy = clone(model)
+    with tf.GradientTape() as tape:
+        loss = copy.compute_loss(x=x, y=y, y_pred=copy(x, training=False), sample_weight=None, training=False)
+    gradients = tape.gradient(loss, copy.trainable_variables)
+    if optimizer is not None:
+        optimizer.apply(gradients, copy.trainable_variables)
+        return copy
+    for variable, gradient in zip(copy.trainable_variables, gradients, strict=True):
+        variable.assign(variable - learning_rate * gradient)
+    return copy
+
+
+def fresh_adam(learning_rate):
+    """A new Adam as PyTorch computes it: ε outside the bias correction; Keras takes it inside, so its ε is scaled."""
+    return keras.optimizers.Adam(learning_rate, epsilon=1e-8 * np.sqrt(1 - 0.999))
+
+
+def log_softmax(outputs):
+    outputs = np.asarray(outputs, dtype=np.longdouble)
+    shifted = outputs - outputs.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def kl(before, after):
+    """Σ g⁺ log(g⁺/g) of two rows of logits, in extended precision."""
+    log_g, log_g_plus = log_softmax(before), log_softmax(after)
+    return float((np.exp(log_g_plus) * (log_g_plus - log_g)).sum(axis=-1))
+
+
+def norm(order):
+    """ℓ1 or ℓ2 norm of the difference of the softmax outputs."""
+
+    def distance(before, after):
+        return float(np.linalg.norm((np.exp(log_softmax(after)) - np.exp(log_softmax(before))).astype(float), order))
+
+    return distance
+
+
+def raw_norm(order):
+    """ℓ1 or ℓ2 norm of the difference of the outputs themselves."""
+    return lambda before, after: float(np.linalg.norm(np.asarray(after) - np.asarray(before), order))
+
+
+MEASURES = {"kl": kl, "l1": norm(1), "l2": norm(2)}
+
+
+def srel(model, x, y, sources, targets, learning_rate, distance, make_optimizer=None):
+    """S_rel [n_s, n_t], one pair after the other. make_optimizer: a new optimizer for each source, in its state."""
+    matrix = np.empty((len(sources), len(targets)))
+    for row, i in enumerate(sources):
+        optimizer = None if make_optimizer is None else make_optimizer()
+        after = stepped(model, x[i : i + 1], y[i : i + 1], learning_rate, optimizer)
+
+        def moved(j, after=after):
+            return distance(*(net(x[j : j + 1], training=False).numpy()[0] for net in (model, after)))
+
+        matrix[row] = [moved(j) / moved(i) for j in targets]
+    return matrix

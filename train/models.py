@@ -1,0 +1,104 @@
+"""Nets for the experiments: each returns logits, so that S_rel sees log-probabilities without loss.
+
+`build_model(name, input_shape, num_classes)` makes an `srel_tf.SRelModel`. `resnet18` is the net of the published
+experiments: ResNet-18 with every normalisation layer taken out (a batch of one has no batch statistics; the paper's
+footnote 3), initialised and padded as PyTorch does.
+"""
+
+import math
+
+import keras
+from keras import layers
+
+import srel_tf
+from srel_tf.errors import OptionError
+
+
+def _he_fan_out():
+    """He et al.'s normal initialisation with variance 2 / fan_out, not truncated: PyTorch's kaiming_normal_(fan_out)."""
+    return keras.initializers.VarianceScaling(2.0, mode="fan_out", distribution="untruncated_normal")
+
+
+def _conv(x, filters, size, strides=1):
+    """Convolution without bias. Strided ones pad symmetrically: TensorFlow's "same" would pad right and bottom only."""
+    padding = "same" if strides == 1 else "valid"
+    if padding == "valid" and size > 1:
+        x = layers.ZeroPadding2D(size // 2)(x)
+    return layers.Conv2D(
+        filters, size, strides=strides, padding=padding, use_bias=False, kernel_initializer=_he_fan_out()
+    )(x)
+
+
+def _dense(x, units):
+    """Dense layer with weights and biases uniform in ±1/√fan_in, PyTorch's default."""
+    limit = 1 / math.sqrt(x.shape[-1])
+    return layers.Dense(
+        units,
+        kernel_initializer=keras.initializers.RandomUniform(-limit, limit),
+        bias_initializer=keras.initializers.RandomUniform(-limit, limit),
+    )(x)
+
+
+def _basic_block(x, filters, strides):
+    """Two 3×3 convolutions beside a shortcut, which is a 1×1 convolution where the shape changes (He et al., 2015)."""
+    shortcut = x
+    if strides != 1 or x.shape[-1] != filters:
+        shortcut = _conv(x, filters, 1, strides)
+    x = layers.ReLU()(_conv(x, filters, 3, strides))
+    x = _conv(x, filters, 3)
+    return layers.ReLU()(layers.Add()([x, shortcut]))
+
+
+def _resnet18(x, num_classes, cifar_stem):
+    if cifar_stem:
+        x = layers.ReLU()(_conv(x, 64, 3))
+    else:
+        x = layers.ReLU()(_conv(x, 64, 7, strides=2))
+        # Zeros pad as well as minus infinity would: the input has gone through a ReLU.
+        x = layers.MaxPooling2D(3, strides=2)(layers.ZeroPadding2D(1)(x))
+    for stage, filters in enumerate((64, 128, 256, 512)):
+        x = _basic_block(x, filters, strides=1 if stage == 0 else 2)
+        x = _basic_block(x, filters, strides=1)
+    return _dense(layers.GlobalAveragePooling2D()(x), num_classes)
+
+
+def _resnet18_published(x, num_classes):
+    return _resnet18(x, num_classes, cifar_stem=False)
+
+
+def _resnet18_cifar(x, num_classes):
+    return _resnet18(x, num_classes, cifar_stem=True)
+
+
+def _cnn(x, num_classes):
+    for filters in (16, 32):
+        x = layers.Conv2D(filters, 3, padding="same", activation="relu")(x)
+        x = layers.MaxPooling2D(2)(x)
+    return layers.Dense(num_classes)(layers.Dense(64, activation="relu")(layers.Flatten()(x)))
+
+
+def _mlp(x, num_classes):
+    x = layers.Flatten()(x)
+    for _ in range(2):
+        x = layers.Dense(128, activation="relu")(x)
+    return layers.Dense(num_classes)(x)
+
+
+ARCHITECTURES = {
+    "resnet18": _resnet18_published,
+    "resnet18_cifar": _resnet18_cifar,
+    "cnn": _cnn,
+    "mlp": _mlp,
+}
+
+
+def build_model(name, input_shape, num_classes):
+    """Return an uncompiled `srel_tf.SRelModel` from images of `input_shape` (H, W, channels) to `num_classes` logits.
+
+    Names: `resnet18` (published net: 7×7 stride-2 stem, 3×3 stride-2 max pool; 11,168,451 parameters with RGB input and
+    3 classes), `resnet18_cifar` (3×3 stem, no pooling), `cnn`, `mlp`. Raises `OptionError` for any other name.
+    """
+    if name not in ARCHITECTURES:
+        raise OptionError(f"unknown model {name!r}: choose one of {', '.join(ARCHITECTURES)}")
+    inputs = keras.Input(input_shape)
+    return srel_tf.SRelModel(inputs, ARCHITECTURES[name](inputs, num_classes), name=name)
