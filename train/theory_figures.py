@@ -62,12 +62,13 @@ def _over_starts(values, times, **columns):
     return pd.DataFrame({"time": times, "mean": values.mean(0), "low": low, "high": high, **columns})
 
 
-def relu_gate(seed=0, every=30):
+def relu_gate(seed=0):
     """Figure 10: S_rel of Definition 1 along SGD on the ℓ2 risk, differenced, beside the flow's exact S_rel."""
     n, step, runs = GATE["dimension"], GATE["learning_rate"], GATE["runs"]
     w_star, w0 = np.ones(n), np.random.default_rng(seed).normal(size=(runs, n))
-    path = theory.relu_sgd(w_star, w0, step, GATE["steps"], batch_size=GATE["batch_size"], seed=seed)[::every]
-    gate, steps = theory.ReLUGate(w_star), np.arange(0, GATE["steps"] + 1, every)
+    steps = np.union1d(log_spaced(GATE["steps"])[1:], np.arange(100, GATE["steps"], 100)).astype(int)
+    path = theory.relu_sgd(w_star, w0, step, GATE["steps"], batch_size=GATE["batch_size"], seed=seed).numpy()[steps]
+    gate = theory.ReLUGate(w_star)
     gaps = np.stack([np.linalg.norm(gate.weights(w, steps * step).numpy() - w_star, axis=1) for w in w0], 1)
     parts = []
     for pair, target in GATE_TARGETS.items():
@@ -76,7 +77,7 @@ def relu_gate(seed=0, every=30):
         columns = {
             "step": np.repeat(steps, runs), "run": np.tile(np.arange(runs), len(steps)),
             "srel_sgd": srel.ravel(), "resolved": resolved.ravel(), "srel_flow": flow.ravel(),
-            "distance_sgd": np.linalg.norm(path.numpy() - w_star, axis=-1).ravel(), "distance_flow": gaps.ravel(),
+            "distance_sgd": np.linalg.norm(path - w_star, axis=-1).ravel(), "distance_flow": gaps.ravel(),
         }  # fmt: skip
         bound = float(theory.ReLUGate.late_lower_bound(target, GATE_SOURCE))
         parts.append(pd.DataFrame(columns).assign(pair=pair, bound=bound, figure=10))
@@ -89,8 +90,8 @@ def distance(times=(0.0, 100.0, 500.0, 5000.0)):
     sources = target + np.sqrt(np.arange(1, 101))[:, None]
     srel = model.srel(START, times, np.tile(target, (100, 1)), sources).numpy()
     far = np.linalg.norm(sources - target, axis=1)
-    parts = [pd.DataFrame({"time": t, "z": np.arange(1, 101), "distance": far, "srel": s}) for t, s in zip(times, srel, strict=True)]
-    return pd.concat(parts, ignore_index=True).assign(figure=11)
+    frame = pd.DataFrame({"time": np.repeat(times, 100), "z": np.tile(np.arange(1, 101), len(times))})
+    return frame.assign(distance=np.tile(far, len(times)), srel=srel.ravel(), figure=11)
 
 
 def flow_pairs():

@@ -15,8 +15,10 @@ RIDGES = {
 
 def _check(frame, *columns):
     missing = [column for column in columns if column not in frame]
-    if missing or frame.empty:
-        raise FrameError(f"The frame has {len(frame)} rows and lacks {missing or 'no column'}; it needs {list(columns)}.")
+    if missing:
+        raise FrameError(f"The frame lacks the columns {missing}; it needs {list(columns)}.")
+    if frame.empty:
+        raise FrameError("The frame has no rows, so there is nothing to draw.")
 
 
 def _band(axes, frame, x, low, high, color, label):
@@ -29,13 +31,15 @@ def plot_penalized(frame):
     """Figures 6–9: eq. 3 (above) and S_rel of eq. 4 (below) over time, one column a convention for the ridge.
 
     Args:
-        frame: columns figure, ridge, quantity ("loss" or "srel"), time, mean, low, high (over the
+        frame: columns figure, variant, ridge, quantity ("loss" or "srel"), time, mean, low, high (over the
             initial W), pairs, width.
     """
-    _check(frame, "figure", "ridge", "quantity", "time", "mean", "low", "high", "pairs", "width")
+    _check(frame, "figure", "variant", "ridge", "quantity", "time", "mean", "low", "high", "pairs", "width")
     ridges = list(frame["ridge"].unique())
     figure, grid = plt.subplots(2, len(ridges), figsize=(4.6 * len(ridges), 6), sharex=True, squeeze=False)
     labels = {"loss": "empirical loss, eq. 3", "srel": "$S_{rel}$, eq. 4"}
+    if frame["variant"].iloc[0] == "published":
+        labels = {"loss": "loss as the script sums it", "srel": "$S_{rel}$ as the script computes it"}
     for (quantity, label), row, color in zip(labels.items(), grid, PALETTE, strict=False):
         for ridge, axes in zip(ridges, row, strict=True):
             part = frame[(frame["ridge"] == ridge) & (frame["quantity"] == quantity) & (frame["time"] > 0)]
@@ -57,7 +61,8 @@ def plot_relu_gate(frame):
     """Figure 10: S_rel along mini-batch SGD on the ℓ2 risk of a ReLU gate, beside the flow, and ‖w − w*‖.
 
     Args:
-        frame: columns pair, bound (Theorem 4.3), step, run, srel_sgd, resolved, srel_flow, distance_sgd, distance_flow.
+        frame: columns pair, bound (Theorem 4.3), step (>= 1), run, srel_sgd, resolved, srel_flow, distance_sgd,
+            distance_flow.
     """
     columns = "pair", "bound", "step", "run", "srel_sgd", "resolved", "srel_flow", "distance_sgd", "distance_flow"
     _check(frame, *columns)
@@ -66,7 +71,8 @@ def plot_relu_gate(frame):
     for pair, axes in zip(pairs, row, strict=False):
         _srel_of_the_gate(axes, frame[frame["pair"] == pair])
         axes.set(xlabel="iteration of SGD, η = 0.01", ylabel="$S_{rel}(x', x)$", ylim=(0, 2), title=pair)
-        axes.legend(frameon=False, fontsize="small", loc="lower right")
+        axes.set_xscale("log")
+        axes.legend(frameon=False, fontsize="small", loc="lower left")
     once = frame[frame["pair"] == pairs[0]]
     for column, color, style, label in (
         ("distance_sgd", PALETTE[0], "-", "SGD"),
@@ -99,7 +105,8 @@ def plot_distance(frame):
     styles = ["-", "--", "-.", ":"]
     for (time, part), color, style in zip(frame.groupby("time"), PALETTE, styles, strict=False):
         axes.plot(part["distance"], part["srel"], color=color, ls=style, label=f"t = {time:g}")
-    axes.set(xlabel="distance ‖x' − x‖", ylabel="$S_{rel}(x', x)$, eq. 14", title="Figure 11: x' = (−1, −11, 1), θ = 0.001")
+    axes.set(xlabel="distance ‖x' − x‖", ylabel="$S_{rel}(x', x)$, eq. 14")
+    axes.set_title("Figure 11: x' = (−1, −11, 1), x = x' + √z (1, 1, 1), θ = 0.001")
     axes.legend(frameon=False, title="time (flow at speed θ)")
     return _finish(figure)
 

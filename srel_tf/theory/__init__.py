@@ -13,7 +13,7 @@
 """
 
 from srel_tf.theory.bounds import lemma_c1_bound, theorem_5_3_bound
-from srel_tf.theory.diagonal import DiagonalQuadratic
+from srel_tf.theory.diagonal import DiagonalQuadratic, quadratic_srel
 from srel_tf.theory.features import average_pairs, random_relu_features, sample_pairs
 from srel_tf.theory.flow import moment_flow
 from srel_tf.theory.homogeneous import HomogeneousPredictor, linearized_network
@@ -33,6 +33,7 @@ __all__ = [
     "linearized_network",
     "modified_sgd",
     "moment_flow",
+    "quadratic_srel",
     "random_relu_features",
     "relu_risk_srel",
     "relu_sgd",

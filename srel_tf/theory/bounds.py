@@ -65,9 +65,8 @@ def theorem_5_3_bound(a, b, w0, theta, t, beta_target, beta_source, variant="cor
         OptionError: another `variant`.
     """
     check_option(variant, ("corrected", "printed"), "variant")
-    a, b, w0, target, source = (
-        _pair(v, n) for v, n in ((a, "a"), (b, "b"), (w0, "w0"), (beta_target, "beta_target"), (beta_source, "beta_source"))
-    )
+    a, b, w0 = _pair(a, "a"), _pair(b, "b"), _pair(w0, "w0")
+    target, source = _pair(beta_target, "beta_target"), _pair(beta_source, "beta_source")
     theta = as_positive(theta, "theta", "Definition 7")
     if (a <= 0).any() or (b <= 0).any():
         raise AssumptionError(f"Theorem 5.3 assumes a_r > 0 and b_r > 0; given a = {a}, b = {b}.")
@@ -101,5 +100,6 @@ def _pair(value, name):
 
 def _common(values, name):
     if abs(values[0] - values[1]) > _RELATIVE_TOLERANCE * np.abs(values).max():
-        raise AssumptionError(f"Theorem 5.3 assumes {name} equal for both features; given {values[0]:g}, {values[1]:g}.")
+        given = f"{values[0]:g} and {values[1]:g}"
+        raise AssumptionError(f"Theorem 5.3 assumes {name} equal for both features; given {given}.")
     return float(values.mean())

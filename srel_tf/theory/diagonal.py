@@ -30,8 +30,9 @@ class DiagonalQuadratic:
         if self.a.shape != self.b.shape:
             raise ShapeError(f"a and b must agree, but have shapes {tuple(self.a.shape)} and {tuple(self.b.shape)}.")
         for value, name in ((self.a, "a"), (self.b, "b")):
-            if (value.numpy() <= 0).any():
-                raise AssumptionError(f"Theorem 5.2 assumes {name}_r > 0; the smallest given is {value.numpy().min():g}.")
+            smallest = value.numpy().min()
+            if smallest <= 0:
+                raise AssumptionError(f"Theorem 5.2 assumes {name}_r > 0; the smallest given is {smallest:g}.")
         self.theta = as_positive(theta, "theta", "Definition 7")
         self.initial = check_option(initial, ("theorem", "any"), "initial")
 
@@ -125,8 +126,8 @@ class DiagonalQuadratic:
         if self.initial == "theorem" and outside.any():
             r = int(np.flatnonzero(outside)[0])
             raise AssumptionError(
-                f"Theorem 5.2 assumes w_r(0)² in (0, a_r/b_r): w_{r}(0)² = {squares[r]:g} is outside (0, {limit[r]:g}). "
-                "The solution holds beyond that range too: construct with initial='any' to use it there."
+                f"Theorem 5.2 assumes w_r(0)² in (0, a_r/b_r): w_{r}(0)² = {squares[r]:g} is outside "
+                f"(0, {limit[r]:g}). The solution holds beyond that range too: use it with initial='any'."
             )
         return w0
 

@@ -45,9 +45,10 @@ def sample_pairs(labels, kind, count=20, seed=0, convention="text"):
         raise ShapeError(f"labels must be a list of 0 and 1, but has shape {labels.shape}.")
     generator = np.random.default_rng(seed)
     of_class = [np.flatnonzero(labels == label) for label in (0, 1)]
-    needed = 2 * count if (kind, convention) == ("intra", "text") else count
-    if min(len(of_class[0]), len(of_class[1]) if needed == count else needed) < needed:
-        raise AssumptionError(f"{count} {kind}-class pairs need more examples a class than {[len(c) for c in of_class]}.")
+    needed = (2 * count, 0) if (kind, convention) == ("intra", "text") else (count, count)
+    present = tuple(len(rows) for rows in of_class)
+    if present[0] < needed[0] or present[1] < needed[1]:
+        raise AssumptionError(f"{count} {kind}-class pairs need {needed} examples of the two classes; given {present}.")
     if convention == "published":
         return generator.choice(of_class[1], count, replace=False), generator.choice(of_class[0], count, replace=False)
     if kind == "intra":

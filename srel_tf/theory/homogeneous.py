@@ -35,7 +35,8 @@ class HomogeneousPredictor:
         """Definition 6: [..., B] from weights [..., r, n] and inputs [B, ...] (or one input: [...])."""
         batch, single = self._batch(x, "x")
         beta = self._features(batch)
-        return self._unbatch(self._offset(batch) + self._pair(beta, self._weights(weights, beta) ** self.degree), single)
+        powers = self._weights(weights, beta) ** self.degree
+        return self._unbatch(self._offset(batch) + self._pair(beta, powers), single)
 
     def srel_limit(self, weights, x_target, x_source):
         """Eq. 31: S_rel as the fictitious step goes to zero.
@@ -214,7 +215,7 @@ def linearized_network(model):
     def outputs(x):
         values, _ = model.stateless_call(trainable, fixed, x, training=False)
         if int(np.prod(values.shape[1:])) != 1:
-            raise ShapeError(f"Definition 6 has one output an input, but the model returns shape {tuple(values.shape)}.")
+            raise ShapeError(f"Definition 6 has one output an input; the model returns shape {tuple(values.shape)}.")
         return tf.reshape(values, [-1])
 
     def jacobian(x):

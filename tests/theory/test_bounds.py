@@ -98,5 +98,5 @@ def test_other_bad_input_is_named():
         theorem_5_3_bound([1.0, 2.0], [1.0, 2.0], [0.5, 0.5], 0.1, [1.0], [1.0, 1.0], [1.0, 2.0], variant="x")
     with pytest.raises(AssumptionError, match="b1 >= 0"):
         lemma_c1_bound([1.0], 1.0, 1.0, -1.0, 1.0, 1.0, 1.0)
-    with pytest.raises(AssumptionError, match="t2_star=0.1"):
+    with pytest.raises(AssumptionError, match=r"t2_star=0\.1"):
         lemma_c1_bound([1.0], 1.0, 1.0, 5.0, 1.0, 1.0, 1.0, t2_star=0.1)

@@ -108,7 +108,7 @@ def test_range_of_theorem_5_2_is_checked(w0):
 
 
 def test_bad_input_is_named():
-    with pytest.raises(AssumptionError, match="a_r > 0.*-4"):
+    with pytest.raises(AssumptionError, match=r"a_r > 0.*-4"):
         DiagonalQuadratic([1.0, -4.0], [1.0, 1.0], 1.0)
     with pytest.raises(AssumptionError, match="b_r > 0"):
         DiagonalQuadratic([1.0, 4.0], [1.0, 0.0], 1.0)
@@ -120,7 +120,7 @@ def test_bad_input_is_named():
         model(initial="all")
     with pytest.raises(ShapeError, match="beta_source"):
         model().srel(W0, 0.0, [1.0, 2.0], [1.0, 2.0])
-    with pytest.raises(AssumptionError, match="t = -0.5"):
+    with pytest.raises(AssumptionError, match=r"t = -0\.5"):
         model().srel(W0, [-0.5], TARGET, SOURCE)
 
 

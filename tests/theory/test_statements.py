@@ -68,6 +68,38 @@ def test_11_published_numerator_makes_srel_of_a_point_with_itself_differ_from_on
     np.testing.assert_allclose(published[0], np.linalg.norm(moved) / np.linalg.norm(theorem), rtol=1e-10)
 
 
+@pytest.mark.parametrize("width", [10, 100])
+@pytest.mark.parametrize("ridge", ["paper", "loss"])
+def test_11_the_rise_of_srel_in_the_published_figures_comes_from_the_stray_one_over_n(width, ridge):
+    """On the published data and pairs, S_rel at t = 8000 over S_rel at t = 0: eq. 4 against its published numerator."""
+    features, labels = random_relu_features(width, spread="deviation")
+    source, target = sample_pairs(labels, "inter", 20, seed=1, convention="published")
+    w0 = np.random.default_rng(2).normal(size=(10, 2, width))
+    model = PenalizedRegression(features, labels, 2, 1.0, 0.001, ridge)
+    rise = {}
+    for numerator in ("theorem", "published"):
+        start, end = model.srel(w0, [0.0, 8000.0], source, target, numerator=numerator).numpy().mean((0, 2))
+        rise[numerator] = end / start
+    assert 0.8 < rise["theorem"] < 1.25
+    assert rise["published"] > 10
+
+
+def test_late_srel_above_early_srel_in_figure_6_is_false_for_equation_4_counterexample():
+    """Section 3.1 reads off Figures 6–9 that S_rel is larger late than in most of an initial phase.
+
+    With eq. 4 and the stated set-up (p = 10, inter-class) the mean S_rel starts at 4.4, above 99% of its values from
+    t = 500 on, and ends at 2.9.
+    """
+    features, labels = random_relu_features(10)
+    source, target = sample_pairs(labels, "inter", 20, seed=1)
+    w0 = np.random.default_rng(2).normal(size=(10, 2, 10))
+    model = PenalizedRegression(features, labels, 2, 1.0, 0.001)
+    early = model.srel(w0, np.arange(0.0, 50), source, target).numpy().mean((0, 2))
+    late = model.srel(w0, np.arange(500.0, 8001, 10), source, target).numpy().mean((0, 2))
+    assert early.min() > np.quantile(late, 0.99)
+    assert early[0] > 1.4 * late[-1]
+
+
 def test_12_published_average_is_twenty_times_too_small():
     srel = np.random.default_rng(0).uniform(size=(4, 20))
     np.testing.assert_allclose(average_pairs(srel), [sum(row) / 20 for row in srel], rtol=1e-14)
@@ -141,6 +173,20 @@ def test_19_fluctuation_of_figure_10_at_convergence_is_rounding():
         assert abs(exact - mp.mpf("1.4")) < 1e-30
 
 
+@pytest.mark.parametrize("eta", [1e-4, 0.01, 1.0])
+def test_20_with_that_target_srel_is_1_4_whatever_the_weights_are(eta):
+    """x' = 1.4 x and the gate is positively homogeneous, f(w, x') = 1.4 f(w, x): Figure 10 can show no phases."""
+    w_star, x = np.ones(10), np.full(10, 10.0)
+    weights = np.random.default_rng(0).normal(size=(200, 10))
+    srel, resolved = (value.numpy() for value in relu_risk_srel(weights, w_star, 1.4 * x, x, eta))
+    defined = ~np.isnan(srel)
+    assert 50 < defined.sum() < 150  # a source at which the gate is shut changes nothing
+    np.testing.assert_allclose(srel[defined & resolved], 1.4, rtol=1e-9)
+    for w in weights[:20]:
+        flow = ReLUGate(w_star).srel(w, np.linspace(0, 30, 40), 1.4 * x, x, eta).numpy()
+        np.testing.assert_allclose(flow[~np.isnan(flow)], 1.4, rtol=1e-12)
+
+
 def test_20_the_target_14_gives_the_stated_value_of_figure_10():
     np.testing.assert_allclose(ReLUGate.late_lower_bound(np.full(10, 14.0), np.full(10, 10.0)), 1.4, rtol=1e-15)
 
@@ -168,12 +214,12 @@ def theorem_5_3_case(target, source, t2_star=20.0):
     a, b, w0 = [1.0, 2.0], [1.0, 2.0], [0.5, 0.5]
     times = np.linspace(0, 60, 40)
     srel = DiagonalQuadratic(a, b, 0.1).srel(w0, times, target, source).numpy()
-    bounds = [theorem_5_3_bound(a, b, w0, 0.1, times, target, source, v, t2_star).numpy() for v in ("printed", "corrected")]
-    return srel, *bounds
+    arguments = a, b, w0, 0.1, times, target, source
+    return srel, *(theorem_5_3_bound(*arguments, v, t2_star).numpy() for v in ("printed", "corrected"))
 
 
 def test_16_theorem_5_3_as_printed_is_false_counterexample():
-    """k₂, eqs. 38 and 39 print β₂₂(x')²: for β(x) = (1, 10), β(x') = (1, 0.1) the printed bound is 1.98 and S_rel 0.02."""
+    """k₂, eqs. 38 and 39 print β₂₂(x')²: for β(x) = (1, 10), β(x') = (1, 0.1) that bound is 1.98 and S_rel 0.02."""
     srel, printed, corrected = theorem_5_3_case([1.0, 0.1], [1.0, 10.0])
     assert printed[-1] > 90 * srel[-1]
     late = times_of_the_claim(corrected)
