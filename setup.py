@@ -1,12 +1,14 @@
 """Install the library alone: `train`, `tests`, `notebooks` and `results` are used from the checkout."""
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 setup(
     name="srel_tf",
     version="0.1.0",
     description="Local elasticity (S_rel) of neural nets, measured exactly inside Keras's model.fit",
-    long_description=open("README.md", encoding="utf-8").read(),
+    long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.10",
@@ -15,6 +17,7 @@ setup(
         "tensorflow>=2.18",
         "keras>=3.8",
         "tensorflow-datasets>=4.9.7",
+        "importlib_resources>=6",  # TFDS imports it when it prepares a set, and does not require it.
         "numpy>=1.26",
         "pandas>=2.2",
         "pyarrow>=16",
@@ -22,6 +25,7 @@ setup(
         "scikit-learn>=1.4",
         "matplotlib>=3.8",
         "seaborn>=0.13.2",
+        "tensorboard>=2.18",
     ],
     extras_require={"test": ["pytest>=8", "hypothesis>=6.100", "mpmath>=1.3", "ruff>=0.6"]},
 )

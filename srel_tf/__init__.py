@@ -1,0 +1,32 @@
+"""srel_tf: local elasticity S_rel(x', x) of neural nets, measured exactly, during training or on its own.
+
+S_rel(x', x) is the change of the prediction at the target x' over the change at the source x, after one fictitious
+update on x ("Dynamics of Local Elasticity During Training of Neural Nets", Definitions 1–3).
+"""
+
+from srel_tf.errors import BackendError, FrameError, ModelError, OptionError, ProbeError, SRelError
+from srel_tf.frames import read_frame, write_frame
+from srel_tf.measurement import measure
+from srel_tf.mixin import SRelMixin, SRelModel, SRelSequential
+from srel_tf.probe import ProbeSet
+from srel_tf.result import SRelResult
+from srel_tf.stats import separation, smooth
+
+__all__ = [
+    "BackendError",
+    "FrameError",
+    "ModelError",
+    "OptionError",
+    "ProbeError",
+    "ProbeSet",
+    "SRelError",
+    "SRelMixin",
+    "SRelModel",
+    "SRelResult",
+    "SRelSequential",
+    "measure",
+    "read_frame",
+    "separation",
+    "smooth",
+    "write_frame",
+]

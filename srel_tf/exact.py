@@ -64,7 +64,7 @@ class FiniteStep:
                 return (after,)
             return after, own_before[0], self._network.outputs(x, weights)[0]
 
-        # Not parallel_iterations: on a CPU one loop would run the same convolution kernel twice at a time, which crashes.
+        # Not parallel_iterations: it runs one convolution kernel twice at a time, which crashes TensorFlow on a CPU.
         lanes = np.array_split(np.arange(x_sources.shape[0]), LANES if self._rule.concurrent else 1)
         rows = [
             tf.map_fn(

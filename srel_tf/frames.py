@@ -59,7 +59,7 @@ _READERS = {".parquet": pd.read_parquet, ".csv": pd.read_csv}
 
 
 def write_frame(frame, path):
-    """Write a frame as `.parquet` or `.csv`, under a temporary name first: a crash leaves the old file or the new one."""
+    """Write a frame as `.parquet` or `.csv`, under a temporary name first: a crash leaves the old file whole."""
     path = Path(path)
     _check_suffix(path)
     part = path.with_name(f".{path.name}.part")

@@ -72,7 +72,7 @@ def check_model(model):
     if not model.built:
         raise ModelError(f"model {model.name!r} is not built: call it once on a batch, or model.build(input_shape)")
     if not model.compiled:
-        raise ModelError(f"model {model.name!r} is not compiled: call model.compile(optimizer, loss) first, S_rel needs ℓ")
+        raise ModelError(f"model {model.name!r} is not compiled and has no loss: call model.compile(optimizer, loss)")
     if not model.trainable_variables:
         raise ModelError(f"model {model.name!r} has no trainable weights: an update moves nothing")
     _check_precision(model)
@@ -84,7 +84,6 @@ def check_model(model):
             "update uses the moving statistics and leaves them as they are; training itself uses batch statistics",
             stacklevel=4,
         )
-
 
 
 def _check_precision(model):

@@ -2,7 +2,6 @@
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from srel_tf.errors import ModelError, OptionError, ProbeError
 from srel_tf.measures import log_probabilities, probability_change, raw_change
@@ -11,7 +10,7 @@ CHOICES = ("auto", "softmax", "raw")
 
 
 def kind_of_predictions(choice, probe, model, outputs):
-    """"raw", "logits" or "probabilities": how to read `outputs` [n, C] under the user's `choice`.
+    """ "raw", "logits" or "probabilities": how to read `outputs` [n, C] under the user's `choice`.
 
     Outputs that lie on the simplex at every target are probabilities, whatever the model's last layer is called.
     Raises `ModelError` where the loss expects probabilities and the model does not return them.
@@ -25,8 +24,8 @@ def kind_of_predictions(choice, probe, model, outputs):
         return "probabilities"
     if np.isfinite(outputs).all() and _expects_probabilities(model.loss):
         raise ModelError(
-            f"the loss of model {model.name!r} expects probabilities (from_logits=False), its outputs are none: end the "
-            "model in a softmax, compile with from_logits=True, or measure with predictions='raw'"
+            f"the loss of model {model.name!r} expects probabilities (from_logits=False), its outputs are none: end "
+            "the model in a softmax, compile with from_logits=True, or measure with predictions='raw'"
         )
     return "logits"
 
@@ -55,8 +54,8 @@ def check_measures_fit(kind, measures):
     unfit = [name for name, measure in measures.items() if measure.probabilities and kind == "raw"]
     if unfit:
         raise OptionError(
-            f"measures {unfit} are defined for probability vectors, and D acts on raw outputs here (regression targets, "
-            "one output, or predictions='raw'): use 'l1' or 'l2'"
+            f"measures {unfit} are defined for probability vectors, and D acts on raw outputs here (regression "
+            "targets, one output, or predictions='raw'): use 'l1' or 'l2'"
         )
 
 

@@ -14,8 +14,8 @@ class ProbeSet:
     ids: unique integers or strings that name the examples in frames; default 0 … n−1.
     sources, targets: index arrays into x; by default all examples are both.
 
-    Raises `ProbeError` for shapes that don't fit, values that are not finite, labels without a class name, repeated ids,
-    indices out of range.
+    Raises `ProbeError` for shapes that don't fit, values that are not finite, labels without a class name, repeated
+    ids, indices out of range.
     """
 
     def __init__(self, x, y, class_names=None, ids=None, sources=None, targets=None):
@@ -79,7 +79,7 @@ def _check_examples(x, y):
             raise ProbeError(f"{name} has dtype {values.dtype}: give one numeric array")
         finite = np.isfinite(values.reshape(len(values), -1)).all(axis=1)
         if not finite.all():
-            raise ProbeError(f"{name} is NaN or infinite in examples {np.flatnonzero(~finite)[:5].tolist()}: remove them")
+            raise ProbeError(f"{name} is NaN or infinite in example {np.flatnonzero(~finite)[0]}: remove it")
 
 
 def _names_of(labels, class_names, n):
@@ -90,7 +90,7 @@ def _names_of(labels, class_names, n):
     outside = np.flatnonzero((labels < 0) | (labels >= len(class_names)))
     if len(outside):
         raise ProbeError(
-            f"label {labels[outside[0]]} of example {outside[0]} is out of range: {len(class_names)} class names are given"
+            f"label {labels[outside[0]]} of example {outside[0]} is out of range of the {len(class_names)} class names"
         )
     return np.array(class_names, dtype=object)[labels]
 

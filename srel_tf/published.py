@@ -23,7 +23,7 @@ EPSILON = 1e-8
 
 
 def kl_div_of_probabilities(change):
-    """mean_c p_c (log p_c − p⁺_c): torch's kl_div(p⁺, p), reduction "mean", given probabilities for log-probabilities."""
+    """mean_c p_c (log p_c − p⁺_c): torch's kl_div(p⁺, p) with reduction "mean", handed probabilities."""
     p_log_p = tf.math.multiply_no_nan(change.log_before, change.before)
     return tf.reduce_mean(p_log_p - change.before * change.after, axis=-1)
 

@@ -1,8 +1,8 @@
 """What the arithmetic resolves: which entries of S_rel are numbers and which are rounding noise.
 
-The noise is measured, not assumed. Rounding inside a net acts like a relative change of each weight by about one unit
-in the last place (backward error), so a few evaluations at weights perturbed that much, read by the same measure D, show
-how large a D the arithmetic produces where nothing moved. It contains the rounding of w⁺ to the grid of w too.
+The noise is measured, not assumed. Rounding inside a net acts like a relative change of each weight by about one
+unit in the last place (backward error), so a few evaluations at weights perturbed that much, read by the same measure
+D, show how large a D the arithmetic produces where nothing moved. It contains the rounding of w⁺ to w's grid too.
 
 D is a norm of the change (KL: the square of one, to leading order). With noise N at the target and N₀ at the source,
 the triangle inequality bounds the error of S = D/D₀ by (N + S·N₀)/D₀. An entry is valid if that bound, with a margin
@@ -36,7 +36,7 @@ def precision(dtype):
 
 
 def perturbed(weights, draw):
-    """The weights, each moved up or down by its last place; another draw, other signs. No global random state is used."""
+    """The weights, each moved up or down by its last place; another draw, other signs; no global random state."""
     return [_perturbed(tf.convert_to_tensor(w), seed=[index, draw]) for index, w in enumerate(weights)]
 
 
@@ -49,8 +49,9 @@ def _perturbed(w, seed):
 def gradient_noise(predictions, noise, targets, epsilon):
     """Relative rounding error of ∇ℓ at each source [n_s], from its residual f − y (cross-entropy: p − y).
 
-    noise [n_s]: ‖·‖₂ noise of the predictions; epsilon: precision of the arithmetic that formed the residual. Where a residual has almost vanished, few digits of it are left. A scalar
-    prediction scales its whole gradient by the residual, which S_rel does not see: the caller leaves it out.
+    noise [n_s]: ‖·‖₂ noise of the predictions; epsilon: precision of the arithmetic that formed the residual. Where a
+    residual has almost vanished, few digits of it are left. A scalar prediction scales its whole gradient by
+    the residual, which S_rel does not see: the caller leaves it out.
     """
     residual = np.linalg.norm(predictions - targets, axis=-1)
     scale = np.maximum(np.abs(predictions).max(axis=-1), np.abs(targets).max(axis=-1))
@@ -59,7 +60,7 @@ def gradient_noise(predictions, noise, targets, epsilon):
 
 
 def error_bound(measure, srel, denominator, noise, own_noise, gradient):
-    """Bound of the error of S [n_s, n_t] from the noise of D at targets [n_t] and sources [n_s], and that of ∇ℓ [n_s]."""
+    """Bound of the error of S [n_s, n_t], from the noise of D at targets [n_t] and sources [n_s] and of ∇ℓ [n_s]."""
     root = 1 / measure.degree  # KL is the square of a norm: S^½ obeys the triangle inequality.
     s = np.abs(srel) ** root
     noise, own_noise, denominator = (np.abs(a) ** root for a in (noise, own_noise, denominator))

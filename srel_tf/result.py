@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from srel_tf.frames import tidy
 from srel_tf.errors import OptionError
+from srel_tf.frames import tidy
 from srel_tf.probe import ProbeSet
 
 

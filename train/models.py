@@ -15,7 +15,7 @@ from srel_tf.errors import OptionError
 
 
 def _he_fan_out():
-    """He et al.'s normal initialisation with variance 2 / fan_out, not truncated: PyTorch's kaiming_normal_(fan_out)."""
+    """Normal with variance 2 / fan_out, not truncated (He et al.): PyTorch's kaiming_normal_(mode="fan_out")."""
     return keras.initializers.VarianceScaling(2.0, mode="fan_out", distribution="untruncated_normal")
 
 

@@ -1,0 +1,95 @@
+"""`model.fit` that measures S_rel as it goes."""
+
+import keras
+import pandas as pd
+
+from srel_tf import frames
+from srel_tf.errors import OptionError, ProbeError
+from srel_tf.measurement import Settings
+from srel_tf.probe import ProbeSet
+from srel_tf.probing import Probing
+
+
+class SRelMixin:
+    """Adds probes to a Keras model: `class MyNet(srel_tf.SRelMixin, keras.Model)`.
+
+    Attach one probe or more, train with `fit` as ever, read `srel_frame()`. Training is not disturbed: weights,
+    optimizer state, batch-norm statistics, history and random draws are those of a `fit` without a probe.
+    """
+
+    # Takes no constructor arguments: Keras calls the constructors of functional models' bases in its own way.
+
+    def attach_probe(
+        self,
+        probe,
+        every=9,
+        measures=("kl", "l1"),
+        update="sgd",
+        learning_rate=None,
+        estimator="exact",
+        predictions="auto",
+        batch_size=128,
+        run="",
+        seed=None,
+        log_dir=None,
+    ):
+        """Measure `probe` during each coming `fit`; builds the model if it is not built yet.
+
+        every: an int or any `step -> bool`. Step n means that n optimizer updates have been applied; step 0 counts.
+        measures, update, learning_rate, estimator, predictions, batch_size: as for `srel_tf.measure`;
+            learning_rate=None is the optimizer's at each measurement.
+        run, seed: go into the frame's columns of these names.
+        log_dir: TensorBoard directory for a scalar per class pair and a heat map of each matrix.
+
+        Attach again to measure another rule, measure or schedule in the same training; `detach_probes` removes all.
+        Raises `OptionError`, `ProbeError`, `ModelError`.
+        """
+        if not isinstance(probe, ProbeSet):
+            raise ProbeError(f"attach_probe expects a srel_tf.ProbeSet, got {type(probe).__name__}")
+        settings = Settings(measures, update, learning_rate, estimator, predictions, batch_size)
+        if not self.built:
+            self(keras.ops.convert_to_tensor(probe.x[:1]), training=False)
+        listeners = []
+        if log_dir is not None:
+            from srel_tf.tensorboard import TensorBoardWriter  # Loads the plotting library.
+
+            listeners.append(TensorBoardWriter(log_dir))
+        self._set_probings([*self._probings, Probing(probe, every, settings, run, seed, listeners)])
+
+    def detach_probes(self):
+        """Remove all probes and what they measured."""
+        self._set_probings([])
+
+    def srel_frame(self):
+        """All measurements so far, one row a (step, measure, source, target): the columns of `srel_tf.frames.COLUMNS`.
+
+        It survives an interrupted `fit`, and grows over several.
+        """
+        parts = [p.recorder.frame() for p in self._probings if p.recorder.last_step is not None]
+        return pd.concat(parts, ignore_index=True) if parts else frames.empty()
+
+    def fit(self, x=None, y=None, batch_size=None, epochs=1, verbose="auto", callbacks=None, **kwargs):
+        """`keras.Model.fit`, with the attached probes among its callbacks."""
+        if self._probings:
+            if isinstance(callbacks, keras.callbacks.CallbackList):
+                raise OptionError("fit with a probe takes a list of callbacks, not a keras.callbacks.CallbackList")
+            callbacks = [*keras.tree.flatten(callbacks or []), *self._probings]
+        return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
+
+    @property
+    def _probings(self):
+        return getattr(self, "_srel_probings", [])
+
+    def _set_probings(self, probings):
+        # Past Keras's attribute tracking: probes are no part of the model, and are not saved with it.
+        object.__setattr__(self, "_srel_probings", probings)
+
+
+@keras.saving.register_keras_serializable(package="srel_tf")
+class SRelModel(SRelMixin, keras.Model):
+    """`keras.Model` (functional or subclassed) with probes."""
+
+
+@keras.saving.register_keras_serializable(package="srel_tf")
+class SRelSequential(SRelMixin, keras.Sequential):
+    """`keras.Sequential` with probes."""

@@ -1,0 +1,36 @@
+"""What all figures share: a colour-blind-safe palette in which a class keeps its colour, and files."""
+
+from pathlib import Path
+
+import seaborn as sns
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+MEASURE_NAMES = {
+    "kl": "KL (Definition 2)",
+    "l1": "ℓ1 (Definition 1)",
+    "l2": "ℓ2 (Definition 1)",
+    "published_kl": "published KL code",
+    "published_l2": "published ℓ2 code",
+}
+
+
+def class_palette(classes):
+    """A colour for each class, the same in every panel and figure that shows the same classes."""
+    return dict(zip(classes, sns.color_palette("colorblind", len(classes)), strict=True))
+
+
+def new_figure(rows, columns, width=4.2, height=3.2, **kwargs):
+    """A figure and its array of axes, without pyplot: no global state, no window."""
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    with sns.axes_style("whitegrid"):
+        axes = figure.subplots(rows, columns, squeeze=False, **kwargs)
+    return figure, axes
+
+
+def save_figure(figure, path):
+    """Write a figure to `path` (PNG, PDF, SVG by its ending) and return the path."""
+    path = Path(path)
+    figure.savefig(path, dpi=130)
+    return path

@@ -1,0 +1,32 @@
+"""Measurements as TensorBoard summaries: a scalar per class pair and measure, and a heat map of each matrix."""
+
+import io
+
+import tensorflow as tf
+
+from srel_tf.plotting import plot_matrix
+from srel_tf.stats import smooth
+
+
+class TensorBoardWriter:
+    """Listener of measurements: call it with each result. The step of a summary is the number of optimizer updates."""
+
+    def __init__(self, log_dir):
+        self._writer = tf.summary.create_file_writer(str(log_dir))
+
+    def __call__(self, result):
+        frame = result.to_frame()
+        with self._writer.as_default(step=result.step):
+            for pair in smooth(frame).itertuples():
+                name = f"srel_{result.update}_{pair.measure}/{pair.source_class} to {pair.target_class}"
+                tf.summary.scalar(name, pair.mean)
+            for measure, matrix in result.matrices.items():
+                if matrix.valid.any():
+                    tf.summary.image(f"srel_{result.update}_{measure}", _as_image(plot_matrix(frame, measure)))
+        self._writer.flush()
+
+
+def _as_image(figure):
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=80)
+    return tf.image.decode_png(buffer.getvalue(), channels=4)[None]

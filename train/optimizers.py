@@ -1,0 +1,46 @@
+"""Optimizers of the experiments, with L2 weight decay as the published code had it: added to the gradient.
+
+Keras's own `weight_decay` is decoupled (it shrinks the weights beside the step). Added to the gradient it goes through
+Adam's moments. It belongs to the optimizer, not to the loss: ℓ stays the cross-entropy of the paper.
+"""
+
+import keras
+
+from srel_tf import OptionError
+
+
+def _with_l2(optimizer):
+    @keras.saving.register_keras_serializable(package="train", name=f"{optimizer.__name__}L2")
+    class WithL2(optimizer):
+        def __init__(self, *args, l2=0.0, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.l2 = l2
+
+        def update_step(self, gradient, variable, learning_rate):
+            super().update_step(gradient + self.l2 * variable, variable, learning_rate)
+
+        def get_config(self):
+            return {**super().get_config(), "l2": self.l2}
+
+    WithL2.__name__ = f"{optimizer.__name__}L2"
+    return WithL2
+
+
+AdamL2 = _with_l2(keras.optimizers.Adam)
+SgdL2 = _with_l2(keras.optimizers.SGD)
+
+OPTIMIZERS = {
+    # ε = 1e-8 is PyTorch's; Keras's default is 1e-7.
+    "adam": lambda learning_rate, l2: AdamL2(learning_rate, epsilon=1e-8, l2=l2),
+    "sgd": lambda learning_rate, l2: SgdL2(learning_rate, l2=l2),
+    "momentum": lambda learning_rate, l2: SgdL2(learning_rate, momentum=0.9, l2=l2),
+}
+
+
+def make_optimizer(name, learning_rate, l2=0.0):
+    """A new optimizer `adam`, `sgd` or `momentum` (0.9). Raises `OptionError` for another name or a bad rate."""
+    if name not in OPTIMIZERS:
+        raise OptionError(f"unknown optimizer {name!r}: choose one of {', '.join(OPTIMIZERS)}")
+    if not learning_rate > 0 or not l2 >= 0:
+        raise OptionError(f"learning rate {learning_rate}, weight decay {l2}: give one > 0 and one ≥ 0")
+    return OPTIMIZERS[name](learning_rate, l2)

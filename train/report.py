@@ -1,0 +1,67 @@
+"""What a finished run prints and draws: Definition 3, the separation of classes, loss and accuracy."""
+
+import pandas as pd
+
+import srel_tf
+from srel_tf.plotting import plot_class_pairs, plot_history
+from srel_tf.plotting.style import save_figure
+
+
+def report(directory, seeds):
+    """Print the tables of a run directory's seeds at the last measured step and write tables and figures."""
+    frame, history = directory.frames(seeds)
+    pairs, separation = srel_tf.smooth(frame), srel_tf.separation(frame)
+    figures = directory.path / "figures"
+    figures.mkdir(exist_ok=True)
+    written = [
+        srel_tf.write_frame(pairs, directory.path / "pairs.csv"),
+        srel_tf.write_frame(separation, directory.path / "separation.csv"),
+        srel_tf.write_frame(history, directory.path / "history.csv"),
+        save_figure(plot_history(history), figures / "history.png"),
+    ]
+    for update, rows in pairs.groupby("update", sort=False):
+        written.append(save_figure(plot_class_pairs(rows), figures / f"srel-{update}.png"))
+    _print_pairs(pairs)
+    _print_separation(separation)
+    _print_history(history)
+    print("\nframes, one row a (step, measure, source, target):")
+    for seed in seeds:
+        print(f"  {directory.seed_path(seed) / 'frame.parquet'}")
+    print("tables and figures:")
+    for path in written:
+        print(f"  {path}")
+
+
+def _last(frame):
+    return frame[frame["step"] == frame["step"].max()]
+
+
+def _print_pairs(pairs):
+    for (update, measure), rows in _last(pairs).groupby(["update", "measure"], sort=False):
+        order = rows["source_class"].unique()
+        table = rows.pivot_table("mean", "source_class", "target_class", aggfunc="mean").reindex(order, axis=0)
+        print(
+            f"\nDefinition 3, {measure}, update {update}, step {rows['step'].iloc[0]}, mean over "
+            f"{rows['run'].nunique()} runs; row: source class, column: target class; "
+            f"{rows['n_valid'].sum()} of {rows['n_pairs'].sum()} entries valid"
+        )
+        print(table.reindex([c for c in order if c in table], axis=1).to_string(float_format="{:.3f}".format))
+
+
+def _print_separation(separation):
+    ends = separation["step"].isin([separation["step"].min(), separation["step"].max()])
+    table = (
+        separation[ends]
+        .groupby(["update", "measure", "step"], sort=False)[["auc", "median_intra", "median_inter", "ratio_of_medians"]]
+        .mean()
+    )
+    print("\nSeparation of intra-class from inter-class pairs, diagonal left out, mean over runs (AUC 0.5: none)")
+    print(table.to_string(float_format="{:.3f}".format))
+
+
+def _print_history(history):
+    table = history.groupby(["epoch", "split"])[["loss", "accuracy"]].mean().unstack("split")
+    ends = table.iloc[[0, -1]] if len(table) > 1 else table
+    print("\nLoss (nats) and accuracy, mean over runs")
+    with pd.option_context("display.width", 120):
+        print(ends.to_string(float_format="{:.3f}".format))
