@@ -1,9 +1,9 @@
 """`python -m train.theory`: Figures 6–13 of the paper as frames (Parquet) and pictures (PNG).
 
-    python -m train.theory                      all of them, under results/theory
-    python -m train.theory --figure 7           one of them
-    python -m train.theory --variant published  Figures 6–9 as the published scripts compute them
-    python -m train.theory --benchmark          eq. 4 against the published procedure, timed
+python -m train.theory                      all of them, under results/theory
+python -m train.theory --figure 7           one of them
+python -m train.theory --variant published  Figures 6–9 as the published scripts compute them
+python -m train.theory --benchmark          eq. 4 against the published procedure, timed
 """
 
 import argparse
@@ -12,13 +12,11 @@ import platform
 import time
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import tensorflow as tf
 
+from srel_tf import write_frame
 from srel_tf.plotting import theory as plots
+from srel_tf.plotting.style import save_figure
 from train import theory_benchmark, theory_figures
 
 
@@ -69,14 +67,12 @@ def main(arguments=None):
         parser.error("--variant published is defined for Figures 6–9 alone.")
     options.out.mkdir(parents=True, exist_ok=True)
     suffix = "_published" if options.variant == "published" else ""
-    plt.rcParams.update({"font.size": 10, "savefig.dpi": 110})
     for number in numbers:
         start = time.perf_counter()
         frame, figure = make(number, options.variant, options.seed)
         stem = options.out / f"figure_{number:02d}{suffix}"
-        frame.to_parquet(stem.with_suffix(".parquet"), index=False)
-        figure.savefig(stem.with_suffix(".png"))
-        plt.close(figure)
+        write_frame(frame, stem.with_suffix(".parquet"))
+        save_figure(figure, stem.with_suffix(".png"))
         print(f"Figure {number}: {stem}.parquet ({len(frame)} rows), {stem}.png, {time.perf_counter() - start:.1f} s")
     note = json.dumps(settings(options.variant, options.seed), indent=2)
     (options.out / f"settings{suffix}.json").write_text(note + "\n", encoding="utf-8")

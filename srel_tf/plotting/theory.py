@@ -1,10 +1,11 @@
 """Pictures of the exactly solvable models: Figures 6–13. Frames in, matplotlib figures out; no TensorFlow."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 
 from srel_tf.errors import FrameError
+from srel_tf.frames import check_columns
+from srel_tf.plotting.style import new_figure
 
 PALETTE = sns.color_palette("colorblind")
 RIDGES = {
@@ -14,9 +15,7 @@ RIDGES = {
 
 
 def _check(frame, *columns):
-    missing = [column for column in columns if column not in frame]
-    if missing:
-        raise FrameError(f"The frame lacks the columns {missing}; it needs {list(columns)}.")
+    check_columns(frame, columns)
     if frame.empty:
         raise FrameError("The frame has no rows, so there is nothing to draw.")
 
@@ -36,7 +35,7 @@ def plot_penalized(frame):
     """
     _check(frame, "figure", "variant", "ridge", "quantity", "time", "mean", "low", "high", "pairs", "width")
     ridges = list(frame["ridge"].unique())
-    figure, grid = plt.subplots(2, len(ridges), figsize=(4.6 * len(ridges), 6), sharex=True, squeeze=False)
+    figure, grid = new_figure(2, len(ridges), width=4.6, sharex=True)
     labels = {"loss": "empirical loss, eq. 3", "srel": "$S_{rel}$, eq. 4"}
     if frame["variant"].iloc[0] == "published":
         labels = {"loss": "loss as the script sums it", "srel": "$S_{rel}$ as the script computes it"}
@@ -49,12 +48,15 @@ def plot_penalized(frame):
                 axes.set(yscale="log", title=RIDGES.get(ridge, ridge))
             else:
                 axes.ticklabel_format(axis="y", useOffset=False)
-            axes.legend(frameon=False, fontsize="small")
+            axes.legend(fontsize="small")
     for axes in grid[-1]:
         axes.set_xlabel("time t (flow at speed θ², θ = 0.001)")
     first = frame.iloc[0]
-    figure.suptitle(f"Figure {first['figure']}: {first['pairs']}-class pairs, p = {first['width']}, dim = 100")
-    return _finish(figure)
+    pairs = f"{first['pairs']}-class pairs, p = {first['width']}, dim = 100"
+    if first["variant"] == "published":
+        pairs = f"as the published script computes it, p = {first['width']}"
+    figure.suptitle(f"Figure {first['figure']}: {pairs}")
+    return figure
 
 
 def plot_relu_gate(frame):
@@ -67,12 +69,12 @@ def plot_relu_gate(frame):
     columns = "pair", "bound", "step", "run", "srel_sgd", "resolved", "srel_flow", "distance_sgd", "distance_flow"
     _check(frame, *columns)
     pairs = list(frame["pair"].unique())
-    figure, row = plt.subplots(1, len(pairs) + 1, figsize=(4.8 * (len(pairs) + 1), 4.4))
+    figure, grid = new_figure(1, len(pairs) + 1, width=4.8, height=4.2)
+    row = grid[0]
     for pair, axes in zip(pairs, row, strict=False):
         _srel_of_the_gate(axes, frame[frame["pair"] == pair])
-        axes.set(xlabel="iteration of SGD, η = 0.01", ylabel="$S_{rel}(x', x)$", ylim=(0, 2), title=pair)
-        axes.set_xscale("log")
-        axes.legend(frameon=False, fontsize="small", loc="lower left")
+        axes.set(xlabel="iteration of SGD, η = 0.01", ylabel="$S_{rel}(x', x)$", ylim=(0.9, 1.9), title=pair)
+        axes.legend(fontsize="small", loc="upper left")
     once = frame[frame["pair"] == pairs[0]]
     for column, color, style, label in (
         ("distance_sgd", PALETTE[0], "-", "SGD"),
@@ -81,9 +83,9 @@ def plot_relu_gate(frame):
         curve = np.exp(np.log(once[column].replace(0, np.nan)).groupby(once["step"]).mean())
         row[-1].plot(curve.index, curve, color=color, ls=style, lw=2, label=label)
     row[-1].set(xlabel="iteration of SGD, η = 0.01", ylabel="$\\|w_t - w_*\\|$, geometric mean over runs", yscale="log")
-    row[-1].legend(frameon=False, fontsize="small")
+    row[-1].legend(fontsize="small")
     figure.suptitle("Figure 10: a ReLU gate in 10 dimensions, w* = (1, …, 1), x = (10, …, 10)")
-    return _finish(figure)
+    return figure
 
 
 def _srel_of_the_gate(axes, frame):
@@ -101,28 +103,29 @@ def _srel_of_the_gate(axes, frame):
 def plot_distance(frame):
     """Figure 11: S_rel of eq. 14 against ‖x' − x‖ at several times. Columns time, distance, srel."""
     _check(frame, "time", "distance", "srel")
-    figure, axes = plt.subplots(figsize=(6.5, 4.2))
+    figure, grid = new_figure(1, 1, width=6.5, height=4.2)
+    axes = grid[0, 0]
     styles = ["-", "--", "-.", ":"]
     for (time, part), color, style in zip(frame.groupby("time"), PALETTE, styles, strict=False):
         axes.plot(part["distance"], part["srel"], color=color, ls=style, label=f"t = {time:g}")
     axes.set(xlabel="distance ‖x' − x‖", ylabel="$S_{rel}(x', x)$, eq. 14")
     axes.set_title("Figure 11: x' = (−1, −11, 1), x = x' + √z (1, 1, 1), θ = 0.001")
-    axes.legend(frameon=False, title="time (flow at speed θ)")
-    return _finish(figure)
+    axes.legend(title="time (flow at speed θ)")
+    return figure
 
 
 def plot_flow_pairs(frame):
     """Figure 12: S_rel of eq. 14 over time, one panel a pair. Columns pair, time, srel."""
     _check(frame, "pair", "time", "srel")
     pairs = list(frame["pair"].unique())
-    figure, row = plt.subplots(1, len(pairs), figsize=(4.4 * len(pairs), 3.8))
-    for pair, axes in zip(pairs, np.atleast_1d(row), strict=True):
+    figure, grid = new_figure(1, len(pairs), width=4.4, height=3.8)
+    for pair, axes in zip(pairs, grid[0], strict=True):
         part = frame[frame["pair"] == pair]
         axes.plot(part["time"], part["srel"], color=PALETTE[0])
         axes.set(xlabel="time t (flow at speed θ = 0.001)", ylabel="$S_{rel}(x', x)$, eq. 14")
         axes.set_title(pair, fontsize="medium")
     figure.suptitle("Figure 12 (the paper's pairs are lost; these are ours)")
-    return _finish(figure)
+    return figure
 
 
 def plot_sgd_pairs(frame):
@@ -132,8 +135,8 @@ def plot_sgd_pairs(frame):
     """
     _check(frame, "pair", "step", "mean", "sd", "limit", "finite", "runs")
     pairs = list(frame["pair"].unique())
-    figure, row = plt.subplots(1, len(pairs), figsize=(4.4 * len(pairs), 4.0))
-    for pair, axes in zip(pairs, np.atleast_1d(row), strict=True):
+    figure, grid = new_figure(1, len(pairs), width=4.4, height=4.0)
+    for pair, axes in zip(pairs, grid[0], strict=True):
         part = frame[frame["pair"] == pair]
         low, high = part["mean"] - part["sd"], part["mean"] + part["sd"]
         _band(axes, part, "step", low, high, PALETTE[0], f"SGD, mean over {part['runs'].iloc[0]} runs ± 1 s.d.")
@@ -141,13 +144,6 @@ def plot_sgd_pairs(frame):
         axes.plot(part["step"], part["finite"], color=PALETTE[2], ls=":", lw=2, label="flow, η = 0.001 (eqs. 26, 28)")
         axes.set(xlabel="iteration of SGD, η = 0.001", ylabel="$S_{rel}(x', x)$")
         axes.set_title(pair, fontsize="medium")
-        axes.legend(frameon=False, fontsize="small")
+        axes.legend(fontsize="small")
     figure.suptitle("Figure 13: SGD on eq. 15 and the flow")
-    return _finish(figure)
-
-
-def _finish(figure):
-    for axes in figure.axes:
-        sns.despine(ax=axes)
-    figure.tight_layout()
     return figure

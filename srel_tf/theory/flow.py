@@ -26,15 +26,36 @@ def moment_flow(a, b, w0, t, theta, degree, rtol=1e-10, atol=1e-12):
         (for d > 2 it may blow up). ShapeError: moments or weights that do not fit.
     """
     a, b, w0 = as_tensor(a, "a").numpy(), as_tensor(b, "b").numpy(), as_tensor(w0, "w0").numpy()
-    times, theta = as_times(t).numpy(), as_positive(theta, "theta", "Definition 7")
     if w0.shape != a.shape or b.shape != a.shape + a.shape:
         raise ShapeError(f"w0, a and b must have shapes S, S and S + S; given {w0.shape}, {a.shape} and {b.shape}.")
+    matrix = b.reshape(a.size, a.size)
+    return follow(a, lambda power: matrix @ power, w0, t, theta, degree, rtol, atol)
+
+
+def feature_flow(features, labels, w0, t, theta, degree, rtol=1e-10, atol=1e-12):
+    """`moment_flow` for the mean over B examples, without the second moments: for many weights and few examples.
+
+    Args:
+        features: β, [B, ...]. labels: y − α, [B]. The rest, what it returns and raises: as in `moment_flow`.
+    """
+    features, labels = as_tensor(features, "features").numpy(), as_tensor(labels, "labels", 1).numpy()
+    w0 = as_tensor(w0, "w0").numpy()
+    if w0.shape != features.shape[1:] or len(labels) != len(features):
+        raise ShapeError(f"Features {features.shape} need weights of shape {features.shape[1:]}, not {w0.shape}.")
+    rows = features.reshape(len(features), -1)
+    a = labels @ rows / len(rows)
+    return follow(a, lambda power: (rows @ power) @ rows / len(rows), w0, t, theta, degree, rtol, atol)
+
+
+def follow(a, second_moment, w0, t, theta, degree, rtol, atol):
+    """The integration itself; second_moment(v) is b·v for a flat vector v."""
+    times, theta = as_times(t).numpy(), as_positive(theta, "theta", "Definition 7")
     if (np.diff(times) < 0).any():
         raise AssumptionError("Times must ascend; sort them first.")
-    shape, a, b = a.shape, a.ravel(), b.reshape(a.size, a.size)
+    a, shape = a.ravel(), w0.shape
 
     def velocity(_, w):
-        return theta * degree * (a - b @ w**degree) * w ** (degree - 1)
+        return theta * degree * (a - second_moment(w**degree)) * w ** (degree - 1)
 
     end = times[-1] if len(times) else 0.0
     if end == 0:

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from srel_tf.errors import AssumptionError, ShapeError
 from srel_tf.theory.checks import as_positive, as_tensor, ratio_or_nan
-from srel_tf.theory.flow import moment_flow
+from srel_tf.theory.flow import feature_flow
 
 
 class HomogeneousPredictor:
@@ -105,13 +105,9 @@ class HomogeneousPredictor:
 
     def moments(self, x, y):
         """a = E[(y − α(x)) β(x)], [r, n], and b = E[β(x) ⊗ β(x)], [r, n, r, n], over the examples x, y [B]."""
-        batch, _ = self._batch(x, "x")
-        beta = self._features(batch)
-        y = as_tensor(y, "y", 1)
-        if y.shape[0] != beta.shape[0]:
-            raise ShapeError(f"y must hold {beta.shape[0]} labels, one an input, but has shape {tuple(y.shape)}.")
-        a = tf.einsum("b,brn->rn", y - self._offset(batch), beta) / len(y)
-        return a, tf.einsum("brn,bsm->rnsm", beta, beta) / len(y)
+        beta, labels = self._training_set(x, y)
+        a = tf.einsum("b,brn->rn", labels, beta) / len(labels)
+        return a, tf.einsum("brn,bsm->rnsm", beta, beta) / len(labels)
 
     def flow(self, w0, t, x, y, theta, rtol=1e-10, atol=1e-12):
         """Definition 7 (eq. 12): the gradient flow on the mean loss over the examples x, y, integrated numerically.
@@ -124,8 +120,16 @@ class HomogeneousPredictor:
         Returns:
             [T, r, n].
         """
-        a, b = self.moments(x, y)
-        return moment_flow(a, b, w0, t, theta, self.degree, rtol=rtol, atol=atol)
+        beta, labels = self._training_set(x, y)
+        return feature_flow(beta, labels, w0, t, theta, self.degree, rtol=rtol, atol=atol)
+
+    def _training_set(self, x, y):
+        """β(x), [B, r, n], and y − α(x), [B]."""
+        batch, _ = self._batch(x, "x")
+        beta, y = self._features(batch), as_tensor(y, "y", 1)
+        if y.shape[0] != beta.shape[0]:
+            raise ShapeError(f"y must hold {beta.shape[0]} labels, one an input, but has shape {tuple(y.shape)}.")
+        return beta, y - self._offset(batch)
 
     def _change_over_step(self, weights, features, source, step):
         """(f(W⁺, x') − f(W, x')) / g, the sum over k of eq. 26."""

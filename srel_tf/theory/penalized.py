@@ -231,4 +231,3 @@ class PenalizedRegression:
     @staticmethod
     def _penalty(weights, coefficient):
         return coefficient / 2 * tf.reduce_sum(as_tensor(weights, "weights") ** 2, [-2, -1])
-

@@ -56,7 +56,7 @@ def symmetric_instance(generator):
 
 
 def test_theorem_5_3_on_1000_random_instances():
-    generator, t = np.random.default_rng(1), np.linspace(0, 60, 120)
+    generator, t = np.random.default_rng(1), np.linspace(0, 60, 60)
     negative_k1, closeness = 0, []
     for _ in range(1000):
         a, b, w0 = symmetric_instance(generator)

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from srel_tf.measurement import measure
-from srel_tf.probe import ProbeSet
+from srel_tf import ProbeSet, measure
 from srel_tf.theory import DiagonalQuadratic, HomogeneousPredictor, PenalizedRegression, ReLUGate, quadratic_srel
 from srel_tf.theory.keras_models import homogeneous_network, penalized_network, relu_gate_network
 
