@@ -3,6 +3,7 @@
 import time
 from dataclasses import dataclass
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -143,7 +144,8 @@ class Instrument:
         targets = reading.loss_targets(self._probe, kind, before.shape[-1])
         if targets is None or (before.shape[-1] == 1 and not self._network.model.losses):
             return np.zeros(len(before))
-        epsilon = resolution.precision(self._network.dtype)
+        # A loss computes in Keras's floatx, which may be coarser than the net.
+        epsilon = max(resolution.precision(self._network.dtype), np.finfo(keras.config.floatx()).eps)
         return resolution.gradient_noise(before, own_noise.of(l2), targets, epsilon)
 
 

@@ -38,10 +38,10 @@ class Network:
 
         ℓ is the model's own `compute_loss`, regularisation and `add_loss` terms included.
         """
-        weights = self.weights
+        weights = [tf.convert_to_tensor(w) for w in self.weights]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(weights)
-            with keras.StatelessScope(collect_losses=True):
+            with keras.StatelessScope(self._mapping(weights), collect_losses=True):
                 predictions = self.model(x, training=False)
                 training = {"training": False} if self._loss_takes_training else {}
                 loss = self.model.compute_loss(x=x, y=y, y_pred=predictions, sample_weight=None, **training)
