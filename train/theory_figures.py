@@ -62,6 +62,24 @@ def _over_starts(values, times, **columns):
     return pd.DataFrame({"time": times, "mean": values.mean(0), "low": low, "high": high, **columns})
 
 
+def rise(seeds=range(10), **options):
+    """Figures 6–9 over several seeds (new data, pairs and initial W each): does S_rel end higher than it began?
+
+    Returns one row a figure, variant, ridge and seed: mean S_rel at the start (t = 0), its median over t <= 1000
+    (early) and its value at t = 8000 (late).
+    """
+    rows = []
+    for variant in ("text", "published"):
+        for number in PENALIZED:
+            for seed in seeds:
+                frame = penalized(number, variant, seed, **options)
+                for ridge, part in frame[frame["quantity"] == "srel"].groupby("ridge"):
+                    mean = part.set_index("time")["mean"]
+                    values = {"start": mean.iloc[0], "early": mean[mean.index <= 1000].median(), "late": mean.iloc[-1]}
+                    rows.append({"figure": number, "variant": variant, "ridge": ridge, "seed": seed, **values})
+    return pd.DataFrame(rows)
+
+
 def relu_gate(seed=0):
     """Figure 10: S_rel of Definition 1 along SGD on the ℓ2 risk, differenced, beside the flow's exact S_rel."""
     n, step, runs = GATE["dimension"], GATE["learning_rate"], GATE["runs"]

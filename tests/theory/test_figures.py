@@ -35,6 +35,16 @@ def test_frame_of_figures_6_to_9_by_loops():
     assert frame["time"].max() == 8000
 
 
+def test_rise_reads_start_early_and_late_off_the_figures():
+    frame = theory_figures.rise(seeds=[4], starts=2, pairs=2, per_class=6)
+    assert len(frame) == 4 * 2 + 4  # two ridges in the text's variant, one in the published
+    row = frame[(frame["figure"] == 9) & (frame["variant"] == "text") & (frame["ridge"] == "loss")].iloc[0]
+    part = theory_figures.penalized(9, seed=4, starts=2, pairs=2, per_class=6)
+    part = part[(part["ridge"] == "loss") & (part["quantity"] == "srel")]
+    np.testing.assert_array_equal(row[["start", "late"]].astype(float), part["mean"].iloc[[0, -1]])
+    np.testing.assert_allclose(row["early"], np.median(part["mean"][part["time"] <= 1000]))
+
+
 def test_published_variant_takes_every_departure():
     frame = theory_figures.penalized(8, "published", seed=4, starts=2, pairs=2, per_class=6)
     features, labels = theory.random_relu_features(10, per_class=6, seed=4, spread="deviation")

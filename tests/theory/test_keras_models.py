@@ -2,13 +2,19 @@
 
 import itertools
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from srel_tf import ProbeSet, measure
 from srel_tf.theory import DiagonalQuadratic, HomogeneousPredictor, PenalizedRegression, ReLUGate, quadratic_srel
-from srel_tf.theory.keras_models import homogeneous_network, penalized_network, relu_gate_network
+from srel_tf.theory.keras_models import (
+    HalfSquaredError,
+    homogeneous_network,
+    penalized_network,
+    relu_gate_network,
+)
 
 
 def measured(model, probe, eta):
@@ -59,6 +65,24 @@ def test_training_the_layer_follows_theorem_3_1_and_the_error_halves_with_the_st
         train(network, features, one_hot, 9, steps)
         errors.append(np.linalg.norm(network.trainable_variables[0].numpy() - flow))
     np.testing.assert_allclose(np.array(errors[:-1]) / errors[1:], 2, rtol=0.1)
+
+
+@pytest.mark.parametrize("ridge", ["paper", "loss"])
+def test_theorem_3_2_is_measured_on_a_plain_dense_layer_with_a_keras_regularizer(ridge):
+    """Nothing of srel_tf in the model: the penalty reaches ℓ through Keras's regularisation losses, in float32."""
+    model, features, one_hot = section_3(ridge)
+    w0 = representable((3, 4), 1)
+    penalty = keras.regularizers.L2(model.coefficient / 2)
+    layer = keras.layers.Dense(3, use_bias=False, kernel_regularizer=penalty)
+    network = keras.Sequential([keras.Input((4,)), layer])
+    layer.kernel.assign(w0.T)
+    network.compile("sgd", HalfSquaredError(dtype="float32"), jit_compile=False)
+    ours = measured(network, ProbeSet(features.astype(np.float32), one_hot.astype(np.float32)), 0.1)
+    sources, targets = np.divmod(np.arange(81), 9)
+    closed = model.srel(w0, 0.0, sources, targets).numpy().reshape(9, 9)
+    np.testing.assert_allclose(ours, closed, rtol=1e-3)
+    unpenalised = np.abs(features @ features.T) / np.sum(features**2, 1)[:, None]
+    assert np.median(np.abs(closed / unpenalised - 1)) > 0.05  # the penalty matters at this tolerance
 
 
 def test_keras_loss_is_equation_3():

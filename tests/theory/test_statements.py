@@ -267,6 +267,20 @@ def test_18_the_bound_of_theorem_5_1_depends_on_time_and_only_p_does_not():
     assert h.proximity(x_target, x_source).shape == ()
 
 
+def test_hypothesis_1_1b_srel_is_of_the_order_of_the_proximity_counterexample():
+    """S_rel = O(P(x, x')) does not follow from Theorem 5.1, whose factor beside P depends on x.
+
+    For x = s x' in eq. 14's model S_rel = 1/s and P = s P(x', x'): a small P goes with a large S_rel.
+    """
+    h = HomogeneousPredictor(lambda x: 0 * x[:, 0], lambda x: x[:, None, :], 2)
+    target, shrink = np.array([1.0, -2.0, 1.0]), np.array([1.0, 1e-2, 1e-4])
+    targets, sources = np.tile(target, (3, 1)), shrink[:, None] * target
+    srel = h.srel_limit(EQ_14_START[None], targets, sources).numpy()
+    proximity = h.proximity(targets, sources).numpy()
+    np.testing.assert_allclose(srel / proximity, srel[0] / proximity[0] / shrink**2, rtol=1e-12)
+    assert (srel <= h.srel_bound(EQ_14_START[None], targets, sources).numpy()).all()
+
+
 def test_21_hypothesis_1_2a_for_all_pairs_is_false_counterexample():
     """No t₁ < t₂ < t* fit all pairs in the model of eq. 14.
 
