@@ -9,6 +9,7 @@
 | Definition 7 (eq. 12) | `HomogeneousPredictor.flow`, `moment_flow` |
 | Theorem 5.2 (eqs. 13, 14, 36) | `DiagonalQuadratic` |
 | the SGD of eq. 15 | `diagonal_sgd` |
+| the same in Keras, for `srel_tf.measure` | `penalized_network`, `relu_gate_network`, `homogeneous_network` |
 | Theorem 5.3 (eq. 39), Lemma C.1 | `theorem_5_3_bound`, `lemma_c1_bound` |
 """
 
@@ -17,6 +18,7 @@ from srel_tf.theory.diagonal import DiagonalQuadratic, quadratic_srel
 from srel_tf.theory.features import average_pairs, random_relu_features, sample_pairs
 from srel_tf.theory.flow import moment_flow
 from srel_tf.theory.homogeneous import HomogeneousPredictor, linearized_network
+from srel_tf.theory.keras_models import homogeneous_network, penalized_network, relu_gate_network
 from srel_tf.theory.penalized import PenalizedRegression
 from srel_tf.theory.relu_gate import ReLUGate, relu_risk_srel
 from srel_tf.theory.sgd import diagonal_sgd, diagonal_sgd_srel, modified_sgd, relu_sgd
@@ -29,12 +31,15 @@ __all__ = [
     "average_pairs",
     "diagonal_sgd",
     "diagonal_sgd_srel",
+    "homogeneous_network",
     "lemma_c1_bound",
     "linearized_network",
     "modified_sgd",
     "moment_flow",
+    "penalized_network",
     "quadratic_srel",
     "random_relu_features",
+    "relu_gate_network",
     "relu_risk_srel",
     "relu_sgd",
     "sample_pairs",

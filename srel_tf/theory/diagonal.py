@@ -23,6 +23,7 @@ class DiagonalQuadratic:
     Raises:
         AssumptionError: a, b or θ not positive, or later a w(0) outside the range.
         ShapeError: a and b that do not fit. OptionError: another `initial`.
+        The methods raise ShapeError for vectors that do not fit and AssumptionError for negative times.
     """
 
     def __init__(self, a, b, theta, initial="theorem"):

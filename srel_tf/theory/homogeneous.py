@@ -23,7 +23,8 @@ class HomogeneousPredictor:
 
     Raises:
         AssumptionError: `degree` is no integer >= 1.
-        ShapeError: features or weights that do not fit.
+        The methods raise ShapeError for inputs, features, labels or weights that do not fit, and AssumptionError for
+        values that are not finite and (`flow`) for times that are negative or do not ascend.
     """
 
     def __init__(self, alpha, beta, degree):

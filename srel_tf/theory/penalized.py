@@ -38,6 +38,8 @@ class PenalizedRegression:
         AssumptionError: λ₁ or θ not positive (Theorem 3.1 needs M positive definite).
         ShapeError: features, labels or class indices that do not fit.
         OptionError: another `ridge`.
+        The methods raise ShapeError for arrays that do not fit and AssumptionError for negative times or values that
+        are not finite.
 
     In the basis of the singular vectors H = U S Vᵀ (the symmetric eigendecomposition M = V diag(c + s²/N) Vᵀ,
     without squaring the condition number), every mode relaxes by itself with rate μ = c + s²/N.

@@ -29,6 +29,7 @@ class ReLUGate:
     Raises:
         AssumptionError: M not symmetric or not positive definite (Theorem 4.1 needs it), β not positive.
         ShapeError: w_star or M that do not fit.
+        The methods raise ShapeError for vectors that do not fit and AssumptionError for negative times.
     """
 
     def __init__(self, w_star, second_moment=None, beta=1.0):

@@ -48,6 +48,17 @@ def test_lemma_c1_is_nan_where_it_claims_nothing():
     np.testing.assert_array_equal(np.isnan(bound), [True, True, False])
 
 
+def test_lemma_c1_waits_for_t1_star():
+    """b₁ = 0 makes t₂* zero; the denominator of f is negative for a while, where the lemma claims nothing."""
+    t = np.linspace(0, 40, 400)
+    numbers = {"alpha_squared": 0.1, "beta_squared": 0.1, "b1": 0.0, "b2": 6.0, "p_squared": 3.0, "q_squared": 0.3}
+    denominator = 0.1 + 6 * np.exp(-3 * t) - 5.9 * np.exp(-0.3 * t)
+    claimed = ~np.isnan(lemma_c1_bound(t, **numbers).numpy())
+    assert (denominator < 0).sum() > 100
+    assert (denominator[claimed] > 0).all()
+    assert claimed.sum() > 200
+
+
 def symmetric_instance(generator):
     """Moments and w(0) with b_r/a_r = α² and 1/w_r(0)² − α² = β² for both features."""
     a, alpha_squared, beta_squared = generator.uniform(0.2, 3, 2), generator.uniform(0.1, 2), generator.uniform(0.1, 2)

@@ -136,6 +136,13 @@ def test_identical_examples_stay_defined_though_the_gradient_vanishes():
     np.testing.assert_allclose(model.srel(np.ones((2, 3)), t, 0, 2).numpy(), np.ones(4), rtol=1e-12)
 
 
+def test_a_single_example_stays_defined_however_late():
+    """N = 1: the gradient of the example is that of the whole loss, and vanishes as e^{−5000} here."""
+    model = PenalizedRegression([[1.0, -2.0, 0.5]], [0], 2, 1.0, 1.0)
+    t = np.array([0.0, 50.0, 5000.0]) / model.rates.numpy()[0]
+    np.testing.assert_array_equal(model.srel(np.ones((2, 3)), t, 0, 0), 1)
+
+
 def test_unpenalised_srel_is_constant_in_time():
     """The remark that opens Section 3: for the ℓ2 loss on a linear predictor S_rel = |⟨h, h'⟩|/‖h‖² at all times."""
     model, features, _, w0 = make(lam=1e-13, ridge="loss")
