@@ -91,10 +91,12 @@ class Instrument:
         self._probe = probe
         self._measures = {name: MEASURES[name] for name in settings.measures}
         self._network = Network(model)
-        rule = RULES[settings.update](self._network)
-        self._engine = ESTIMATORS[settings.estimator](self._network, rule, probe.own_columns, settings.batch_size)
         x, y = (self._as_fit_gives_it(a) for a in (probe.x, probe.y))
         self._data = tf.gather(x, probe.sources), tf.gather(y, probe.sources), tf.gather(x, probe.targets)
+        num_outputs = self._network.outputs(self._data[0][:1]).shape[-1]
+        reading.check_fit(settings.predictions, self._measures, probe, num_outputs)
+        rule = RULES[settings.update](self._network)
+        self._engine = ESTIMATORS[settings.estimator](self._network, rule, probe.own_columns, settings.batch_size)
 
     def __call__(self):
         """Measure now: an `SRelResult`."""
@@ -103,8 +105,6 @@ class Instrument:
         learning_rate = learning_rate_now(model, settings.learning_rate)
         outputs = self._engine(*self._data, tf.constant(learning_rate, self._network.dtype))
         kind = reading.kind_of_predictions(settings.predictions, self._probe, model, outputs.before.numpy())
-        reading.check_measures_fit(kind, self._measures)
-        reading.check_labels(self._probe, kind, outputs.before.shape[-1])
         return SRelResult(
             probe=self._probe,
             matrices=self._matrices(outputs, kind),

@@ -76,8 +76,8 @@ def check_model(model):
     if not model.trainable_variables:
         raise ModelError(f"model {model.name!r} has no trainable weights: an update moves nothing")
     _check_precision(model)
-    if model.distribute_strategy.num_replicas_in_sync > 1:
-        raise ModelError(f"model {model.name!r} is distributed over several replicas: build it outside the strategy")
+    if model.distribute_strategy is not tf.distribute.get_strategy():
+        raise ModelError(f"model {model.name!r} was built in the scope of a tf.distribute strategy: build it outside")
     if any(v.path.endswith("moving_mean") for v in model.non_trainable_variables):
         warnings.warn(
             f"model {model.name!r} has batch normalisation: S_rel is measured in inference mode, so the fictitious "

@@ -1,8 +1,22 @@
 """Small nets and data for the tests."""
 
+import contextlib
+
 import keras
 import numpy as np
 from sklearn.datasets import load_digits
+
+
+@contextlib.contextmanager
+def double_precision():
+    """Layers, losses and penalties in float64."""
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+    try:
+        yield
+    finally:
+        keras.config.set_floatx("float32")
+        keras.config.set_dtype_policy("float32")
 
 
 def digits(classes=3, per_class=None):

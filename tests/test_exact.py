@@ -6,17 +6,15 @@ import pytest
 
 import srel_tf
 from tests import reference
-from tests.nets import classifier, digits
+from tests.nets import classifier, digits, double_precision
 
 SOURCES, TARGETS = [0, 3, 7, 11, 2], [5, 3, 1]  # of different number; 3 is both, the other sources are no targets
 
 
 @pytest.fixture(autouse=True)
-def double_precision():
-    """Layers, losses and penalties in float64."""
-    keras.config.set_floatx("float64")
-    yield
-    keras.config.set_floatx("float32")
+def in_double_precision():
+    with double_precision():
+        yield
 
 
 @pytest.fixture(scope="module")
