@@ -53,12 +53,12 @@ def measure(
 class Settings:
     """The options of `measure`, checked: `OptionError` for each that does not exist."""
 
-    measures: tuple
-    update: str
-    learning_rate: float | None
-    estimator: str
-    predictions: str
-    batch_size: int
+    measures: tuple = ("kl", "l1")
+    update: str = "sgd"
+    learning_rate: float | None = None
+    estimator: str = "exact"
+    predictions: str = "auto"
+    batch_size: int = 128
 
     def __post_init__(self):
         names = (self.measures,) if isinstance(self.measures, str) else tuple(self.measures)
@@ -84,9 +84,16 @@ def check_choice(what, name, choices):
 
 
 class Instrument:
-    """`measure` with its graph kept: each call measures the model as it is then, and traces nothing new."""
+    """`measure` for training loops of your own: each call measures the model as it is then, and traces nothing new.
 
-    def __init__(self, model, probe, settings):
+    instrument = srel_tf.Instrument(model, probe, srel_tf.Settings(measures=("kl",)))
+    result = instrument()
+
+    Make a new one after `compile` or a change of `trainable`. Raises what `measure` raises.
+    """
+
+    def __init__(self, model, probe, settings=None):
+        settings = settings or Settings()
         self._settings = settings
         self._probe = probe
         self._measures = {name: MEASURES[name] for name in settings.measures}
