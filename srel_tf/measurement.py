@@ -158,6 +158,7 @@ class Noise:
 
     def __init__(self, kind, before, noisy):
         self.at_rest = reading.change(kind, before, before)
+        noisy = tf.concat([noisy, resolution.last_places_moved(before)], axis=0)
         self._perturbed = reading.change(kind, before, noisy)
 
     def of(self, distance):

@@ -47,6 +47,18 @@ def _perturbed(w, seed):
     return tf.where(up, w * (1 + epsilon), w * (1 - epsilon))
 
 
+def last_places_moved(outputs):
+    """Outputs [n, C] with each entry moved by its last place, [⌈log₂ C⌉, n, C]: up or down by a bit of its index.
+
+    Any two outputs move apart in one of these patterns, while a few random draws, rounded to the grid of the outputs,
+    can by chance leave a difference of two as it was.
+    """
+    num_outputs = outputs.shape[-1]
+    bits = np.arange(num_outputs) >> np.arange(max(1, (num_outputs - 1).bit_length()))[:, None] & 1
+    moves = 1 + precision(outputs.dtype) * (2 * bits - 1)
+    return outputs * tf.constant(moves[:, None, :], outputs.dtype)
+
+
 def gradient_error(turned, predictions, targets, epsilon):
     """Relative error of the direction of ∇ℓ at each source [n_s].
 
@@ -65,10 +77,15 @@ def gradient_error(turned, predictions, targets, epsilon):
 
 
 def error_bound(measure, srel, denominator, noise, own_noise, gradient):
-    """Bound of the error of S [n_s, n_t], from the noise of D at targets [n_t] and sources [n_s] and of ∇ℓ [n_s]."""
+    """Bound of the error of S [n_s, n_t], from the noise of D at targets [n_t] and sources [n_s] and of ∇ℓ [n_s].
+
+    A wrong direction of ∇ℓ adds its share of the largest change that the update causes to numerator and denominator.
+    """
     root = 1 / measure.degree  # KL is the square of a norm: S^½ obeys the triangle inequality.
     s = np.abs(srel) ** root
     noise, own_noise, denominator = (np.abs(a) ** root for a in (noise, own_noise, denominator))
+    largest = np.where(np.isfinite(s), s, 0).max(axis=1, initial=1, keepdims=True)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        bound = MARGIN * (noise[None, :] + s * own_noise[:, None]) / denominator[:, None] + gradient[:, None] * (1 + s)
+        rounding = MARGIN * (noise[None, :] + s * own_noise[:, None]) / denominator[:, None]
+        bound = rounding + gradient[:, None] * largest * (1 + s)
         return bound if measure.degree == 1 else 2 * s * bound + bound**2

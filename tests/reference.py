@@ -81,14 +81,11 @@ MEASURES = {"kl": kl, "l1": norm(1), "l2": norm(2)}
 
 
 def srel(model, x, y, sources, targets, learning_rate, distance, make_optimizer=None):
-    """S_rel [n_s, n_t], one pair after the other. make_optimizer: a new optimizer for each source, in its state."""
+    """S_rel [n_s, n_t], one source after the other. make_optimizer: a new optimizer for each source, in its state."""
+    before = model(x, training=False).numpy()
     matrix = np.empty((len(sources), len(targets)))
     for row, i in enumerate(sources):
         optimizer = None if make_optimizer is None else make_optimizer()
-        after = stepped(model, x[i : i + 1], y[i : i + 1], learning_rate, optimizer)
-
-        def moved(j, after=after):
-            return distance(*(net(x[j : j + 1], training=False).numpy()[0] for net in (model, after)))
-
-        matrix[row] = [moved(j) / moved(i) for j in targets]
+        after = stepped(model, x[i : i + 1], y[i : i + 1], learning_rate, optimizer)(x, training=False).numpy()
+        matrix[row] = [distance(before[j], after[j]) / distance(before[i], after[i]) for j in targets]
     return matrix

@@ -1,0 +1,132 @@
+"""The numerics contract: what float32 calls valid is what float64 gives, at any stage of training and any η."""
+
+import keras
+import numpy as np
+import pytest
+
+import srel_tf
+from srel_tf import resolution
+from srel_tf.measurement import MEASURES
+from tests import reference
+from tests.nets import classifier, digits, double_precision
+
+CLASSES = 4
+ETAS = (1e-8, 1e-6, 1e-4, 1e-2, 1.0)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return digits(CLASSES, per_class=40)
+
+
+@pytest.fixture(scope="module")
+def probe(data):
+    return srel_tf.ProbeSet.sample(*data, per_class=5)
+
+
+def trained(body, softmax, stage, data):
+    """A net at initialisation, in mid-training, or converged to a loss below 1e-4, and that loss."""
+    x, y = data
+    model = classifier(body, CLASSES, softmax, optimizer=keras.optimizers.Adam(2e-3))
+    model.fit(x, y, epochs={"init": 0, "mid": 4, "converged": 30}[stage], batch_size=32, verbose=0)
+    while stage == "converged" and model.evaluate(x, y, verbose=0) > 1e-4:
+        model.optimizer.learning_rate = 5e-3
+        model.fit(x, y, epochs=30, batch_size=32, verbose=0)
+    return model
+
+
+def in_float64(model, probe, eta):
+    """S_rel {measure: [n, n]} by the naive version in float64, for the weights that the float32 net has."""
+    with double_precision():
+        net = reference.clone(model, "float64")
+        softmax = isinstance(model.layers[-1], keras.layers.Softmax)
+        read = reference.of_probabilities if softmax else lambda distance: distance
+        every = np.arange(len(probe))
+        return {
+            name: reference.srel(net, probe.x, probe.y, every, every, eta, read(distance))
+            for name, distance in reference.MEASURES.items()
+        }
+
+
+@pytest.mark.parametrize("stage", ["init", "mid", "converged"])
+@pytest.mark.parametrize(("body", "softmax"), [("mlp", False), ("cnn", False), ("resnet", False), ("mlp", True)])
+def test_valid_entries_are_within_the_contract(body, softmax, stage, data, probe):
+    model = trained(body, softmax, stage, data)
+    shares = {}
+    for eta in ETAS:
+        result = srel_tf.measure(model, probe, measures=tuple(reference.MEASURES), learning_rate=eta)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            exact = in_float64(model, probe, eta)
+        for name, expected in exact.items():
+            valid = result.valid(name)
+            error = np.abs(result.matrix(name) - expected)[valid]
+            assert (error <= MEASURES[name].tolerance * (1 + expected[valid])).all(), (eta, name, error.max())
+            assert np.isnan(result.matrix(name)[~valid]).all()
+            shares[eta, name] = valid.mean()
+    # The contract is not kept by calling nothing valid: a healthy step is resolved, one below the grid is not.
+    for name in exact:
+        assert shares[1e-8, name] < 0.1
+        assert shares[1.0, name] > (0.1 if stage == "converged" else 0.9)
+
+
+def test_float64_resolves_what_float32_does_not(data, probe):
+    model = trained("cnn", False, "mid", data)
+    with double_precision():
+        result = srel_tf.measure(reference.clone(model, "float64"), probe, learning_rate=1e-6)
+    assert result.valid("kl").mean() > 0.95
+    assert srel_tf.measure(model, probe, learning_rate=1e-6).valid("kl").mean() < 0.5
+
+
+def test_noise_of_a_sum_that_cancels_is_seen():
+    """f = 1000 w₁ − 1000 w₂ + x·w₃ in float32 has noise of about 1e-4; a change below that is invalid."""
+    inputs = keras.Input((3,))
+    model = keras.Model(inputs, keras.layers.Dense(1, use_bias=False)(inputs))
+    model.layers[-1].set_weights([np.array([[1.0], [1.0], [0.5]], dtype="float32")])
+    model.compile("sgd", "mse")
+    x = np.array([[1000, -1000, 1], [1000.5, -1000, 1], [0, 0, 1]], dtype="float32")
+    result = srel_tf.measure(model, srel_tf.ProbeSet(x, np.zeros(3)), measures="l1", learning_rate=1e-5)
+    valid = result.valid("l1")
+    assert not valid[2].any()  # moves f(x₂) by 1e-5
+    assert valid[1, 1]  # moves f(x₁) by 20
+
+
+def test_error_bound_contains_the_error_of_a_perturbed_ratio():
+    """The triangle inequality behind the bound, on random norms and squares of norms."""
+    rng = np.random.default_rng(0)
+    for name in ("l1", "kl"):
+        measure = MEASURES[name]
+        d, d0 = rng.uniform(0.1, 10, size=(2, 1000))
+        n, n0 = rng.uniform(0, 1e-3, size=(2, 1000))
+        noisy, noisy0 = d + rng.uniform(-1, 1, 1000) * n, d0 + rng.uniform(-1, 1, 1000) * n0
+        power = measure.degree
+        srel = (noisy / noisy0) ** power
+        bounds = np.array(
+            [
+                resolution.error_bound(measure, *(np.array(v) for v in row), np.zeros(1))
+                for row in zip(
+                    srel[:, None, None],
+                    noisy0[:, None] ** power,
+                    n[:, None] ** power,
+                    n0[:, None] ** power,
+                    strict=True,
+                )
+            ]
+        ).ravel()
+        errors = np.abs(srel - (d / d0) ** power)
+        assert (errors <= bounds).all()
+        assert (bounds < 20 * resolution.MARGIN * (n + n0) * srel.clip(min=1) * 10).all()
+
+
+def test_a_relu_at_its_kink_is_not_resolved():
+    """The second example's hidden unit is at 1 − 1 ± rounding: which side it falls on decides its gradient."""
+    inputs = keras.Input((2,))
+    hidden = keras.layers.Dense(2, activation="relu", use_bias=False)
+    model = keras.Model(inputs, keras.layers.Dense(2, use_bias=False)(hidden(inputs)))
+    third = np.float32(1 / 3)
+    hidden.set_weights([np.array([[third, 0.7], [-third, 0.2]], dtype="float32")])
+    model.layers[-1].set_weights([np.array([[2.0, -1.0], [0.3, 0.4]], dtype="float32")])
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    x = np.array([[1.0, 0.2], [0.9, 0.9], [0.2, 0.9]], dtype="float32")
+    result = srel_tf.measure(model, srel_tf.ProbeSet(x, np.array([0, 1, 0])), learning_rate=0.1)
+    assert result.valid("kl")[[0, 2]].all()
+    assert not result.valid("kl")[1].any()
