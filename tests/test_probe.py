@@ -111,7 +111,8 @@ BAD_VALUES[17] = np.nan
         (lambda: ProbeSet.sample(X, Y, classes=[-1]), "unknown class -1"),
         (lambda: ProbeSet.sample(X, Y, classes=["fox"], class_names=NAMES), "unknown class 'fox'.*cat"),
         (lambda: ProbeSet.sample(X, Y, classes=["cat"]), "unknown class 'cat'"),
-        (lambda: ProbeSet.sample(X, Y, per_class=2, classes=[1, 1]), "different values|twice"),
+        (lambda: ProbeSet.sample(X, Y, per_class=2, classes=[1, 1]), r"classes=\[1, 1\].*twice"),
+        (lambda: ProbeSet.sample(X, Y, per_class=2, classes=[]), r"classes=\[\]"),
         (lambda: ProbeSet.sample(X, Y + 0.5), r"\(60,\) and dtype float64"),
     ],
 )
