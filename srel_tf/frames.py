@@ -54,8 +54,18 @@ def check_columns(frame, needed):
         raise FrameError(f"the frame lacks the columns {missing}: it has {list(frame.columns)}")
 
 
+_TEXT = ("run", "measure", "update", "estimator", "source_class", "target_class")
+
+
+def _read_csv(path):
+    # Text stays text: a run without a name, a class called 3 or NA. Numbers come back to the last bit.
+    types = {"seed": "Int64", "step": "Int64"}
+    frame = pd.read_csv(path, converters=dict.fromkeys(_TEXT, str), dtype=types, float_precision="round_trip")
+    return frame.astype({name: "str" for name in _TEXT if name in frame})
+
+
 _WRITERS = {".parquet": "to_parquet", ".csv": "to_csv"}
-_READERS = {".parquet": pd.read_parquet, ".csv": pd.read_csv}
+_READERS = {".parquet": pd.read_parquet, ".csv": _read_csv}
 
 
 def write_frame(frame, path):
