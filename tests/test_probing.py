@@ -190,7 +190,7 @@ def test_attach_checks_what_it_is_given():
         net().attach_probe((X, Y))
     with pytest.raises(OptionError, match="every=0"):
         net().attach_probe(PROBE, every=0)
-    with pytest.raises(OptionError, match="'kk'.*kl, l1"):
+    with pytest.raises(OptionError, match=r"'kk'.*kl, l1"):
         net().attach_probe(PROBE, measures=["kk"])
     model = net()
     model.attach_probe(PROBE)
