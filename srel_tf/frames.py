@@ -58,10 +58,10 @@ _TEXT = ("run", "measure", "update", "estimator", "source_class", "target_class"
 
 
 def _read_csv(path):
-    # Text stays text: a run without a name, a class called 3 or NA. Numbers come back to the last bit.
-    types = {"seed": "Int64", "step": "Int64"}
-    frame = pd.read_csv(path, converters=dict.fromkeys(_TEXT, str), dtype=types, float_precision="round_trip")
-    return frame.astype({name: "str" for name in _TEXT if name in frame})
+    # Text stays text, be it empty (a run without a name) or look like something else (a class called 3 or NA).
+    numbers = [name for name in pd.read_csv(path, nrows=0).columns if name not in _TEXT]
+    types = {"seed": "Int64", "step": "Int64", **dict.fromkeys(_TEXT, "str")}
+    return pd.read_csv(path, dtype=types, keep_default_na=False, na_values={name: [""] for name in numbers})
 
 
 _WRITERS = {".parquet": "to_parquet", ".csv": "to_csv"}
