@@ -7,10 +7,10 @@ import pytest
 from srel_tf import FrameError, ProbeSet, frames, read_frame, write_frame
 from tests.made_up import probe, result
 
-SCHEMA = (
-    "run seed step epoch measure update estimator learning_rate "
-    "source_id source_class target_id target_class numerator denominator srel valid"
-).split()
+SCHEMA = [
+    *("run", "seed", "step", "epoch", "measure", "update", "estimator", "learning_rate"),
+    *("source_id", "source_class", "target_id", "target_class", "numerator", "denominator", "srel", "valid"),
+]
 
 
 def frame_of(**kwargs):
@@ -79,7 +79,9 @@ def test_files_give_back_the_frame(tmp_path, suffix, make):
 
 
 def test_other_tables_go_through_csv(tmp_path):
-    table = pd.DataFrame({"run": ["seed-0", "seed-1"], "epoch": [1, 2], "split": ["train", "test"], "loss": [0.1, None]})
+    table = pd.DataFrame(
+        {"run": ["seed-0", "seed-1"], "epoch": [1, 2], "split": ["train", "test"], "loss": [0.1, np.nan]}
+    )
     pd.testing.assert_frame_equal(read_frame(write_frame(table, tmp_path / "history.csv")), table, check_exact=True)
 
 
