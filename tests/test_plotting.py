@@ -79,8 +79,10 @@ def test_class_pairs_of_one_run_have_no_band():
 
 
 def test_a_class_keeps_its_colour_and_its_own_line_is_solid():
-    figure = plot_class_pairs(pairs_of())
-    colours = {name: {lines_of(ax)[name][2] for ax in figure.axes} for name in CLASSES}
+    pairs = pairs_of().query("source_class != 'cat' or target_class != 'dog'")  # not every panel shows every class
+    figure = plot_class_pairs(pairs)
+    drawn = [{name: line[2] for name, line in lines_of(ax).items()} for ax in figure.axes]
+    colours = {name: {panel[name] for panel in drawn if name in panel} for name in CLASSES}
     assert all(len(of_class) == 1 for of_class in colours.values())
     assert len(set.union(*colours.values())) == 3
     for ax in figure.axes:
