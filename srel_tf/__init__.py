@@ -6,7 +6,7 @@ update on x ("Dynamics of Local Elasticity During Training of Neural Nets", Defi
 
 from srel_tf.errors import BackendError, FrameError, ModelError, OptionError, ProbeError, SRelError
 from srel_tf.frames import read_frame, write_frame
-from srel_tf.measurement import measure
+from srel_tf.measurement import Instrument, Settings, measure
 from srel_tf.mixin import SRelMixin, SRelModel, SRelSequential
 from srel_tf.probe import ProbeSet
 from srel_tf.result import SRelResult
@@ -15,6 +15,7 @@ from srel_tf.stats import separation, smooth
 __all__ = [
     "BackendError",
     "FrameError",
+    "Instrument",
     "ModelError",
     "OptionError",
     "ProbeError",
@@ -24,6 +25,7 @@ __all__ = [
     "SRelModel",
     "SRelResult",
     "SRelSequential",
+    "Settings",
     "measure",
     "read_frame",
     "separation",

@@ -23,3 +23,11 @@ class ModelError(SRelError, ValueError):
 
 class FrameError(SRelError, ValueError):
     """A frame without the columns, or with the values, that a statistic or a figure needs."""
+
+
+class AssumptionError(SRelError, ValueError):
+    """A closed form asked for where an assumption of its theorem fails; the message names the assumption."""
+
+
+class ShapeError(SRelError, ValueError):
+    """Arrays whose shapes do not fit together, or do not fit what a formula takes."""

@@ -22,6 +22,7 @@ class Outputs(NamedTuple):
     before [n_t, C], after [n_s, n_t, C]: at the targets.
     own_before, own_after [n_s, C]: at each source itself, for the denominator.
     noisy [DRAWS, n_t, C], own_noisy [DRAWS, n_s, C]: before any update, at weights perturbed by a rounding error.
+    turned [n_s]: the angle by which the same perturbations turn a source's gradient.
     """
 
     before: tf.Tensor
@@ -30,6 +31,7 @@ class Outputs(NamedTuple):
     own_after: tf.Tensor
     noisy: tf.Tensor
     own_noisy: tf.Tensor
+    turned: tf.Tensor
 
 
 class FiniteStep:
@@ -52,7 +54,13 @@ class FiniteStep:
         return run(*arguments)
 
     def _run(self, x_sources, y_sources, x_targets, learning_rate):
-        before, noisy = self._forward(x_targets), self._noisy(x_targets)
+        before = self._forward(x_targets)
+        after, own_before, own_after = self._updated(before, x_sources, y_sources, x_targets, learning_rate)
+        noisy, own_noisy, turned = self._perturbed(x_sources, y_sources, x_targets)
+        return Outputs(before, after, own_before, own_after, noisy, own_noisy, turned)
+
+    def _updated(self, before, x_sources, y_sources, x_targets, learning_rate):
+        """Outputs after each source's update, at the targets and at the source, and before it at the source."""
         all_are_targets = (self._own >= 0).all()
 
         def one_source(i):
@@ -77,43 +85,54 @@ class FiniteStep:
             if len(lane)
         ]
         after, *own = (tf.concat(parts, axis=0) for parts in zip(*rows, strict=True))
-        own_before, own_after, own_noisy = self._columns(before, after, noisy)
+        column = tf.constant(self._own.clip(min=0))
+        own_before, own_after = tf.gather(before, column), tf.gather(after, column, axis=1, batch_dims=1)
         if not all_are_targets:
             missing = tf.constant(self._own[:, None] < 0)
-            own_before = tf.where(missing, own[0], own_before)
-            own_after = tf.where(missing, own[1], own_after)
-            own_noisy = tf.where(missing, self._noisy(x_sources), own_noisy)
-        return Outputs(before, after, own_before, own_after, noisy, own_noisy)
+            own_before, own_after = tf.where(missing, own[0], own_before), tf.where(missing, own[1], own_after)
+        return after, own_before, own_after
 
-    def _columns(self, before, after, noisy):
-        """The sources' own outputs where they are among the targets (elsewhere those of target 0, to be replaced)."""
-        column = tf.constant(self._own.clip(min=0))
-        return (
-            tf.gather(before, column),
-            tf.gather(after, column, axis=1, batch_dims=1),
-            tf.gather(noisy, column, axis=1),
-        )
+    def _perturbed(self, x_sources, y_sources, x_targets):
+        """Outputs and gradients at weights that differ from w by a rounding error, nothing updated."""
+        sources_are_targets = np.array_equal(self._own, np.arange(x_targets.shape[0]))
+        direction, _ = self._directions(x_sources, y_sources)
+
+        def one_draw(draw):
+            weights = perturbed(self._network.weights, draw)
+            turned, own = self._directions(x_sources, y_sources, weights)
+            noisy = own if sources_are_targets else self._forward(x_targets, weights)
+            return noisy, own, angle(turned, direction)
+
+        signature = (self._network.dtype,) * 3
+        noisy, own, angles = tf.map_fn(one_draw, tf.range(DRAWS), fn_output_signature=signature, parallel_iterations=1)
+        return noisy, own, tf.reduce_max(angles, axis=0)
 
     def _forward(self, x, weights=None):
-        """f(x; weights) in batches of equal size, so that all rows go through the same kernels."""
-        n = x.shape[0]
-        batches = math.ceil(n / self._batch_size)
-        if batches == 1:
-            return self._network.outputs(x, weights)
-        size = math.ceil(n / batches)
-        filled = tf.gather(x, tf.minimum(tf.range(batches * size), n - 1))
-        outputs = tf.map_fn(
-            lambda batch: self._network.outputs(batch, weights),
-            tf.reshape(filled, [batches, size, *x.shape[1:]]),
-            fn_output_signature=self._network.dtype,
-            parallel_iterations=1,
-        )
-        return tf.reshape(outputs, [batches * size, outputs.shape[-1]])[:n]
+        """Outputs at x."""
+        return in_batches(
+            lambda batch: (self._network.outputs(batch, weights),), (self._network.dtype,), self._batch_size, x
+        )[0]
 
-    def _noisy(self, x):
-        return tf.map_fn(
-            lambda draw: self._forward(x, perturbed(self._network.weights, draw)),
-            tf.range(DRAWS),
-            fn_output_signature=self._network.dtype,
-            parallel_iterations=1,
-        )
+    def _directions(self, x, y, weights=None):
+        """Direction of ∇_x ℓ at each example, [n, m], and outputs: one backward pass serves a whole batch."""
+        dtypes = (self._network.dtype,) * 2
+        return in_batches(lambda *xy: self._network.input_direction(*xy, weights), dtypes, self._batch_size, x, y)
+
+
+def in_batches(function, dtypes, batch_size, *arrays):
+    """The tensors [n, m] of function(*arrays), in batches of equal size, so that all rows see the same kernels."""
+    n = arrays[0].shape[0]
+    batches = math.ceil(n / batch_size)
+    if batches == 1:
+        return function(*arrays)
+    size = math.ceil(n / batches)
+    rows = tf.minimum(tf.range(batches * size), n - 1)  # The last batch is filled up with the last example.
+    stacked = tuple(tf.reshape(tf.gather(a, rows), [batches, size, *a.shape[1:]]) for a in arrays)
+    results = tf.map_fn(lambda batch: function(*batch), stacked, fn_output_signature=dtypes, parallel_iterations=1)
+    return tuple(tf.reshape(t, [batches * size, *t.shape[2:]])[:n] for t in results)
+
+
+def angle(a, b):
+    """Angle between unit rows [n], exact for small ones. S_rel sees no sign and no length of a gradient."""
+    aligned = a * tf.sign(tf.reduce_sum(a * b, axis=-1, keepdims=True))
+    return tf.norm(aligned - b, axis=-1)

@@ -3,6 +3,7 @@
 import time
 from dataclasses import dataclass
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -10,7 +11,7 @@ from srel_tf import predictions as reading
 from srel_tf import resolution
 from srel_tf.errors import OptionError
 from srel_tf.exact import FiniteStep
-from srel_tf.measures import DEFINITIONS, l2
+from srel_tf.measures import DEFINITIONS
 from srel_tf.network import Network
 from srel_tf.published import PUBLISHED
 from srel_tf.result import Matrices, SRelResult
@@ -52,12 +53,12 @@ def measure(
 class Settings:
     """The options of `measure`, checked: `OptionError` for each that does not exist."""
 
-    measures: tuple
-    update: str
-    learning_rate: float | None
-    estimator: str
-    predictions: str
-    batch_size: int
+    measures: tuple = ("kl", "l1")
+    update: str = "sgd"
+    learning_rate: float | None = None
+    estimator: str = "exact"
+    predictions: str = "auto"
+    batch_size: int = 128
 
     def __post_init__(self):
         names = (self.measures,) if isinstance(self.measures, str) else tuple(self.measures)
@@ -83,17 +84,26 @@ def check_choice(what, name, choices):
 
 
 class Instrument:
-    """`measure` with its graph kept: each call measures the model as it is then, and traces nothing new."""
+    """`measure` for training loops of your own: each call measures the model as it is then, and traces nothing new.
 
-    def __init__(self, model, probe, settings):
+    instrument = srel_tf.Instrument(model, probe, srel_tf.Settings(measures=("kl",)))
+    result = instrument()
+
+    Make a new one after `compile` or a change of `trainable`. Raises what `measure` raises.
+    """
+
+    def __init__(self, model, probe, settings=None):
+        settings = settings or Settings()
         self._settings = settings
         self._probe = probe
         self._measures = {name: MEASURES[name] for name in settings.measures}
         self._network = Network(model)
-        rule = RULES[settings.update](self._network)
-        self._engine = ESTIMATORS[settings.estimator](self._network, rule, probe.own_columns, settings.batch_size)
         x, y = (self._as_fit_gives_it(a) for a in (probe.x, probe.y))
         self._data = tf.gather(x, probe.sources), tf.gather(y, probe.sources), tf.gather(x, probe.targets)
+        num_outputs = self._network.outputs(self._data[0][:1]).shape[-1]
+        reading.check_fit(settings.predictions, self._measures, probe, num_outputs)
+        rule = RULES[settings.update](self._network)
+        self._engine = ESTIMATORS[settings.estimator](self._network, rule, probe.own_columns, settings.batch_size)
 
     def __call__(self):
         """Measure now: an `SRelResult`."""
@@ -102,8 +112,6 @@ class Instrument:
         learning_rate = learning_rate_now(model, settings.learning_rate)
         outputs = self._engine(*self._data, tf.constant(learning_rate, self._network.dtype))
         kind = reading.kind_of_predictions(settings.predictions, self._probe, model, outputs.before.numpy())
-        reading.check_measures_fit(kind, self._measures)
-        reading.check_labels(self._probe, kind, outputs.before.shape[-1])
         return SRelResult(
             probe=self._probe,
             matrices=self._matrices(outputs, kind),
@@ -124,7 +132,7 @@ class Instrument:
         own_moved = reading.change(kind, outputs.own_before, outputs.own_after)
         noise = Noise(kind, outputs.before, outputs.noisy)
         own_noise = Noise(kind, outputs.own_before, outputs.own_noisy)
-        gradient = self._gradient_noise(kind, own_noise)
+        gradient = self._gradient_error(outputs, kind, own_moved.before.numpy())
         matrices = {}
         for name, measure in self._measures.items():
             numerator, denominator = measure.numerator(moved).numpy(), measure.denominator(own_moved).numpy()
@@ -137,14 +145,12 @@ class Instrument:
             matrices[name] = Matrices(numerator, denominator, np.where(valid, srel, np.nan), valid)
         return matrices
 
-    def _gradient_noise(self, kind, own_noise):
-        """Relative rounding error of each source's gradient [n_s], zero where it could only scale the gradient."""
-        before = own_noise.at_rest.before.numpy()
+    def _gradient_error(self, outputs, kind, before):
+        """Relative error of the direction of each source's gradient [n_s]."""
         targets = reading.loss_targets(self._probe, kind, before.shape[-1])
-        if targets is None or (before.shape[-1] == 1 and not self._network.model.losses):
-            return np.zeros(len(before))
-        epsilon = resolution.precision(self._network.dtype)
-        return resolution.gradient_noise(before, own_noise.of(l2), targets, epsilon)
+        # A loss computes in Keras's floatx, which may be coarser than the net.
+        epsilon = max(resolution.precision(self._network.dtype), np.finfo(keras.config.floatx()).eps)
+        return resolution.gradient_error(outputs.turned.numpy(), None if targets is None else before, targets, epsilon)
 
 
 class Noise:

@@ -38,15 +38,31 @@ class Network:
 
         ℓ is the model's own `compute_loss`, regularisation and `add_loss` terms included.
         """
-        weights = self.weights
+        weights = [tf.convert_to_tensor(w) for w in self.weights]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(weights)
-            with keras.StatelessScope(collect_losses=True):
-                predictions = self.model(x, training=False)
-                training = {"training": False} if self._loss_takes_training else {}
-                loss = self.model.compute_loss(x=x, y=y, y_pred=predictions, sample_weight=None, **training)
+            predictions, loss = self._predictions_and_loss(x, y, weights)
         gradients = tape.gradient(loss, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         return [tf.convert_to_tensor(g) for g in gradients], tf.cast(as_matrix(predictions, self.model), self.dtype)
+
+    def input_direction(self, x, y, weights=None):
+        """∇_x ℓ / ‖∇_x ℓ‖ of each example of a batch as rows [n, m], zeros for integer inputs; and outputs [n, C]."""
+        weights = [tf.convert_to_tensor(w) for w in self.weights] if weights is None else weights
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(x)
+            predictions, loss = self._predictions_and_loss(x, y, weights)
+        outputs = tf.cast(as_matrix(predictions, self.model), self.dtype)
+        gradient = tape.gradient(loss, x) if x.dtype.is_floating else None
+        if gradient is None:
+            return tf.zeros([x.shape[0], 1], self.dtype), outputs
+        rows = tf.reshape(tf.cast(gradient, self.dtype), [x.shape[0], -1])
+        return tf.math.divide_no_nan(rows, tf.norm(rows, axis=-1, keepdims=True)), outputs
+
+    def _predictions_and_loss(self, x, y, weights):
+        with keras.StatelessScope(self._mapping(weights), collect_losses=True):
+            predictions = self.model(x, training=False)
+            training = {"training": False} if self._loss_takes_training else {}
+            return predictions, self.model.compute_loss(x=x, y=y, y_pred=predictions, sample_weight=None, **training)
 
     def _mapping(self, weights):
         return [] if weights is None else list(zip(self.variables, weights, strict=True))
@@ -76,8 +92,8 @@ def check_model(model):
     if not model.trainable_variables:
         raise ModelError(f"model {model.name!r} has no trainable weights: an update moves nothing")
     _check_precision(model)
-    if model.distribute_strategy.num_replicas_in_sync > 1:
-        raise ModelError(f"model {model.name!r} is distributed over several replicas: build it outside the strategy")
+    if model.distribute_strategy is not tf.distribute.get_strategy():
+        raise ModelError(f"model {model.name!r} was built in the scope of a tf.distribute strategy: build it outside")
     if any(v.path.endswith("moving_mean") for v in model.non_trainable_variables):
         warnings.warn(
             f"model {model.name!r} has batch normalisation: S_rel is measured in inference mode, so the fictitious "

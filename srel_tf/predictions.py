@@ -15,11 +15,8 @@ def kind_of_predictions(choice, probe, model, outputs):
     Outputs that lie on the simplex at every target are probabilities, whatever the model's last layer is called.
     Raises `ModelError` where the loss expects probabilities and the model does not return them.
     """
-    classifier = probe.labels is not None and outputs.shape[-1] > 1
-    if choice == "raw" or (choice == "auto" and not classifier):
+    if not is_classifier(choice, probe, outputs.shape[-1]):
         return "raw"
-    if outputs.shape[-1] < 2:
-        raise OptionError("predictions='softmax' needs two outputs or more; this model has one: use 'raw'")
     if _on_simplex(outputs):
         return "probabilities"
     if np.isfinite(outputs).all() and _expects_probabilities(model.loss):
@@ -49,22 +46,24 @@ def change(kind, before, after):
     return probability_change(*(log_probabilities(outputs, kind == "probabilities") for outputs in (before, after)))
 
 
-def check_measures_fit(kind, measures):
-    """`OptionError` where a measure of probability vectors meets raw outputs."""
-    unfit = [name for name, measure in measures.items() if measure.probabilities and kind == "raw"]
+def is_classifier(choice, probe, num_outputs):
+    """Whether the predictions are those of a classifier: class labels and two outputs or more, or the user says so."""
+    return choice == "softmax" or (choice == "auto" and probe.labels is not None and num_outputs > 1)
+
+
+def check_fit(choice, measures, probe, num_outputs):
+    """`OptionError` or `ProbeError` where measures, labels and a model's number of outputs don't go together."""
+    classifier = is_classifier(choice, probe, num_outputs)
+    unfit = [name for name, measure in measures.items() if measure.probabilities and not classifier]
     if unfit:
         raise OptionError(
             f"measures {unfit} are defined for probability vectors, and D acts on raw outputs here (regression "
             "targets, one output, or predictions='raw'): use 'l1' or 'l2'"
         )
-
-
-def check_labels(probe, kind, num_outputs):
-    """`ProbeError` where a label has no output of the model."""
-    if kind == "raw" or probe.labels is None:
-        return
-    outside = np.flatnonzero((probe.labels < 0) | (probe.labels >= num_outputs))
-    if len(outside):
+    if classifier and num_outputs < 2:
+        raise OptionError("predictions='softmax' needs two outputs or more; this model has one: use 'raw'")
+    outside = [] if probe.labels is None else np.flatnonzero((probe.labels < 0) | (probe.labels >= num_outputs))
+    if classifier and len(outside):
         raise ProbeError(
             f"label {probe.labels[outside[0]]} of example {probe.ids[outside[0]]} is out of range: the model has "
             f"{num_outputs} outputs"

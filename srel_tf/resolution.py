@@ -14,8 +14,9 @@ import warnings
 import numpy as np
 import tensorflow as tf
 
-DRAWS = 4  # Perturbed evaluations from which the noise is read.
-MARGIN = 4.0  # On the largest of them: accumulated sums round more than their factors do.
+DRAWS = 3  # Perturbed evaluations from which the noise is read.
+MARGIN = 8.0  # On the largest of them: accumulated sums round more than their factors do.
+GRADIENT_MARGIN = 4.0  # On the angle by which rounding turns a gradient.
 
 
 def precision(dtype):
@@ -46,17 +47,21 @@ def _perturbed(w, seed):
     return tf.where(up, w * (1 + epsilon), w * (1 - epsilon))
 
 
-def gradient_noise(predictions, noise, targets, epsilon):
-    """Relative rounding error of ∇ℓ at each source [n_s], from its residual f − y (cross-entropy: p − y).
+def gradient_error(turned, predictions, targets, epsilon):
+    """Relative error of the direction of ∇ℓ at each source [n_s].
 
-    noise [n_s]: ‖·‖₂ noise of the predictions; epsilon: precision of the arithmetic that formed the residual. Where a
-    residual has almost vanished, few digits of it are left. A scalar prediction scales its whole gradient by
-    the residual, which S_rel does not see: the caller leaves it out.
+    turned [n_s]: the angle by which perturbed weights turn ∇_x ℓ. It shows a ReLU so close to its kink that rounding
+        decides on which side it is: ∇ℓ jumps there, and no precision of the outputs would tell.
+    predictions, targets [n_s, C]: a loss subtracts them (cross-entropy: p − y), with rounding errors of `epsilon`
+        times their size; where a residual has almost vanished, few of its digits are left. One output has but one
+        direction.
     """
+    if predictions is None or predictions.shape[-1] == 1:
+        return GRADIENT_MARGIN * turned
     residual = np.linalg.norm(predictions - targets, axis=-1)
     scale = np.maximum(np.abs(predictions).max(axis=-1), np.abs(targets).max(axis=-1))
     with np.errstate(divide="ignore", invalid="ignore"):
-        return (noise + scale * epsilon) / residual
+        return GRADIENT_MARGIN * turned + scale * epsilon / residual
 
 
 def error_bound(measure, srel, denominator, noise, own_noise, gradient):

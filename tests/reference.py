@@ -9,7 +9,10 @@ import tensorflow as tf
 
 
 def clone(model, dtype=None):
-    """A copy of a functional or sequential model with its own weights, compiled with the same loss, in `dtype`."""
+    """A copy of a functional or sequential model with its own weights, compiled with the same loss, in `dtype`.
+
+    A loss casts the predictions to its own dtype, keras.config.floatx() unless it was made with another one.
+    """
 
     def copy_layer(layer):
         config = layer.get_config()
@@ -19,7 +22,8 @@ def clone(model, dtype=None):
 
     copy = keras.models.clone_model(model, clone_function=copy_layer)
     copy.set_weights(model.get_weights())
-    copy.compile(optimizer="sgd", loss=model.loss)
+    loss = model.loss if dtype is None else type(model.loss).from_config({**model.loss.get_config(), "dtype": dtype})
+    copy.compile(optimizer="sgd", loss=loss)
     return copy
 
 
@@ -66,6 +70,11 @@ def norm(order):
 def raw_norm(order):
     """ℓ1 or ℓ2 norm of the difference of the outputs themselves."""
     return lambda before, after: float(np.linalg.norm(np.asarray(after) - np.asarray(before), order))
+
+
+def of_probabilities(distance):
+    """The same distance from rows of probabilities."""
+    return lambda before, after: distance(*(np.log(np.asarray(p, dtype=np.longdouble)) for p in (before, after)))
 
 
 MEASURES = {"kl": kl, "l1": norm(1), "l2": norm(2)}

@@ -1,0 +1,34 @@
+"""The memory of a measurement: bounded by the weights, whatever the number of sources."""
+
+import subprocess
+import sys
+
+SCRIPT = """
+import resource, sys
+import keras, numpy as np, srel_tf
+sources = int(sys.argv[1])
+x = np.random.default_rng(0).normal(size=(64, 512)).astype("float32")
+inputs = keras.Input((512,))
+hidden = keras.layers.Dense(4096, activation="relu")(inputs)
+hidden = keras.layers.Dense(4096, activation="relu")(hidden)
+model = keras.Model(inputs, keras.layers.Dense(2)(hidden))
+model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+model.predict(x, verbose=0)
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before = peak()
+srel_tf.measure(model, srel_tf.ProbeSet(x, np.arange(64) % 2, sources=np.arange(sources)))
+print((peak() - before) / (4 * model.count_params()))
+"""
+
+
+def memory_over_weights(sources):
+    """Peak memory of a measurement in a process of its own, in units of the model's weights (75 MB)."""
+    run = subprocess.run([sys.executable, "-c", SCRIPT, str(sources)], capture_output=True, text=True, check=True)
+    return float(run.stdout.split()[-1])
+
+
+def test_memory_stays_below_four_times_the_weights_whatever_the_number_of_sources():
+    few, many = memory_over_weights(2), memory_over_weights(64)
+    assert many < 4.0
+    assert many - few < 0.25

@@ -1,0 +1,113 @@
+"""Theorem 5.3 and Lemma C.1 on random instances."""
+
+import numpy as np
+import pytest
+
+from srel_tf.errors import AssumptionError, OptionError, ShapeError
+from srel_tf.theory import DiagonalQuadratic, lemma_c1_bound, theorem_5_3_bound
+
+
+def lemma_c1_ratio(t, alpha_squared, beta_squared, b1, b2, p_squared, q_squared):
+    """f(t) as Lemma C.1 defines it."""
+    ep, eq = np.exp(-p_squared * t), np.exp(-q_squared * t)
+    above = alpha_squared + b1 * ep + (beta_squared - b1) * eq
+    return np.abs(above) / np.abs(alpha_squared + b2 * ep + (beta_squared - b2) * eq)
+
+
+def rises(values):
+    values = values[~np.isnan(values)]
+    return (np.diff(values) >= -1e-15).all()
+
+
+def test_lemma_c1_on_1000_random_instances():
+    generator, t = np.random.default_rng(0), np.linspace(0, 20, 200)
+    closeness, informative = [], 0
+    for _ in range(1000):
+        alpha_squared, beta_squared, p_squared, q_squared = generator.uniform(0.05, 3, 4)
+        b1, b2 = generator.uniform(0, 6, 2) * generator.choice([0, 1], 2, p=[0.1, 0.9])
+        numbers = alpha_squared, beta_squared, b1, b2, p_squared, q_squared
+        bound = lemma_c1_bound(t, *numbers).numpy()
+        claimed = ~np.isnan(bound)
+        assert (bound[claimed] > 0).all()
+        assert (bound[claimed] <= lemma_c1_ratio(t, *numbers)[claimed] * (1 + 1e-12)).all()
+        assert rises(bound)
+        informative += claimed.any()
+        closeness.append(np.max(bound[claimed] / lemma_c1_ratio(t, *numbers)[claimed], initial=0))
+    assert informative > 950
+    assert np.median(closeness) > 0.45  # not vacuous: within a factor of about two somewhere
+
+
+def test_lemma_c1_is_tight_for_a_late_t2_star():
+    t = np.array([200.0, 300.0])
+    bound = lemma_c1_bound(t, 1.0, 2.0, 5.0, 3.0, 0.5, 0.7, t2_star=200.0)
+    np.testing.assert_allclose(bound, lemma_c1_ratio(t, 1.0, 2.0, 5.0, 3.0, 0.5, 0.7), rtol=1e-12)
+
+
+def test_lemma_c1_is_nan_where_it_claims_nothing():
+    bound = lemma_c1_bound([0.0, 5.0, 10.0], 1.0, 2.0, 5.0, 3.0, 0.5, 0.7, t2_star=7.0).numpy()
+    np.testing.assert_array_equal(np.isnan(bound), [True, True, False])
+
+
+def test_lemma_c1_waits_for_t1_star():
+    """b₁ = 0 makes t₂* zero; the denominator of f is negative for a while, where the lemma claims nothing."""
+    t = np.linspace(0, 40, 400)
+    numbers = {"alpha_squared": 0.1, "beta_squared": 0.1, "b1": 0.0, "b2": 6.0, "p_squared": 3.0, "q_squared": 0.3}
+    denominator = 0.1 + 6 * np.exp(-3 * t) - 5.9 * np.exp(-0.3 * t)
+    claimed = ~np.isnan(lemma_c1_bound(t, **numbers).numpy())
+    assert (denominator < 0).sum() > 100
+    assert (denominator[claimed] > 0).all()
+    assert claimed.sum() > 200
+
+
+def symmetric_instance(generator):
+    """Moments and w(0) with b_r/a_r = α² and 1/w_r(0)² − α² = β² for both features."""
+    a, alpha_squared, beta_squared = generator.uniform(0.2, 3, 2), generator.uniform(0.1, 2), generator.uniform(0.1, 2)
+    w0 = np.sqrt(1 / (alpha_squared + beta_squared)) * generator.choice([-1, 1], 2)
+    return a, alpha_squared * a, w0
+
+
+def test_theorem_5_3_on_1000_random_instances():
+    generator, t = np.random.default_rng(1), np.linspace(0, 60, 60)
+    negative_k1, closeness = 0, []
+    for _ in range(1000):
+        a, b, w0 = symmetric_instance(generator)
+        target, source = generator.normal(size=(2, 2))
+        srel = DiagonalQuadratic(a, b, 0.3).srel(w0, t, target, source).numpy()
+        bound = theorem_5_3_bound(a, b, w0, 0.3, t, target, source).numpy()
+        claimed = ~np.isnan(bound)
+        assert (bound[claimed] > 0).all()
+        assert (bound[claimed] <= srel[claimed] * (1 + 1e-9)).all()
+        assert rises(bound)
+        negative_k1 += target[0] * source[0] * (target @ source) < 0
+        closeness.append(np.max(bound[claimed] / srel[claimed], initial=0))
+    assert negative_k1 > 100  # the branch of the proof that works with 1 − k₁
+    assert np.median(closeness) > 0.45
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"b": [1.0, 1.0]}, "b_r/a_r equal"),
+        ({"w0": [0.5, 0.4]}, "equal for both"),
+        ({"w0": [2.0, 2.0]}, "> 0; it is"),
+        ({"a": [-1.0, 2.0]}, "a_r > 0"),
+        ({"beta_target": [1.0, -2.0], "beta_source": [2.0, 1.0]}, "≠ 0"),
+        ({"w0": [0.0, 0.5]}, r"w_r\(0\) ≠ 0"),
+    ],
+)
+def test_assumptions_of_theorem_5_3_are_checked(change, words):
+    good = {"a": [1.0, 2.0], "b": [1.0, 2.0], "w0": [0.5, 0.5], "beta_target": [1.0, 1.0], "beta_source": [1.0, 2.0]}
+    theorem_5_3_bound(**good, theta=0.1, t=[1.0])
+    with pytest.raises(AssumptionError, match=words):
+        theorem_5_3_bound(**(good | change), theta=0.1, t=[1.0])
+
+
+def test_other_bad_input_is_named():
+    with pytest.raises(ShapeError, match="two features"):
+        theorem_5_3_bound([1.0] * 3, [1.0] * 3, [0.5] * 3, 0.1, [1.0], [1.0] * 3, [1.0] * 3)
+    with pytest.raises(OptionError, match="variant"):
+        theorem_5_3_bound([1.0, 2.0], [1.0, 2.0], [0.5, 0.5], 0.1, [1.0], [1.0, 1.0], [1.0, 2.0], variant="x")
+    with pytest.raises(AssumptionError, match="b1 >= 0"):
+        lemma_c1_bound([1.0], 1.0, 1.0, -1.0, 1.0, 1.0, 1.0)
+    with pytest.raises(AssumptionError, match=r"t2_star=0\.1"):
+        lemma_c1_bound([1.0], 1.0, 1.0, 5.0, 1.0, 1.0, 1.0, t2_star=0.1)

@@ -1,0 +1,285 @@
+"""Section 5 for any degree: Definition 6 by loops, finite steps by autodiff and mpmath, Theorem 5.1, Definition 7."""
+
+import keras
+import mpmath as mp
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.linalg import expm
+
+from srel_tf.errors import AssumptionError, ShapeError
+from srel_tf.theory import HomogeneousPredictor, linearized_network, moment_flow
+from tests.theory.reference import dot, exact
+
+ROWS, WIDTH, INPUTS = 2, 3, 4
+MIX = np.random.default_rng(8).normal(size=(ROWS, WIDTH, INPUTS))
+
+
+def alpha(x):
+    return tf.reduce_sum(x**2, -1)
+
+
+def beta(x):
+    return tf.sin(tf.einsum("rni,bi->brn", MIX, x))
+
+
+def predictor(degree):
+    return HomogeneousPredictor(alpha, beta, degree)
+
+
+def draw(seed, batch=5):
+    generator = np.random.default_rng(seed)
+    weights = generator.normal(size=(ROWS, WIDTH))
+    return weights, generator.normal(size=(batch, INPUTS)), generator.normal(size=(batch, INPUTS))
+
+
+def naive_value(weights, x, degree):
+    total = np.sum(x**2)
+    for r in range(ROWS):
+        for i in range(WIDTH):
+            total += np.sin(MIX[r, i] @ x) * weights[r, i] ** degree
+    return total
+
+
+@pytest.mark.parametrize("degree", [1, 2, 3, 5])
+def test_definition_6_by_loops(degree):
+    weights, x, _ = draw(0)
+    np.testing.assert_allclose(predictor(degree)(weights, x), [naive_value(weights, v, degree) for v in x], rtol=1e-12)
+    over_time = np.stack([weights, 2 * weights])
+    assert predictor(degree)(over_time, x).shape == (2, 5)
+    np.testing.assert_allclose(predictor(degree)(over_time, x[3])[0], naive_value(weights, x[3], degree), rtol=1e-12)
+
+
+@pytest.mark.parametrize("degree", [1, 2, 3, 4])
+@pytest.mark.parametrize("eta", [1e-3, 0.3])
+def test_finite_step_is_definition_1_with_autodiff(degree, eta):
+    weights, x_target, x_source = draw(1)
+    h, labels = predictor(degree), np.linspace(-2, 2, 5)
+    ours = h.srel(weights, x_target, x_source, eta, label=labels).numpy()
+    for i in range(5):
+        variable = tf.Variable(weights)
+        with tf.GradientTape() as tape:
+            loss = (labels[i] - h(variable, x_source[i])) ** 2 / 2
+        stepped = weights - eta * tape.gradient(loss, variable).numpy()
+        after = [naive_value(stepped, x[i], degree) for x in (x_target, x_source)]
+        before = [naive_value(weights, x[i], degree) for x in (x_target, x_source)]
+        np.testing.assert_allclose(ours[i], abs((after[0] - before[0]) / (after[1] - before[1])), rtol=1e-8)
+
+
+@pytest.mark.parametrize("degree", [1, 2, 3])
+def test_finite_step_keeps_its_digits_when_the_residual_vanishes(degree):
+    weights, x_target, x_source = (v[0] if v.ndim == 2 and len(v) == 5 else v for v in draw(2))
+    for residual in (1e-3, 1e-22, 1e-60):
+        ours = float(predictor(degree).srel(weights, x_target, x_source, 0.1, residual=residual))
+        target, source = (exact(beta(x[None])[0].numpy().ravel()) for x in (x_target, x_source))
+        flat = exact(weights.ravel())
+        scale = mp.mpf(0.1) * degree * mp.mpf(residual)
+        step = [scale * s * w ** (degree - 1) for s, w in zip(source, flat, strict=True)]
+        moved = [(w + g) ** degree - w**degree for w, g in zip(flat, step, strict=True)]
+        assert abs(ours / abs(dot(target, moved) / dot(source, moved)) - 1) < 1e-12
+
+
+@pytest.mark.parametrize("degree", [2, 3])
+def test_limit_is_approached_in_proportion_to_the_step(degree):
+    weights, x_target, x_source = draw(3)
+    h, steps = predictor(degree), np.array([1e-4, 5e-5, 2.5e-5])
+    limit = h.srel_limit(weights, x_target, x_source).numpy()
+    gaps = [np.abs(h.srel(weights, x_target, x_source, s, label=np.ones(5)).numpy() - limit) for s in steps]
+    np.testing.assert_allclose(gaps[0] / gaps[1], 2, rtol=0.02)
+    np.testing.assert_allclose(gaps[1] / gaps[2], 2, rtol=0.02)
+
+
+def test_degree_one_is_constant_in_the_weights():
+    weights, x_target, x_source = draw(4)
+    h = predictor(1)
+    limit = h.srel_limit(weights, x_target, x_source).numpy()
+    np.testing.assert_array_equal(limit, h.srel_limit(7 - weights, x_target, x_source).numpy())
+    np.testing.assert_allclose(limit, h.srel(weights, x_target, x_source, 9.0, label=np.ones(5)).numpy(), rtol=1e-13)
+
+
+@settings(max_examples=25, deadline=None)  # 25 draws of 40 pairs each: 1,000 instances
+@given(seed=st.integers(0, 10**9), degree=st.integers(1, 4))
+def test_theorem_5_1_on_random_instances(seed, degree):
+    weights, x_target, x_source = draw(seed, 40)
+    h = predictor(degree)
+    limit, bound = (f(weights, x_target, x_source).numpy() for f in (h.srel_limit, h.srel_bound))
+    assert (limit <= bound * (1 + 1e-12)).all()
+    assert (bound < 1e4 * limit).any()  # not vacuous: of the size of S_rel somewhere
+
+
+def test_theorem_5_1_is_attained_when_one_feature_row_is_parallel_to_its_weights():
+    """One row, one entry: Cauchy–Schwarz is an equality, and so is the bound."""
+    h = HomogeneousPredictor(lambda x: 0 * x[:, 0], lambda x: x[:, None, :], 2)
+    arguments = [[3.0]], [2.0], [0.5]
+    np.testing.assert_allclose(h.srel_bound([[1.7]], *arguments[1:]), h.srel_limit([[1.7]], *arguments[1:]), rtol=1e-14)
+    np.testing.assert_allclose(h.srel_limit([[1.7]], *arguments[1:]), 4.0, rtol=1e-14)
+
+
+def test_proximity_by_a_loop_and_symmetric():
+    _, x_target, x_source = draw(6)
+    naive = []
+    for u, v in zip(x_target, x_source, strict=True):
+        naive.append(max(np.linalg.norm(np.sin(MIX[r] @ u) * np.sin(MIX[r] @ v)) for r in range(ROWS)))
+    ours = predictor(2).proximity(x_target, x_source)
+    np.testing.assert_allclose(ours, naive, rtol=1e-12)
+    np.testing.assert_array_equal(ours, predictor(2).proximity(x_source, x_target))
+
+
+@pytest.mark.parametrize("degree", [1, 2, 3])
+def test_definition_7_descends_the_mean_loss(degree):
+    """dw/dt = −θ ∂/∂w of the mean of eq. 10, its gradient taken by autodiff; and a restart from the middle."""
+    weights, x, _ = draw(7)
+    weights, y, h = weights / 2, np.linspace(0, 3, 5), predictor(degree)
+    variable = tf.Variable(weights)
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_mean((y - h(variable, x)) ** 2) / 2
+    short = 1e-6
+    slope = (h.flow(weights, [short], x, y, theta=0.4)[0].numpy() - weights) / short
+    np.testing.assert_allclose(slope, -0.4 * tape.gradient(loss, variable).numpy(), rtol=1e-4, atol=1e-6)
+    path = h.flow(weights, [0.0, 1.0, 3.0], x, y, theta=0.4)
+    np.testing.assert_array_equal(path[0], weights)
+    np.testing.assert_allclose(h.flow(path[1], [2.0], x, y, 0.4)[0], path[2], rtol=1e-7, atol=1e-9)
+    losses = [float(tf.reduce_mean((y - h(w, x)) ** 2)) for w in path]
+    assert losses[0] > losses[1] > losses[2]
+
+
+def test_definition_7_with_degree_one_is_a_matrix_exponential():
+    generator = np.random.default_rng(9)
+    root, a, w0 = generator.normal(size=(3, 3)), generator.normal(size=3), generator.normal(size=3)
+    b, t = root @ root.T + np.eye(3), np.array([0.0, 0.5, 2.0])
+    fixed = np.linalg.solve(b, a)
+    naive = [expm(-0.3 * b * s) @ (w0 - fixed) + fixed for s in t]
+    np.testing.assert_allclose(moment_flow(a, b, w0, t, 0.3, 1), naive, rtol=1e-8)
+
+
+def float64_network(seed=0):
+    keras.utils.set_random_seed(seed)
+    inputs = keras.Input((2,), dtype="float64")
+    hidden = keras.layers.Dense(5, "tanh", dtype="float64")(inputs)
+    return keras.Model(inputs, keras.layers.Dense(1, dtype="float64")(hidden))
+
+
+def test_linearized_network_is_the_first_order_taylor_expansion():
+    model, x = float64_network(), np.random.default_rng(1).normal(size=(4, 2))
+    h, w0 = linearized_network(model)
+    np.testing.assert_allclose(h(w0, x), model(x)[:, 0], rtol=1e-12)
+    direction = np.random.default_rng(2).normal(size=w0.shape)
+    start = [v.numpy().copy() for v in model.trainable_variables]
+    values = []
+    for sign in (1, -1):
+        moved, offset = w0.numpy() + sign * 1e-5 * direction, 0
+        for variable in model.trainable_variables:
+            size = int(np.prod(variable.shape))
+            variable.assign(moved[0, offset : offset + size].reshape(variable.shape))
+            offset += size
+        values.append(model(x)[:, 0].numpy())
+    np.testing.assert_allclose((h(w0 + direction, x) - h(w0, x)).numpy(), (values[0] - values[1]) / 2e-5, rtol=1e-7)
+    assert not np.allclose(start[0], model.trainable_variables[0].numpy(), rtol=0, atol=1e-9)  # the network has moved,
+    for variable, value in zip(model.trainable_variables, start, strict=True):
+        variable.assign(value)
+    np.testing.assert_allclose(h(w0, x), model(x)[:, 0], rtol=1e-12)
+
+
+def wide_network(width):
+    """Outputs and gradients of order one at every width: 1/√width before the sum over hidden units."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((2,), dtype="float64")
+    first, second = (keras.initializers.RandomNormal(stddev=1.0, seed=seed) for seed in (1, 2))
+    hidden = keras.layers.Dense(width, "tanh", kernel_initializer=first, dtype="float64")(inputs)
+    scaled = keras.layers.Rescaling(width**-0.5, dtype="float64")(hidden)
+    return keras.Model(inputs, keras.layers.Dense(1, kernel_initializer=second, dtype="float64")(scaled))
+
+
+def train(model, x, y, step, count):
+    @tf.function
+    def descend():
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean((y - model(x)[:, 0]) ** 2) / 2
+        slopes = tape.gradient(loss, model.trainable_variables)
+        for variable, slope in zip(model.trainable_variables, slopes, strict=True):
+            variable.assign_sub(step * slope)
+
+    for _ in range(count):
+        descend()
+
+
+def test_gradient_descent_on_a_wide_network_follows_the_flow_of_its_linearisation():
+    """Lee et al.: the gap to the d = 1 flow, as a share of what was learned, closes at least as 1/√width."""
+    x, y = np.random.default_rng(5).normal(size=(6, 2)), np.linspace(-1, 1, 6)
+    gaps = []
+    for width in (16, 256, 4096):
+        model = wide_network(width)
+        h, w0 = linearized_network(model)
+        flow = h(h.flow(w0, [5.0], x, y, theta=1.0)[0], x).numpy()
+        start = model(x).numpy()[:, 0]
+        train(model, x, y, 0.005, 1000)
+        trained = model(x).numpy()[:, 0]
+        gaps.append(np.linalg.norm(trained - flow) / np.linalg.norm(trained - start))
+    assert gaps[0] > 4 * gaps[1] > 16 * gaps[2]
+
+
+def test_flow_over_features_is_the_flow_over_their_moments():
+    weights, x, _ = draw(7)
+    h, y, t = predictor(2), np.linspace(0, 3, 5), [0.5, 2.0]
+    through_moments = moment_flow(*h.moments(x, y), weights / 2, t, 0.4, 2)
+    np.testing.assert_allclose(h.flow(weights / 2, t, x, y, 0.4), through_moments, rtol=1e-8)
+
+
+def test_linearized_network_is_frozen_at_initialisation():
+    model, x = float64_network(), np.ones((1, 2))
+    h, w0 = linearized_network(model)
+    before = h(w0, x).numpy()
+    model.trainable_variables[0].assign_add(tf.ones_like(model.trainable_variables[0]))
+    np.testing.assert_array_equal(h(w0, x).numpy(), before)
+    assert abs(model(x).numpy()[0, 0] - before[0]) > 1e-3
+
+
+def test_linearized_srel_is_a_ratio_of_tangent_kernels():
+    model, generator = float64_network(3), np.random.default_rng(1)
+    x_target, x_source = generator.normal(size=(2, 4, 2))
+    h, w0 = linearized_network(model)
+
+    def gradient(x):
+        with tf.GradientTape() as tape:
+            value = model(x[None])[0, 0]
+        return np.concatenate([g.numpy().ravel() for g in tape.gradient(value, model.trainable_variables)])
+
+    targets, sources = (np.array([gradient(x) for x in batch]) for batch in (x_target, x_source))
+    naive = np.abs(np.sum(targets * sources, 1)) / np.sum(sources**2, 1)
+    np.testing.assert_allclose(h.srel_limit(w0, x_target, x_source), naive, rtol=1e-11)
+
+
+def test_bad_input_is_named():
+    weights, x, other = draw(0)
+    for degree in (0, 1.5, -1, True):
+        with pytest.raises(AssumptionError, match="degree"):
+            HomogeneousPredictor(alpha, beta, degree)
+    h = predictor(2)
+    with pytest.raises(ShapeError, match="weights"):
+        h(weights.T, x)
+    with pytest.raises(ShapeError, match="pair up"):
+        h.srel_limit(weights, x, other[:2])
+    with pytest.raises(ShapeError, match="label"):
+        h.srel(weights, x, other, 0.1)
+    with pytest.raises(ShapeError, match="y must hold 5"):
+        h.flow(weights, [1.0], x, np.ones(3), 1.0)
+    with pytest.raises(AssumptionError, match="ascend"):
+        h.flow(weights, [1.0, 0.5], x, np.ones(5), 1.0)
+    with pytest.raises(ShapeError, match=r"alpha\(x\)"):
+        HomogeneousPredictor(lambda x: x, beta, 2)(weights, x)
+    inputs = keras.Input((2,))
+    three_outputs, start = linearized_network(keras.Model(inputs, keras.layers.Dense(3)(inputs)))
+    with pytest.raises(ShapeError, match="one output"):
+        three_outputs(start, np.ones((1, 2)))
+    with pytest.raises(ShapeError, match="no weights yet"):
+        linearized_network(keras.Sequential([keras.layers.Dense(1)]))
+
+
+def test_zero_denominator_is_nan():
+    h = predictor(2)
+    _, x_target, x_source = draw(1)
+    assert np.isnan(h.srel_limit(np.zeros((ROWS, WIDTH)), x_target, x_source)).all()
+    weights = draw(1)[0]
+    assert np.isnan(h.srel(weights, x_target, x_source, 0.1, residual=np.zeros(5))).all()

@@ -1,0 +1,354 @@
+"""Statements of the paper's text and of its published scripts, checked on the closed forms.
+
+Each test names the statement; a name with "counterexample" or "is_false" is a result. The numbers in brackets are
+the items of the project's list of disagreements between text and published code.
+"""
+
+import mpmath as mp
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from srel_tf.theory import (
+    DiagonalQuadratic,
+    HomogeneousPredictor,
+    PenalizedRegression,
+    ReLUGate,
+    average_pairs,
+    diagonal_sgd,
+    moment_flow,
+    random_relu_features,
+    relu_risk_srel,
+    relu_sgd,
+    sample_pairs,
+    theorem_5_3_bound,
+)
+
+# The set-up of eq. 14, Figures 11–13: w* = (1, 2, 3), x ~ N(0, I), θ = 0.001.
+EQ_14 = DiagonalQuadratic([1.0, 4.0, 9.0], [1.0, 1.0, 1.0], 0.001)
+EQ_14_START = np.array([np.sqrt(0.5), np.sqrt(2.0), 2.0])
+
+
+def section_3(ridge="paper", per_class=1000, width=10):
+    features, labels = random_relu_features(width, per_class=per_class)
+    return PenalizedRegression(features, labels, 2, 1.0, 0.001, ridge), features, labels
+
+
+# --- Section 3 -------------------------------------------------------------------------------------------------
+
+
+def test_10_gradient_of_equation_3_has_lambda_over_k_not_n_lambda_over_k():
+    model, features, labels = section_3()
+    weights = tf.Variable(np.random.default_rng(0).normal(size=(2, 10)))
+    with tf.GradientTape() as tape:
+        loss = model.loss(weights)
+    errors = features @ weights.numpy().T - np.eye(2)[labels]
+    penalty = tape.gradient(loss, weights).numpy() - errors.T @ features / 2000
+    np.testing.assert_allclose(penalty, weights.numpy() * 1.0 / 2, rtol=1e-6, atol=1e-9)
+    assert model.coefficient == 1000.0  # M, T and h̃ as printed
+    assert section_3("loss")[0].coefficient == 0.5
+    assert model.coefficient / section_3("loss")[0].coefficient == 2000
+
+
+def test_10_the_choice_of_the_ridge_changes_srel():
+    start, times = np.random.default_rng(1).normal(size=(2, 10)), [0.0, 1000.0, 8000.0]
+    paper, loss = (section_3(ridge)[0].srel(start, times, 0, 1500).numpy() for ridge in ("paper", "loss"))
+    assert (np.abs(paper / loss - 1) > 1e-3).all()
+
+
+def test_11_published_numerator_makes_srel_of_a_point_with_itself_differ_from_one():
+    model, features, labels = section_3(per_class=20)
+    w0, i = np.random.default_rng(1).normal(size=(2, 10)), 3
+    np.testing.assert_allclose(model.srel(w0, [0.0, 500.0], i, i), 1, rtol=1e-14)
+    published = model.srel(w0, [0.0, 500.0], i, i, numerator="published").numpy()
+    assert (np.abs(published - 1) > 0.05).all()
+    w, h, c = w0, features[i], model.coefficient
+    moved = -np.eye(2)[labels[i]] * (h @ h) + w @ (c * np.eye(10) + np.outer(h, h) / 40) @ h
+    theorem = -np.eye(2)[labels[i]] * (h @ h) + w @ (c * np.eye(10) + np.outer(h, h)) @ h
+    np.testing.assert_allclose(published[0], np.linalg.norm(moved) / np.linalg.norm(theorem), rtol=1e-10)
+
+
+@pytest.mark.parametrize("width", [10, 100])
+@pytest.mark.parametrize("ridge", ["paper", "loss"])
+def test_11_the_rise_of_srel_in_the_published_figures_comes_from_the_stray_one_over_n(width, ridge):
+    """On the published data and pairs, S_rel at t = 8000 over S_rel at t = 0: eq. 4 against its published numerator."""
+    features, labels = random_relu_features(width, spread="deviation")
+    source, target = sample_pairs(labels, "inter", 20, seed=1, convention="published")
+    w0 = np.random.default_rng(2).normal(size=(10, 2, width))
+    model = PenalizedRegression(features, labels, 2, 1.0, 0.001, ridge)
+    rise = {}
+    for numerator in ("theorem", "published"):
+        start, end = model.srel(w0, [0.0, 8000.0], source, target, numerator=numerator).numpy().mean((0, 2))
+        rise[numerator] = end / start
+    assert 0.8 < rise["theorem"] < 1.25
+    assert rise["published"] > 10
+
+
+def test_late_srel_above_early_srel_in_figure_6_is_false_for_equation_4_counterexample():
+    """Section 3.1 reads off Figures 6–9 that S_rel is larger late than in most of an initial phase.
+
+    With eq. 4 and the stated set-up (p = 10, inter-class) the mean S_rel starts at 4.4, above 99% of its values from
+    t = 500 on, and ends at 2.9.
+    """
+    features, labels = random_relu_features(10)
+    source, target = sample_pairs(labels, "inter", 20, seed=1)
+    w0 = np.random.default_rng(2).normal(size=(10, 2, 10))
+    model = PenalizedRegression(features, labels, 2, 1.0, 0.001)
+    early = model.srel(w0, np.arange(0.0, 50), source, target).numpy().mean((0, 2))
+    late = model.srel(w0, np.arange(500.0, 8001, 10), source, target).numpy().mean((0, 2))
+    assert early.min() > np.quantile(late, 0.99)
+    assert early[0] > 1.4 * late[-1]
+
+
+def test_12_published_average_is_twenty_times_too_small():
+    srel = np.random.default_rng(0).uniform(size=(4, 20))
+    np.testing.assert_allclose(average_pairs(srel), [sum(row) / 20 for row in srel], rtol=1e-14)
+    np.testing.assert_allclose(average_pairs(srel, "published"), [sum(row) / 400 for row in srel], rtol=1e-14)
+
+
+def test_13_variance_two_and_deviation_two_are_different_data():
+    """W_r x has the variance ‖row of W_r‖² s² + …: recover s² of the first class from inputs by linear algebra."""
+    spreads = {}
+    for spread in ("variance", "deviation"):
+        features, labels = random_relu_features(400, dimension=20, per_class=500, seed=2, spread=spread)
+        mixing = np.random.default_rng(2).normal(size=(400, 20))
+        open_gates = features[labels == 0][0] > 0
+        inputs = [np.linalg.lstsq(mixing[open_gates], h[open_gates], rcond=None)[0] for h in features[labels == 0][:1]]
+        for h in features[labels == 0][1:]:
+            inputs.append(np.linalg.lstsq(mixing[h > 0], h[h > 0], rcond=None)[0])
+        spreads[spread] = np.var(inputs)
+        assert abs(np.mean(inputs) - 1) < 0.1
+    np.testing.assert_allclose([spreads["variance"], spreads["deviation"]], [2, 4], rtol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("kind", "convention", "source_label", "target_label"),
+    [("inter", "text", 0, 1), ("intra", "text", 0, 0), ("inter", "published", 1, 0), ("intra", "published", 1, 0)],
+)
+def test_13_14_pairs_of_the_text_and_of_the_published_scripts(kind, convention, source_label, target_label):
+    labels = np.repeat([0, 1], 50)
+    source, target = sample_pairs(labels, kind, 20, seed=3, convention=convention)
+    assert (labels[source] == source_label).all()
+    assert (labels[target] == target_label).all()
+    assert len(set(source)) == len(set(target)) == 20
+    assert not set(source) & set(target)
+    if convention == "published":  # the "intra-class" script draws the very pairs of the inter-class one
+        np.testing.assert_array_equal(source, sample_pairs(labels, "inter", 20, seed=3, convention=convention)[0])
+
+
+def test_15_published_loss_sums_the_error_to_both_labels_and_is_not_equation_3():
+    model, features, _ = section_3(per_class=20)
+    w = np.random.default_rng(0).normal(size=(2, 10))
+    naive = sum(np.sum((np.eye(2)[k] - w @ h) ** 2) for h in features for k in (0, 1)) / 80 + np.sum(w**2) / 4
+    np.testing.assert_allclose(model.loss(w, labels="all"), naive, rtol=1e-12)
+    assert abs(float(model.loss(w, labels="all") / model.loss(w)) - 1) > 0.5
+
+
+# --- Section 4 -------------------------------------------------------------------------------------------------
+
+
+def test_19_theorem_4_3_is_attained_exactly_at_all_times_if_no_gate_shuts():
+    """Not only late: with open gates S_rel of the flow does not move at all, so it has no two phases."""
+    gate = ReLUGate(np.ones(10))
+    x, x_target, times = np.full(10, 10.0), np.full(10, 14.0), np.linspace(0, 100, 50)
+    srel = gate.srel(np.full(10, 0.5), times, x_target, x, 1e-4).numpy()
+    np.testing.assert_allclose(srel, float(ReLUGate.late_lower_bound(x_target, x)), rtol=1e-13)
+
+
+def test_19_fluctuation_of_figure_10_at_convergence_is_rounding():
+    """With no gate shut S_rel is 1.4 at every iterate; differenced, it scatters as soon as w* is reached."""
+    w_star, x, x_target = np.ones(10), np.full(10, 10.0), np.full(10, 14.0)
+    path = relu_sgd(w_star, np.full(10, 0.5), 0.05, 3000, batch_size=32, seed=0)
+    srel, resolved = (value.numpy() for value in relu_risk_srel(path, w_star, x_target, x, 1e-4))
+    assert resolved[:100].all()
+    np.testing.assert_allclose(srel[resolved], 1.4, rtol=2e-3)
+    late = srel[2500:]
+    assert not resolved[2500:].any()
+    assert np.isnan(late).any() or np.abs(late / 1.4 - 1).max() > 0.05
+    with mp.workdps(60):  # the same definition with digits to spare at an unresolved iterate: 1.4, if it moves at all
+        w = [mp.mpf(float(v)) for v in path[1500]]
+        error = 10 * (mp.mpf(10) - mp.fsum(w))
+        stepped = [v + mp.mpf("1e-4") * error * 10 for v in w]
+        exact = (14 * mp.fsum(stepped) - 14 * mp.fsum(w)) / (10 * mp.fsum(stepped) - 10 * mp.fsum(w))
+        assert abs(exact - mp.mpf("1.4")) < 1e-30
+
+
+@pytest.mark.parametrize("eta", [1e-4, 0.01, 1.0])
+def test_20_with_that_target_srel_is_1_4_whatever_the_weights_are(eta):
+    """x' = 1.4 x and the gate is positively homogeneous, f(w, x') = 1.4 f(w, x): Figure 10 can show no phases."""
+    w_star, x = np.ones(10), np.full(10, 10.0)
+    weights = np.random.default_rng(0).normal(size=(200, 10))
+    srel, resolved = (value.numpy() for value in relu_risk_srel(weights, w_star, 1.4 * x, x, eta))
+    defined = ~np.isnan(srel)
+    assert 50 < defined.sum() < 150  # a source at which the gate is shut changes nothing
+    np.testing.assert_allclose(srel[defined & resolved], 1.4, rtol=1e-9)
+    for w in weights[:20]:
+        flow = ReLUGate(w_star).srel(w, np.linspace(0, 30, 40), 1.4 * x, x, eta).numpy()
+        np.testing.assert_allclose(flow[~np.isnan(flow)], 1.4, rtol=1e-12)
+
+
+def test_20_the_target_14_gives_the_stated_value_of_figure_10():
+    np.testing.assert_allclose(ReLUGate.late_lower_bound(np.full(10, 14.0), np.full(10, 10.0)), 1.4, rtol=1e-15)
+
+
+def test_proof_of_theorem_4_3_projections_do_not_decrease_monotonically_counterexample():
+    """The proof says that anything weighted by e^{−βMt} decreases to 0 in absolute value; ⟨e^{−Mt}v, x⟩ can rise first.
+
+    The theorem survives: it only needs the limit.
+    """
+    gate = ReLUGate([1.0, 1.0], np.diag([1.0, 5.0]))
+    gap = gate.weights([2.0, 0.2], [0.0, 0.2, 0.4, 30.0]).numpy() - 1
+    projection = np.abs(gap @ [1.0, 1.0])
+    assert projection[0] < projection[1] < projection[2]
+    assert projection[3] < 1e-12
+
+
+# --- Section 5 -------------------------------------------------------------------------------------------------
+
+
+def times_of_the_claim(bound):
+    return ~np.isnan(bound)
+
+
+def theorem_5_3_case(target, source, t2_star=20.0):
+    a, b, w0 = [1.0, 2.0], [1.0, 2.0], [0.5, 0.5]
+    times = np.linspace(0, 60, 40)
+    srel = DiagonalQuadratic(a, b, 0.1).srel(w0, times, target, source).numpy()
+    arguments = a, b, w0, 0.1, times, target, source
+    return srel, *(theorem_5_3_bound(*arguments, v, t2_star).numpy() for v in ("printed", "corrected"))
+
+
+def test_16_theorem_5_3_as_printed_is_false_counterexample():
+    """k₂, eqs. 38 and 39 print β₂₂(x')²: for β(x) = (1, 10), β(x') = (1, 0.1) that bound is 1.98 and S_rel 0.02."""
+    srel, printed, corrected = theorem_5_3_case([1.0, 0.1], [1.0, 10.0])
+    assert printed[-1] > 90 * srel[-1]
+    late = times_of_the_claim(corrected)
+    assert late.sum() > 20
+    assert (corrected[late] <= srel[late]).all()
+    assert corrected[-1] > 0.99 * srel[-1]
+
+
+def test_16_equation_38_as_printed_is_not_equation_37():
+    target, source, e1, e2 = np.array([1.0, 0.5]), np.array([2.0, -1.0]), np.exp(-0.4 * 3), np.exp(-0.8 * 3)
+    alpha2, beta2 = 1.0, 3.0
+    truth = DiagonalQuadratic([1.0, 2.0], [1.0, 2.0], 0.1).srel([0.5, 0.5], 3.0, target, source).numpy()[0]
+    k1 = target[0] * source[0] / (target @ source)
+    for last, agrees in ((source[1], True), (target[1], False)):
+        square = source[0] ** 2 + last**2
+        k2 = source[0] ** 2 / square
+        above, below = (alpha2 + beta2 * (k * e2 + (1 - k) * e1) for k in (k1, k2))
+        assert np.isclose(abs(target @ source) / square * above / below, truth, rtol=1e-12) == agrees
+
+
+def test_16_theorem_5_3_needs_uncorrelated_features_counterexample():
+    """With E[β₁₁β₂₂] ≠ 0, which Theorem 5.3 does not exclude, the flow leaves eq. 36 and S_rel leaves the bound."""
+    a, b, w0 = np.array([1.0, 2.0]), np.diag([1.0, 2.0]), np.array([0.5, 0.5])
+    b[0, 1] = b[1, 0] = 0.9
+    path = moment_flow(a, b, w0, [0.0, 60.0], 0.1, 2).numpy()
+    target, source = np.array([1.0, 0.0]), np.array([1.0, 1.0])
+    srel = (target * source) @ path[1] ** 2 / (source**2 @ path[1] ** 2)
+    bound = theorem_5_3_bound(a, np.diag(b), w0, 0.1, 60.0, target, source, t2_star=30.0).numpy()[0]
+    assert srel < 0.5 * bound
+
+
+def test_17_equation_14_can_be_negative_where_equation_13_is_not():
+    arguments = EQ_14_START, [0.0, 500.0], [1.0, 1.0, 1.0], [1.0, -1.0, -1.0]
+    assert (EQ_14.srel(*arguments, absolute=False) < 0).numpy().all()
+    np.testing.assert_array_equal(EQ_14.srel(*arguments), -EQ_14.srel(*arguments, absolute=False))
+
+
+def test_18_the_bound_of_theorem_5_1_depends_on_time_and_only_p_does_not():
+    h = HomogeneousPredictor(lambda x: 0 * x[:, 0], lambda x: x[:, None, :], 2)
+    path = EQ_14.weights(EQ_14_START, [0.0, 100.0, 1000.0])[:, None, :]
+    x_target, x_source = [1.0, 1.0, 0.5], [2.0, 0.1, 0.3]
+    bound = h.srel_bound(path, x_target, x_source).numpy()
+    assert bound.shape == (3,)
+    assert np.ptp(bound) > 0.1 * bound.min()
+    assert h.proximity(x_target, x_source).shape == ()
+
+
+def test_hypothesis_1_1b_srel_is_of_the_order_of_the_proximity_counterexample():
+    """S_rel = O(P(x, x')) does not follow from Theorem 5.1, whose factor beside P depends on x.
+
+    For x = s x' in eq. 14's model S_rel = 1/s and P = s P(x', x'): a small P goes with a large S_rel.
+    """
+    h = HomogeneousPredictor(lambda x: 0 * x[:, 0], lambda x: x[:, None, :], 2)
+    target, shrink = np.array([1.0, -2.0, 1.0]), np.array([1.0, 1e-2, 1e-4])
+    targets, sources = np.tile(target, (3, 1)), shrink[:, None] * target
+    srel = h.srel_limit(EQ_14_START[None], targets, sources).numpy()
+    proximity = h.proximity(targets, sources).numpy()
+    np.testing.assert_allclose(srel / proximity, srel[0] / proximity[0] / shrink**2, rtol=1e-12)
+    assert (srel <= h.srel_bound(EQ_14_START[None], targets, sources).numpy()).all()
+
+
+def test_21_hypothesis_1_2a_for_all_pairs_is_false_counterexample():
+    """No t₁ < t₂ < t* fit all pairs in the model of eq. 14.
+
+    For x = (1, 0, 1) the targets e₁ and e₃ have S_rel(e₁, x) + S_rel(e₃, x) = 1 at every time. If both were smaller
+    on [t₁, t₂] than at all t >= t*, so would their sum be: 1 < 1. The pair x' = x, with S_rel = 1, fails as well.
+    """
+    times = np.linspace(0, 5000, 400)
+    source, targets = [1.0, 0.0, 1.0], np.array([[1.0, 0, 0], [0, 0, 1.0]])
+    srel = EQ_14.srel(EQ_14_START, times, targets, np.tile(source, (2, 1))).numpy()
+    np.testing.assert_allclose(srel.sum(1), 1, rtol=1e-14)
+    assert (np.ptp(srel, axis=0) > 0.04).all()  # each of the two moves
+    np.testing.assert_allclose(EQ_14.srel(EQ_14_START, times, source, source), 1, rtol=1e-15)
+
+
+def test_21_srel_non_decreasing_at_all_later_times_for_all_pairs_is_false_counterexample():
+    """x = (1, 0, 1), x' = (0, 0, 1) in eq. 14: S_rel = w₃²/(w₁² + w₃²) falls from its maximum for ever after."""
+    times = np.linspace(150, 3000, 300)
+    srel = EQ_14.srel(EQ_14_START, times, [0.0, 0.0, 1.0], [1.0, 0.0, 1.0]).numpy()
+    assert (np.diff(srel) < 0).all()
+    np.testing.assert_allclose(srel[-1], 0.9, atol=1e-5)
+
+
+def test_21_srel_falls_at_late_times_for_most_random_pairs():
+    targets, sources = np.random.default_rng(0).normal(size=(2, 4000, 3))
+    srel = EQ_14.srel(EQ_14_START, np.linspace(1000, 2000, 30), targets, sources).numpy()
+    assert (np.diff(srel, axis=0) < 0).all(0).mean() > 0.5
+
+
+def figure_11(t):
+    target = np.array([-1.0, -11.0, 1.0])
+    sources = target + np.sqrt(np.arange(1, 101))[:, None]
+    return EQ_14.srel(EQ_14_START, t, np.tile(target, (100, 1)), sources).numpy()[0]
+
+
+def test_21_figure_11_does_not_decrease_at_its_first_step_counterexample():
+    """At the stated θ = 0.001 and t = 500, and for all later times: S_rel rises from z = 1 to z = 2, then falls."""
+    for t in (500.0, 2000.0, 1e5):
+        srel = figure_11(t)
+        assert srel[1] > srel[0] > 1
+        assert (np.diff(srel[1:]) < 0).all()
+
+
+def test_21_srel_can_grow_without_bound_as_the_source_moves_away_counterexample():
+    """Moving the source from x' towards the origin, x = s x': the distance grows and S_rel = 1/s, at all times."""
+    target, shrink = np.array([-1.0, -11.0, 1.0]), np.array([0.9, 0.5, 0.1, 0.01])
+    srel = EQ_14.srel(EQ_14_START, [0.0, 500.0, 1e4], np.tile(target, (4, 1)), shrink[:, None] * target).numpy()
+    np.testing.assert_allclose(srel, np.tile(1 / shrink, (3, 1)), rtol=1e-13)
+
+
+def test_21_iterates_of_figure_13_are_not_within_1e_6_of_the_minimum_counterexample():
+    """‖w_t − w*‖ < 1e-6 within the plotted 2,000 steps of η = 0.001: neither the flow nor any of 50 SGD runs."""
+    w_star = np.array([1.0, 2.0, 3.0])
+    flow = EQ_14.weights(EQ_14_START, 2000.0)[0].numpy()
+    assert np.linalg.norm(flow - w_star) > 1e-4
+    runs = diagonal_sgd(w_star, EQ_14_START, 0.001, 2000, runs=50, seed=0)[-1].numpy()
+    assert np.linalg.norm(runs - w_star, axis=1).min() > 1e-6
+    times = np.linspace(0, 8000, 8001)
+    distance = np.linalg.norm(EQ_14.weights(EQ_14_START, times) - w_star, axis=1)
+    assert 3000 < times[np.argmax(distance < 1e-6)] < 3500  # the flow needs more than 3,000
+
+
+@pytest.mark.parametrize("w0", [[3.0, -5.0, 4.0], [1.0, 2.0, 3.0], [0.0, 1.0, 5.0]])
+def test_22_the_range_of_w0_in_theorem_5_2_is_sufficient_not_necessary(w0):
+    """Eqs. 13 and 36 hold for w(0)² above a/b, at it, and for w(0) = 0 (against Definition 7 integrated)."""
+    wide = DiagonalQuadratic([1.0, 4.0, 9.0], [1.0, 1.0, 1.0], 0.001, initial="any")
+    times = np.array([0.0, 10.0, 200.0, 900.0])
+    path = moment_flow(wide.a, np.eye(3), w0, times, 0.001, 2).numpy()
+    np.testing.assert_allclose(wide.weights(w0, times), path, rtol=1e-8)
+    target, source = np.array([1.0, 1.0, 0.5]), np.array([2.0, 0.1, 0.3])
+    naive = np.abs(path**2 @ (target * source)) / (path**2 @ source**2)
+    np.testing.assert_allclose(wide.srel(w0, times, target, source), naive, rtol=1e-7)
