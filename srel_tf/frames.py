@@ -54,8 +54,18 @@ def check_columns(frame, needed):
         raise FrameError(f"the frame lacks the columns {missing}: it has {list(frame.columns)}")
 
 
+_TEXT = ("run", "measure", "update", "estimator", "source_class", "target_class")
+
+
+def _read_csv(path):
+    # Text stays text, be it empty (a run without a name) or look like something else (a class called 3 or NA).
+    numbers = [name for name in pd.read_csv(path, nrows=0).columns if name not in _TEXT]
+    types = {"seed": "Int64", "step": "Int64", **dict.fromkeys(_TEXT, "str")}
+    return pd.read_csv(path, dtype=types, keep_default_na=False, na_values={name: [""] for name in numbers})
+
+
 _WRITERS = {".parquet": "to_parquet", ".csv": "to_csv"}
-_READERS = {".parquet": pd.read_parquet, ".csv": pd.read_csv}
+_READERS = {".parquet": pd.read_parquet, ".csv": _read_csv}
 
 
 def write_frame(frame, path):

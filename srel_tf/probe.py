@@ -45,11 +45,11 @@ class ProbeSet:
             raise ProbeError(f"y of shape {y.shape} and dtype {y.dtype} holds no class labels: use ProbeSet(x, y)")
         if per_class < 1:
             raise ProbeError(f"per_class={per_class}: give at least 1")
-        chosen = [
-            _draw(labels, _class_number(c, class_names, labels), per_class, seed)
-            for c in (np.unique(labels) if classes is None else classes)
-        ]
-        positions = np.concatenate(chosen)
+        wanted = np.unique(labels) if classes is None else classes
+        numbers = [_class_number(c, class_names, labels) for c in wanted]
+        if len(set(numbers)) < len(numbers) or not numbers:
+            raise ProbeError(f"classes={classes!r}: name at least one class, and none twice")
+        positions = np.concatenate([_draw(labels, number, per_class, seed) for number in numbers])
         return cls(x[positions], y[positions], class_names=class_names, ids=positions)
 
     def __len__(self):

@@ -22,6 +22,7 @@ class Probing(keras.callbacks.Callback):
         self._listeners = listeners
         self._instrument = None
         self._epochs = self._epochs_done = self._batches = 0
+        self._optimizer, self._iterations, self._phantom = None, 0, 0
         self._seconds = []
 
     def on_train_begin(self, logs=None):
@@ -30,30 +31,36 @@ class Probing(keras.callbacks.Callback):
                 f"steps_per_execution={self.model.steps_per_execution}: Keras would run several updates between two "
                 "looks at the model, so that S_rel could not be measured at the steps asked for; compile with 1"
             )
+        if self.model.optimizer is not self._optimizer:
+            self._optimizer, self._phantom = self.model.optimizer, 0
         # A new one for each fit: compile() or layer.trainable may have changed since the last.
         self._instrument = Instrument(self.model, self._probe, self._settings)
 
     def on_epoch_begin(self, epoch, logs=None):
         self._report()
         self._epochs, self._batches = max(epoch, self._epochs_done), 0  # Keras counts each fit from initial_epoch.
+        self._iterations = int(self._optimizer.iterations)
         self._measure_if_due()
 
     def on_train_batch_end(self, batch, logs=None):
         self._batches += 1
+        self._iterations = int(self._optimizer.iterations)
         self._measure_if_due()
 
     def on_epoch_end(self, epoch, logs=None):
         self._epochs_done = self._epochs + 1
         self.recorder.epoch_ended(self._batches)
+        # Where data of unknown length runs out, Keras may count the update that found no batch.
+        self._phantom += int(self._optimizer.iterations) - self._iterations
 
     def on_train_end(self, logs=None):
         self._report()
 
     def _measure_if_due(self):
-        step = int(self.model.optimizer.iterations)
+        step = self._iterations - self._phantom
         if step == self.recorder.last_step or not self._is_due(step):
             return
-        result = self._instrument()
+        result = self._instrument()._replace(step=step)
         self.recorder.add(result, self._epochs, self._batches, self.params.get("steps"))
         self._seconds.append(result.seconds)
         for listener in self._listeners:

@@ -4,6 +4,7 @@ import io
 
 import tensorflow as tf
 
+from srel_tf.errors import OptionError
 from srel_tf.plotting import plot_matrix
 from srel_tf.stats import smooth
 
@@ -12,7 +13,10 @@ class TensorBoardWriter:
     """Listener of measurements: call it with each result. The step of a summary is the number of optimizer updates."""
 
     def __init__(self, log_dir):
-        self._writer = tf.summary.create_file_writer(str(log_dir))
+        try:
+            self._writer = tf.summary.create_file_writer(str(log_dir))
+        except tf.errors.OpError as error:
+            raise OptionError(f"cannot write TensorBoard summaries to {log_dir}: {error.message}") from error
 
     def __call__(self, result):
         frame = result.to_frame()

@@ -10,7 +10,7 @@ import re
 import sys
 from pathlib import Path
 
-from srel_tf import SRelError
+from srel_tf import OptionError, SRelError
 from train.experiment import select_top, train
 from train.report import report
 from train.runs import RunDirectory, write_json
@@ -66,6 +66,7 @@ def main(arguments=None):
 
 def run(args):
     """Train and measure each seed that the run directory does not hold yet, then report on all of them."""
+    _check(args)
     not_settings = ("seeds", "out", "log_dir")
     settings = {name: value for name, value in vars(args).items() if name not in not_settings}
     if settings["dataset"] == "digits" and not (settings["classes"] or settings["select_top"]):
@@ -82,6 +83,18 @@ def run(args):
         log_dir = args.log_dir and Path(args.log_dir) / f"seed-{seed}"
         train(settings, seed, directory, log_dir)
     report(directory, args.seeds)
+
+
+def _check(args):
+    """`OptionError` for what argparse lets through and no one else would notice."""
+    if args.epochs < 1:
+        raise OptionError(f"--epochs {args.epochs}: give at least 1")
+    for name in ("seeds", "update"):
+        values = getattr(args, name)
+        if len(set(values)) < len(values):
+            raise OptionError(f"--{name} {' '.join(map(str, values))}: name none twice")
+    if not all(0 <= seed < 2**32 for seed in args.seeds):
+        raise OptionError(f"--seeds {' '.join(map(str, args.seeds))}: give numbers from 0 to 2**32 - 1")
 
 
 def _selected(directory, settings, seed):

@@ -3,8 +3,7 @@
 import pandas as pd
 
 import srel_tf
-from srel_tf.plotting import plot_class_pairs, plot_history
-from srel_tf.plotting.style import save_figure
+from srel_tf.plotting import plot_class_pairs, plot_history, save_figure
 
 
 def report(directory, seeds):

@@ -34,13 +34,20 @@ class RunDirectory:
         self.settings = json.loads(json.dumps(settings))
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._check_settings()
+            if self._holds_results():
+                self._check_settings()
+            else:  # What a failed command left binds nobody.
+                (self.path / "data.json").unlink(missing_ok=True)
             write_json(self.path / "settings.json", self.settings)
             write_json(self.path / "environment.json", environment())
         except RunDirectoryError:
             raise
         except OSError as error:
             raise RunDirectoryError(f"cannot write to {self.path}: {error.strerror}; choose another --out") from error
+
+    def _holds_results(self):
+        """Whether a command got as far as to save something."""
+        return (self.path / "selection.json").exists() or any(self.path.glob("seed-*/frame.parquet"))
 
     def _check_settings(self):
         file = self.path / "settings.json"

@@ -16,8 +16,8 @@ from pathlib import Path
 import tensorflow as tf
 
 from srel_tf import write_frame
+from srel_tf.plotting import save_figure
 from srel_tf.plotting import theory as plots
-from srel_tf.plotting.style import save_figure
 from train import theory_benchmark, theory_figures
 
 

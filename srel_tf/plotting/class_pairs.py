@@ -4,7 +4,7 @@ import seaborn as sns
 
 from srel_tf.errors import FrameError
 from srel_tf.frames import check_columns
-from srel_tf.plotting.style import MEASURE_NAMES, class_palette, new_figure
+from srel_tf.plotting.style import MEASURE_NAMES, class_palette, new_figure, population_deviation
 
 NEEDED = ["run", "epoch", "measure", "update", "source_class", "target_class", "mean"]
 
@@ -14,13 +14,16 @@ def plot_class_pairs(pairs, classes=None):
 
     pairs: what `srel_tf.smooth` returns, of one update rule. Lines are means over runs, bands their population standard
     deviation; the intra-class line is solid, inter-class lines are dashed. Raises `FrameError` for a frame of several
-    update rules or without rows.
+    update rules or without rows, and for a class that is no source class.
     """
     check_columns(pairs, NEEDED)
     if pairs.empty or pairs["update"].nunique() > 1:
         raise FrameError(f"expected one update rule to draw, got {pairs['update'].unique().tolist()}: select one")
     measures = pairs["measure"].unique()
     classes = list(pairs["source_class"].unique()) if classes is None else list(classes)
+    unknown = [c for c in classes if c not in set(pairs["source_class"])]
+    if unknown:
+        raise FrameError(f"classes {unknown} are no source classes: choose from {list(pairs['source_class'].unique())}")
     targets = classes + [c for c in pairs["target_class"].unique() if c not in classes]
     figure, axes = new_figure(len(classes), len(measures), sharex=True, sharey="col")
     for row, source in enumerate(classes):
@@ -42,14 +45,9 @@ def _panel(ax, chosen, source, measure, targets):
         palette={c: colour for c, colour in class_palette(targets).items() if c in present},
         style="target_class",
         dashes={c: "" if c == source else (4, 2) for c in present},
-        errorbar=_population_deviation if chosen["run"].nunique() > 1 else None,
+        errorbar=population_deviation if chosen["run"].nunique() > 1 else None,
         ax=ax,
     )
     ax.set(title=f"{MEASURE_NAMES.get(measure, measure)}, source: {source}", ylabel="mean $S_{rel}$ of the class pair")
     ax.set_ylim(bottom=0)
     ax.legend(title="target class", fontsize="small", title_fontsize="small")
-
-
-def _population_deviation(values):
-    mean, deviation = values.mean(), values.std(ddof=0)
-    return mean - deviation, mean + deviation

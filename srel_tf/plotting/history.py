@@ -3,11 +3,13 @@
 import seaborn as sns
 
 from srel_tf.frames import check_columns
-from srel_tf.plotting.style import new_figure
+from srel_tf.plotting.style import new_figure, population_deviation
 
 
 def plot_history(history):
-    """Loss (left) and accuracy (right) by epoch on the training and the test set, mean and deviation over runs.
+    """Loss (left) and accuracy (right) by epoch on the training and the test set.
+
+    Lines are means over runs, bands their population standard deviation.
 
     history: columns run, epoch (epochs done), split ("train" or "test"), loss, accuracy.
     """
@@ -22,7 +24,7 @@ def plot_history(history):
             style="split",
             markers=True,
             palette="colorblind",
-            errorbar="sd" if history["run"].nunique() > 1 else None,
+            errorbar=population_deviation if history["run"].nunique() > 1 else None,
             ax=ax,
         )
         ax.set(xlabel="epochs", ylabel=f"{quantity}{unit}")

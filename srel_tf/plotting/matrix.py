@@ -22,12 +22,15 @@ def plot_matrix(frame, measure):
     sources, targets = rows["source_id"].unique(), rows["target_id"].unique()
     matrix = rows.pivot(index="source_id", columns="target_id", values="srel").loc[sources, targets].to_numpy()
     positive = matrix[np.isfinite(matrix) & (matrix > 0)]
+    low, high = np.quantile(positive, [0.02, 1]) if len(positive) else (0.1, 1)  # All blank: any colours will do.
     figure, axes = new_figure(1, 1, width=5.4, height=4.6)
     ax = axes[0, 0]
     sns.heatmap(
         matrix,
         mask=~(matrix > 0),
-        norm=LogNorm(*np.quantile(positive, [0.02, 1])) if len(positive) else None,
+        norm=LogNorm(low, high),
+        vmin=low,
+        vmax=high,
         cmap="viridis",
         square=True,
         cbar_kws={"label": "$S_{rel}$"},

@@ -29,6 +29,12 @@ def new_figure(rows, columns, width=4.2, height=3.2, **kwargs):
     return figure, axes
 
 
+def population_deviation(values):
+    """Band of ± one population standard deviation around the mean, as in the paper's figures (for seaborn)."""
+    mean, deviation = values.mean(), values.std(ddof=0)
+    return mean - deviation, mean + deviation
+
+
 def save_figure(figure, path):
     """Write a figure to `path` (PNG, PDF, SVG by its ending) and return the path."""
     path = Path(path)

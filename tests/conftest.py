@@ -1,0 +1,19 @@
+"""Our own warnings are errors unless a test expects them; global random state is fixed; figures need no display."""
+
+import os
+
+os.environ["MPLBACKEND"] = "agg"
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import pytest
+
+
+def pytest_configure(config):
+    # Also those that srel_tf attributes to its caller, which is a test.
+    config.addinivalue_line("filterwarnings", r"error:::(srel_tf|train|tests)(\.|$)")
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seeds():
+    keras.utils.set_random_seed(0)

@@ -1,0 +1,27 @@
+"""Results and frames made by hand, for what comes after a measurement."""
+
+import numpy as np
+
+from srel_tf import ProbeSet
+from srel_tf.result import Matrices, SRelResult
+
+CLASS_NAMES = ["cat", "dog", "owl"]
+
+
+def probe(per_class=2, classes=2, sources=None, targets=None, ids=None):
+    """`per_class` one-pixel examples of each class, one class after the other."""
+    y = np.repeat(np.arange(classes), per_class)
+    return ProbeSet(np.ones((len(y), 1)), y, CLASS_NAMES[:classes], ids, sources, targets)
+
+
+def result(probe, step=0, measures=("kl", "l1"), update="sgd", learning_rate=0.1, invalid=0.0, seed=0, digits=15):
+    """A result of random entries, a share `invalid` of which is undefined; few `digits` make ties."""
+    rng = np.random.default_rng([seed, 0 if step is None else step])
+    matrices = {}
+    for measure in measures:
+        denominator = rng.uniform(0.5, 2, len(probe.sources))
+        srel = rng.uniform(0, 3, (len(probe.sources), len(probe.targets))).round(digits)
+        numerator = srel * denominator[:, None]
+        valid = rng.random(srel.shape) >= invalid
+        matrices[measure] = Matrices(numerator, denominator, np.where(valid, srel, np.nan), valid)
+    return SRelResult(probe, matrices, update, "exact", learning_rate, step, seconds=0.25)

@@ -1,0 +1,120 @@
+"""Frames: the schema of the contract, and files that hold it whole."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from srel_tf import FrameError, ProbeSet, frames, read_frame, write_frame
+from tests.made_up import probe, result
+
+SCHEMA = [
+    *("run", "seed", "step", "epoch", "measure", "update", "estimator", "learning_rate"),
+    *("source_id", "source_class", "target_id", "target_class", "numerator", "denominator", "srel", "valid"),
+]
+
+
+def frame_of(**kwargs):
+    made = result(probe(3, 2, sources=[4, 0], targets=[1, 4, 2, 0]), step=12, invalid=0.3, **kwargs)
+    return made, made.to_frame(run="a", seed=5, epoch=1.5)
+
+
+def test_columns_and_their_types():
+    _, frame = frame_of()
+    assert list(frame.columns) == SCHEMA == list(frames.COLUMNS) == list(frames.empty().columns)
+    assert {name: str(frame[name].dtype) for name in ("seed", "step", "valid")} == {
+        "seed": "Int64",
+        "step": "Int64",
+        "valid": "bool",
+    }
+    floats = ["epoch", "learning_rate", "numerator", "denominator", "srel"]
+    assert (frame[floats].dtypes == np.float64).all()
+
+
+def test_one_row_a_measure_source_and_target():
+    made, frame = frame_of()
+    rows = [
+        (measure, source, target, m.numerator[i, j], m.denominator[i], m.srel[i, j], m.valid[i, j])
+        for measure, m in made.matrices.items()
+        for i, source in enumerate([4, 0])
+        for j, target in enumerate([1, 4, 2, 0])
+    ]
+    names = ["measure", "source_id", "target_id", "numerator", "denominator", "srel", "valid"]
+    pd.testing.assert_frame_equal(frame[names], pd.DataFrame(rows, columns=names))
+    class_of = dict(zip(range(6), ["cat"] * 3 + ["dog"] * 3, strict=True))
+    assert frame["source_class"].tolist() == [class_of[i] for i in frame["source_id"]]
+    assert frame["target_class"].tolist() == [class_of[i] for i in frame["target_id"]]
+    constant = frame[["run", "seed", "step", "epoch", "update", "estimator", "learning_rate"]].drop_duplicates()
+    assert constant.to_numpy().tolist() == [["a", 5, 12, 1.5, "sgd", "exact", 0.1]]
+
+
+def test_no_seed_no_step_no_epoch():
+    frame = result(probe(), step=None).to_frame()
+    assert frame["seed"].isna().all()
+    assert frame["step"].isna().all()
+    assert frame["epoch"].isna().all()
+    assert (frame["run"] == "").all()
+
+
+def class_names_that_look_like_something_else():
+    x, y = np.ones((4, 1)), np.arange(4)
+    return result(ProbeSet(x, y, ["3", "NA", "", "1.50"], ids=[7, 5, 3, 1]), measures=["l1"]).to_frame()
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: frame_of()[1],
+        lambda: result(probe(ids=list("wxyz")), step=None).to_frame(),  # no seed, no step, no epoch; run is ""
+        lambda: result(ProbeSet(np.ones((3, 1)), np.ones(3) / 3)).to_frame(),  # regression: no classes
+        class_names_that_look_like_something_else,
+    ],
+)
+def test_files_give_back_the_frame(tmp_path, suffix, make):
+    frame = make()
+    path = write_frame(frame, tmp_path / f"frame{suffix}")
+    assert path == tmp_path / f"frame{suffix}"
+    pd.testing.assert_frame_equal(read_frame(path), frame, check_exact=True)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_other_tables_go_through_csv(tmp_path):
+    table = pd.DataFrame(
+        {"run": ["seed-0", "seed-1"], "epoch": [1, 2], "split": ["train", "test"], "loss": [0.1, np.nan]}
+    )
+    pd.testing.assert_frame_equal(read_frame(write_frame(table, tmp_path / "history.csv")), table, check_exact=True)
+
+
+@pytest.mark.parametrize(("suffix", "writer"), [(".parquet", "to_parquet"), (".csv", "to_csv")])
+def test_a_failing_writer_leaves_the_old_file(tmp_path, monkeypatch, suffix, writer):
+    _, frame = frame_of()
+    path = write_frame(frame, tmp_path / f"frame{suffix}")
+
+    def half_a_file(self, part, **_):
+        with open(part, "w", encoding="utf-8") as file:
+            file.write("half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(pd.DataFrame, writer, half_a_file)
+    with pytest.raises(OSError, match="no space left"):
+        write_frame(frame.head(1), path)
+    monkeypatch.undo()
+    pd.testing.assert_frame_equal(read_frame(path), frame)
+
+
+def test_files_that_are_not_there_or_of_another_kind(tmp_path):
+    with pytest.raises(FrameError, match=r"there is no frame .*lost\.parquet"):
+        read_frame(tmp_path / "lost.parquet")
+    for path in ("frame.xlsx", "frame"):
+        with pytest.raises(FrameError, match=f"{path}.*parquet or .csv"):
+            read_frame(path)
+        with pytest.raises(FrameError, match=f"{path}.*parquet or .csv"):
+            write_frame(frame_of()[1], path)
+
+
+def test_check_columns():
+    frames.check_columns(frame_of()[1], ["srel"])
+    with pytest.raises(FrameError, match=r"lacks the columns \['colour'\].*'srel'"):
+        frames.check_columns(frame_of()[1], ["srel", "colour"])
+    with pytest.raises(FrameError, match="got list"):
+        frames.check_columns([1], ["srel"])

@@ -1,0 +1,162 @@
+"""Imports point one way, as the plan of the package says; read from the source, nothing is imported for it."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def module_name(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for folder in ("srel_tf", "train") for path in (ROOT / folder).rglob("*.py")}
+
+
+def imports_of(source, known=MODULES):
+    """Full names of all modules imported anywhere in a source, within functions too.
+
+    A name taken from a package is the submodule of that name where there is one.
+    """
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "imports are absolute here"
+            full = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in known else node.module for name in full}
+    return found
+
+
+DIRECT = {name: imports_of(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
+
+
+def reach(name, graph=DIRECT):
+    """All that `name` imports, directly or through modules of ours."""
+    found, waiting = set(), [name]
+    while waiting:
+        for imported in graph.get(waiting.pop(), ()):
+            if imported not in found:
+                found.add(imported)
+                waiting.append(imported)
+    return found
+
+
+def within(name, packages):
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def modules(*packages):
+    found = [name for name in MODULES if within(name, packages)]
+    assert found, f"no module of {packages}: renamed?"
+    return found
+
+
+ENGINES = modules("srel_tf.exact", "srel_tf.measures", "srel_tf.published", "srel_tf.updates", "srel_tf.resolution")
+TRAINING = [f"srel_tf.{name}" for name in ("mixin", "probing", "recorder", "schedules", "measurement", "exact")]
+RULES = {
+    "engines and measures know no tables": (ENGINES, ["pandas", "srel_tf.frames", "srel_tf.result"]),
+    "tables and figures know no nets": (
+        modules("srel_tf.frames", "srel_tf.stats", "srel_tf.plotting"),
+        ["tensorflow", "keras"],
+    ),
+    "theory knows nothing of training": (modules("srel_tf.theory"), [*TRAINING, "train"]),
+    "the library knows no experiments": (modules("srel_tf"), ["train", "tests"]),
+    "measuring knows nothing of fit": (
+        modules("srel_tf.measurement", "srel_tf.exact"),
+        ["srel_tf.mixin", "srel_tf.probing", "srel_tf.recorder"],
+    ),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_imports_point_one_way(rule):
+    members, forbidden = RULES[rule]
+    wrong = {name: [i for i in reach(name) if within(i, forbidden)] for name in members}
+    assert not {name: imported for name, imported in wrong.items() if imported}
+
+
+def test_the_library_loads_figures_only_when_asked():
+    """`import srel_tf` reaches plotting and TensorBoard within functions only."""
+    for name in modules("srel_tf"):
+        if not within(name, ["srel_tf.plotting", "srel_tf.tensorboard"]):
+            tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
+            for function in [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]:
+                function.body = [ast.Pass()]
+            drawn = imports_of(ast.unparse(tree))
+            wrong = ["matplotlib", "seaborn", "srel_tf.plotting", "srel_tf.tensorboard"]
+            assert not [i for i in drawn if within(i, wrong)], name
+
+
+PUBLIC_MODULES = ["srel_tf.errors", "srel_tf.plotting", "srel_tf.plotting.theory", "srel_tf.theory"]
+
+
+def exported(name):
+    """The names in a module's __all__."""
+    for node in ast.parse(MODULES[name].read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == "__all__":
+            return set(ast.literal_eval(node.value))
+    return None
+
+
+def private_uses(source):
+    """What a source takes from srel_tf that is not offered to users."""
+    names = exported("srel_tf") | {name.split(".")[1] for name in PUBLIC_MODULES}
+    wrong = [
+        name for name in imports_of(source) if within(name, ["srel_tf"]) and name not in ["srel_tf", *PUBLIC_MODULES]
+    ]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module in ["srel_tf", *PUBLIC_MODULES]:
+            offered = names if node.module == "srel_tf" else exported(node.module)
+            taken = [a.name for a in node.names if f"{node.module}.{a.name}" not in PUBLIC_MODULES]
+            wrong += [name for name in taken if name.startswith("_") or (offered is not None and name not in offered)]
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "srel_tf":
+            wrong += [] if node.attr in names else [node.attr]
+    return wrong
+
+
+@pytest.mark.parametrize("folder", ["train", "tests/train"])
+def test_experiments_use_public_names_only(folder):
+    wrong = {path.name: private_uses(path.read_text(encoding="utf-8")) for path in (ROOT / folder).rglob("*.py")}
+    assert not {name: uses for name, uses in wrong.items() if uses}
+
+
+def test_the_reference_imports_no_engine():
+    found = imports_of((ROOT / "tests/reference.py").read_text(encoding="utf-8"))
+    assert not [name for name in found if within(name, ["srel_tf"])]
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("import a.b as c", {"a.b"}),
+        ("from srel_tf import frames, measure", {"srel_tf.frames", "srel_tf"}),
+        ("def f():\n    from srel_tf.frames import tidy", {"srel_tf.frames"}),
+    ],
+)
+def test_imports_are_read(source, expected):
+    assert imports_of(source) == expected
+
+
+def test_chains_are_followed():
+    assert reach("a", {"a": {"b"}, "b": {"c"}, "c": {"a", "pandas"}, "d": {"keras"}}) == {"a", "b", "c", "pandas"}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from srel_tf import exact",
+        "from srel_tf.exact import FiniteStep",
+        "import srel_tf.recorder",
+        "import srel_tf\nsrel_tf.frames.tidy",
+        "from srel_tf.plotting.style import new_figure",
+        "from srel_tf.plotting import new_figure",
+        "from srel_tf.errors import _hidden",
+    ],
+)
+def test_private_uses_are_found(source):
+    assert private_uses(source)

@@ -1,0 +1,217 @@
+"""Probes in `fit`: exactly the steps asked for, once each, with their place in the training, whatever happens."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import srel_tf
+from srel_tf import OptionError, ProbeError
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(28, 5)).astype(np.float32)
+Y = RNG.integers(0, 3, 28)
+BATCH = 4
+STEPS = 7  # an epoch
+PROBE = srel_tf.ProbeSet(X[:4], Y[:4], targets=[0, 1, 3])
+
+
+def net(**compile_options):
+    model = srel_tf.SRelSequential([keras.Input((5,)), keras.layers.Dense(6, "tanh"), keras.layers.Dense(3)])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("sgd", loss, jit_compile=False, **compile_options)
+    return model
+
+
+def fit(model, epochs=2, verbose=0, **kwargs):
+    return model.fit(X, Y, batch_size=BATCH, epochs=epochs, verbose=verbose, **kwargs)
+
+
+def steps_of(frame):
+    """The measurements in order; each must be whole and be there once."""
+    rows = len(PROBE.sources) * len(PROBE.targets) * frame["measure"].nunique()
+    assert (frame.groupby(["step", "update"], sort=False).size() == rows).all()
+    return list(dict.fromkeys(frame["step"]))
+
+
+def epochs_of(frame):
+    return frame.groupby("step")["epoch"].agg(["min", "max"])
+
+
+@pytest.mark.parametrize("every", [1, 3, 14, lambda n: n in (1, 5, 13), lambda n: False])
+def test_measures_at_exactly_the_steps_of_the_schedule(every):
+    model = net()
+    model.attach_probe(PROBE, every)
+    fit(model)
+    is_due = every if callable(every) else lambda n: n % every == 0
+    frame = model.srel_frame()
+    assert steps_of(frame) == [n for n in range(2 * STEPS + 1) if is_due(n)]
+    assert list(frame.columns) == list(srel_tf.frames.COLUMNS)
+
+
+def test_step_n_is_the_model_after_n_updates():
+    """A measurement in `fit` equals measure() on a net that went through the same n updates by itself."""
+    model, twin = net(), net()
+    twin.set_weights(model.get_weights())
+    model.attach_probe(PROBE, lambda n: n in (2, 7))
+    fit(model, epochs=1, shuffle=False)
+    frame = model.srel_frame()
+    for step in range(STEPS + 1):
+        if step in (2, 7):
+            expected = srel_tf.measure(twin, PROBE).to_frame()
+            measured = frame[frame["step"] == step]
+            assert (expected["step"] == step).all()
+            np.testing.assert_allclose(measured["srel"], expected["srel"], rtol=1e-4)
+        batch = slice(step * BATCH, (step + 1) * BATCH)
+        if step < STEPS:
+            twin.train_on_batch(X[batch], Y[batch])
+
+
+def test_epoch_is_the_number_of_epochs_done():
+    model = net()
+    model.attach_probe(PROBE, every=3)
+    fit(model, validation_data=(X, Y))
+    epochs = epochs_of(model.srel_frame())
+    assert epochs["min"].to_dict() == pytest.approx({n: n / STEPS for n in (0, 3, 6, 9, 12)})
+    assert (epochs["min"] == epochs["max"]).all()
+
+
+def test_a_second_fit_goes_on_and_measures_no_step_twice():
+    model = net()
+    model.attach_probe(PROBE, every=7)
+    fit(model, epochs=1)
+    fit(model, epochs=2)
+    frame = model.srel_frame()
+    assert steps_of(frame) == [0, 7, 14, 21]
+    assert epochs_of(frame)["min"].tolist() == [0, 1, 2, 3]
+
+
+def test_initial_epoch():
+    model = net()
+    model.attach_probe(PROBE, every=7)
+    fit(model, epochs=4, initial_epoch=2)
+    frame = model.srel_frame()
+    assert steps_of(frame) == [0, 7, 14]
+    assert epochs_of(frame)["min"].tolist() == [2, 3, 4]
+
+
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")
+@pytest.mark.filterwarnings("ignore:`shuffle=True` was passed")
+def test_data_of_unknown_length():
+    """Keras's optimizer counts an update more than it makes at the end of each epoch here; the steps are right."""
+
+    def examples():
+        for i in range(0, 20, BATCH):
+            yield X[i : i + BATCH], Y[i : i + BATCH]
+
+    data = tf.data.Dataset.from_generator(
+        examples, output_signature=(tf.TensorSpec([None, 5]), tf.TensorSpec([None], tf.int64))
+    )
+    model = net()
+    model.attach_probe(PROBE, every=2)
+    model.fit(data, epochs=2, verbose=0)
+    frame = model.srel_frame()
+    assert steps_of(frame) == [0, 2, 4, 6, 8, 10]
+    assert epochs_of(frame)["min"].to_dict() == pytest.approx({n: n / 5 for n in range(0, 11, 2)})
+
+
+def test_two_probes_in_one_fit():
+    model = net()
+    model.attach_probe(PROBE, every=4, measures="l1", run="a", seed=1)
+    model.attach_probe(PROBE, every=6, measures="kl", update="fresh_adam", learning_rate=1e-3, run="b", seed=2)
+    fit(model)
+    frame = model.srel_frame()
+    first, second = (frame[frame["update"] == update] for update in ("sgd", "fresh_adam"))
+    assert len(first) + len(second) == len(frame)
+    assert steps_of(first) == [0, 4, 8, 12]
+    assert steps_of(second) == [0, 6, 12]
+    for part, expected in ((first, ("l1", 0.01, "a", 1)), (second, ("kl", 1e-3, "b", 2))):
+        found = part[["measure", "learning_rate", "run", "seed"]].drop_duplicates()
+        assert tuple(found.iloc[0]) == pytest.approx(expected)
+        assert len(found) == 1
+
+
+def test_learning_rate_is_the_one_in_force_at_that_step():
+    model = net()
+    model.attach_probe(PROBE, every=7)
+    fit(model, callbacks=[keras.callbacks.LearningRateScheduler(lambda epoch: (0.5, 0.25)[epoch])])
+    # The scheduler acts at the start of an epoch, before the measurement of step 0 and after that of step 7.
+    rates = model.srel_frame().groupby("step")["learning_rate"].unique()
+    assert [list(r) for r in rates] == [[0.5], [0.5], [0.25]]
+
+
+class Stop(keras.callbacks.Callback):
+    def __init__(self, batch, error):
+        super().__init__()
+        self._batch, self._error = batch, error
+
+    def on_train_batch_end(self, batch, logs=None):
+        if batch == self._batch:
+            raise self._error
+
+
+@pytest.mark.parametrize("error", [RuntimeError("full disk"), KeyboardInterrupt()])
+def test_what_was_measured_survives_the_end_of_fit(error):
+    model = net()
+    model.attach_probe(PROBE, every=2)
+    with pytest.raises(type(error)):
+        fit(model, callbacks=Stop(4, error))  # a callback by itself is as good as a list
+    assert steps_of(model.srel_frame()) == [0, 2, 4]
+
+
+def test_a_line_says_what_measuring_costs(capsys):
+    model = net()
+    model.attach_probe(PROBE, every=3)
+    fit(model, verbose=2)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "S_rel" in line]
+    assert len(lines) == 2  # one an epoch
+    assert "3 measurements, 4 sources x 3 targets" in lines[0]  # steps 0, 3, 6
+    assert "2 measurements, 4 sources x 3 targets" in lines[1]  # 9, 12
+    assert all(float(line.split(", ")[-1].removesuffix(" s each")) > 0 for line in lines)
+
+
+def test_no_line_without_verbose(capsys):
+    model = net()
+    model.attach_probe(PROBE, every=3)
+    fit(model, verbose=0)
+    assert capsys.readouterr().out == ""
+
+
+def test_several_steps_per_execution_are_refused():
+    model = net(steps_per_execution=2)
+    model.attach_probe(PROBE, every=2)
+    with pytest.raises(OptionError, match="steps_per_execution=2"):
+        fit(model)
+    assert model.optimizer.iterations == 0
+
+
+def test_attach_checks_what_it_is_given():
+    with pytest.raises(ProbeError, match=r"srel_tf\.ProbeSet, got tuple"):
+        net().attach_probe((X, Y))
+    with pytest.raises(OptionError, match="every=0"):
+        net().attach_probe(PROBE, every=0)
+    with pytest.raises(OptionError, match=r"'kk'.*kl, l1"):
+        net().attach_probe(PROBE, measures=["kk"])
+    model = net()
+    model.attach_probe(PROBE)
+    with pytest.raises(OptionError, match="list of callbacks"):
+        fit(model, callbacks=keras.callbacks.CallbackList())
+
+
+def test_detached_probes_measure_no_more():
+    model = net()
+    model.attach_probe(PROBE, every=7)
+    fit(model)
+    model.detach_probes()
+    assert len(model.srel_frame()) == 0
+    fit(model)
+    assert len(model.srel_frame()) == 0
+
+
+def test_an_unbuilt_model_is_built():
+    model = srel_tf.SRelSequential([keras.layers.Dense(3)])
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.attach_probe(PROBE, every=100)
+    assert model.built
+    fit(model, epochs=1)
+    assert steps_of(model.srel_frame()) == [0]

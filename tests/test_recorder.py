@@ -1,0 +1,64 @@
+"""The recorder: rows in order, each with its place in the training."""
+
+import numpy as np
+import pytest
+
+from srel_tf.frames import COLUMNS
+from srel_tf.recorder import Recorder
+from tests.made_up import probe, result
+
+PROBE = probe()
+
+
+def epochs_of(recorder):
+    return recorder.frame().groupby("step", sort=False)["epoch"].unique().map(list).to_dict()
+
+
+def test_nothing_measured_yet():
+    recorder = Recorder("run", 0)
+    assert recorder.last_step is None
+    assert list(recorder.frame().columns) == list(COLUMNS)
+    assert len(recorder.frame()) == 0
+
+
+def test_rows_are_kept_in_order_with_run_and_seed():
+    recorder = Recorder("a run", 7)
+    results = [result(PROBE, step) for step in (0, 3, 6)]
+    for r in results:
+        recorder.add(r, 0, r.step, 10)
+    frame = recorder.frame()
+    assert recorder.last_step == 6
+    assert frame["step"].tolist() == np.repeat([0, 3, 6], 2 * 16).tolist()  # 2 measures, 4 x 4 pairs
+    assert (frame["run"] == "a run").all()
+    assert (frame["seed"] == 7).all()
+    first = frame[(frame["step"] == 3) & (frame["measure"] == "l1")]
+    np.testing.assert_array_equal(first["srel"].to_numpy().reshape(4, 4), results[1].matrix("l1"))
+
+
+def test_epoch_is_a_fraction_where_the_length_is_known():
+    recorder = Recorder("", None)
+    for step, (epochs, batches) in {0: (0, 0), 3: (0, 3), 8: (0, 8), 10: (1, 2)}.items():
+        recorder.add(result(PROBE, step), epochs, batches, 8)
+    assert epochs_of(recorder) == {0: [0.0], 3: [0.375], 8: [1.0], 10: [1.25]}
+    assert recorder.frame()["seed"].isna().all()
+
+
+def test_epoch_waits_for_the_length_of_its_epoch():
+    recorder = Recorder("", None)
+    recorder.add(result(PROBE, 0), 0, 0, None)
+    recorder.add(result(PROBE, 2), 0, 2, None)
+    assert epochs_of(recorder)[0] == [0.0]
+    assert np.isnan(epochs_of(recorder)[2]).all()
+    recorder.epoch_ended(5)
+    recorder.add(result(PROBE, 6), 1, 1, None)
+    recorder.epoch_ended(4)  # this epoch was shorter
+    assert epochs_of(recorder) == {0: [0.0], 2: [0.4], 6: [1.25]}
+
+
+def test_frames_handed_out_are_not_changed_later():
+    recorder = Recorder("", None)
+    recorder.add(result(PROBE, 1), 0, 1, None)
+    early = recorder.frame()
+    recorder.epoch_ended(4)
+    assert early["epoch"].isna().all()
+    assert recorder.frame()["epoch"].unique() == pytest.approx([0.25])

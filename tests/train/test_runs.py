@@ -1,0 +1,140 @@
+"""Run directories: bound to their settings and data, written whole or not at all."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import srel_tf
+from train.runs import RunDirectory, RunDirectoryError, write_json
+
+SETTINGS = {"dataset": "digits", "classes": ["3", "5"], "epochs": 2, "augment": None}
+
+
+def table(value=1.0):
+    return pd.DataFrame({"step": [0, 9], "srel": [value, np.nan]})
+
+
+@pytest.fixture
+def used(tmp_path):
+    """A directory with a finished seed."""
+    directory = RunDirectory(tmp_path / "deep" / "run", SETTINGS)
+    directory.check_data("abc")
+    directory.save_seed(0, table(), table(), about={"seed": 0})
+    return directory
+
+
+def files(directory):
+    return {str(p.relative_to(directory.path)): p.read_bytes() for p in directory.path.rglob("*") if p.is_file()}
+
+
+def test_what_it_holds(used):
+    assert set(files(used)) == {
+        *("settings.json", "environment.json", "data.json"),
+        *("seed-0/frame.parquet", "seed-0/history.csv", "seed-0/seed.json"),
+    }
+    assert json.loads((used.path / "settings.json").read_text(encoding="utf-8")) == SETTINGS
+    environment = json.loads((used.path / "environment.json").read_text(encoding="utf-8"))
+    assert environment["numpy"] == np.__version__
+    assert {"python", "machine", "devices", "tensorflow", "keras"} <= set(environment)
+
+
+def test_the_same_settings_reopen_it(used):
+    before = files(used)
+    again = RunDirectory(used.path, {**SETTINGS, "classes": ("3", "5")})  # as JSON holds it
+    again.check_data("abc")
+    assert again.is_complete(0)
+    assert not again.is_complete(1)
+    assert files(again) == before
+
+
+@pytest.mark.parametrize(
+    ("other", "shown", "not_shown"),
+    [
+        ({**SETTINGS, "epochs": 3}, ["epochs: 2 there, 3 now"], "dataset"),
+        ({**SETTINGS, "classes": ["5", "3"]}, [r"classes: \['3', '5'\] there, \['5', '3'\] now"], "epochs"),
+        ({**SETTINGS, "every": 9, "epochs": 1}, ["epochs: 2 there, 1 now", "every: None there, 9 now"], "classes"),
+        ({"dataset": "digits", "epochs": 2}, [r"classes: \['3', '5'\] there, None now"], "epochs"),
+    ],
+)
+def test_other_settings_are_refused_with_the_difference(used, other, shown, not_shown):
+    before = files(used)
+    for line in shown:
+        with pytest.raises(RunDirectoryError, match=f"{used.path} holds results of other settings.*\n(.*\n)?  {line}"):
+            RunDirectory(used.path, other)
+    with pytest.raises(RunDirectoryError) as refused:
+        RunDirectory(used.path, other)
+    assert f"{not_shown}:" not in str(refused.value)
+    assert files(used) == before
+
+
+def test_a_command_that_measured_nothing_binds_nobody(tmp_path):
+    RunDirectory(tmp_path, {**SETTINGS, "epochs": -7}).check_data("abc")
+    RunDirectory(tmp_path, SETTINGS).check_data("xyz")
+    assert json.loads((tmp_path / "settings.json").read_text(encoding="utf-8")) == SETTINGS
+
+
+def test_an_interrupted_seed_or_a_selection_binds_the_directory(tmp_path):
+    RunDirectory(tmp_path / "a", SETTINGS).save_seed(0, table(), table())
+    write_json(RunDirectory(tmp_path / "b", SETTINGS).path / "selection.json", {})
+    for name in "ab":
+        with pytest.raises(RunDirectoryError, match="other settings"):
+            RunDirectory(tmp_path / name, {**SETTINGS, "epochs": 3})
+
+
+def test_other_data_are_refused(used):
+    again = RunDirectory(used.path, SETTINGS)
+    with pytest.raises(RunDirectoryError, match="results of other data"):
+        again.check_data("xyz")
+    again.check_data("abc")
+
+
+@pytest.mark.parametrize("path", ["file", "file/run"])
+def test_a_directory_that_cannot_be_written(tmp_path, path):
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
+    with pytest.raises(RunDirectoryError, match=f"cannot write to {tmp_path / path}: .*; choose another --out"):
+        RunDirectory(tmp_path / path, SETTINGS)
+    assert issubclass(RunDirectoryError, srel_tf.SRelError)
+
+
+def test_a_seed_that_cannot_be_written(used):
+    (used.path / "seed-1").write_text("in the way", encoding="utf-8")
+    with pytest.raises(RunDirectoryError, match=r"seed-1.*what was saved before is whole"):
+        used.save_seed(1, table(), table())
+
+
+def test_a_seed_is_complete_only_when_it_says_so(used):
+    used.save_seed(1, table(), table())
+    assert not used.is_complete(1)
+    used.save_seed(1, table(), table(), about={"seed": 1})
+    assert used.is_complete(1)
+
+
+def test_frames_of_several_seeds_together(used):
+    used.save_seed(4, table(2.0), table(3.0), about={"seed": 4})
+    frame, history = used.frames([4, 0])
+    pd.testing.assert_frame_equal(frame, pd.concat([table(2.0), table()], ignore_index=True))
+    pd.testing.assert_series_equal(history["srel"], pd.concat([table(3.0), table()], ignore_index=True)["srel"])
+
+
+def half_a_file(path, *_, **__):
+    with open(path, "w", encoding="utf-8") as file:
+        file.write("half")
+    raise OSError("no space left on device")
+
+
+def test_a_failing_write_leaves_the_old_file(tmp_path, monkeypatch):
+    write_json(tmp_path / "x.json", {"a": "ä"})
+    monkeypatch.setattr("pathlib.Path.write_text", half_a_file)
+    with pytest.raises(OSError, match="no space left"):
+        write_json(tmp_path / "x.json", {"a": "new"})
+    assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == {"a": "ä"}
+
+
+def test_a_crash_while_writing_leaves_what_was_saved_before(used, monkeypatch):
+    before = files(used)
+    monkeypatch.setattr(pd.DataFrame, "to_parquet", lambda self, path, **_: half_a_file(path))
+    with pytest.raises(RunDirectoryError, match="no space left"):
+        used.save_seed(0, table(9.0), table(9.0), about={"seed": 0})
+    assert {name: content for name, content in files(used).items() if not name.endswith(".part")} == before
