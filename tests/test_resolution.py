@@ -1,5 +1,7 @@
 """The numerics contract: what float32 calls valid is what float64 gives, at any stage of training and any η."""
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ ETAS = (1e-8, 1e-6, 1e-4, 1e-2, 1.0)
 
 @pytest.fixture(scope="module")
 def data():
-    return digits(CLASSES, per_class=40)
+    return digits(CLASSES, per_class=10)
 
 
 @pytest.fixture(scope="module")
@@ -24,15 +26,24 @@ def probe(data):
     return srel_tf.ProbeSet.sample(*data, per_class=5)
 
 
-def trained(body, softmax, stage, data):
-    """A net at initialisation, in mid-training, or converged to a loss below 1e-4, and that loss."""
+class StopBelow(keras.callbacks.Callback):
+    def __init__(self, loss):
+        super().__init__()
+        self._loss = loss
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.model.stop_training = logs["loss"] < self._loss
+
+
+def stages(body, softmax, data):
+    """The same net at initialisation, in mid-training, and converged to a loss below 1e-4."""
     x, y = data
-    model = classifier(body, CLASSES, softmax, optimizer=keras.optimizers.Adam(2e-3))
-    model.fit(x, y, epochs={"init": 0, "mid": 4, "converged": 30}[stage], batch_size=32, verbose=0)
-    while stage == "converged" and model.evaluate(x, y, verbose=0) > 1e-4:
-        model.optimizer.learning_rate = 5e-3
-        model.fit(x, y, epochs=30, batch_size=32, verbose=0)
-    return model
+    model = classifier(body, CLASSES, softmax, optimizer=keras.optimizers.Adam(1e-2))
+    yield "init", model
+    for stage, loss in (("mid", 0.3), ("converged", 9e-5)):
+        model.fit(x, y, epochs=600, batch_size=40, verbose=0, callbacks=[StopBelow(loss)])
+        assert model.evaluate(x, y, verbose=0) < max(loss, 1e-4)
+        yield stage, model
 
 
 def in_float64(model, probe, eta):
@@ -48,29 +59,28 @@ def in_float64(model, probe, eta):
         }
 
 
-@pytest.mark.parametrize("stage", ["init", "mid", "converged"])
-@pytest.mark.parametrize(("body", "softmax"), [("mlp", False), ("cnn", False), ("resnet", False), ("mlp", True)])
-def test_valid_entries_are_within_the_contract(body, softmax, stage, data, probe):
-    model = trained(body, softmax, stage, data)
-    shares = {}
-    for eta in ETAS:
-        result = srel_tf.measure(model, probe, measures=tuple(reference.MEASURES), learning_rate=eta)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            exact = in_float64(model, probe, eta)
-        for name, expected in exact.items():
-            valid = result.valid(name)
-            error = np.abs(result.matrix(name) - expected)[valid]
-            assert (error <= MEASURES[name].tolerance * (1 + expected[valid])).all(), (eta, name, error.max())
-            assert np.isnan(result.matrix(name)[~valid]).all()
-            shares[eta, name] = valid.mean()
-    # The contract is not kept by calling nothing valid: a healthy step is resolved, one below the grid is not.
-    for name in exact:
-        assert shares[1e-8, name] < 0.1
-        assert shares[1.0, name] > (0.1 if stage == "converged" else 0.9)
+@pytest.mark.parametrize(("body", "softmax"), [("mlp", True), ("cnn", False), ("resnet", False)])
+def test_valid_entries_are_within_the_contract(body, softmax, data, probe):
+    for stage, model in stages(body, softmax, data):
+        shares = {}
+        for eta in ETAS:
+            result = srel_tf.measure(model, probe, measures=tuple(reference.MEASURES), learning_rate=eta)
+            with np.errstate(invalid="ignore", divide="ignore"):
+                exact = in_float64(model, probe, eta)
+            for name, expected in exact.items():
+                valid = result.valid(name)
+                error = np.abs(result.matrix(name) - expected)[valid]
+                assert (error <= MEASURES[name].tolerance * (1 + expected[valid])).all(), (stage, eta, name)
+                assert np.isnan(result.matrix(name)[~valid]).all()
+                shares[eta, name] = valid.mean()
+        # The contract is not kept by calling nothing valid: a healthy step is resolved, one below the grid is not.
+        for name in exact:
+            assert shares[1e-8, name] < 0.1, (stage, name)
+            assert shares[1.0, name] > {"init": 0.9, "mid": 0.5, "converged": 0.02}[stage], (stage, name)
 
 
 def test_float64_resolves_what_float32_does_not(data, probe):
-    model = trained("cnn", False, "mid", data)
+    *_, (_, model) = itertools.islice(stages("cnn", False, data), 2)
     with double_precision():
         result = srel_tf.measure(reference.clone(model, "float64"), probe, learning_rate=1e-6)
     assert result.valid("kl").mean() > 0.95
