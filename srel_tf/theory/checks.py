@@ -40,12 +40,27 @@ def as_times(t):
 
 def as_positive(value, name, why):
     """A finite scalar > 0, as a Python float."""
-    number = np.asarray(value, dtype=np.float64)
+    try:
+        number = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ShapeError(f"{name} must be one number; given {value!r}.") from error
     if number.shape != ():
         raise ShapeError(f"{name} must be one number, but has shape {number.shape}.")
     if not np.isfinite(number) or number <= 0:
         raise AssumptionError(f"{name} must be > 0 ({why}); given {name} = {number:g}.")
     return float(number)
+
+
+def as_degree(value):
+    """The degree d of Definition 6, an integer >= 1, as a Python int."""
+    try:
+        degree = int(value)
+        is_degree = not isinstance(value, bool) and degree == value and degree >= 1
+    except (TypeError, ValueError, OverflowError):
+        is_degree = False
+    if not is_degree:
+        raise AssumptionError(f"Definition 6 needs an integer degree d >= 1; given degree={value!r}.")
+    return degree
 
 
 def as_indices(value, name, size):

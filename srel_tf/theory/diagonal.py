@@ -121,10 +121,11 @@ class DiagonalQuadratic:
     def _initial(self, w0):
         w0 = as_tensor(w0, "w0", 1)
         check_last_axis(w0, self.a.shape[0], "w0", "as many as a")
-        limit = (self.a / self.b).numpy()
-        squares = w0.numpy() ** 2
+        if self.initial == "any" or not tf.executing_eagerly():
+            return w0
+        limit, squares = self.a.numpy() / self.b.numpy(), w0.numpy() ** 2
         outside = (squares <= 0) | (squares >= limit)
-        if self.initial == "theorem" and outside.any():
+        if outside.any():
             r = int(np.flatnonzero(outside)[0])
             raise AssumptionError(
                 f"Theorem 5.2 assumes w_r(0)² in (0, a_r/b_r): w_{r}(0)² = {squares[r]:g} is outside "
@@ -153,9 +154,16 @@ def quadratic_srel(weights, beta_target, beta_source, step):
 
     Returns:
         S_rel of the shape of `step`; NaN where the change at the source is zero for every small g.
+
+    Raises:
+        ShapeError: features or weights that do not fit.
     """
     weights, step = as_tensor(weights, "weights"), as_tensor(step, "step")[..., None]
-    beta_target, beta_source = as_tensor(beta_target, "beta_target"), as_tensor(beta_source, "beta_source")
+    beta_target, beta_source = as_tensor(beta_target, "beta_target", (1, 2)), as_tensor(beta_source, "beta_source")
+    if beta_target.shape != beta_source.shape:
+        given = f"{tuple(beta_target.shape)} and beta_source {tuple(beta_source.shape)}"
+        raise ShapeError(f"beta_target {given} must agree.")
+    check_last_axis(beta_source, weights.shape[-1], "beta_source", "one feature a weight")
     if beta_source.shape.rank == 2:
         weights = weights[..., None, :]
     moved = weights**2 * (2 + step * beta_source) * beta_source

@@ -5,7 +5,7 @@ import tensorflow as tf
 from scipy.integrate import solve_ivp
 
 from srel_tf.errors import AssumptionError, ShapeError
-from srel_tf.theory.checks import as_positive, as_tensor, as_times
+from srel_tf.theory.checks import as_degree, as_positive, as_tensor, as_times
 
 
 def moment_flow(a, b, w0, t, theta, degree, rtol=1e-10, atol=1e-12):
@@ -22,13 +22,20 @@ def moment_flow(a, b, w0, t, theta, degree, rtol=1e-10, atol=1e-12):
         [T, ...] float64 tensor.
 
     Raises:
-        AssumptionError: times that are negative or do not ascend, θ not positive, or a flow that cannot be followed
-        (for d > 2 it may blow up). ShapeError: moments or weights that do not fit.
+        AssumptionError: times that are negative or do not ascend, θ not positive, a degree that is no integer >= 1,
+        a `b` that is no matrix of second moments (symmetric, positive semidefinite), or a flow that cannot be
+        followed (for d > 2 it may blow up). ShapeError: moments or weights that do not fit.
     """
     a, b, w0 = as_tensor(a, "a").numpy(), as_tensor(b, "b").numpy(), as_tensor(w0, "w0").numpy()
     if w0.shape != a.shape or b.shape != a.shape + a.shape:
         raise ShapeError(f"w0, a and b must have shapes S, S and S + S; given {w0.shape}, {a.shape} and {b.shape}.")
     matrix = b.reshape(a.size, a.size)
+    scale = np.abs(matrix).max(initial=0)
+    if np.abs(matrix - matrix.T).max(initial=0) > 1e-12 * scale:
+        raise AssumptionError("b must be symmetric: it holds the second moments E[β ⊗ β].")
+    smallest = np.linalg.eigvalsh(matrix).min(initial=0)
+    if smallest < -1e-9 * scale:
+        raise AssumptionError(f"b must be positive semidefinite (second moments); an eigenvalue is {smallest:g}.")
     return follow(a, lambda power: matrix @ power, w0, t, theta, degree, rtol, atol)
 
 
@@ -50,6 +57,7 @@ def feature_flow(features, labels, w0, t, theta, degree, rtol=1e-10, atol=1e-12)
 def follow(a, second_moment, w0, t, theta, degree, rtol, atol):
     """The integration itself; second_moment(v) is b·v for a flat vector v."""
     times, theta = as_times(t).numpy(), as_positive(theta, "theta", "Definition 7")
+    degree = as_degree(degree)  # a fractional power of a negative weight is NaN, at which the integrator never ends
     if (np.diff(times) < 0).any():
         raise AssumptionError("Times must ascend; sort them first.")
     a, shape = a.ravel(), w0.shape

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import tensorflow as tf
 
-from srel_tf.errors import AssumptionError, ShapeError
-from srel_tf.theory.checks import as_positive, as_tensor, ratio_or_nan
+from srel_tf.errors import ShapeError
+from srel_tf.theory.checks import as_degree, as_positive, as_tensor, ratio_or_nan
 from srel_tf.theory.flow import feature_flow
 
 
@@ -28,9 +28,7 @@ class HomogeneousPredictor:
     """
 
     def __init__(self, alpha, beta, degree):
-        if isinstance(degree, bool) or int(degree) != degree or degree < 1:
-            raise AssumptionError(f"Definition 6 needs an integer degree d >= 1; given degree={degree!r}.")
-        self.alpha, self.beta, self.degree = alpha, beta, int(degree)
+        self.alpha, self.beta, self.degree = alpha, beta, as_degree(degree)
 
     def __call__(self, weights, x):
         """Definition 6: [..., B] from weights [..., r, n] and inputs [B, ...] (or one input: [...])."""
@@ -78,10 +76,16 @@ class HomogeneousPredictor:
         target, source, single = self._feature_pair(x_target, x_source)
         weights = self._weights(weights, source)
         if residual is None:
-            residual = as_tensor(label, "label") - self._values(weights, x_source)
+            label = as_tensor(label, "label", (0, 1))
+            if label.shape.rank == 1 and label.shape[0] != source.shape[0]:
+                raise ShapeError(f"label must hold {source.shape[0]} labels, one a source, not {label.shape[0]}.")
+            residual = label - self._values(weights, x_source)
         else:
             residual = as_tensor(residual, "residual")
             residual = residual[..., None] if single else residual
+            whole = (*weights.shape[:-2], source.shape[0])
+            if not _broadcasts(residual.shape, whole):
+                raise ShapeError(f"residual {tuple(residual.shape)} does not broadcast to {whole}, one a source.")
         step = as_positive(learning_rate, "learning_rate", "Definition 1") * self.degree * residual  # g
         changes = [self._change_over_step(weights, features, source, step) for features in (target, source)]
         moved = tf.where(residual != 0, tf.abs(changes[1]), tf.zeros_like(changes[1]))
@@ -188,6 +192,13 @@ class HomogeneousPredictor:
         if weights.shape.rank < 2 or weights.shape[-2:] != beta.shape[-2:]:
             raise ShapeError(f"weights must be [..., {beta.shape[1]}, {beta.shape[2]}], not {tuple(weights.shape)}.")
         return weights
+
+
+def _broadcasts(shape, whole):
+    """Whether an array of `shape` broadcasts to `whole` without growing it."""
+    return len(shape) <= len(whole) and all(
+        size in (1, full) for size, full in zip(reversed(shape), reversed(whole), strict=False)
+    )
 
 
 def _proximity(target, source):

@@ -168,10 +168,11 @@ class PenalizedRegression:
 
         c = self.coefficient
         own, cross = self._inner(sources, sources), self._inner(targets, sources)  # ⟨h, h⟩ and ⟨h', h⟩
-        change_source = below + common * (c * at_source + own * at_source)
         if numerator == "theorem":
+            change_source = below + common * (c * at_source + own * at_source)
             change_target = above + common * (c * at_target + cross * at_source)
-        else:
+        else:  # The published numerator need not vanish, so nothing is left out.
+            change_source = below + slowest[..., None] * (c * at_source + own * at_source)
             fit_source = tf.gather(self._stationary_fit(), sources) + slowest[..., None] * at_source
             fit_target = tf.gather(self._stationary_fit(), targets) + slowest[..., None] * at_target
             label = tf.gather(self.one_hot, examples)
@@ -209,12 +210,16 @@ class PenalizedRegression:
         """⟨∇ℓ(W*; example), h⟩ for every class and the h of the given rows, [P, K].
 
         At W* the mean gradient is zero, so a single gradient is the difference ρ*_i h_i − mean_j ρ*_j h_j. Taken
-        term by term it keeps its digits when the examples agree, and is exactly zero for a single example.
+        term by term it keeps its digits when the examples agree, and is exactly zero for a single example. Where its
+        terms are much larger than those of the gradient as it stands, ρ*_i h_i + c W*, that keeps more digits.
         """
         kernel = tf.matmul(self._rows(rows), self.features, transpose_b=True)  # [P, N]
         own = tf.gather(kernel, examples[:, None], batch_dims=1)  # [P, 1]
         own = own * tf.gather(self._stationary_residual, examples)  # [P, K]
-        return tf.reduce_mean(own[:, None, :] - kernel[..., None] * self._stationary_residual, 1)
+        others = kernel[..., None] * self._stationary_residual  # [P, N, K]
+        penalty = self.coefficient * tf.gather(self._stationary_fit(), rows)
+        is_direct = tf.abs(penalty) < tf.reduce_mean(tf.abs(others), 1) / 2 - tf.abs(own) / 2
+        return tf.where(is_direct, own + penalty, tf.reduce_mean(own[:, None, :] - others, 1))
 
     def _data_loss(self, weights, labels):
         weights = as_tensor(weights, "weights")

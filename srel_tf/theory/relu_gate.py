@@ -184,9 +184,23 @@ class ReLUGate:
         return exponential_sum(self._overlaps_in_modes(w0, x), self.rates, times)
 
     def _preactivation(self, w0, times, x):
-        """α₁ = ⟨w(t), x⟩ (eq. 20) as mantissa and logarithm, [T, P] each: ⟨w*, x⟩ is a mode that does not decay."""
+        """α₁ = ⟨w(t), x⟩ (eq. 20) as mantissa and logarithm, [T, P] each.
+
+        Late: ⟨w*, x⟩, a mode that does not decay, less what does. Early, with a w(0) small beside w*, that is a
+        difference of nearly equal numbers: there the form of Theorem 4.1, e^{−βMt} w(0) − expm1(−βMt) w*, has the
+        smaller terms. Each entry takes the form whose terms are smaller.
+        """
         coefficients = tf.concat([self._margin(x)[:, None], -self._overlaps_in_modes(w0, x)], -1)
-        return exponential_sum(coefficients, tf.concat([[0.0], self.rates], 0), times)
+        rates = tf.concat([[0.0], self.rates], 0)
+        late, late_log = exponential_sum(coefficients, rates, times)
+        size, size_log = exponential_sum(tf.abs(coefficients), rates, times)
+        exponent = -times[:, None, None] * self.rates  # [T, 1, n]
+        inputs = tf.matmul(x, self._eigenvectors)
+        start, end = self._in_modes(w0) * inputs, self._in_modes(self.w_star) * inputs  # [P, n]
+        early = tf.concat([tf.exp(exponent) * start, -tf.math.expm1(exponent) * end], -1)
+        is_early = tf.reduce_sum(tf.abs(early), -1) < size * tf.exp(size_log)
+        early = tf.reduce_sum(early, -1)
+        return tf.where(is_early, early, late), tf.where(is_early, tf.zeros_like(late_log), late_log)
 
 
 def exponential_sum(coefficients, rates, times):

@@ -27,7 +27,8 @@ def modified_sgd(w_star, w0, learning_rate, steps, *, runs=None, batch_size=1, i
         Iterates w_0, …, w_steps: [steps + 1, n], or [steps + 1, R, n].
 
     Raises:
-        AssumptionError: η not positive, or runs that diverge. ShapeError: arrays that do not fit.
+        AssumptionError: η not positive, or runs that diverge. ShapeError: arrays that do not fit, or counts of steps,
+        runs or examples that are no whole numbers.
     """
     w_star = as_tensor(w_star, "w_star", 1)
 
@@ -94,6 +95,10 @@ def _inner(x, w):
 def _iterate(update, w_star, w0, learning_rate, steps, runs, batch_size, inputs, seed):
     w0, step = as_tensor(w0, "w0", (1, 2)), as_positive(learning_rate, "learning_rate", "a step of SGD")
     check_last_axis(w0, w_star.shape[0], "w0", "as many as w_star")
+    counts = ((steps, "steps", 0), (1 if runs is None else runs, "runs", 1), (batch_size, "batch_size", 1))
+    for count, name, least in counts:
+        if not isinstance(count, int | np.integer) or count < least:
+            raise ShapeError(f"{name} must be a whole number >= {least}; given {name}={count!r}.")
     single = runs is None and w0.shape.rank == 1
     if w0.shape.rank == 1:
         w0 = tf.tile(w0[None], [runs or 1, 1])
@@ -103,6 +108,8 @@ def _iterate(update, w_star, w0, learning_rate, steps, runs, batch_size, inputs,
         inputs = as_tensor(inputs, "inputs", (3, 4))
         if inputs.shape[0] != steps or inputs.shape[-1] != w_star.shape[0]:
             raise ShapeError(f"inputs must be [{steps}, ..., {w_star.shape[0]}], but has shape {tuple(inputs.shape)}.")
+        if inputs.shape.rank == 4 and inputs.shape[1] not in (1, w0.shape[0]):
+            raise ShapeError(f"inputs {tuple(inputs.shape)} hold {inputs.shape[1]} runs, but there are {w0.shape[0]}.")
     shape = [w0.shape[0], batch_size, w_star.shape[0]]
 
     @tf.function

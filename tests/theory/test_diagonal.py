@@ -3,6 +3,7 @@
 import mpmath as mp
 import numpy as np
 import pytest
+import tensorflow as tf
 from scipy.integrate import solve_ivp
 
 from srel_tf.errors import AssumptionError, OptionError, ShapeError
@@ -101,6 +102,17 @@ def test_pairs_batch_like_single_ones():
         np.testing.assert_allclose(batch[:, 1], method(W0, t, SOURCE, TARGET), rtol=1e-14)
 
 
+def test_formulas_can_be_traced():
+    t, pair = np.array([0.0, 5.0]), (TARGET, SOURCE)
+    for initial in ("theorem", "any"):
+        m = model(initial=initial)
+        np.testing.assert_allclose(
+            tf.function(m.weights)(tf.constant(W0), tf.constant(t)), m.weights(W0, t), rtol=1e-14
+        )
+        traced = tf.function(lambda w0, times, m=m: m.srel(w0, times, *pair))
+        np.testing.assert_allclose(traced(tf.constant(W0), tf.constant(t)), m.srel(W0, t, *pair), rtol=1e-14)
+
+
 @pytest.mark.parametrize("w0", [[0.5, 0.0, 3.0], [0.5, 1.2, 4.25], [0.5, -1.5, 3.0]])
 def test_range_of_theorem_5_2_is_checked(w0):
     with pytest.raises(AssumptionError, match=r"w_r\(0\)² in \(0, a_r/b_r\): w_\d\(0\)² = "):
@@ -112,6 +124,8 @@ def test_bad_input_is_named():
         DiagonalQuadratic([1.0, -4.0], [1.0, 1.0], 1.0)
     with pytest.raises(AssumptionError, match="b_r > 0"):
         DiagonalQuadratic([1.0, 4.0], [1.0, 0.0], 1.0)
+    with pytest.raises(ShapeError, match="theta must be one number; given 'x'"):
+        DiagonalQuadratic([1.0], [1.0], "x")
     with pytest.raises(AssumptionError, match="theta"):
         DiagonalQuadratic([1.0], [1.0], -1.0)
     with pytest.raises(ShapeError, match="must agree"):

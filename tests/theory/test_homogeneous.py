@@ -106,7 +106,7 @@ def test_theorem_5_1_on_random_instances(seed, degree):
     h = predictor(degree)
     limit, bound = (f(weights, x_target, x_source).numpy() for f in (h.srel_limit, h.srel_bound))
     assert (limit <= bound * (1 + 1e-12)).all()
-    assert (bound < 1e4 * limit).any()  # not vacuous: of the size of S_rel somewhere
+    assert np.median(bound / limit) < 20  # not vacuous: of the order of S_rel for most pairs
 
 
 def test_theorem_5_1_is_attained_when_one_feature_row_is_parallel_to_its_weights():
@@ -253,9 +253,14 @@ def test_linearized_srel_is_a_ratio_of_tangent_kernels():
 
 def test_bad_input_is_named():
     weights, x, other = draw(0)
-    for degree in (0, 1.5, -1, True):
+    for degree in (0, 1.5, -1, True, None, "2", np.nan, np.inf):
         with pytest.raises(AssumptionError, match="degree"):
             HomogeneousPredictor(alpha, beta, degree)
+        with pytest.raises(AssumptionError, match="degree"):
+            moment_flow([1.0], [[1.0]], [-0.5], [1.0], 1.0, degree)
+    for b, words in (([[1.0, 2.0], [2.0, 1.0]], "semidefinite.*-1"), ([[1.0, 0.5], [0.0, 1.0]], "symmetric")):
+        with pytest.raises(AssumptionError, match=words):
+            moment_flow([1.0, 1.0], b, [0.5, 0.4], [1.0], 1.0, 2)
     h = predictor(2)
     with pytest.raises(ShapeError, match="weights"):
         h(weights.T, x)
@@ -263,6 +268,11 @@ def test_bad_input_is_named():
         h.srel_limit(weights, x, other[:2])
     with pytest.raises(ShapeError, match="label"):
         h.srel(weights, x, other, 0.1)
+    for label in (np.ones((5, 1)), np.ones(3)):
+        with pytest.raises(ShapeError, match="label"):
+            h.srel(weights, x, other, 0.1, label=label)
+        with pytest.raises(ShapeError, match="residual"):
+            h.srel(weights, x, other, 0.1, residual=label)
     with pytest.raises(ShapeError, match="y must hold 5"):
         h.flow(weights, [1.0], x, np.ones(3), 1.0)
     with pytest.raises(AssumptionError, match="ascend"):

@@ -77,6 +77,23 @@ def test_srel_keeps_its_digits_for_fifty_relaxation_times(seed, eta):
             assert abs(value - truth) <= 1e-10 * truth, (t, value, mp.nstr(truth, 12))
 
 
+def test_a_small_start_keeps_its_digits_where_the_gate_clips():
+    """⟨w(0), x⟩ beside a w* 10⁸ times as large: ⟨w*, x⟩ − ⟨w* − w(0), x⟩ would keep half of the digits."""
+    _, w_star, moment, w0, x_target, x_source = instance(4)
+    w_star, w0, seen = 1e4 * w_star, 1e-4 * w0, 0
+    gate, x_source = ReLUGate(w_star, moment, beta=1.7), facing(w_star, x_source)
+    for x in (x_target, -x_target):
+        for source in (x_source, x_source + x_target, x_source - x_target):
+            for eta in (1e-9, 1e-8):
+                truth = relu_gate_srel_mp(w_star, moment, 1.7, w0, 0.0, x, source, eta)
+                value = gate.srel(w0, 0.0, x, source, eta).numpy()[0]
+                if not mp.isnan(truth):
+                    assert abs(value - truth) <= 1e-10 * truth, (value, mp.nstr(truth, 12))
+                    bound = float(ReLUGate.late_lower_bound(x, source))
+                    seen += value != 0 and not np.isclose(value, bound)
+    assert seen > 0  # part of a change passes the gate
+
+
 def test_clipped_cases_occur_in_the_comparison_above():
     """Without this the mpmath comparison could pass on unclipped gates alone."""
     seen = set()

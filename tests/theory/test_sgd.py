@@ -134,3 +134,10 @@ def test_bad_input_is_named():
         relu_sgd(STAR, START, 0.1, 3, inputs=np.ones((2, 1, 3)))
     with pytest.raises(ShapeError, match="w0"):
         relu_sgd(STAR, START[:2], 0.1, 3)
+    with pytest.raises(ShapeError, match="hold 2 runs"):
+        relu_sgd(STAR, START, 0.1, 3, inputs=np.ones((3, 2, 1, 3)))
+    for count in ({"steps": 2.5}, {"steps": -1}, {"steps": 3, "runs": 0}, {"steps": 3, "batch_size": 0}):
+        with pytest.raises(ShapeError, match="whole number"):
+            relu_sgd(STAR, START, 0.1, **count)
+    with pytest.raises(ShapeError, match="must agree"):
+        diagonal_sgd_srel(START, STAR, np.ones(2), np.ones(3), 0.1)
