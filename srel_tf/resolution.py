@@ -14,7 +14,7 @@ import warnings
 import numpy as np
 import tensorflow as tf
 
-DRAWS = 3  # Perturbed evaluations from which the noise is read.
+DRAWS = 4  # Perturbed evaluations from which the noise is read; every second one is the opposite of the first.
 MARGIN = 8.0  # On the largest of them: accumulated sums round more than their factors do.
 GRADIENT_MARGIN = 4.0  # On the angle by which rounding turns a gradient.
 
@@ -37,14 +37,18 @@ def precision(dtype):
 
 
 def perturbed(weights, draw):
-    """The weights, each moved up or down by its last place; another draw, other signs; no global random state."""
-    return [_perturbed(tf.convert_to_tensor(w), seed=[index, draw]) for index, w in enumerate(weights)]
+    """The weights, each moved up or down by its last place; no global random state.
+
+    Draws 2k and 2k + 1 are opposite: a ReLU's input that rounding may take either way takes one way in each.
+    """
+    direction = tf.where(draw % 2 == 0, 1.0, -1.0)
+    return [_perturbed(tf.convert_to_tensor(w), [index, draw // 2], direction) for index, w in enumerate(weights)]
 
 
-def _perturbed(w, seed):
+def _perturbed(w, seed, direction):
     up = tf.random.stateless_uniform(tf.shape(w), seed) < 0.5
-    epsilon = tf.constant(precision(w.dtype), w.dtype)
-    return tf.where(up, w * (1 + epsilon), w * (1 - epsilon))
+    move = tf.cast(direction, w.dtype) * precision(w.dtype)
+    return tf.where(up, w * (1 + move), w * (1 - move))
 
 
 def last_places_moved(outputs):
