@@ -55,57 +55,65 @@ class FiniteStep:
 
     def _run(self, x_sources, y_sources, x_targets, learning_rate):
         before = self._forward(x_targets)
-        after, own_before, own_after = self._updated(before, x_sources, y_sources, x_targets, learning_rate)
-        noisy, own_noisy, turned = self._perturbed(x_sources, y_sources, x_targets)
-        return Outputs(before, after, own_before, own_after, noisy, own_noisy, turned)
+        after, own_before, own_after, directions = self._updated(x_sources, y_sources, x_targets, learning_rate)
+        column, is_target = tf.constant(self._own.clip(min=0)), tf.constant(self._own[:, None] >= 0)
+        return Outputs(
+            before=before,
+            after=after,
+            own_before=tf.where(is_target, tf.gather(before, column), own_before),
+            own_after=tf.where(is_target, tf.gather(after, column, axis=1, batch_dims=1), own_after),
+            **self._perturbed(x_sources, y_sources, x_targets, directions),
+        )
 
-    def _updated(self, before, x_sources, y_sources, x_targets, learning_rate):
-        """Outputs after each source's update, at the targets and at the source, and before it at the source."""
+    def _updated(self, x_sources, y_sources, x_targets, learning_rate):
+        """For each source: outputs after its update at the targets, before and after at itself, direction of ∇_x ℓ."""
+        factor, dtype = self._rule.gradient_factor(learning_rate), self._network.dtype
         all_are_targets = (self._own >= 0).all()
 
         def one_source(i):
             x, y = x_sources[i, None], y_sources[i, None]
-            gradients, own_before = self._network.loss_gradient(x, y)
+            gradients, direction, own_before = self._network.loss_gradient(x, y, factor)
             weights = self._rule.updated(self._network, gradients, learning_rate)
-            after = self._forward(x_targets, weights)
-            if all_are_targets:
-                return (after,)
-            return after, own_before[0], self._network.outputs(x, weights)[0]
+            own_after = own_before if all_are_targets else self._network.outputs(x, weights)
+            return self._forward(x_targets, weights), own_before[0], own_after[0], direction[0]
 
         # Not parallel_iterations: it runs one convolution kernel twice at a time, which crashes TensorFlow on a CPU.
         lanes = np.array_split(np.arange(x_sources.shape[0]), LANES if self._rule.concurrent else 1)
         rows = [
-            tf.map_fn(
-                one_source,
-                tf.constant(lane),
-                fn_output_signature=(before.dtype,) * (1 if all_are_targets else 3),
-                parallel_iterations=1,
-            )
+            tf.map_fn(one_source, tf.constant(lane), fn_output_signature=(dtype,) * 4, parallel_iterations=1)
             for lane in lanes
             if len(lane)
         ]
-        after, *own = (tf.concat(parts, axis=0) for parts in zip(*rows, strict=True))
-        column = tf.constant(self._own.clip(min=0))
-        own_before, own_after = tf.gather(before, column), tf.gather(after, column, axis=1, batch_dims=1)
-        if not all_are_targets:
-            missing = tf.constant(self._own[:, None] < 0)
-            own_before, own_after = tf.where(missing, own[0], own_before), tf.where(missing, own[1], own_after)
-        return after, own_before, own_after
+        return [tf.concat(parts, axis=0) for parts in zip(*rows, strict=True)]
 
-    def _perturbed(self, x_sources, y_sources, x_targets):
-        """Outputs and gradients at weights that differ from w by a rounding error, nothing updated."""
+    def _perturbed(self, x_sources, y_sources, x_targets, directions):
+        """Outputs and turned gradients at weights that differ from w by a rounding error, nothing updated."""
         sources_are_targets = np.array_equal(self._own, np.arange(x_targets.shape[0]))
-        direction, _ = self._directions(x_sources, y_sources)
 
-        def one_draw(draw):
-            weights = perturbed(self._network.weights, draw)
+        def outputs(weights):
+            noisy = self._forward(x_targets, weights)
+            return noisy, noisy if sources_are_targets else self._forward(x_sources, weights)
+
+        def outputs_and_angle(weights):
             turned, own = self._directions(x_sources, y_sources, weights)
-            noisy = own if sources_are_targets else self._forward(x_targets, weights)
-            return noisy, own, angle(turned, direction)
+            return own if sources_are_targets else self._forward(x_targets, weights), own, angle(turned, directions)
 
-        signature = (self._network.dtype,) * 3
-        noisy, own, angles = tf.map_fn(one_draw, tf.range(DRAWS), fn_output_signature=signature, parallel_iterations=1)
-        return noisy, own, tf.reduce_max(angles, axis=0)
+        noisy, own_noisy, angles = self._at_perturbed_weights(outputs_and_angle, range(2), 3)
+        more_noisy, more_own_noisy = self._at_perturbed_weights(outputs, range(2, DRAWS), 2)
+        return {
+            "noisy": tf.concat([noisy, more_noisy], axis=0),
+            "own_noisy": tf.concat([own_noisy, more_own_noisy], axis=0),
+            "turned": tf.reduce_max(angles, axis=0),
+        }
+
+    def _at_perturbed_weights(self, function, draws, num_outputs):
+        """The tensors function(perturbed weights) for each draw, stacked."""
+        return tf.map_fn(
+            lambda draw: function(perturbed(self._network.weights, draw)),
+            tf.constant(list(draws)),
+            fn_output_signature=(self._network.dtype,) * num_outputs,
+            parallel_iterations=1,
+        )
 
     def _forward(self, x, weights=None):
         """Outputs at x."""

@@ -31,32 +31,37 @@ class Network:
     def outputs(self, x, weights=None):
         """f(x; weights) with `training=False`: [n, C] for x [n, ...]; the live weights when None."""
         with keras.StatelessScope(self._mapping(weights), collect_losses=True):
-            return tf.cast(as_matrix(self.model(x, training=False), self.model), self.dtype)
+            return self._outputs(self.model(x, training=False))
 
-    def loss_gradient(self, x, y):
-        """∇_w ℓ(w, (x, y)), one tensor a variable, and f(x; w) [1, C], for a batch of one example.
+    def loss_gradient(self, x, y, factor):
+        """factor · ∇_w ℓ(w, (x, y)), one tensor a variable; direction of ∇_x ℓ [1, m]; f(x; w) [1, C], of one example.
 
         ℓ is the model's own `compute_loss`, regularisation and `add_loss` terms included.
         """
         weights = [tf.convert_to_tensor(w) for w in self.weights]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(weights)
+            tape.watch([x, *weights])
             predictions, loss = self._predictions_and_loss(x, y, weights)
-        gradients = tape.gradient(loss, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-        return [tf.convert_to_tensor(g) for g in gradients], tf.cast(as_matrix(predictions, self.model), self.dtype)
+        unconnected = tf.UnconnectedGradients.ZERO
+        by_x, *gradients = tape.gradient(loss, [x, *weights], tf.cast(factor, loss.dtype), unconnected)
+        return [tf.convert_to_tensor(g) for g in gradients], self._unit_rows(by_x), self._outputs(predictions)
 
-    def input_direction(self, x, y, weights=None):
+    def input_direction(self, x, y, weights):
         """∇_x ℓ / ‖∇_x ℓ‖ of each example of a batch as rows [n, m], zeros for integer inputs; and outputs [n, C]."""
-        weights = [tf.convert_to_tensor(w) for w in self.weights] if weights is None else weights
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(x)
             predictions, loss = self._predictions_and_loss(x, y, weights)
-        outputs = tf.cast(as_matrix(predictions, self.model), self.dtype)
-        gradient = tape.gradient(loss, x) if x.dtype.is_floating else None
-        if gradient is None:
-            return tf.zeros([x.shape[0], 1], self.dtype), outputs
-        rows = tf.reshape(tf.cast(gradient, self.dtype), [x.shape[0], -1])
-        return tf.math.divide_no_nan(rows, tf.norm(rows, axis=-1, keepdims=True)), outputs
+        by_x = tape.gradient(loss, x, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        return self._unit_rows(by_x), self._outputs(predictions)
+
+    def _unit_rows(self, by_x):
+        if not by_x.dtype.is_floating:
+            return tf.zeros([by_x.shape[0], 1], self.dtype)
+        rows = tf.reshape(tf.cast(by_x, self.dtype), [by_x.shape[0], -1])
+        return tf.math.divide_no_nan(rows, tf.norm(rows, axis=-1, keepdims=True))
+
+    def _outputs(self, predictions):
+        return tf.cast(as_matrix(predictions, self.model), self.dtype)
 
     def _predictions_and_loss(self, x, y, weights):
         with keras.StatelessScope(self._mapping(weights), collect_losses=True):

@@ -1,6 +1,7 @@
 """Fictitious update rules: the weights w⁺ that one step on one example would give. The model keeps its own.
 
-A rule is called inside the engine's graph: `rule.updated(network, gradients, learning_rate) -> list of tensors`.
+A rule is called inside the engine's graph: `rule.updated(network, gradients, learning_rate) -> list of tensors`, with
+gradients that have been multiplied by `rule.gradient_factor(learning_rate)`.
 """
 
 from collections.abc import Callable
@@ -21,8 +22,11 @@ class Sgd:
     def __init__(self, network):
         del network
 
+    def gradient_factor(self, learning_rate):
+        return learning_rate  # η enters where back-propagation starts: that saves a pass over the weights.
+
     def updated(self, network, gradients, learning_rate):
-        return [w - tf.cast(learning_rate, g.dtype) * g for w, g in zip(network.weights, gradients, strict=True)]
+        return [w - g for w, g in zip(network.weights, gradients, strict=True)]
 
 
 class FreshAdam:
@@ -35,6 +39,9 @@ class FreshAdam:
 
     def __init__(self, network):
         del network
+
+    def gradient_factor(self, learning_rate):
+        return 1.0
 
     def updated(self, network, gradients, learning_rate):
         return [
@@ -78,6 +85,9 @@ class OptimizerStep:
             excluded = [shadow for shadow, v in pairs if not self._live._use_weight_decay(v)]
             if excluded:
                 self._optimizer.exclude_from_weight_decay(var_list=excluded)
+
+    def gradient_factor(self, learning_rate):
+        return 1.0
 
     def updated(self, network, gradients, learning_rate):
         for shadow, w in zip(self._weights, network.weights, strict=True):
