@@ -6,7 +6,7 @@ python -m train.theory --variant published  Figures 6–9 as the published scrip
 python -m train.theory --rise               Figures 6–9 over ten seeds: does S_rel rise? (half a minute)
 python -m train.theory --benchmark          eq. 4 against the published procedure, timed
 
-A folder belongs to one set of settings (settings.json): figures may be added to it or made again, not with another seed.
+A folder belongs to one set of settings (settings.json): figures may be added or made again, not with another seed.
 """
 
 import argparse

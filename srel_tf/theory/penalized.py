@@ -5,6 +5,7 @@ import tensorflow as tf
 
 from srel_tf.errors import ShapeError
 from srel_tf.theory.checks import (
+    as_count,
     as_indices,
     as_positive,
     as_tensor,
@@ -36,7 +37,7 @@ class PenalizedRegression:
 
     Raises:
         AssumptionError: λ₁ or θ not positive (Theorem 3.1 needs M positive definite).
-        ShapeError: features, labels or class indices that do not fit.
+        ShapeError: features, labels or class indices that do not fit, or a num_classes that is no whole number.
         OptionError: another `ridge`.
         The methods raise ShapeError for arrays that do not fit and AssumptionError for negative times or values that
         are not finite.
@@ -48,7 +49,7 @@ class PenalizedRegression:
     def __init__(self, features, labels, num_classes, lam, theta, ridge="paper"):
         self.features = as_tensor(features, "features", 2)
         self.size, self.width = self.features.shape
-        self.num_classes = int(num_classes)
+        self.num_classes = as_count(num_classes, "num_classes")
         labels = as_indices(labels, "labels", self.num_classes)
         if labels.shape != (self.size,):
             raise ShapeError(f"labels must have shape ({self.size},), one a row of features, not {labels.shape}.")

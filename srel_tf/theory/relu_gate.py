@@ -35,6 +35,8 @@ class ReLUGate:
     def __init__(self, w_star, second_moment=None, beta=1.0):
         self.w_star = as_tensor(w_star, "w_star", 1)
         self.dimension = self.w_star.shape[0]
+        if not self.dimension:
+            raise ShapeError("w_star must hold at least one weight; given w_star = [].")
         self.beta = as_positive(beta, "beta", "Definition 5")
         if second_moment is None:
             second_moment = tf.eye(self.dimension, dtype=tf.float64) / 2
