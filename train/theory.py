@@ -5,20 +5,24 @@ python -m train.theory --figure 7           one of them
 python -m train.theory --variant published  Figures 6–9 as the published scripts compute them
 python -m train.theory --rise               Figures 6–9 over ten seeds: does S_rel rise? (half a minute)
 python -m train.theory --benchmark          eq. 4 against the published procedure, timed
+
+A folder belongs to one set of settings (settings.json): figures may be added or made again, not with another seed.
 """
 
 import argparse
 import json
 import platform
+import sys
 import time
 from pathlib import Path
 
 import tensorflow as tf
 
-from srel_tf import write_frame
+from srel_tf import SRelError, write_frame
 from srel_tf.plotting import save_figure
 from srel_tf.plotting import theory as plots
 from train import theory_benchmark, theory_figures
+from train.runs import RunDirectoryError, write_json
 
 
 def make(number, variant, seed):
@@ -39,7 +43,7 @@ def make(number, variant, seed):
 
 
 def settings(variant, seed):
-    """What a figure depends on, saved beside it."""
+    """What a figure depends on, saved beside it; the versions are a note and bind nobody."""
     gate = theory_figures.GATE
     return {
         "variant": variant,
@@ -51,6 +55,38 @@ def settings(variant, seed):
         "figure_13": {"runs": theory_figures.SGD_RUNS, "learning_rate": theory_figures.SGD_STEP},
         "versions": {"python": platform.python_version(), "tensorflow": tf.__version__},
     }
+
+
+def prepare(out, suffix, new):
+    """Bind the folder `out` to the settings `new`; `RunDirectoryError` where it holds figures of other settings.
+
+    The text's figures and the published ones (suffix "_published") may share a folder: each has its settings file.
+    Settings are written before the first figure, so that an interrupted command leaves no figure without them.
+    """
+    file, new = out / f"settings{suffix}.json", json.loads(json.dumps(new))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if any(out.glob(f"figure_??{suffix}.parquet")):
+            refuse_other_settings(out, file, new)
+        write_json(file, new)
+    except RunDirectoryError:
+        raise
+    except OSError as error:
+        raise RunDirectoryError(f"cannot write to {out}: {error.strerror}; choose another --out") from error
+
+
+def refuse_other_settings(out, file, new):
+    """`RunDirectoryError` unless `file` says that the figures of `out` were made with the settings `new`."""
+    try:
+        saved = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError) as error:
+        raise RunDirectoryError(
+            f"{out} holds figures, but no {file.name} that says of what; choose another --out"
+        ) from error
+    names = [n for n in sorted({*saved, *new} - {"versions"}) if saved.get(n) != new.get(n)]
+    if names:
+        lines = "".join(f"\n  {n}: {saved.get(n)!r} there, {new.get(n)!r} now" for n in names)
+        raise RunDirectoryError(f"{out} holds figures of other settings; choose another --out:{lines}")
 
 
 def report_rise(out):
@@ -67,36 +103,45 @@ def report_rise(out):
         )
 
 
+def make_figures(numbers, out, variant, seed):
+    """Write frame and picture of each figure, and the settings they belong to."""
+    suffix = "_published" if variant == "published" else ""
+    prepare(out, suffix, settings(variant, seed))
+    for number in numbers:
+        start = time.perf_counter()
+        frame, figure = make(number, variant, seed)
+        stem = out / f"figure_{number:02d}{suffix}"
+        write_frame(frame, stem.with_suffix(".parquet"))
+        save_figure(figure, stem.with_suffix(".png"))
+        print(f"Figure {number}: {stem}.parquet ({len(frame)} rows), {stem}.png, {time.perf_counter() - start:.1f} s")
+
+
 def main(arguments=None):
+    """Run the command; the exit status."""
     parser = argparse.ArgumentParser(prog="python -m train.theory", description=__doc__.splitlines()[0])
     parser.add_argument("--figure", type=int, choices=range(6, 14), help="one figure; all of them by default")
-    parser.add_argument("--out", type=Path, default=Path("results/theory"), help="folder (default: %(default)s)")
+    folder = "folder, of one set of settings (default: %(default)s)"
+    parser.add_argument("--out", type=Path, default=Path("results/theory"), help=folder)
     parser.add_argument("--variant", choices=("text", "published"), default="text", help="of Figures 6–9")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--benchmark", action="store_true", help="time eq. 4 against the published procedure instead")
     parser.add_argument("--rise", action="store_true", help="Figures 6–9 over ten seeds instead: does S_rel rise?")
     options = parser.parse_args(arguments)
-    if options.benchmark:
-        theory_benchmark.run()
-        return
-    if options.rise:
-        report_rise(options.out)
-        return
     numbers = [options.figure] if options.figure else range(6, 10 if options.variant == "published" else 14)
     if options.variant == "published" and max(numbers) > 9:
         parser.error("--variant published is defined for Figures 6–9 alone.")
-    options.out.mkdir(parents=True, exist_ok=True)
-    suffix = "_published" if options.variant == "published" else ""
-    for number in numbers:
-        start = time.perf_counter()
-        frame, figure = make(number, options.variant, options.seed)
-        stem = options.out / f"figure_{number:02d}{suffix}"
-        write_frame(frame, stem.with_suffix(".parquet"))
-        save_figure(figure, stem.with_suffix(".png"))
-        print(f"Figure {number}: {stem}.parquet ({len(frame)} rows), {stem}.png, {time.perf_counter() - start:.1f} s")
-    note = json.dumps(settings(options.variant, options.seed), indent=2, ensure_ascii=False)
-    (options.out / f"settings{suffix}.json").write_text(note + "\n", encoding="utf-8")
+    try:
+        if options.benchmark:
+            theory_benchmark.run()
+        elif options.rise:
+            report_rise(options.out)
+        else:
+            make_figures(numbers, options.out, options.variant, options.seed)
+    except SRelError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

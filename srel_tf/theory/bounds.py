@@ -4,7 +4,7 @@ import numpy as np
 import tensorflow as tf
 
 from srel_tf.errors import AssumptionError, ShapeError
-from srel_tf.theory.checks import as_positive, as_tensor, as_times, check_option
+from srel_tf.theory.checks import as_number, as_positive, as_tensor, as_times, check_option
 
 _RELATIVE_TOLERANCE = 1e-9
 
@@ -24,15 +24,18 @@ def lemma_c1_bound(t, alpha_squared, beta_squared, b1, b2, p_squared, q_squared,
         [T]; NaN before max(t₁*, t₂*), where the lemma claims nothing. It rises with t.
 
     Raises:
-        AssumptionError: a number outside its range, or a t2_star that is too early.
+        AssumptionError: a number outside its range, or a t2_star that is too early. ShapeError: what is no number.
     """
     times = as_times(t)
     alpha_squared = as_positive(alpha_squared, "alpha_squared", "Lemma C.1")
     p_squared, q_squared = (as_positive(v, n, "Lemma C.1") for v, n in ((p_squared, "p²"), (q_squared, "q²")))
+    beta_squared, b1, b2 = (as_number(v, n) for v, n in ((beta_squared, "beta_squared"), (b1, "b1"), (b2, "b2")))
     for value, name in ((beta_squared, "beta_squared"), (b1, "b1"), (b2, "b2")):
-        if not value >= 0:
-            raise AssumptionError(f"Lemma C.1 assumes {name} >= 0; given {float(value):g}.")
-    if t2_star is None:
+        if value < 0:
+            raise AssumptionError(f"Lemma C.1 assumes {name} >= 0; given {value:g}.")
+    if t2_star is not None:
+        t2_star = as_number(t2_star, "t2_star")
+    else:
         t2_star = max(0.0, np.log(2 * b1 / alpha_squared) / q_squared) if b1 > 0 else 0.0
         t2_star = np.nextafter(t2_star, np.inf)  # the lemma's t₂* is positive
     numerator = alpha_squared - b1 * np.exp(-q_squared * t2_star)

@@ -38,29 +38,52 @@ def as_times(t):
     return times
 
 
-def as_positive(value, name, why):
-    """A finite scalar > 0, as a Python float."""
+def as_number(value, name):
+    """A finite scalar, as a Python float."""
     try:
+        if np.asarray(value).dtype.kind in "SU":
+            raise TypeError("text is no number, not even '1'")
         number = np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise ShapeError(f"{name} must be one number; given {value!r}.") from error
     if number.shape != ():
         raise ShapeError(f"{name} must be one number, but has shape {number.shape}.")
-    if not np.isfinite(number) or number <= 0:
-        raise AssumptionError(f"{name} must be > 0 ({why}); given {name} = {number:g}.")
+    if not np.isfinite(number):
+        raise AssumptionError(f"{name} must be finite; given {name} = {number:g}.")
     return float(number)
+
+
+def as_positive(value, name, why):
+    """A finite scalar > 0, as a Python float."""
+    number = as_number(value, name)
+    if number <= 0:
+        raise AssumptionError(f"{name} must be > 0 ({why}); given {name} = {number:g}.")
+    return number
+
+
+def as_count(value, name, least=1):
+    """A whole number >= `least`, as a Python int."""
+    count = _whole(value)
+    if count is None or count < least:
+        raise ShapeError(f"{name} must be a whole number >= {least}; given {name}={value!r}.")
+    return count
 
 
 def as_degree(value):
     """The degree d of Definition 6, an integer >= 1, as a Python int."""
-    try:
-        degree = int(value)
-        is_degree = not isinstance(value, bool) and degree == value and degree >= 1
-    except (TypeError, ValueError, OverflowError):
-        is_degree = False
-    if not is_degree:
+    degree = _whole(value)
+    if degree is None or degree < 1:
         raise AssumptionError(f"Definition 6 needs an integer degree d >= 1; given degree={value!r}.")
     return degree
+
+
+def _whole(value):
+    """`value` as a Python int, None if it is no whole number."""
+    try:
+        number = int(value)
+        return None if isinstance(value, bool) or number != value else number
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
 def as_indices(value, name, size):

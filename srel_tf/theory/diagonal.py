@@ -22,7 +22,7 @@ class DiagonalQuadratic:
 
     Raises:
         AssumptionError: a, b or θ not positive, or later a w(0) outside the range.
-        ShapeError: a and b that do not fit. OptionError: another `initial`.
+        ShapeError: a and b that do not fit, or are empty. OptionError: another `initial`.
         The methods raise ShapeError for vectors that do not fit and AssumptionError for negative times.
     """
 
@@ -30,6 +30,8 @@ class DiagonalQuadratic:
         self.a, self.b = as_tensor(a, "a", 1), as_tensor(b, "b", 1)
         if self.a.shape != self.b.shape:
             raise ShapeError(f"a and b must agree, but have shapes {tuple(self.a.shape)} and {tuple(self.b.shape)}.")
+        if not self.a.shape[0]:
+            raise ShapeError("a and b must hold at least one feature; given a = b = [].")
         for value, name in ((self.a, "a"), (self.b, "b")):
             smallest = value.numpy().min()
             if smallest <= 0:

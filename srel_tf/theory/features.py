@@ -3,7 +3,7 @@
 import numpy as np
 
 from srel_tf.errors import AssumptionError, ShapeError
-from srel_tf.theory.checks import check_option
+from srel_tf.theory.checks import as_count, check_option
 
 
 def random_relu_features(width, dimension=100, per_class=1000, seed=0, spread="variance"):
@@ -16,7 +16,12 @@ def random_relu_features(width, dimension=100, per_class=1000, seed=0, spread="v
 
     Returns:
         features [2·per_class, p] and labels [2·per_class]: 0 for e₁ (mean 1), 1 for e₂ (mean 9).
+
+    Raises:
+        ShapeError: counts that are no whole numbers >= 1. OptionError: another `spread`.
     """
+    width, dimension = as_count(width, "width"), as_count(dimension, "dimension")
+    per_class = as_count(per_class, "per_class")
     check_option(spread, ("variance", "deviation"), "spread")
     generator = np.random.default_rng(seed)
     mixing = generator.normal(size=(width, dimension))
@@ -43,7 +48,7 @@ def sample_pairs(labels, kind, count=20, seed=0, convention="text"):
     labels = np.asarray(labels)
     if labels.ndim != 1 or not set(np.unique(labels)) <= {0, 1}:
         raise ShapeError(f"labels must be a list of 0 and 1, but has shape {labels.shape}.")
-    generator = np.random.default_rng(seed)
+    count, generator = as_count(count, "count"), np.random.default_rng(seed)
     of_class = [np.flatnonzero(labels == label) for label in (0, 1)]
     needed = (2 * count, 0) if (kind, convention) == ("intra", "text") else (count, count)
     present = tuple(len(rows) for rows in of_class)

@@ -5,6 +5,7 @@ import tensorflow as tf
 
 from srel_tf.errors import ShapeError
 from srel_tf.theory.checks import (
+    as_count,
     as_indices,
     as_positive,
     as_tensor,
@@ -36,19 +37,23 @@ class PenalizedRegression:
 
     Raises:
         AssumptionError: λ₁ or θ not positive (Theorem 3.1 needs M positive definite).
-        ShapeError: features, labels or class indices that do not fit.
+        ShapeError: features, labels or class indices that do not fit, or a num_classes that is no whole number.
         OptionError: another `ridge`.
         The methods raise ShapeError for arrays that do not fit and AssumptionError for negative times or values that
         are not finite.
 
     In the basis of the singular vectors H = U S Vᵀ (the symmetric eigendecomposition M = V diag(c + s²/N) Vᵀ,
     without squaring the condition number), every mode relaxes by itself with rate μ = c + s²/N.
+
+    Ill-conditioned corner: with ridge="loss", labels that W h fits exactly and a tiny λ₁, S_rel late in training is a
+    ratio of remainders of the order of c. At λ₁ = 1e-8 it is only good to about 1e-7, since one unit in the last place
+    of a feature already moves the true value by 6e-9; at λ₁ = 1e-4 it is right to 4e-11.
     """
 
     def __init__(self, features, labels, num_classes, lam, theta, ridge="paper"):
         self.features = as_tensor(features, "features", 2)
         self.size, self.width = self.features.shape
-        self.num_classes = int(num_classes)
+        self.num_classes = as_count(num_classes, "num_classes")
         labels = as_indices(labels, "labels", self.num_classes)
         if labels.shape != (self.size,):
             raise ShapeError(f"labels must have shape ({self.size},), one a row of features, not {labels.shape}.")

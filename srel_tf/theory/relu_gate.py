@@ -12,6 +12,7 @@ from srel_tf.theory.checks import (
     check_positive_definite,
     ratio_or_nan,
 )
+from srel_tf.theory.exponentials import at_the_start, exponential_sum
 
 
 class ReLUGate:
@@ -35,6 +36,8 @@ class ReLUGate:
     def __init__(self, w_star, second_moment=None, beta=1.0):
         self.w_star = as_tensor(w_star, "w_star", 1)
         self.dimension = self.w_star.shape[0]
+        if not self.dimension:
+            raise ShapeError("w_star must hold at least one weight; given w_star = [].")
         self.beta = as_positive(beta, "beta", "Definition 5")
         if second_moment is None:
             second_moment = tf.eye(self.dimension, dtype=tf.float64) / 2
@@ -181,7 +184,8 @@ class ReLUGate:
 
     def _residual(self, w0, times, x):
         """⟨e^{−βMt}(w* − w(0)), x⟩ = ⟨w* − w(t), x⟩ as mantissa and logarithm, [T, P] each."""
-        return exponential_sum(self._overlaps_in_modes(w0, x), self.rates, times)
+        decayed = exponential_sum(self._overlaps_in_modes(w0, x), self.rates, times)
+        return at_the_start(times, tf.reduce_sum(x * (self.w_star - w0), -1), *decayed)
 
     def _preactivation(self, w0, times, x):
         """α₁ = ⟨w(t), x⟩ (eq. 20) as mantissa and logarithm, [T, P] each.
@@ -200,25 +204,8 @@ class ReLUGate:
         early = tf.concat([tf.exp(exponent) * start, -tf.math.expm1(exponent) * end], -1)
         is_early = tf.reduce_sum(tf.abs(early), -1) < size * tf.exp(size_log)
         early = tf.reduce_sum(early, -1)
-        return tf.where(is_early, early, late), tf.where(is_early, tf.zeros_like(late_log), late_log)
-
-
-def exponential_sum(coefficients, rates, times):
-    """Σ_m c_m e^{−r_m t} as (mantissa, logarithm), so that it neither under- nor overflows at any time.
-
-    Args:
-        coefficients: [P, m]. rates: [m]. times: [T].
-
-    Returns:
-        mantissa and logarithm, [T, P] each: the sum is mantissa·e^logarithm, |mantissa| <= m.
-    """
-    magnitude = tf.abs(coefficients)
-    present = magnitude > 0
-    logs = tf.math.log(tf.where(present, magnitude, tf.ones_like(magnitude))) - times[:, None, None] * rates
-    logs = tf.where(present, logs, tf.constant(-np.inf, tf.float64))
-    largest = tf.reduce_max(logs, -1)
-    largest = tf.where(tf.math.is_finite(largest), largest, tf.zeros_like(largest))
-    return tf.reduce_sum(tf.sign(coefficients) * tf.exp(logs - largest[..., None]), -1), largest
+        values = tf.where(is_early, early, late), tf.where(is_early, tf.zeros_like(late_log), late_log)
+        return at_the_start(times, tf.reduce_sum(x * w0, -1), *values)
 
 
 def relu_risk_srel(weights, w_star, x_target, x_source, learning_rate, tolerance=1e-3):

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from srel_tf.errors import AssumptionError, ShapeError
-from srel_tf.theory.checks import as_positive, as_tensor, check_last_axis
+from srel_tf.theory.checks import as_count, as_positive, as_tensor, check_last_axis
 from srel_tf.theory.diagonal import quadratic_srel
 
 
@@ -95,10 +95,8 @@ def _inner(x, w):
 def _iterate(update, w_star, w0, learning_rate, steps, runs, batch_size, inputs, seed):
     w0, step = as_tensor(w0, "w0", (1, 2)), as_positive(learning_rate, "learning_rate", "a step of SGD")
     check_last_axis(w0, w_star.shape[0], "w0", "as many as w_star")
-    counts = ((steps, "steps", 0), (1 if runs is None else runs, "runs", 1), (batch_size, "batch_size", 1))
-    for count, name, least in counts:
-        if not isinstance(count, int | np.integer) or count < least:
-            raise ShapeError(f"{name} must be a whole number >= {least}; given {name}={count!r}.")
+    steps, batch_size = as_count(steps, "steps", 0), as_count(batch_size, "batch_size")
+    runs = None if runs is None else as_count(runs, "runs")
     single = runs is None and w0.shape.rank == 1
     if w0.shape.rank == 1:
         w0 = tf.tile(w0[None], [runs or 1, 1])

@@ -111,3 +111,18 @@ def test_other_bad_input_is_named():
         lemma_c1_bound([1.0], 1.0, 1.0, -1.0, 1.0, 1.0, 1.0)
     with pytest.raises(AssumptionError, match=r"t2_star=0\.1"):
         lemma_c1_bound([1.0], 1.0, 1.0, 5.0, 1.0, 1.0, 1.0, t2_star=0.1)
+
+
+@pytest.mark.parametrize("name", ["alpha_squared", "beta_squared", "b1", "b2", "p_squared", "q_squared", "t2_star"])
+def test_lemma_c1_takes_numbers_alone(name):
+    numbers = ["alpha_squared", "beta_squared", "b1", "b2", "p_squared", "q_squared"]
+    good, shown = dict.fromkeys(numbers, 1.0), {"p_squared": "p²", "q_squared": "q²"}.get(name, name)
+    for value, error, words in (
+        ([1.0, 2.0], ShapeError, r"has shape \(2,\)"),
+        ("x", ShapeError, "one number; given 'x'"),
+        ("1", ShapeError, "one number; given '1'"),
+        (np.nan, AssumptionError, "finite; given .* = nan"),
+        (np.inf, AssumptionError, "finite; given .* = inf"),
+    ):
+        with pytest.raises(error, match=f"{shown} must be.*{words}"):
+            lemma_c1_bound([1.0], **(good | {name: value}))

@@ -130,6 +130,8 @@ def test_bad_input_is_named():
         DiagonalQuadratic([1.0], [1.0], -1.0)
     with pytest.raises(ShapeError, match="must agree"):
         DiagonalQuadratic([1.0, 2.0], [1.0], 1.0)
+    with pytest.raises(ShapeError, match=r"at least one feature; given a = b = \[\]"):
+        DiagonalQuadratic([], [], 1.0)
     with pytest.raises(OptionError, match="initial"):
         model(initial="all")
     with pytest.raises(ShapeError, match="beta_source"):

@@ -13,6 +13,7 @@ from srel_tf.errors import FrameError
 from srel_tf.plotting import theory as plots
 from train import theory as command
 from train import theory_benchmark, theory_figures
+from train.runs import RunDirectoryError, write_json
 
 ROOT = Path(__file__).parents[2]
 
@@ -88,6 +89,47 @@ def test_command_writes_frame_picture_and_settings(number, tmp_path, capsys):
     assert (tmp_path / f"figure_{number:02d}.png").read_bytes()[:4] == b"\x89PNG"
     assert json.loads((tmp_path / "settings.json").read_text())["seed"] == 3
     assert f"figure_{number:02d}.png" in capsys.readouterr().out
+
+
+def test_folder_of_other_settings_is_refused_and_left_as_it_was(tmp_path, capsys):
+    (tmp_path / "settings.json").write_text('{"seed": 9}')  # what a failed command left binds nobody
+    assert command.main(["--figure", "12", "--out", str(tmp_path)]) == 0
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    assert json.loads(before["settings.json"])["seed"] == 0
+    capsys.readouterr()
+    assert command.main(["--figure", "11", "--out", str(tmp_path), "--seed", "3"]) == 1
+    refused = capsys.readouterr()
+    assert refused.out == ""
+    assert refused.err.startswith(f"error: {tmp_path} holds figures of other settings")
+    assert refused.err.splitlines()[1:] == ["  seed: 0 there, 3 now"]
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+    with pytest.raises(RunDirectoryError, match="variant: 'text' there, 'other' now"):
+        command.prepare(tmp_path, "", command.settings("other", 0))
+    # The published figures have settings of their own.
+    command.prepare(tmp_path, "_published", command.settings("published", 3))
+    assert json.loads((tmp_path / "settings_published.json").read_text())["seed"] == 3
+
+    assert command.main(["--figure", "11", "--out", str(tmp_path)]) == 0
+    names = ["figure_11.parquet", "figure_11.png", *sorted(before), "settings_published.json"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == names
+
+
+def test_other_versions_do_not_bind_a_folder(tmp_path):
+    (tmp_path / "figure_12.parquet").touch()
+    write_json(tmp_path / "settings.json", command.settings("text", 0) | {"versions": {"python": "3.0"}})
+    command.prepare(tmp_path, "", command.settings("text", 0))
+    assert json.loads((tmp_path / "settings.json").read_text())["versions"] == command.settings("text", 0)["versions"]
+
+
+def test_folder_that_does_not_say_what_it_holds_is_refused(tmp_path, capsys):
+    (tmp_path / "figure_12.parquet").touch()
+    for content in (None, "{"):
+        if content:
+            (tmp_path / "settings.json").write_text(content)
+        assert command.main(["--figure", "12", "--out", str(tmp_path)]) == 1
+        assert "no settings.json that says of what" in capsys.readouterr().err
+    assert command.main(["--figure", "12", "--out", str(tmp_path / "figure_12.parquet")]) == 1
+    assert "cannot write to" in capsys.readouterr().err
 
 
 def test_command_refuses_what_does_not_exist(capsys):

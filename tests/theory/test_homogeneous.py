@@ -1,6 +1,5 @@
 """Section 5 for any degree: Definition 6 by loops, finite steps by autodiff and mpmath, Theorem 5.1, Definition 7."""
 
-import keras
 import mpmath as mp
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.linalg import expm
 
 from srel_tf.errors import AssumptionError, ShapeError
-from srel_tf.theory import HomogeneousPredictor, linearized_network, moment_flow
+from srel_tf.theory import HomogeneousPredictor, moment_flow
 from tests.theory.reference import dot, exact
 
 ROWS, WIDTH, INPUTS = 2, 3, 4
@@ -154,101 +153,11 @@ def test_definition_7_with_degree_one_is_a_matrix_exponential():
     np.testing.assert_allclose(moment_flow(a, b, w0, t, 0.3, 1), naive, rtol=1e-8)
 
 
-def float64_network(seed=0):
-    keras.utils.set_random_seed(seed)
-    inputs = keras.Input((2,), dtype="float64")
-    hidden = keras.layers.Dense(5, "tanh", dtype="float64")(inputs)
-    return keras.Model(inputs, keras.layers.Dense(1, dtype="float64")(hidden))
-
-
-def test_linearized_network_is_the_first_order_taylor_expansion():
-    model, x = float64_network(), np.random.default_rng(1).normal(size=(4, 2))
-    h, w0 = linearized_network(model)
-    np.testing.assert_allclose(h(w0, x), model(x)[:, 0], rtol=1e-12)
-    direction = np.random.default_rng(2).normal(size=w0.shape)
-    start = [v.numpy().copy() for v in model.trainable_variables]
-    values = []
-    for sign in (1, -1):
-        moved, offset = w0.numpy() + sign * 1e-5 * direction, 0
-        for variable in model.trainable_variables:
-            size = int(np.prod(variable.shape))
-            variable.assign(moved[0, offset : offset + size].reshape(variable.shape))
-            offset += size
-        values.append(model(x)[:, 0].numpy())
-    np.testing.assert_allclose((h(w0 + direction, x) - h(w0, x)).numpy(), (values[0] - values[1]) / 2e-5, rtol=1e-7)
-    assert not np.allclose(start[0], model.trainable_variables[0].numpy(), rtol=0, atol=1e-9)  # the network has moved,
-    for variable, value in zip(model.trainable_variables, start, strict=True):
-        variable.assign(value)
-    np.testing.assert_allclose(h(w0, x), model(x)[:, 0], rtol=1e-12)
-
-
-def wide_network(width):
-    """Outputs and gradients of order one at every width: 1/√width before the sum over hidden units."""
-    keras.utils.set_random_seed(0)
-    inputs = keras.Input((2,), dtype="float64")
-    first, second = (keras.initializers.RandomNormal(stddev=1.0, seed=seed) for seed in (1, 2))
-    hidden = keras.layers.Dense(width, "tanh", kernel_initializer=first, dtype="float64")(inputs)
-    scaled = keras.layers.Rescaling(width**-0.5, dtype="float64")(hidden)
-    return keras.Model(inputs, keras.layers.Dense(1, kernel_initializer=second, dtype="float64")(scaled))
-
-
-def train(model, x, y, step, count):
-    @tf.function
-    def descend():
-        with tf.GradientTape() as tape:
-            loss = tf.reduce_mean((y - model(x)[:, 0]) ** 2) / 2
-        slopes = tape.gradient(loss, model.trainable_variables)
-        for variable, slope in zip(model.trainable_variables, slopes, strict=True):
-            variable.assign_sub(step * slope)
-
-    for _ in range(count):
-        descend()
-
-
-def test_gradient_descent_on_a_wide_network_follows_the_flow_of_its_linearisation():
-    """Lee et al.: the gap to the d = 1 flow, as a share of what was learned, closes at least as 1/√width."""
-    x, y = np.random.default_rng(5).normal(size=(6, 2)), np.linspace(-1, 1, 6)
-    gaps = []
-    for width in (16, 256, 4096):
-        model = wide_network(width)
-        h, w0 = linearized_network(model)
-        flow = h(h.flow(w0, [5.0], x, y, theta=1.0)[0], x).numpy()
-        start = model(x).numpy()[:, 0]
-        train(model, x, y, 0.005, 1000)
-        trained = model(x).numpy()[:, 0]
-        gaps.append(np.linalg.norm(trained - flow) / np.linalg.norm(trained - start))
-    assert gaps[0] > 4 * gaps[1] > 16 * gaps[2]
-
-
 def test_flow_over_features_is_the_flow_over_their_moments():
     weights, x, _ = draw(7)
     h, y, t = predictor(2), np.linspace(0, 3, 5), [0.5, 2.0]
     through_moments = moment_flow(*h.moments(x, y), weights / 2, t, 0.4, 2)
     np.testing.assert_allclose(h.flow(weights / 2, t, x, y, 0.4), through_moments, rtol=1e-8)
-
-
-def test_linearized_network_is_frozen_at_initialisation():
-    model, x = float64_network(), np.ones((1, 2))
-    h, w0 = linearized_network(model)
-    before = h(w0, x).numpy()
-    model.trainable_variables[0].assign_add(tf.ones_like(model.trainable_variables[0]))
-    np.testing.assert_array_equal(h(w0, x).numpy(), before)
-    assert abs(model(x).numpy()[0, 0] - before[0]) > 1e-3
-
-
-def test_linearized_srel_is_a_ratio_of_tangent_kernels():
-    model, generator = float64_network(3), np.random.default_rng(1)
-    x_target, x_source = generator.normal(size=(2, 4, 2))
-    h, w0 = linearized_network(model)
-
-    def gradient(x):
-        with tf.GradientTape() as tape:
-            value = model(x[None])[0, 0]
-        return np.concatenate([g.numpy().ravel() for g in tape.gradient(value, model.trainable_variables)])
-
-    targets, sources = (np.array([gradient(x) for x in batch]) for batch in (x_target, x_source))
-    naive = np.abs(np.sum(targets * sources, 1)) / np.sum(sources**2, 1)
-    np.testing.assert_allclose(h.srel_limit(w0, x_target, x_source), naive, rtol=1e-11)
 
 
 def test_bad_input_is_named():
@@ -279,12 +188,6 @@ def test_bad_input_is_named():
         h.flow(weights, [1.0, 0.5], x, np.ones(5), 1.0)
     with pytest.raises(ShapeError, match=r"alpha\(x\)"):
         HomogeneousPredictor(lambda x: x, beta, 2)(weights, x)
-    inputs = keras.Input((2,))
-    three_outputs, start = linearized_network(keras.Model(inputs, keras.layers.Dense(3)(inputs)))
-    with pytest.raises(ShapeError, match="one output"):
-        three_outputs(start, np.ones((1, 2)))
-    with pytest.raises(ShapeError, match="no weights yet"):
-        linearized_network(keras.Sequential([keras.layers.Dense(1)]))
 
 
 def test_zero_denominator_is_nan():

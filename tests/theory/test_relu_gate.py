@@ -216,6 +216,8 @@ def test_bad_moments_are_named(moment, error, words):
 
 def test_bad_questions_are_named():
     gate, x = ReLUGate([1.0, 1.0]), [1.0, 2.0]
+    with pytest.raises(ShapeError, match=r"w_star = \[\]"):
+        ReLUGate([])
     with pytest.raises(AssumptionError, match="beta"):
         ReLUGate([1.0, 1.0], beta=0.0)
     with pytest.raises(AssumptionError, match="t = -2"):

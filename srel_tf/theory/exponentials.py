@@ -1,0 +1,28 @@
+"""Sums of decaying exponentials as mantissa and logarithm, for quantities that vanish as training ends."""
+
+import numpy as np
+import tensorflow as tf
+
+
+def exponential_sum(coefficients, rates, times):
+    """Σ_m c_m e^{−r_m t} as (mantissa, logarithm), so that it neither under- nor overflows at any time.
+
+    Args:
+        coefficients: [P, m]. rates: [m]. times: [T].
+
+    Returns:
+        mantissa and logarithm, [T, P] each: the sum is mantissa·e^logarithm, |mantissa| <= m.
+    """
+    magnitude = tf.abs(coefficients)
+    present = magnitude > 0
+    logs = tf.math.log(tf.where(present, magnitude, tf.ones_like(magnitude))) - times[:, None, None] * rates
+    logs = tf.where(present, logs, tf.constant(-np.inf, tf.float64))
+    largest = tf.reduce_max(logs, -1)
+    largest = tf.where(tf.math.is_finite(largest), largest, tf.zeros_like(largest))
+    return tf.reduce_sum(tf.sign(coefficients) * tf.exp(logs - largest[..., None]), -1), largest
+
+
+def at_the_start(times, start, mantissa, logarithm):
+    """Mantissa and logarithm [T, P] with `start` [P] at t = 0: not through the modes, whose rounding hides a zero."""
+    is_start = times[:, None] == 0
+    return tf.where(is_start, start, mantissa), tf.where(is_start, tf.zeros_like(logarithm), logarithm)
