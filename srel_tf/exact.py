@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from srel_tf.resolution import DRAWS, perturbed
 
+SOURCE_BATCH = 16  # Sources whose layer inputs and signals are held at a time.
 LANES = 2  # Independent loops over half of the sources each: they overlap each other's serial parts.
 
 
@@ -37,12 +38,14 @@ class Outputs(NamedTuple):
 class FiniteStep:
     """Callable engine, traced once: `engine(x_sources, y_sources, x_targets, learning_rate) -> Outputs`.
 
+    layers: `LayerGradients`, or None for one forward and one backward pass a source.
     own: int array [n_s], the column of each source among the targets, −1 where it is not one of them. Where it is, its
     own outputs are read from that column, so that S_rel(x, x) is 1 exactly.
     """
 
-    def __init__(self, network, rule, own, batch_size):
+    def __init__(self, network, rule, own, batch_size, layers=None):
         self._network = network
+        self._layers = layers
         self._rule = rule
         self._own = own
         self._batch_size = batch_size
@@ -67,24 +70,36 @@ class FiniteStep:
 
     def _updated(self, x_sources, y_sources, x_targets, learning_rate):
         """For each source: outputs after its update at the targets, before and after at itself, direction of ∇_x ℓ."""
-        factor, dtype = self._rule.gradient_factor(learning_rate), self._network.dtype
-        all_are_targets = (self._own >= 0).all()
 
-        def one_source(i):
-            x, y = x_sources[i, None], y_sources[i, None]
-            gradients, direction, own_before = self._network.loss_gradient(x, y, factor)
-            weights = self._rule.updated(self._network, gradients, learning_rate)
-            own_after = own_before if all_are_targets else self._network.outputs(x, weights)
-            return self._forward(x_targets, weights), own_before[0], own_after[0], direction[0]
+        def rows(x, y):
+            return self._rows(x, y, x_targets, learning_rate)
 
         # Not parallel_iterations: it runs one convolution kernel twice at a time, which crashes TensorFlow on a CPU.
         lanes = np.array_split(np.arange(x_sources.shape[0]), LANES if self._rule.concurrent else 1)
-        rows = [
-            tf.map_fn(one_source, tf.constant(lane), fn_output_signature=(dtype,) * 4, parallel_iterations=1)
+        dtypes = (self._network.dtype,) * 4
+        parts = [
+            in_batches(rows, dtypes, SOURCE_BATCH, *(tf.gather(a, lane) for a in (x_sources, y_sources)))
             for lane in lanes
             if len(lane)
         ]
-        return [tf.concat(parts, axis=0) for parts in zip(*rows, strict=True)]
+        return [tf.concat(part, axis=0) for part in zip(*parts, strict=True)]
+
+    def _rows(self, x, y, x_targets, learning_rate):
+        factor, network = self._rule.gradient_factor(learning_rate), self._network
+        captured = None if self._layers is None else self._layers.capture(x, y, factor)
+
+        def one_source(i):
+            if captured is None:
+                gradients, direction, own_before = network.loss_gradient(x[i, None], y[i, None], factor)
+            else:
+                gradients = self._layers.gradient(captured, i)
+                direction, own_before = captured.direction[i, None], captured.outputs[i, None]
+            weights = self._rule.updated(network, gradients, learning_rate)
+            own_after = own_before if (self._own >= 0).all() else network.outputs(x[i, None], weights)
+            return self._forward(x_targets, weights), own_before[0], own_after[0], direction[0]
+
+        signature = (network.dtype,) * 4
+        return tf.map_fn(one_source, tf.range(x.shape[0]), fn_output_signature=signature, parallel_iterations=1)
 
     def _perturbed(self, x_sources, y_sources, x_targets, directions):
         """Outputs and turned gradients at weights that differ from w by a rounding error, nothing updated."""

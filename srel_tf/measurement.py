@@ -11,6 +11,7 @@ from srel_tf import predictions as reading
 from srel_tf import resolution
 from srel_tf.errors import OptionError
 from srel_tf.exact import FiniteStep
+from srel_tf.layerwise import layer_gradients
 from srel_tf.measures import DEFINITIONS
 from srel_tf.network import Network
 from srel_tf.published import PUBLISHED
@@ -103,7 +104,10 @@ class Instrument:
         num_outputs = self._network.outputs(self._data[0][:1]).shape[-1]
         reading.check_fit(settings.predictions, self._measures, probe, num_outputs)
         rule = RULES[settings.update](self._network)
-        self._engine = ESTIMATORS[settings.estimator](self._network, rule, probe.own_columns, settings.batch_size)
+        layers = layer_gradients(self._network, self._data[0][:1])
+        self._engine = ESTIMATORS[settings.estimator](
+            self._network, rule, probe.own_columns, settings.batch_size, layers
+        )
 
     def __call__(self):
         """Measure now: an `SRelResult`."""

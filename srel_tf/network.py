@@ -31,7 +31,7 @@ class Network:
     def outputs(self, x, weights=None):
         """f(x; weights) with `training=False`: [n, C] for x [n, ...]; the live weights when None."""
         with keras.StatelessScope(self._mapping(weights), collect_losses=True):
-            return self._outputs(self.model(x, training=False))
+            return self.as_outputs(self.model(x, training=False))
 
     def loss_gradient(self, x, y, factor):
         """factor · ∇_w ℓ(w, (x, y)), one tensor a variable; direction of ∇_x ℓ [1, m]; f(x; w) [1, C], of one example.
@@ -44,7 +44,7 @@ class Network:
             predictions, loss = self._predictions_and_loss(x, y, weights)
         unconnected = tf.UnconnectedGradients.ZERO
         by_x, *gradients = tape.gradient(loss, [x, *weights], tf.cast(factor, loss.dtype), unconnected)
-        return [tf.convert_to_tensor(g) for g in gradients], self._unit_rows(by_x), self._outputs(predictions)
+        return [tf.convert_to_tensor(g) for g in gradients], self.unit_rows(by_x), self.as_outputs(predictions)
 
     def input_direction(self, x, y, weights):
         """∇_x ℓ / ‖∇_x ℓ‖ of each example of a batch as rows [n, m], zeros for integer inputs; and outputs [n, C]."""
@@ -52,15 +52,23 @@ class Network:
             tape.watch(x)
             predictions, loss = self._predictions_and_loss(x, y, weights)
         by_x = tape.gradient(loss, x, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-        return self._unit_rows(by_x), self._outputs(predictions)
+        return self.unit_rows(by_x), self.as_outputs(predictions)
 
-    def _unit_rows(self, by_x):
+    def has_added_losses(self, x):
+        """Whether regularisers, activity regularisers or `add_loss` add to the compiled loss at x."""
+        with keras.StatelessScope(self._mapping(self.weights), collect_losses=True):
+            self.model(x, training=False)
+            return bool(self.model.losses)
+
+    def unit_rows(self, by_x):
+        """Gradients [n, …] as unit rows [n, m]; zeros for an integer input, which has none."""
         if not by_x.dtype.is_floating:
             return tf.zeros([by_x.shape[0], 1], self.dtype)
         rows = tf.reshape(tf.cast(by_x, self.dtype), [by_x.shape[0], -1])
         return tf.math.divide_no_nan(rows, tf.norm(rows, axis=-1, keepdims=True))
 
-    def _outputs(self, predictions):
+    def as_outputs(self, predictions):
+        """What the model returned as outputs [n, C] in the network's precision."""
         return tf.cast(as_matrix(predictions, self.model), self.dtype)
 
     def _predictions_and_loss(self, x, y, weights):

@@ -1,0 +1,102 @@
+"""Every source's gradient from one batched backward pass, layer by layer.
+
+Back-propagation forms ∇ℓ of a layer's weights from two things: the layer's input and the signal ∂ℓ/∂(its output). Both
+Back-propagation forms ∇ℓ of a layer's weights from two things: the layer's input and the signal ∂ℓ/∂(its output). Both
+for every source. What remains a source is the layer's own vector-Jacobian product with its row of the signal.
+"""
+
+import inspect
+from typing import NamedTuple
+
+import keras
+import tensorflow as tf
+
+
+class Captured(NamedTuple):
+    """Input and signal [n, …] of each layer; direction of ∇_x ℓ [n, m] and outputs [n, C] of each example."""
+
+    inputs: list
+    signals: list
+    direction: tf.Tensor
+    outputs: tf.Tensor
+
+
+class LayerGradients:
+    """Gradients of single examples out of a batch. Make it with `layer_gradients`, which knows where it applies."""
+
+    def __init__(self, network, layers):
+        model = network.model
+        self._network = network
+        self._layers = layers
+        self._taps = keras.Model(model.inputs, [[v.input for v in layers], [v.output for v in layers], model.output])
+        order = [id(v) for layer in layers for v in layer.trainable_variables]
+        self._position = [order.index(id(v)) for v in network.variables]
+
+    def capture(self, x, y, factor):
+        """One forward and one backward pass over a batch of examples [n, …]; `factor` multiplies the signals."""
+        network = self._network
+        weights = [tf.convert_to_tensor(w) for w in network.weights]
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch([x, *weights])
+            with keras.StatelessScope(list(zip(network.variables, weights, strict=True)), collect_losses=True):
+                inputs, outputs, predictions = self._taps(x, training=False)
+                loss = network.model.compute_loss(x=x, y=y, y_pred=predictions, sample_weight=None, training=False)
+        # The loss is the mean over the batch: n times it is the sum of the examples' own losses.
+        scale = tf.cast(factor, loss.dtype) * x.shape[0]
+        by_x, *signals = tape.gradient(loss, [x, *outputs], scale, tf.UnconnectedGradients.ZERO)
+        return Captured(inputs, signals, network.unit_rows(by_x), network.as_outputs(predictions))
+
+    def gradient(self, captured, i):
+        """∇_w of example i's loss times `factor`, one tensor a variable of the network."""
+        gradients = []
+        for layer, x, signal in zip(self._layers, captured.inputs, captured.signals, strict=True):
+            weights = [tf.convert_to_tensor(v.value) for v in layer.trainable_variables]
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(weights)
+                with keras.StatelessScope(list(zip(layer.trainable_variables, weights, strict=True))):
+                    output = layer(x[i, None], training=False) if _takes_training(layer) else layer(x[i, None])
+            unconnected = tf.UnconnectedGradients.ZERO
+            gradients += tape.gradient(output, weights, signal[i, None], unconnected)
+        return [tf.convert_to_tensor(gradients[k]) for k in self._position]
+
+
+def layer_gradients(network, x):
+    """`LayerGradients` of a network, or None where one backward pass may not hold every example's gradient apart.
+
+    It needs a functional or sequential model of Keras's own layers, whose trainable weights each belong to one layer
+    that is called once, on one tensor; and a loss that is the mean of the examples' own: one of Keras's losses with its
+    default reduction, with no penalty added. x: a batch of one example, on which the model is tried.
+    """
+    model = network.model
+    if not getattr(model, "inputs", None) or len(model.inputs) != 1 or model.run_eagerly:
+        return None
+    if type(model).compute_loss is not keras.Model.compute_loss or not _is_mean_of_examples(model.loss):
+        return None
+    layers = [layer for layer in model.layers if layer.trainable_variables]
+    owned = [id(v) for layer in layers for v in layer.trainable_variables]
+    if sorted(owned) != sorted(id(v) for v in network.variables):
+        return None  # A weight shared by two layers, or one that the model itself owns.
+    if not _keeps_examples_apart(model, layers) or network.has_added_losses(x):
+        return None
+    return LayerGradients(network, layers)
+
+
+def _is_mean_of_examples(loss):
+    if isinstance(loss, keras.losses.Loss):
+        # CTC and the like treat a batch as a whole; a subclass of a user may.
+        return type(loss).__module__.startswith("keras.") and loss.reduction in ("sum_over_batch_size", "mean")
+    return isinstance(loss, str) or getattr(loss, "__module__", "").startswith("keras.")
+
+
+def _keeps_examples_apart(model, layers):
+    """Keras's own layers do; a Lambda, a bare operation, a nested model or a layer of the user may do anything."""
+    entries = model.get_config()["layers"]
+    if any(e["module"] != "keras.layers" or e["registered_name"] or e["class_name"] == "Lambda" for e in entries):
+        return False
+    calls = {e["config"]["name"]: len(e.get("inbound_nodes", [None])) for e in entries}
+    tensors = [tensor for layer in layers for tensor in (layer.input, layer.output)]
+    return all(calls[v.name] == 1 for v in layers) and all(isinstance(t, keras.KerasTensor) for t in tensors)
+
+
+def _takes_training(layer):
+    return "training" in inspect.signature(layer.call).parameters
