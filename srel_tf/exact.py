@@ -113,19 +113,22 @@ class FiniteStep:
             turned, own = self._directions(x_sources, y_sources, weights)
             return own if sources_are_targets else self._forward(x_targets, weights), own, angle(turned, directions)
 
-        noisy, own_noisy, angles = self._at_perturbed_weights(outputs_and_angle, range(2), 3)
-        more_noisy, more_own_noisy = self._at_perturbed_weights(outputs, range(2, DRAWS), 2)
+        # One after the other, for each holds a set of weights.
+        noisy, own_noisy, angles = self._at_perturbed_weights(outputs_and_angle, range(2), 3, after=directions)
+        more_noisy, more_own_noisy = self._at_perturbed_weights(outputs, range(2, DRAWS), 2, after=angles)
         return {
             "noisy": tf.concat([noisy, more_noisy], axis=0),
             "own_noisy": tf.concat([own_noisy, more_own_noisy], axis=0),
             "turned": tf.reduce_max(angles, axis=0),
         }
 
-    def _at_perturbed_weights(self, function, draws, num_outputs):
-        """The tensors function(perturbed weights) for each draw, stacked."""
+    def _at_perturbed_weights(self, function, draws, num_outputs, after):
+        """The tensors function(perturbed weights) for each draw, stacked, once the tensor `after` is there."""
+        with tf.control_dependencies([after]):
+            draws = tf.identity(tf.constant(list(draws)))
         return tf.map_fn(
             lambda draw: function(perturbed(self._network.weights, draw)),
-            tf.constant(list(draws)),
+            draws,
             fn_output_signature=(self._network.dtype,) * num_outputs,
             parallel_iterations=1,
         )

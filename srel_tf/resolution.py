@@ -48,7 +48,7 @@ def perturbed(weights, draw):
 def _perturbed(w, seed, direction):
     up = tf.random.stateless_uniform(tf.shape(w), seed) < 0.5
     move = tf.cast(direction, w.dtype) * precision(w.dtype)
-    return tf.where(up, w * (1 + move), w * (1 - move))
+    return w * tf.where(up, 1 + move, 1 - move)
 
 
 def last_places_moved(outputs):
