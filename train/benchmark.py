@@ -2,7 +2,7 @@
 
     python -m train.benchmark                     the published ResNet-18, 60 sources x 60 targets, 32 x 32 images
 
-All figures are medians of interleaved repetitions on one machine; the ratios are what carries over to another.
+All figures are medians of repetitions in one process; the ratios are what carries over to another machine.
 """
 
 import argparse
@@ -76,7 +76,7 @@ def main(arguments=None):
     print(
         f"  (median of {len(published)} of its {n * CLASSES} (source, class) pairs, {pair:.3f} s, times {n * CLASSES})"
     )
-    print(f"memory of a measurement above a forward pass  {above / 1e6:8.0f} MB  {above / weights:.1f} x the weights")
+    print(f"memory above a forward pass, graph included   {above / 1e6:8.0f} MB  {above / weights:.1f} x the weights")
 
 
 def published_pair(model, x, y, source, target_class):

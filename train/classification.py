@@ -58,6 +58,9 @@ def main(arguments=None):
     except SRelError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        print(f"error: {error}; what was measured before is saved", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted: what was measured is saved; the same command runs this seed again", file=sys.stderr)
         return 130

@@ -164,5 +164,5 @@ def select_top(settings, count, seed, verbose=1):
     )
     predicted = model.predict(images.test.x, batch_size=256, verbose=0).argmax(axis=-1)
     accuracy = [float((predicted[images.test.y == k] == k).mean()) for k in range(images.num_classes)]
-    best = sorted(np.argsort(accuracy, kind="stable")[::-1][:count].tolist())
+    best = sorted(sorted(range(images.num_classes), key=lambda k: -accuracy[k])[:count])  # Ties: the lower label.
     return [images.class_names[k] for k in best], dict(zip(images.class_names, accuracy, strict=True))

@@ -30,7 +30,8 @@ AdamL2 = _with_l2(keras.optimizers.Adam)
 SgdL2 = _with_l2(keras.optimizers.SGD)
 
 OPTIMIZERS = {
-    # ε = 1e-8 is PyTorch's; Keras's default is 1e-7.
+    # PyTorch's ε is 1e-8, Keras's default 1e-7. Keras adds it before the bias correction: a difference for the first
+    # steps of tiny gradients only.
     "adam": lambda learning_rate, l2: AdamL2(learning_rate, epsilon=1e-8, l2=l2),
     "sgd": lambda learning_rate, l2: SgdL2(learning_rate, l2=l2),
     "momentum": lambda learning_rate, l2: SgdL2(learning_rate, momentum=0.9, l2=l2),
