@@ -4,7 +4,16 @@ S_rel(x', x) is the change of the prediction at the target x' over the change at
 update on x ("Dynamics of Local Elasticity During Training of Neural Nets", Definitions 1–3).
 """
 
-from srel_tf.errors import BackendError, FrameError, ModelError, OptionError, ProbeError, SRelError
+from srel_tf.errors import (
+    AssumptionError,
+    BackendError,
+    FrameError,
+    ModelError,
+    OptionError,
+    ProbeError,
+    ShapeError,
+    SRelError,
+)
 from srel_tf.frames import read_frame, write_frame
 from srel_tf.measurement import Instrument, Settings, measure
 from srel_tf.mixin import SRelMixin, SRelModel, SRelSequential
@@ -13,6 +22,7 @@ from srel_tf.result import SRelResult
 from srel_tf.stats import separation, smooth
 
 __all__ = [
+    "AssumptionError",
     "BackendError",
     "FrameError",
     "Instrument",
@@ -26,6 +36,7 @@ __all__ = [
     "SRelResult",
     "SRelSequential",
     "Settings",
+    "ShapeError",
     "measure",
     "read_frame",
     "separation",

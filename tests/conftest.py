@@ -8,6 +8,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 import pytest
 
+from tests.nets import double_precision
+
 
 def pytest_configure(config):
     # Also those that srel_tf attributes to its caller, which is a test.
@@ -17,3 +19,10 @@ def pytest_configure(config):
 @pytest.fixture(autouse=True)
 def _fixed_seeds():
     keras.utils.set_random_seed(0)
+
+
+@pytest.fixture
+def in_double_precision():
+    """Layers, losses and penalties in float64."""
+    with double_precision():
+        yield

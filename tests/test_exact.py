@@ -6,15 +6,11 @@ import pytest
 
 import srel_tf
 from tests import reference
-from tests.nets import classifier, digits, double_precision
+from tests.nets import classifier, digits
+
+pytestmark = pytest.mark.usefixtures("in_double_precision")
 
 SOURCES, TARGETS = [0, 3, 7, 11, 2], [5, 3, 1]  # of different number; 3 is both, the other sources are no targets
-
-
-@pytest.fixture(autouse=True)
-def in_double_precision():
-    with double_precision():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -8,16 +8,12 @@ import tensorflow as tf
 import srel_tf
 from srel_tf.layerwise import layer_gradients
 from srel_tf.network import Network
-from tests.nets import classifier, digits, double_precision
+from tests.nets import classifier, digits
+
+pytestmark = pytest.mark.usefixtures("in_double_precision")
 
 L = keras.layers
 CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy
-
-
-@pytest.fixture(autouse=True)
-def in_double_precision():
-    with double_precision():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,9 @@ import pytest
 
 import srel_tf
 from tests import reference
-from tests.nets import classifier, digits, double_precision
+from tests.nets import classifier, digits
+
+pytestmark = pytest.mark.usefixtures("in_double_precision")
 
 Opt = keras.optimizers
 OPTIMIZERS = {
@@ -22,12 +24,6 @@ OPTIMIZERS = {
     "ema": lambda: Opt.SGD(0.1, use_ema=True, ema_momentum=0.5),
 }
 SOURCES, TARGETS = [0, 5], [1, 5, 8, 11]
-
-
-@pytest.fixture(autouse=True)
-def in_double_precision():
-    with double_precision():
-        yield
 
 
 @pytest.fixture(scope="module")
