@@ -11,6 +11,23 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
+MEANS_AS_CLASSES = (
+    keras.losses.SparseCategoricalCrossentropy,
+    keras.losses.CategoricalCrossentropy,
+    keras.losses.BinaryCrossentropy,
+    keras.losses.MeanSquaredError,
+    keras.losses.MeanAbsoluteError,
+    keras.losses.Huber,
+)
+MEANS_AS_FUNCTIONS = (
+    keras.losses.sparse_categorical_crossentropy,
+    keras.losses.categorical_crossentropy,
+    keras.losses.binary_crossentropy,
+    keras.losses.mean_squared_error,
+    keras.losses.mean_absolute_error,
+    keras.losses.huber,
+)
+
 
 class Captured(NamedTuple):
     """Input and signal [n, …] of each layer; direction of ∇_x ℓ [n, m] and outputs [n, C] of each example."""
@@ -82,10 +99,19 @@ def layer_gradients(network, x):
 
 
 def _is_mean_of_examples(loss):
-    if isinstance(loss, keras.losses.Loss):
-        # CTC and the like treat a batch as a whole; a subclass of a user may.
-        return type(loss).__module__.startswith("keras.") and loss.reduction in ("sum_over_batch_size", "mean")
-    return isinstance(loss, str) or getattr(loss, "__module__", "").startswith("keras.")
+    """Whether a compiled loss is the mean of the examples' own; Dice and the like treat the batch as a whole."""
+    if isinstance(loss, (list, tuple, dict)):
+        return False
+    loss = keras.losses.get(loss)
+    if not isinstance(loss, keras.losses.Loss):
+        return loss in MEANS_AS_FUNCTIONS
+    config = loss.get_config()
+    return (
+        type(loss) in MEANS_AS_CLASSES
+        and loss.reduction in ("sum_over_batch_size", "mean")
+        and config.get("axis", -1) == -1
+        and config.get("ignore_class") is None
+    )
 
 
 def _keeps_examples_apart(model, layers):

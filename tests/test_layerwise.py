@@ -126,6 +126,8 @@ REFUSED = {
     "a penalty": lambda: net(L.Dense(2, kernel_regularizer="l2")),
     "a penalty on activities": lambda: net(L.Dense(2, activity_regularizer="l2")),
     "a user's loss": lambda: net(loss=lambda y, p: keras.ops.sqrt(keras.ops.mean((y - p) ** 2))),
+    "a loss of the whole batch": lambda: net(L.Dense(2), loss=keras.losses.Dice()),
+    "ignored labels": lambda: net(L.Dense(2), loss=CROSS_ENTROPY(from_logits=True, ignore_class=2)),
     "a sum over the batch": lambda: net(loss=CROSS_ENTROPY(from_logits=True, reduction="sum")),
     "eager execution": eager,
 }
@@ -137,5 +139,5 @@ def test_other_models_take_one_backward_pass_a_source(name, data):
     model = REFUSED[name]()
     network = Network(model)
     assert layer_gradients(network, tf.constant(x[:1], tf.float64)) is None
-    if name != "a user's loss":
+    if name not in ("a user's loss", "a loss of the whole batch"):
         assert srel_tf.measure(model, srel_tf.ProbeSet(x, y), learning_rate=0.1).valid("kl").any()
