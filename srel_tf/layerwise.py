@@ -45,7 +45,9 @@ class LayerGradients:
         model = network.model
         self._network = network
         self._layers = layers
-        self._taps = keras.Model(model.inputs, [[v.input for v in layers], [v.output for v in layers], model.output])
+        self._taps = keras.Model(
+            model.inputs, [[v.input for v in layers], [v.output for v in layers], model.outputs[0]]
+        )
         order = [id(v) for layer in layers for v in layer.trainable_variables]
         self._position = [order.index(id(v)) for v in network.variables]
 
