@@ -1,8 +1,8 @@
 """Every source's gradient from one batched backward pass, layer by layer.
 
 Back-propagation forms ∇ℓ of a layer's weights from two things: the layer's input and the signal ∂ℓ/∂(its output). Both
-Back-propagation forms ∇ℓ of a layer's weights from two things: the layer's input and the signal ∂ℓ/∂(its output). Both
-for every source. What remains a source is the layer's own vector-Jacobian product with its row of the signal.
+come from one forward and one backward pass over a batch of sources. What remains a source is the layer's own
+vector-Jacobian product with its row of the signal.
 """
 
 import inspect
@@ -41,13 +41,10 @@ class Captured(NamedTuple):
 class LayerGradients:
     """Gradients of single examples out of a batch. Make it with `layer_gradients`, which knows where it applies."""
 
-    def __init__(self, network, layers):
-        model = network.model
+    def __init__(self, network, layers, taps):
         self._network = network
         self._layers = layers
-        self._taps = keras.Model(
-            model.inputs, [[v.input for v in layers], [v.output for v in layers], model.outputs[0]]
-        )
+        self._taps = taps
         order = [id(v) for layer in layers for v in layer.trainable_variables]
         self._position = [order.index(id(v)) for v in network.variables]
 
@@ -84,20 +81,37 @@ def layer_gradients(network, x):
 
     It needs a functional or sequential model of Keras's own layers, whose trainable weights each belong to one layer
     that is called once, on one tensor; and a loss that is the mean of the examples' own: one of Keras's losses with its
-    default reduction, with no penalty added. x: a batch of one example, on which the model is tried.
+    default reduction, all classes counted, with no penalty added. x: a batch of one example, on which it is tried.
     """
     model = network.model
-    if not getattr(model, "inputs", None) or len(model.inputs) != 1 or model.run_eagerly:
+    if not getattr(model, "inputs", None) or len(model.inputs) != 1 or len(model.outputs) != 1 or model.run_eagerly:
         return None
+    if not type(model).call.__module__.startswith("keras."):
+        return None  # A functional model whose subclass does more than its graph.
     if type(model).compute_loss is not keras.Model.compute_loss or not _is_mean_of_examples(model.loss):
         return None
     layers = [layer for layer in model.layers if layer.trainable_variables]
     owned = [id(v) for layer in layers for v in layer.trainable_variables]
     if sorted(owned) != sorted(id(v) for v in network.variables):
         return None  # A weight shared by two layers, or one that the model itself owns.
-    if not _keeps_examples_apart(model, layers) or network.has_added_losses(x):
+    if network.has_added_losses(x):
         return None
-    return LayerGradients(network, layers)
+    taps = _taps(model, layers)
+    return None if taps is None or not _keeps_examples_apart(taps, layers) else LayerGradients(network, layers, taps)
+
+
+def _taps(model, layers):
+    """The model x -> [inputs of the layers, their outputs, predictions]; None where the layers have no such tensors.
+
+    `layer.input` belongs to the first call of a layer, which may have been in another graph.
+    """
+    tensors = [[v.input for v in layers], [v.output for v in layers]]
+    if not all(isinstance(t, keras.KerasTensor) for side in tensors for t in side):
+        return None
+    try:
+        return keras.Model(model.inputs, [*tensors, model.outputs[0]])
+    except ValueError:
+        return None  # That graph has other inputs.
 
 
 def _is_mean_of_examples(loss):
@@ -116,14 +130,16 @@ def _is_mean_of_examples(loss):
     )
 
 
-def _keeps_examples_apart(model, layers):
-    """Keras's own layers do; a Lambda, a bare operation, a nested model or a layer of the user may do anything."""
-    entries = model.get_config()["layers"]
+def _keeps_examples_apart(taps, layers):
+    """Whether each layer is called once, and all are Keras's own.
+
+    A Lambda, a bare operation, a nested model or a layer of the user may do anything.
+    """
+    entries = taps.get_config()["layers"]
     if any(e["module"] != "keras.layers" or e["registered_name"] or e["class_name"] == "Lambda" for e in entries):
         return False
-    calls = {e["config"]["name"]: len(e.get("inbound_nodes", [None])) for e in entries}
-    tensors = [tensor for layer in layers for tensor in (layer.input, layer.output)]
-    return all(calls[v.name] == 1 for v in layers) and all(isinstance(t, keras.KerasTensor) for t in tensors)
+    calls = {e["config"]["name"]: len(e["inbound_nodes"]) for e in entries}
+    return all(calls[v.name] == 1 for v in layers)
 
 
 def _takes_training(layer):

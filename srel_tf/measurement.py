@@ -9,11 +9,12 @@ import tensorflow as tf
 
 from srel_tf import predictions as reading
 from srel_tf import resolution
-from srel_tf.errors import OptionError
+from srel_tf.errors import ModelError, OptionError, ProbeError
 from srel_tf.exact import FiniteStep
 from srel_tf.layerwise import layer_gradients
 from srel_tf.measures import DEFINITIONS
 from srel_tf.network import Network
+from srel_tf.probe import ProbeSet
 from srel_tf.published import PUBLISHED
 from srel_tf.result import Matrices, SRelResult
 from srel_tf.updates import RULES, learning_rate_now
@@ -94,6 +95,8 @@ class Instrument:
     """
 
     def __init__(self, model, probe, settings=None):
+        if not isinstance(probe, ProbeSet):
+            raise ProbeError(f"expected a srel_tf.ProbeSet, got {type(probe).__name__}: make one with ProbeSet(x, y)")
         settings = settings or Settings()
         self._settings = settings
         self._probe = probe
@@ -101,6 +104,7 @@ class Instrument:
         self._network = Network(model)
         x, y = (self._as_fit_gives_it(a) for a in (probe.x, probe.y))
         self._data = tf.gather(x, probe.sources), tf.gather(y, probe.sources), tf.gather(x, probe.targets)
+        self._check_loss(model)
         num_outputs = self._network.outputs(self._data[0][:1]).shape[-1]
         reading.check_fit(settings.predictions, self._measures, probe, num_outputs)
         rule = RULES[settings.update](self._network)
@@ -125,6 +129,11 @@ class Instrument:
             step=None if model.optimizer is None else int(model.optimizer.iterations),
             seconds=time.perf_counter() - start,
         )
+
+    def _check_loss(self, model):
+        own = type(model).compute_loss is not keras.Model.compute_loss
+        if model.loss is None and not own and not self._network.has_added_losses(self._data[0][:1]):
+            raise ModelError(f"model {model.name!r} is compiled without a loss: call model.compile(optimizer, loss)")
 
     def _as_fit_gives_it(self, array):
         """Keras feeds floating-point data in the model's precision and leaves integers alone."""

@@ -4,7 +4,7 @@ import keras
 import pandas as pd
 
 from srel_tf import frames
-from srel_tf.errors import OptionError, ProbeError
+from srel_tf.errors import ModelError, OptionError, ProbeError
 from srel_tf.measurement import Settings
 from srel_tf.probe import ProbeSet
 from srel_tf.probing import Probing
@@ -71,6 +71,8 @@ class SRelMixin:
     def fit(self, x=None, y=None, batch_size=None, epochs=1, verbose="auto", callbacks=None, **kwargs):
         """`keras.Model.fit`, with the attached probes among its callbacks."""
         if self._probings:
+            if not self.compiled:
+                raise ModelError(f"model {self.name!r} is not compiled: call model.compile(optimizer, loss) before fit")
             if isinstance(callbacks, keras.callbacks.CallbackList):
                 raise OptionError("fit with a probe takes a list of callbacks, not a keras.callbacks.CallbackList")
             callbacks = [*keras.tree.flatten(callbacks or []), *self._probings]

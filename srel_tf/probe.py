@@ -43,8 +43,11 @@ class ProbeSet:
         labels = class_labels(y)
         if labels is None:
             raise ProbeError(f"y of shape {y.shape} and dtype {y.dtype} holds no class labels: use ProbeSet(x, y)")
-        if per_class < 1:
-            raise ProbeError(f"per_class={per_class}: give at least 1")
+        if len(x) != len(labels):
+            raise ProbeError(f"x of shape {x.shape} and y of shape {y.shape}: give as many labels as examples")
+        for name, value, least in (("per_class", per_class, 1), ("seed", seed, 0)):
+            if not isinstance(value, (int, np.integer)) or value < least:
+                raise ProbeError(f"{name}={value!r}: give a whole number, at least {least}")
         wanted = np.unique(labels) if classes is None else classes
         numbers = [_class_number(c, class_names, labels) for c in wanted]
         if len(set(numbers)) < len(numbers) or not numbers:

@@ -22,7 +22,7 @@ class Probing(keras.callbacks.Callback):
         self._listeners = listeners
         self._instrument = None
         self._epochs = self._epochs_done = self._batches = 0
-        self._optimizer, self._iterations, self._phantom = None, 0, 0
+        self._optimizer, self._iterations, self._phantom, self._last_step = None, 0, 0, None
         self._seconds = []
 
     def on_train_begin(self, logs=None):
@@ -32,7 +32,7 @@ class Probing(keras.callbacks.Callback):
                 "looks at the model, so that S_rel could not be measured at the steps asked for; compile with 1"
             )
         if self.model.optimizer is not self._optimizer:
-            self._optimizer, self._phantom = self.model.optimizer, 0
+            self._optimizer, self._phantom, self._last_step = self.model.optimizer, 0, None
         # A new one for each fit: compile() or layer.trainable may have changed since the last.
         self._instrument = Instrument(self.model, self._probe, self._settings)
 
@@ -58,9 +58,10 @@ class Probing(keras.callbacks.Callback):
 
     def _measure_if_due(self):
         step = self._iterations - self._phantom
-        if step == self.recorder.last_step or not self._is_due(step):
+        if step == self._last_step or not self._is_due(step):
             return
         result = self._instrument()._replace(step=step)
+        self._last_step = step
         self.recorder.add(result, self._epochs, self._batches, self.params.get("steps"))
         self._seconds.append(result.seconds)
         for listener in self._listeners:
