@@ -58,8 +58,7 @@ class LayerGradients:
                 inputs, outputs, predictions = self._taps(x, training=False)
                 loss = network.model.compute_loss(x=x, y=y, y_pred=predictions, sample_weight=None, training=False)
         # The loss is the mean over the batch: n times it is the sum of the examples' own losses.
-        scale = tf.cast(factor, loss.dtype) * x.shape[0]
-        by_x, *signals = tape.gradient(loss, [x, *outputs], scale, tf.UnconnectedGradients.ZERO)
+        by_x, *signals = network.backward(tape, loss, [x, *outputs], factor * x.shape[0])
         return Captured(inputs, signals, network.unit_rows(by_x), network.as_outputs(predictions))
 
     def gradient(self, captured, i):

@@ -42,9 +42,18 @@ class Network:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([x, *weights])
             predictions, loss = self._predictions_and_loss(x, y, weights)
-        unconnected = tf.UnconnectedGradients.ZERO
-        by_x, *gradients = tape.gradient(loss, [x, *weights], tf.cast(factor, loss.dtype), unconnected)
-        return [tf.convert_to_tensor(g) for g in gradients], self.unit_rows(by_x), self.as_outputs(predictions)
+        by_x, *gradients = self.backward(tape, loss, [x, *weights], factor)
+        return gradients, self.unit_rows(by_x), self.as_outputs(predictions)
+
+    def backward(self, tape, loss, sources, factor):
+        """factor · ∂loss/∂source for each source, zeros where unconnected, the factor in the network's precision."""
+        factor = tf.convert_to_tensor(factor, self.dtype)
+        same = loss.dtype == self.dtype
+        seed = factor if same else None
+        gradients = tape.gradient(loss, sources, seed, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        gradients = [tf.convert_to_tensor(g) for g in gradients]
+        # A loss in float32 under a net in float64 would round η.
+        return gradients if same else [g * tf.cast(factor, g.dtype) for g in gradients]
 
     def input_direction(self, x, y, weights):
         """∇_x ℓ / ‖∇_x ℓ‖ of each example of a batch as rows [n, m], zeros for integer inputs; and outputs [n, C]."""

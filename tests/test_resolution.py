@@ -129,19 +129,15 @@ def test_error_bound_contains_the_error_of_a_perturbed_ratio():
 
 
 def test_a_relu_at_its_kink_is_not_resolved():
-    """The second example's first hidden unit is at 0 up to rounding: on which side it falls decides its gradient."""
-    rng = np.random.default_rng(0)
-    kernel, x = rng.normal(size=(8, 2)), rng.normal(size=(3, 8))
-    kernel[:, 1] -= kernel[:, 0] * (kernel[:, 1] @ kernel[:, 0]) / (kernel[:, 0] @ kernel[:, 0])
-    x += (
-        kernel[:, 1] * (1 - x @ kernel[:, [1]]) / (kernel[:, 1] @ kernel[:, 1])
-    )  # The second unit is at 1 in all three,
-    x[1] -= kernel[:, 0] * (x[1] @ kernel[:, 0]) / (kernel[:, 0] @ kernel[:, 0])  # the first at 0 in one of them.
+    """The second example's first hidden unit is at 0, where the next rounding error decides its gradient."""
+    first = np.array([1, -1, 0.5, -0.5, 2, -2, 0.25, -0.25])
+    second = np.array([1, 0.5, 0, 0.25, 0, 0.5, 1, 0])
+    x = np.array([first / 4 + 0.5, np.full(8, 0.75), 0.25 - first / 8])  # first @ x = 2.66, 0, −1.33
     inputs = keras.Input((8,))
     hidden = keras.layers.Dense(2, activation="relu", use_bias=False)
     model = keras.Model(inputs, keras.layers.Dense(2, use_bias=False)(hidden(inputs)))
-    hidden.set_weights([kernel])
-    model.layers[-1].set_weights([np.array([[2.0, -1.0], [0.3, 0.4]])])
+    hidden.set_weights([np.stack([first, second], axis=1)])
+    model.layers[-1].set_weights([np.array([[0.4, -0.2], [0.3, 0.4]])])
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     result = srel_tf.measure(model, srel_tf.ProbeSet(x, np.array([0, 1, 0])), learning_rate=0.1)
     assert result.valid("kl")[[0, 2]].all()
