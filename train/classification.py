@@ -33,7 +33,7 @@ def parser():
     p.add_argument("--test-images", choices=["test", "train"], default="test", help="train: as the published code did")
     p.add_argument("--image-size", type=int, help="resize images to this side")
     p.add_argument("--model", default="cnn", help="resnet18, resnet18_cifar, cnn, mlp")
-    p.add_argument("--epochs", type=int, default=20)
+    p.add_argument("--epochs", type=int, default=10)
     p.add_argument("--batch-size", type=int, default=32)
     p.add_argument("--optimizer", default="sgd", help="adam, sgd, momentum")
     p.add_argument("--learning-rate", type=float, default=0.05)
