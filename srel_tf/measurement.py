@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from srel_tf import predictions as reading
 from srel_tf import resolution
-from srel_tf.errors import ModelError, OptionError, ProbeError
+from srel_tf.errors import ModelError, OptionError, ProbeError, SRelError
 from srel_tf.exact import FiniteStep
 from srel_tf.layerwise import layer_gradients
 from srel_tf.measures import DEFINITIONS
@@ -105,8 +105,9 @@ class Instrument:
         x, y = (self._as_fit_gives_it(a) for a in (probe.x, probe.y))
         self._data = tf.gather(x, probe.sources), tf.gather(y, probe.sources), tf.gather(x, probe.targets)
         self._check_loss(model)
-        num_outputs = self._network.outputs(self._data[0][:1]).shape[-1]
+        num_outputs = self._num_outputs(model)
         reading.check_fit(settings.predictions, self._measures, probe, num_outputs)
+        reading.check_label_form(probe, model.loss)
         rule = RULES[settings.update](self._network)
         layers = layer_gradients(self._network, self._data[0][:1])
         self._engine = ESTIMATORS[settings.estimator](
@@ -134,6 +135,17 @@ class Instrument:
         own = type(model).compute_loss is not keras.Model.compute_loss
         if model.loss is None and not own and not self._network.has_added_losses(self._data[0][:1]):
             raise ModelError(f"model {model.name!r} is compiled without a loss: call model.compile(optimizer, loss)")
+
+    def _num_outputs(self, model):
+        try:
+            return self._network.outputs(self._data[0][:1]).shape[-1]
+        except SRelError:
+            raise
+        except ValueError as error:
+            shape = self._probe.x.shape[1:]
+            raise ProbeError(
+                f"model {model.name!r} does not take the probe's examples of shape {shape}: {error}"
+            ) from error
 
     def _as_fit_gives_it(self, array):
         """Keras feeds floating-point data in the model's precision and leaves integers alone."""

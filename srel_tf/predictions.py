@@ -70,6 +70,16 @@ def check_fit(choice, measures, probe, num_outputs):
         )
 
 
+def check_label_form(probe, loss):
+    """`ProbeError` where class indices meet a loss for one-hot rows, or the other way round."""
+    name = (loss if isinstance(loss, str) else type(loss).__name__).lower().replace("_", "")
+    one_hot = probe.y.ndim == 2 and probe.y.shape[1] > 1
+    if name == "categoricalcrossentropy" and probe.labels is not None and not one_hot:
+        raise ProbeError(f"y holds class indices, shape {probe.y.shape}, and the loss {name} needs one-hot rows")
+    if name == "sparsecategoricalcrossentropy" and one_hot:
+        raise ProbeError(f"y holds rows, shape {probe.y.shape}, and the loss {name} needs class indices [n]")
+
+
 def loss_targets(probe, kind, num_outputs):
     """What the loss pulls the predictions of the sources to, [n_s, C]; None where y has another shape than they."""
     if kind != "raw":

@@ -8,7 +8,8 @@ from srel_tf.errors import ProbeError
 class ProbeSet:
     """Examples x [n, ...] with labels or targets y, some of them sources (cause an update), some targets (are read).
 
-    y: class indices [n], one-hot rows [n, C], or regression targets (floating point, [n] or [n, C]); it goes to the
+    y: class indices [n] (integers; floating-point numbers are regression targets), one-hot rows [n, C], or
+        regression targets (floating point, [n] or [n, C]); it goes to the
         model's loss as it is.
     class_names: name of class 0, 1, …; without them a class is called by its number.
     ids: unique integers or strings that name the examples in frames; default 0 … n−1.

@@ -228,6 +228,16 @@ def test_measures_of_probabilities_need_probabilities(data, probe):
     refused(srel_tf.ProbeError, "label 2 of example", lambda: matrix(classifier("mlp", 2), srel_tf.ProbeSet(x, y)))
 
 
+def test_probes_that_do_not_fit_the_model_are_refused(data, probe):
+    x, y = data
+    one_hot = srel_tf.ProbeSet(x, np.eye(3)[y])
+    refused(srel_tf.ProbeError, "needs class indices", lambda: matrix(classifier("mlp"), one_hot))
+    model = classifier("mlp", loss=keras.losses.CategoricalCrossentropy(from_logits=True))
+    refused(srel_tf.ProbeError, "needs one-hot rows", lambda: matrix(model, probe))
+    narrow = srel_tf.ProbeSet(x[:, :4], y)
+    refused(srel_tf.ProbeError, r"examples of shape \(4, 8, 1\)", lambda: matrix(classifier("mlp"), narrow))
+
+
 def test_another_backend_is_refused(probe, monkeypatch):
     model = classifier("mlp")
     monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
