@@ -117,7 +117,28 @@ def eager():
     return model
 
 
+class Doubled(srel_tf.SRelModel):
+    def call(self, inputs, training=None, mask=None):
+        return 2 * super().call(inputs, training=training)
+
+
+def overridden():
+    inputs = keras.Input((8, 8, 1))
+    model = Doubled(inputs, L.Dense(3)(L.Flatten()(inputs)))
+    model.compile("sgd", CROSS_ENTROPY(from_logits=True))
+    return model
+
+
+def of_another_graph():
+    inputs, layer = keras.Input((8, 8, 1)), L.Dense(64)
+    flat = L.Flatten()(inputs)
+    layer(flat)  # Its first call, which is not the model's.
+    return compiled(inputs, L.Dense(3)(layer(L.Dense(64)(flat))))
+
+
 REFUSED = {
+    "an overridden call": overridden,
+    "a layer first called in another graph": of_another_graph,
     "a layer called twice": shared,
     "a nested model": nested,
     "a bare operation": with_operation,
