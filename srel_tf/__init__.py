@@ -17,6 +17,7 @@ from srel_tf.errors import (
 from srel_tf.frames import read_frame, write_frame
 from srel_tf.measurement import Instrument, Settings, measure
 from srel_tf.mixin import SRelMixin, SRelModel, SRelSequential
+from srel_tf.ntk import empirical_kernel
 from srel_tf.probe import ProbeSet
 from srel_tf.result import SRelResult
 from srel_tf.stats import separation, smooth
@@ -37,6 +38,7 @@ __all__ = [
     "SRelSequential",
     "Settings",
     "ShapeError",
+    "empirical_kernel",
     "measure",
     "read_frame",
     "separation",

@@ -5,12 +5,13 @@ the targets. Nothing is assigned to the model, nothing returns to Python between
 on the number of sources.
 """
 
-import math
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
+from srel_tf.batches import in_batches
+from srel_tf.passes import SourceGradients
 from srel_tf.resolution import DRAWS, perturbed
 
 SOURCE_BATCH = 16  # Sources whose layer inputs and signals are held at a time.
@@ -24,6 +25,7 @@ class Outputs(NamedTuple):
     own_before, own_after [n_s, C]: at each source itself, for the denominator.
     noisy [DRAWS, n_t, C], own_noisy [DRAWS, n_s, C]: before any update, at weights perturbed by a rounding error.
     turned [n_s]: the angle by which the same perturbations turn a source's gradient.
+    signal_error [n_s]: relative error of ∂ℓ/∂f, as far as it comes from the last places of f.
     """
 
     before: tf.Tensor
@@ -33,19 +35,20 @@ class Outputs(NamedTuple):
     noisy: tf.Tensor
     own_noisy: tf.Tensor
     turned: tf.Tensor
+    signal_error: tf.Tensor
 
 
 class FiniteStep:
-    """Callable engine, traced once: `engine(x_sources, y_sources, x_targets, learning_rate) -> Outputs`.
+    """Callable engine, traced once: `engine(x_sources, y_sources, x_targets, learning_rates) -> Outputs`.
 
-    layers: `LayerGradients`, or None for one forward and one backward pass a source.
+    passes: the network's `LossPasses`, or None for one forward and one backward pass a source.
     own: int array [n_s], the column of each source among the targets, −1 where it is not one of them. Where it is, its
     own outputs are read from that column, so that S_rel(x, x) is 1 exactly.
     """
 
-    def __init__(self, network, rule, own, batch_size, layers=None):
+    def __init__(self, network, rule, own, batch_size, passes=None):
         self._network = network
-        self._layers = layers
+        self._passes = passes
         self._rule = rule
         self._own = own
         self._batch_size = batch_size
@@ -56,11 +59,16 @@ class FiniteStep:
         run = self._run if self._network.model.run_eagerly else self._compiled
         return run(*arguments)
 
-    def _run(self, x_sources, y_sources, x_targets, learning_rate):
+    def _run(self, x_sources, y_sources, x_targets, learning_rates):
         before = self._forward(x_targets)
-        after, own_before, own_after, directions = self._updated(x_sources, y_sources, x_targets, learning_rate)
+        after, own_before, own_after, directions = self._updated(x_sources, y_sources, x_targets, learning_rates)
         column, is_target = tf.constant(self._own.clip(min=0)), tf.constant(self._own[:, None] >= 0)
+        if self._passes is None:
+            signal_error = tf.zeros([x_sources.shape[0]], tf.float64)
+        else:
+            signal_error = self._passes.loss_signal_error(own_before, y_sources)
         return Outputs(
+            signal_error=signal_error,
             before=before,
             after=after,
             own_before=tf.where(is_target, tf.gather(before, column), own_before),
@@ -68,35 +76,50 @@ class FiniteStep:
             **self._perturbed(x_sources, y_sources, x_targets, directions),
         )
 
-    def _updated(self, x_sources, y_sources, x_targets, learning_rate):
+    def _updated(self, x_sources, y_sources, x_targets, learning_rates):
         """For each source: outputs after its update at the targets, before and after at itself, direction of ∇_x ℓ."""
 
-        def rows(x, y):
-            return self._rows(x, y, x_targets, learning_rate)
+        def rows(x, y, learning_rates):
+            return self._rows(x, y, x_targets, learning_rates)
 
         # Not parallel_iterations: it runs one convolution kernel twice at a time, which crashes TensorFlow on a CPU.
-        lanes = np.array_split(np.arange(x_sources.shape[0]), LANES if self._rule.concurrent else 1)
+        lanes = np.array_split(np.arange(x_sources.shape[0]), LANES if self._rule.elementwise else 1)
         dtypes = (self._network.dtype,) * 4
+        per_source = x_sources, y_sources, learning_rates
         parts = [
-            in_batches(rows, dtypes, SOURCE_BATCH, *(tf.gather(a, lane) for a in (x_sources, y_sources)))
+            in_batches(rows, dtypes, SOURCE_BATCH, *(tf.gather(a, lane) for a in per_source))
             for lane in lanes
             if len(lane)
         ]
         return [tf.concat(part, axis=0) for part in zip(*parts, strict=True)]
 
-    def _rows(self, x, y, x_targets, learning_rate):
-        factor, network = self._rule.gradient_factor(learning_rate), self._network
-        captured = None if self._layers is None else self._layers.capture(x, y, factor)
+    def _rows(self, x, y, x_targets, learning_rates):
+        network, rule = self._network, self._rule
+        factor = rule.gradient_factor(learning_rates)
+        captured = None if self._passes is None else SourceGradients(self._passes, x, y, factor)
+
+        def plain(i):
+            gradients, direction, own_before = network.loss_gradient(x[i, None], y[i, None], factor[i])
+            weights = rule.updated(network.weights, gradients, learning_rates[i])
+            return weights, direction[0], own_before[0]
+
+        def layerwise(i):
+            def updated(k):
+                w, gradient = network.weights[k], captured.of_weight(k, i)
+                return rule.updated([w], [gradient], learning_rates[i])[0]
+
+            if rule.elementwise:  # Each weight is formed where its layer is called.
+                weights = updated
+            else:
+                gradients = [captured.of_weight(k, i) for k in range(len(network.variables))]
+                weights = rule.updated(network.weights, gradients, learning_rates[i])
+            return weights, captured.direction[i], captured.outputs[i]
 
         def one_source(i):
-            if captured is None:
-                gradients, direction, own_before = network.loss_gradient(x[i, None], y[i, None], factor)
-            else:
-                gradients = self._layers.gradient(captured, i)
-                direction, own_before = captured.direction[i, None], captured.outputs[i, None]
-            weights = self._rule.updated(network, gradients, learning_rate)
-            own_after = own_before if (self._own >= 0).all() else network.outputs(x[i, None], weights)
-            return self._forward(x_targets, weights), own_before[0], own_after[0], direction[0]
+            weights, direction, own_before = plain(i) if captured is None else layerwise(i)
+            after = self._forward(x_targets, weights)
+            own_after = own_before if (self._own >= 0).all() else self._outputs(x[i, None], weights)[0]
+            return after, own_before, own_after, direction
 
         signature = (network.dtype,) * 4
         return tf.map_fn(one_source, tf.range(x.shape[0]), fn_output_signature=signature, parallel_iterations=1)
@@ -135,27 +158,20 @@ class FiniteStep:
 
     def _forward(self, x, weights=None):
         """Outputs at x."""
-        return in_batches(
-            lambda batch: (self._network.outputs(batch, weights),), (self._network.dtype,), self._batch_size, x
-        )[0]
+        dtypes = (self._network.dtype,)
+        return in_batches(lambda batch: (self._outputs(batch, weights),), dtypes, self._batch_size, x)[0]
+
+    def _outputs(self, x, weights):
+        """f(x; weights): a list of tensors, or a function that forms the k-th when its layer is called."""
+        if callable(weights):
+            return self._passes.capture.outputs(x, weights)
+        return self._network.outputs(x, weights)
 
     def _directions(self, x, y, weights=None):
         """Direction of ∇_x ℓ at each example, [n, m], and outputs: one backward pass serves a whole batch."""
         dtypes = (self._network.dtype,) * 2
-        return in_batches(lambda *xy: self._network.input_direction(*xy, weights), dtypes, self._batch_size, x, y)
-
-
-def in_batches(function, dtypes, batch_size, *arrays):
-    """The tensors [n, m] of function(*arrays), in batches of equal size, so that all rows see the same kernels."""
-    n = arrays[0].shape[0]
-    batches = math.ceil(n / batch_size)
-    if batches == 1:
-        return function(*arrays)
-    size = math.ceil(n / batches)
-    rows = tf.minimum(tf.range(batches * size), n - 1)  # The last batch is filled up with the last example.
-    stacked = tuple(tf.reshape(tf.gather(a, rows), [batches, size, *a.shape[1:]]) for a in arrays)
-    results = tf.map_fn(lambda batch: function(*batch), stacked, fn_output_signature=dtypes, parallel_iterations=1)
-    return tuple(tf.reshape(t, [batches * size, *t.shape[2:]])[:n] for t in results)
+        of = self._network if self._passes is None else self._passes
+        return in_batches(lambda *xy: of.input_direction(*xy, weights), dtypes, self._batch_size, x, y)
 
 
 def angle(a, b):

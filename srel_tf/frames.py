@@ -25,6 +25,7 @@ def _rows(result, measure, run, seed, epoch):
         {
             "source_id": np.repeat(probe.ids[probe.sources], n_t),
             "source_class": np.repeat(probe.classes[probe.sources], n_t),
+            "estimator": np.repeat(entries.estimator, n_t),
             "target_id": np.tile(probe.ids[probe.targets], n_s),
             "target_class": np.tile(probe.classes[probe.targets], n_s),
             "numerator": entries.numerator.ravel(),
@@ -34,7 +35,7 @@ def _rows(result, measure, run, seed, epoch):
         }
     )
     frame = frame.assign(run=str(run), epoch=float(epoch), measure=measure, update=result.update)
-    frame = frame.assign(estimator=result.estimator, learning_rate=result.learning_rate)
+    frame["learning_rate"] = result.learning_rate
     for name, value in (("seed", seed), ("step", result.step)):
         frame[name] = pd.array([pd.NA if value is None else int(value)], dtype="Int64").repeat(len(frame))
     return frame[list(COLUMNS)]

@@ -8,19 +8,16 @@ import numpy as np
 import tensorflow as tf
 
 from srel_tf import predictions as reading
-from srel_tf import resolution
 from srel_tf.errors import ModelError, OptionError, ProbeError, SRelError
-from srel_tf.exact import FiniteStep
-from srel_tf.layerwise import layer_gradients
+from srel_tf.estimators import ESTIMATORS, Task
 from srel_tf.measures import DEFINITIONS
 from srel_tf.network import Network
 from srel_tf.probe import ProbeSet
 from srel_tf.published import PUBLISHED
-from srel_tf.result import Matrices, SRelResult
+from srel_tf.result import SRelResult
 from srel_tf.updates import RULES, learning_rate_now
 
 MEASURES = {**DEFINITIONS, **PUBLISHED}
-ESTIMATORS = {"exact": FiniteStep}
 
 
 def measure(
@@ -40,7 +37,9 @@ def measure(
     measures: "kl" (Definition 2), "l1", "l2" (Definition 1), "published_kl", "published_l2" (`srel_tf.published`).
     update: "sgd" (w⁺ = w − η∇ℓ, the definition), "optimizer" (the model's own next step), "fresh_adam".
     learning_rate: η; None takes the optimizer's present one.
-    estimator: "exact", the finite step.
+    estimator: "exact", the finite step as defined; "limit", η → 0 (Section 5), far cheaper, for update="sgd", with
+        numerators and denominators per unit of η (`kl`: of η²); "auto", the rows of `exact` where the arithmetic
+        resolves them, else those of `limit`, as far as the two agree.
     predictions: what D acts on. "auto": the softmax output for a classifier (class labels, two outputs or more), else
         the raw outputs; "softmax" or "raw" force one. A model may return logits or probabilities.
     batch_size: examples per forward pass; lower it if memory runs out.
@@ -108,22 +107,17 @@ class Instrument:
         num_outputs = self._num_outputs(model)
         reading.check_fit(settings.predictions, self._measures, probe, num_outputs)
         reading.check_label_form(probe, model.loss)
-        rule = RULES[settings.update](self._network)
-        layers = layer_gradients(self._network, self._data[0][:1])
-        self._engine = ESTIMATORS[settings.estimator](
-            self._network, rule, probe.own_columns, settings.batch_size, layers
-        )
+        task = Task(self._network, self._data, probe, self._measures, settings)
+        self._estimator = ESTIMATORS[settings.estimator](task)
 
     def __call__(self):
         """Measure now: an `SRelResult`."""
         start = time.perf_counter()
         model, settings = self._network.model, self._settings
         learning_rate = learning_rate_now(model, settings.learning_rate)
-        outputs = self._engine(*self._data, tf.constant(learning_rate, self._network.dtype))
-        kind = reading.kind_of_predictions(settings.predictions, self._probe, model, outputs.before.numpy())
         return SRelResult(
             probe=self._probe,
-            matrices=self._matrices(outputs, kind),
+            matrices=self._estimator(learning_rate),
             update=settings.update,
             estimator=settings.estimator,
             learning_rate=learning_rate,
@@ -150,42 +144,3 @@ class Instrument:
     def _as_fit_gives_it(self, array):
         """Keras feeds floating-point data in the model's precision and leaves integers alone."""
         return tf.constant(array, self._network.dtype if array.dtype.kind == "f" else None)
-
-    def _matrices(self, outputs, kind):
-        """S = D(x')/D₀(x) for each measure, with its noise bound: {measure: Matrices}."""
-        moved = reading.change(kind, outputs.before, outputs.after)
-        own_moved = reading.change(kind, outputs.own_before, outputs.own_after)
-        noise = Noise(kind, outputs.before, outputs.noisy)
-        own_noise = Noise(kind, outputs.own_before, outputs.own_noisy)
-        gradient = self._gradient_error(outputs, kind, own_moved.before.numpy())
-        matrices = {}
-        for name, measure in self._measures.items():
-            numerator, denominator = measure.numerator(moved).numpy(), measure.denominator(own_moved).numpy()
-            with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-                srel = numerator / denominator[:, None]
-            bound = resolution.error_bound(
-                measure, srel, denominator, noise.of(measure.numerator), own_noise.of(measure.denominator), gradient
-            )
-            valid = np.isfinite(srel) & (bound <= measure.tolerance * (1 + np.abs(srel)))
-            matrices[name] = Matrices(numerator, denominator, np.where(valid, srel, np.nan), valid)
-        return matrices
-
-    def _gradient_error(self, outputs, kind, before):
-        """Relative error of the direction of each source's gradient [n_s]."""
-        targets = reading.loss_targets(self._probe, kind, before.shape[-1])
-        # A loss computes in Keras's floatx, which may be coarser than the net.
-        epsilon = max(resolution.precision(self._network.dtype), np.finfo(keras.config.floatx()).eps)
-        return resolution.gradient_error(outputs.turned.numpy(), None if targets is None else before, targets, epsilon)
-
-
-class Noise:
-    """Rounding noise of a D at given examples, read from outputs [draws, n, C] at perturbed weights."""
-
-    def __init__(self, kind, before, noisy):
-        self.at_rest = reading.change(kind, before, before)
-        noisy = tf.concat([noisy, resolution.last_places_moved(before)], axis=0)
-        self._perturbed = reading.change(kind, before, noisy)
-
-    def of(self, distance):
-        """The largest |D| that no update has caused, [n]."""
-        return np.abs(distance(self._perturbed) - distance(self.at_rest)).max(axis=0)

@@ -96,10 +96,19 @@ def l2(change):
     return tf.squeeze(largest, -1) * tf.sqrt(tf.reduce_sum(scaled * scaled, axis=-1))
 
 
+def kl_first_order(change):
+    """½ Σ_c g_c d_c²: what KL(g⁺, g) is to leading order, ½ δᵀ (diag g − g gᵀ) δ of the change δ of the logits.
+
+    d = δ − Σ_c g_c δ_c is the change of log g.
+    """
+    return 0.5 * tf.reduce_sum(change.before * change.log_ratio**2, axis=-1)
+
+
 @dataclass(frozen=True)
 class Measure:
     """One S_rel: numerator(change at x') / denominator(change at x).
 
+    first_order: D of a first-order change, for its limit η → 0; None where there is no such limit.
     probabilities: whether it is defined for probability vectors only.
     degree: the measure of a small change grows as its size to this power (how rounding errors propagate to it).
     tolerance: the largest error of a valid entry is tolerance · (1 + S).
@@ -108,16 +117,17 @@ class Measure:
     numerator: Callable[[Change], tf.Tensor]
     denominator: Callable[[Change], tf.Tensor]
     probabilities: bool
+    first_order: Callable[[Change], tf.Tensor] | None = None
     degree: int = 1
     tolerance: float = 1e-3
 
 
-def _definition(distance, **kwargs):
-    return Measure(numerator=distance, denominator=distance, **kwargs)
+def _definition(distance, first_order, **kwargs):
+    return Measure(numerator=distance, denominator=distance, first_order=first_order, **kwargs)
 
 
 DEFINITIONS = {
-    "kl": _definition(kl, probabilities=True, degree=2, tolerance=2e-3),
-    "l1": _definition(l1, probabilities=False),
-    "l2": _definition(l2, probabilities=False),
+    "kl": _definition(kl, kl_first_order, probabilities=True, degree=2, tolerance=2e-3),
+    "l1": _definition(l1, l1, probabilities=False),
+    "l2": _definition(l2, l2, probabilities=False),
 }

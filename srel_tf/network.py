@@ -8,6 +8,7 @@ import inspect
 import warnings
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from srel_tf.errors import BackendError, ModelError
@@ -16,8 +17,8 @@ from srel_tf.errors import BackendError, ModelError
 class Network:
     """The model that is measured: outputs in inference mode, and the gradient of its compiled loss on one example."""
 
-    def __init__(self, model):
-        check_model(model)
+    def __init__(self, model, needs_loss=True):
+        check_model(model, needs_loss)
         self.model = model
         self.variables = list(model.trainable_variables)
         self.dtype = tf.as_dtype(self.variables[0].dtype)
@@ -30,15 +31,15 @@ class Network:
 
     def outputs(self, x, weights=None):
         """f(x; weights) with `training=False`: [n, C] for x [n, ...]; the live weights when None."""
-        with keras.StatelessScope(self._mapping(weights), collect_losses=True):
+        with self.scope(weights):
             return self.as_outputs(self.model(x, training=False))
 
-    def loss_gradient(self, x, y, factor):
+    def loss_gradient(self, x, y, factor, weights=None):
         """factor · ∇_w ℓ(w, (x, y)), one tensor a variable; direction of ∇_x ℓ [1, m]; f(x; w) [1, C], of one example.
 
         ℓ is the model's own `compute_loss`, regularisation and `add_loss` terms included.
         """
-        weights = [tf.convert_to_tensor(w) for w in self.weights]
+        weights = [tf.convert_to_tensor(w) for w in weights or self.weights]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([x, *weights])
             predictions, loss = self._predictions_and_loss(x, y, weights)
@@ -63,11 +64,18 @@ class Network:
         by_x = tape.gradient(loss, x, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         return self.unit_rows(by_x), self.as_outputs(predictions)
 
-    def has_added_losses(self, x):
-        """Whether regularisers, activity regularisers or `add_loss` add to the compiled loss at x."""
-        with keras.StatelessScope(self._mapping(self.weights), collect_losses=True):
+    def has_added_losses(self, x, but_penalties=False):
+        """Whether regularisers (if they count), activity regularisers or `add_loss` add to the compiled loss at x."""
+        penalties = sum(v.regularizer is not None for v in self.variables) if but_penalties else 0
+        with self.scope(self.weights):
             self.model(x, training=False)
-            return bool(self.model.losses)
+            return len(self.model.losses) > penalties
+
+    def keeps_examples_apart(self, x):
+        """Whether the outputs at each of a few examples are the same without the others, but for rounding."""
+        together = self.outputs(x).numpy()
+        alone = np.concatenate([self.outputs(x[i, None]).numpy() for i in range(x.shape[0])])
+        return np.allclose(alone, together, rtol=1e-3, atol=1e-3 * np.abs(together).max(), equal_nan=True)
 
     def unit_rows(self, by_x):
         """Gradients [n, …] as unit rows [n, m]; zeros for an integer input, which has none."""
@@ -81,13 +89,15 @@ class Network:
         return tf.cast(as_matrix(predictions, self.model), self.dtype)
 
     def _predictions_and_loss(self, x, y, weights):
-        with keras.StatelessScope(self._mapping(weights), collect_losses=True):
+        with self.scope(weights):
             predictions = self.model(x, training=False)
             training = {"training": False} if self._loss_takes_training else {}
             return predictions, self.model.compute_loss(x=x, y=y, y_pred=predictions, sample_weight=None, **training)
 
-    def _mapping(self, weights):
-        return [] if weights is None else list(zip(self.variables, weights, strict=True))
+    def scope(self, weights=None):
+        """Within it the model has these trainable weights (None: its own), and drops whatever it would write."""
+        mapping = [] if weights is None else list(zip(self.variables, weights, strict=True))
+        return keras.StatelessScope(mapping, collect_losses=True)
 
 
 def as_matrix(outputs, model):
@@ -98,7 +108,7 @@ def as_matrix(outputs, model):
     return outputs[:, None] if len(outputs.shape) == 1 else outputs
 
 
-def check_model(model):
+def check_model(model, needs_loss=True):
     """Raise `ModelError` (or `BackendError`) unless `model` is ready to be measured; warn about batch norm."""
     if keras.backend.backend() != "tensorflow":
         raise BackendError(
@@ -109,7 +119,7 @@ def check_model(model):
         raise ModelError(f"expected a keras.Model, got {type(model).__name__}")
     if not model.built:
         raise ModelError(f"model {model.name!r} is not built: call it once on a batch, or model.build(input_shape)")
-    if not model.compiled:
+    if needs_loss and not model.compiled:
         raise ModelError(f"model {model.name!r} is not compiled and has no loss: call model.compile(optimizer, loss)")
     if not model.trainable_variables:
         raise ModelError(f"model {model.name!r} has no trainable weights: an update moves nothing")

@@ -2,9 +2,10 @@
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from srel_tf.errors import ModelError, OptionError, ProbeError
-from srel_tf.measures import log_probabilities, probability_change, raw_change
+from srel_tf.measures import Change, log_probabilities, probability_change, raw_change
 
 CHOICES = ("auto", "softmax", "raw")
 
@@ -44,6 +45,31 @@ def change(kind, before, after):
     if kind == "raw":
         return raw_change(before, after)
     return probability_change(*(log_probabilities(outputs, kind == "probabilities") for outputs in (before, after)))
+
+
+def first_order_change(kind, head, before, moved, sign=-1):
+    """The `Change` of predictions whose u (a head of `loss_signals`) moves by `moved` [..., C], to first order in it.
+
+    For a classifier only differences of `moved` count: softmax does not see a common shift of logits, and changes of
+    probabilities sum to zero. With sign=+1, and bounds of the errors of `moved` in its place, it bounds each entry's.
+    """
+    before, moved = tf.cast(before, tf.float64), tf.cast(moved, tf.float64)
+    if kind == "raw":
+        return Change(before, before, slope(head, before) * moved)
+    log_g = log_probabilities(before, kind == "probabilities")
+    g = tf.exp(log_g)
+    if kind == "probabilities" and head == "outputs":
+        difference = moved + sign * tf.reduce_mean(moved, axis=-1, keepdims=True)
+        return Change(g, g, difference, log_g, tf.math.divide_no_nan(difference, g))
+    # δ_c − Σ_k g_k δ_k, where the class of probability one would cancel.
+    others = tf.reduce_sum(g * moved, axis=-1, keepdims=True) - g * moved
+    d = -tf.math.expm1(log_g) * moved + sign * others
+    return Change(g, g, g * d, log_g, d)
+
+
+def slope(head, f):
+    """df/du."""
+    return {"outputs": tf.ones_like(f), "log": f, "log_odds": f * (1 - f)}[head]
 
 
 def is_classifier(choice, probe, num_outputs):

@@ -63,21 +63,18 @@ def last_places_moved(outputs):
     return outputs * tf.constant(moves[:, None, :], outputs.dtype)
 
 
-def gradient_error(turned, predictions, targets, epsilon):
-    """Relative error of the direction of ∇ℓ at each source [n_s].
+def signal_error(predictions, targets, epsilon):
+    """Relative error of ∂ℓ/∂f at each source [n_s] of a loss that subtracts predictions and targets [n_s, C].
 
-    turned [n_s]: the angle by which perturbed weights turn ∇_x ℓ. It shows a ReLU so close to its kink that rounding
-        decides on which side it is: ∇ℓ jumps there, and no precision of the outputs would tell.
-    predictions, targets [n_s, C]: a loss subtracts them (cross-entropy: p − y), with rounding errors of `epsilon`
-        times their size; where a residual has almost vanished, few of its digits are left. One output has but one
-        direction.
+    The difference (cross-entropy: p − y) has rounding errors of `epsilon` times their size; where it has almost
+    vanished, few of its digits are left. One output has but one direction.
     """
     if predictions is None or predictions.shape[-1] == 1:
-        return GRADIENT_MARGIN * turned
+        return 0.0
     residual = np.linalg.norm(predictions - targets, axis=-1)
     scale = np.maximum(np.abs(predictions).max(axis=-1), np.abs(targets).max(axis=-1))
     with np.errstate(divide="ignore", invalid="ignore"):
-        return GRADIENT_MARGIN * turned + scale * epsilon / residual
+        return scale * epsilon / residual
 
 
 def error_bound(measure, srel, denominator, noise, own_noise, gradient):
@@ -92,4 +89,18 @@ def error_bound(measure, srel, denominator, noise, own_noise, gradient):
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         rounding = MARGIN * (noise[None, :] + s * own_noise[:, None]) / denominator[:, None]
         bound = rounding + gradient[:, None] * largest * (1 + s)
+        return bound if measure.degree == 1 else 2 * s * bound + bound**2
+
+
+def first_order_bound(measure, srel, denominator, noise, own_noise, gradient):
+    """Bound of the error of S [n_s, n_t] in the limit, from D of the bounds of the changes' own errors:
+    noise [n_s, n_t] at targets, own_noise [n_s] at sources; gradient [n_s]: relative error of ∂ℓ/∂f.
+    """
+    root = 1 / measure.degree
+    s = np.abs(srel) ** root
+    noise, own_noise, denominator = (np.abs(a) ** root for a in (noise, own_noise, denominator))
+    largest = np.where(np.isfinite(s), s, 0).max(axis=1, initial=1, keepdims=True)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        bound = (noise + s * own_noise[:, None]) / denominator[:, None]
+        bound += np.broadcast_to(gradient, denominator.shape)[:, None] * largest * (1 + s)
         return bound if measure.degree == 1 else 2 * s * bound + bound**2

@@ -10,12 +10,17 @@ from srel_tf.probe import ProbeSet
 
 
 class Matrices(NamedTuple):
-    """One measure: numerator, srel, valid [n_s, n_t] and denominator [n_s]; srel is NaN where valid is False."""
+    """One measure: numerator, srel, valid [n_s, n_t] and denominator [n_s]; srel is NaN where valid is False.
+
+    bound [n_s, n_t]: of the rounding error of S. estimator [n_s]: "exact" or "limit", what gave each row.
+    """
 
     numerator: np.ndarray
     denominator: np.ndarray
     srel: np.ndarray
     valid: np.ndarray
+    bound: np.ndarray
+    estimator: np.ndarray
 
 
 class SRelResult(NamedTuple):

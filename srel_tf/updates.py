@@ -1,7 +1,8 @@
 """Fictitious update rules: the weights w⁺ that one step on one example would give. The model keeps its own.
 
-A rule is called inside the engine's graph: `rule.updated(network, gradients, learning_rate) -> list of tensors`, with
-gradients that have been multiplied by `rule.gradient_factor(learning_rate)`.
+A rule is called inside the engine's graph: `rule.updated(weights, gradients, learning_rate) -> list of tensors`, with
+gradients that have been multiplied by `rule.gradient_factor(learning_rate)`. An `elementwise` rule may be given a part
+of the weights; the others look at all of them together, and hold variables, so that one source is served at a time.
 """
 
 from collections.abc import Callable
@@ -17,7 +18,7 @@ ADAM_EPSILON = 1e-8
 class Sgd:
     """w⁺ = w − η ∇ℓ: the update of Definitions 1 and 2."""
 
-    concurrent = True
+    elementwise = True
 
     def __init__(self, network):
         del network
@@ -25,8 +26,8 @@ class Sgd:
     def gradient_factor(self, learning_rate):
         return learning_rate  # η enters where back-propagation starts: that saves a pass over the weights.
 
-    def updated(self, network, gradients, learning_rate):
-        return [w - g for w, g in zip(network.weights, gradients, strict=True)]
+    def updated(self, weights, gradients, learning_rate):
+        return [w - g for w, g in zip(weights, gradients, strict=True)]
 
 
 class FreshAdam:
@@ -35,18 +36,18 @@ class FreshAdam:
     With both moments at zero the bias corrections leave m̂ = g and v̂ = g², so that w⁺ = w − η g / (|g| + ε).
     """
 
-    concurrent = True
+    elementwise = True
 
     def __init__(self, network):
         del network
 
     def gradient_factor(self, learning_rate):
-        return 1.0
+        return tf.ones_like(learning_rate)
 
-    def updated(self, network, gradients, learning_rate):
+    def updated(self, weights, gradients, learning_rate):
         return [
             w - tf.cast(learning_rate, g.dtype) * (g / (tf.abs(g) + ADAM_EPSILON))
-            for w, g in zip(network.weights, gradients, strict=True)
+            for w, g in zip(weights, gradients, strict=True)
         ]
 
 
@@ -57,7 +58,7 @@ class OptimizerStep:
     each source. Clipping, weight decay, momentum, moments and weight constraints act as in training.
     """
 
-    concurrent = False  # The shadows are variables: one source at a time.
+    elementwise = False  # Clipping by the global norm; and the shadows are variables.
 
     def __init__(self, network):
         live = network.model.optimizer
@@ -87,10 +88,10 @@ class OptimizerStep:
                 self._optimizer.exclude_from_weight_decay(var_list=excluded)
 
     def gradient_factor(self, learning_rate):
-        return 1.0
+        return tf.ones_like(learning_rate)
 
-    def updated(self, network, gradients, learning_rate):
-        for shadow, w in zip(self._weights, network.weights, strict=True):
+    def updated(self, weights, gradients, learning_rate):
+        for shadow, w in zip(self._weights, weights, strict=True):
             shadow.assign(w)
         for shadow, value in zip(self._slots, self._state, strict=True):
             shadow.assign(value)

@@ -23,5 +23,6 @@ def result(probe, step=0, measures=("kl", "l1"), update="sgd", learning_rate=0.1
         srel = rng.uniform(0, 3, (len(probe.sources), len(probe.targets))).round(digits)
         numerator = srel * denominator[:, None]
         valid = rng.random(srel.shape) >= invalid
-        matrices[measure] = Matrices(numerator, denominator, np.where(valid, srel, np.nan), valid)
+        bound, rows = np.zeros_like(srel), np.full(len(denominator), "exact", dtype=object)
+        matrices[measure] = Matrices(numerator, denominator, np.where(valid, srel, np.nan), valid, bound, rows)
     return SRelResult(probe, matrices, update, "exact", learning_rate, step, seconds=0.25)

@@ -1,0 +1,226 @@
+"""What each layer saw in one forward pass, and the signals that come back to it: per-example gradients of a batch.
+
+Each layer that owns trainable weights is watched while the model runs: its `call` is replaced by one that takes down
+inputs and output, and put back at the end. That needs no graph of the model, and works for functional, subclassed and
+nested models, for shared layers and for layers within layers alike.
+"""
+
+import contextlib
+import functools
+from typing import NamedTuple
+
+import keras
+import tensorflow as tf
+
+from srel_tf.factors import Formed
+from srel_tf.layer_rules import rule_of
+
+# Layers that call others in loops of their own, or in slices of the batch's axes: each is taken as one layer.
+CLOSED = (keras.layers.RNN, keras.layers.Bidirectional, keras.layers.TimeDistributed)
+
+
+class Call(NamedTuple):
+    """One call of a layer: its original `call` and arguments, and its output before the activation."""
+
+    layer: keras.Layer
+    call: callable
+    arguments: tuple
+    keywords: dict
+    output: tf.Tensor
+
+
+class NotSeparable(Exception):
+    """The gradients of single examples cannot be told apart from what layers saw."""
+
+
+def weight_owners(model):
+    """The innermost layers that own trainable weights, each once; nested models and layers are looked into."""
+    owners = {}
+
+    def visit(layer):
+        own = {id(v) for v in layer.trainable_variables}
+        if not own:
+            return
+        parts = [] if isinstance(layer, CLOSED) or rule_of(layer) else _parts(layer)
+        if own <= {id(v) for part in parts for v in part.trainable_variables}:
+            for part in parts:
+                visit(part)
+        else:
+            owners[id(layer)] = layer
+
+    visit(model)
+    return list(owners.values())
+
+
+def _parts(layer):
+    """The layers that a layer is made of."""
+    if isinstance(layer, keras.Model):
+        return layer.layers
+    return [v for v in keras.tree.flatten(list(vars(layer).values())) if isinstance(v, keras.Layer)]
+
+
+@contextlib.contextmanager
+def observed(layers, observer):
+    """While it is open, every call of these layers goes through `observer(layer, call, arguments, keywords)`."""
+
+    def through(layer, call, *arguments, **keywords):
+        return observer(layer, call, arguments, keywords)
+
+    own = {id(layer): vars(layer).get("call") for layer in layers}
+    for layer in layers:
+        layer.call = functools.partial(through, layer, layer.call)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            if own[id(layer)] is None:
+                del layer.call
+            else:
+                layer.call = own[id(layer)]
+
+
+@contextlib.contextmanager
+def without_activation(layer):
+    """While it is open, a layer that has a rule returns its output before the activation, which is handed out."""
+    activation = getattr(layer, "activation", None) if rule_of(layer) else None
+    if activation is None:
+        yield None
+        return
+    layer.activation = None
+    try:
+        yield activation
+    finally:
+        layer.activation = activation
+
+
+class Capture:
+    """Runs a network on a batch and takes down the calls of its layers.
+
+    Raises `NotSeparable` for models in which a weight is used outside the layer that owns it, or by two of them, or in
+    which a layer's first axis is not the batch's.
+    """
+
+    def __init__(self, network, x):
+        self._network = network
+        self.layers = weight_owners(network.model)
+        self._owner = {}
+        for layer in self.layers:
+            for v in layer.trainable_variables:
+                if id(v) in self._owner:
+                    raise NotSeparable(f"the weight {v.path} belongs to two layers")
+                self._owner[id(v)] = layer
+        if network.model in self.layers or {id(v) for v in network.variables} - set(self._owner):
+            raise NotSeparable("the model itself owns weights")
+        self._trained = {id(v): k for k, v in enumerate(network.variables)}
+        self._try(x)
+
+    def _try(self, x):
+        """Trace a forward pass of seven examples, a number that is seldom the size of another axis."""
+        batch = tf.TensorSpec([7, *x.shape[1:]], x.dtype)
+        tf.function(lambda b: self.forward(b)[0], autograph=False).get_concrete_function(batch)
+
+    def forward(self, x, tape=None):
+        """(predictions, calls) of a batch; the tape watches each layer's output before its activation."""
+        calls = []
+        scope = _Watched(self._owner)
+
+        def observer(layer, call, arguments, keywords):
+            scope.active.append(layer)
+            with without_activation(layer) as activation:
+                output = call(*arguments, **keywords)
+            scope.active.pop()
+            self._check(layer, arguments, output, x)
+            if tape is not None:
+                tape.watch(output)
+            calls.append(Call(layer, call, arguments, keywords, output))
+            return output if activation is None else activation(output)
+
+        with scope, observed(self.layers, observer):
+            predictions = self._network.model(x, training=False)
+        if scope.stray:
+            raise NotSeparable(f"the weight {scope.stray} is used outside the layer that owns it")
+        return predictions, calls
+
+    def _check(self, layer, arguments, output, x):
+        first = arguments[0] if arguments else None
+        for t in (first, output):
+            if not tf.is_tensor(t) or not len(t.shape) or t.shape[0] != x.shape[0]:
+                raise NotSeparable(f"the first axis of what layer {layer.name!r} sees or returns is not the batch's")
+            if tf.is_symbolic_tensor(t) and t.graph is not tf.compat.v1.get_default_graph():
+                raise NotSeparable(f"layer {layer.name!r} is called inside a loop or a branch")
+
+    def outputs(self, x, weight):
+        """f(x) [n, C] with `weight(k)` in place of the network's k-th weight, formed when its layer is first called."""
+        scope, formed = keras.StatelessScope(collect_losses=True), set()
+
+        def observer(layer, call, arguments, keywords):
+            for v in layer.trainable_variables:
+                if id(v) in self._trained and id(v) not in formed:
+                    formed.add(id(v))
+                    scope.add_update((v, weight(self._trained[id(v)])))
+            return call(*arguments, **keywords)
+
+        with scope, observed(self.layers, observer):
+            return self._network.as_outputs(self._network.model(x, training=False))
+
+    def factors(self, calls, signals):
+        """Per-example gradients of each weight of the network, in factored form: a list of lists, one for each call.
+
+        signals: for each call the tensor [n, M, …] of M functions' derivatives by its output.
+        """
+        found = [[] for _ in self._network.variables]
+        for call, signal in zip(calls, signals, strict=True):
+            for variable, factor in _of_call(call, signal):
+                if id(variable) in self._trained:
+                    found[self._trained[id(variable)]].append(factor)
+        return found
+
+
+def _of_call(call, signal):
+    rule = rule_of(call.layer)
+
+    def again(x):
+        return call.call(x, *call.arguments[1:], **call.keywords)
+
+    factors = rule(call.layer, again, call.arguments[0], signal) if rule else None
+    return by_differentiation(call, signal) if factors is None else factors
+
+
+def by_differentiation(call, signals):
+    """[(variable, Formed)] of any layer: it is called on each example alone and differentiated there."""
+    variables = call.layer.trainable_variables
+    n, m = signals.shape[:2]
+
+    def one_example(i):
+        def alone(t):
+            return t[i, None] if tf.is_tensor(t) and len(t.shape) and t.shape[0] == n else t
+
+        arguments, keywords = keras.tree.map_structure(alone, (call.arguments, call.keywords))
+        weights = [tf.convert_to_tensor(v.value) for v in variables]
+        with tf.GradientTape(watch_accessed_variables=False, persistent=True) as tape:
+            tape.watch(weights)
+            with keras.StatelessScope(list(zip(variables, weights, strict=True))), without_activation(call.layer):
+                output = call.call(*arguments, **keywords)
+        zero = tf.UnconnectedGradients.ZERO
+        rows = [tape.gradient(output, weights, signals[i, k][None], zero) for k in range(m)]
+        return tuple(tf.stack([tf.convert_to_tensor(r[v]) for r in rows]) for v in range(len(variables)))
+
+    dtypes = tuple(tf.as_dtype(v.dtype) for v in variables)
+    gradients = tf.map_fn(one_example, tf.range(n), fn_output_signature=dtypes, parallel_iterations=1)
+    return [(v, Formed(g)) for v, g in zip(variables, gradients, strict=True)]
+
+
+class _Watched(keras.StatelessScope):
+    """Notes a trainable weight that is read while the layer that owns it is not being called."""
+
+    def __init__(self, owner):
+        super().__init__(collect_losses=True)
+        self._owner = owner
+        self.active = []
+        self.stray = None
+
+    def get_current_value(self, variable):
+        owner = self._owner.get(id(variable))
+        if owner is not None and not any(owner is layer for layer in self.active):
+            self.stray = variable.path
+        return super().get_current_value(variable)

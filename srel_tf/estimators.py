@@ -1,0 +1,201 @@
+"""How S_rel is computed: the finite step as defined, its limit η → 0, or the one that float32 resolves.
+
+An estimator is made once for a model and a probe, and called at each measurement:
+`estimator(learning_rate) -> {measure: Matrices}`.
+"""
+
+import warnings
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from srel_tf import evaluation, resolution
+from srel_tf import predictions as reading
+from srel_tf.errors import OptionError
+from srel_tf.exact import FiniteStep
+from srel_tf.layer_rules import rule_of
+from srel_tf.limit import Limit
+from srel_tf.passes import LossPasses, NotSeparable
+from srel_tf.tangents import Tangents
+from srel_tf.updates import RULES
+
+
+class Task(NamedTuple):
+    """What is to be measured: the network, x and y of the sources, x of the targets as tensors, probe, options."""
+
+    network: object
+    data: tuple
+    probe: object
+    measures: dict
+    settings: object
+
+    def kind(self, outputs):
+        """How to read outputs [n_t, C] (`predictions.kind_of_predictions`)."""
+        return reading.kind_of_predictions(self.settings.predictions, self.probe, self.network.model, outputs.numpy())
+
+    def loss_rounding(self, kind, own_before, passes):
+        """Relative error [n_s] of ∂ℓ/∂f of a loss that computes in Keras's floatx; none in float64."""
+        if passes is not None and passes.loss.in_float64:
+            return 0.0
+        p = reading.change(kind, own_before, own_before).before.numpy()  # f itself for raw outputs.
+        targets = reading.loss_targets(self.probe, kind, p.shape[-1])
+        epsilon = max(resolution.precision(self.network.dtype), np.finfo(keras.config.floatx()).eps)
+        return resolution.signal_error(None if targets is None else p, targets, epsilon)
+
+
+class Exact:
+    """The finite step (Definitions 1 and 2)."""
+
+    def __init__(self, task, passes=None):
+        self._task = task
+        self._passes = passes or find_passes(task)[0]
+        rule = RULES[task.settings.update](task.network)
+        own, batch_size = task.probe.own_columns, task.settings.batch_size
+        self._engine = FiniteStep(task.network, rule, own, batch_size, self._passes)
+
+    def __call__(self, learning_rate):
+        return self.matrices(self.outputs(learning_rate))
+
+    def outputs(self, learning_rate):
+        """`exact.Outputs` for one η, or for one of each source [n_s]."""
+        steps = np.broadcast_to(learning_rate, [len(self._task.probe.sources)])
+        return self._engine(*self._task.data, tf.constant(steps, self._task.network.dtype))
+
+    def matrices(self, outputs):
+        """{measure: Matrices} of `exact.Outputs`."""
+        task = self._task
+        kind = task.kind(outputs.before)
+        gradient = resolution.GRADIENT_MARGIN * outputs.turned.numpy()
+        gradient = gradient + outputs.signal_error.numpy() + task.loss_rounding(kind, outputs.own_before, self._passes)
+        return evaluation.of_finite_steps(outputs, kind, task.measures, gradient)
+
+
+class FirstOrderLimit:
+    """The limit η → 0 (Section 5). Numerators and denominators are per unit of η (`kl`: of η²)."""
+
+    def __init__(self, task, passes=None, reason=None):
+        check_limit(task)
+        self._task = task
+        self._passes, reason = (passes, None) if passes or reason else find_passes(task)
+        own, batch_size = task.probe.own_columns, task.settings.batch_size
+        if self._passes is None:
+            warnings.warn(
+                f"model {task.network.model.name!r}: {reason}; the limit is taken source by source by forward-mode "
+                "differentiation, which costs a few forward passes of all targets for each",
+                stacklevel=5,
+            )
+            self._engine = Tangents(task.network, own, batch_size)
+            return
+        slow = sorted({type(v).__name__ for v in self._passes.capture.layers if rule_of(v) is None})
+        if slow:
+            warnings.warn(
+                f"no rule in srel_tf.layer_rules for layers of type {', '.join(slow)}: their gradients are formed "
+                "example by example, which is right, and slower",
+                stacklevel=5,
+            )
+        self._engine = Limit(self._passes, own, batch_size, self._differences_suffice())
+
+    def __call__(self, learning_rate):
+        return self.matrices(self.changes())
+
+    def changes(self):
+        """`limit.FirstOrder` as the model is now."""
+        return self._engine(*self._task.data)
+
+    def matrices(self, changes):
+        """{measure: Matrices} of `limit.FirstOrder`."""
+        task = self._task
+        kind = task.kind(changes.before)
+        gradient = task.loss_rounding(kind, changes.own_before, self._passes)
+        return evaluation.of_first_order(changes, kind, task.measures, gradient)
+
+    def _differences_suffice(self):
+        """Whether neither D nor ℓ sees a shift that all outputs have in common."""
+        num_outputs = self._passes.network.outputs(self._task.data[0][:1]).shape[-1]
+        classifier = reading.is_classifier(self._task.settings.predictions, self._task.probe, num_outputs)
+        return classifier and self._passes.loss.ignores_shifts_of(self._passes.head)
+
+
+class Auto:
+    """`exact` for the sources whose row float32 resolves; for others `limit`, as far as the two are the same.
+
+    A finite step differs from its limit by a share that shrinks with η. So the step is enlarged m times, until rounding
+    is small; how far the two are apart there, over m, is how far they are apart at η itself, and enters the bound.
+    """
+
+    def __init__(self, task):
+        check_limit(task)
+        passes, reason = find_passes(task)
+        self._task = task
+        self._exact, self._limit = Exact(task, passes), FirstOrderLimit(task, passes, reason)
+
+    def __call__(self, learning_rate):
+        task = self._task
+        outputs = self._exact.outputs(learning_rate)
+        exact = self._exact.matrices(outputs)
+        if all(entries.valid.all() for entries in exact.values()):
+            return exact
+        changes = self._limit.changes()
+        limit = self._limit.matrices(changes)
+        times = enlargement(outputs, changes, learning_rate)
+        enlarged = self._exact.matrices(self._exact.outputs(learning_rate * times))
+        return {
+            name: row_by_row(measure, exact[name], limit[name], enlarged[name], times)
+            for name, measure in task.measures.items()
+        }
+
+
+def enlargement(outputs, changes, learning_rate):
+    """m [n_s], powers of two: steps m·η of each source at which rounding is a share of about 1/m of what matters.
+
+    outputs: `exact.Outputs` at η; changes: `limit.FirstOrder`, which say how large the change should be.
+    """
+    noise = np.abs(outputs.noisy.numpy() - outputs.before.numpy()).max()
+    slope = reading.slope(changes.head, tf.cast(changes.own_before, tf.float64)).numpy()
+    change = learning_rate * np.abs(slope * changes.own_moved.numpy()).max(axis=-1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = resolution.MARGIN * noise / change / 1e-3
+    times = 4 * np.sqrt(np.where(np.isfinite(share), share, 1.0))
+    return 2.0 ** np.ceil(np.log2(np.clip(times, 2.0, 2.0**60)))
+
+
+def row_by_row(measure, exact, limit, enlarged, times):
+    """`Matrices` with the row of each source from the estimator that resolves more of its entries."""
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        s, s_limit = (m.numerator / m.denominator[:, None] for m in (enlarged, limit))
+        apart = np.abs(s - s_limit)
+        bound = limit.bound + (apart + enlarged.bound) / times[:, None]
+    limit = evaluation.matrices(measure, limit.numerator, limit.denominator, bound, "limit")
+    better = limit.valid.sum(axis=1) > exact.valid.sum(axis=1)
+    return type(exact)(
+        *(np.where(better if a.ndim == 1 else better[:, None], a, b) for a, b in zip(limit, exact, strict=True))
+    )
+
+
+def find_passes(task):
+    """(the network's `LossPasses`, or None where its layers do not tell the gradients of examples apart; the reason)."""
+    x, y, _ = task.data
+    try:
+        return LossPasses(task.network, x[:2], y[:2]), None
+    except NotSeparable as reason:
+        return None, reason
+
+
+def check_limit(task):
+    """`OptionError` for what has no limit η → 0."""
+    settings = task.settings
+    if settings.update != "sgd":
+        raise OptionError(
+            f"update={settings.update!r} with estimator={settings.estimator!r}: the limit is that of the plain step "
+            "w − η∇ℓ; use update='sgd', or estimator='exact'"
+        )
+    without = [name for name, measure in task.measures.items() if measure.first_order is None]
+    if without:
+        raise OptionError(
+            f"measures {without} are not zero where nothing moves, so that they have no limit: use estimator='exact'"
+        )
+
+
+ESTIMATORS = {"exact": Exact, "limit": FirstOrderLimit, "auto": Auto}

@@ -1,0 +1,68 @@
+"""From what an engine returns to S_rel: D of each change, its ratio, and which entries the arithmetic resolves."""
+
+import numpy as np
+import tensorflow as tf
+
+from srel_tf import predictions as reading
+from srel_tf import resolution
+from srel_tf.result import Matrices
+
+
+def of_finite_steps(outputs, kind, measures, gradient):
+    """{measure: Matrices} of the `exact.Outputs` around each update; gradient [n_s]: error of the direction of ∇ℓ."""
+    moved = reading.change(kind, outputs.before, outputs.after)
+    own_moved = reading.change(kind, outputs.own_before, outputs.own_after)
+    noise = Noise(kind, outputs.before, outputs.noisy)
+    own_noise = Noise(kind, outputs.own_before, outputs.own_noisy)
+    found = {}
+    for name, measure in measures.items():
+        numerator, denominator = measure.numerator(moved).numpy(), measure.denominator(own_moved).numpy()
+        srel = _ratio(numerator, denominator)
+        bound = resolution.error_bound(
+            measure, srel, denominator, noise.of(measure.numerator), own_noise.of(measure.denominator), gradient
+        )
+        found[name] = matrices(measure, numerator, denominator, bound, "exact")
+    return found
+
+
+def of_first_order(changes, kind, measures, gradient):
+    """{measure: Matrices} of `limit.FirstOrder` changes; numerator and denominator are per unit of η (KL: of η²)."""
+    found = {}
+    for name, measure in measures.items():
+
+        def size(before, moved, measure=measure, sign=-1):
+            return measure.first_order(reading.first_order_change(kind, changes.head, before, moved, sign)).numpy()
+
+        numerator, denominator = size(changes.before, changes.moved), size(changes.own_before, changes.own_moved)
+        srel = _ratio(numerator, denominator)
+        noise = size(changes.before, changes.error, sign=1)
+        own_noise = size(changes.own_before, changes.own_error, sign=1)
+        bound = resolution.first_order_bound(measure, srel, denominator, noise, own_noise, gradient)
+        found[name] = matrices(measure, numerator, denominator, bound, "limit")
+    return found
+
+
+def _ratio(numerator, denominator):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        return numerator / denominator[:, None]
+
+
+def matrices(measure, numerator, denominator, bound, estimator):
+    """`Matrices` of one estimator: an entry is valid if the bound of its error keeps to the measure's tolerance."""
+    srel = _ratio(numerator, denominator)
+    valid = np.isfinite(srel) & (bound <= measure.tolerance * (1 + np.abs(srel)))
+    rows = np.full(len(denominator), estimator, dtype=object)
+    return Matrices(numerator, denominator, np.where(valid, srel, np.nan), valid, bound, rows)
+
+
+class Noise:
+    """Rounding noise of a D at given examples, read from outputs [draws, n, C] at perturbed weights."""
+
+    def __init__(self, kind, before, noisy):
+        self.at_rest = reading.change(kind, before, before)
+        noisy = tf.concat([noisy, resolution.last_places_moved(before)], axis=0)
+        self._perturbed = reading.change(kind, before, noisy)
+
+    def of(self, distance):
+        """The largest |D| that no update has caused, [n]."""
+        return np.abs(distance(self._perturbed) - distance(self.at_rest)).max(axis=0)

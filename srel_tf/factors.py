@@ -1,0 +1,142 @@
+"""Per-example gradients of one weight, in factored form: inner products without forming them, and forming one.
+
+Back-propagation gives the gradient of a weight as a sum of outer products over positions (pixels, tokens): of what the
+layer saw and of the signal that came back. n examples, M signals each (the C outputs, or one loss), G groups, T
+positions, K inputs and O outputs of the map.
+"""
+
+import math
+from typing import NamedTuple
+
+import tensorflow as tf
+
+
+class Outer(NamedTuple):
+    """∇[g, k, o] = Σ_t inputs[g, t, k] · signals[g, t, o].
+
+    inputs [n, G, T, K]; signals [n, M, G, T, O]; dims: the sizes of G, K and O as axes of the variable, each a tuple;
+    order: the permutation of the axes (*G, *K, *O) that gives the variable's own.
+    """
+
+    inputs: tf.Tensor
+    signals: tf.Tensor
+    dims: tuple
+    order: tuple
+
+    def inner(self, targets):
+        """⟨∇ of each source's one signal, ∇ of each target's M signals⟩: [n_s, n_t, M]."""
+        _, g, t, k = self.inputs.shape
+        (n_t, m, _, s, o), n_s = targets.signals.shape, self.inputs.shape[0]
+        # Multiply-adds of both ways; products of positions pay an elementwise pass as well.
+        pairwise = n_s * n_t * t * s * (k + m * o + 4 * m) * g
+        formed = (n_s * t + n_t * m * s + n_s * n_t * m) * g * k * o
+        return self._by_gram(targets) if pairwise <= formed else self._by_kernel(targets)
+
+    def _by_gram(self, targets):
+        """Σ_{t,s} ⟨a_it, a_js⟩ ⟨b_it, b_js⟩: products of inputs times products of signals."""
+        n_s, g, t, _ = self.inputs.shape
+        n_t, m, _, s, o = targets.signals.shape
+        a = tf.matmul(_rows(self.inputs), _rows(targets.inputs), transpose_b=True)  # [G, n_s·T, n_t·S]
+        back = tf.reshape(tf.transpose(targets.signals, [1, 2, 0, 3, 4]), [m, g, n_t * s, o])
+        b = tf.matmul(_rows(self.signals[:, 0])[None], back, transpose_b=True)  # [M, G, n_s·T, n_t·S]
+        summed = tf.reduce_sum(tf.reshape(a * b, [m, g, n_s * t, n_t, s]), axis=-1)
+        summed = tf.reduce_sum(tf.reshape(summed, [m, g, n_s, t, n_t]), axis=[1, 3])
+        return tf.transpose(summed, [1, 2, 0])
+
+    def _by_kernel(self, targets):
+        """Both gradients formed."""
+        n_t, m = targets.signals.shape[:2]
+        # A batch of one: TensorFlow's batched product is the faster for long rows.
+        product = tf.matmul(self.formed()[None], targets.formed()[None], transpose_b=True)
+        return tf.reshape(product, [-1, n_t, m])
+
+    def formed(self):
+        """∇ as rows [n·M, G·K·O]."""
+        kernels = tf.matmul(self.inputs[:, None], self.signals, transpose_a=True)
+        return tf.reshape(kernels, [self.inputs.shape[0] * self.signals.shape[1], -1])
+
+    def squared_norm(self):
+        """‖∇‖² of each signal, [n, M]."""
+        (n, _, t, k), o = self.inputs.shape, self.signals.shape[-1]
+        if t * (k + o) <= k * o:
+            a = self.inputs @ tf.linalg.matrix_transpose(self.inputs)
+            b = self.signals @ tf.linalg.matrix_transpose(self.signals)
+            return tf.reduce_sum(a[:, None] * b, axis=[2, 3, 4])
+        return tf.reduce_sum(tf.reshape(self.formed() ** 2, [n, self.signals.shape[1], -1]), axis=-1)
+
+    def along(self, direction):
+        """⟨∇ of each signal, a tensor of the variable's shape⟩, [n, M]."""
+        dims = [d for side in self.dims for d in side]
+        inverse = [self.order.index(i) for i in range(len(dims))]
+        g, k, o = (math.prod(side) for side in self.dims)
+        kernel = tf.reshape(direction, [dims[i] for i in self.order])
+        kernel = tf.reshape(tf.transpose(kernel, inverse), [g, k, o])
+        return tf.reduce_sum((self.inputs @ kernel)[:, None] * self.signals, axis=[2, 3, 4])
+
+    def gradient(self, i):
+        """∇ of example i's first signal, in the variable's shape."""
+        kernel = tf.matmul(self.inputs[i], self.signals[i, 0], transpose_a=True)
+        return tf.transpose(tf.reshape(kernel, [d for side in self.dims for d in side]), self.order)
+
+    def only(self, m):
+        """The gradients of the m-th function alone."""
+        return self._replace(signals=self.signals[:, m : m + 1])
+
+
+class Lookup(NamedTuple):
+    """∇[v, o] = Σ_t [ids_t = v] · signals[t, o]: rows of a table. ids [n, T], signals [n, M, T, O], shape [V, O]."""
+
+    ids: tf.Tensor
+    signals: tf.Tensor
+    shape: tuple
+
+    def inner(self, targets):
+        same = tf.cast(self.ids[:, None, :, None] == targets.ids[None, :, None, :], self.signals.dtype)
+        return tf.einsum("ijts,ito,jmso->ijm", same, self.signals[:, 0], targets.signals)
+
+    def squared_norm(self):
+        same = tf.cast(self.ids[:, :, None] == self.ids[:, None, :], self.signals.dtype)
+        return tf.einsum("nts,nmto,nmso->nm", same, self.signals, self.signals)
+
+    def along(self, direction):
+        return tf.einsum("nto,nmto->nm", tf.gather(direction, self.ids), self.signals)
+
+    def gradient(self, i):
+        return tf.scatter_nd(self.ids[i][:, None], self.signals[i, 0], self.shape)
+
+    def only(self, m):
+        return self._replace(signals=self.signals[:, m : m + 1])
+
+
+class Formed(NamedTuple):
+    """∇ itself: gradients [n, M, *shape of the variable]."""
+
+    gradients: tf.Tensor
+
+    def inner(self, targets):
+        n_s, (n_t, m) = self.gradients.shape[0], targets.gradients.shape[:2]
+        rows = tf.reshape(self.gradients[:, 0], [n_s, -1])
+        columns = tf.reshape(targets.gradients, [n_t * m, -1])
+        return tf.reshape(tf.matmul(rows, columns, transpose_b=True), [n_s, n_t, m])
+
+    def squared_norm(self):
+        return tf.reduce_sum(self._flat() ** 2, axis=-1)
+
+    def along(self, direction):
+        return tf.linalg.matvec(self._flat(), tf.reshape(direction, [-1]))
+
+    def gradient(self, i):
+        return self.gradients[i, 0]
+
+    def only(self, m):
+        return self._replace(gradients=self.gradients[:, m : m + 1])
+
+    def _flat(self):
+        n, m = self.gradients.shape[:2]
+        return tf.reshape(self.gradients, [n, m, -1])
+
+
+def _rows(t):
+    """[n, G, T, K] as [G, n·T, K]."""
+    n, g, positions, k = t.shape
+    return tf.reshape(tf.transpose(t, [1, 0, 2, 3]), [g, n * positions, k])

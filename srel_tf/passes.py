@@ -1,0 +1,161 @@
+"""One forward pass of a batch, and the signals that any function of its outputs sends back to every layer."""
+
+from typing import NamedTuple
+
+import keras
+import tensorflow as tf
+
+from srel_tf.capture import Capture, NotSeparable
+from srel_tf.kinks import kink_operations, undecided_share
+from srel_tf.loss_signals import HEADS, LossSignals
+from srel_tf.network import as_matrix
+from srel_tf.resolution import last_places_moved, precision
+
+SIGNAL_MARGIN = 4.0  # Last places by which an output may be wrong.
+
+
+class Seen(NamedTuple):
+    """A forward pass of n examples: outputs and u [n, C], the layers' calls, operations with a kink, and its tape."""
+
+    x: tf.Tensor
+    outputs: tf.Tensor
+    u: tf.Tensor
+    calls: list
+    kinks: list
+    tape: tf.GradientTape
+
+
+class Passes:
+    """Forward and backward passes of a network whose layers can be watched.
+
+    x: two examples [2, …], on which this is tried. Raises `NotSeparable` where it is not so.
+    """
+
+    head = "outputs"
+
+    def __init__(self, network, x):
+        if network.model.run_eagerly:
+            raise NotSeparable("the model runs eagerly")
+        if not network.keeps_examples_apart(x):
+            raise NotSeparable("the outputs at an example depend on the others of the batch")
+        self.network, self.capture = network, Capture(network, x)
+
+    def forward(self, x):
+        graph = tf.compat.v1.get_default_graph()
+        first = len(graph.get_operations())
+        with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
+            tape.watch(x)
+            predictions, calls = self.capture.forward(x, tape)
+            outputs = as_matrix(predictions, self.network.model)
+            u = HEADS[self.head].of_outputs(outputs)
+        return Seen(x, tf.cast(outputs, self.network.dtype), u, calls, kink_operations(graph, first), tape)
+
+    def backward(self, seen, seeds):
+        """Signals [n, M, …] at the output of each call of M functions of u, given by their seeds ∂/∂u [n, C];
+        and the share [n] of the signal that hangs on units so close to a kink that rounding decides.
+        """
+        sources = [c.output for c in seen.calls] + [op.outputs[0] for op in seen.kinks]
+        by_seed = [self._gradients(seen, sources, seed) for seed in seeds]
+        by_source = list(zip(*by_seed, strict=True))
+        signals = [tf.stack(s, axis=1) for s in by_source[: len(seen.calls)]]
+        epsilon, n = precision(self.network.dtype), seen.u.shape[0]
+        shares = zip(seen.kinks, by_source[len(seen.calls) :], strict=True)
+        return signals, tf.add_n([tf.zeros([n], self.network.dtype), *(undecided_share(*s, epsilon) for s in shares)])
+
+    def input_gradient(self, seen, seed):
+        """∇_x of the function of u with this seed, [n, …]."""
+        return self._gradients(seen, [seen.x], seed)[0]
+
+
+class LossPasses(Passes):
+    """The same of a network whose compiled loss is a function of its outputs, penalties of the weights apart.
+
+    x, y: two examples [2, …]. u, which derivatives are taken of, is what Keras computes the loss from.
+    """
+
+    def __init__(self, network, x, y):
+        super().__init__(network, x)
+        model = network.model
+        if type(model).compute_loss is not keras.Model.compute_loss or model.loss is None:
+            raise NotSeparable("the model computes its loss itself")
+        if network.has_added_losses(x, but_penalties=True):
+            raise NotSeparable("the model adds losses of its own")
+        self.loss = LossSignals(network)
+        self.head = self._find_head(x, y)
+
+    def _find_head(self, x, y):
+        found = []
+
+        @tf.function(autograph=False)
+        def look(x, y):
+            with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
+                predictions, _ = self.capture.forward(x)
+                predictions = as_matrix(predictions, self.network.model)
+                tape.watch(predictions)
+                found.append(self.loss.head(predictions, y, tape))
+
+        look.get_concrete_function(x, y)
+        return found[-1]
+
+    def input_direction(self, x, y, weights):
+        """∇_x ℓ / ‖∇_x ℓ‖ of each example as rows [n, m], and outputs [n, C], at other weights."""
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(x)
+            outputs = self.network.outputs(x, weights)
+            u = HEADS[self.head].of_outputs(outputs)
+        seen = Seen(x, outputs, u, [], [], tape)
+        return self.network.unit_rows(self.input_gradient(seen, self.loss_signal(seen, y))), outputs
+
+    def _gradients(self, seen, sources, seed):
+        zero = tf.UnconnectedGradients.ZERO
+        return [tf.convert_to_tensor(g) for g in seen.tape.gradient(seen.u, sources, tf.cast(seed, seen.u.dtype), zero)]
+
+    def loss_signal(self, seen, y):
+        """∂ℓ/∂u of each example, float64 [n, C]."""
+        return self.loss(HEADS[self.head].of_outputs(tf.cast(seen.outputs, tf.float64)), y, self.head)
+
+    def loss_signal_error(self, outputs, y):
+        """Relative error of ∂ℓ/∂u of each example [n], from the last places of the outputs [n, C]."""
+        of_outputs = HEADS[self.head].of_outputs
+        signal = self.loss(of_outputs(tf.cast(outputs, tf.float64)), y, self.head)
+        moved = [
+            self.loss(of_outputs(tf.cast(f, tf.float64)), y, self.head) - signal
+            for f in tf.unstack(last_places_moved(outputs))
+        ]
+        lengths = tf.reduce_max(tf.norm(tf.stack(moved), axis=-1), axis=0)
+        return SIGNAL_MARGIN * tf.math.divide_no_nan(lengths, tf.norm(signal, axis=-1))
+
+    def penalty(self):
+        """∇ of the regularisers' penalty, which all sources share, one tensor a weight; None where there is none."""
+        variables = self.network.variables
+        if all(v.regularizer is None for v in variables):
+            return None
+        weights = [tf.convert_to_tensor(v.value) for v in variables]
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(weights)
+            terms = [v.regularizer(w) for v, w in zip(variables, weights, strict=True) if v.regularizer is not None]
+            total = tf.add_n(terms)
+        return tape.gradient(total, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+
+
+class SourceGradients:
+    """∇ℓ of each example of a batch, from one forward and one backward pass."""
+
+    def __init__(self, passes, x, y, factor):
+        """factor [n] multiplies the gradients: η enters where back-propagation starts."""
+        self._variables = passes.network.variables
+        seen = passes.forward(x)
+        signal = passes.loss_signal(seen, y) * tf.cast(factor, tf.float64)[:, None]
+        signals, _ = passes.backward(seen, [signal])
+        self._factors = passes.capture.factors(seen.calls, signals)
+        self._penalty, self._factor = passes.penalty(), factor
+        self.outputs = seen.outputs
+        self.direction = passes.network.unit_rows(passes.input_gradient(seen, signal))
+
+    def of_weight(self, k, i):
+        """factor · ∂ℓ_i/∂(the k-th weight)."""
+        shape, dtype = self._variables[k].shape, self._variables[k].dtype
+        parts = [tf.reshape(f.gradient(i), shape) for f in self._factors[k]]
+        if self._penalty is not None:
+            parts.append(self._penalty[k] * tf.cast(self._factor[i], dtype))
+        return tf.add_n(parts) if parts else tf.zeros(shape, dtype)

@@ -1,0 +1,61 @@
+"""The limit η → 0 for any model: each source's gradient is pushed forward through the targets, one after the other.
+
+δ_i = −J ∇ℓ(w, x_i) is the derivative of the outputs along −∇ℓ: forward-mode differentiation gives it for all targets in
+one pass, with nothing known of the model's layers.
+"""
+
+import numpy as np
+import tensorflow as tf
+
+from srel_tf.batches import in_batches
+from srel_tf.limit import FirstOrder
+from srel_tf.resolution import MARGIN, perturbed
+
+DRAWS = 2  # Perturbed evaluations from which the rounding error is read, in opposite directions.
+
+
+class Tangents:
+    """Callable engine: `engine(x_sources, y_sources, x_targets) -> FirstOrder`; the arguments of `limit.Limit`."""
+
+    def __init__(self, network, own, batch_size):
+        self._network, self._own, self._batch_size = network, own, batch_size
+        self._compiled = tf.function(self._run, jit_compile=False, autograph=False)
+
+    def __call__(self, *arguments):
+        run = self._run if self._network.model.run_eagerly else self._compiled
+        return FirstOrder("outputs", *run(*arguments))
+
+    def _run(self, x_sources, y_sources, x_targets):
+        n_t, outside = x_targets.shape[0], self._own < 0
+        x = tf.concat([x_targets, tf.gather(x_sources, np.flatnonzero(outside))], axis=0)
+        column = np.where(outside, n_t + np.cumsum(outside) - 1, self._own)
+        weights = [tf.convert_to_tensor(w) for w in self._network.weights]
+        outputs, moved = self._moved(x_sources, y_sources, x, weights)
+        noisy = [self._moved(x_sources, y_sources, x, perturbed(weights, draw))[1] for draw in range(DRAWS)]
+        error = MARGIN * tf.reduce_max(tf.abs(tf.stack(noisy) - moved), axis=0)
+        own_moved, own_error = (tf.gather(t, column, axis=1, batch_dims=1) for t in (moved, error))
+        return outputs[:n_t], moved[:, :n_t], tf.gather(outputs, column), own_moved, error[:, :n_t], own_error
+
+    def _moved(self, x_sources, y_sources, x, weights):
+        """Outputs f [n, C] and δ, float64 [n_s, n, C], at these weights."""
+        network = self._network
+
+        def one_source(i):
+            gradients, _, _ = network.loss_gradient(x_sources[i, None], y_sources[i, None], 1.0, weights)
+            return -tf.cast(along(network, weights, gradients, x, self._batch_size), tf.float64)
+
+        sources = tf.range(x_sources.shape[0])
+        moved = tf.map_fn(one_source, sources, fn_output_signature=tf.float64, parallel_iterations=1)
+        outputs = in_batches(lambda b: (network.outputs(b, weights),), (network.dtype,), self._batch_size, x)[0]
+        return outputs, moved
+
+
+def along(network, weights, direction, x, batch_size):
+    """The derivative of the outputs at x along a direction in weight space, [n, C]."""
+
+    def derivative(batch):
+        with tf.autodiff.ForwardAccumulator(weights, [tf.convert_to_tensor(d) for d in direction]) as forward:
+            outputs = network.outputs(batch, weights)
+        return (forward.jvp(outputs, tf.UnconnectedGradients.ZERO),)
+
+    return in_batches(derivative, (network.dtype,), batch_size, x)[0]
