@@ -175,7 +175,7 @@ def row_by_row(measure, exact, limit, enlarged, times):
 
 
 def find_passes(task):
-    """(the network's `LossPasses`, or None where its layers do not tell the gradients of examples apart; the reason)."""
+    """(the network's `LossPasses`, or None where its layers do not tell gradients of examples apart; the reason)."""
     x, y, _ = task.data
     try:
         return LossPasses(task.network, x[:2], y[:2]), None

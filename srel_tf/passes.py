@@ -66,6 +66,10 @@ class Passes:
         """∇_x of the function of u with this seed, [n, …]."""
         return self._gradients(seen, [seen.x], seed)[0]
 
+    def _gradients(self, seen, sources, seed):
+        zero = tf.UnconnectedGradients.ZERO
+        return [tf.convert_to_tensor(g) for g in seen.tape.gradient(seen.u, sources, tf.cast(seed, seen.u.dtype), zero)]
+
 
 class LossPasses(Passes):
     """The same of a network whose compiled loss is a function of its outputs, penalties of the weights apart.
@@ -105,10 +109,6 @@ class LossPasses(Passes):
             u = HEADS[self.head].of_outputs(outputs)
         seen = Seen(x, outputs, u, [], [], tape)
         return self.network.unit_rows(self.input_gradient(seen, self.loss_signal(seen, y))), outputs
-
-    def _gradients(self, seen, sources, seed):
-        zero = tf.UnconnectedGradients.ZERO
-        return [tf.convert_to_tensor(g) for g in seen.tape.gradient(seen.u, sources, tf.cast(seed, seen.u.dtype), zero)]
 
     def loss_signal(self, seen, y):
         """∂ℓ/∂u of each example, float64 [n, C]."""

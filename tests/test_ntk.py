@@ -1,4 +1,4 @@
-"""The empirical kernel against J Jᵀ from `tape.jacobian`, in float64; n1 and n2 differ, so that no axis can be swapped."""
+"""The empirical kernel against J Jᵀ from `tape.jacobian`, in float64, with n1 ≠ n2."""
 
 import keras
 import numpy as np
