@@ -10,6 +10,10 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from srel_tf.batches import in_batches
+
+ENTRIES = 2**26  # Of the largest intermediate tensor: 256 MB in float32.
+
 
 class Outer(NamedTuple):
     """∇[g, k, o] = Σ_t inputs[g, t, k] · signals[g, t, o].
@@ -23,14 +27,28 @@ class Outer(NamedTuple):
     dims: tuple
     order: tuple
 
+    def parts(self, targets):
+        """(sources, targets) that one product takes at a time, so that no intermediate exceeds `ENTRIES`."""
+        m, _, s, _ = targets.signals.shape[1:]
+        _, g, t, _ = self.inputs.shape
+        if self._pairwise(targets):
+            pairs = max(1, ENTRIES // (g * t * s * (1 + 2 * m)))
+            at_once = min(pairs, targets.inputs.shape[0])
+            return max(1, pairs // at_once), at_once
+        size = math.prod(math.prod(side) for side in self.dims)
+        return max(1, ENTRIES // size), max(1, ENTRIES // (m * size))
+
     def inner(self, targets):
         """⟨∇ of each source's one signal, ∇ of each target's M signals⟩: [n_s, n_t, M]."""
-        _, g, t, k = self.inputs.shape
-        (n_t, m, _, s, o), n_s = targets.signals.shape, self.inputs.shape[0]
-        # Multiply-adds of both ways; products of positions pay an elementwise pass as well.
+        return self._by_gram(targets) if self._pairwise(targets) else self._by_kernel(targets)
+
+    def _pairwise(self, targets):
+        """Whether products of positions cost fewer multiply-adds than forming the gradients; they pay a pass more."""
+        n_s, g, t, k = self.inputs.shape
+        n_t, m, _, s, o = targets.signals.shape
         pairwise = n_s * n_t * t * s * (k + m * o + 4 * m) * g
         formed = (n_s * t + n_t * m * s + n_s * n_t * m) * g * k * o
-        return self._by_gram(targets) if pairwise <= formed else self._by_kernel(targets)
+        return pairwise <= formed
 
     def _by_gram(self, targets):
         """Σ_{t,s} ⟨a_it, a_js⟩ ⟨b_it, b_js⟩: products of inputs times products of signals."""
@@ -57,12 +75,17 @@ class Outer(NamedTuple):
 
     def squared_norm(self):
         """‖∇‖² of each signal, [n, M]."""
-        (n, _, t, k), o = self.inputs.shape, self.signals.shape[-1]
+        (_, _, t, k), o = self.inputs.shape, self.signals.shape[-1]
         if t * (k + o) <= k * o:
             a = self.inputs @ tf.linalg.matrix_transpose(self.inputs)
             b = self.signals @ tf.linalg.matrix_transpose(self.signals)
             return tf.reduce_sum(a[:, None] * b, axis=[2, 3, 4])
-        return tf.reduce_sum(tf.reshape(self.formed() ** 2, [n, self.signals.shape[1], -1]), axis=-1)
+        m, size = self.signals.shape[1], math.prod(math.prod(side) for side in self.dims)
+
+        def norms(part):
+            return tf.reduce_sum(tf.reshape(part.formed() ** 2, [-1, m, size]), axis=-1)
+
+        return in_parts(self, max(1, ENTRIES // (m * size)), norms)
 
     def along(self, direction):
         """⟨∇ of each signal, a tensor of the variable's shape⟩, [n, M]."""
@@ -90,6 +113,11 @@ class Lookup(NamedTuple):
     signals: tf.Tensor
     shape: tuple
 
+    def parts(self, targets):
+        pairs = max(1, ENTRIES // (self.ids.shape[1] * math.prod(targets.signals.shape[1:3])))
+        at_once = min(pairs, targets.ids.shape[0])
+        return max(1, pairs // at_once), at_once
+
     def inner(self, targets):
         same = tf.cast(self.ids[:, None, :, None] == targets.ids[None, :, None, :], self.signals.dtype)
         return tf.einsum("ijts,ito,jmso->ijm", same, self.signals[:, 0], targets.signals)
@@ -113,6 +141,9 @@ class Formed(NamedTuple):
 
     gradients: tf.Tensor
 
+    def parts(self, targets):
+        return self.gradients.shape[0], targets.gradients.shape[0]  # Nothing is formed.
+
     def inner(self, targets):
         n_s, (n_t, m) = self.gradients.shape[0], targets.gradients.shape[:2]
         rows = tf.reshape(self.gradients[:, 0], [n_s, -1])
@@ -134,6 +165,27 @@ class Formed(NamedTuple):
     def _flat(self):
         n, m = self.gradients.shape[:2]
         return tf.reshape(self.gradients, [n, m, -1])
+
+
+def inner(sources, targets):
+    """⟨∇ of each source's one signal, ∇ of each target's M signals⟩, [n_s, n_t, M], in parts if it is large."""
+    n_sources, n_targets = sources.parts(targets)
+
+    def columns(part):
+        return tf.transpose(in_parts(sources, n_sources, lambda rows: rows.inner(part)), [1, 0, 2])
+
+    return tf.transpose(in_parts(targets, n_targets, columns), [1, 0, 2])
+
+
+def in_parts(factor, at_once, function):
+    """function(factor) [n, …], for a part of its examples at a time."""
+    fields = [name for name in factor._fields if tf.is_tensor(getattr(factor, name))]
+
+    def of_part(*tensors):
+        return (function(factor._replace(**dict(zip(fields, tensors, strict=True)))),)
+
+    tensors = [getattr(factor, name) for name in fields]
+    return in_batches(of_part, (tensors[-1].dtype,), at_once, *tensors)[0]
 
 
 def _rows(t):

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from srel_tf.batches import in_batches
+from srel_tf.factors import inner
 from srel_tf.resolution import precision
 
 ROUNDING = 64.0  # Units in the last place by which J g may be wrong, relative to the norms of its factors.
@@ -115,7 +116,7 @@ class Limit:
 
     def _contract(self, sources, size, targets):
         """δ and the bound of its error, float64 [n_s, n_t, C]."""
-        products = [s.inner(t) for a, b in zip(sources.factors, targets.factors, strict=True) for s in a for t in b]
+        products = [inner(s, t) for a, b in zip(sources.factors, targets.factors, strict=True) for s in a for t in b]
         moved = -tf.cast(tf.add_n(products), tf.float64) * size[:, None, None]
         share = ROUNDING * precision(self._network.dtype) + sources.error[:, None] + targets.error
         error = (share * sources.norms * size[:, None])[:, :, None] * targets.norms

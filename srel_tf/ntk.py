@@ -5,6 +5,7 @@ import tensorflow as tf
 
 from srel_tf.batches import in_batches
 from srel_tf.errors import OptionError, ProbeError
+from srel_tf.factors import inner
 from srel_tf.network import Network
 from srel_tf.passes import NotSeparable, Passes
 from srel_tf.tangents import along
@@ -60,7 +61,7 @@ def _by_layers(passes, num_outputs, batch_size):
 
             def columns(x):
                 pairs = [(a, b) for one, two in zip(firsts, factors(x), strict=True) for a in one for b in two]
-                by_output = [tf.add_n([a.only(c).inner(b) for a, b in pairs]) for c in range(num_outputs)]
+                by_output = [tf.add_n([inner(a.only(c), b) for a, b in pairs]) for c in range(num_outputs)]
                 return (tf.transpose(tf.stack(by_output, axis=2), [1, 0, 2, 3]),)
 
             return (tf.transpose(in_batches(columns, (dtype,), batch_size, x2)[0], [1, 0, 2, 3]),)

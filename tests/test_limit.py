@@ -177,3 +177,13 @@ def test_frozen_weights_do_not_count():
     model.layers[1].trainable = False
     model.compile("sgd", model.loss)
     np.testing.assert_allclose(first_order(model, x, y).moved, jacobian_times_gradient(model, x, y), 1e-10, 1e-12)
+
+
+@double
+@pytest.mark.parametrize("name", ["conv groups", "dense at positions", "attention"])
+def test_contraction_in_parts(name, images, monkeypatch):
+    model = IMAGES[name]()
+    x, y = images
+    whole = first_order(model, x, y).moved
+    monkeypatch.setattr("srel_tf.factors.ENTRIES", 50)
+    np.testing.assert_allclose(first_order(model, x, y).moved, whole, rtol=1e-12, atol=1e-14)
