@@ -149,16 +149,33 @@ class Capture:
             if tf.is_symbolic_tensor(t) and t.graph is not tf.compat.v1.get_default_graph():
                 raise NotSeparable(f"layer {layer.name!r} is called inside a loop or a branch")
 
-    def outputs(self, x, weight):
-        """f(x) [n, C] with `weight(k)` in place of the network's k-th weight, formed when its layer is first called."""
+    def outputs(self, x, weight, change):
+        """f(x) [n, C] with other weights, each formed when its layer is called.
+
+        weight(k): what stands in place of the network's k-th weight; or None, where change(k) is an `Outer` of one
+        position instead: the change of that weight, which acts on what the layer sees without being formed.
+        """
         scope, formed = keras.StatelessScope(collect_losses=True), set()
 
         def observer(layer, call, arguments, keywords):
+            changes = []
             for v in layer.trainable_variables:
-                if id(v) in self._trained and id(v) not in formed:
-                    formed.add(id(v))
-                    scope.add_update((v, weight(self._trained[id(v)])))
-            return call(*arguments, **keywords)
+                k = self._trained.get(id(v))
+                if k is not None and change(k) is not None:
+                    changes.append((v, change(k)))
+                elif k is not None and k not in formed:
+                    formed.add(k)
+                    scope.add_update((v, weight(k)))
+            if not changes:
+                return call(*arguments, **keywords)
+            with without_activation(layer) as activation:
+                output = call(*arguments, **keywords)
+            seen = Call(layer, call, arguments, keywords, output)
+            factors = _of_call(seen, output[:, None])
+            for v, outer in changes:
+                inputs = next(factor for variable, factor in factors if variable is v)
+                output += tf.reshape(outer.applied_to(inputs), output.shape)
+            return output if activation is None else activation(output)
 
         with scope, observed(self.layers, observer):
             return self._network.as_outputs(self._network.model(x, training=False))

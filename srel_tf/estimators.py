@@ -67,8 +67,7 @@ class Exact:
         """{measure: Matrices} of `exact.Outputs`."""
         task = self._task
         kind = task.kind(outputs.before)
-        gradient = resolution.GRADIENT_MARGIN * outputs.turned.numpy()
-        gradient = gradient + outputs.signal_error.numpy() + task.loss_rounding(kind, outputs.own_before, self._passes)
+        gradient = outputs.gradient_error.numpy() + task.loss_rounding(kind, outputs.own_before, self._passes)
         return evaluation.of_finite_steps(outputs, kind, task.measures, gradient)
 
 

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from srel_tf.batches import in_batches
 from srel_tf.passes import SourceGradients
-from srel_tf.resolution import DRAWS, perturbed
+from srel_tf.resolution import DRAWS, GRADIENT_MARGIN, perturbed
 
 SOURCE_BATCH = 16  # Sources whose layer inputs and signals are held at a time.
 LANES = 2  # Independent loops over half of the sources each: they overlap each other's serial parts.
@@ -24,8 +24,7 @@ class Outputs(NamedTuple):
     before [n_t, C], after [n_s, n_t, C]: at the targets.
     own_before, own_after [n_s, C]: at each source itself, for the denominator.
     noisy [DRAWS, n_t, C], own_noisy [DRAWS, n_s, C]: before any update, at weights perturbed by a rounding error.
-    turned [n_s]: the angle by which the same perturbations turn a source's gradient.
-    signal_error [n_s]: relative error of ∂ℓ/∂f, as far as it comes from the last places of f.
+    gradient_error [n_s]: relative error of the direction of each source's gradient.
     """
 
     before: tf.Tensor
@@ -34,8 +33,7 @@ class Outputs(NamedTuple):
     own_after: tf.Tensor
     noisy: tf.Tensor
     own_noisy: tf.Tensor
-    turned: tf.Tensor
-    signal_error: tf.Tensor
+    gradient_error: tf.Tensor
 
 
 class FiniteStep:
@@ -61,23 +59,27 @@ class FiniteStep:
 
     def _run(self, x_sources, y_sources, x_targets, learning_rates):
         before = self._forward(x_targets)
-        after, own_before, own_after, directions = self._updated(x_sources, y_sources, x_targets, learning_rates)
-        column, is_target = tf.constant(self._own.clip(min=0)), tf.constant(self._own[:, None] >= 0)
+        after, own_before, own_after, about = self._updated(x_sources, y_sources, x_targets, learning_rates)
+        noisy, own_noisy = self._noise(x_sources, x_targets, after=own_after)
         if self._passes is None:
-            signal_error = tf.zeros([x_sources.shape[0]], tf.float64)
+            gradient_error = GRADIENT_MARGIN * self._turned(x_sources, y_sources, about, after=noisy)
         else:
-            signal_error = self._passes.loss_signal_error(own_before, y_sources)
+            gradient_error = about[:, 0]
+        column, is_target = tf.constant(self._own.clip(min=0)), tf.constant(self._own[:, None] >= 0)
         return Outputs(
-            signal_error=signal_error,
             before=before,
             after=after,
             own_before=tf.where(is_target, tf.gather(before, column), own_before),
             own_after=tf.where(is_target, tf.gather(after, column, axis=1, batch_dims=1), own_after),
-            **self._perturbed(x_sources, y_sources, x_targets, directions),
+            noisy=noisy,
+            own_noisy=own_noisy,
+            gradient_error=gradient_error,
         )
 
     def _updated(self, x_sources, y_sources, x_targets, learning_rates):
-        """For each source: outputs after its update at the targets, before and after at itself, direction of ∇_x ℓ."""
+        """For each source: outputs after its update at the targets; before and after at itself; its gradient's error
+        [1] where layers tell it, else the direction of ∇_x ℓ.
+        """
 
         def rows(x, y, learning_rates):
             return self._rows(x, y, x_targets, learning_rates)
@@ -108,47 +110,52 @@ class FiniteStep:
                 w, gradient = network.weights[k], captured.of_weight(k, i)
                 return rule.updated([w], [gradient], learning_rates[i])[0]
 
+            def change(k):
+                return captured.change(k, i) if rule.is_gradient else None
+
             if rule.elementwise:  # Each weight is formed where its layer is called.
-                weights = updated
+                weights = (updated, change)
             else:
                 gradients = [captured.of_weight(k, i) for k in range(len(network.variables))]
                 weights = rule.updated(network.weights, gradients, learning_rates[i])
-            return weights, captured.direction[i], captured.outputs[i]
+            return weights, tf.cast(captured.error[i, None], network.dtype), captured.outputs[i]
 
         def one_source(i):
-            weights, direction, own_before = plain(i) if captured is None else layerwise(i)
+            weights, about, own_before = plain(i) if captured is None else layerwise(i)
             after = self._forward(x_targets, weights)
             own_after = own_before if (self._own >= 0).all() else self._outputs(x[i, None], weights)[0]
-            return after, own_before, own_after, direction
+            return after, own_before, own_after, about
 
         signature = (network.dtype,) * 4
         return tf.map_fn(one_source, tf.range(x.shape[0]), fn_output_signature=signature, parallel_iterations=1)
 
-    def _perturbed(self, x_sources, y_sources, x_targets, directions):
-        """Outputs and turned gradients at weights that differ from w by a rounding error, nothing updated."""
-        sources_are_targets = np.array_equal(self._own, np.arange(x_targets.shape[0]))
+    def _noise(self, x_sources, x_targets, after):
+        """Outputs [DRAWS, n_t, C] and [DRAWS, n_s, C] at weights that differ from w by a rounding error."""
 
         def outputs(weights):
             noisy = self._forward(x_targets, weights)
+            sources_are_targets = np.array_equal(self._own, np.arange(x_targets.shape[0]))
             return noisy, noisy if sources_are_targets else self._forward(x_sources, weights)
 
-        def outputs_and_angle(weights):
-            turned, own = self._directions(x_sources, y_sources, weights)
-            return own if sources_are_targets else self._forward(x_targets, weights), own, angle(turned, directions)
+        return self._at_perturbed_weights(outputs, DRAWS, 2, after)
 
-        # One after the other, for each holds a set of weights.
-        noisy, own_noisy, angles = self._at_perturbed_weights(outputs_and_angle, range(2), 3, after=directions)
-        more_noisy, more_own_noisy = self._at_perturbed_weights(outputs, range(2, DRAWS), 2, after=angles)
-        return {
-            "noisy": tf.concat([noisy, more_noisy], axis=0),
-            "own_noisy": tf.concat([own_noisy, more_own_noisy], axis=0),
-            "turned": tf.reduce_max(angles, axis=0),
-        }
+    def _turned(self, x_sources, y_sources, directions, after):
+        """The largest angle by which the first pair of perturbations turns ∇_x ℓ of each source, [n_s]."""
+        dtypes = (self._network.dtype,) * 2
+
+        def angles(weights):
+            xy = x_sources, y_sources
+            turned, _ = in_batches(
+                lambda *xy: self._network.input_direction(*xy, weights), dtypes, self._batch_size, *xy
+            )
+            return (angle(turned, directions),)
+
+        return tf.reduce_max(self._at_perturbed_weights(angles, 2, 1, after)[0], axis=0)
 
     def _at_perturbed_weights(self, function, draws, num_outputs, after):
-        """The tensors function(perturbed weights) for each draw, stacked, once the tensor `after` is there."""
+        """The tensors function(perturbed weights) for each draw, stacked: one after the other, and after `after`."""
         with tf.control_dependencies([after]):
-            draws = tf.identity(tf.constant(list(draws)))
+            draws = tf.identity(tf.range(draws))
         return tf.map_fn(
             lambda draw: function(perturbed(self._network.weights, draw)),
             draws,
@@ -162,16 +169,10 @@ class FiniteStep:
         return in_batches(lambda batch: (self._outputs(batch, weights),), dtypes, self._batch_size, x)[0]
 
     def _outputs(self, x, weights):
-        """f(x; weights): a list of tensors, or a function that forms the k-th when its layer is called."""
-        if callable(weights):
-            return self._passes.capture.outputs(x, weights)
+        """f(x; weights): a list of tensors, or functions that give the k-th or its change when its layer is called."""
+        if isinstance(weights, tuple):
+            return self._passes.capture.outputs(x, *weights)
         return self._network.outputs(x, weights)
-
-    def _directions(self, x, y, weights=None):
-        """Direction of ∇_x ℓ at each example, [n, m], and outputs: one backward pass serves a whole batch."""
-        dtypes = (self._network.dtype,) * 2
-        of = self._network if self._passes is None else self._passes
-        return in_batches(lambda *xy: of.input_direction(*xy, weights), dtypes, self._batch_size, x, y)
 
 
 def angle(a, b):

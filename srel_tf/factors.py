@@ -101,6 +101,21 @@ class Outer(NamedTuple):
         kernel = tf.matmul(self.inputs[i], self.signals[i, 0], transpose_a=True)
         return tf.transpose(tf.reshape(kernel, [d for side in self.dims for d in side]), self.order)
 
+    @property
+    def is_rank_one(self):
+        """Whether each gradient is one outer product, so that applying it to inputs is cheaper than forming it."""
+        return self.inputs.shape[1:3] == [1, 1]
+
+    def example(self, i, factor):
+        """Example i alone, multiplied by a factor."""
+        return self._replace(inputs=self.inputs[i, None], signals=self.signals[i, None] * factor)
+
+    def applied_to(self, other):
+        """What a map changes by at the inputs of another `Outer`, if its weight changes by this one of one example."""
+        (n, _, t, k), o = other.inputs.shape, self.signals.shape[-1]
+        along = tf.matmul(tf.reshape(other.inputs, [n * t, k]), tf.reshape(self.inputs, [1, k]), transpose_b=True)
+        return along * tf.reshape(self.signals, [1, o])
+
     def only(self, m):
         """The gradients of the m-th function alone."""
         return self._replace(signals=self.signals[:, m : m + 1])

@@ -14,10 +14,6 @@ import tensorflow as tf
 
 from srel_tf.batches import in_batches
 from srel_tf.factors import inner
-from srel_tf.resolution import precision
-
-ROUNDING = 64.0  # Units in the last place by which J g may be wrong, relative to the norms of its factors.
-KINK_MARGIN = 4.0  # On the share of J that hangs on units within rounding of a kink.
 
 
 class FirstOrder(NamedTuple):
@@ -69,10 +65,10 @@ class Limit:
         """Sources that are the targets, in one batch: their loss's signals are sums of the outputs' own."""
         seen = self._passes.forward(x)
         targets, signals = self._targets(seen)
-        r, size, error = self._loss_signal(seen, y)
+        r, size, signal_error = self._loss_signal(seen, y)
         r = r[:, : signals[0].shape[1]]  # The others' differences to the last output tell its signal too.
         combined = [tf.reduce_sum(_along_second(r, s) * s, axis=1, keepdims=True) for s in signals]
-        sources = self._side(seen, combined, targets.error + error)
+        sources = self._side(seen, combined, targets.error + signal_error)
         return seen.outputs, *self._contract(sources, size, targets)
 
     def _pairs(self, x_sources, y_sources, x):
@@ -81,9 +77,9 @@ class Limit:
 
         def rows(x_batch, y_batch):
             seen = self._passes.forward(x_batch)
-            r, size, error = self._loss_signal(seen, y_batch)
-            signals, undecided = self._passes.backward(seen, [r])
-            sources = self._side(seen, signals, self._undecided(undecided) + error)
+            r, size, signal_error = self._loss_signal(seen, y_batch)
+            signals, error = self._passes.backward(seen, [r])
+            sources = self._side(seen, signals, error + signal_error)
 
             def columns(targets):
                 targets, _ = self._targets(self._passes.forward(targets))
@@ -97,8 +93,8 @@ class Limit:
     def _targets(self, seen):
         n, c = seen.u.shape
         directions = np.eye(c)[:-1] - np.eye(c)[-1] if self._differences else np.eye(c)
-        signals, undecided = self._passes.backward(seen, [tf.constant(np.tile(d, [n, 1])) for d in directions])
-        return self._side(seen, signals, self._undecided(undecided)), signals
+        signals, error = self._passes.backward(seen, [tf.constant(np.tile(d, [n, 1])) for d in directions])
+        return self._side(seen, signals, error), signals
 
     def _loss_signal(self, seen, y):
         """∂ℓ/∂u of each example as a unit vector [n, C]; its length [n], which float32 may not hold; its error [n]."""
@@ -111,21 +107,18 @@ class Limit:
         norms = tf.add_n([f.squared_norm() for one in factors for f in one])
         return _Side(factors, tf.sqrt(tf.cast(norms, tf.float64)), error)
 
-    def _undecided(self, share):
-        return KINK_MARGIN * tf.cast(share, tf.float64)
-
     def _contract(self, sources, size, targets):
         """δ and the bound of its error, float64 [n_s, n_t, C]."""
         products = [inner(s, t) for a, b in zip(sources.factors, targets.factors, strict=True) for s in a for t in b]
         moved = -tf.cast(tf.add_n(products), tf.float64) * size[:, None, None]
-        share = ROUNDING * precision(self._network.dtype) + sources.error[:, None] + targets.error
+        share = sources.error[:, None] + targets.error
         error = (share * sources.norms * size[:, None])[:, :, None] * targets.norms
         penalty = self._passes.penalty()
         if penalty is not None:
             along = [f.along(r) for one, r in zip(targets.factors, penalty, strict=True) for f in one]
             moved -= tf.cast(tf.add_n(along), tf.float64)
             length = tf.cast(tf.linalg.global_norm(penalty), tf.float64)
-            error += (ROUNDING * precision(self._network.dtype) + targets.error)[:, None] * length * targets.norms
+            error += targets.error[:, None] * length * targets.norms
         return [tf.pad(t, [[0, 0], [0, 0], [0, int(self._differences)]]) for t in (moved, error)]
 
 

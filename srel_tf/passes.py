@@ -6,18 +6,20 @@ import keras
 import tensorflow as tf
 
 from srel_tf.capture import Capture, NotSeparable
+from srel_tf.factors import Outer
 from srel_tf.kinks import kink_operations, undecided_share
 from srel_tf.loss_signals import HEADS, LossSignals
 from srel_tf.network import as_matrix
 from srel_tf.resolution import last_places_moved, precision
 
+ROUNDING = 32.0  # Last places by which captured inputs and signals may be wrong together, relative to their norms.
+KINK_MARGIN = 4.0  # On the share of a signal that hangs on units within rounding of a kink.
 SIGNAL_MARGIN = 4.0  # Last places by which an output may be wrong.
 
 
 class Seen(NamedTuple):
     """A forward pass of n examples: outputs and u [n, C], the layers' calls, operations with a kink, and its tape."""
 
-    x: tf.Tensor
     outputs: tf.Tensor
     u: tf.Tensor
     calls: list
@@ -44,15 +46,14 @@ class Passes:
         graph = tf.compat.v1.get_default_graph()
         first = len(graph.get_operations())
         with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
-            tape.watch(x)
             predictions, calls = self.capture.forward(x, tape)
             outputs = as_matrix(predictions, self.network.model)
             u = HEADS[self.head].of_outputs(outputs)
-        return Seen(x, tf.cast(outputs, self.network.dtype), u, calls, kink_operations(graph, first), tape)
+        return Seen(tf.cast(outputs, self.network.dtype), u, calls, kink_operations(graph, first), tape)
 
     def backward(self, seen, seeds):
         """Signals [n, M, …] at the output of each call of M functions of u, given by their seeds ∂/∂u [n, C];
-        and the share [n] of the signal that hangs on units so close to a kink that rounding decides.
+        and their relative error [n]: of rounding, and of units so close to a kink that rounding decides their side.
         """
         sources = [c.output for c in seen.calls] + [op.outputs[0] for op in seen.kinks]
         by_seed = [self._gradients(seen, sources, seed) for seed in seeds]
@@ -60,11 +61,8 @@ class Passes:
         signals = [tf.stack(s, axis=1) for s in by_source[: len(seen.calls)]]
         epsilon, n = precision(self.network.dtype), seen.u.shape[0]
         shares = zip(seen.kinks, by_source[len(seen.calls) :], strict=True)
-        return signals, tf.add_n([tf.zeros([n], self.network.dtype), *(undecided_share(*s, epsilon) for s in shares)])
-
-    def input_gradient(self, seen, seed):
-        """∇_x of the function of u with this seed, [n, …]."""
-        return self._gradients(seen, [seen.x], seed)[0]
+        undecided = [tf.zeros([n], self.network.dtype), *(undecided_share(*s, epsilon) for s in shares)]
+        return signals, ROUNDING * epsilon + KINK_MARGIN * tf.cast(tf.add_n(undecided), tf.float64)
 
     def _gradients(self, seen, sources, seed):
         zero = tf.UnconnectedGradients.ZERO
@@ -100,15 +98,6 @@ class LossPasses(Passes):
 
         look.get_concrete_function(x, y)
         return found[-1]
-
-    def input_direction(self, x, y, weights):
-        """∇_x ℓ / ‖∇_x ℓ‖ of each example as rows [n, m], and outputs [n, C], at other weights."""
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(x)
-            outputs = self.network.outputs(x, weights)
-            u = HEADS[self.head].of_outputs(outputs)
-        seen = Seen(x, outputs, u, [], [], tape)
-        return self.network.unit_rows(self.input_gradient(seen, self.loss_signal(seen, y))), outputs
 
     def loss_signal(self, seen, y):
         """∂ℓ/∂u of each example, float64 [n, C]."""
@@ -146,11 +135,18 @@ class SourceGradients:
         self._variables = passes.network.variables
         seen = passes.forward(x)
         signal = passes.loss_signal(seen, y) * tf.cast(factor, tf.float64)[:, None]
-        signals, _ = passes.backward(seen, [signal])
+        signals, error = passes.backward(seen, [signal])
         self._factors = passes.capture.factors(seen.calls, signals)
         self._penalty, self._factor = passes.penalty(), factor
         self.outputs = seen.outputs
-        self.direction = passes.network.unit_rows(passes.input_gradient(seen, signal))
+        self.error = error + passes.loss_signal_error(seen.outputs, y)  # Relative, [n].
+
+    def change(self, k, i):
+        """−factor · ∂ℓ_i/∂(the k-th weight) as an `Outer` of one position, or None where it is none."""
+        one = self._factors[k][0] if len(self._factors[k]) == 1 else None
+        if self._penalty is not None or not isinstance(one, Outer) or not one.is_rank_one:
+            return None
+        return one.example(i, -1.0)
 
     def of_weight(self, k, i):
         """factor · ∂ℓ_i/∂(the k-th weight)."""

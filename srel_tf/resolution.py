@@ -37,8 +37,9 @@ def precision(dtype):
 
 
 def perturbed(weights, draw):
-    """The weights, each moved up or down by its last place; no global random state.
+    """The weights with what each input of a layer is multiplied by moved up or down by a last place; no global state.
 
+    That is the effect of rounding the inputs. One sign for all outputs of a layer costs a fraction of one for each.
     Draws 2k and 2k + 1 are opposite: a ReLU's input that rounding may take either way takes one way in each.
     """
     direction = tf.where(draw % 2 == 0, 1.0, -1.0)
@@ -46,7 +47,8 @@ def perturbed(weights, draw):
 
 
 def _perturbed(w, seed, direction):
-    up = tf.random.stateless_uniform(tf.shape(w), seed) < 0.5
+    inputs = [*w.shape[:-1], 1] if len(w.shape) > 1 else w.shape
+    up = tf.random.stateless_uniform(inputs, seed) < 0.5
     move = tf.cast(direction, w.dtype) * precision(w.dtype)
     return w * tf.where(up, 1 + move, 1 - move)
 

@@ -3,6 +3,7 @@
 A rule is called inside the engine's graph: `rule.updated(weights, gradients, learning_rate) -> list of tensors`, with
 gradients that have been multiplied by `rule.gradient_factor(learning_rate)`. An `elementwise` rule may be given a part
 of the weights; the others look at all of them together, and hold variables, so that one source is served at a time.
+A rule `is_gradient` whose update is −the gradient that it is given.
 """
 
 from collections.abc import Callable
@@ -18,7 +19,7 @@ ADAM_EPSILON = 1e-8
 class Sgd:
     """w⁺ = w − η ∇ℓ: the update of Definitions 1 and 2."""
 
-    elementwise = True
+    elementwise, is_gradient = True, True
 
     def __init__(self, network):
         del network
@@ -36,7 +37,7 @@ class FreshAdam:
     With both moments at zero the bias corrections leave m̂ = g and v̂ = g², so that w⁺ = w − η g / (|g| + ε).
     """
 
-    elementwise = True
+    elementwise, is_gradient = True, False
 
     def __init__(self, network):
         del network
@@ -58,6 +59,7 @@ class OptimizerStep:
     each source. Clipping, weight decay, momentum, moments and weight constraints act as in training.
     """
 
+    is_gradient = False
     elementwise = False  # Clipping by the global norm; and the shadows are variables.
 
     def __init__(self, network):

@@ -129,10 +129,11 @@ def test_error_bound_contains_the_error_of_a_perturbed_ratio():
 
 
 def test_a_relu_at_its_kink_is_not_resolved():
-    """The second example's first hidden unit is at 0, where the next rounding error decides its gradient."""
+    """The second example's first hidden unit is at 2⁻²³, where the next rounding error decides its gradient."""
     first = np.array([1, -1, 0.5, -0.5, 2, -2, 0.25, -0.25])
     second = np.array([1, 0.5, 0, 0.25, 0, 0.5, 1, 0])
     x = np.array([first / 4 + 0.5, np.full(8, 0.75), 0.25 - first / 8])  # first @ x = 2.66, 0, −1.33
+    x[1, 0] += 2.0**-23
     inputs = keras.Input((8,))
     hidden = keras.layers.Dense(2, activation="relu", use_bias=False)
     model = keras.Model(inputs, keras.layers.Dense(2, use_bias=False)(hidden(inputs)))
