@@ -7,24 +7,32 @@ update on x ("Dynamics of Local Elasticity During Training of Neural Nets", Defi
 from srel_tf.errors import (
     AssumptionError,
     BackendError,
+    ChunkError,
     FrameError,
     ModelError,
     OptionError,
     ProbeError,
     ShapeError,
     SRelError,
+    StorageError,
 )
+from srel_tf.checkpoint import Checkpoint
 from srel_tf.frames import read_frame, write_frame
 from srel_tf.measurement import Instrument, Settings, measure
 from srel_tf.mixin import SRelMixin, SRelModel, SRelSequential
 from srel_tf.probe import ProbeSet
 from srel_tf.result import SRelResult
 from srel_tf.stats import separation, smooth
+from srel_tf.storage import FrameStore, scan_frame
+from srel_tf.stored import StoredFrame
 
 __all__ = [
     "AssumptionError",
     "BackendError",
+    "Checkpoint",
+    "ChunkError",
     "FrameError",
+    "FrameStore",
     "Instrument",
     "ModelError",
     "OptionError",
@@ -37,8 +45,11 @@ __all__ = [
     "SRelSequential",
     "Settings",
     "ShapeError",
+    "StorageError",
+    "StoredFrame",
     "measure",
     "read_frame",
+    "scan_frame",
     "separation",
     "smooth",
     "write_frame",
