@@ -4,6 +4,7 @@ S_rel(x', x) is the change of the prediction at the target x' over the change at
 update on x ("Dynamics of Local Elasticity During Training of Neural Nets", Definitions 1–3).
 """
 
+from srel_tf.checkpoint import Checkpoint
 from srel_tf.errors import (
     AssumptionError,
     BackendError,
@@ -16,7 +17,6 @@ from srel_tf.errors import (
     SRelError,
     StorageError,
 )
-from srel_tf.checkpoint import Checkpoint
 from srel_tf.frames import read_frame, write_frame
 from srel_tf.measurement import Instrument, Settings, measure
 from srel_tf.mixin import SRelMixin, SRelModel, SRelSequential

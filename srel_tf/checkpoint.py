@@ -16,7 +16,6 @@ import threading
 from typing import NamedTuple
 
 import keras
-import numpy as np
 
 from srel_tf.errors import ModelError, OptionError, StorageError
 
@@ -33,22 +32,24 @@ class Checkpoint(keras.callbacks.Callback):
 
     A state and the rows that the probes measured before it are saved in one act, and the rows leave `srel_frame()`, so
     that memory does not grow with them. Where Keras does not know the length of an epoch, it saves at its end only.
+    note: a dict that JSON can hold, saved with each state (`FrameStore.about`).
     companions: objects with a `state` that JSON can hold and that can be set, say a callback with a history of its own.
     Raises `OptionError` for another `every`; during `fit`, `StorageError` where the disk fails.
     """
 
-    def __init__(self, store, every=None, companions=()):
+    def __init__(self, store, every=None, companions=(), note=None):
         super().__init__()
         if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
             raise OptionError(f"every={every!r}: give a positive number of steps, or None for each epoch")
         self._store, self._every, self._companions = store, every, list(companions)
+        self._note = note or {}
         self._position = self._before = Position(0, 0)  # `_before`: where the present fit began.
         self._metrics, self._saved, self._due, self._stop = None, None, False, False
 
     def restore(self, model, example=None):
-        """Put `model`, compiled with its probes attached, into the saved state; the `Position` to go on from.
+        """Put `model`, compiled, its probes attached, into the saved state; the `Position` to go on from.
 
-        example: (x, y) of one example or more, from which Keras makes the variables of the metrics; default: of a probe.
+        example: (x, y) of one example or more, from which Keras makes the metrics' variables; default: a probe's first.
         Raises `StorageError` where the state is damaged or belongs to another model.
         """
         saved = self._store.state()
@@ -131,7 +132,9 @@ class Checkpoint(keras.callbacks.Callback):
         variables = _variables(self.model)
         metrics = self.model.metrics_variables if self._position.batch else []
         probings = _probings(self.model)
-        arrays = {f"{kind}{i}": np.asarray(v) for kind, vs in (("v", variables), ("m", metrics)) for i, v in enumerate(vs)}
+        arrays = {
+            f"{kind}{i}": keras.ops.convert_to_numpy(v) for kind, vs in (("v", variables), ("m", metrics)) for i, v in enumerate(vs)
+        }
         about = {
             **self._position._asdict(),
             "step": int(self.model.optimizer.iterations),
@@ -139,8 +142,11 @@ class Checkpoint(keras.callbacks.Callback):
             "metrics": len(metrics),
             "probes": [p.state for p in probings],
             "companions": [c.state for c in self._companions],
+            "note": self._note,
         }
-        self._store.commit(self.model.srel_frame() if probings else None, arrays, about)
+        # In the order of measuring, however often it is saved.
+        rows = self.model.srel_frame().sort_values("step", kind="stable") if probings else None
+        self._store.commit(rows, arrays, about)
         for probing in probings:
             probing.recorder.forget()
 
@@ -162,7 +168,9 @@ def _variables(model):
 def _build_metrics(model, example):
     x, y = example or next(((p.probe.x[:1], p.probe.y[:1]) for p in _probings(model)), (None, None))
     if x is None:
-        raise OptionError("the state was saved within an epoch, and no probe is attached: give restore(model, example=...)")
+        raise OptionError(
+            "the state was saved within an epoch, and no probe is attached: give restore(model, example=...)"
+        )
     model.compute_metrics(x, y, model(keras.ops.convert_to_tensor(x), training=False))
 
 

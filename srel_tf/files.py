@@ -8,6 +8,8 @@ import os
 import stat
 from pathlib import Path
 
+import filelock
+
 from srel_tf.errors import StorageError
 
 
@@ -67,7 +69,7 @@ def write_json(path, content):
 
 
 def read_json(path):
-    """The object (a dict) in a JSON file. `StorageError` where it is no regular file, damaged, or holds something else."""
+    """The object (a dict) in a JSON file. `StorageError` where it is no regular file, or damaged, or no object."""
     check_regular(path)
     try:
         content = json.loads(Path(path).read_bytes())
@@ -95,3 +97,16 @@ def sha256(path):
         while block := file.read(2**20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def lock(directory, **options):
+    """Make `directory` and hold its lock, which the system takes back when the process ends. Raises `StorageError`."""
+    try:
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        held = filelock.FileLock(Path(directory) / ".lock", timeout=0, **options)
+        held.acquire()
+    except filelock.Timeout as error:
+        raise StorageError(f"another process is writing to {directory}: wait for it, or choose another one") from error
+    except OSError as error:
+        raise cannot_write(directory, error) from error
+    return held

@@ -86,13 +86,13 @@ class Probing(keras.callbacks.Callback):
                 size = min(self._settings.batch_size, max(len(self.probe.targets), len(self.probe.sources)))
                 if size == 1:
                     raise ChunkError(
-                        f"measuring ran out of memory at step {int(self._optimizer.iterations)} even with batch_size=1: "
-                        "close other programs, or measure a smaller net"
+                        f"measuring ran out of memory at step {int(self._optimizer.iterations)} even with "
+                        "batch_size=1: close other programs, or measure a smaller net"
                     ) from error
                 self._settings = dataclasses.replace(self._settings, batch_size=size // 2)
                 warnings.warn(
-                    f"measuring ran out of memory: it goes on with batch_size={size // 2}, which gives the same numbers "
-                    f"within rounding; set attach_probe(batch_size={size // 2}) to repeat them bit for bit",
+                    f"measuring ran out of memory: it goes on with batch_size={size // 2}, which gives the same "
+                    f"numbers within rounding; set attach_probe(batch_size={size // 2}) to repeat them bit for bit",
                     stacklevel=2,
                 )
                 self._instrument = Instrument(self.model, self.probe, self._settings)

@@ -13,13 +13,12 @@ import json
 import re
 from pathlib import Path
 
-import filelock
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from srel_tf.errors import FrameError, StorageError
-from srel_tf.files import cannot_write, check_regular, read_json, remove_leftovers, replacing, sha256, write_json
+from srel_tf.files import check_regular, lock, read_json, remove_leftovers, replacing, sha256, write_json
 from srel_tf.frames import empty, write_frame
 from srel_tf.stored import StoredFrame
 
@@ -62,6 +61,11 @@ class FrameStore:
     def num_rows(self):
         """Rows saved so far."""
         return sum(part["rows"] for part in self._index["parts"])
+
+    @property
+    def about(self):
+        """What was saved about the latest state, a dict; None where there is none."""
+        return self._index["state"] and self._index["state"]["about"]
 
     def append(self, frame):
         """Save the rows of `frame` after those saved before."""
@@ -154,8 +158,9 @@ class FrameStore:
             self._schema = pq.read_schema(self.path / parts[0]["file"]) if parts else table.schema
         if not table.schema.equals(self._schema):
             there, now = ({f.name: str(f.type) for f in s} for s in (self._schema, table.schema))
-            other = [f"{n}: {there.get(n)} there, {now.get(n)} now" for n in {**there, **now} if there.get(n) != now.get(n)]
-            raise FrameError(f"{self.path} holds a frame of other columns or types: {'; '.join(other) or 'their order'}")
+            names = [n for n in {**there, **now} if there.get(n) != now.get(n)]
+            other = "; ".join(f"{n}: {there.get(n)} there, {now.get(n)} now" for n in names)
+            raise FrameError(f"{self.path} holds a frame of other columns or types: {other or 'their order differs'}")
         file = self.path / f"part-{len(self._index['parts']):06}.parquet"
         with replacing(file) as part:
             pq.write_table(table, part)
@@ -191,19 +196,6 @@ def scan_frame(path, skip_damaged=False):
     return StoredFrame([path])
 
 
-def lock(directory, **options):
-    """Make `directory` and hold its lock, which the system takes back when the process ends. Raises `StorageError`."""
-    try:
-        Path(directory).mkdir(parents=True, exist_ok=True)
-        held = filelock.FileLock(Path(directory) / ".lock", timeout=0, **options)
-        held.acquire()
-    except filelock.Timeout as error:
-        raise StorageError(f"another process is writing to {directory}: wait for it, or choose another one") from error
-    except OSError as error:
-        raise cannot_write(directory, error) from error
-    return held
-
-
 def _seal(index):
     return hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()
 
@@ -229,7 +221,7 @@ def _check_index(file, index):
     good = good and all(_is_entry(p, PART) and _is_count(p.get("rows")) for p in parts)
     good = good and len({p["file"] for p in parts}) == len(parts)
     if not good or not (state is None or (_is_entry(state, STATE) and isinstance(state.get("about"), dict))):
-        raise StorageError(f"{file} is no index of a frame: an entry is missing, of another type, or names another place")
+        raise StorageError(f"{file} is no index of a frame: entries are missing, of other types, or name other places")
 
 
 def _is_entry(entry, pattern):

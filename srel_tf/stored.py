@@ -80,7 +80,7 @@ class StoredFrame:
         names = {str(row) for row in piece[MATRIX].drop_duplicates().itertuples(index=False)}
         if names & seen:
             raise FrameError(
-                f"the rows of one measurement, {(names & seen).pop()}, do not stand together: read the frame into memory"
+                f"the rows of a measurement, {(names & seen).pop()}, do not stand together: read the frame into memory"
             )
         seen |= names
         return piece
