@@ -94,6 +94,9 @@ class FiniteStep:
             else:
                 gradients = self._layers.gradient(captured, i)
                 direction, own_before = captured.direction[i, None], captured.outputs[i, None]
+            # NaN where the gradient is not finite, which a saturated net would hide: then nothing of the row is valid.
+            total = tf.add_n([tf.reduce_sum(g) for g in gradients])
+            direction = tf.where(tf.math.is_finite(total), direction, np.nan)
             weights = self._rule.updated(network, gradients, learning_rate)
             own_after = own_before if (self._own >= 0).all() else network.outputs(x[i, None], weights)
             return self._forward(x_targets, weights), own_before[0], own_after[0], direction[0]

@@ -1,6 +1,7 @@
 """measure(): probe -> engine -> measures -> result."""
 
 import time
+import warnings
 from dataclasses import dataclass
 
 import keras
@@ -108,20 +109,27 @@ class Instrument:
         num_outputs = self._num_outputs(model)
         reading.check_fit(settings.predictions, self._measures, probe, num_outputs)
         reading.check_label_form(probe, model.loss)
-        rule = RULES[settings.update](self._network)
-        layers = layer_gradients(self._network, self._data[0][:1])
-        self._engine = ESTIMATORS[settings.estimator](
-            self._network, rule, probe.own_columns, settings.batch_size, layers
-        )
+        self._layers = layer_gradients(self._network, self._data[0][:1])
+        self._make_engine()
+
+    def _make_engine(self):
+        """A new one once training has built the optimizer, whose state the graph of the former one could not read."""
+        settings, network = self._settings, self._network
+        self._optimizer_built = network.model.optimizer is not None and network.model.optimizer.built
+        rule = RULES[settings.update](network)
+        engine = ESTIMATORS[settings.estimator]
+        self._engine = engine(network, rule, self._probe.own_columns, settings.batch_size, self._layers)
 
     def __call__(self):
         """Measure now: an `SRelResult`."""
         start = time.perf_counter()
         model, settings = self._network.model, self._settings
+        if settings.update == "optimizer" and model.optimizer.built and not self._optimizer_built:
+            self._make_engine()
         learning_rate = learning_rate_now(model, settings.learning_rate)
         outputs = self._engine(*self._data, tf.constant(learning_rate, self._network.dtype))
         kind = reading.kind_of_predictions(settings.predictions, self._probe, model, outputs.before.numpy())
-        return SRelResult(
+        result = SRelResult(
             probe=self._probe,
             matrices=self._matrices(outputs, kind),
             update=settings.update,
@@ -130,6 +138,8 @@ class Instrument:
             step=None if model.optimizer is None else int(model.optimizer.iterations),
             seconds=time.perf_counter() - start,
         )
+        _warn_of_faults(result, outputs.turned.numpy())
+        return result
 
     def _check_loss(self, model):
         own = type(model).compute_loss is not keras.Model.compute_loss
@@ -176,6 +186,19 @@ class Instrument:
         # A loss computes in Keras's floatx, which may be coarser than the net.
         epsilon = max(resolution.precision(self._network.dtype), np.finfo(keras.config.floatx()).eps)
         return resolution.gradient_error(outputs.turned.numpy(), None if targets is None else before, targets, epsilon)
+
+
+def _warn_of_faults(result, turned):
+    """Name the sources whose gradient, or whose prediction after the update, is not finite: all is invalid there."""
+    finite = np.isfinite([turned, *(m.denominator for m in result.matrices.values())]).all(axis=0)
+    broken = result.probe.ids[result.probe.sources][~finite].tolist()
+    if broken:
+        named = ", ".join(map(repr, broken[:5])) + (", …" if len(broken) > 5 else "")
+        warnings.warn(
+            f"{len(broken)} of {len(finite)} sources (ids {named}) have a NaN or an infinity in their gradient, or in "
+            "the prediction after their update: their rows are NaN and not valid",
+            stacklevel=3,
+        )
 
 
 class Noise:
