@@ -44,7 +44,8 @@ def cannot_write(path, error):
         errno.EROFS: "make it writable or choose another directory",
         errno.EACCES: "make it writable or choose another directory",
     }.get(error.errno, "choose another directory")
-    return StorageError(f"cannot write {path}: {error.strerror or error}; {remedy}; what was saved before is whole")
+    reason = os.strerror(error.errno) if error.errno else error  # pyarrow's own text names the temporary file
+    return StorageError(f"cannot write {path}: {reason}; {remedy}; what was saved before is whole")
 
 
 def sync_directory(path):

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.dataset
 
 from srel_tf.errors import FrameError, SRelError
-from srel_tf.frames import MATRIX, empty
+from srel_tf.frames import MATRIX, check_columns, empty
 
 ROWS_AT_A_TIME = 2**17
 
@@ -67,6 +67,7 @@ class StoredFrame:
         for table in self.tables(rows, columns):
             with self._as_frame_errors():
                 part = table.to_pandas()
+            check_columns(part, [*MATRIX, *(columns or ())])
             frame = pd.concat([rest, part], ignore_index=True) if len(rest) else part
             matrix = frame.groupby(MATRIX, dropna=False, sort=False).ngroup().to_numpy()
             last = int((matrix == matrix[-1]).argmax())  # Where the last measurement, which may go on, begins.

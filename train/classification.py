@@ -130,13 +130,15 @@ def _selected(directory, settings, seed):
     if not file.exists():
         classes, accuracy = select_top(settings, settings["select_top"], seed)
         write_json(file, {"seed": seed, "classes": classes, "test_accuracy": accuracy})
-    selection = _checked(read_json(file), file)
+    selection = read_selection(file)
     for name, value in selection["test_accuracy"].items():
         print(f"  {name}: test accuracy {value:.3f}{' (kept)' if name in selection['classes'] else ''}")
     return selection["classes"]
 
 
-def _checked(selection, file):
+def read_selection(file):
+    """The classes that --select-top chose, checked: `RunDirectoryError` where the file is damaged."""
+    selection = read_json(file)
     accuracy, classes = selection.get("test_accuracy"), selection.get("classes")
     good = isinstance(accuracy, dict) and all(isinstance(v, float) for v in accuracy.values())
     if not good or not isinstance(classes, list) or not all(name in accuracy for name in classes):

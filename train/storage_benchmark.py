@@ -11,11 +11,12 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 import srel_tf
 
-CLASSES, PER_CLASS, MEASUREMENTS_A_PART = 3, 20, 100
-ROWS = 2 * (CLASSES * PER_CLASS) ** 2  # of a measurement: two measures of all pairs
+CLASSES, PER_CLASS, MEASUREMENTS_A_PART = ["cat", "dog", "owl"], 20, 100
+ROWS = 2 * (len(CLASSES) * PER_CLASS) ** 2  # of a measurement: two measures of all pairs
 
 
 def parser():
@@ -32,36 +33,40 @@ def main(arguments=None):
         write(store, measurements)
         frame = store.scan()
         pairs = timed(f"smooth of {frame.num_rows:,} rows", lambda: srel_tf.smooth(frame))
-        assert len(pairs) == measurements * 2 * CLASSES**2
+        assert len(pairs) == measurements * 2 * len(CLASSES) ** 2
         assert pairs["n_pairs"].sum() == frame.num_rows == measurements * ROWS
         size = sum(file.stat().st_size for file in store.path.iterdir())
-        print(f"{size / 1e9:.2f} GB in {len(list(store.path.glob('part-*')))} parts, {size / frame.num_rows:.1f} bytes a row")
+        parts = len(list(store.path.glob("part-*")))
+        print(f"{size / 1e9:.2f} GB in {parts} parts, {size / frame.num_rows:.1f} bytes a row")
         store.delete()
 
 
 def write(store, measurements):
     """Rows of measurements 0 … in parts of `MEASUREMENTS_A_PART`."""
-    rng = np.random.default_rng(0)
-    labels = np.repeat(np.arange(CLASSES), PER_CLASS)
-    probe = srel_tf.ProbeSet(np.ones((len(labels), 1)), labels, ["cat", "dog", "owl"])
-    recorder, start = srel_tf.recorder.Recorder("made-up", 0), time.perf_counter()
-    for step in range(measurements):
-        recorder.add(made_up(probe, step, rng), 0, step, measurements)
-        if (step + 1) % MEASUREMENTS_A_PART == 0 or step + 1 == measurements:
-            store.append(recorder.frame())
-            recorder.forget()
-        if step + 1 == measurements // 10:
+    rng, start = np.random.default_rng(0), time.perf_counter()
+    for first in range(0, measurements, MEASUREMENTS_A_PART):
+        steps = range(first, min(first + MEASUREMENTS_A_PART, measurements))
+        store.append(pd.concat([made_up(step, rng) for step in steps], ignore_index=True))
+        if first <= measurements // 10 < first + MEASUREMENTS_A_PART:
             print(f"a tenth written: peak memory {peak():.0f} MB", flush=True)
     print(f"{store.num_rows:,} rows written: {time.perf_counter() - start:.0f} s, peak memory {peak():.0f} MB", flush=True)
 
 
-def made_up(probe, step, rng):
-    """A result of random entries."""
-    n, matrices = len(probe), {}
-    for measure in ("kl", "l1"):
-        denominator, srel = rng.uniform(0.5, 2, n), rng.lognormal(size=(n, n))
-        matrices[measure] = srel_tf.result.Matrices(srel * denominator[:, None], denominator, srel, srel < 10)
-    return srel_tf.SRelResult(probe, matrices, "sgd", "exact", 0.1, step, 0.0)
+def made_up(step, rng):
+    """Rows of random entries, as a measurement gives them."""
+    labels = np.repeat(CLASSES, PER_CLASS)
+    n = len(labels)
+    denominator, srel = np.repeat(rng.uniform(0.5, 2, 2 * n), n), rng.lognormal(size=ROWS)
+    return pd.DataFrame(
+        {
+            **{"run": "made-up", "seed": pd.array([0], "Int64").repeat(ROWS)},
+            **{"step": pd.array([step], "Int64").repeat(ROWS), "epoch": step / 100},
+            **{"measure": np.repeat(["kl", "l1"], n * n), "update": "sgd", "estimator": "exact", "learning_rate": 0.1},
+            **{"source_id": np.tile(np.repeat(np.arange(n), n), 2), "source_class": np.tile(np.repeat(labels, n), 2)},
+            **{"target_id": np.tile(np.arange(n), 2 * n), "target_class": np.tile(labels, 2 * n)},
+            **{"numerator": srel * denominator, "denominator": denominator, "srel": srel, "valid": srel < 10},
+        }
+    )
 
 
 def timed(what, function):

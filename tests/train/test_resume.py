@@ -17,14 +17,16 @@ import numpy as np
 import pytest
 
 import srel_tf
+from srel_tf.files import lock
 from train.classification import main
 
 # 406 training images: 8 updates an epoch, each measured, saved every 3 updates and so within epochs and at their ends.
 RUN = (
     "--model mlp --batch-size 50 --every 1 --per-class 3 --optimizer adam --learning-rate 1e-3 "
-    "--update sgd optimizer --checkpoint-every 3 --seeds 0 --epochs"
+    "--measures l1 --checkpoint-every 3 --seeds 0"
 ).split()
-QUICK, LONG = [*RUN, "4"], [*RUN, "30"]
+QUICK = [*RUN, "--update", "optimizer", "--epochs", "3"]
+LONG = [*RUN, "--update", "sgd", "optimizer", "--epochs", "30"]
 
 
 def quietly(run, path, *more):
@@ -39,10 +41,10 @@ def uninterrupted(tmp_path_factory):
     return path
 
 
-def results(path):
+def results(path, seed=0):
     """What must not differ: the bytes of the tables, and the hash of weights and optimizer."""
-    files = {name: (path / "seed-0" / name).read_bytes() for name in ("frame.parquet", "history.csv")}
-    about = json.loads((path / "seed-0" / "seed.json").read_text(encoding="utf-8"))
+    files = {name: (path / f"seed-{seed}" / name).read_bytes() for name in ("frame.parquet", "history.csv")}
+    about = json.loads((path / f"seed-{seed}" / "seed.json").read_text(encoding="utf-8"))
     return {**files, **{name: about[name] for name in ("weights_sha256", "updates", "probe_ids")}}
 
 
@@ -77,7 +79,8 @@ def run_and_kill(run, path, rng, kind):
     return status != 0, any((path / "seed-0").rglob(".*.part"))
 
 
-def kill_and_compare(run, path, uninterrupted, kills):
+def kill_and_compare(run, path, uninterrupted, kills, *finish):
+    """(kills, kills that left a half-written file); `finish`: more arguments for the last command."""
     rng, killed, torn = np.random.default_rng(kills), 0, 0
     for number in range(kills):
         was_killed, left_half = run_and_kill(run, path, rng, ("any", "writing")[number % 2])
@@ -87,20 +90,24 @@ def kill_and_compare(run, path, uninterrupted, kills):
         rows = srel_tf.scan_frame(path / "seed-0" / "frame.parts").read()
         whole = rows.groupby(["step", "update", "measure"]).size()
         assert (whole == 9 * 9).all()  # Readable at any moment, and no measurement in halves.
-    assert quietly(run, path, "--resume") == (0, "")
+    assert quietly(run, path, "--resume", *finish) == (0, "")
     assert results(path) == results(uninterrupted)
     assert [p.name for p in (path / "seed-0").iterdir() if p.name.startswith("frame")] == ["frame.parquet"]
     return killed, torn
 
 
-def test_two_kills(tmp_path, uninterrupted):
-    assert kill_and_compare(QUICK, tmp_path, uninterrupted, kills=2)[0] == 2
+def test_two_kills_and_then_seeds_side_by_side(tmp_path, uninterrupted, capfd):
+    finish = ["--seeds", "0", "1", "--jobs", "2"]
+    assert kill_and_compare(QUICK, tmp_path, uninterrupted, 2, *finish)[0] == 2
+    lines = [line.split(",")[0] for line in capfd.readouterr().out.splitlines() if ": epoch " in line]
+    assert lines.count("seed 0: epoch 3 of 3") == 1
+    assert [line for line in lines if "seed 1" in line] == [f"seed 1: epoch {epoch} of 3" for epoch in (1, 2, 3)]
 
 
 @pytest.mark.slow
 def test_twenty_kills(tmp_path, capsys):
     assert quietly(LONG, tmp_path / "whole") == (0, "")
-    killed, torn = kill_and_compare(LONG, tmp_path / "killed", tmp_path / "whole", kills=20)
+    killed, torn = kill_and_compare(LONG, tmp_path / "killed", tmp_path / "whole", 20)
     with capsys.disabled():
         print(f"\n{killed} kills, {torn} of them with a file half written; frame, history, weights as uninterrupted")
     assert killed >= 20
@@ -125,24 +132,25 @@ def test_ctrl_c_ends_after_the_step_and_says_how_to_go_on(tmp_path, uninterrupte
     assert results(tmp_path) == results(uninterrupted)
 
 
-def test_seeds_side_by_side_are_those_of_one_process(tmp_path, uninterrupted, capfd):
-    """--jobs 2; the settings are those of the run beside it, whose seed 0 it must repeat."""
-    arguments = [*QUICK, "--seeds", "0", "1", "--jobs", "2", "--out", str(tmp_path)]
-    assert main(arguments) == 0
-    assert results(tmp_path) == results(uninterrupted)
-    lines = [line for line in capfd.readouterr().out.splitlines() if ": epoch " in line]
-    assert sorted(line.split(",")[0] for line in lines) == [
-        f"seed {seed}: epoch {epoch} of 4" for seed in (0, 1) for epoch in range(1, 5)
-    ]
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [["--jobs", "3"], ["--jobs", "2"], []])
+def test_seeds_in_any_number_of_processes(tmp_path, uninterrupted, arguments):
+    """Seeds 0 1 2 in one call, of one process or several, against seed 0 alone and against three calls."""
+    assert quietly(QUICK, tmp_path / "one", "--seeds", "0", "1", "2", *arguments) == (0, "")
+    assert results(tmp_path / "one") == results(uninterrupted)
+    for seed in "012":
+        assert quietly(QUICK, tmp_path / "three", "--seeds", seed) == (0, "")
+        assert results(tmp_path / "one", seed) == results(tmp_path / "three", seed)
 
 
 def test_a_second_process_is_refused(tmp_path):
     """While another process has the directory; a process that dies leaves no lock behind."""
-    script = "import sys, time; from srel_tf.files import lock; lock(sys.argv[1]); print('held', flush=True); time.sleep(99)"
-    with subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True) as other:
+    script = "import filelock, sys; held = filelock.FileLock(sys.argv[1]); held.acquire(); print('held', flush=True); input()"
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", script, str(tmp_path / ".lock")], stdin=pipe, stdout=pipe, text=True) as other:
         assert other.stdout.readline() == "held\n"
         status, err = quietly(QUICK, tmp_path)
-        assert status == 1
-        assert f"another process is writing to {tmp_path}" in err
         other.kill()
-    assert srel_tf.files.lock(tmp_path).is_locked
+    assert status == 1
+    assert f"another process is writing to {tmp_path}" in err
+    assert lock(tmp_path).is_locked
