@@ -132,7 +132,8 @@ class Checkpoint(keras.callbacks.Callback):
         variables = _variables(self.model)
         metrics = self.model.metrics_variables if self._position.batch else []
         probings = _probings(self.model)
-        arrays = {
+        kinds = {"v": variables, "m": metrics}
+        arrays = {f"{k}{i}": keras.ops.convert_to_numpy(v) for k, vs in kinds.items() for i, v in enumerate(vs)}
             f"{kind}{i}": keras.ops.convert_to_numpy(v) for kind, vs in (("v", variables), ("m", metrics)) for i, v in enumerate(vs)
         }
         about = {

@@ -25,23 +25,29 @@ def tidy(result, run, seed, epoch):
 def _rows(result, measure, run, seed, epoch):
     probe, entries = result.probe, result.matrices[measure]
     n_s, n_t = entries.srel.shape
-    frame = pd.DataFrame(
-        {
-            "source_id": np.repeat(probe.ids[probe.sources], n_t),
-            "source_class": np.repeat(probe.classes[probe.sources], n_t),
-            "target_id": np.tile(probe.ids[probe.targets], n_s),
-            "target_class": np.tile(probe.classes[probe.targets], n_s),
-            "numerator": entries.numerator.ravel(),
-            "denominator": np.repeat(entries.denominator, n_t),
-            "srel": entries.srel.ravel(),
-            "valid": entries.valid.ravel(),
-        }
-    )
-    frame = frame.assign(run=str(run), epoch=float(epoch), measure=measure, update=result.update)
-    frame = frame.assign(estimator=result.estimator, learning_rate=result.learning_rate)
-    for name, value in (("seed", seed), ("step", result.step)):
-        frame[name] = pd.array([pd.NA if value is None else int(value)], dtype="Int64").repeat(len(frame))
-    return frame[list(COLUMNS)]
+
+    def nullable(value):
+        return pd.array([pd.NA if value is None else int(value)], dtype="Int64").repeat(n_s * n_t)
+
+    columns = {
+        "run": str(run),
+        "seed": nullable(seed),
+        "step": nullable(result.step),
+        "epoch": float(epoch),
+        "measure": measure,
+        "update": result.update,
+        "estimator": result.estimator,
+        "learning_rate": result.learning_rate,
+        "source_id": np.repeat(probe.ids[probe.sources], n_t),
+        "source_class": np.repeat(probe.classes[probe.sources], n_t),
+        "target_id": np.tile(probe.ids[probe.targets], n_s),
+        "target_class": np.tile(probe.classes[probe.targets], n_s),
+        "numerator": entries.numerator.ravel(),
+        "denominator": np.repeat(entries.denominator, n_t),
+        "srel": entries.srel.ravel(),
+        "valid": entries.valid.ravel(),
+    }
+    return pd.DataFrame(columns, columns=list(COLUMNS))
 
 
 def empty():

@@ -30,12 +30,14 @@ from train.data import load
 from train.runs import RunDirectory, write_json
 
 SECONDS, GIGABYTES = 20, 8  # what one input may take
-TOKENS = [b"null", b"NaN", b"-1", b"1e999", b"true", b"[]", b"{}", b'""', b"../../etc/passwd", b"/dev/zero", b"\x00",
-          b"\xff\xff\xff\xff", b"999999999999999999999", b"[" * 5000, b"\n", b",", b'"', b"PAR1", b"folder:/"]  # fmt: skip
+TOKENS = (
+    *(b"null", b"NaN", b"-1", b"1e999", b"true", b"[]", b"{}", b'""', b"../../etc/passwd", b"/dev/zero", b"folder:/"),
+    *(b"\x00", b"\xff\xff\xff\xff", b"999999999999999999999", b"[" * 5000, b"\n", b",", b'"', b"PAR1"),
+)
 
 
 def mutated(content, rng):
-    """Bytes like `content` with one to three changes: bits alone every other time, else bytes, tokens, cuts, repeats."""
+    """Bytes like `content` with one to three changes: of bits every other time, else bytes, tokens, cuts, repeats."""
     content = bytearray(content)
     if rng.random() < 0.5:  # All stays in its place.
         for at in rng.integers(0, len(content), rng.integers(1, 4)):
@@ -106,7 +108,8 @@ def checkpoints(directory, sealed):
     """Index, parts and state of a checkpoint; `sealed`: a stranger has made the checksums fit."""
     with srel_tf.FrameStore(directory / "frame", write=True) as store:
         x = np.ones((4, 3), "float32")
-        net().fit(x, np.array([0, 1, 0, 1]), batch_size=2, verbose=0, callbacks=[srel_tf.Checkpoint(store, 1, [Notes()])])
+        saving = srel_tf.Checkpoint(store, 1, [Notes()])
+        net().fit(x, np.array([0, 1, 0, 1]), batch_size=2, verbose=0, callbacks=saving)
         store.commit(rows().iloc[:0])
     model = net()
 

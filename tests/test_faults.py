@@ -130,5 +130,5 @@ def test_memory_that_runs_out_reduces_the_chunk(monkeypatch):
 
 
 def test_memory_that_does_not_hold_one_example_is_a_named_error(monkeypatch):
-    with pytest.warns(UserWarning, match="ran out of memory"), pytest.raises(ChunkError, match="even with batch_size=1"):
+    with pytest.warns(UserWarning, match="out of memory"), pytest.raises(ChunkError, match="even with batch_size=1"):
         fit_with_memory_for(0, monkeypatch)

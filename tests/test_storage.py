@@ -93,7 +93,7 @@ def test_one_writer_at_a_time_any_number_of_readers(store):
 
 def test_rows_of_other_types_are_refused(store):
     named = result(probe(3, 2, ids=list("uvwxyz")), step=9).to_frame(run="a", seed=5, epoch=1)
-    with pytest.raises(FrameError, match="source_id: int64 there, .*string now"):
+    with pytest.raises(FrameError, match=r"source_id: int64 there, .*string now"):
         store.append(named)
     with pytest.raises(FrameError, match="srel: double there, None now"):
         store.append(rows(9).drop(columns="srel"))
@@ -313,9 +313,14 @@ def test_a_directory_that_may_not_be_written(read_only):
 def test_the_old_file_stays_where_the_block_fails(tmp_path):
     file = tmp_path / "file"
     file.write_text("old", encoding="utf-8")
-    with pytest.raises(ZeroDivisionError), replacing(file) as part:
-        part.write_text("new", encoding="utf-8")
-        raise ZeroDivisionError
+
+    def fail():
+        with replacing(file) as part:
+            part.write_text("new", encoding="utf-8")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
     assert file.read_text(encoding="utf-8") == "old"
 
@@ -351,7 +356,7 @@ def test_there_is_no_frame(tmp_path):
         with pytest.raises(FrameError, match="there is no frame"):
             scan_frame(path)
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 nothing PAR1")
-    with pytest.raises(FrameError, match="bad.parquet .*hold no frame"):
+    with pytest.raises(FrameError, match=r"bad\.parquet .*hold no frame"):
         scan_frame(tmp_path / "bad.parquet")
 
 

@@ -49,7 +49,9 @@ def write(store, measurements):
         store.append(pd.concat([made_up(step, rng) for step in steps], ignore_index=True))
         if first <= measurements // 10 < first + MEASUREMENTS_A_PART:
             print(f"a tenth written: peak memory {peak():.0f} MB", flush=True)
-    print(f"{store.num_rows:,} rows written: {time.perf_counter() - start:.0f} s, peak memory {peak():.0f} MB", flush=True)
+    print(
+        f"{store.num_rows:,} rows written: {time.perf_counter() - start:.0f} s, peak memory {peak():.0f} MB", flush=True
+    )
 
 
 def made_up(step, rng):

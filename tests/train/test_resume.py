@@ -147,7 +147,9 @@ def test_a_second_process_is_refused(tmp_path):
     """While another process has the directory; a process that dies leaves no lock behind."""
     script = "import filelock, sys; held = filelock.FileLock(sys.argv[1]); held.acquire(); print('held', flush=True); input()"
     pipe = subprocess.PIPE
-    with subprocess.Popen([sys.executable, "-c", script, str(tmp_path / ".lock")], stdin=pipe, stdout=pipe, text=True) as other:
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path / ".lock")], stdin=pipe, stdout=pipe, text=True
+    ) as other:
         assert other.stdout.readline() == "held\n"
         status, err = quietly(QUICK, tmp_path)
         other.kill()
