@@ -134,8 +134,6 @@ class Checkpoint(keras.callbacks.Callback):
         probings = _probings(self.model)
         kinds = {"v": variables, "m": metrics}
         arrays = {f"{k}{i}": keras.ops.convert_to_numpy(v) for k, vs in kinds.items() for i, v in enumerate(vs)}
-            f"{kind}{i}": keras.ops.convert_to_numpy(v) for kind, vs in (("v", variables), ("m", metrics)) for i, v in enumerate(vs)
-        }
         about = {
             **self._position._asdict(),
             "step": int(self.model.optimizer.iterations),

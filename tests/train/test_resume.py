@@ -21,10 +21,10 @@ from srel_tf.files import lock
 from train.classification import main
 
 # 406 training images: 8 updates an epoch, each measured, saved every 3 updates and so within epochs and at their ends.
-RUN = (
-    "--model mlp --batch-size 50 --every 1 --per-class 3 --optimizer adam --learning-rate 1e-3 "
-    "--measures l1 --checkpoint-every 3 --seeds 0"
-).split()
+RUN = [
+    *("--model", "mlp", "--batch-size", "50", "--every", "1", "--per-class", "3", "--measures", "l1"),
+    *("--optimizer", "adam", "--learning-rate", "1e-3", "--checkpoint-every", "3", "--seeds", "0"),
+]
 QUICK = [*RUN, "--update", "optimizer", "--epochs", "3"]
 LONG = [*RUN, "--update", "sgd", "optimizer", "--epochs", "30"]
 
@@ -145,10 +145,10 @@ def test_seeds_in_any_number_of_processes(tmp_path, uninterrupted, arguments):
 
 def test_a_second_process_is_refused(tmp_path):
     """While another process has the directory; a process that dies leaves no lock behind."""
-    script = "import filelock, sys; held = filelock.FileLock(sys.argv[1]); held.acquire(); print('held', flush=True); input()"
+    script = "import filelock, sys; held = filelock.FileLock(sys.argv[1]); held.acquire(); print('held'); input()"
     pipe = subprocess.PIPE
     with subprocess.Popen(
-        [sys.executable, "-c", script, str(tmp_path / ".lock")], stdin=pipe, stdout=pipe, text=True
+        [sys.executable, "-uc", script, str(tmp_path / ".lock")], stdin=pipe, stdout=pipe, text=True
     ) as other:
         assert other.stdout.readline() == "held\n"
         status, err = quietly(QUICK, tmp_path)
