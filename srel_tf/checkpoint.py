@@ -143,9 +143,7 @@ class Checkpoint(keras.callbacks.Callback):
             "companions": [c.state for c in self._companions],
             "note": self._note,
         }
-        # In the order of measuring, however often it is saved.
-        rows = self.model.srel_frame().sort_values("step", kind="stable") if probings else None
-        self._store.commit(rows, arrays, about)
+        self._store.commit(self.model.srel_frame() if probings else None, arrays, about)
         for probing in probings:
             probing.recorder.forget()
 

@@ -170,7 +170,10 @@ class Instrument:
         gradient = self._gradient_error(outputs, kind, own_moved.before.numpy())
         matrices = {}
         for name, measure in self._measures.items():
-            numerator, denominator = measure.numerator(moved).numpy(), measure.denominator(own_moved).numpy()
+            numerator, denominator = np.array(measure.numerator(moved)), measure.denominator(own_moved).numpy()
+            if measure.numerator is measure.denominator:  # S_rel(x, x) = 1, whatever the order of a sum.
+                column = self._probe.own_columns
+                numerator[column >= 0, column[column >= 0]] = denominator[column >= 0]
             with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
                 srel = numerator / denominator[:, None]
             bound = resolution.error_bound(

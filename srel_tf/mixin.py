@@ -68,7 +68,10 @@ class SRelMixin:
         store, and no longer here.
         """
         parts = [part for part in (p.recorder.frame() for p in self._probings) if len(part)]
-        return pd.concat(parts, ignore_index=True) if parts else frames.empty()
+        if not parts:
+            return frames.empty()
+        # In the order of measuring, which does not depend on how often a checkpoint takes the rows away.
+        return pd.concat(parts).sort_values("step", kind="stable", ignore_index=True)
 
     def fit(self, x=None, y=None, batch_size=None, epochs=1, verbose="auto", callbacks=None, **kwargs):
         """`keras.Model.fit`, with the attached probes among its callbacks."""

@@ -123,14 +123,19 @@ class FrameStore:
         """All rows saved so far, in memory."""
         return self.scan(skip_damaged).read()
 
-    def export(self, path):
-        """Write all rows to one Parquet file, in bounded memory; the same rows give the same bytes."""
+    def export(self, path, more=None):
+        """Write all rows to one Parquet file, in bounded memory; the same rows give the same bytes.
+
+        more: a frame of rows to write after them, which have not been saved.
+        """
         frame = self.scan()
         if not self._index["parts"]:
-            return write_frame(empty(), path)
+            return write_frame(empty() if more is None else more, path)
         with replacing(path) as part, pq.ParquetWriter(part, frame.schema) as writer:
             for table in frame.tables(ROWS_AT_A_TIME):
                 writer.write_table(table)
+            if more is not None and len(more):
+                writer.write_table(pa.Table.from_pandas(more, frame.schema, preserve_index=False))
         return Path(path)
 
     def clear(self):

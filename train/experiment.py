@@ -1,5 +1,6 @@
 """One seed of a classification experiment: data, net, probe, `fit`, and what came out."""
 
+import contextlib
 import hashlib
 import itertools
 import time
@@ -109,8 +110,9 @@ def train(settings, seed, directory, log_dir=None, verbose=1, resume=False, chec
                     f"the training loss of seed {seed} became {rows.diverged} at optimizer update "
                     f"{int(model.optimizer.iterations)}: lower --learning-rate; what was measured before is saved"
                 )
-        except (KeyboardInterrupt, DivergedError):
-            directory.save_rows(seed, store, rows.frame())
+        except BaseException:
+            with contextlib.suppress(srel_tf.StorageError):  # A full disk has been told already.
+                directory.save_rows(seed, store, rows.frame(), model.srel_frame())
             raise
         seconds = round(time.perf_counter() - start, 1)
         done = {"seed": seed, "seconds": seconds, "updates": int(model.optimizer.iterations)}

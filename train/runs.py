@@ -124,9 +124,9 @@ class RunDirectory:
             raise
         return store
 
-    def save_rows(self, seed, store, history):
-        """Write what `store` holds so far as frame.parquet, in bounded memory, and the history."""
-        store.export(self.seed_path(seed) / "frame.parquet")
+    def save_rows(self, seed, store, history, more=None):
+        """Write what `store` holds, and the frame `more`, as frame.parquet, in bounded memory; and the history."""
+        store.export(self.seed_path(seed) / "frame.parquet", more)
         write_frame(history, self.seed_path(seed) / "history.csv")
 
     def finish_seed(self, seed, store, history, about):

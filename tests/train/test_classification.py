@@ -154,6 +154,7 @@ def test_other_settings_are_refused(done):
     assert len(done.frame()) == 432
 
 
+@pytest.mark.filterwarnings("ignore:.*have a NaN or an infinity")
 def test_divergence_stops_the_run_and_keeps_what_was_measured(tmp_path):
     diverged = command(tmp_path, "--seeds", 0, 1, "--learning-rate", 1e30, "--srel-learning-rate", 0.05)
     assert diverged.status == 1
