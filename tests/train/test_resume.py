@@ -1,12 +1,14 @@
 """`kill -9` at random moments: the run goes on with --resume and ends as one that was never interrupted, bit for bit.
 
-The quick suite kills a few times. `pytest -m slow tests/train/test_resume.py` kills 20 times.
+The quick suite kills twice. `pytest -m slow tests/train/test_resume.py` kills 20 times, fills a disk up, and runs seeds in
+one process, in several, and in several calls.
 """
 
 import contextlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -141,6 +143,33 @@ def test_seeds_in_any_number_of_processes(tmp_path, uninterrupted, arguments):
     for seed in "012":
         assert quietly(QUICK, tmp_path / "three", "--seeds", seed) == (0, "")
         assert results(tmp_path / "one", seed) == results(tmp_path / "three", seed)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 620 KiB, where the system lets us mount one; called with a size it grows."""
+
+    def mount(*options):
+        command = ["mount", "-t", "tmpfs", *options, "tmpfs", str(tmp_path)]
+        return shutil.which("mount") is not None and not subprocess.run(command, check=False).returncode
+
+    if not mount("-o", "size=620k"):
+        pytest.skip("mounting a small tmpfs takes the rights of root")
+    yield lambda size: mount("-o", f"remount,size={size}")
+    subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_the_training_and_loses_nothing(tmp_path, small_disk, uninterrupted):
+    status, err = quietly(QUICK, tmp_path)
+    assert status == 1
+    assert "No space left on device; free space there; what was saved before is whole" in err
+    steps = srel_tf.scan_frame(tmp_path / "seed-0" / "frame.parts").read()["step"].unique().tolist()
+    assert steps == list(range(len(steps)))
+    assert len(steps) > 3
+    assert small_disk("4m")
+    assert quietly(QUICK, tmp_path, "--resume") == (0, "")
+    assert results(tmp_path) == results(uninterrupted)
 
 
 def test_a_second_process_is_refused(tmp_path):
