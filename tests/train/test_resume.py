@@ -1,7 +1,7 @@
 """`kill -9` at random moments: the run goes on with --resume and ends as one that was never interrupted, bit for bit.
 
-The quick suite kills twice. `pytest -m slow tests/train/test_resume.py` kills 20 times, fills a disk up, and runs seeds in
-one process, in several, and in several calls.
+The quick suite kills twice. `pytest -m slow tests/train/test_resume.py` kills 20 times, fills a disk up, and runs seeds
+in one process, in several, and in several calls.
 """
 
 import contextlib
