@@ -26,6 +26,7 @@ setup(
         "matplotlib>=3.8",
         "seaborn>=0.13.2",
         "tensorboard>=2.18",
+        "filelock>=3.13",
     ],
     extras_require={"test": ["pytest>=8", "hypothesis>=6.100", "mpmath>=1.3", "ruff>=0.6"]},
 )

@@ -4,15 +4,18 @@ S_rel(x', x) is the change of the prediction at the target x' over the change at
 update on x ("Dynamics of Local Elasticity During Training of Neural Nets", Definitions 1–3).
 """
 
+from srel_tf.checkpoint import Checkpoint
 from srel_tf.errors import (
     AssumptionError,
     BackendError,
+    ChunkError,
     FrameError,
     ModelError,
     OptionError,
     ProbeError,
     ShapeError,
     SRelError,
+    StorageError,
 )
 from srel_tf.frames import read_frame, write_frame
 from srel_tf.measurement import Instrument, Settings, measure
@@ -21,11 +24,16 @@ from srel_tf.ntk import empirical_kernel
 from srel_tf.probe import ProbeSet
 from srel_tf.result import SRelResult
 from srel_tf.stats import separation, smooth
+from srel_tf.storage import FrameStore, scan_frame
+from srel_tf.stored import StoredFrame
 
 __all__ = [
     "AssumptionError",
     "BackendError",
+    "Checkpoint",
+    "ChunkError",
     "FrameError",
+    "FrameStore",
     "Instrument",
     "ModelError",
     "OptionError",
@@ -38,9 +46,12 @@ __all__ = [
     "SRelSequential",
     "Settings",
     "ShapeError",
+    "StorageError",
+    "StoredFrame",
     "empirical_kernel",
     "measure",
     "read_frame",
+    "scan_frame",
     "separation",
     "smooth",
     "write_frame",

@@ -31,3 +31,11 @@ class AssumptionError(SRelError, ValueError):
 
 class ShapeError(SRelError, ValueError):
     """Arrays whose shapes do not fit together, or do not fit what a formula takes."""
+
+
+class StorageError(SRelError, OSError):
+    """Files that cannot be written, that have been damaged, or that another process is writing."""
+
+
+class ChunkError(SRelError, MemoryError):
+    """A measurement that memory does not hold; the message says which chunk size to set."""

@@ -68,7 +68,7 @@ class Exact:
         task = self._task
         kind = task.kind(outputs.before)
         gradient = outputs.gradient_error.numpy() + task.loss_rounding(kind, outputs.own_before, self._passes)
-        return evaluation.of_finite_steps(outputs, kind, task.measures, gradient)
+        return evaluation.of_finite_steps(outputs, kind, task.measures, task.probe.own_columns, gradient)
 
 
 class FirstOrderLimit:
@@ -108,7 +108,7 @@ class FirstOrderLimit:
         task = self._task
         kind = task.kind(changes.before)
         gradient = task.loss_rounding(kind, changes.own_before, self._passes)
-        return evaluation.of_first_order(changes, kind, task.measures, gradient)
+        return evaluation.of_first_order(changes, kind, task.measures, task.probe.own_columns, gradient)
 
     def _differences_suffice(self):
         """Whether neither D nor ℓ sees a shift that all outputs have in common."""

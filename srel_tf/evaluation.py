@@ -8,8 +8,11 @@ from srel_tf import resolution
 from srel_tf.result import Matrices
 
 
-def of_finite_steps(outputs, kind, measures, gradient):
-    """{measure: Matrices} of the `exact.Outputs` around each update; gradient [n_s]: error of the direction of ∇ℓ."""
+def of_finite_steps(outputs, kind, measures, own, gradient):
+    """{measure: Matrices} of the `exact.Outputs` around each update.
+
+    own [n_s]: each source's column or −1; gradient [n_s]: relative error of the direction of its ∇ℓ.
+    """
     moved = reading.change(kind, outputs.before, outputs.after)
     own_moved = reading.change(kind, outputs.own_before, outputs.own_after)
     noise = Noise(kind, outputs.before, outputs.noisy)
@@ -17,6 +20,8 @@ def of_finite_steps(outputs, kind, measures, gradient):
     found = {}
     for name, measure in measures.items():
         numerator, denominator = measure.numerator(moved).numpy(), measure.denominator(own_moved).numpy()
+        if measure.numerator is measure.denominator:
+            numerator = _with_own(numerator, denominator, own)
         srel = _ratio(numerator, denominator)
         bound = resolution.error_bound(
             measure, srel, denominator, noise.of(measure.numerator), own_noise.of(measure.denominator), gradient
@@ -25,7 +30,7 @@ def of_finite_steps(outputs, kind, measures, gradient):
     return found
 
 
-def of_first_order(changes, kind, measures, gradient):
+def of_first_order(changes, kind, measures, own, gradient):
     """{measure: Matrices} of `limit.FirstOrder` changes; numerator and denominator are per unit of η (KL: of η²)."""
     found = {}
     for name, measure in measures.items():
@@ -34,12 +39,21 @@ def of_first_order(changes, kind, measures, gradient):
             return measure.first_order(reading.first_order_change(kind, changes.head, before, moved, sign)).numpy()
 
         numerator, denominator = size(changes.before, changes.moved), size(changes.own_before, changes.own_moved)
+        numerator = _with_own(numerator, denominator, own)
         srel = _ratio(numerator, denominator)
         noise = size(changes.before, changes.error, sign=1)
         own_noise = size(changes.own_before, changes.own_error, sign=1)
         bound = resolution.first_order_bound(measure, srel, denominator, noise, own_noise, gradient)
         found[name] = matrices(measure, numerator, denominator, bound, "limit")
     return found
+
+
+def _with_own(numerator, denominator, own):
+    """S_rel(x, x) = 1 to the last bit: the numerator at a source's own column is its denominator."""
+    numerator = np.array(numerator)
+    rows = np.flatnonzero(own >= 0)
+    numerator[rows, own[rows]] = denominator[rows]
+    return numerator
 
 
 def _ratio(numerator, denominator):

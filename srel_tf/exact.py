@@ -102,6 +102,8 @@ class FiniteStep:
 
         def plain(i):
             gradients, direction, own_before = network.loss_gradient(x[i, None], y[i, None], factor[i])
+            # NaN where the gradient is not finite, which a saturated net would hide: then nothing of the row is valid.
+            direction += 0.0 * tf.add_n([tf.reduce_sum(g) for g in gradients])
             weights = rule.updated(network.weights, gradients, learning_rates[i])
             return weights, direction[0], own_before[0]
 

@@ -5,12 +5,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from srel_tf.errors import FrameError
+from srel_tf.errors import FrameError, StorageError
+from srel_tf.files import check_regular, replacing
 
 COLUMNS = (
     "run", "seed", "step", "epoch", "measure", "update", "estimator", "learning_rate",
     "source_id", "source_class", "target_id", "target_class", "numerator", "denominator", "srel", "valid",
 )  # fmt: skip
+
+# What makes a measurement: two rows that agree in these come from one matrix.
+MATRIX = ["run", "seed", "step", "epoch", "measure", "update", "estimator", "learning_rate"]
 
 
 def tidy(result, run, seed, epoch):
@@ -21,24 +25,29 @@ def tidy(result, run, seed, epoch):
 def _rows(result, measure, run, seed, epoch):
     probe, entries = result.probe, result.matrices[measure]
     n_s, n_t = entries.srel.shape
-    frame = pd.DataFrame(
-        {
-            "source_id": np.repeat(probe.ids[probe.sources], n_t),
-            "source_class": np.repeat(probe.classes[probe.sources], n_t),
-            "estimator": np.repeat(entries.estimator, n_t),
-            "target_id": np.tile(probe.ids[probe.targets], n_s),
-            "target_class": np.tile(probe.classes[probe.targets], n_s),
-            "numerator": entries.numerator.ravel(),
-            "denominator": np.repeat(entries.denominator, n_t),
-            "srel": entries.srel.ravel(),
-            "valid": entries.valid.ravel(),
-        }
-    )
-    frame = frame.assign(run=str(run), epoch=float(epoch), measure=measure, update=result.update)
-    frame["learning_rate"] = result.learning_rate
-    for name, value in (("seed", seed), ("step", result.step)):
-        frame[name] = pd.array([pd.NA if value is None else int(value)], dtype="Int64").repeat(len(frame))
-    return frame[list(COLUMNS)]
+
+    def nullable(value):
+        return pd.array([pd.NA if value is None else int(value)], dtype="Int64").repeat(n_s * n_t)
+
+    columns = {
+        "run": str(run),
+        "seed": nullable(seed),
+        "step": nullable(result.step),
+        "epoch": np.full(n_s * n_t, epoch, dtype=np.float64),
+        "measure": measure,
+        "update": result.update,
+        "estimator": np.repeat(entries.estimator, n_t),
+        "learning_rate": np.full(n_s * n_t, result.learning_rate, dtype=np.float64),
+        "source_id": np.repeat(probe.ids[probe.sources], n_t),
+        "source_class": np.repeat(probe.classes[probe.sources], n_t),
+        "target_id": np.tile(probe.ids[probe.targets], n_s),
+        "target_class": np.tile(probe.classes[probe.targets], n_s),
+        "numerator": entries.numerator.ravel(),
+        "denominator": np.repeat(entries.denominator, n_t),
+        "srel": entries.srel.ravel(),
+        "valid": entries.valid.ravel(),
+    }
+    return pd.DataFrame(columns, columns=list(COLUMNS))
 
 
 def empty():
@@ -56,13 +65,25 @@ def check_columns(frame, needed):
 
 
 _TEXT = ("run", "measure", "update", "estimator", "source_class", "target_class")
+_IDS = ("source_id", "target_id")
 
 
 def _read_csv(path):
     # Text stays text, be it empty (a run without a name) or look like something else (a class called 3 or NA).
-    numbers = [name for name in pd.read_csv(path, nrows=0).columns if name not in _TEXT]
-    types = {"seed": "Int64", "step": "Int64", **dict.fromkeys(_TEXT, "str")}
-    return pd.read_csv(path, dtype=types, keep_default_na=False, na_values={name: [""] for name in numbers})
+    columns = list(pd.read_csv(path, nrows=0).columns)
+    text = [name for name in columns if name in (*_TEXT, *_IDS)]
+    types = {"seed": "Int64", "step": "Int64", **dict.fromkeys(text, "str")}
+    numbers = {name: [""] for name in columns if name not in text}
+    frame = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=numbers)
+    ids = [name for name in _IDS if name in columns]
+    if all(_are_whole_numbers(frame[name]) for name in ids):
+        frame = frame.astype(dict.fromkeys(ids, "int64"))
+    return frame
+
+
+def _are_whole_numbers(text):
+    """Whether all ids are written as whole numbers are: 7, but not 007, which is a name."""
+    return bool(text.drop_duplicates().str.fullmatch("0|-?[1-9][0-9]{0,17}").all())
 
 
 _WRITERS = {".parquet": "to_parquet", ".csv": "to_csv"}
@@ -70,22 +91,33 @@ _READERS = {".parquet": pd.read_parquet, ".csv": _read_csv}
 
 
 def write_frame(frame, path):
-    """Write a frame as `.parquet` or `.csv`, under a temporary name first: a crash leaves the old file whole."""
+    """Write a frame as `.parquet` or `.csv`; a crash or a full disk leaves the old file whole.
+
+    Raises `StorageError` where the file cannot be written, `FrameError` for another ending.
+    """
     path = Path(path)
     _check_suffix(path)
-    part = path.with_name(f".{path.name}.part")
-    getattr(frame, _WRITERS[path.suffix])(part, index=False)
-    part.replace(path)
+    with replacing(path) as part:
+        getattr(frame, _WRITERS[path.suffix])(part, index=False)
     return path
 
 
 def read_frame(path):
-    """Read a frame that `write_frame` wrote. `FrameError` where there is none."""
+    """Read a frame that `write_frame` wrote. `FrameError` where there is none, or where it is damaged.
+
+    Ids in a `.csv` are integers if all of them are written so (7, not 007), else strings; `.parquet` keeps their type.
+    """
     path = Path(path)
     _check_suffix(path)
-    if not path.is_file():
+    if not path.exists():
         raise FrameError(f"there is no frame {path}")
-    return _READERS[path.suffix](path)
+    try:
+        check_regular(path)
+        return _READERS[path.suffix](path)
+    except StorageError as error:
+        raise FrameError(f"there is no frame {path}: it is no regular file") from error
+    except Exception as error:  # pandas and pyarrow raise whatever a damaged file leads them to.
+        raise FrameError(f"{path} holds no frame, or a damaged one ({type(error).__name__}: {error})") from error
 
 
 def _check_suffix(path):

@@ -1,6 +1,7 @@
 """measure(): probe -> engine -> measures -> result."""
 
 import time
+import warnings
 from dataclasses import dataclass
 
 import keras
@@ -107,15 +108,23 @@ class Instrument:
         num_outputs = self._num_outputs(model)
         reading.check_fit(settings.predictions, self._measures, probe, num_outputs)
         reading.check_label_form(probe, model.loss)
-        task = Task(self._network, self._data, probe, self._measures, settings)
-        self._estimator = ESTIMATORS[settings.estimator](task)
+        self._task = Task(self._network, self._data, probe, self._measures, settings)
+        self._make_estimator()
+
+    def _make_estimator(self):
+        """A new one once training has built the optimizer, whose state the graph of the former one could not read."""
+        optimizer = self._network.model.optimizer
+        self._optimizer_built = optimizer is not None and optimizer.built
+        self._estimator = ESTIMATORS[self._settings.estimator](self._task)
 
     def __call__(self):
         """Measure now: an `SRelResult`."""
         start = time.perf_counter()
         model, settings = self._network.model, self._settings
+        if settings.update == "optimizer" and model.optimizer.built and not self._optimizer_built:
+            self._make_estimator()
         learning_rate = learning_rate_now(model, settings.learning_rate)
-        return SRelResult(
+        result = SRelResult(
             probe=self._probe,
             matrices=self._estimator(learning_rate),
             update=settings.update,
@@ -124,6 +133,8 @@ class Instrument:
             step=None if model.optimizer is None else int(model.optimizer.iterations),
             seconds=time.perf_counter() - start,
         )
+        _warn_of_faults(result)
+        return result
 
     def _check_loss(self, model):
         own = type(model).compute_loss is not keras.Model.compute_loss
@@ -144,3 +155,21 @@ class Instrument:
     def _as_fit_gives_it(self, array):
         """Keras feeds floating-point data in the model's precision and leaves integers alone."""
         return tf.constant(array, self._network.dtype if array.dtype.kind == "f" else None)
+
+
+def _warn_of_faults(result):
+    """Name the sources whose gradient, or whose prediction after the update, is not finite: all is invalid there."""
+    faults = np.any([_faults(entries) for entries in result.matrices.values()], axis=0)
+    broken = result.probe.ids[result.probe.sources][faults].tolist()
+    if broken:
+        named = ", ".join(map(repr, broken[:5])) + (", …" if len(broken) > 5 else "")
+        warnings.warn(
+            f"{len(broken)} of {len(faults)} sources (ids {named}) have a NaN or an infinity in their gradient, or in "
+            "the prediction after their update: their rows are NaN and not valid",
+            stacklevel=3,
+        )
+
+
+def _faults(entries):
+    """Which sources of `Matrices` have no number at all; one whose update moves nothing has the number 0."""
+    return ~np.isfinite(entries.denominator) | (np.isnan(entries.bound).all(axis=1) & (entries.denominator != 0))

@@ -4,6 +4,7 @@ import keras
 import pandas as pd
 
 from srel_tf import frames
+from srel_tf.checkpoint import Checkpoint
 from srel_tf.errors import ModelError, OptionError, ProbeError
 from srel_tf.measurement import Settings
 from srel_tf.probe import ProbeSet
@@ -63,10 +64,14 @@ class SRelMixin:
     def srel_frame(self):
         """All measurements so far, one row a (step, measure, source, target): the columns of `srel_tf.frames.COLUMNS`.
 
-        It survives an interrupted `fit`, and grows over several.
+        It survives an interrupted `fit`, and grows over several. What a `srel_tf.Checkpoint` has saved is in its
+        store, and no longer here.
         """
-        parts = [p.recorder.frame() for p in self._probings if p.recorder.last_step is not None]
-        return pd.concat(parts, ignore_index=True) if parts else frames.empty()
+        parts = [part for part in (p.recorder.frame() for p in self._probings) if len(part)]
+        if not parts:
+            return frames.empty()
+        # In the order of measuring, which does not depend on how often a checkpoint takes the rows away.
+        return pd.concat(parts).sort_values("step", kind="stable", ignore_index=True)
 
     def fit(self, x=None, y=None, batch_size=None, epochs=1, verbose="auto", callbacks=None, **kwargs):
         """`keras.Model.fit`, with the attached probes among its callbacks."""
@@ -75,7 +80,10 @@ class SRelMixin:
                 raise ModelError(f"model {self.name!r} is not compiled: call model.compile(optimizer, loss) before fit")
             if isinstance(callbacks, keras.callbacks.CallbackList):
                 raise OptionError("fit with a probe takes a list of callbacks, not a keras.callbacks.CallbackList")
-            callbacks = [*keras.tree.flatten(callbacks or []), *self._probings]
+            callbacks = keras.tree.flatten(callbacks or [])
+            # A checkpoint comes last: it saves the measurements of its own step too.
+            last = [c for c in callbacks if isinstance(c, Checkpoint)]
+            callbacks = [*(c for c in callbacks if c not in last), *self._probings, *last]
         return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
 
     @property

@@ -139,7 +139,8 @@ class SourceGradients:
         self._factors = passes.capture.factors(seen.calls, signals)
         self._penalty, self._factor = passes.penalty(), factor
         self.outputs = seen.outputs
-        self.error = error + passes.loss_signal_error(seen.outputs, y)  # Relative, [n].
+        # Relative error [n] of each gradient.
+        self.error = error + passes.loss_signal_error(seen.outputs, y) + _zero_where_finite(self._factors)
 
     def change(self, k, i):
         """−factor · ∂ℓ_i/∂(the k-th weight) as an `Outer` of one position, or None where it is none."""
@@ -155,3 +156,10 @@ class SourceGradients:
         if self._penalty is not None:
             parts.append(self._penalty[k] * tf.cast(self._factor[i], dtype))
         return tf.add_n(parts) if parts else tf.zeros(shape, dtype)
+
+
+def _zero_where_finite(factors):
+    """0 for examples whose gradient is finite, else NaN, [n]: a saturated net would hide it. float64."""
+    tensors = [t for of_weight in factors for factor in of_weight for t in factor if tf.is_tensor(t)]
+    sums = [tf.reduce_sum(tf.reshape(t, [t.shape[0], -1]), axis=-1) for t in tensors if t.dtype.is_floating]
+    return 0.0 * tf.cast(tf.add_n(sums), tf.float64)

@@ -18,6 +18,9 @@ def kind_of_predictions(choice, probe, model, outputs):
     """
     if not is_classifier(choice, probe, outputs.shape[-1]):
         return "raw"
+    finite = np.isfinite(outputs).all(axis=-1)
+    if finite.any():
+        outputs = outputs[finite]  # One target whose prediction is NaN does not change how the others are read.
     if _on_simplex(outputs):
         return "probabilities"
     if np.isfinite(outputs).all() and _expects_probabilities(model.loss):

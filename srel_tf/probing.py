@@ -3,9 +3,13 @@
 It runs outside the training graph, which therefore stays bit for bit that of a model without a probe.
 """
 
-import keras
+import dataclasses
+import warnings
 
-from srel_tf.errors import OptionError
+import keras
+import tensorflow as tf
+
+from srel_tf.errors import ChunkError, OptionError
 from srel_tf.measurement import Instrument
 from srel_tf.recorder import Recorder
 from srel_tf.schedules import as_schedule
@@ -17,11 +21,11 @@ class Probing(keras.callbacks.Callback):
     def __init__(self, probe, every, settings, run="", seed=None, listeners=()):
         super().__init__()
         self.recorder = Recorder(run, seed)
-        self._probe, self._settings = probe, settings
+        self.probe, self._settings = probe, settings
         self._is_due = as_schedule(every)
         self._listeners = listeners
         self._instrument = None
-        self._epochs = self._epochs_done = self._batches = 0
+        self._epochs = self._epochs_done = self._batches = self._batches_before = self._skipped = 0
         self._optimizer, self._iterations, self._phantom, self._last_step = None, 0, 0, None
         self._seconds = []
 
@@ -32,13 +36,17 @@ class Probing(keras.callbacks.Callback):
                 "looks at the model, so that S_rel could not be measured at the steps asked for; compile with 1"
             )
         if self.model.optimizer is not self._optimizer:
-            self._optimizer, self._phantom, self._last_step = self.model.optimizer, 0, None
+            if self._optimizer is not None:  # Compiled anew: a new optimizer counts from 0, the steps go on.
+                self._phantom -= int(self._optimizer.iterations) - int(self.model.optimizer.iterations)
+            self._optimizer = self.model.optimizer
         # A new one for each fit: compile() or layer.trainable may have changed since the last.
-        self._instrument = Instrument(self.model, self._probe, self._settings)
+        self._instrument = Instrument(self.model, self.probe, self._settings)
 
     def on_epoch_begin(self, epoch, logs=None):
         self._report()
-        self._epochs, self._batches = max(epoch, self._epochs_done), 0  # Keras counts each fit from initial_epoch.
+        self._epochs = max(epoch, self._epochs_done)  # Keras counts each fit from initial_epoch.
+        self._batches = self._batches_before = self._skipped
+        self._skipped = 0
         self._iterations = int(self._optimizer.iterations)
         self._measure_if_due()
 
@@ -60,17 +68,49 @@ class Probing(keras.callbacks.Callback):
         step = self._iterations - self._phantom
         if step == self._last_step or not self._is_due(step):
             return
-        result = self._instrument()._replace(step=step)
+        result = self._measured()._replace(step=step)
         self._last_step = step
-        self.recorder.add(result, self._epochs, self._batches, self.params.get("steps"))
+        steps = self.params.get("steps")
+        self.recorder.add(result, self._epochs, self._batches, steps and steps + self._batches_before)
         self._seconds.append(result.seconds)
         for listener in self._listeners:
             listener(result)
 
+    def _measured(self):
+        """A result, in smaller chunks for good where memory runs out."""
+        while True:
+            try:
+                return self._instrument()
+            except (tf.errors.ResourceExhaustedError, MemoryError) as error:
+                # Chunks beyond the number of targets would change nothing.
+                size = min(self._settings.batch_size, max(len(self.probe.targets), len(self.probe.sources)))
+                if size == 1:
+                    raise ChunkError(
+                        f"measuring ran out of memory at step {int(self._optimizer.iterations)} even with "
+                        "batch_size=1: close other programs, or measure a smaller net"
+                    ) from error
+                self._settings = dataclasses.replace(self._settings, batch_size=size // 2)
+                warnings.warn(
+                    f"measuring ran out of memory: it goes on with batch_size={size // 2}, which gives the same "
+                    f"numbers within rounding; set attach_probe(batch_size={size // 2}) to repeat them bit for bit",
+                    stacklevel=2,
+                )
+                self._instrument = Instrument(self.model, self.probe, self._settings)
+
+    @property
+    def state(self):
+        """What a later process needs to go on, as JSON holds it."""
+        return {"last_step": self._last_step, "phantom": self._phantom}
+
+    def resume(self, state, model, epoch, batch):
+        """Go on from a `state` saved after `batch` batches of `epoch`, of which the next fit trains the others."""
+        self._last_step, self._phantom = state["last_step"], state["phantom"]
+        self._optimizer, self._epochs_done, self._skipped = model.optimizer, epoch, batch
+
     def _report(self):
         """A line on the cost of the measurements since the last one; between epochs, so as to leave the bar alone."""
         if self._seconds and self.params.get("verbose"):
-            n_s, n_t = len(self._probe.sources), len(self._probe.targets)
+            n_s, n_t = len(self.probe.sources), len(self.probe.targets)
             print(
                 f"S_rel ({self._settings.update}): {len(self._seconds)} measurements, {n_s} sources x {n_t} "
                 f"targets, {sum(self._seconds) / len(self._seconds):.3g} s each",

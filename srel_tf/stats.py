@@ -5,15 +5,16 @@ import pandas as pd
 from scipy.stats import mannwhitneyu
 
 from srel_tf.errors import FrameError
-from srel_tf.frames import check_columns
+from srel_tf.frames import MATRIX, check_columns
+from srel_tf.stored import StoredFrame
 
-# What makes a measurement: two rows that agree in these come from one matrix.
-MATRIX = ["run", "seed", "step", "epoch", "measure", "update", "estimator", "learning_rate"]
+NEEDED = [*MATRIX, "source_class", "target_class", "source_id", "target_id", "srel", "valid"]
 
 
 def smooth(frame, diagonal=True):
     """S^{k,smooth} of Definition 3: the mean of S_rel over the pairs of a source class and a target class.
 
+    frame: a DataFrame, or a `StoredFrame` (`scan_frame`), which is read piece by piece.
     In the paper's words the target class is c1, the source class (where the update was sampled) c2.
     diagonal: whether the pairs of an example with itself, which are 1 by definition, count, as they do in the paper.
 
@@ -21,7 +22,9 @@ def smooth(frame, diagonal=True):
     over the valid entries, NaN where there are none, `n_valid` how many there were and `n_pairs` of how many.
     Raises `FrameError` for missing columns.
     """
-    check_columns(frame, [*MATRIX, "source_class", "target_class", "source_id", "target_id", "srel", "valid"])
+    if isinstance(frame, StoredFrame):
+        return pd.concat([smooth(piece, diagonal) for piece in frame.pieces(NEEDED)], ignore_index=True)
+    check_columns(frame, NEEDED)
     pairs = frame if diagonal else frame[frame["source_id"] != frame["target_id"]]
     by_class = pairs.assign(srel=_valid_srel(pairs)).groupby(
         [*MATRIX, "source_class", "target_class"], dropna=False, sort=False, observed=True
@@ -32,12 +35,16 @@ def smooth(frame, diagonal=True):
 def separation(frame):
     """How well S_rel tells pairs of one class (intra) from pairs of two (inter), the diagonal left out.
 
+    frame: a DataFrame, or a `StoredFrame` (`scan_frame`), which is read piece by piece.
+
     Returns one row a (run, step, measure, update, estimator, …): `auc`, the probability that a random intra-class entry
     exceeds a random inter-class one, ties counting half; `median_intra`, `median_inter` and their ratio
     `ratio_of_medians`; `n_intra`, `n_inter`, the valid entries of each. NaN where either kind has none.
     Raises `FrameError` for missing columns or a frame without classes.
     """
-    check_columns(frame, [*MATRIX, "source_class", "target_class", "source_id", "target_id", "srel", "valid"])
+    if isinstance(frame, StoredFrame):
+        return pd.concat([separation(piece) for piece in frame.pieces(NEEDED)], ignore_index=True)
+    check_columns(frame, NEEDED)
     if len(frame) and (frame["source_class"].isna() | (frame["source_class"].astype(str) == "")).any():
         raise FrameError("the frame's source_class is empty: separation compares classes, and these pairs have none")
     pairs = frame[frame["source_id"] != frame["target_id"]]

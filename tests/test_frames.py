@@ -78,6 +78,23 @@ def test_files_give_back_the_frame(tmp_path, suffix, make):
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
+@pytest.mark.parametrize("ids", [["007", "7", "8", "9"], ["1", "2", "3", "x"], [-1, 0, 12, 7], ["1e3", "2", "3", "4"]])
+def test_ids_in_csv_are_numbers_only_where_all_are_written_so(tmp_path, ids):
+    frame = result(probe(ids=ids, sources=[1, 2]), measures=["l1"]).to_frame()
+    again = read_frame(write_frame(frame, tmp_path / "frame.csv"))
+    pd.testing.assert_frame_equal(again, frame, check_exact=True)
+    assert (again["source_id"] == again["target_id"]).sum() == 2  # sources and targets have one type
+
+
+@pytest.mark.parametrize(
+    ("suffix", "content"), [(".csv", b""), (".csv", b"a,b\n1,2\n3,4,5\n"), (".csv", b"\xff\xfe"), (".parquet", b"PAR1")]
+)
+def test_damaged_files_are_named(tmp_path, suffix, content):
+    (tmp_path / f"frame{suffix}").write_bytes(content)
+    with pytest.raises(FrameError, match=rf"frame\{suffix} holds no frame, or a damaged one"):
+        read_frame(tmp_path / f"frame{suffix}")
+
+
 def test_other_tables_go_through_csv(tmp_path):
     table = pd.DataFrame(
         {"run": ["seed-0", "seed-1"], "epoch": [1, 2], "split": ["train", "test"], "loss": [0.1, np.nan]}

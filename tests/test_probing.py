@@ -67,6 +67,19 @@ def test_step_n_is_the_model_after_n_updates():
             twin.train_on_batch(X[batch], Y[batch])
 
 
+def test_the_optimizers_own_step_is_from_its_present_state():
+    """In the first `fit`, which begins before the optimizer has any state: Adam's moments count all the same."""
+    model = net()
+    model.compile("adam", model.loss)
+    model.attach_probe(PROBE, every=STEPS, update="optimizer")
+    fit(model, epochs=1)
+    last = model.srel_frame().query("step == @STEPS")
+    expected = srel_tf.measure(model, PROBE, update="optimizer").to_frame()
+    np.testing.assert_allclose(last["numerator"], expected["numerator"], rtol=1e-5)
+    fresh = srel_tf.measure(model, PROBE, update="fresh_adam").to_frame()
+    assert not np.allclose(last["numerator"], fresh["numerator"], rtol=0.1)
+
+
 def test_epoch_is_the_number_of_epochs_done():
     model = net()
     model.attach_probe(PROBE, every=3)
@@ -148,6 +161,18 @@ class Stop(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         if batch == self._batch:
             raise self._error
+
+
+def test_steps_go_on_after_a_new_compile():
+    """The net has had all these updates, whichever optimizer made them; no step is there twice."""
+    model = net()
+    model.attach_probe(PROBE, every=5)
+    fit(model, epochs=1)
+    model.compile(keras.optimizers.SGD(0.5), model.loss)
+    fit(model, epochs=1)
+    frame = model.srel_frame()
+    assert steps_of(frame) == [0, 5, 10]
+    assert frame.groupby("step")["learning_rate"].first().tolist() == pytest.approx([0.01, 0.01, 0.5])
 
 
 @pytest.mark.parametrize("error", [RuntimeError("full disk"), KeyboardInterrupt()])

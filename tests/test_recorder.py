@@ -16,7 +16,6 @@ def epochs_of(recorder):
 
 def test_nothing_measured_yet():
     recorder = Recorder("run", 0)
-    assert recorder.last_step is None
     assert list(recorder.frame().columns) == list(COLUMNS)
     assert len(recorder.frame()) == 0
 
@@ -27,7 +26,6 @@ def test_rows_are_kept_in_order_with_run_and_seed():
     for r in results:
         recorder.add(r, 0, r.step, 10)
     frame = recorder.frame()
-    assert recorder.last_step == 6
     assert frame["step"].tolist() == np.repeat([0, 3, 6], 2 * 16).tolist()  # 2 measures, 4 x 4 pairs
     assert (frame["run"] == "a run").all()
     assert (frame["seed"] == 7).all()
@@ -62,3 +60,12 @@ def test_frames_handed_out_are_not_changed_later():
     recorder.epoch_ended(4)
     assert early["epoch"].isna().all()
     assert recorder.frame()["epoch"].unique() == pytest.approx([0.25])
+
+
+def test_what_is_kept_elsewhere_is_forgotten():
+    recorder = Recorder("", None)
+    recorder.add(result(PROBE, 1), 0, 1, None)
+    recorder.forget()
+    recorder.epoch_ended(4)
+    recorder.add(result(PROBE, 5), 1, 1, 4)
+    assert epochs_of(recorder) == {5: [1.25]}

@@ -88,6 +88,18 @@ def test_optimizer_rule_before_any_training_is_a_new_optimizers_first_step(data)
     np.testing.assert_allclose(matrix, expected, rtol=1e-9)
 
 
+def test_an_instrument_made_before_training_sees_the_optimizers_later_state(data):
+    x, y = data
+    model = classifier("mlp", optimizer=Opt.Adam(0.01))
+    instrument = srel_tf.Instrument(
+        model, srel_tf.ProbeSet(x, y, sources=SOURCES, targets=TARGETS), srel_tf.Settings("kl", update="optimizer")
+    )
+    instrument()
+    for _ in range(3):
+        model.train_on_batch(x, y)
+    np.testing.assert_allclose(instrument().matrix("kl"), naive_matrix(model, x, y), rtol=1e-9)
+
+
 def test_optimizer_rule_takes_another_learning_rate_even_from_a_schedule(data):
     x, y = data
     schedule = Opt.schedules.ExponentialDecay(0.05, 2, 0.5)

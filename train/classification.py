@@ -5,15 +5,17 @@ python -m train.classification --dataset cifar10 --classes airplane automobile s
 """
 
 import argparse
-import json
 import re
 import sys
+from functools import partial
 from pathlib import Path
 
 from srel_tf import OptionError, SRelError
+from srel_tf.files import read_json
 from train.experiment import select_top, train
+from train.jobs import run_in_processes
 from train.report import report
-from train.runs import RunDirectory, write_json
+from train.runs import RunDirectory, RunDirectoryError, write_json
 
 DIGITS = ["3", "5", "8"]
 
@@ -45,6 +47,9 @@ def parser():
     p.add_argument("--srel-learning-rate", type=float, help="η of the fictitious step (default: the training's)")
     p.add_argument("--estimator", default="exact")
     p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    p.add_argument("--jobs", type=int, default=1, help="seeds to train at a time, each in a process of its own")
+    p.add_argument("--checkpoint-every", type=int, metavar="STEPS", help="save every STEPS updates (default: epoch)")
+    p.add_argument("--resume", action="store_true", help="interrupted seeds go on from what they saved last")
     p.add_argument("--out", help="run directory (default: runs/DATASET-MODEL)")
     p.add_argument("--log-dir", help="TensorBoard directory")
     return p
@@ -62,7 +67,7 @@ def main(arguments=None):
         print(f"error: {error}; what was measured before is saved", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted: what was measured is saved; the same command runs this seed again", file=sys.stderr)
+        print("interrupted: what was measured is saved; the same command with --resume goes on", file=sys.stderr)
         return 130
     return 0
 
@@ -70,28 +75,47 @@ def main(arguments=None):
 def run(args):
     """Train and measure each seed that the run directory does not hold yet, then report on all of them."""
     _check(args)
-    not_settings = ("seeds", "out", "log_dir")
+    not_settings = ("seeds", "out", "log_dir", "jobs", "checkpoint_every", "resume")
     settings = {name: value for name, value in vars(args).items() if name not in not_settings}
     if settings["dataset"] == "digits" and not (settings["classes"] or settings["select_top"]):
         settings["classes"] = DIGITS
     out = Path(args.out or f"runs/{re.sub('[:/]+', '-', settings['dataset'])}-{settings['model']}")
-    directory = RunDirectory(out, {k: v for k, v in settings.items() if k not in ("data_dir", "download")})
+    kept = {k: v for k, v in settings.items() if k not in ("data_dir", "download")}
+    directory = RunDirectory(out, kept)
     if settings["select_top"]:
         settings["classes"] = _selected(directory, settings, args.seeds[0])
+    waiting = [seed for seed in args.seeds if not directory.is_complete(seed)]
     for seed in args.seeds:
-        if directory.is_complete(seed):
+        if seed not in waiting:
             print(f"seed {seed}: measured already, kept in {directory.seed_path(seed)}")
-            continue
-        print(f"seed {seed}:")
-        log_dir = args.log_dir and Path(args.log_dir) / f"seed-{seed}"
-        train(settings, seed, directory, log_dir)
+    options = {"log_dir": args.log_dir, "resume": args.resume, "checkpoint_every": args.checkpoint_every}
+    if args.jobs > 1 and len(waiting) > 1:
+        run_in_processes(partial(_train_shared, settings, kept, out, options), waiting, args.jobs)
+    else:
+        for seed in waiting:
+            print(f"seed {seed}:")
+            _train(settings, directory, options, seed)
     report(directory, args.seeds)
+
+
+def _train(settings, directory, options, seed, **more):
+    log_dir = options["log_dir"] and Path(options["log_dir"]) / f"seed-{seed}"
+    train(settings, seed, directory, **{**options, "log_dir": log_dir}, **more)
+
+
+def _train_shared(settings, kept, out, options, seed, orphaned):
+    """One seed in a process of its own, in a directory that the process which started it has."""
+    _train(settings, RunDirectory(out, kept, shared=True), options, seed, verbose="lines", orphaned=orphaned)
 
 
 def _check(args):
     """`OptionError` for what argparse lets through and no one else would notice."""
     if args.epochs < 1:
         raise OptionError(f"--epochs {args.epochs}: give at least 1")
+    for name in ("jobs", "checkpoint_every"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise OptionError(f"--{name.replace('_', '-')} {value}: give at least 1")
     for name in ("seeds", "update"):
         values = getattr(args, name)
         if len(set(values)) < len(values):
@@ -106,10 +130,20 @@ def _selected(directory, settings, seed):
     if not file.exists():
         classes, accuracy = select_top(settings, settings["select_top"], seed)
         write_json(file, {"seed": seed, "classes": classes, "test_accuracy": accuracy})
-    selection = json.loads(file.read_text(encoding="utf-8"))
+    selection = read_selection(file)
     for name, value in selection["test_accuracy"].items():
         print(f"  {name}: test accuracy {value:.3f}{' (kept)' if name in selection['classes'] else ''}")
     return selection["classes"]
+
+
+def read_selection(file):
+    """The classes that --select-top chose, checked: `RunDirectoryError` where the file is damaged."""
+    selection = read_json(file)
+    accuracy, classes = selection.get("test_accuracy"), selection.get("classes")
+    good = isinstance(accuracy, dict) and all(isinstance(v, float) for v in accuracy.values())
+    if not good or not isinstance(classes, list) or not all(name in accuracy for name in classes):
+        raise RunDirectoryError(f"{file} is no selection of classes: it is damaged; delete it to select again")
+    return selection
 
 
 if __name__ == "__main__":

@@ -1,5 +1,8 @@
 """One seed of a classification experiment: data, net, probe, `fit`, and what came out."""
 
+import contextlib
+import hashlib
+import itertools
 import time
 
 import keras
@@ -12,6 +15,7 @@ from srel_tf import SRelError
 from train import data
 from train.models import build_model
 from train.optimizers import make_optimizer
+from train.runs import versions
 
 
 class DivergedError(SRelError, ArithmeticError):
@@ -37,12 +41,26 @@ def load_data(settings, seed):
     )
 
 
-def batches(split, batch_size, seed):
-    """Shuffled batches, in another order each epoch; the last, incomplete one is dropped, as in the published code."""
+def order(count, seed, epoch):
+    """The order of `count` examples in an epoch: of nothing but seed and epoch, so that a resumed run has it too."""
+    return np.random.default_rng([seed, epoch]).permutation(count)
+
+
+def batches(split, batch_size, seed, epoch=0, skip=0):
+    """Shuffled batches without end from `epoch` on, in another order each epoch, the first `skip` batches left out.
+
+    The last, incomplete batch of an epoch is dropped, as in the published code.
+    """
     x, y = tf.constant(split.x), tf.constant(split.y)
-    order = tf.data.Dataset.range(len(split.y)).shuffle(len(split.y), seed=seed, reshuffle_each_iteration=True)
-    indices = order.batch(batch_size, drop_remainder=True)
-    return indices.map(lambda i: (tf.gather(x, i), tf.gather(y, i))).prefetch(2)
+    steps = len(split.y) // batch_size
+
+    def indices():
+        for e in itertools.count(epoch):
+            rows = order(len(split.y), seed, e)[: steps * batch_size].reshape(steps, batch_size)
+            yield from rows[skip if e == epoch else 0 :]
+
+    numbers = tf.data.Dataset.from_generator(indices, output_signature=tf.TensorSpec([batch_size], tf.int64))
+    return numbers.map(lambda i: (tf.gather(x, i), tf.gather(y, i))).prefetch(2)
 
 
 def compiled_model(settings, images):
@@ -57,10 +75,14 @@ def compiled_model(settings, images):
     return model
 
 
-def train(settings, seed, directory, log_dir=None, verbose=1):
-    """Train and measure one seed into a `RunDirectory`, which is up to date after each epoch and after an interruption.
+def train(settings, seed, directory, log_dir=None, verbose=1, resume=False, checkpoint_every=None, orphaned=None):
+    """Train and measure one seed into a `RunDirectory`.
 
-    Raises `DivergedError` when the loss is no longer a number; what was measured before is saved.
+    Rows and training state are saved every `checkpoint_every` optimizer updates (None: each epoch); with `resume` the
+    seed goes on from there, bit for bit as if it had not been interrupted. verbose: as for `fit`, or "lines" for one
+    line an epoch. orphaned: asked after each update whether to save and stop.
+    Raises `DivergedError` when the loss is no longer a number and `KeyboardInterrupt` after Ctrl-C, at the end of a
+    step; what was measured before is saved.
     """
     start = time.perf_counter()
     make_repeatable(seed)
@@ -68,6 +90,37 @@ def train(settings, seed, directory, log_dir=None, verbose=1):
     directory.check_data(images.fingerprint)
     _check_batch_size(settings["batch_size"], images)
     model = compiled_model(settings, images)
+    probe = _attach_probes(model, images, settings, seed, log_dir)
+    about = {"data_fingerprint": images.fingerprint, "probe_ids": images.train.ids[probe.ids].tolist()}
+    rows = _History(seed)
+    with directory.store(seed, resume) as store:
+        note = {**about, "versions": versions()}
+        checkpoint = srel_tf.Checkpoint(store, checkpoint_every, companions=[rows], note=note)
+        position = checkpoint.restore(model)
+        if resume:
+            print(f"seed {seed}: goes on after {position.epoch} epochs and {position.batch} batches", flush=True)
+        try:
+            with checkpoint.stop_after_step():
+                lines = [_Lines(seed, settings["epochs"])] if verbose == "lines" else []
+                callbacks = [rows, *lines, _StopWhen(orphaned, checkpoint), checkpoint]
+                if not rows.diverged:
+                    _fit(model, images, settings, seed, position, callbacks, 0 if lines else verbose)
+            if rows.diverged:
+                raise DivergedError(
+                    f"the training loss of seed {seed} became {rows.diverged} at optimizer update "
+                    f"{int(model.optimizer.iterations)}: lower --learning-rate; what was measured before is saved"
+                )
+        except BaseException:
+            with contextlib.suppress(srel_tf.StorageError):  # A full disk has been told already.
+                directory.save_rows(seed, store, rows.frame(), model.srel_frame())
+            raise
+        seconds = round(time.perf_counter() - start, 1)
+        done = {"seed": seed, "seconds": seconds, "updates": int(model.optimizer.iterations)}
+        done = {**done, "parameters": model.count_params(), "weights_sha256": _digest(model), **about}
+        directory.finish_seed(seed, store, rows.frame(), done)
+
+
+def _attach_probes(model, images, settings, seed, log_dir):
     probe = srel_tf.ProbeSet.sample(
         images.train.x, images.train.y, per_class=settings["per_class"], seed=seed, class_names=images.class_names
     )
@@ -83,37 +136,59 @@ def train(settings, seed, directory, log_dir=None, verbose=1):
             seed=seed,
             log_dir=log_dir,
         )
-    rows = _History(seed)
+    return probe
 
-    def save(*_, about=None):
-        directory.save_seed(seed, model.srel_frame(), rows.frame(), about)
 
-    try:
-        model.fit(
-            batches(images.train, settings["batch_size"], seed),
-            epochs=settings["epochs"],
-            validation_data=(images.test.x, images.test.y),
-            validation_batch_size=256,
-            callbacks=[rows, keras.callbacks.LambdaCallback(on_epoch_end=save), keras.callbacks.TerminateOnNaN()],
-            shuffle=False,  # `batches` has done it.
-            verbose=verbose,
-        )
-    finally:
-        save()
-    if rows.diverged:
-        raise DivergedError(
-            f"the training loss of seed {seed} became {rows.diverged} at optimizer update "
-            f"{int(model.optimizer.iterations)}: lower --learning-rate; what was measured before is saved"
-        )
-    about = {
-        "seed": seed,
-        "seconds": round(time.perf_counter() - start, 1),
-        "updates": int(model.optimizer.iterations),
-        "parameters": model.count_params(),
-        "data_fingerprint": images.fingerprint,
-        "probe_ids": images.train.ids[probe.ids].tolist(),
-    }
-    save(about=about)
+def _fit(model, images, settings, seed, position, callbacks, verbose):
+    """Train from `position` on: first what is left of a begun epoch, then the others."""
+    epoch, batch = position
+    steps = len(images.train.y) // settings["batch_size"]
+    for skip, end in ((batch, epoch + 1), (0, settings["epochs"])) if batch else ((0, settings["epochs"]),):
+        if epoch < end and not model.stop_training:
+            model.fit(
+                batches(images.train, settings["batch_size"], seed, epoch, skip),
+                initial_epoch=epoch,
+                epochs=end,
+                steps_per_epoch=steps - skip,
+                validation_data=(images.test.x, images.test.y),
+                validation_batch_size=256,
+                callbacks=[*callbacks, keras.callbacks.TerminateOnNaN()],
+                shuffle=False,  # `batches` has done it.
+                verbose=verbose,
+            )
+        epoch = end
+
+
+def _digest(model):
+    """Hex SHA-256 of the weights and the optimizer's variables: two runs are one if it is the same."""
+    digest = hashlib.sha256()
+    for v in [*model.weights, *model.optimizer.variables]:
+        digest.update(keras.ops.convert_to_numpy(v).tobytes())
+    return digest.hexdigest()
+
+
+class _StopWhen(keras.callbacks.Callback):
+    """Asks for a stop after the update at whose end condition() is true; None never is."""
+
+    def __init__(self, condition, checkpoint):
+        super().__init__()
+        self._condition, self._checkpoint = condition, checkpoint
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self._condition and self._condition():
+            self._checkpoint.request_stop()
+
+
+class _Lines(keras.callbacks.Callback):
+    """One line an epoch, for seeds that are trained side by side."""
+
+    def __init__(self, seed, epochs):
+        super().__init__()
+        self._seed, self._epochs = seed, epochs
+
+    def on_epoch_end(self, epoch, logs=None):
+        values = ", ".join(f"{name} {logs[name]:.4f}" for name in ("loss", "accuracy", "val_loss", "val_accuracy"))
+        print(f"seed {self._seed}: epoch {epoch + 1} of {self._epochs}, {values}", flush=True)
 
 
 class _History(keras.callbacks.Callback):
@@ -122,6 +197,14 @@ class _History(keras.callbacks.Callback):
     def __init__(self, seed):
         super().__init__()
         self._seed, self._rows, self.diverged = seed, [], None
+
+    @property
+    def state(self):
+        return {"rows": self._rows, "diverged": self.diverged}
+
+    @state.setter
+    def state(self, state):
+        self._rows, self.diverged = list(state["rows"]), state["diverged"]
 
     def on_train_batch_end(self, batch, logs=None):
         if not np.isfinite(logs["loss"]):
@@ -158,6 +241,7 @@ def select_top(settings, count, seed, verbose=1):
     model.fit(
         batches(images.train, settings["batch_size"], seed),
         epochs=settings["epochs"],
+        steps_per_epoch=len(images.train.y) // settings["batch_size"],
         shuffle=False,
         callbacks=[keras.callbacks.TerminateOnNaN()],
         verbose=verbose,

@@ -8,7 +8,7 @@ from srel_tf.plotting import plot_class_pairs, plot_history, save_figure
 
 def report(directory, seeds):
     """Print the tables of a run directory's seeds at the last measured step and write tables and figures."""
-    frame, history = directory.frames(seeds)
+    frame, history = directory.scan(seeds), directory.histories(seeds)
     pairs, separation = srel_tf.smooth(frame), srel_tf.separation(frame)
     figures = directory.path / "figures"
     figures.mkdir(exist_ok=True)

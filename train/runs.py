@@ -3,13 +3,15 @@
     DIR/settings.json environment.json data.json pairs.csv separation.csv history.csv figures/
     DIR/seed-0/frame.parquet history.csv seed.json
 
-A directory belongs to one set of settings; seeds may be added to it later. `seed.json` is written last: a seed without
-it was interrupted, keeps what it measured, and is run again.
+A directory belongs to one set of settings; seeds may be added to it later. While a seed is trained its rows and its
+training state lie in `seed-0/frame.parts/` (`srel_tf.FrameStore`). `seed.json` is written last: a seed without it was
+interrupted and keeps what it measured. One process at a time has the directory.
 """
 
 import json
 import os
 import platform
+import shutil
 from importlib import metadata
 from pathlib import Path
 
@@ -17,57 +19,80 @@ import keras
 import pandas as pd
 import tensorflow as tf
 
-from srel_tf import SRelError, read_frame, write_frame
+from srel_tf import FrameStore, StorageError, StoredFrame, read_frame, write_frame
+from srel_tf.files import lock, read_json, remove_leftovers, sha256, write_json
 
 PACKAGES = ("tensorflow", "keras", "tensorflow-datasets", "numpy", "pandas", "scipy", "scikit-learn")
 
 
-class RunDirectoryError(SRelError, OSError):
-    """A run directory that cannot be written, or that holds results of other settings."""
+class RunDirectoryError(StorageError):
+    """A run directory that cannot be written, is in use, or holds results of other settings."""
 
 
 class RunDirectory:
-    """Creates or reopens `path` for `settings` (a dict that JSON can hold)."""
+    """Creates or reopens `path` for `settings` (a dict that JSON can hold), and keeps other processes out of it.
 
-    def __init__(self, path, settings):
+    shared: for a process to which the one that has the directory gave a seed.
+    """
+
+    def __init__(self, path, settings, shared=False):
         self.path = Path(path)
         self.settings = json.loads(json.dumps(settings))
+        self._lock = None
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            if shared:
+                return
+            self._lock = lock(self.path, is_singleton=True)
+            self._clean_up()
             if self._holds_results():
                 self._check_settings()
+                self._check_environment()
             else:  # What a failed command left binds nobody.
                 (self.path / "data.json").unlink(missing_ok=True)
+                write_json(self.path / "environment.json", environment())
             write_json(self.path / "settings.json", self.settings)
-            write_json(self.path / "environment.json", environment())
         except RunDirectoryError:
             raise
-        except OSError as error:
-            raise RunDirectoryError(f"cannot write to {self.path}: {error.strerror}; choose another --out") from error
+        except (StorageError, OSError) as error:
+            reason = error.strerror or error
+            raise RunDirectoryError(f"cannot write to {self.path}: {reason}; choose another --out") from error
+
+    def _clean_up(self):
+        """Delete what a killed process left behind."""
+        remove_leftovers(self.path)
+        for mark in self.path.glob("seed-*/seed.json"):
+            shutil.rmtree(mark.with_name("frame.parts"), ignore_errors=True)
 
     def _holds_results(self):
         """Whether a command got as far as to save something."""
-        return (self.path / "selection.json").exists() or any(self.path.glob("seed-*/frame.parquet"))
+        saved = ("selection.json", "seed-*/frame.parquet", "seed-*/frame.parts/index.json")
+        return any(any(self.path.glob(name)) for name in saved)
 
     def _check_settings(self):
         file = self.path / "settings.json"
         if not file.exists():
             return
-        saved = json.loads(file.read_text(encoding="utf-8"))
-        names = sorted({*saved, *self.settings})
-        other = [n for n in names if saved.get(n) != self.settings.get(n)]
-        if other:
-            lines = [f"  {n}: {saved.get(n)!r} there, {self.settings.get(n)!r} now" for n in other]
+        saved = _ours(read_json, file)
+        lines = differences(saved, self.settings)
+        if lines:
             raise RunDirectoryError(
                 f"{self.path} holds results of other settings; choose another --out:\n" + "\n".join(lines)
             )
 
+    def _check_environment(self):
+        """Say where versions or the machine differ from those of the results; each seed keeps its own in seed.json."""
+        file = self.path / "environment.json"
+        lines = differences(_ours(read_json, file), environment()) if file.exists() else []
+        if lines:
+            print(f"note: {self.path} was begun in another environment:\n" + "\n".join(lines))
+
     def check_data(self, fingerprint):
         """Bind the directory to the data with this hash; `RunDirectoryError` where it holds results of other data."""
         file = self.path / "data.json"
-        if file.exists() and json.loads(file.read_text(encoding="utf-8"))["fingerprint"] != fingerprint:
+        if not file.exists():
+            write_json(file, {"fingerprint": fingerprint})
+        elif _ours(read_json, file).get("fingerprint") != fingerprint:
             raise RunDirectoryError(f"{self.path} holds results of other data (see data.json); choose another --out")
-        write_json(file, {"fingerprint": fingerprint})
 
     def is_complete(self, seed):
         """Whether this seed has been run to its end."""
@@ -75,6 +100,40 @@ class RunDirectory:
 
     def seed_path(self, seed):
         return self.path / f"seed-{seed}"
+
+    def store(self, seed, resume=False):
+        """The `FrameStore` of a seed, to write; without `resume` what it held is forgotten.
+
+        Raises `StorageError` where another process has it; `RunDirectoryError` where it is to go on from a state that
+        other versions of packages left: its numbers would be of two kinds.
+        """
+        store = FrameStore(self.seed_path(seed) / "frame.parts", write=True)
+        try:
+            if not resume:
+                store.clear()
+            note = (store.about or {}).get("note")
+            saved = note.get("versions") if isinstance(note, dict) else None
+            lines = differences(saved, versions()) if isinstance(saved, dict) else []
+            if lines:
+                raise RunDirectoryError(
+                    f"seed {seed} was interrupted under other versions; install those, or leave --resume out to run "
+                    "it again from its start:\n" + "\n".join(lines)
+                )
+        except BaseException:
+            store.close()
+            raise
+        return store
+
+    def save_rows(self, seed, store, history, more=None):
+        """Write what `store` holds, and the frame `more`, as frame.parquet, in bounded memory; and the history."""
+        store.export(self.seed_path(seed) / "frame.parquet", more)
+        write_frame(history, self.seed_path(seed) / "history.csv")
+
+    def finish_seed(self, seed, store, history, about):
+        """Write a seed's frame and history, mark it as complete with `about` (a dict), and drop its training state."""
+        self.save_rows(seed, store, history)
+        self._mark(seed, about)
+        store.delete()
 
     def save_seed(self, seed, frame, history, about=None):
         """Write a seed's frame and history; `about` (a dict) marks it as complete."""
@@ -84,34 +143,66 @@ class RunDirectory:
             write_frame(frame, path / "frame.parquet")
             write_frame(history, path / "history.csv")
             if about is not None:
-                write_json(path / "seed.json", about)
+                self._mark(seed, about)
         except OSError as error:
             raise RunDirectoryError(f"cannot write to {path}: {error}; what was saved before is whole") from error
 
+    def _mark(self, seed, about):
+        path = self.seed_path(seed)
+        sums = {name: sha256(path / name) for name in ("frame.parquet", "history.csv")}
+        write_json(path / "seed.json", {**about, "environment": environment(), "sha256": sums})
+
     def frames(self, seeds):
-        """(frame, history) of these seeds together."""
-        frames = [read_frame(self.seed_path(s) / "frame.parquet") for s in seeds]
-        histories = [read_frame(self.seed_path(s) / "history.csv") for s in seeds]
-        return pd.concat(frames, ignore_index=True), pd.concat(histories, ignore_index=True)
+        """(frame, history) of these seeds together, in memory."""
+        files = [self._file(s, "frame.parquet") for s in seeds]
+        return pd.concat([read_frame(f) for f in files], ignore_index=True), self.histories(seeds)
+
+    def scan(self, seeds):
+        """The frames of these seeds together, to be read in bounded memory."""
+        return StoredFrame([self._file(s, "frame.parquet") for s in seeds])
+
+    def histories(self, seeds):
+        """Loss and accuracy by epoch of these seeds together."""
+        return pd.concat([read_frame(self._file(s, "history.csv")) for s in seeds], ignore_index=True)
+
+    def _file(self, seed, name):
+        """A file of a seed; `RunDirectoryError` where it is not what was written."""
+        file = self.seed_path(seed) / name
+        mark = self.seed_path(seed) / "seed.json"
+        sums = _ours(read_json, mark).get("sha256") if mark.exists() else None
+        if isinstance(sums, dict) and file.exists() and sums.get(name) != _ours(sha256, file):
+            raise RunDirectoryError(f"{file} is not what was written: restore it, or delete {mark} to run it again")
+        return file
 
 
-def write_json(path, content):
-    """Write JSON under a temporary name first."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    part.replace(path)
+def _ours(read, path):
+    """read(path), with what is wrong as `RunDirectoryError`."""
+    try:
+        return read(path)
+    except OSError as error:
+        raise RunDirectoryError(str(error)) from error
+
+
+def differences(saved, now):
+    """A line for each name whose values differ."""
+    other = [n for n in sorted({*saved, *now}) if saved.get(n) != now.get(n)]
+    return [f"  {n}: {saved.get(n)!r} there, {now.get(n)!r} now" for n in other]
+
+
+def versions():
+    """Versions of what computes."""
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}}
 
 
 def environment():
     """Versions and machine, as far as they can change a number."""
     return {
-        "python": platform.python_version(),
+        **versions(),
         "machine": f"{platform.machine()}, {os.cpu_count()} processors",
         "devices": [f"{d.device_type}: {_device_name(d)}" for d in tf.config.list_physical_devices()],
         "op_determinism": True,
         "jit_compile": False,
         "floatx": keras.config.floatx(),
-        **{name: metadata.version(name) for name in PACKAGES},
     }
 
 

@@ -53,7 +53,7 @@ def done(tmp_path_factory):
 
 def test_it_ends_well_and_leaves_its_files(done):
     assert (done.status, done.err) == (0, "")
-    found = {str(p.relative_to(done.path)) for p in done.path.rglob("*") if p.is_file()}
+    found = {str(p.relative_to(done.path)) for p in done.path.rglob("*") if p.is_file()} - {".lock"}
     assert found == {
         *("settings.json", "environment.json", "data.json", "pairs.csv", "separation.csv", "history.csv"),
         *("figures/history.png", "figures/srel-sgd.png", "figures/srel-fresh_adam.png"),
@@ -124,7 +124,7 @@ def test_an_interrupted_run_goes_again_and_repeats_bit_for_bit(done, tmp_path, m
     monkeypatch.setattr(keras.callbacks.TerminateOnNaN, "on_train_batch_end", interrupt)
     stopped = command(tmp_path, "--seeds", 0)
     assert stopped.status == 130
-    assert "interrupted: what was measured is saved" in stopped.err
+    assert "interrupted: what was measured is saved; the same command with --resume goes on" in stopped.err
     assert not (tmp_path / "seed-0" / "seed.json").exists()
     early = done.frame().query("step < 3").reset_index(drop=True)
     pd.testing.assert_frame_equal(stopped.frame(), early, check_exact=True)
@@ -154,6 +154,7 @@ def test_other_settings_are_refused(done):
     assert len(done.frame()) == 432
 
 
+@pytest.mark.filterwarnings("ignore:.*have a NaN or an infinity")
 def test_divergence_stops_the_run_and_keeps_what_was_measured(tmp_path):
     diverged = command(tmp_path, "--seeds", 0, 1, "--learning-rate", 1e30, "--srel-learning-rate", 0.05)
     assert diverged.status == 1
@@ -202,6 +203,8 @@ def test_select_top_keeps_the_classes_of_best_test_accuracy(tmp_path):
         (["--every", 0], "every=0"),
         (["--epochs", 0], "--epochs 0"),
         (["--seeds", 1, 1], "--seeds 1 1"),
+        (["--jobs", 0], "--jobs 0"),
+        (["--checkpoint-every", 0], "--checkpoint-every 0"),
         (["--seeds", -1], "--seeds -1"),
         (["--select-top", 11], "--select-top 11: digits has 10 classes"),
         (["--dataset", "folder:nowhere"], "there is no directory nowhere"),

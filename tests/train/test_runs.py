@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 import srel_tf
-from train.runs import RunDirectory, RunDirectoryError, write_json
+from train.runs import RunDirectory, RunDirectoryError, versions, write_json
 
 SETTINGS = {"dataset": "digits", "classes": ["3", "5"], "epochs": 2, "augment": None}
 
@@ -26,7 +26,8 @@ def used(tmp_path):
 
 
 def files(directory):
-    return {str(p.relative_to(directory.path)): p.read_bytes() for p in directory.path.rglob("*") if p.is_file()}
+    found = [p for p in directory.path.rglob("*") if p.is_file() and p.name != ".lock"]
+    return {str(p.relative_to(directory.path)): p.read_bytes() for p in found}
 
 
 def test_what_it_holds(used):
@@ -138,3 +139,63 @@ def test_a_crash_while_writing_leaves_what_was_saved_before(used, monkeypatch):
     with pytest.raises(RunDirectoryError, match="no space left"):
         used.save_seed(0, table(9.0), table(9.0), about={"seed": 0})
     assert {name: content for name, content in files(used).items() if not name.endswith(".part")} == before
+
+
+@pytest.mark.parametrize("name", ["settings.json", "data.json", "seed-0/seed.json"])
+@pytest.mark.parametrize("content", ["{", "[1]", '"x"', "\x00"])
+def test_damaged_json_is_named(used, name, content):
+    (used.path / name).write_text(content, encoding="utf-8")
+
+    def reopen():
+        again = RunDirectory(used.path, SETTINGS)
+        again.check_data("abc")
+        again.frames([0])
+
+    with pytest.raises(RunDirectoryError, match=name.replace(".", r"\.")):
+        reopen()
+
+
+def test_a_finished_frame_that_was_altered_is_named(used):
+    srel_tf.write_frame(table(7.0), used.path / "seed-0" / "frame.parquet")
+    for read in (used.frames, used.scan):
+        with pytest.raises(RunDirectoryError, match=r"frame\.parquet is not what was written.*delete .*seed\.json"):
+            read([0])
+
+
+def test_settings_cannot_lead_outside(used, tmp_path):
+    """What a stranger writes into settings.json is compared, never opened."""
+    stranger = {**SETTINGS, "dataset": "folder:/etc", "out": "../elsewhere"}
+    write_json(used.path / "settings.json", stranger)
+    with pytest.raises(RunDirectoryError, match=r"dataset: 'folder:/etc' there, 'digits' now"):
+        RunDirectory(used.path, SETTINGS)
+    assert [p.name for p in tmp_path.iterdir()] == ["deep"]
+
+
+@pytest.fixture
+def interrupted(used):
+    """Seed 1 has saved rows and a state under other versions of NumPy."""
+    with used.store(1) as store:
+        store.commit(table(), {"w": np.ones(2)}, {"note": {"versions": {**versions(), "numpy": "1.0"}}})
+    return used
+
+
+def test_other_versions_do_not_go_on_with_a_seed(interrupted):
+    message = rf"install those, or leave --resume out.*\n  numpy: '1\.0' there, '{np.__version__}' now"
+    with pytest.raises(RunDirectoryError, match=message):
+        interrupted.store(1, resume=True)
+    with interrupted.store(1) as store:  # from its start
+        assert store.num_rows == 0
+
+
+def test_a_seed_has_one_process(interrupted):
+    with interrupted.store(1), pytest.raises(srel_tf.StorageError, match="another process is writing"):
+        interrupted.store(1)
+
+
+def test_leftovers_of_a_killed_process_are_cleared_away(interrupted):
+    (interrupted.path / ".settings.json.77.part").write_text("half", encoding="utf-8")
+    write_json(interrupted.seed_path(1) / "seed.json", {})  # It was killed between the mark and the removal.
+    again = RunDirectory(interrupted.path, SETTINGS)
+    assert not list(again.path.glob(".*.part"))
+    assert not (again.seed_path(1) / "frame.parts").exists()
+    assert RunDirectory(interrupted.path, SETTINGS, shared=True).is_complete(1)

@@ -1,0 +1,188 @@
+"""Training state and measurements, saved together, so that a killed `fit` goes on as if nothing had happened.
+
+    store = srel_tf.FrameStore("run", write=True)
+    checkpoint = srel_tf.Checkpoint(store, every=100)
+    epoch, batch = checkpoint.restore(model)               # (0, 0) where nothing is saved
+    with checkpoint.stop_after_step():                     # Ctrl-C ends after the present step, saved
+        model.fit(data_from(epoch, batch), initial_epoch=epoch, callbacks=[checkpoint], ...)
+
+The state is every variable of the model (batch statistics and the seeds of dropout among them) and of its optimizer,
+and within an epoch those of its metrics. The order of the data is the caller's: a function of the epoch.
+"""
+
+import contextlib
+import signal
+import threading
+from typing import NamedTuple
+
+import keras
+
+from srel_tf.errors import ModelError, OptionError, StorageError
+
+
+class Position(NamedTuple):
+    """Epochs done, and batches done of the next one."""
+
+    epoch: int
+    batch: int
+
+
+class Checkpoint(keras.callbacks.Callback):
+    """Keras callback that saves into a `FrameStore` after every `every` optimizer updates, or at the end of each epoch.
+
+    A state and the rows that the probes measured before it are saved in one act, and the rows leave `srel_frame()`, so
+    that memory does not grow with them. Where Keras does not know the length of an epoch, it saves at its end only.
+    note: a dict that JSON can hold, saved with each state (`FrameStore.about`).
+    companions: objects with a `state` that JSON can hold and that can be set, say a callback with a history of its own.
+    Raises `OptionError` for another `every`; during `fit`, `StorageError` where the disk fails.
+    """
+
+    def __init__(self, store, every=None, companions=(), note=None):
+        super().__init__()
+        if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
+            raise OptionError(f"every={every!r}: give a positive number of steps, or None for each epoch")
+        self._store, self._every, self._companions = store, every, list(companions)
+        self._note = note or {}
+        self._position = self._before = Position(0, 0)  # `_before`: where the present fit began.
+        self._metrics, self._saved, self._due, self._stop = None, None, False, False
+
+    def restore(self, model, example=None):
+        """Put `model`, compiled, its probes attached, into the saved state; the `Position` to go on from.
+
+        example: (x, y) of one example or more, from which Keras makes the metrics' variables; default: a probe's first.
+        Raises `StorageError` where the state is damaged or belongs to another model.
+        """
+        saved = self._store.state()
+        if saved is None:
+            return self._before
+        arrays, about = saved
+        if not model.compiled or not model.built:
+            raise ModelError(f"model {model.name!r} is not ready: build and compile it before a checkpoint is restored")
+        model.optimizer.build(model.trainable_variables)
+        try:
+            self._position = self._before = Position(_count(about["epoch"]), _count(about["batch"]))
+            _assign(_variables(model), [arrays[f"v{i}"] for i in range(_count(about["variables"]))])
+            self._metrics = [arrays[f"m{i}"] for i in range(_count(about["metrics"]))]
+            for probing, state in zip(_probings(model), about["probes"], strict=True):
+                probing.resume(state, model, *self._position)
+            for companion, state in zip(self._companions, about["companions"], strict=True):
+                companion.state = state
+            if self._metrics:
+                _build_metrics(model, example)
+                _assign(model.metrics_variables, self._metrics)
+        except OptionError:
+            raise
+        except (KeyError, TypeError, ValueError) as error:
+            raise StorageError(
+                f"the state saved in {self._store.path} is not that of model {model.name!r} with its optimizer and "
+                f"probes ({type(error).__name__}: {error}): start again without it"
+            ) from error
+        return self._position
+
+    @contextlib.contextmanager
+    def stop_after_step(self):
+        """Within this block a first Ctrl-C lets the present step end and be saved; a second one acts at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def note(*_):
+            self.request_stop()
+            signal.signal(signal.SIGINT, before)
+
+        before = signal.signal(signal.SIGINT, note)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def request_stop(self):
+        """Save after the present step, and end `fit` with a KeyboardInterrupt."""
+        self._stop = True
+
+    def on_epoch_begin(self, epoch, logs=None):
+        batch = self._before.batch if epoch == self._before.epoch else 0
+        self._position = Position(epoch, batch)
+        if batch and self._metrics:
+            _assign(self.model.metrics_variables, self._metrics)  # The epoch's running means go on.
+        self._metrics = None
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._position = Position(self._position.epoch, self._position.batch + 1)
+        self._due |= self._every is not None and int(self.model.optimizer.iterations) % self._every == 0
+        steps = self.params.get("steps")
+        # An epoch's last step is saved with the epoch.
+        if (self._due or self._stop) and steps and batch + 1 < steps:
+            self.save()
+            self._end_if_asked()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._position = Position(epoch + 1, 0)
+        if self._every is None or self._due or self._stop:
+            self.save()
+        self._end_if_asked()
+
+    def on_train_end(self, logs=None):
+        if self._saved != self._position:
+            self.save()
+
+    def save(self):
+        """Save now. Raises `StorageError`; what was saved before is whole then."""
+        self._due, self._saved = False, self._position
+        variables = _variables(self.model)
+        metrics = self.model.metrics_variables if self._position.batch else []
+        probings = _probings(self.model)
+        kinds = {"v": variables, "m": metrics}
+        arrays = {f"{k}{i}": keras.ops.convert_to_numpy(v) for k, vs in kinds.items() for i, v in enumerate(vs)}
+        about = {
+            **self._position._asdict(),
+            "step": int(self.model.optimizer.iterations),
+            "variables": len(variables),
+            "metrics": len(metrics),
+            "probes": [p.state for p in probings],
+            "companions": [c.state for c in self._companions],
+            "note": self._note,
+        }
+        self._store.commit(self.model.srel_frame() if probings else None, arrays, about)
+        for probing in probings:
+            probing.recorder.forget()
+
+    def _end_if_asked(self):
+        if self._stop:
+            raise KeyboardInterrupt
+
+
+def _probings(model):
+    return getattr(model, "_probings", [])
+
+
+def _variables(model):
+    """Weights, batch statistics, seeds of random layers, optimizer; the metrics are begun anew in each epoch."""
+    metrics = {id(v) for v in model.metrics_variables}
+    return [v for v in [*model.variables, *model.optimizer.variables] if id(v) not in metrics]
+
+
+def _build_metrics(model, example):
+    x, y = example or next(((p.probe.x[:1], p.probe.y[:1]) for p in _probings(model)), (None, None))
+    if x is None:
+        raise OptionError(
+            "the state was saved within an epoch, and no probe is attached: give restore(model, example=...)"
+        )
+    model.compute_metrics(x, y, model(keras.ops.convert_to_tensor(x), training=False))
+
+
+def _assign(variables, arrays):
+    """`ValueError` unless the arrays are of the variables' number, shapes and types."""
+    if len(variables) != len(arrays):
+        raise ValueError(f"{len(arrays)} arrays for {len(variables)} variables")
+    for v, a in zip(variables, arrays, strict=True):
+        if tuple(v.shape) != a.shape or v.dtype != a.dtype.name:
+            raise ValueError(f"{a.dtype.name} {a.shape} for {v.path}, which is {v.dtype} {tuple(v.shape)}")
+    for v, a in zip(variables, arrays, strict=True):
+        v.assign(a)
+
+
+def _count(value):
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"{value!r} is no count")
+    return value

@@ -1,0 +1,98 @@
+"""A frame on disk, read piece by piece: what memory holds does not grow with its rows. Knows no TensorFlow."""
+
+import contextlib
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.dataset
+
+from srel_tf.errors import FrameError, SRelError
+from srel_tf.frames import MATRIX, check_columns, empty
+
+ROWS_AT_A_TIME = 2**17
+
+
+class StoredFrame:
+    """The rows of Parquet files, one file after the other. `srel_tf.smooth` and `separation` take it as a frame.
+
+    dataset: the `pyarrow.dataset.Dataset` for queries of your own; None without files.
+    Raises `FrameError` for files that are no frames.
+    """
+
+    def __init__(self, files):
+        self._names = [str(Path(file)) for file in files]
+        with self._as_frame_errors():
+            self.dataset = pa.dataset.dataset(self._names, format="parquet") if self._names else None
+
+    @property
+    def schema(self):
+        """The Arrow schema of the columns."""
+        return self.dataset.schema
+
+    @property
+    def num_rows(self):
+        """How many rows there are, from the files' footers."""
+        with self._as_frame_errors():
+            return self.dataset.count_rows() if self._names else 0
+
+    def read(self):
+        """All rows, in memory."""
+        with self._as_frame_errors():
+            return self.dataset.to_table().to_pandas() if self._names else empty()
+
+    def tables(self, rows, columns=None):
+        """Arrow tables of `rows` rows each, the last one of fewer, whatever the files' own pieces are."""
+        if not self._names:
+            return
+        with self._as_frame_errors():
+            scanner = self.dataset.scanner(columns=columns, batch_size=rows, batch_readahead=1, fragment_readahead=1)
+            rest = scanner.projected_schema.empty_table()
+            for batch in scanner.to_batches():
+                rest = pa.concat_tables([rest, pa.Table.from_batches([batch], rest.schema)])
+                while rest.num_rows >= rows:
+                    yield rest.slice(0, rows).combine_chunks()
+                    rest = rest.slice(rows)
+            if rest.num_rows:
+                yield rest.combine_chunks()
+
+    def pieces(self, columns=None, rows=ROWS_AT_A_TIME):
+        """DataFrames of about `rows` rows, or of one measurement where that has more; none cuts a measurement in two.
+
+        Raises `FrameError` where the rows of a measurement do not stand together.
+        """
+        seen, rest = set(), empty()[list(columns) if columns else list(empty().columns)]
+        if not self._names:
+            yield rest
+        for table in self.tables(rows, columns):
+            with self._as_frame_errors():
+                part = table.to_pandas()
+            check_columns(part, [*MATRIX, *(columns or ())])
+            frame = pd.concat([rest, part], ignore_index=True) if len(rest) else part
+            matrix = frame.groupby(MATRIX, dropna=False, sort=False).ngroup().to_numpy()
+            last = int((matrix == matrix[-1]).argmax())  # Where the last measurement, which may go on, begins.
+            rest = frame.iloc[last:]
+            if last:
+                yield self._new(frame.iloc[:last], seen)
+        if len(rest):
+            yield self._new(rest, seen)
+
+    def _new(self, piece, seen):
+        names = {str(row) for row in piece[MATRIX].drop_duplicates().itertuples(index=False)}
+        if names & seen:
+            raise FrameError(
+                f"the rows of a measurement, {(names & seen).pop()}, do not stand together: read the frame into memory"
+            )
+        seen |= names
+        return piece
+
+    @contextlib.contextmanager
+    def _as_frame_errors(self):
+        try:
+            yield
+        except (SRelError, GeneratorExit):
+            raise
+        except Exception as error:  # pyarrow raises whatever a damaged file leads it to.
+            raise FrameError(
+                f"{self._names[0]} and {len(self._names) - 1} files more hold no frame, or a damaged one: {error}"
+            ) from error

@@ -1,0 +1,367 @@
+"""Frames in parts: readable whatever happens, damage named, memory bounded; no TensorFlow."""
+
+import errno
+import json
+import os
+import resource
+import shutil
+import stat
+import subprocess
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import srel_tf
+from srel_tf import FrameError, FrameStore, StorageError, scan_frame, separation, smooth
+from srel_tf.files import read_json, replacing, write_json
+from tests.made_up import probe, result
+
+
+def rows(step, **kwargs):
+    return result(probe(3, 2), step=step, invalid=0.3, **kwargs).to_frame(run="a", seed=5, epoch=step / 10)
+
+
+STATE = {"w": np.arange(6, dtype="float32").reshape(2, 3), "seed": np.array([1, 2], "int64")}
+
+
+@pytest.fixture
+def store(tmp_path):
+    """Three parts and a state."""
+    with FrameStore(tmp_path / "frame", write=True) as made:
+        for step in (0, 3, 6):
+            made.commit(rows(step), STATE, {"step": step})
+        yield made
+
+
+def all_rows(*steps):
+    return pd.concat([rows(s) for s in steps], ignore_index=True)
+
+
+def names(store):
+    return sorted(p.name for p in store.path.iterdir() if not p.name.startswith("."))
+
+
+def test_what_is_saved_is_read(store):
+    assert names(store) == ["index.json", *(f"part-00000{i}.parquet" for i in range(3)), "state-000003.npz"]
+    for reader in (store, FrameStore(store.path), scan_frame(store.path)):
+        pd.testing.assert_frame_equal(reader.read(), all_rows(0, 3, 6), check_exact=True)
+        assert reader.num_rows == 3 * 2 * 36
+    arrays, about = FrameStore(store.path).state()
+    assert about == {"step": 6}
+    for name, array in STATE.items():
+        np.testing.assert_array_equal(arrays[name], array, strict=True)
+
+
+def test_it_goes_on_after_being_closed(store):
+    store.close()
+    with FrameStore(store.path, write=True) as again:
+        again.append(rows(9))
+        assert again.state()[1] == {"step": 6}
+    pd.testing.assert_frame_equal(scan_frame(store.path).read(), all_rows(0, 3, 6, 9), check_exact=True)
+
+
+def test_an_empty_store(tmp_path):
+    with FrameStore(tmp_path / "deep" / "frame", write=True) as store:
+        assert store.state() is None
+        assert store.about is None
+        assert list(store.read().columns) == list(srel_tf.frames.COLUMNS)
+        assert len(smooth(store.scan())) == len(separation(store.scan())) == 0
+        assert len(srel_tf.read_frame(store.export(tmp_path / "frame.parquet"))) == 0
+
+
+def test_clear_and_delete(store):
+    store.clear()
+    assert names(store) == ["index.json"]
+    assert store.num_rows == 0
+    store.append(rows(1, measures=["l1"]))
+    assert store.num_rows == 36
+    store.delete()
+    assert not store.path.exists()
+
+
+def test_one_writer_at_a_time_any_number_of_readers(store):
+    with pytest.raises(StorageError, match=f"another process is writing to {store.path}"):
+        FrameStore(store.path, write=True)
+    with pytest.raises(StorageError, match="open for reading"):
+        FrameStore(store.path).append(rows(9))
+    store.close()
+    FrameStore(store.path, write=True).close()
+
+
+def test_rows_of_other_types_are_refused(store):
+    named = result(probe(3, 2, ids=list("uvwxyz")), step=9).to_frame(run="a", seed=5, epoch=1)
+    with pytest.raises(FrameError, match=r"source_id: int64 there, .*string now"):
+        store.append(named)
+    with pytest.raises(FrameError, match="srel: double there, None now"):
+        store.append(rows(9).drop(columns="srel"))
+    pd.testing.assert_frame_equal(store.read(), all_rows(0, 3, 6))
+
+
+def test_export_gives_the_same_bytes_however_the_rows_were_saved(store, tmp_path):
+    with FrameStore(tmp_path / "other", write=True) as other:
+        other.append(all_rows(0, 3))
+        other.append(rows(6))
+        files = [s.export(tmp_path / f"{i}.parquet").read_bytes() for i, s in enumerate((store, other))]
+    assert files[0] == files[1]
+    pd.testing.assert_frame_equal(srel_tf.read_frame(tmp_path / "0.parquet"), all_rows(0, 3, 6), check_exact=True)
+
+
+# Damage
+
+
+def truncate(file):
+    file.write_bytes(file.read_bytes()[:-7])
+
+
+def alter(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def grow(file):
+    file.write_bytes(file.read_bytes() + b"x")
+
+
+def pipe(file):
+    file.unlink()
+    os.mkfifo(file)
+
+
+def link(file):
+    outside = file.parent.parent / "outside.parquet"
+    shutil.move(file, outside)
+    file.symlink_to(outside)
+
+
+DAMAGE = {
+    truncate: r"has \d+ of its \d+ bytes",
+    alter: "has been altered",
+    grow: "has grown",
+    pipe: "is no regular file",
+    link: "is a link",
+    Path.unlink: "is missing",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_part_is_named_and_left_out_only_if_asked(store, damage):
+    damage(store.path / "part-000001.parquet")
+    with pytest.raises(StorageError, match=rf"of the 3 parts of .*, 1 .*: part-000001\.parquet {DAMAGE[damage]}"):
+        store.scan()
+    pd.testing.assert_frame_equal(store.read(skip_damaged=True), all_rows(0, 6), check_exact=True)
+    pd.testing.assert_frame_equal(scan_frame(store.path, skip_damaged=True).read(), all_rows(0, 6), check_exact=True)
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_state_is_named(store, damage):
+    damage(store.path / "state-000003.npz")
+    with pytest.raises(StorageError, match=rf"state-000003\.npz {DAMAGE[damage]}: start again without it"):
+        store.state()
+
+
+def test_a_damaged_index_is_told(store):
+    index = store.path / "index.json"
+    content = index.read_text(encoding="utf-8")
+    for text, message in (
+        (content[:-9], "cannot be read as JSON"),
+        (content.replace('"rows": 72', '"rows": 71'), "has been altered"),
+        ("[1]", "holds a list, not an object"),
+        ("[" * 100_000, "cannot be read as JSON"),
+        ('{"format": 99}', "has format 99, this version reads 1"),
+    ):
+        index.write_text(text, encoding="utf-8")
+        with pytest.raises(StorageError, match=message):
+            FrameStore(store.path)
+    index.unlink()
+    os.mkfifo(index)
+    with pytest.raises(StorageError, match="no regular file"):
+        FrameStore(store.path)
+
+
+@pytest.mark.parametrize("name", ["../outside.parquet", "/etc/passwd", "part-000001.parquet/../x", "index.json", "", 7])
+def test_an_index_cannot_lead_elsewhere(store, name):
+    """Even with a checksum that fits."""
+    index = read_json(store.path / "index.json")
+    index.pop("sha256")
+    index["parts"][1]["file"] = name
+    write_json(store.path / "index.json", {**index, "sha256": srel_tf.storage._seal(index)})
+    with pytest.raises(StorageError, match="name other places"):
+        FrameStore(store.path)
+
+
+class Opened:
+    """An object whose unpickling would show."""
+
+    def __reduce__(self):
+        return (os.mkdir, ("unpickled",))
+
+
+def test_a_state_runs_no_code(store, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    np.savez(tmp_path / "evil.npz", w=np.array([Opened()], dtype=object))
+    file = store.path / "state-000003.npz"
+    shutil.move(tmp_path / "evil.npz", file)
+    index = read_json(store.path / "index.json")
+    index.pop("sha256")
+    index["state"] |= {"bytes": file.stat().st_size, "sha256": srel_tf.files.sha256(file)}
+    write_json(store.path / "index.json", {**index, "sha256": srel_tf.storage._seal(index)})
+    with pytest.raises(StorageError, match="holds no arrays"):
+        FrameStore(store.path).state()
+    assert not (tmp_path / "unpickled").exists()
+
+
+# Crashes and full disks
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+@pytest.mark.parametrize("file", ["part-000003", "state-000004", "index"])
+def test_a_crash_at_any_file_leaves_all_or_nothing(store, monkeypatch, call, file):
+    """The process dies while it flushes or renames that file: rows and state stay those of one moment."""
+    real = getattr(os, call)
+
+    def die(target, *more):
+        name = Path(os.readlink(f"/proc/self/fd/{target}")).name if isinstance(target, int) else Path(target).name
+        if file in name:
+            raise SystemExit  # Nothing of ours catches it, as nothing catches a SIGKILL.
+        return real(target, *more)
+
+    monkeypatch.setattr(os, call, die)
+    monkeypatch.setattr(Path, "unlink", lambda *_, **__: None)  # Nor does a dead process tidy up.
+    with pytest.raises(SystemExit):
+        store.commit(rows(9), {"w": np.zeros(1)}, {"step": 9})
+    monkeypatch.undo()
+    store.close()
+    with FrameStore(store.path, write=True) as again:
+        pd.testing.assert_frame_equal(again.read(), all_rows(0, 3, 6), check_exact=True)
+        assert again.state()[1] == {"step": 6}
+        again.commit(rows(9), STATE, {"step": 9})
+        pd.testing.assert_frame_equal(again.read(), all_rows(0, 3, 6, 9), check_exact=True)
+        assert not list(store.path.glob(".*.part"))
+
+
+def fill_up(store):
+    """Commit until it fails; the error, and the steps that were saved."""
+    for step in range(9, 10_000):
+        try:
+            store.commit(rows(step), STATE, {"step": step})
+        except StorageError as error:
+            return error, list(range(9, step))
+    raise AssertionError("the disk never gets full")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 256 KiB, where the system lets us mount one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(place)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small tmpfs takes the rights of root")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def test_a_full_disk_is_told_and_nothing_is_lost(small_disk):
+    with FrameStore(small_disk / "frame", write=True) as store:
+        error, steps = fill_up(store)
+        assert error.__cause__.errno == errno.ENOSPC
+        assert "free space there; what was saved before is whole" in str(error)
+        assert steps
+        pd.testing.assert_frame_equal(scan_frame(store.path).read(), all_rows(*steps), check_exact=True)
+        assert store.state()[1] == {"step": steps[-1]}
+        assert not list(store.path.glob(".*.part"))
+
+
+def test_a_file_that_may_not_grow_is_told_and_nothing_is_lost(store):
+    """Without a file system of our own: the system ends each file at 4 KiB."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(StorageError, match=r"cannot write .*part-000003\.parquet: File too large"):
+            store.commit(rows(9), STATE, {"step": 9})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    pd.testing.assert_frame_equal(store.read(), all_rows(0, 3, 6), check_exact=True)
+    store.append(rows(9))
+    pd.testing.assert_frame_equal(store.read(), all_rows(0, 3, 6, 9), check_exact=True)
+
+
+@pytest.fixture
+def read_only():
+    """A directory that this process may not write to: root has to become someone else for that."""
+    place = Path(tempfile.mkdtemp())
+    place.chmod(stat.S_IRUSR | stat.S_IXUSR | stat.S_IROTH | stat.S_IXOTH)
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    yield place
+    os.seteuid(user)
+    shutil.rmtree(place)
+
+
+def test_a_directory_that_may_not_be_written(read_only):
+    with pytest.raises(StorageError, match=r"cannot write .*: Permission denied; make it writable or choose another"):
+        FrameStore(read_only / "frame", write=True)
+    with pytest.raises(StorageError, match=r"cannot write .*frame\.parquet: Permission denied"):
+        srel_tf.write_frame(rows(0), read_only / "frame.parquet")
+
+
+def test_the_old_file_stays_where_the_block_fails(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("old", encoding="utf-8")
+
+    def fail():
+        with replacing(file) as part:
+            part.write_text("new", encoding="utf-8")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    assert file.read_text(encoding="utf-8") == "old"
+
+
+# Reading piece by piece
+
+
+@pytest.mark.parametrize("cut", [1, 7, 36, 50, 72, 1000])
+def test_pieces_cut_no_measurement(store, cut):
+    pieces = list(store.scan().pieces(rows=cut))
+    pd.testing.assert_frame_equal(pd.concat(pieces, ignore_index=True), all_rows(0, 3, 6), check_exact=True)
+    seen = [key for piece in pieces for key in piece.groupby(["step", "measure"], sort=False).size().items()]
+    assert seen == [((step, measure), 36) for step in (0, 3, 6) for measure in ("kl", "l1")]
+
+
+def test_statistics_of_a_stored_frame_are_those_of_the_frame(store, monkeypatch):
+    monkeypatch.setattr("srel_tf.stored.ROWS_AT_A_TIME", 50)
+    for statistic in (smooth, separation, lambda f: smooth(f, diagonal=False)):
+        pd.testing.assert_frame_equal(statistic(store.scan()), statistic(all_rows(0, 3, 6)), check_exact=True)
+
+
+def test_rows_that_do_not_stand_together_are_refused(tmp_path):
+    with FrameStore(tmp_path / "frame", write=True) as store:
+        store.append(rows(0).head(10))
+        store.append(rows(3))
+        store.append(rows(0).tail(62))
+        with pytest.raises(FrameError, match="do not stand together"):
+            list(store.scan().pieces(rows=8))
+
+
+def test_there_is_no_frame(tmp_path):
+    for path in (tmp_path, tmp_path / "lost.parquet", tmp_path / "frame.csv"):
+        with pytest.raises(FrameError, match="there is no frame"):
+            scan_frame(path)
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 nothing PAR1")
+    with pytest.raises(FrameError, match=r"bad\.parquet .*hold no frame"):
+        scan_frame(tmp_path / "bad.parquet")
+
+
+def test_json_is_read_without_surprises(tmp_path):
+    write_json(tmp_path / "x.json", {"a": "ä", "b": 0.1})
+    assert read_json(tmp_path / "x.json") == {"a": "ä", "b": 0.1} == json.loads((tmp_path / "x.json").read_bytes())
+    with pytest.raises(StorageError, match="No such file"):
+        read_json(tmp_path / "lost.json")

@@ -1,0 +1,36 @@
+"""The order of the data: a function of seed and epoch alone, which a resumed run enters in the middle."""
+
+import itertools
+
+import numpy as np
+
+from train.data import Split
+from train.experiment import batches, order
+
+SPLIT = Split(np.arange(23, dtype="float32")[:, None], np.arange(23), np.arange(23))
+
+
+def first(count, **kwargs):
+    taken = itertools.islice(batches(SPLIT, 5, seed=3, **kwargs), count)
+    return [(x.numpy().ravel().tolist(), y.numpy().tolist()) for x, y in taken]
+
+
+def test_each_epoch_has_whole_batches_of_another_order():
+    all_y = [y for _, y in first(12)]  # 4 batches an epoch, 3 examples left out
+    for epoch in range(3):
+        seen = np.concatenate(all_y[4 * epoch : 4 * epoch + 4]).tolist()
+        assert seen == order(23, 3, epoch)[:20].tolist()
+        assert len(set(seen)) == 20
+    assert all_y[:4] != all_y[4:8] != all_y[8:]
+    assert all(x == y for x, y in first(12))
+
+
+def test_it_can_be_entered_anywhere():
+    whole = first(12)
+    for epoch, skip in itertools.product(range(3), range(4)):
+        at = 4 * epoch + skip
+        assert first(12 - at, epoch=epoch, skip=skip) == whole[at:]
+
+
+def test_seeds_differ():
+    assert order(23, 3, 0).tolist() != order(23, 4, 0).tolist() != order(23, 3, 1).tolist()

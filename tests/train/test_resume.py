@@ -1,0 +1,187 @@
+"""`kill -9` at random moments: the run goes on with --resume and ends as one that was never interrupted, bit for bit.
+
+The quick suite kills twice. `pytest -m slow tests/train/test_resume.py` kills 20 times, fills a disk up, and runs seeds
+in one process, in several, and in several calls.
+"""
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+
+import srel_tf
+from srel_tf.files import lock
+from train.classification import main
+
+# 406 training images: 8 updates an epoch, each measured, saved every 3 updates and so within epochs and at their ends.
+RUN = [
+    *("--model", "mlp", "--batch-size", "50", "--every", "1", "--per-class", "3", "--measures", "l1"),
+    *("--optimizer", "adam", "--learning-rate", "1e-3", "--checkpoint-every", "3", "--seeds", "0"),
+]
+QUICK = [*RUN, "--update", "optimizer", "--epochs", "3"]
+LONG = [*RUN, "--update", "sgd", "optimizer", "--epochs", "30"]
+
+
+def quietly(run, path, *more):
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as err:
+        return main([*run, "--out", str(path), *more]), err.getvalue()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    path = tmp_path_factory.mktemp("whole")
+    assert quietly(QUICK, path) == (0, "")
+    return path
+
+
+def results(path, seed=0):
+    """What must not differ: the bytes of the tables, and the hash of weights and optimizer."""
+    files = {name: (path / f"seed-{seed}" / name).read_bytes() for name in ("frame.parquet", "history.csv")}
+    about = json.loads((path / f"seed-{seed}" / "seed.json").read_text(encoding="utf-8"))
+    return {**files, **{name: about[name] for name in ("weights_sha256", "updates", "probe_ids")}}
+
+
+def saved(path):
+    """How often the store has been saved."""
+    try:
+        return json.loads((path / "seed-0/frame.parts/index.json").read_text(encoding="utf-8"))["saved"]
+    except FileNotFoundError:
+        return 0
+
+
+def run_and_kill(run, path, rng, kind):
+    """Start the run and kill it at a random moment after it has got on: any moment, or while a file is written.
+
+    Whether it was killed (else it ended), and whether a half-written file was left.
+    """
+    arguments = [sys.executable, "-m", "train.classification", *run, "--out", str(path), "--resume"]
+    start, wanted, until = saved(path), int(rng.integers(1, 3)), None
+    with subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 240
+        while process.poll() is None:
+            assert time.monotonic() < deadline, "the run hangs"
+            if until is None and saved(path) >= start + wanted:
+                until = time.monotonic() + rng.uniform(0, 0.25)
+            writing = kind == "writing" and any((path / "seed-0").rglob(".*.part"))
+            if until is not None and (writing or (kind == "any" and time.monotonic() >= until)):
+                process.send_signal(signal.SIGKILL)
+                break
+            time.sleep(0.0005)
+        status = process.wait()
+    assert status in (0, -signal.SIGKILL)
+    return status != 0, any((path / "seed-0").rglob(".*.part"))
+
+
+def kill_and_compare(run, path, uninterrupted, kills, *finish):
+    """(kills, kills that left a half-written file); `finish`: more arguments for the last command."""
+    rng, killed, torn = np.random.default_rng(kills), 0, 0
+    for number in range(kills):
+        was_killed, left_half = run_and_kill(run, path, rng, ("any", "writing")[number % 2])
+        killed, torn = killed + was_killed, torn + left_half
+        if not was_killed:
+            break
+        rows = srel_tf.scan_frame(path / "seed-0" / "frame.parts").read()
+        whole = rows.groupby(["step", "update", "measure"]).size()
+        assert (whole == 9 * 9).all()  # Readable at any moment, and no measurement in halves.
+    assert quietly(run, path, "--resume", *finish) == (0, "")
+    assert results(path) == results(uninterrupted)
+    assert [p.name for p in (path / "seed-0").iterdir() if p.name.startswith("frame")] == ["frame.parquet"]
+    return killed, torn
+
+
+def test_two_kills_and_then_seeds_side_by_side(tmp_path, uninterrupted, capfd):
+    finish = ["--seeds", "0", "1", "--jobs", "2"]
+    assert kill_and_compare(QUICK, tmp_path, uninterrupted, 2, *finish)[0] == 2
+    lines = [line.split(",")[0] for line in capfd.readouterr().out.splitlines() if ": epoch " in line]
+    assert lines.count("seed 0: epoch 3 of 3") == 1
+    assert [line for line in lines if "seed 1" in line] == [f"seed 1: epoch {epoch} of 3" for epoch in (1, 2, 3)]
+
+
+@pytest.mark.slow
+def test_twenty_kills(tmp_path, capsys):
+    assert quietly(LONG, tmp_path / "whole") == (0, "")
+    killed, torn = kill_and_compare(LONG, tmp_path / "killed", tmp_path / "whole", 20)
+    with capsys.disabled():
+        print(f"\n{killed} kills, {torn} of them with a file half written; frame, history, weights as uninterrupted")
+    assert killed >= 20
+
+
+def test_ctrl_c_ends_after_the_step_and_says_how_to_go_on(tmp_path, uninterrupted, monkeypatch):
+    """The signal comes in the middle of the 12th update's callbacks; that update is measured and saved."""
+
+    def interrupt(self, batch, logs=None):
+        if int(self.model.optimizer.iterations) == 12:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(keras.callbacks.TerminateOnNaN, "on_train_batch_end", interrupt)
+    status, err = quietly(QUICK, tmp_path)
+    monkeypatch.undo()
+    assert status == 130
+    assert "the same command with --resume goes on" in err
+    steps = srel_tf.scan_frame(tmp_path / "seed-0" / "frame.parts").read()["step"]
+    assert sorted(steps.unique()) == list(range(13))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert quietly(QUICK, tmp_path, "--resume") == (0, "")
+    assert results(tmp_path) == results(uninterrupted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [["--jobs", "3"], ["--jobs", "2"], []])
+def test_seeds_in_any_number_of_processes(tmp_path, uninterrupted, arguments):
+    """Seeds 0 1 2 in one call, of one process or several, against seed 0 alone and against three calls."""
+    assert quietly(QUICK, tmp_path / "one", "--seeds", "0", "1", "2", *arguments) == (0, "")
+    assert results(tmp_path / "one") == results(uninterrupted)
+    for seed in "012":
+        assert quietly(QUICK, tmp_path / "three", "--seeds", seed) == (0, "")
+        assert results(tmp_path / "one", seed) == results(tmp_path / "three", seed)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 620 KiB, where the system lets us mount one; called with a size it grows."""
+
+    def mount(*options):
+        command = ["mount", "-t", "tmpfs", *options, "tmpfs", str(tmp_path)]
+        return shutil.which("mount") is not None and not subprocess.run(command, check=False).returncode
+
+    if not mount("-o", "size=620k"):
+        pytest.skip("mounting a small tmpfs takes the rights of root")
+    yield lambda size: mount("-o", f"remount,size={size}")
+    subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_the_training_and_loses_nothing(tmp_path, small_disk, uninterrupted):
+    status, err = quietly(QUICK, tmp_path)
+    assert status == 1
+    assert "No space left on device; free space there; what was saved before is whole" in err
+    steps = srel_tf.scan_frame(tmp_path / "seed-0" / "frame.parts").read()["step"].unique().tolist()
+    assert steps == list(range(len(steps)))
+    assert len(steps) > 3
+    assert small_disk("4m")
+    assert quietly(QUICK, tmp_path, "--resume") == (0, "")
+    assert results(tmp_path) == results(uninterrupted)
+
+
+def test_a_second_process_is_refused(tmp_path):
+    """While another process has the directory; a process that dies leaves no lock behind."""
+    script = "import filelock, sys; held = filelock.FileLock(sys.argv[1]); held.acquire(); print('held'); input()"
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        [sys.executable, "-uc", script, str(tmp_path / ".lock")], stdin=pipe, stdout=pipe, text=True
+    ) as other:
+        assert other.stdout.readline() == "held\n"
+        status, err = quietly(QUICK, tmp_path)
+        other.kill()
+    assert status == 1
+    assert f"another process is writing to {tmp_path}" in err
+    assert lock(tmp_path).is_locked
