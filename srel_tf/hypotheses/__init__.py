@@ -9,11 +9,12 @@
 
 All return one row a claim and measure, with the same `COLUMNS`:
 
-- `hypothesis`, `claim`, `scope` (metric, step, times, how many pairs); `measure`, `update`, `estimator` as in the frame;
+- `hypothesis`, `claim`, `scope` (metric, step, times, number of pairs); `measure`, `update`, `estimator`: the frame's;
 - `effect`, what was computed, one number a seed; `effect_size`, its mean over seeds; `ci_low`, `ci_high`, its interval
   at level `confidence` over `n_seeds` seeds;
 - `claim_low`, `claim_high`: the hypothesis says that the effect lies between these;
-- `verdict`: "supported" where the whole interval does, "contradicted" where none of it does, else "undecided"; `reason`.
+- `verdict`: "supported" where the whole interval does, "contradicted" where none of it does, else "undecided";
+- `reason`: of the verdict, in words.
 
 The stated error rate: if the true effect is outside the claim's bounds, "supported" has a probability of at most
 (1 − confidence)/2, if it is inside, "contradicted" has; at a bound the two together have 1 − confidence. That is a rate

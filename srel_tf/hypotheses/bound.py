@@ -22,15 +22,15 @@ def bounded_by_proximity(frame, proximity, confidence=0.95, resamples=500, seed=
     """Verdicts on Hypothesis 1.1(b) for a model whose P is known (`HomogeneousPredictor.proximity`, Theorem 5.1).
 
     frame: S_rel frame of several seeds (`srel_tf.frames.COLUMNS`).
-    proximity: columns target_id, source_id, proximity; P has no time, and must be symmetric where both orders are given.
+    proximity: columns target_id, source_id, proximity; P has no time, and is symmetric where both orders are given.
     resamples, seed: of the bootstrap over pairs.
 
     Each effect is one number a seed:
 
     - "S_rel rises with P": least-squares slope of log S_rel on log P over pairs, mean over steps;
-    - "S_rel stays below C·P": any finite set of pairs has such a C, max S_rel/P, so the question is whether one does for
-      all: whether the pairs of low P need a larger C than those of high P. The 90% quantile over pairs of the highest
-      S_rel/P in time is compared between pairs with P below and above the median; claimed: less than 2 times as high.
+    - "S_rel stays below C·P": any finite set of pairs has such a C, max S_rel/P; the question is whether one does for
+      all, that is, whether the pairs of low P need a larger C than those of high P. The 90% quantile over pairs of the
+      highest S_rel/P in time is compared between pairs with P below and above the median: less than 2 times as high.
       max S_rel/P over pairs, seeds and steps stands in `scope`.
 
     The interval joins Student's t over seeds with the bootstrap over pairs, which all seeds share. "undecided" for less

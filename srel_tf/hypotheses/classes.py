@@ -1,11 +1,11 @@
-"""The claim on classifiers of Sections 1.3 and 2.1: intra-class S^{k,smooth} is larger than inter-class, and constant."""
+"""The claim on classifiers (Sections 1.3 and 2.1): intra-class S^{k,smooth} is above inter-class, and constant."""
 
 import numpy as np
 from scipy.stats import linregress
 
 from srel_tf.errors import FrameError
 from srel_tf.hypotheses.phases import ALMOST, NEGLIGIBLE
-from srel_tf.hypotheses.series import groups
+from srel_tf.hypotheses.series import groups, replicates
 from srel_tf.hypotheses.verdicts import check_confidence, decide, table
 from srel_tf.stats import smooth
 
@@ -27,7 +27,7 @@ def class_claim(frame, confidence=0.95, diagonal=False):
     diagonal: whether the pairs of an example with itself count. They do in the paper's Definition 3, and are 1 whatever
         the net does: they alone lift intra above inter where S_rel < 1. Left out by default.
 
-    Each effect is one number a seed: with a class c as source, intra is S(c, c), inter S(c', c) for each other class c'.
+    Each effect is one number a seed: for a source class c, intra is S(c, c), inter S(c', c) for each other class c'.
     A class mean of which less than half of the entries are valid counts as missing. Changes are least-squares slopes
     of log₂ S^{k,smooth} times the measured span, mean over classes; the bounds stand in `claim_low`, `claim_high`.
 
@@ -38,11 +38,11 @@ def class_claim(frame, confidence=0.95, diagonal=False):
     rows = []
     for key, part in groups(frame):
         chosen = frame[(frame[list(key)] == list(key.values())).all(axis=1)]
-        means = smooth(chosen.assign(step=chosen["step"].astype(float)), diagonal=diagonal)
+        means = smooth(chosen.assign(step=chosen["step"].astype(float), run=replicates(chosen)), diagonal=diagonal)
         means = means[(means["n_valid"] > 0) & (means["n_valid"] >= means["n_pairs"] / 2) & (means["mean"] > 0)]
         _check_classes(part)
         about = {"hypothesis": "classification", **key, "scope": f"{part['source_class'].nunique()} classes"}
-        effects = np.array([_effects(_of_run(means, run)) for run in part["run"].unique()])
+        effects = np.array([_effects(_of_run(means, run)) for run in part["replicate"].unique()])
         for i, (claim, effect, bounds) in enumerate(CLAIMS):
             rows.append(decide({**about, "claim": claim, "effect": effect}, effects[:, i], bounds, confidence))
     return table(rows)

@@ -1,4 +1,4 @@
-"""Hypothesis 1.2: an early, elastic phase in which S_rel is small and rises fast, and a late one in which it stays large.
+"""Hypothesis 1.2: an early, elastic phase in which S_rel is small and rises fast, a late one in which it stays large.
 
 The times t₁, t₂ and t* come from change-point detection, common to all pairs. To look at a seed through times that were
 chosen to suit it would find phases in noise; so each seed is judged at times that the other seeds chose.
@@ -13,7 +13,7 @@ from scipy.stats import linregress, spearmanr
 
 from srel_tf.errors import FrameError
 from srel_tf.frames import check_columns
-from srel_tf.hypotheses.series import cube, groups, series
+from srel_tf.hypotheses.series import cube, groups, replicates, series
 from srel_tf.hypotheses.verdicts import check_confidence, decide, table
 
 NEGLIGIBLE = 0.01  # In log₂: a change by 0.7% of the value.
@@ -81,7 +81,8 @@ def two_phases(frame, risks=None, confidence=0.95):
         about = {"hypothesis": "1.2", **key}
         followed = series(cube(part))
         if isinstance(followed, str):
-            rows.append(decide({**about, "claim": "two phases", "scope": "", "effect": ""}, [], (np.nan, np.nan), confidence, reason=followed))
+            empty = {**about, "claim": "two phases", "scope": "", "effect": ""}
+            rows.append(decide(empty, [], (np.nan, np.nan), confidence, reason=followed))
             continue
         rows += _judge(followed, about, confidence)
         if risks is not None:
@@ -182,7 +183,7 @@ def _change_of_minima(late, steps):
 def _risk_series(risks, part, followed):
     """{kind of risk: log₂ risk [seed, step]} at the steps of S_rel, between its own by linear interpolation."""
     check_columns(risks, ["run", "seed", "step", "split", "loss"])
-    names = risks["run"].astype(str) + "/" + risks["seed"].astype(str)
+    names = replicates(risks)
     missing = [name for name in followed.seeds if name not in set(names)]
     if missing:
         raise FrameError(f"the risks lack the runs {missing}: they have {sorted(set(names))}")

@@ -42,7 +42,7 @@ def groups(frame):
     step = _numbers(frame, "step")
     if not np.isfinite(step).all():
         raise FrameError(f"step is missing in {(~np.isfinite(step)).sum()} rows: say at which step each was measured")
-    frame = frame.assign(srel=srel, step=step, replicate=_replicates(frame))
+    frame = frame.assign(srel=srel, step=step, replicate=replicates(frame))
     entry = ["replicate", "step", "source_id", "target_id"]
     for key, rows in frame.groupby(GROUP, dropna=False, sort=False, observed=True):
         twice = rows.duplicated(entry)
@@ -61,7 +61,7 @@ def _numbers(frame, name):
         raise FrameError(f"column {name!r} does not hold numbers: {error}") from error
 
 
-def _replicates(frame):
+def replicates(frame):
     """One name a run; `FrameError` where a seed belongs to several runs, which would count one twice."""
     runs = frame[["run", "seed"]].drop_duplicates()
     shared = runs["seed"].dropna()

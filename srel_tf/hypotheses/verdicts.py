@@ -22,8 +22,9 @@ def check_confidence(confidence):
 def interval(effects, confidence=0.95, spread=0.0):
     """(mean, low, high) of one effect a seed, by Student's t over seeds.
 
-    Not a percentile bootstrap over seeds: of five values it covers about 80% where it says 95%. `spread` is the standard
-    error that comes from the sampled examples, which all seeds share; it widens the interval. (NaN, NaN) for one seed.
+    Not a percentile bootstrap over seeds: of five values it covers far less than it says (`tests/hypotheses`). `spread`
+    is the standard error that comes from the sampled examples, which all seeds share; it widens the interval.
+    (NaN, NaN) for one seed.
     """
     effects = np.asarray(effects, float)
     n, mean = len(effects), effects.mean() if len(effects) else np.nan
