@@ -26,7 +26,7 @@ def parser():
     p.add_argument("--depth", type=int, nargs="+", default=[3], help="number of hidden layers; several: a sweep")
     p.add_argument("--examples", type=int, default=4000, help="training examples, drawn anew for each seed")
     p.add_argument("--batch-size", type=int, default=32)
-    p.add_argument("--learning-rate", type=float, default=0.003, help="of SGD, and η of the fictitious step")
+    p.add_argument("--learning-rate", type=float, default=0.001, help="of SGD, and η of the fictitious step")
     p.add_argument("--iterations", type=int, default=2500, help="optimizer updates; S_rel is measured at each")
     p.add_argument("--sources", type=int, default=200, help="x_i of Figure 3")
     p.add_argument("--targets", type=int, default=3, help="fixed points x'; the figures show the first")

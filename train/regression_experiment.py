@@ -17,7 +17,7 @@ import srel_tf
 from train.experiment import DivergedError, make_repeatable
 
 FIGURE_3 = (100, 200, 400, 800, 1600, 2400)  # Steps of the paper.
-PHASES_EVERY, RISKS_EVERY = 25, 10
+RISKS_EVERY = 10
 FOLLOWED = 8  # Sources that all targets are followed from in time.
 FRESH = 20_000  # Examples that the population risk is estimated on.
 TARGET = 0  # The id of x', the target of Figures 3–5.
@@ -43,7 +43,7 @@ def draw(count, dimension, *seed):
 
 
 def probe_points(settings):
-    """x, y of the targets (the first is x') and then the sources, and distances [targets, sources]. All seeds share them."""
+    """x, y of the targets (the first is x') and then the sources, distances [targets, sources]. All seeds share them."""
     x, y = draw(settings["targets"] + settings["sources"], settings["dimension"], settings["probe_seed"], 1)
     targets, sources = np.split(x, [settings["targets"]])
     return x, y, np.linalg.norm(targets[:, None] - sources[None], axis=2)
@@ -60,6 +60,11 @@ def followed(distances):
     return len(distances) + order[np.linspace(0, len(order) - 1, min(FOLLOWED, len(order))).astype(int)]
 
 
+def in_time(step):
+    """When they are: at every 5th of the first 200 steps, in which most happens, and at every 25th."""
+    return step % (5 if step <= 200 else 25) == 0
+
+
 def build(settings):
     """A feed-forward ReLU net (He normal), compiled with SGD and the squared error."""
     inputs = x = keras.Input((settings["dimension"],))
@@ -71,14 +76,14 @@ def build(settings):
 
 
 def attach(model, settings, seed):
-    """Three probes: all sources at the steps of Figure 3, x' and two sources at each step, 8 sources at every 25th."""
+    """Three probes: all sources at the steps of Figure 3, x' and two sources at each step, 8 sources in time."""
     x, y, distances = probe_points(settings)
     everything, last = np.arange(len(x)), settings["iterations"]
     targets, sources = np.split(everything, [len(distances)])
     for of_targets, of_sources, every in (
         (targets, sources, lambda step: step in FIGURE_3),
         ([TARGET], near_and_far(distances), lambda step: True),
-        (targets, followed(distances), lambda step: step % PHASES_EVERY == 0),
+        (targets, followed(distances), in_time),
     ):
         model.attach_probe(
             srel_tf.ProbeSet(x, y, targets=np.asarray(of_targets), sources=of_sources),

@@ -50,7 +50,7 @@ def _table(pairs, risks):
     curves = pairs.assign(name="S_rel " + pairs["pair"], value=pairs["srel"].where(pairs["valid"]))
     losses = risks.assign(name=risks["split"] + " risk", value=risks["loss"])
     both = pd.concat([curves, losses])[["name", "step", "value"]]
-    table = both[both["step"].isin(steps)].pivot_table("value", "name", "step", aggfunc="mean", sort=False)
+    table = both[both["step"].isin(steps)].pivot_table("value", "name", "step", aggfunc="mean", sort=False)[steps]
     table.columns.name = "mean over seeds at step"
     return table
 

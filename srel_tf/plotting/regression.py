@@ -4,13 +4,13 @@ import seaborn as sns
 
 from srel_tf.errors import FrameError
 from srel_tf.frames import check_columns
-from srel_tf.plotting.style import new_figure, population_deviation
+from srel_tf.plotting.style import class_palette, new_figure
 
 PALETTE = sns.color_palette("colorblind")
 
 
 def plot_distances(frame, distances):
-    """Figure 3: S_rel(t, x', x_i) against the distance of x' and x_i, a row a metric and a panel a step, a colour a seed.
+    """Figure 3: S_rel(t, x', x_i) against the distance of x' and x_i; a row a metric, a panel a step, a colour a run.
 
     frame: S_rel frame of one target and one measure.
     distances: columns run, step, target_id, source_id, distance, metric (what `srel_tf.hypotheses` takes).
@@ -26,14 +26,14 @@ def plot_distances(frame, distances):
         raise FrameError("no row of the frame has a distance: run, step, source_id and target_id must agree")
     metrics, steps = joined["metric"].unique(), sorted(joined["step"].unique())
     figure, axes = new_figure(len(metrics), len(steps), width=2.7, height=2.7, sharey=True, sharex="row")
+    colours = class_palette(joined["run"].unique())
     for row, metric in zip(axes, metrics, strict=True):
         for ax, step in zip(row, steps, strict=True):
             chosen = joined[(joined["metric"] == metric) & (joined["step"] == step)]
-            for (_, part), color in zip(chosen.groupby("run"), _colours(chosen["run"].nunique()), strict=True):
-                ax.scatter(part["distance"], part["srel"], s=4, color=color, alpha=0.6, lw=0)
-            ax.set(title=f"t = {step}", xlabel=f"‖x' − x_i‖, {metric}", ylabel="$S_{rel}(t, x', x_i)$")
-            ax.label_outer(remove_inner_ticks=True)
-            ax.xaxis.label.set_visible(True)
+            for run, part in chosen.groupby("run"):
+                ax.scatter(part["distance"], part["srel"], s=4, color=colours[run], alpha=0.6, lw=0)
+            ax.set(title=f"t = {step}", xlabel=f"‖x' − x_i‖, {metric}")
+        row[0].set_ylabel("$S_{rel}(t, x', x_i)$")
     figure.suptitle(f"Figure 3: S_rel against distance at a fixed x', {joined['run'].nunique()} runs (colours)")
     return figure
 
@@ -74,12 +74,5 @@ def _curve(ax, part, column, color, label, style="-", band=True):
     mean = by_step.mean()
     ax.plot(mean.index, mean, color=color, ls=style, lw=1, label=label)
     if band and part["run"].nunique() > 1:
-        edges = (
-            by_step.agg(lambda values: population_deviation(values)[0]),
-            by_step.agg(lambda values: population_deviation(values)[1]),
-        )
-        ax.fill_between(mean.index, *edges, color=color, alpha=0.2, lw=0)
-
-
-def _colours(count):
-    return sns.color_palette("colorblind", count)
+        deviation = by_step.std(ddof=0)
+        ax.fill_between(mean.index, mean - deviation, mean + deviation, color=color, alpha=0.2, lw=0)
