@@ -43,7 +43,7 @@ def draw(count, dimension, *seed):
 
 
 def probe_points(settings):
-    """x, y of the targets (the first is x') and then the sources, distances [targets, sources]. All seeds share them."""
+    """x, y of the targets (x' first), then of the sources, and distances [targets, sources]. All seeds share them."""
     x, y = draw(settings["targets"] + settings["sources"], settings["dimension"], settings["probe_seed"], 1)
     targets, sources = np.split(x, [settings["targets"]])
     return x, y, np.linalg.norm(targets[:, None] - sources[None], axis=2)

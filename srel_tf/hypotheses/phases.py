@@ -70,7 +70,8 @@ def two_phases(frame, risks=None, confidence=0.95):
     - late lower bound non-decreasing: change over the late phase of C(t), the minima of ten windows, in log₂; a fall by
       less than a tenth is let pass;
     - S_rel rises while the risk falls: rank correlation of mean log S_rel and the risk over the steps;
-    - rise and fall end together: log₂ ratio of the risk's last change point and t*, within a factor of 2.
+    - S_rel and the risk settle together: log₂ ratio of the risk's last change point and the seed's own t*, within a
+      factor of 2; left out where S_rel does not move.
 
     Returns a frame of `srel_tf.hypotheses.COLUMNS`. "undecided" for less than 3 seeds, 12 steps or half of the entries
     valid. Raises `FrameError` as `srel_tf.hypotheses.series.groups` does, and for risks that do not fit.
@@ -129,7 +130,7 @@ def _judge(followed, about, confidence):
 
 
 CLAIMS = (
-    ("(a) early interval below all late values", "share of late values above the early interval", (ALMOST, np.inf)),
+    ("(a) early interval below all late values", "share of late values above all early ones", (ALMOST, np.inf)),
     ("(a) late level above early level", "log₂ (late median / early median)", (NEGLIGIBLE, np.inf)),
     ("rises before t*", "slope of log₂ S_rel per measured span", (NEGLIGIBLE, np.inf)),
     ("rises faster before t* than after", "difference of slopes of log₂ S_rel", (NEGLIGIBLE, np.inf)),
@@ -213,11 +214,12 @@ def _with_risks(followed, risks, about, confidence):
             known = np.isfinite(mean)
             together.append(spearmanr(mean[known], curve[known]).statistic)
             star, risk_star = find_phases(logs.T).star, find_phases(curve[:, None]).star
-            ends.append(np.log2(followed.steps[risk_star] / followed.steps[star]))
+            moves = np.nanmax(mean) - np.nanmin(mean) > NEGLIGIBLE
+            ends.append(np.log2(followed.steps[risk_star] / followed.steps[star]) if moves else np.nan)
         scope = f"{kind} risk; {len(followed.pairs)} pairs"
         for claim, effect, values, bounds in (
             ("Figure 5: S_rel rises while the risk falls", "rank correlation with the risk", together, (-np.inf, 0.0)),
-            ("Figure 5: rise and fall end together", "log₂ (end of the fall / t*)", ends, (-1.0, 1.0)),
+            ("Figure 5: S_rel and the risk settle together", "log₂ (the risk's t* / t*)", ends, (-1.0, 1.0)),
         ):
             names = {**about, "claim": claim, "scope": scope, "effect": effect}
             rows.append(decide(names, values, bounds, confidence))
