@@ -17,7 +17,7 @@ import srel_tf
 from train.experiment import DivergedError, make_repeatable
 
 FIGURE_3 = (100, 200, 400, 800, 1600, 2400)  # Steps of the paper.
-RISKS_EVERY = 10
+RISKS_EVERY = 20
 FOLLOWED = 8  # Sources that all targets are followed from in time.
 FRESH = 20_000  # Examples that the population risk is estimated on.
 TARGET = 0  # The id of x', the target of Figures 3–5.
@@ -96,7 +96,7 @@ def attach(model, settings, seed):
 
 
 class Watch(keras.callbacks.Callback):
-    """Risks at every tenth step, distances of last-layer features at the steps of Figure 3, and a line of progress."""
+    """Risks at every 20th step, distances of last-layer features at the steps of Figure 3, and a line of progress."""
 
     def __init__(self, settings, seed, training):
         super().__init__()

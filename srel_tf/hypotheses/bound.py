@@ -1,13 +1,12 @@
 """Hypothesis 1.1(b): S_rel(x, x') = O(P(x, x')) for a symmetric, time-independent P."""
 
 import numpy as np
-from scipy.stats import linregress
 
 from srel_tf.errors import FrameError
 from srel_tf.frames import check_columns
 from srel_tf.hypotheses.phases import NEGLIGIBLE
 from srel_tf.hypotheses.proximity import join
-from srel_tf.hypotheses.series import cube, groups
+from srel_tf.hypotheses.series import cube, groups, slopes
 from srel_tf.hypotheses.verdicts import check_confidence, decide, table
 
 MIN_PAIRS = 20
@@ -79,19 +78,34 @@ def _verdicts(srel, p, about, confidence, resamples, generator):
     draws = generator.integers(0, len(log_p), size=(resamples, len(log_p)))
     rows = []
     for function, values, (claim, effect, bounds) in zip((_slope, _excess), (mean, over_p), CLAIMS, strict=True):
-        effects = [function(log_p, v) for v in values]
+        effects = function(log_p, values)
         across = values.mean(axis=0)  # What all seeds share.
-        spread = np.nanstd([function(log_p[d], across[d]) for d in draws])
+        spread = np.nanstd(function(log_p[draws], across[draws]))
         names = {**about, "claim": claim, "scope": scope, "effect": effect}
         rows.append(decide(names, effects, bounds, confidence, spread))
     return rows
 
 
 def _slope(log_p, values):
-    return linregress(log_p, values).slope if np.ptp(log_p) else np.nan
+    """Slope of each row [..., pairs]."""
+    return slopes(values, log_p)
 
 
 def _excess(log_p, over_p):
-    """Log₂ ratio of the highest (90%) S_rel/P of pairs with low P to that of pairs with high P."""
-    low = log_p <= np.median(log_p)
-    return np.quantile(over_p[low], QUANTILE) - np.quantile(over_p[~low], QUANTILE) if (~low).any() else np.nan
+    """Log₂ ratio of the highest (90%) S_rel/P of pairs with low P to that of pairs with high P, for each row."""
+    low = log_p <= np.median(log_p, axis=-1, keepdims=True)
+    return _quantile(over_p, low) - _quantile(over_p, ~low)
+
+
+def _quantile(values, chosen):
+    """The 90% quantile of the chosen ones in each row, NaN for none; NumPy's nanquantile is slow by rows."""
+    chosen = np.broadcast_to(chosen, values.shape)
+    ascending = np.sort(np.where(chosen, values, -np.inf), axis=-1)
+    count = chosen.sum(axis=-1)
+    place = values.shape[-1] - count + QUANTILE * (count - 1)
+    below = np.floor(np.where(count, place, 0)).astype(int)
+    left, right = (
+        np.take_along_axis(ascending, at[..., None], axis=-1)[..., 0]
+        for at in (below, np.minimum(below + 1, values.shape[-1] - 1))
+    )
+    return np.where(count, left + (place - below) * (right - left), np.nan)

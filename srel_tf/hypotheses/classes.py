@@ -1,11 +1,10 @@
 """The claim on classifiers (Sections 1.3 and 2.1): intra-class S^{k,smooth} is above inter-class, and constant."""
 
 import numpy as np
-from scipy.stats import linregress
 
 from srel_tf.errors import FrameError
 from srel_tf.hypotheses.phases import ALMOST, NEGLIGIBLE
-from srel_tf.hypotheses.series import groups, replicates
+from srel_tf.hypotheses.series import groups, replicates, slopes
 from srel_tf.hypotheses.verdicts import check_confidence, decide, table
 from srel_tf.stats import smooth
 
@@ -38,7 +37,12 @@ def class_claim(frame, confidence=0.95, diagonal=False):
     rows = []
     for key, part in groups(frame):
         chosen = frame[(frame[list(key)] == list(key.values())).all(axis=1)]
-        means = smooth(chosen.assign(step=chosen["step"].astype(float), run=replicates(chosen)), diagonal=diagonal)
+        chosen = chosen.assign(
+            run=replicates(chosen),
+            step=chosen["step"].astype(float),
+            valid=chosen["valid"] & np.isfinite(chosen["srel"]),
+        )
+        means = smooth(chosen, diagonal=diagonal)
         means = means[(means["n_valid"] > 0) & (means["n_valid"] >= means["n_pairs"] / 2) & (means["mean"] > 0)]
         _check_classes(part)
         about = {"hypothesis": "classification", **key, "scope": f"{part['source_class'].nunique()} classes"}
@@ -83,4 +87,4 @@ def _effects(curves):
 def _change(steps, values):
     if len(steps) < MIN_STEPS:
         return np.nan
-    return linregress(steps, values).slope * (steps[-1] - steps[0])
+    return slopes(values, steps) * (steps[-1] - steps[0])

@@ -4,16 +4,17 @@ The times t₁, t₂ and t* come from change-point detection, common to all pair
 chosen to suit it would find phases in noise; so each seed is judged at times that the other seeds chose.
 """
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import ruptures
-from scipy.stats import linregress, spearmanr
+from scipy.stats import spearmanr
 
 from srel_tf.errors import FrameError
 from srel_tf.frames import check_columns
-from srel_tf.hypotheses.series import cube, groups, replicates, series
+from srel_tf.hypotheses.series import cube, groups, replicates, series, slopes
 from srel_tf.hypotheses.verdicts import check_confidence, decide, table
 
 NEGLIGIBLE = 0.01  # In log₂: a change by 0.7% of the value.
@@ -32,20 +33,20 @@ class Phases(NamedTuple):
 
 
 def find_phases(values):
-    """`Phases` of log S_rel [steps, pairs], every pair with equal weight, by two change points of its mean.
+    """`Phases` of log S_rel [steps, pairs], every pair with equal weight, by three change points of its mean.
 
-    The least-squares segmentation (ruptures, `KernelCPD` with a linear kernel) into three segments. The last begins at
-    t*; of the other two, the one with the lower mean is the early interval: Hypothesis 1.2(a) lets it start after 0.
+    The least-squares segmentation (ruptures, `KernelCPD` with a linear kernel) into four segments. The last begins at
+    t*; of the others, the one with the lowest mean is [t₁, t₂]: Hypothesis 1.2(a) lets it start after 0.
     """
     spread = np.nanstd(values, axis=0)
     values = (values - np.nanmean(values, axis=0)) / np.where(spread > 0, spread, 1)
     values = np.column_stack([_without_gaps(column) for column in values.T])
     thin = -(-len(values) // LARGEST)
     means = values[: len(values) // thin * thin].reshape(-1, thin, values.shape[1]).mean(axis=1)
-    search = ruptures.KernelCPD(kernel="linear", min_size=max(2, len(means) // 20))
-    one, two = (thin * change for change in search.fit(means).predict(n_bkps=2)[:2])
-    falls = values[one:two].mean() < values[:one].mean()
-    return Phases(one, two - 1, two) if falls else Phases(0, one - 1, two)
+    search = ruptures.KernelCPD(kernel="linear", min_size=max(2, len(means) // 40))
+    starts = [0, *(thin * change for change in search.fit(means).predict(n_bkps=3)[:3])]
+    first, last = min(pairwise(starts), key=lambda segment: values[slice(*segment)].mean())
+    return Phases(first, last - 1, starts[-1])
 
 
 def _without_gaps(column):
@@ -71,7 +72,7 @@ def two_phases(frame, risks=None, confidence=0.95):
       less than a tenth is let pass;
     - S_rel rises while the risk falls: rank correlation of mean log S_rel and the risk over the steps;
     - S_rel and the risk settle together: log₂ ratio of the risk's last change point and the seed's own t*, within a
-      factor of 2; left out where S_rel does not move.
+      factor of 2. Seeds whose S_rel does not move are left out of both.
 
     Returns a frame of `srel_tf.hypotheses.COLUMNS`. "undecided" for less than 3 seeds, 12 steps or half of the entries
     valid. Raises `FrameError` as `srel_tf.hypotheses.series.groups` does, and for risks that do not fit.
@@ -150,8 +151,8 @@ def _effects(logs, steps, phases):
     middle = np.nanmedian(late, axis=1)
     span = steps[-1] - steps[0]
     # From the early interval on: S_rel may fall before t₁.
-    rise = _slopes(logs[:, phases.first : phases.star], steps[phases.first : phases.star]) * span
-    rest = _slopes(late, steps[phases.star :]) * span
+    rise = slopes(logs[:, phases.first : phases.star], steps[phases.first : phases.star]) * span
+    rest = slopes(late, steps[phases.star :]) * span
     return [
         (late > highest)[np.isfinite(late)].mean(),
         np.median(middle - np.nanmedian(early, axis=1)),
@@ -162,23 +163,13 @@ def _effects(logs, steps, phases):
     ]
 
 
-def _slopes(values, steps):
-    """Least-squares slope of each row over the steps, NaN for fewer than two values."""
-    slopes = np.full(len(values), np.nan)
-    for i, row in enumerate(values):
-        known = np.isfinite(row)
-        if known.sum() > 1:
-            slopes[i] = linregress(steps[known], row[known]).slope
-    return slopes
-
-
 def _change_of_minima(late, steps):
     """C(t), the minima of consecutive windows of the late phase: slope times the phase's length, [pairs]."""
     windows = [w for w in np.array_split(np.arange(len(steps)), min(WINDOWS, len(steps))) if len(w)]
     with np.errstate(all="ignore"):
         minima = np.stack([np.min(np.where(np.isfinite(late[:, w]), late[:, w], np.inf), axis=1) for w in windows], 1)
     minima[np.isinf(minima)] = np.nan
-    return _slopes(minima, np.array([steps[w].mean() for w in windows])) * (steps[-1] - steps[0])
+    return slopes(minima, np.array([steps[w].mean() for w in windows])) * (steps[-1] - steps[0])
 
 
 def _risk_series(risks, part, followed):
@@ -212,10 +203,13 @@ def _with_risks(followed, risks, about, confidence):
             level = logs - np.nanmean(logs, axis=1, keepdims=True)
             mean = _mean_over_seeds(level[:, None])[:, 0]  # Of this seed over its pairs, by step.
             known = np.isfinite(mean)
+            if np.ptp(mean[known]) <= NEGLIGIBLE:  # S_rel does not move.
+                together.append(np.nan)
+                ends.append(np.nan)
+                continue
             together.append(spearmanr(mean[known], curve[known]).statistic)
             star, risk_star = find_phases(logs.T).star, find_phases(curve[:, None]).star
-            moves = np.nanmax(mean) - np.nanmin(mean) > NEGLIGIBLE
-            ends.append(np.log2(followed.steps[risk_star] / followed.steps[star]) if moves else np.nan)
+            ends.append(np.log2(followed.steps[risk_star] / followed.steps[star]))
         scope = f"{kind} risk; {len(followed.pairs)} pairs"
         for claim, effect, values, bounds in (
             ("Figure 5: S_rel rises while the risk falls", "rank correlation with the risk", together, (-np.inf, 0.0)),

@@ -104,7 +104,11 @@ def _effects(rows, min_sources, resamples, generator):
     if not np.isfinite(share).any():
         return None
     across = np.mean([r for r in resampled if np.ndim(r)], axis=0)  # Mean over seeds, in each resample.
-    return {TREND: (trend, 0.0, np.nanstd(across)), NEARER: (share, np.nanmean(bound), np.nanmean(deviation))}
+    across = across[np.isfinite(across)]
+    return {
+        TREND: (trend, 0.0, across.std() if len(across) else np.nan),
+        NEARER: (share, np.nanmean(bound), np.nanmean(deviation)),
+    }
 
 
 def correlation(a, b, weights):

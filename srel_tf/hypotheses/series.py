@@ -1,5 +1,6 @@
 """S_rel frames as arrays [seed, pair, step], checked: what does not fit is refused, never guessed at."""
 
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -69,7 +70,7 @@ def replicates(frame):
     if len(shared):
         names = runs.loc[runs["seed"] == shared.iloc[0], "run"].tolist()
         raise FrameError(f"seed {shared.iloc[0]} belongs to several runs, {names}: check one experiment at a time")
-    return frame["run"].astype(str) + "/" + frame["seed"].astype(str)
+    return frame["run"].astype(str) + "/" + frame["seed"].astype("string").fillna("").astype(str)
 
 
 def cube(rows):
@@ -111,3 +112,14 @@ def series(whole, least=12):
     names = [name for name, kept in zip(whole.seeds, seeds, strict=True) if kept]
     logs = logs[seeds][:, pairs]
     return Cube(logs, np.isfinite(logs), names, whole.pairs[followed][pairs], whole.steps[common])
+
+
+def slopes(values, at):
+    """Least-squares slope of each row of values [..., n] over at [n] or [..., n]; NaN where `at` does not vary."""
+    at = np.where(np.isfinite(values), at, np.nan)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # Rows without a value.
+        at = at - np.nanmean(at, axis=-1, keepdims=True)
+        values = values - np.nanmean(values, axis=-1, keepdims=True)
+    spread = np.nansum(at**2, axis=-1)
+    return np.nansum(at * values, axis=-1) / np.where(spread > 0, spread, np.nan)
