@@ -29,7 +29,7 @@ def parser():
     p.add_argument("--learning-rate", type=float, default=0.001, help="of SGD, and η of the fictitious step")
     p.add_argument("--iterations", type=int, default=2500, help="optimizer updates; S_rel is measured at each")
     p.add_argument("--sources", type=int, default=200, help="x_i of Figure 3")
-    p.add_argument("--targets", type=int, default=3, help="fixed points x'; the figures show the first")
+    p.add_argument("--targets", type=int, default=2, help="fixed points x'; the figures show the first")
     p.add_argument("--probe-seed", type=int, default=0, help="of the points x' and x_i, which all seeds share")
     p.add_argument("--precision", choices=["float32", "float64"], default="float64", help="of the net")
     p.add_argument("--estimator", default="exact")

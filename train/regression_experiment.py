@@ -19,6 +19,7 @@ from train.experiment import DivergedError, make_repeatable
 FIGURE_3 = (100, 200, 400, 800, 1600, 2400)  # Steps of the paper.
 RISKS_EVERY = 20
 FOLLOWED = 8  # Sources that all targets are followed from in time.
+GROWN = 1e3  # A loss that is so many times its lowest value has diverged: in float64 it need not become infinite.
 FRESH = 20_000  # Examples that the population risk is estimated on.
 TARGET = 0  # The id of x', the target of Figures 3–5.
 
@@ -108,15 +109,16 @@ class Watch(keras.callbacks.Callback):
         self._x, _, distances = probe_points(settings)
         self._targets = len(distances)
         self._risks, self._distances = [], [self._pairs(distances, "input", pd.NA)]
-        self.diverged = None
+        self._first, self.diverged = np.inf, None
 
     def on_train_begin(self, logs=None):
         self._start, self._features = time.perf_counter(), keras.Model(self.model.inputs, self.model.layers[-2].output)
         self._look(0)
 
     def on_train_batch_end(self, batch, logs=None):
-        if not np.isfinite(logs["loss"]):
-            self.diverged = float(logs["loss"])
+        self._first = min(self._first, logs["loss"])
+        if not logs["loss"] <= GROWN * self._first:
+            self.diverged, self.model.stop_training = float(logs["loss"]), True
         self._look(int(self.model.optimizer.iterations))
 
     def _look(self, step):
@@ -152,7 +154,8 @@ class Watch(keras.callbacks.Callback):
     def distances(self):
         """Columns target_id, source_id, distance, metric, run, seed, step; input distances at each step of Figure 3."""
         own, *features = self._distances
-        return pd.concat([*(own.assign(step=f["step"].iloc[0]) for f in features), *features], ignore_index=True)
+        own_at = [own.assign(step=f["step"]) for f in features]
+        return pd.concat([*own_at, *features] or [own.iloc[:0]], ignore_index=True)
 
 
 def train(settings, seed, directory):
@@ -176,7 +179,7 @@ def train(settings, seed, directory):
             model.fit(
                 batches,
                 epochs=-(-settings["iterations"] // (settings["examples"] // settings["batch_size"])),
-                callbacks=[watch, keras.callbacks.TerminateOnNaN()],
+                callbacks=[watch],
                 shuffle=False,  # The data set has done it.
                 verbose=0,
             )

@@ -108,4 +108,5 @@ def _quantile(values, chosen):
         np.take_along_axis(ascending, at[..., None], axis=-1)[..., 0]
         for at in (below, np.minimum(below + 1, values.shape[-1] - 1))
     )
-    return np.where(count, left + (place - below) * (right - left), np.nan)
+    with np.errstate(invalid="ignore"):
+        return np.where(count, left + (place - below) * (right - left), np.nan)

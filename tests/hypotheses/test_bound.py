@@ -55,13 +55,13 @@ def test_effects_by_hand():
 
 @pytest.mark.parametrize("shared", [0.0, 2.0])
 def test_error_rate_at_the_smallest_slope(shared):
-    found = verdicts(simulation(NEGLIGIBLE, shared=shared), 120)[RISES]
-    assert found["supported"] + found["contradicted"] <= most(120, 0.05)
+    found = verdicts(simulation(NEGLIGIBLE, shared=shared), 60)[RISES]
+    assert found["supported"] + found["contradicted"] <= most(60, 0.05)
 
 
 def test_error_rate_of_a_bound_that_holds():
     """S = P · noise: one C serves all, with a factor of 2 to spare."""
-    assert verdicts(simulation(1, shared=1.0), 120)[BELOW]["contradicted"] <= most(120, 0.025)
+    assert verdicts(simulation(1, shared=1.0), 60)[BELOW]["contradicted"] <= most(60, 0.025)
 
 
 def test_zero_proximity_is_counted():

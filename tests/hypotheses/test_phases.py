@@ -92,12 +92,12 @@ def test_a_falling_late_bound_is_contradicted():
 @pytest.mark.parametrize("memory", [0.0, 0.9])
 def test_error_rate_without_phases(memory):
     """Noise has change points too; that the other seeds choose them keeps the rate."""
-    found = verdicts(lambda generator: two_phases(made(generator, "none", memory=memory)), 120)
+    found = verdicts(lambda generator: two_phases(made(generator, "none", memory=memory)), 80)
     for claim in (LEVEL, RISES, FASTER):
-        assert found[claim]["supported"] <= most(120, 0.025), claim
-        assert found[claim]["contradicted"] <= most(120, 0.025), claim
+        assert found[claim]["supported"] <= most(80, 0.025), claim
+        assert found[claim]["contradicted"] <= most(80, 0.025), claim
     assert found[BELOW]["supported"] == 0
-    assert found[BOUND]["contradicted"] <= most(120, 0.025)
+    assert found[BOUND]["contradicted"] <= most(80, 0.025)
 
 
 def test_each_seeds_own_change_points_would_not_hold_the_rate():

@@ -29,8 +29,8 @@ def simulation(slope, shared, **options):
 
 @pytest.mark.parametrize("shared", [0, 2])
 def test_error_rate_without_a_trend(shared):
-    for claim, found in verdicts(simulation(0, shared), 120).items():
-        assert found["supported"] + found["contradicted"] <= most(120, 0.05), claim
+    for claim, found in verdicts(simulation(0, shared), 80).items():
+        assert found["supported"] + found["contradicted"] <= most(80, 0.05), claim
 
 
 def test_seeds_alone_would_not_hold_the_rate():

@@ -14,9 +14,9 @@ import srel_tf
 from train.regression import main
 from train.regression_experiment import build, draw, followed, in_time, near_and_far, probe_points
 
-TINY = (
-    "--dimension 4 --width 3 --depth 2 --examples 200 --iterations 110 --sources 25 --targets 2 --learning-rate 0.003"
-).split()
+SETTINGS = {"dimension": 4, "examples": 200, "iterations": 110, "sources": 25, "targets": 2, "learning-rate": 0.003}
+BASE = [text for name, value in SETTINGS.items() for text in (f"--{name}", str(value))]
+TINY = [*BASE, "--width", "3", "--depth", "2"]
 
 
 def command(path, *arguments, base=TINY):
@@ -164,9 +164,8 @@ def test_other_settings_are_refused(done):
 
 
 def test_a_sweep_has_a_directory_a_net_and_a_table(tmp_path):
-    base = [a for a in TINY if a not in ("--width", "3", "--depth", "2")]
     status, out, err, path = command(
-        tmp_path, "--width", 2, 5, "--depth", 1, "--seeds", 0, "--iterations", 21, base=base
+        tmp_path, "--width", 2, 5, "--depth", 1, "--seeds", 0, "--iterations", 21, base=BASE
     )
     assert (status, err) == (0, "")
     table = srel_tf.read_frame(path / "sweep.csv")
