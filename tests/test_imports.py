@@ -61,7 +61,7 @@ TRAINING = [f"srel_tf.{name}" for name in ("mixin", "probing", "recorder", "sche
 RULES = {
     "engines and measures know no tables": (ENGINES, ["pandas", "srel_tf.frames", "srel_tf.result"]),
     "tables and figures know no nets": (
-        modules("srel_tf.frames", "srel_tf.stats", "srel_tf.plotting"),
+        modules("srel_tf.frames", "srel_tf.stats", "srel_tf.hypotheses", "srel_tf.plotting"),
         ["tensorflow", "keras"],
     ),
     "theory knows nothing of training": (modules("srel_tf.theory"), [*TRAINING, "train"]),
@@ -92,7 +92,13 @@ def test_the_library_loads_figures_only_when_asked():
             assert not [i for i in drawn if within(i, wrong)], name
 
 
-PUBLIC_MODULES = ["srel_tf.errors", "srel_tf.plotting", "srel_tf.plotting.theory", "srel_tf.theory"]
+PUBLIC_MODULES = [
+    "srel_tf.errors",
+    "srel_tf.hypotheses",
+    "srel_tf.plotting",
+    "srel_tf.plotting.theory",
+    "srel_tf.theory",
+]
 
 
 def exported(name):

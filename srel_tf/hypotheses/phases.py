@@ -65,6 +65,8 @@ def two_phases(frame, risks=None, confidence=0.95):
 
     - early interval below all late values: share of (pair, late step) with S_rel above all of the pair's values in
       [t₁, t₂]; the hypothesis claims 1 for all pairs, we ask for more than 0.95;
+    - the same at any times: the share of pairs for which it holds at the times that suit the seed best, [t₁, t₂] two
+      consecutive steps and t* so late as to leave a tenth of them. Such times can contradict, never support;
     - late level above early level: log₂ ratio of medians, median over pairs;
     - rises before t*; rises faster before t* than after: least-squares slopes of log₂ S_rel per measured span;
     - late lower bound positive: lowest late value over the late median, median over pairs;
@@ -124,10 +126,29 @@ def _judge(followed, about, confidence):
         phases = find_phases(others[:, usable])
         effects.append(_effects(followed.srel[seed, usable], followed.steps, phases))
     effects = np.array(effects) if effects else np.full((n, len(CLAIMS)), np.nan)
+    about = {**about, "scope": scope}
     return [
-        decide({**about, "claim": name, "scope": scope, "effect": effect}, effects[:, i], claim, confidence)
-        for i, (name, effect, claim) in enumerate(CLAIMS)
+        *(
+            decide({**about, "claim": name, "effect": effect}, effects[:, i], claim, confidence)
+            for i, (name, effect, claim) in enumerate(CLAIMS)
+        ),
+        _at_any_times(followed, about, confidence),
     ]
+
+
+def _at_any_times(followed, about, confidence):
+    """The row on Hypothesis 1.2(a) that can only contradict."""
+    about = {**about, "claim": "(a) the same at any times", "effect": "share of pairs, times chosen to suit the seed"}
+    about["scope"] = f"{len(followed.pairs)} pairs"
+    late = len(followed.steps) - max(2, len(followed.steps) // 10)
+    shares = []
+    for logs in followed.srel:
+        lowest = np.where(np.isfinite(logs[:, late:]), logs[:, late:], np.inf).min(axis=1, keepdims=True)
+        shares.append((np.maximum(logs[:, : late - 1], logs[:, 1:late]) < lowest).mean(axis=0).max())
+    row = decide(about, shares, (ALMOST, np.inf), confidence)
+    if row["verdict"] == "supported":
+        row |= {"verdict": "undecided", "reason": "times chosen to suit each seed can contradict, but not support"}
+    return row
 
 
 CLAIMS = (
