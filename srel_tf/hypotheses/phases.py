@@ -196,6 +196,7 @@ def _change_of_minima(late, steps):
 def _risk_series(risks, part, followed):
     """{kind of risk: log₂ risk [seed, step]} at the steps of S_rel, between its own by linear interpolation."""
     check_columns(risks, ["run", "seed", "step", "split", "loss"])
+    risks = risks.reset_index(drop=True)
     names = replicates(risks)
     missing = [name for name in followed.seeds if name not in set(names)]
     if missing:
@@ -207,6 +208,8 @@ def _risk_series(risks, part, followed):
         curves = []
         for name in followed.seeds:
             curve = of_kind[names.loc[of_kind.index] == name].sort_values("step")
+            if curve["step"].duplicated().any():
+                raise FrameError(f"the {kind} risk of {name} has a step twice: drop the copies")
             if len(curve) < 2 or curve["step"].min() > followed.steps[0] or curve["step"].max() < followed.steps[-1]:
                 raise FrameError(f"the {kind} risk of {name} does not span the steps {followed.steps[[0, -1]]}")
             values = np.log2(curve["loss"].astype(float))

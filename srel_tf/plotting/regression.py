@@ -25,13 +25,13 @@ def plot_distances(frame, distances):
     if joined.empty:
         raise FrameError("no row of the frame has a distance: run, step, source_id and target_id must agree")
     metrics, steps = joined["metric"].unique(), sorted(joined["step"].unique())
-    figure, axes = new_figure(len(metrics), len(steps), width=2.7, height=2.7, sharey=True, sharex="row")
+    figure, axes = new_figure(len(metrics), len(steps), width=2.2, height=2.4, sharey=True, sharex="row")
     colours = class_palette(joined["run"].unique())
     for row, metric in zip(axes, metrics, strict=True):
         for ax, step in zip(row, steps, strict=True):
             chosen = joined[(joined["metric"] == metric) & (joined["step"] == step)]
             for run, part in chosen.groupby("run"):
-                ax.scatter(part["distance"], part["srel"], s=4, color=colours[run], alpha=0.6, lw=0)
+                ax.scatter(part["distance"], part["srel"], s=3, color=colours[run], lw=0)
             ax.set(title=f"t = {step}", xlabel=f"‖x' − x_i‖, {metric}")
         row[0].set_ylabel("$S_{rel}(t, x', x_i)$")
     figure.suptitle(f"Figure 3: S_rel against distance at a fixed x', {joined['run'].nunique()} runs (colours)")

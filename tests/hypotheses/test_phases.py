@@ -184,6 +184,7 @@ def test_risks_that_do_not_fit():
         (risks.assign(loss=-1.0), "must be positive"),
         (risks.assign(loss=np.nan), "must be positive"),
         (risks[risks["step"] < 300], "does not span the steps"),
+        (pd.concat([risks, risks]), "has a step twice"),
     ):
         with pytest.raises(FrameError, match=message):
             two_phases(frame, wrong)
