@@ -12,7 +12,7 @@ import pytest
 
 import srel_tf
 from train.regression import main
-from train.regression_experiment import build, draw, followed, in_time, near_and_far, probe_points
+from train.regression_experiment import Watch, build, draw, followed, in_time, near_and_far, probe_points
 
 SETTINGS = {"dimension": 4, "examples": 200, "iterations": 110, "sources": 25, "targets": 2, "learning-rate": 0.003}
 BASE = [text for name, value in SETTINGS.items() for text in (f"--{name}", str(value))]
@@ -183,6 +183,24 @@ def test_divergence_is_an_error(tmp_path):
     assert "the training loss of seed 0 became" in err
     assert "lower --learning-rate" in err
     assert not (path / "seed-0" / "seed.json").exists()
+
+
+def test_an_interruption_keeps_what_was_measured(tmp_path, frame, monkeypatch):
+    def interrupt(self, step):
+        if step == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Watch, "_look", interrupt)
+    status, _, err, path = command(tmp_path, "--seeds", 0)
+    assert status == 130
+    assert "interrupted: what was measured is saved" in err
+    assert not (path / "seed-0" / "seed.json").exists()
+    kept = srel_tf.read_frame(path / "seed-0" / "frame.parquet")
+    assert sorted(kept["step"].unique()) in ([0, 1, 2, 3], [0, 1, 2, 3, 4])  # Watch may be asked before the probes.
+    keys = ["step", "source_id", "target_id"]
+    both = kept.merge(frame[frame["seed"] == 0], on=keys)
+    assert len(both) == len(kept)
+    np.testing.assert_array_equal(both["srel_x"], both["srel_y"])  # Bit for bit what the whole run has.
 
 
 @pytest.mark.parametrize(
