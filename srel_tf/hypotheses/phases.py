@@ -15,7 +15,7 @@ from scipy.stats import spearmanr
 from srel_tf.errors import FrameError
 from srel_tf.frames import check_columns
 from srel_tf.hypotheses.series import cube, groups, replicates, series, slopes
-from srel_tf.hypotheses.verdicts import check_confidence, decide, table
+from srel_tf.hypotheses.verdicts import MIN_SEEDS, check_confidence, decide, table
 
 NEGLIGIBLE = 0.01  # In log₂: a change by 0.7% of the value.
 FALL = np.log2(1.1)  # A bound that loses less than a tenth of its height counts as non-decreasing.
@@ -235,10 +235,12 @@ def _with_risks(followed, risks, about, confidence):
             star, risk_star = find_phases(logs.T).star, find_phases(curve[:, None]).star
             ends.append(np.log2(followed.steps[risk_star] / followed.steps[star]))
         scope = f"{kind} risk; {len(followed.pairs)} pairs"
+        moving = int(np.isfinite(ends).sum())
+        still = f"S_rel moves in {moving} of {len(ends)} seeds" if moving < min(MIN_SEEDS, len(ends)) else ""
         for claim, effect, values, bounds in (
             ("Figure 5: S_rel rises while the risk falls", "rank correlation with the risk", together, (-np.inf, 0.0)),
             ("Figure 5: S_rel and the risk settle together", "log₂ (the risk's t* / t*)", ends, (-1.0, 1.0)),
         ):
             names = {**about, "claim": claim, "scope": scope, "effect": effect}
-            rows.append(decide(names, values, bounds, confidence))
+            rows.append(decide(names, values, bounds, confidence, reason=still))
     return rows

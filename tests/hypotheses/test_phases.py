@@ -162,6 +162,7 @@ def test_srel_that_does_not_move_settles_nowhere():
     frame = made(np.random.default_rng(0), "none").assign(srel=1.4)
     table = two_phases(frame, risks_of(frame, 5 - SHAPES["two phases"])).set_index("claim")
     assert table.loc[SETTLE, "verdict"] == "undecided"
+    assert table.loc[SETTLE, "reason"] == "S_rel moves in 0 of 5 seeds"
     assert table.loc[BELOW, "verdict"] == "contradicted"
     assert table.loc[LEVEL, "verdict"] == "contradicted"  # no change is not a rise
 
