@@ -14,7 +14,7 @@ from scipy.stats import spearmanr
 
 from srel_tf.errors import FrameError
 from srel_tf.frames import check_columns
-from srel_tf.hypotheses.series import cube, groups, replicates, series, slopes
+from srel_tf.hypotheses.series import groups, pairs_in_time, replicates, series, slopes
 from srel_tf.hypotheses.verdicts import MIN_SEEDS, check_confidence, decide, table
 
 NEGLIGIBLE = 0.01  # In log₂: a change by 0.7% of the value.
@@ -57,7 +57,8 @@ def _without_gaps(column):
 def two_phases(frame, risks=None, confidence=0.95):
     """Verdicts on Hypothesis 1.2, and on Figure 5's claim where `risks` are given.
 
-    frame: S_rel frame of several seeds (`srel_tf.frames.COLUMNS`) in which pairs are followed over 12 steps or more.
+    frame: S_rel frame of several seeds (`srel_tf.frames.COLUMNS`) in which pairs are followed over 12 steps or more;
+        where each seed has a probe of its own, the means over class pairs stand for pairs.
     risks: columns run, seed, step, split (which risk: "empirical", "population", …), loss; or None.
     confidence: of the intervals over seeds (Student's t). A verdict is wrong with probability at most 1 − confidence.
 
@@ -83,7 +84,7 @@ def two_phases(frame, risks=None, confidence=0.95):
     rows = []
     for key, part in groups(frame):
         about = {"hypothesis": "1.2", **key}
-        followed = series(cube(part))
+        followed = series(pairs_in_time(part))
         if isinstance(followed, str):
             empty = {**about, "claim": "two phases", "scope": "", "effect": ""}
             rows.append(decide(empty, [], (np.nan, np.nan), confidence, reason=followed))
@@ -98,7 +99,7 @@ def change_points(frame):
     """The times t₁, t₂, t* of each group's mean over seeds: measure, update, estimator, t1, t2, t_star, n_pairs."""
     found = []
     for key, part in groups(frame):
-        followed = series(cube(part))
+        followed = series(pairs_in_time(part))
         if not isinstance(followed, str):
             found.append({**key, **_times(followed), "n_pairs": len(followed.pairs)})
     return pd.DataFrame(found, columns=["measure", "update", "estimator", "t1", "t2", "t_star", "n_pairs"])

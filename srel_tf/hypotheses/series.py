@@ -73,6 +73,22 @@ def replicates(frame):
     return frame["run"].astype(str) + "/" + frame["seed"].astype("string").fillna("").astype(str)
 
 
+def pairs_in_time(rows):
+    """The `Cube` of a group's pairs or, where each seed measured examples of its own, of its class pairs."""
+    whole, named = cube(rows), {"source_class", "target_class"} <= set(rows.columns)
+    if whole.measured.any(axis=2).all(axis=0).any() or not named or (rows["source_class"].astype(str) == "").any():
+        return whole
+    return cube(of_classes(rows))
+
+
+def of_classes(rows):
+    """One row a (replicate, step, class pair): mean S_rel, NaN where less than half of the entries are valid."""
+    found = rows.groupby(["replicate", "step", "source_class", "target_class"], observed=True)["srel"]
+    found = found.agg(["mean", "count", "size"]).reset_index()
+    names = {"source_class": "source_id", "target_class": "target_id"}
+    return found.assign(srel=found["mean"].where(found["count"] >= found["size"] / 2)).rename(columns=names)
+
+
 def cube(rows):
     """The `Cube` of the rows of one group."""
     pairs = pd.MultiIndex.from_frame(rows[["source_id", "target_id"]])
@@ -87,14 +103,14 @@ def cube(rows):
 
 
 def series(whole, least=12):
-    """The pairs that were followed for `least` steps or more, at the steps at which all of them were measured.
+    """The pairs that every seed followed for `least` steps or more, at the steps at which all of them were measured.
 
     Log₂ S_rel with zeros as NaN. Seeds and then pairs with less than half of their entries usable are left out: late
     in float32 the rest would be a selection. Returns a `Cube` of log₂ S_rel, or the reason why there is none.
     """
-    followed = (whole.measured.sum(axis=2) >= least).any(axis=0)
+    followed = (whole.measured.sum(axis=2) >= least).all(axis=0)
     if not followed.any():
-        return f"no pair was measured at {least} steps or more"
+        return f"no pair was measured at {least} steps or more in every seed"
     common = whole.measured[:, followed].all(axis=(0, 1))
     if common.sum() < least:
         return f"the pairs and seeds have {common.sum()} steps in common: {least} are needed"

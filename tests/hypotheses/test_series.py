@@ -6,7 +6,7 @@ import pytest
 
 from srel_tf import FrameError
 from srel_tf.hypotheses import bounded_by_proximity, change_points, class_claim, proximity_trend, two_phases
-from srel_tf.hypotheses.series import cube, groups, series
+from srel_tf.hypotheses.series import cube, groups, pairs_in_time, series
 from tests.hypotheses.simulate import srel_frame
 
 STEPS = np.arange(0, 150, 10)
@@ -132,9 +132,25 @@ def test_mostly_invalid_seeds_and_pairs_are_left_out():
     assert list(found.pairs) == [(10, 0), (12, 1)]
 
 
+def test_seeds_with_probes_of_their_own_are_compared_by_class_pairs():
+    frame, values = simple()
+    shifted = frame.assign(source_id=frame["source_id"] + 100 * frame["seed"])
+    shifted.loc[shifted["step"] == 70, "valid"] = shifted["source_id"] % 2 == 0  # half of (a, a), none of (b, a)
+    ((_, rows),) = groups(shifted)
+    found = pairs_in_time(rows)
+    assert list(found.pairs) == [("a", "a"), ("a", "b"), ("b", "a")]
+    np.testing.assert_allclose(found.srel[:, 1, :7], values[:, 2, :7])
+    np.testing.assert_allclose(found.srel[:, 2, :7], values[:, 1, :7])
+    assert np.isnan(found.srel[:, 2, 7]).all()
+    np.testing.assert_allclose(found.srel[:, 0, 7], values[:, 0, 7])
+    assert "3 pairs" in two_phases(shifted)["scope"].iloc[0]
+    nameless = two_phases(shifted.assign(source_class=""))
+    assert nameless["reason"].item() == "no pair was measured at 12 steps or more in every seed"
+
+
 def test_short_series_say_so():
     frame, _ = simple()
     short = frame[frame["step"] < 60]
     (reason,) = two_phases(short)["reason"]
-    assert reason == "no pair was measured at 12 steps or more"
+    assert reason == "no pair was measured at 12 steps or more in every seed"
     assert change_points(short).empty
