@@ -77,20 +77,20 @@ def test_error_rate_without_an_effect():
     def simulation(generator):
         return class_claim(made(generator, 0 * TIME, 0 * TIME, noise=0.5, drift=0.3))
 
-    found = verdicts(simulation, 50)
+    found = verdicts(simulation, 40)
     for claim in (ABOVE, FALLS, MORE):
-        assert found[claim]["supported"] <= most(50, 0.025), claim
-        assert found[claim]["contradicted"] <= most(50, 0.025), claim
+        assert found[claim]["supported"] <= most(40, 0.025), claim
+        assert found[claim]["contradicted"] <= most(40, 0.025), claim
     assert found[ALWAYS]["supported"] == 0
-    assert found[CONSTANT]["contradicted"] <= most(50, 0.025)
+    assert found[CONSTANT]["contradicted"] <= most(40, 0.025)
 
 
 def test_error_rate_at_the_bound_of_constancy():
     def simulation(generator):
         return class_claim(made(generator, 0.5 * TIME, -3 + 0 * TIME, drift=0.3))
 
-    found = verdicts(simulation, 50, seed=1)[CONSTANT]
-    assert found["supported"] + found["contradicted"] <= most(50, 0.05)
+    found = verdicts(simulation, 40, seed=1)[CONSTANT]
+    assert found["supported"] + found["contradicted"] <= most(40, 0.05)
 
 
 def test_mostly_invalid_classes_are_missing():

@@ -154,8 +154,8 @@ def test_risks_without_relation_hold_the_rate():
         frame = made(generator, "none", pairs=2)
         return two_phases(frame, risks_of(frame, 5 - SHAPES["two phases"]))
 
-    found = verdicts(simulation, 60)[TOGETHER]
-    assert found["supported"] + found["contradicted"] <= most(60, 0.05)
+    found = verdicts(simulation, 40)[TOGETHER]
+    assert found["supported"] + found["contradicted"] <= most(40, 0.05)
 
 
 def test_srel_that_does_not_move_settles_nowhere():
