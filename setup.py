@@ -23,6 +23,7 @@ setup(
         "pyarrow>=16",
         "scipy>=1.12",
         "scikit-learn>=1.4",
+        "ruptures>=1.1.9",
         "matplotlib>=3.8",
         "seaborn>=0.13.2",
         "tensorboard>=2.18",

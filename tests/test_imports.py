@@ -61,7 +61,9 @@ TRAINING = [f"srel_tf.{name}" for name in ("mixin", "probing", "recorder", "sche
 RULES = {
     "engines and measures know no tables": (ENGINES, ["pandas", "srel_tf.frames", "srel_tf.result"]),
     "tables and figures know no nets": (
-        modules(*(f"srel_tf.{name}" for name in ("files", "frames", "stored", "storage", "stats", "plotting"))),
+        modules(
+            *(f"srel_tf.{n}" for n in ("files", "frames", "stored", "storage", "stats", "hypotheses", "plotting"))
+        ),
         ["tensorflow", "keras"],
     ),
     "theory knows nothing of training": (modules("srel_tf.theory"), [*TRAINING, "train"]),
@@ -92,7 +94,14 @@ def test_the_library_loads_figures_only_when_asked():
             assert not [i for i in drawn if within(i, wrong)], name
 
 
-PUBLIC_MODULES = ["srel_tf.errors", "srel_tf.files", "srel_tf.plotting", "srel_tf.plotting.theory", "srel_tf.theory"]
+PUBLIC_MODULES = [
+    "srel_tf.errors",
+    "srel_tf.files",
+    "srel_tf.hypotheses",
+    "srel_tf.plotting",
+    "srel_tf.plotting.theory",
+    "srel_tf.theory",
+]
 
 
 def exported(name):

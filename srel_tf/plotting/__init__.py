@@ -3,6 +3,7 @@
 from srel_tf.plotting.class_pairs import plot_class_pairs
 from srel_tf.plotting.history import plot_history
 from srel_tf.plotting.matrix import plot_matrix
+from srel_tf.plotting.regression import plot_distances, plot_pairs
 from srel_tf.plotting.style import save_figure
 
-__all__ = ["plot_class_pairs", "plot_history", "plot_matrix", "save_figure"]
+__all__ = ["plot_class_pairs", "plot_distances", "plot_history", "plot_matrix", "plot_pairs", "save_figure"]

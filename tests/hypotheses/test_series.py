@@ -1,0 +1,156 @@
+"""Frames into arrays, and what is refused: never a wrong verdict."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from srel_tf import FrameError
+from srel_tf.hypotheses import bounded_by_proximity, change_points, class_claim, proximity_trend, two_phases
+from srel_tf.hypotheses.series import cube, groups, pairs_in_time, series
+from tests.hypotheses.simulate import srel_frame
+
+STEPS = np.arange(0, 150, 10)
+IDS = [10, 11, 12], [0, 0, 1]
+CLASSES = {10: "a", 11: "b", 12: "a", 0: "a", 1: "b"}
+
+
+def simple(n_seeds=3, seed=0, **columns):
+    values = np.random.default_rng(seed).uniform(0.5, 1, (n_seeds, 3, len(STEPS)))
+    return srel_frame(values, STEPS, *IDS, CLASSES, **columns), values
+
+
+def checks():
+    """Each check as a function of the frame alone."""
+    ids = {"source_id": IDS[0], "target_id": IDS[1]}
+    distances = pd.DataFrame({**ids, "distance": [1.0, 2.0, 3.0]})
+    proximity = pd.DataFrame({**ids, "proximity": [1.0, 2.0, 3.0]})
+    return {
+        "two_phases": two_phases,
+        "proximity_trend": lambda frame: proximity_trend(frame, distances),
+        "bounded_by_proximity": lambda frame: bounded_by_proximity(frame, proximity),
+        "class_claim": class_claim,
+    }
+
+
+ALL = pytest.mark.parametrize("check", checks())
+
+
+def test_rows_land_where_they_belong_whatever_their_order():
+    frame, values = simple()
+    shuffled = frame.sample(frac=1, random_state=0)
+    ((key, rows),) = groups(shuffled)
+    found = cube(rows)
+    assert key == {"measure": "l1", "update": "sgd", "estimator": "exact"}
+    np.testing.assert_array_equal(found.steps, STEPS)
+    order = [list(found.pairs).index(pair) for pair in zip(*IDS, strict=True)]
+    np.testing.assert_array_equal(found.srel[:, order], values)
+
+
+@ALL
+def test_unsorted_rows_make_no_difference(check):
+    frame, _ = simple()
+    shuffled = frame.sample(frac=1, random_state=1)
+    expected, *found = (checks()[check](f) for f in (frame, shuffled, shuffled.set_axis([0] * len(frame))))
+    for table in found:
+        pd.testing.assert_frame_equal(table, expected, rtol=1e-9)
+
+
+@ALL
+def test_one_seed_is_undecided(check):
+    frame, _ = simple(n_seeds=1)
+    table = checks()[check](frame)
+    assert len(table)
+    assert set(table["verdict"]) == {"undecided"}
+
+
+@ALL
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_nothing_valid_is_undecided(check, value):
+    frame, _ = simple()
+    table = checks()[check](frame.assign(srel=value))
+    assert len(table)
+    assert set(table["verdict"]) == {"undecided"}
+    assert set(checks()[check](frame.assign(valid=False))["verdict"]) == {"undecided"}
+
+
+@ALL
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: f.drop(columns="srel"), r"lacks the columns \['srel'\]"),
+        (lambda f: f.drop(columns=["valid", "seed"]), "lacks the columns"),
+        (lambda f: f.iloc[:0], "no pairs of two different examples"),
+        (lambda f: f.assign(source_id=1, target_id=1), "no pairs of two different examples"),
+        (lambda f: pd.concat([f, f.iloc[:3]]), "3 entries occur twice"),
+        (lambda f: f.assign(step=0), "occur twice"),
+        (lambda f: f.assign(step=f["step"].astype(float).replace(20, np.nan)), "step is missing in 9 rows"),
+        (lambda f: f.assign(step="early"), "'step' does not hold numbers"),
+        (lambda f: f.assign(srel=-f["srel"]), "never negative"),
+        (lambda f: f.assign(srel="much"), "'srel' does not hold numbers"),
+        (lambda f: pd.concat([f, f.assign(run="other")]), "seed 0 belongs to several runs"),
+        (lambda f: f.to_dict(), "got dict"),
+    ],
+)
+def test_what_does_not_fit_is_refused(check, change, message):
+    with pytest.raises(FrameError, match=message):
+        checks()[check](change(simple()[0]))
+
+
+def test_measures_are_judged_apart():
+    frame, _ = simple()
+    both = pd.concat([frame, frame.assign(measure="l2")])
+    table = two_phases(both)
+    assert set(table["measure"]) == {"l1", "l2"}
+    one, two = (table[table["measure"] == m].drop(columns="measure").reset_index(drop=True) for m in ("l1", "l2"))
+    pd.testing.assert_frame_equal(one, two)
+
+
+def test_runs_without_seeds_are_told_by_their_names():
+    frame, _ = simple()
+    table = two_phases(frame.assign(seed=pd.array([pd.NA] * len(frame), dtype="Int64")))
+    assert (table["n_seeds"] == 3).all()
+
+
+def test_a_series_is_what_all_share():
+    """A pair seen at a few steps only is not followed; a step that one pair lacks is not used."""
+    frame, values = simple()
+    few = (frame["source_id"] == 10) & (frame["step"] > 50)
+    gap = (frame["source_id"] == 11) & (frame["step"] == 140)
+    ((_, rows),) = groups(frame[~few & ~gap])
+    found = series(cube(rows))
+    assert list(found.pairs) == [(11, 0), (12, 1)]
+    np.testing.assert_array_equal(found.steps, STEPS[:-1])
+    np.testing.assert_allclose(found.srel, np.log2(values[:, 1:, :-1]))
+
+
+def test_mostly_invalid_seeds_and_pairs_are_left_out():
+    frame, _ = simple(n_seeds=4)
+    lost = (frame["seed"] == 2) | ((frame["source_id"] == 11) & (frame["step"] > 40))
+    ((_, rows),) = groups(frame.assign(valid=~lost))
+    found = series(cube(rows))
+    assert found.seeds == ["seed-0/0", "seed-1/1", "seed-3/3"]
+    assert list(found.pairs) == [(10, 0), (12, 1)]
+
+
+def test_seeds_with_probes_of_their_own_are_compared_by_class_pairs():
+    frame, values = simple()
+    shifted = frame.assign(source_id=frame["source_id"] + 100 * frame["seed"])
+    shifted.loc[shifted["step"] == 70, "valid"] = shifted["source_id"] % 2 == 0  # half of (a, a), none of (b, a)
+    ((_, rows),) = groups(shifted)
+    found = pairs_in_time(rows)
+    assert list(found.pairs) == [("a", "a"), ("a", "b"), ("b", "a")]
+    np.testing.assert_allclose(found.srel[:, 1, :7], values[:, 2, :7])
+    np.testing.assert_allclose(found.srel[:, 2, :7], values[:, 1, :7])
+    assert np.isnan(found.srel[:, 2, 7]).all()
+    np.testing.assert_allclose(found.srel[:, 0, 7], values[:, 0, 7])
+    assert "3 pairs" in two_phases(shifted)["scope"].iloc[0]
+    nameless = two_phases(shifted.assign(source_class=""))
+    assert nameless["reason"].item() == "no pair was measured at 12 steps or more in every seed"
+
+
+def test_short_series_say_so():
+    frame, _ = simple()
+    short = frame[frame["step"] < 60]
+    (reason,) = two_phases(short)["reason"]
+    assert reason == "no pair was measured at 12 steps or more in every seed"
+    assert change_points(short).empty
