@@ -37,18 +37,19 @@ def weight_owners(model):
     """The innermost layers that own trainable weights, each once; nested models and layers are looked into."""
     owners = {}
 
-    def visit(layer):
+    def visit(layer, within):
         own = {id(v) for v in layer.trainable_variables}
         if not own:
             return
         parts = [] if isinstance(layer, CLOSED) or rule_of(layer) else _parts(layer)
+        parts = [part for part in parts if not any(part is outer for outer in within)]
         if own <= {id(v) for part in parts for v in part.trainable_variables}:
             for part in parts:
-                visit(part)
+                visit(part, [*within, layer])
         else:
             owners[id(layer)] = layer
 
-    visit(model)
+    visit(model, [model])
     return list(owners.values())
 
 
@@ -117,7 +118,12 @@ class Capture:
     def _try(self, x):
         """Trace a forward pass of seven examples, a number that is seldom the size of another axis."""
         batch = tf.TensorSpec([7, *x.shape[1:]], x.dtype)
-        tf.function(lambda b: self.forward(b)[0], autograph=False).get_concrete_function(batch)
+        try:
+            tf.function(lambda b: self.forward(b)[0], autograph=False).get_concrete_function(batch)
+        except NotSeparable:
+            raise
+        except Exception as error:  # Whatever the user's layers may raise: the plain loop asks less of them.
+            raise NotSeparable(f"a batch of other size cannot be traced ({type(error).__name__}: {error})") from error
 
     def forward(self, x, tape=None):
         """(predictions, calls) of a batch; the tape watches each layer's output before its activation."""

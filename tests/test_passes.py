@@ -36,7 +36,7 @@ def net(*layers, loss=None, units=3):
 
 
 def two_paths(model, x, y, factor=0.7):
-    """Gradients, directions and outputs of each example: from the batch, and one after the other."""
+    """Gradients and outputs of each example: from the batch, and one after the other."""
     network = Network(model)
     x, y = tf.constant(x, tf.float64), tf.constant(y)
     passes = LossPasses(network, x[:2], y[:2])
@@ -46,12 +46,12 @@ def two_paths(model, x, y, factor=0.7):
         captured = SourceGradients(passes, x, y, tf.fill([len(x)], tf.constant(factor, tf.float64)))
         weights = range(len(network.variables))
         gradients = [[captured.of_weight(k, i) for k in weights] for i in range(len(x))]
-        return gradients, captured.direction, captured.outputs
+        return gradients, captured.outputs
 
-    gradients, directions, outputs = of_batch()
+    gradients, outputs = of_batch()
     for i in range(len(x)):
-        alone = network.loss_gradient(x[i, None], y[i, None], factor)
-        yield (gradients[i], directions[i, None], outputs[i, None]), alone
+        alone, _, output = network.loss_gradient(x[i, None], y[i, None], factor)
+        yield (gradients[i], outputs[i, None]), (alone, output)
 
 
 class MixesTheBatch(L.Layer):
