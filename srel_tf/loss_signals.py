@@ -34,11 +34,22 @@ class Head(NamedTuple):
     to_outputs: callable
 
 
-# Keras takes the cross-entropy of a softmax or a sigmoid from its logits, which the outputs give up to a constant.
+def _logits(operation, otherwise):
+    """What a softmax or a sigmoid was taken of; where outputs f came about in another way, `otherwise(f)`."""
+
+    def of_outputs(f):
+        while tf.is_symbolic_tensor(f) and f.op.type == "Identity":
+            f = f.op.inputs[0]
+        return f.op.inputs[0] if tf.is_symbolic_tensor(f) and f.op.type == operation else otherwise(f)
+
+    return of_outputs
+
+
+# Keras takes the cross-entropy of a softmax or a sigmoid from its logits, for probabilities may be 0 or 1 to rounding.
 HEADS = {
     "outputs": Head(lambda f: f, lambda u: u),
-    "log": Head(tf.math.log, keras.activations.softmax),
-    "log_odds": Head(lambda p: tf.math.log(p) - tf.math.log1p(-p), keras.activations.sigmoid),
+    "log": Head(_logits("Softmax", tf.math.log), keras.activations.softmax),
+    "log_odds": Head(_logits("Sigmoid", lambda p: tf.math.log(p) - tf.math.log1p(-p)), keras.activations.sigmoid),
 }
 
 

@@ -101,15 +101,13 @@ class LossPasses(Passes):
 
     def loss_signal(self, seen, y):
         """∂ℓ/∂u of each example, float64 [n, C]."""
-        return self.loss(HEADS[self.head].of_outputs(tf.cast(seen.outputs, tf.float64)), y, self.head)
+        return self.loss(tf.cast(seen.u, tf.float64), y, self.head)
 
-    def loss_signal_error(self, outputs, y):
-        """Relative error of ∂ℓ/∂u of each example [n], from the last places of the outputs [n, C]."""
-        of_outputs = HEADS[self.head].of_outputs
-        signal = self.loss(of_outputs(tf.cast(outputs, tf.float64)), y, self.head)
+    def loss_signal_error(self, seen, y):
+        """Relative error of ∂ℓ/∂u of each example [n], from the last places of u [n, C]."""
+        signal = self.loss_signal(seen, y)
         moved = [
-            self.loss(of_outputs(tf.cast(f, tf.float64)), y, self.head) - signal
-            for f in tf.unstack(last_places_moved(outputs))
+            self.loss(tf.cast(u, tf.float64), y, self.head) - signal for u in tf.unstack(last_places_moved(seen.u))
         ]
         lengths = tf.reduce_max(tf.norm(tf.stack(moved), axis=-1), axis=0)
         return SIGNAL_MARGIN * tf.math.divide_no_nan(lengths, tf.norm(signal, axis=-1))
@@ -140,7 +138,7 @@ class SourceGradients:
         self._penalty, self._factor = passes.penalty(), factor
         self.outputs = seen.outputs
         # Relative error [n] of each gradient.
-        self.error = error + passes.loss_signal_error(seen.outputs, y) + _zero_where_finite(self._factors)
+        self.error = error + passes.loss_signal_error(seen, y) + _zero_where_finite(self._factors)
 
     def change(self, k, i):
         """−factor · ∂ℓ_i/∂(the k-th weight) as an `Outer` of one position, or None where it is none."""

@@ -111,9 +111,10 @@ def fit_with_memory_for(chunk, monkeypatch, batch_size=128):
 
     monkeypatch.setattr(FiniteStep, "__call__", limited)
     x, y = examples()
-    model = net(0.0)
-    model.attach_probe(srel_tf.ProbeSet(x, y), every=2, batch_size=batch_size)
-    model.fit(x, y, batch_size=2, epochs=2, verbose=0, shuffle=False)
+    with double_precision():  # In which chunks of other sizes round alike, but for the last places.
+        model = net(0.0)
+        model.attach_probe(srel_tf.ProbeSet(x, y), every=2, batch_size=batch_size)
+        model.fit(x, y, batch_size=2, epochs=2, verbose=0, shuffle=False)
     return tried, model.srel_frame()
 
 
@@ -126,7 +127,7 @@ def test_memory_that_runs_out_reduces_the_chunk(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         _, plenty = fit_with_memory_for(128, monkeypatch)
-    np.testing.assert_allclose(frame["srel"], plenty["srel"], rtol=1e-3)
+    np.testing.assert_allclose(frame["srel"], plenty["srel"], rtol=1e-9)
 
 
 def test_memory_that_does_not_hold_one_example_is_a_named_error(monkeypatch):
