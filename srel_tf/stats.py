@@ -9,12 +9,14 @@ from srel_tf.frames import check_columns
 
 # What makes a measurement: two rows that agree in these come from one matrix.
 MATRIX = ["run", "seed", "step", "epoch", "measure", "update", "estimator", "learning_rate"]
+SERIES = ["run", "seed", "measure", "update"]
 
 
 def smooth(frame, diagonal=True):
     """S^{k,smooth} of Definition 3: the mean of S_rel over the pairs of a source class and a target class.
 
-    In the paper's words the target class is c1, the source class (where the update was sampled) c2.
+    In the paper's words the target class is c1, the source class (where the update was sampled) c2. What estimator
+    "auto" measured is one matrix, under that name, whichever estimator gave its rows.
     diagonal: whether the pairs of an example with itself, which are 1 by definition, count, as they do in the paper.
 
     Returns one row a (run, step, measure, update, estimator, …, source_class, target_class) with `mean` and `median`
@@ -22,6 +24,7 @@ def smooth(frame, diagonal=True):
     Raises `FrameError` for missing columns.
     """
     check_columns(frame, [*MATRIX, "source_class", "target_class", "source_id", "target_id", "srel", "valid"])
+    frame = pooled(frame)
     pairs = frame if diagonal else frame[frame["source_id"] != frame["target_id"]]
     by_class = pairs.assign(srel=_valid_srel(pairs)).groupby(
         [*MATRIX, "source_class", "target_class"], dropna=False, sort=False, observed=True
@@ -40,6 +43,7 @@ def separation(frame):
     check_columns(frame, [*MATRIX, "source_class", "target_class", "source_id", "target_id", "srel", "valid"])
     if len(frame) and (frame["source_class"].isna() | (frame["source_class"].astype(str) == "")).any():
         raise FrameError("the frame's source_class is empty: separation compares classes, and these pairs have none")
+    frame = pooled(frame)
     pairs = frame[frame["source_id"] != frame["target_id"]]
     rows = [
         {**dict(zip(MATRIX, key, strict=True)), **_separation(group)}
@@ -47,6 +51,24 @@ def separation(frame):
     ]
     columns = [*MATRIX, "auc", "median_intra", "median_inter", "ratio_of_medians", "n_intra", "n_inter"]
     return pd.DataFrame(rows, columns=columns).astype({name: frame[name].dtype for name in MATRIX})
+
+
+def pooled(frame):
+    """The frame with the rows of estimator "auto", which name what gave each of them, under that one label again.
+
+    They are those of a (run, seed, measure, update) in which both estimators occur and no source of a step has both:
+    two measurements of the same sources, one by `exact` and one by `limit`, stay apart.
+    """
+    if frame["estimator"].nunique() < 2:
+        return frame
+    source = [*SERIES, "step", "epoch", "learning_rate", "source_id"]
+    estimators = frame[[*source, "estimator"]].drop_duplicates()
+    estimators["several"] = estimators.duplicated(source, keep=False)
+    of_series = estimators.groupby(SERIES, dropna=False, observed=True)
+    chosen = (of_series["estimator"].transform("nunique") > 1) & ~of_series["several"].transform("any")
+    auto = estimators.loc[chosen, SERIES].drop_duplicates().assign(auto=True)
+    is_auto = frame[SERIES].merge(auto, how="left", on=SERIES)["auto"].notna().to_numpy()
+    return frame.assign(estimator=frame["estimator"].astype(object).mask(is_auto, "auto"))
 
 
 def _separation(group):
