@@ -15,7 +15,9 @@ import tensorflow as tf
 from srel_tf.batches import in_batches
 from srel_tf.resolution import precision
 
-ROUNDING = 64.0  # Units in the last place by which J g may be wrong, relative to the norms of its factors.
+# Units in the last place by which J g may be wrong, relative to the norms of its factors. J Jᵀ in float32 was wrong by
+# at most 4.5 of them in each of an MLP, a CNN and a residual net at every stage of training, and ResNet-18.
+ROUNDING = 16.0
 KINK_MARGIN = 4.0  # On the share of J that hangs on units within rounding of a kink.
 
 

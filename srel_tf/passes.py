@@ -115,20 +115,31 @@ class LossPasses(Passes):
         return self.loss(HEADS[self.head].of_outputs(tf.cast(seen.outputs, tf.float64)), y, self.head)
 
     def loss_signal_error(self, outputs, y):
-        """Relative error of ∂ℓ/∂u of each example [n], from the last places of the outputs [n, C]."""
+        """Relative error of ∂ℓ/∂u of each example [n], from the last places of the outputs [n, C].
+
+        Of its direction alone: S_rel sees no length of a gradient, unless that is added to a penalty's. In a converged
+        net a last place of the outputs changes all of p − y by the same share.
+        """
         of_outputs = HEADS[self.head].of_outputs
         signal = self.loss(of_outputs(tf.cast(outputs, tf.float64)), y, self.head)
-        moved = [
-            self.loss(of_outputs(tf.cast(f, tf.float64)), y, self.head) - signal
-            for f in tf.unstack(last_places_moved(outputs))
-        ]
-        lengths = tf.reduce_max(tf.norm(tf.stack(moved), axis=-1), axis=0)
-        return SIGNAL_MARGIN * tf.math.divide_no_nan(lengths, tf.norm(signal, axis=-1))
+        length = tf.norm(signal, axis=-1, keepdims=True)
+        along = tf.math.divide_no_nan(signal, length) * (0.0 if self._has_penalty else 1.0)
+
+        def error(f):
+            moved = self.loss(of_outputs(tf.cast(f, tf.float64)), y, self.head) - signal
+            return tf.norm(moved - along * tf.reduce_sum(along * moved, axis=-1, keepdims=True), axis=-1)
+
+        errors = tf.stack([error(f) for f in tf.unstack(last_places_moved(outputs))])
+        return SIGNAL_MARGIN * tf.math.divide_no_nan(tf.reduce_max(errors, axis=0), length[:, 0])
+
+    @property
+    def _has_penalty(self):
+        return any(v.regularizer is not None for v in self.network.variables)
 
     def penalty(self):
         """∇ of the regularisers' penalty, which all sources share, one tensor a weight; None where there is none."""
         variables = self.network.variables
-        if all(v.regularizer is None for v in variables):
+        if not self._has_penalty:
             return None
         weights = [tf.convert_to_tensor(v.value) for v in variables]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
