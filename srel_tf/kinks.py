@@ -64,19 +64,41 @@ def _at_equality(op, signals, epsilon):
 
 
 def _at_ties(op, signals, epsilon):
-    """The largest of a window: the signal goes another way when its entries are moved by rounding."""
+    """The largest of a window: another entry takes its signal if rounding puts that in front.
+
+    Exact ties are not counted: they come from windows over patches that are the same, a constant background or units
+    that are all zero, which no precision tells apart and which move together.
+    """
     x = op.inputs[0]
-    attributes = {name: op.get_attr(name) for name in ("ksize", "strides", "padding", "data_format")}
-    attributes = {k: v.decode() if isinstance(v, bytes) else v for k, v in attributes.items()}
-    up = tf.random.stateless_uniform(x.shape, [0, 0]) < 0.5
-    move = tf.where(up, tf.cast(ROUNDING * epsilon, x.dtype), tf.cast(-ROUNDING * epsilon, x.dtype))
+    near = _near_ties(_channels_last(op, x), _channels_last(op, op.outputs[0]), op, epsilon)
+    near = tf.transpose(near, [0, 3, 1, 2]) if _is_channels_first(op) else near
+    return [(s * tf.cast(near, s.dtype), s) for s in signals]
 
-    def routed(moved, s):
-        return tf.raw_ops.MaxPoolGrad(
-            orig_input=moved, orig_output=tf.raw_ops.MaxPool(input=moved, **attributes), grad=s, **attributes
-        )
 
-    return [(routed(x * (1 + move), s) - routed(x * (1 - move), s), s) for s in signals]
+def _near_ties(x, largest, op, epsilon):
+    """Whether the largest entry of each window has another within rounding, [n, h, w, C]."""
+    size, step = (op.get_attr(name) for name in ("ksize", "strides"))
+    h, w = (2, 3) if _is_channels_first(op) else (1, 2)
+    window = {
+        "sizes": [1, size[h], size[w], 1],
+        "strides": [1, step[h], step[w], 1],
+        "rates": [1, 1, 1, 1],
+        "padding": op.get_attr("padding").decode(),
+    }
+    shape = [*largest.shape[:3], size[h] * size[w], x.shape[-1]]
+    entries = tf.reshape(tf.image.extract_patches(x, **window), shape)
+    inside = tf.reshape(tf.image.extract_patches(tf.ones_like(x), **window), shape) > 0  # Padding is no entry.
+    typical = tf.sqrt(tf.reduce_mean(x * x, axis=[1, 2, 3]))[:, None, None, None, None]
+    behind = largest[:, :, :, None] - entries
+    return tf.reduce_any(inside & (behind != 0) & (behind <= ROUNDING * epsilon * typical), axis=3)
+
+
+def _is_channels_first(op):
+    return op.get_attr("data_format") == b"NCHW"
+
+
+def _channels_last(op, t):
+    return tf.transpose(t, [0, 2, 3, 1]) if _is_channels_first(op) else t
 
 
 _SHARES = {

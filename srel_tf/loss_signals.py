@@ -88,7 +88,8 @@ class LossSignals:
     def __call__(self, u, y, head):
         """∂ℓ_i/∂u_i, float64 [n, C], from u float64 [n, C]."""
         if self._loss is not None:
-            return self._gradient(u, lambda f: self._loss(y, f), head)
+            signal = self._gradient(u, lambda f: self._loss(y, f), head)
+            return _balanced(signal, u) if self.ignores_shifts_of(head) else signal
         rows = tf.map_fn(
             lambda i: self._gradient(u[i, None], lambda f: self._one_by_one(y[i, None], f), head)[0],
             tf.range(u.shape[0]),
@@ -105,6 +106,13 @@ class LossSignals:
     def _one_by_one(self, y, predictions):
         with self._network.scope(self._network.weights):  # Penalties come along, and do not depend on predictions.
             return self._network.model.compute_loss(x=None, y=y, y_pred=predictions, sample_weight=None)
+
+
+def _balanced(signal, u):
+    """The entry of the largest u taken from the others, for all of them sum to zero: p − 1 loses its digits near one."""
+    largest = tf.one_hot(tf.argmax(u, axis=-1), tf.shape(u)[-1], on_value=True, off_value=False)
+    others = tf.where(largest, tf.zeros_like(signal), signal)
+    return tf.where(largest, -tf.reduce_sum(others, axis=-1, keepdims=True), signal)
 
 
 def _as_function(model):

@@ -54,11 +54,17 @@ def probability_change(log_before, log_after):
 
 
 def log_probabilities(outputs, are_probabilities):
-    """float64 log g of shape [..., C] from a net's outputs, be they logits or probabilities."""
+    """float64 log g of shape [..., C] from a net's outputs, be they logits or probabilities.
+
+    The largest is taken from the others, −log(1 + Σ e^(f_k − f_max)): where it is close to one, log g is small, and
+    its change smaller still; a difference of numbers of the size of the logits, or of one, would round it away.
+    """
     outputs = tf.cast(outputs, tf.float64)
-    if not are_probabilities:
-        return tf.nn.log_softmax(outputs)
-    return tf.math.log(outputs) - tf.math.log(tf.reduce_sum(outputs, axis=-1, keepdims=True))
+    f = tf.math.log(outputs) if are_probabilities else outputs
+    f -= tf.reduce_max(f, axis=-1, keepdims=True)
+    largest = tf.one_hot(tf.argmax(f, axis=-1), tf.shape(f)[-1], on_value=True, off_value=False)
+    others = tf.reduce_sum(tf.where(largest, tf.zeros_like(f), tf.exp(f)), axis=-1, keepdims=True)
+    return f - tf.math.log1p(others)
 
 
 # φ(d) = e^d d − e^d + 1 = Σ_{n≥2} (n−1)/n! dⁿ: the coefficients of d², d³, …

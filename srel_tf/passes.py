@@ -12,7 +12,9 @@ from srel_tf.loss_signals import HEADS, LossSignals
 from srel_tf.network import as_matrix
 from srel_tf.resolution import last_places_moved, precision
 
-ROUNDING = 32.0  # Last places by which captured inputs and signals may be wrong together, relative to their norms.
+# Last places by which a gradient may be wrong, relative to its norm. J Jᵀ, a product of two, was wrong by at most 4.5 of
+# them in float32, in each of an MLP, a CNN and a residual net at every stage of training, and in ResNet-18.
+ROUNDING = 8.0
 KINK_MARGIN = 4.0  # On the share of a signal that hangs on units within rounding of a kink.
 SIGNAL_MARGIN = 4.0  # Last places by which an output may be wrong.
 
@@ -104,18 +106,30 @@ class LossPasses(Passes):
         return self.loss(tf.cast(seen.u, tf.float64), y, self.head)
 
     def loss_signal_error(self, seen, y):
-        """Relative error of ∂ℓ/∂u of each example [n], from the last places of u [n, C]."""
+        """Relative error of ∂ℓ/∂u of each example [n], from the last places of u [n, C].
+
+        Of its direction alone: S_rel sees no length of a gradient, unless that is added to a penalty's. In a converged
+        net a last place of the outputs changes all of p − y by the same share.
+        """
         signal = self.loss_signal(seen, y)
-        moved = [
-            self.loss(tf.cast(u, tf.float64), y, self.head) - signal for u in tf.unstack(last_places_moved(seen.u))
-        ]
-        lengths = tf.reduce_max(tf.norm(tf.stack(moved), axis=-1), axis=0)
-        return SIGNAL_MARGIN * tf.math.divide_no_nan(lengths, tf.norm(signal, axis=-1))
+        length = tf.norm(signal, axis=-1, keepdims=True)
+        along = tf.math.divide_no_nan(signal, length) * (0.0 if self._has_penalty else 1.0)
+
+        def error(u):
+            moved = self.loss(tf.cast(u, tf.float64), y, self.head) - signal
+            return tf.norm(moved - along * tf.reduce_sum(along * moved, axis=-1, keepdims=True), axis=-1)
+
+        errors = tf.stack([error(u) for u in tf.unstack(last_places_moved(seen.u))])
+        return SIGNAL_MARGIN * tf.math.divide_no_nan(tf.reduce_max(errors, axis=0), length[:, 0])
+
+    @property
+    def _has_penalty(self):
+        return any(v.regularizer is not None for v in self.network.variables)
 
     def penalty(self):
         """∇ of the regularisers' penalty, which all sources share, one tensor a weight; None where there is none."""
         variables = self.network.variables
-        if all(v.regularizer is None for v in variables):
+        if not self._has_penalty:
             return None
         weights = [tf.convert_to_tensor(v.value) for v in variables]
         with tf.GradientTape(watch_accessed_variables=False) as tape:

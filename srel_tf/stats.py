@@ -9,13 +9,15 @@ from srel_tf.frames import MATRIX, check_columns
 from srel_tf.stored import StoredFrame
 
 NEEDED = [*MATRIX, "source_class", "target_class", "source_id", "target_id", "srel", "valid"]
+SERIES = ["run", "seed", "measure", "update"]
 
 
 def smooth(frame, diagonal=True):
     """S^{k,smooth} of Definition 3: the mean of S_rel over the pairs of a source class and a target class.
 
     frame: a DataFrame, or a `StoredFrame` (`scan_frame`), which is read piece by piece.
-    In the paper's words the target class is c1, the source class (where the update was sampled) c2.
+    In the paper's words the target class is c1, the source class (where the update was sampled) c2. What estimator
+    "auto" measured is one matrix, under that name, whichever estimator gave its rows.
     diagonal: whether the pairs of an example with itself, which are 1 by definition, count, as they do in the paper.
 
     Returns one row a (run, step, measure, update, estimator, …, source_class, target_class) with `mean` and `median`
@@ -23,8 +25,13 @@ def smooth(frame, diagonal=True):
     Raises `FrameError` for missing columns.
     """
     if isinstance(frame, StoredFrame):
-        return pd.concat([smooth(piece, diagonal) for piece in frame.pieces(NEEDED)], ignore_index=True)
+        auto = auto_series(frame.pieces(NEEDED))
+        return pd.concat([_smooth(pooled(p, auto), diagonal) for p in frame.pieces(NEEDED)], ignore_index=True)
     check_columns(frame, NEEDED)
+    return _smooth(pooled(frame), diagonal)
+
+
+def _smooth(frame, diagonal):
     pairs = frame if diagonal else frame[frame["source_id"] != frame["target_id"]]
     by_class = pairs.assign(srel=_valid_srel(pairs)).groupby(
         [*MATRIX, "source_class", "target_class"], dropna=False, sort=False, observed=True
@@ -43,8 +50,13 @@ def separation(frame):
     Raises `FrameError` for missing columns or a frame without classes.
     """
     if isinstance(frame, StoredFrame):
-        return pd.concat([separation(piece) for piece in frame.pieces(NEEDED)], ignore_index=True)
+        auto = auto_series(frame.pieces(NEEDED))
+        return pd.concat([_separations(pooled(p, auto)) for p in frame.pieces(NEEDED)], ignore_index=True)
     check_columns(frame, NEEDED)
+    return _separations(pooled(frame))
+
+
+def _separations(frame):
     if len(frame) and (frame["source_class"].isna() | (frame["source_class"].astype(str) == "")).any():
         raise FrameError("the frame's source_class is empty: separation compares classes, and these pairs have none")
     pairs = frame[frame["source_id"] != frame["target_id"]]
@@ -54,6 +66,35 @@ def separation(frame):
     ]
     columns = [*MATRIX, "auc", "median_intra", "median_inter", "ratio_of_medians", "n_intra", "n_inter"]
     return pd.DataFrame(rows, columns=columns).astype({name: frame[name].dtype for name in MATRIX})
+
+
+def pooled(frame, auto=None):
+    """The frame with the rows of estimator "auto", which name what gave each of them, under that one label again.
+
+    They are those of a (run, seed, measure, update) in which both estimators occur and no source of a step has both:
+    two measurements of the same sources, one by `exact` and one by `limit`, stay apart. auto: which those are, where the
+    frame is a piece of one.
+    """
+    auto = auto_series([frame]) if auto is None else auto
+    if not len(auto):
+        return frame
+    is_auto = frame[SERIES].merge(auto.assign(auto=True), how="left", on=SERIES)["auto"].notna().to_numpy()
+    return frame.assign(estimator=frame["estimator"].astype(object).mask(is_auto, "auto"))
+
+
+def auto_series(pieces):
+    """The (run, seed, measure, update) that estimator "auto" measured, of a frame in pieces that cut no measurement."""
+    source = [*SERIES, "step", "epoch", "learning_rate", "source_id"]
+    found = []
+    for piece in pieces:
+        estimators = piece[[*source, "estimator"]].drop_duplicates()
+        estimators["several"] = estimators.duplicated(source, keep=False)
+        found.append(
+            estimators.groupby([*SERIES, "estimator"], dropna=False, observed=True)["several"].any().reset_index()
+        )
+    by_series = pd.concat(found, ignore_index=True).groupby(SERIES, dropna=False, observed=True)
+    series = by_series.agg(estimators=("estimator", "nunique"), several=("several", "any")).reset_index()
+    return series.loc[(series["estimators"] > 1) & ~series["several"].astype(bool), SERIES]
 
 
 def _separation(group):

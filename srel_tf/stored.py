@@ -11,6 +11,7 @@ from srel_tf.errors import FrameError, SRelError
 from srel_tf.frames import MATRIX, check_columns, empty
 
 ROWS_AT_A_TIME = 2**17
+_ONE_MATRIX = [name for name in MATRIX if name != "estimator"]  # "auto" names what gave each row.
 
 
 class StoredFrame:
@@ -69,7 +70,7 @@ class StoredFrame:
                 part = table.to_pandas()
             check_columns(part, [*MATRIX, *(columns or ())])
             frame = pd.concat([rest, part], ignore_index=True) if len(rest) else part
-            matrix = frame.groupby(MATRIX, dropna=False, sort=False).ngroup().to_numpy()
+            matrix = frame.groupby(_ONE_MATRIX, dropna=False, sort=False).ngroup().to_numpy()
             last = int((matrix == matrix[-1]).argmax())  # Where the last measurement, which may go on, begins.
             rest = frame.iloc[last:]
             if last:

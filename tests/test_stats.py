@@ -169,3 +169,31 @@ def test_frames_that_do_not_fit():
     for nameless in ("", None):
         with pytest.raises(FrameError, match="source_class is empty"):
             separation(frame.assign(source_class=nameless))
+
+
+def by_source(frame, limit):
+    """The frame with the rows of some (step, source) by `limit`, as estimator "auto" gives them."""
+    rows = zip(frame["step"], frame["source_id"], strict=True)
+    return frame.assign(estimator=["limit" if row in limit else "exact" for row in rows])
+
+
+@pytest.mark.parametrize("limit", [{(9, 0), (9, 4)}, {(9, i) for i in range(6)}], ids=["some", "all late ones"])
+@pytest.mark.parametrize("seed", [None, 3])
+def test_rows_of_auto_are_one_matrix_at_every_step(limit, seed):
+    frame = one_run(seed=seed)
+    mixed = by_source(frame, limit)
+    for statistic in (smooth, separation):
+        expected, found = statistic(frame), statistic(mixed)
+        assert (found["estimator"] == "auto").all()
+        columns = [name for name in expected if name != "estimator"]
+        pd.testing.assert_frame_equal(found[columns], expected[columns])
+
+
+def test_two_estimators_of_the_same_sources_stay_apart():
+    exact = one_run(steps=[0])
+    both = pd.concat([exact, exact.assign(estimator="limit", srel=2.0)], ignore_index=True)
+    auto = by_source(one_run("b"), {(0, 1)})
+    pairs = smooth(pd.concat([both, auto], ignore_index=True))
+    assert set(map(tuple, pairs[["run", "estimator"]].to_numpy())) == {("", "exact"), ("", "limit"), ("b", "auto")}
+    assert len(pairs[pairs["estimator"] == "exact"]) == len(smooth(exact))
+    assert (pairs.loc[(pairs["estimator"] == "limit") & (pairs["n_valid"] > 0), "mean"] == 2).all()

@@ -1,0 +1,143 @@
+"""Losses of every kind under the limit: the changes are J g of the tape, with the loss as compiled."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import srel_tf
+from srel_tf.network import Network
+from srel_tf.passes import LossPasses
+from tests.nets import classifier, digits
+from tests.test_limit import jacobian_times_gradient
+
+L, losses = keras.layers, keras.losses
+double = pytest.mark.usefixtures("in_double_precision")
+
+LABELS = np.array([0, 2, 1, 1, 0, 2])
+BINARY = np.array([0, 1, 1, 0, 1, 0])
+VALUES = np.linspace(-2, 3, 6)
+PAIRS = np.stack([VALUES, VALUES**2], axis=1)
+ONE_HOT = np.eye(3)[LABELS]
+
+
+def quartic(y, f):
+    """A user's own."""
+    return keras.ops.mean((f - keras.ops.one_hot(keras.ops.cast(y, "int32"), 3)) ** 4, axis=-1)
+
+
+class Pinball(losses.Loss):
+    def call(self, y, f):
+        d = keras.ops.cast(y, f.dtype) - f
+        return keras.ops.mean(keras.ops.maximum(0.3 * d, -0.7 * d), axis=-1)
+
+
+# (loss, y, outputs, activation of the last layer, further options of compile); losses take floatx when they are made.
+CASES = {
+    "sparse, logits": lambda: (losses.SparseCategoricalCrossentropy(from_logits=True), LABELS, 3, None),
+    "sparse, softmax": lambda: (losses.SparseCategoricalCrossentropy(), LABELS, 3, "softmax"),
+    "sparse by name, softmax": lambda: ("sparse_categorical_crossentropy", LABELS, 3, "softmax"),
+    "categorical, logits": lambda: (losses.CategoricalCrossentropy(from_logits=True), ONE_HOT, 3, None),
+    "categorical, softmax": lambda: (losses.CategoricalCrossentropy(), ONE_HOT, 3, "softmax"),
+    "smoothed labels": lambda: (losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.2), ONE_HOT, 3, None),
+    "smoothed labels, softmax": lambda: (losses.CategoricalCrossentropy(label_smoothing=0.2), ONE_HOT, 3, "softmax"),
+    "an ignored class": lambda: (losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=1), LABELS, 3, None),
+    "binary, logits": lambda: (losses.BinaryCrossentropy(from_logits=True), BINARY, 1, None),
+    "binary, sigmoid": lambda: (losses.BinaryCrossentropy(), BINARY, 1, "sigmoid"),
+    "binary by name, sigmoid": lambda: ("binary_crossentropy", BINARY[:, None], 1, "sigmoid"),
+    "binary, several": lambda: (losses.BinaryCrossentropy(from_logits=True), np.eye(3)[LABELS], 3, None),
+    "squares, y [n, 1]": lambda: ("mse", VALUES[:, None], 1, None),
+    "squares, y [n]": lambda: ("mse", VALUES, 1, None),
+    "squares of a sigmoid": lambda: ("mse", VALUES[:, None], 1, "sigmoid"),
+    "squares of two": lambda: (losses.MeanSquaredError(), PAIRS, 2, None),
+    "absolute values": lambda: ("mae", PAIRS, 2, None),
+    "huber": lambda: (losses.Huber(0.7), PAIRS, 2, None),
+    "a user's function": lambda: (quartic, LABELS, 3, None),
+    "a user's class": lambda: (Pinball(), VALUES, 1, None),
+    "a sum over the batch": lambda: (losses.SparseCategoricalCrossentropy(from_logits=True, reduction="sum"), LABELS, 3, None),
+    "loss weights": lambda: (losses.MeanSquaredError(), PAIRS, 2, None, {"loss_weights": [0.25]}),
+}
+
+
+def make(loss, outputs, activation, options):
+    keras.utils.set_random_seed(4)
+    inputs = keras.Input((5,))
+    hidden = L.Dense(7, activation="tanh")(inputs)
+    model = keras.Model(inputs, L.Dense(outputs, activation=activation)(hidden))
+    model.compile("sgd", loss, **options)
+    return model
+
+
+@double
+@pytest.mark.parametrize("name", CASES)
+def test_changes_are_those_of_the_tape(name):
+    loss, y, outputs, activation, *options = CASES[name]()
+    model, x = make(loss, outputs, activation, *(options or [{}])), np.random.default_rng(0).normal(size=(6, 5))
+    probe = srel_tf.ProbeSet(x, y, sources=[3, 0, 4, 2], targets=[1, 4, 5, 0, 2])
+    result = srel_tf.measure(model, probe, measures=("l1", "l2"), estimator="limit", predictions="raw")
+    moved = jacobian_times_gradient(model, tf.constant(x), tf.constant(y))
+    for measure, order in (("l1", 1), ("l2", 2)):
+        expected = np.linalg.norm(moved, order, axis=-1)
+        numerator, denominator = result.numerator(measure), result.denominator(measure)
+        np.testing.assert_allclose(numerator, expected[np.ix_(probe.sources, probe.targets)], rtol=1e-9, atol=1e-15)
+        np.testing.assert_allclose(denominator, np.diag(expected)[probe.sources], rtol=1e-9, atol=1e-15)
+
+
+@double
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [
+        ("sparse, logits", "outputs"),
+        ("sparse, softmax", "log"),
+        ("sparse by name, softmax", "log"),
+        ("categorical, softmax", "log"),
+        ("binary, sigmoid", "log_odds"),
+        ("binary by name, sigmoid", "log_odds"),
+        ("squares of a sigmoid", "outputs"),
+        ("a user's function", "outputs"),
+    ],
+)
+def test_derivatives_are_taken_of_what_keras_computes_the_loss_from(name, head):
+    loss, y, outputs, activation = CASES[name]()
+    model = make(loss, outputs, activation, {})
+    passes = LossPasses(Network(model), tf.zeros([2, 5], tf.float64), tf.constant(y[:2]))
+    assert passes.head == head
+
+
+def passes_of(model, x, y):
+    return LossPasses(Network(model), tf.constant(x[:2]), tf.constant(y[:2]))
+
+
+def test_a_converged_float32_net_keeps_the_digits_of_its_signal():
+    """p − y in float32 would be zero for the likeliest class; the signal is that of the same logits in float64."""
+    x, y = digits(per_class=2)
+    model = classifier("mlp")
+    logits = np.array([[40.0, 3.0, 1.0], [1.5, 39.0, -2.0]], dtype="float32")
+    passes = passes_of(model, x, y)
+    signal = passes.loss(tf.constant(logits, tf.float64), tf.constant([0, 1]), "outputs").numpy()
+    others = np.exp(logits.astype(np.longdouble) - logits.max(axis=1, keepdims=True))
+    p = others / others.sum(axis=1, keepdims=True)
+    p[[0, 1], [0, 1]] = -(p.sum(axis=1) - p.max(axis=1))
+    np.testing.assert_allclose(signal, p.astype(float), rtol=2e-3, atol=0)
+
+
+def signal_error(logits, penalty=None):
+    inputs = keras.Input((3,))
+    model = keras.Model(inputs, L.Dense(3, kernel_regularizer=penalty)(inputs))
+    model.compile("sgd", losses.SparseCategoricalCrossentropy(from_logits=True))
+    passes = passes_of(model, np.zeros((2, 3), "float32"), np.array([0, 0]))
+    return passes.loss_signal_error(tf.constant([logits], tf.float32), tf.constant([0])).numpy()[0]
+
+
+def test_error_of_a_signal_is_that_of_its_direction():
+    """A last place of the logits changes all of p − y by the same share where one of the others stands out; next to a
+    penalty's gradient the length counts too; and where two others are alike, a last place turns the signal."""
+    alone, with_penalty, alike = (
+        signal_error([30.0, 5.0, -20.0]),
+        signal_error([30.0, 5.0, -20.0], "l2"),
+        signal_error([30.0, 5.0, 4.9]),
+    )
+    last_place = 30 * np.finfo("float32").eps
+    assert alone < 1e-3 * last_place
+    assert last_place < with_penalty < 8 * last_place
+    assert 0.1 * last_place < alike < 8 * last_place
