@@ -12,8 +12,8 @@ from srel_tf.loss_signals import HEADS, LossSignals
 from srel_tf.network import as_matrix
 from srel_tf.resolution import last_places_moved, precision
 
-# Last places by which a gradient may be wrong, relative to its norm. J Jᵀ, a product of two, was wrong by at most 4.5 of
-# them in float32, in each of an MLP, a CNN and a residual net at every stage of training, and in ResNet-18.
+# Last places by which a gradient may be wrong, relative to its norm. J Jᵀ, a product of two, was wrong by at most 4.5
+# of them in float32, in each of an MLP, a CNN and a residual net at every stage of training, and in ResNet-18.
 ROUNDING = 8.0
 KINK_MARGIN = 4.0  # On the share of a signal that hangs on units within rounding of a kink.
 SIGNAL_MARGIN = 4.0  # Last places by which an output may be wrong.

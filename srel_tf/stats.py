@@ -72,8 +72,8 @@ def pooled(frame, auto=None):
     """The frame with the rows of estimator "auto", which name what gave each of them, under that one label again.
 
     They are those of a (run, seed, measure, update) in which both estimators occur and no source of a step has both:
-    two measurements of the same sources, one by `exact` and one by `limit`, stay apart. auto: which those are, where the
-    frame is a piece of one.
+    two measurements of the same sources, one by `exact` and one by `limit`, stay apart. auto: which those are, where
+    the frame is a piece of one.
     """
     auto = auto_series([frame]) if auto is None else auto
     if not len(auto):
