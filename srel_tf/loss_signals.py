@@ -98,7 +98,7 @@ class LossSignals:
 
 
 def _balanced(signal, u):
-    """The entry of the largest u taken from the others, for all of them sum to zero: p − 1 loses its digits near one."""
+    """The entry of the largest u taken from the others, for they sum to zero: p − 1 loses its digits near one."""
     largest = tf.one_hot(tf.argmax(u, axis=-1), tf.shape(u)[-1], on_value=True, off_value=False)
     others = tf.where(largest, tf.zeros_like(signal), signal)
     return tf.where(largest, -tf.reduce_sum(others, axis=-1, keepdims=True), signal)
