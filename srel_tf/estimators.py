@@ -130,6 +130,8 @@ class Auto:
         check_limit(task)
         passes, reason = find_passes(task)
         self._task = task
+        if passes is not None:
+            passes.zeros_are_kinks = True  # The limit stands for a finite step here.
         self._exact, self._limit = Exact(task, passes), FirstOrderLimit(task, passes, reason)
 
     def __call__(self, learning_rate):

@@ -32,6 +32,7 @@ class Passes:
     """
 
     head = "outputs"
+    zeros_are_kinks = False  # Whether units exactly at a kink count as undecided.
 
     def __init__(self, network, x):
         if network.model.run_eagerly:
@@ -60,7 +61,9 @@ class Passes:
         signals = [tf.stack(s, axis=1) for s in by_source[: len(seen.calls)]]
         epsilon, n = precision(self.network.dtype), seen.u.shape[0]
         shares = zip(seen.kinks, by_source[len(seen.calls) :], strict=True)
-        return signals, tf.add_n([tf.zeros([n], self.network.dtype), *(undecided_share(*s, epsilon) for s in shares)])
+        return signals, tf.add_n(
+            [tf.zeros([n], self.network.dtype), *(undecided_share(*s, epsilon, self.zeros_are_kinks) for s in shares)]
+        )
 
     def input_gradient(self, seen, seed):
         """∇_x of the function of u with this seed, [n, …]."""
