@@ -4,6 +4,7 @@ An estimator is made once for a model and a probe, and called at each measuremen
 `estimator(learning_rate) -> {measure: Matrices}`.
 """
 
+import copy
 import warnings
 from typing import NamedTuple
 
@@ -31,8 +32,10 @@ class Task(NamedTuple):
     measures: dict
     settings: object
 
-    def kind(self, outputs):
-        """How to read outputs [n_t, C] (`predictions.kind_of_predictions`)."""
+    def kind(self, outputs, passes):
+        """How to read outputs [n_t, C] of an engine (`predictions.kind_of_predictions`)."""
+        if passes is not None and passes.head == "log":
+            return "logits"
         return reading.kind_of_predictions(self.settings.predictions, self.probe, self.network.model, outputs.numpy())
 
     def loss_rounding(self, kind, own_before, passes):
@@ -66,7 +69,7 @@ class Exact:
     def matrices(self, outputs):
         """{measure: Matrices} of `exact.Outputs`."""
         task = self._task
-        kind = task.kind(outputs.before)
+        kind = task.kind(outputs.before, self._passes)
         gradient = outputs.gradient_error.numpy() + task.loss_rounding(kind, outputs.own_before, self._passes)
         return evaluation.of_finite_steps(outputs, kind, task.measures, task.probe.own_columns, gradient)
 
@@ -106,7 +109,7 @@ class FirstOrderLimit:
     def matrices(self, changes):
         """{measure: Matrices} of `limit.FirstOrder`."""
         task = self._task
-        kind = task.kind(changes.before)
+        kind = task.kind(changes.before, self._passes)
         gradient = task.loss_rounding(kind, changes.own_before, self._passes)
         return evaluation.of_first_order(changes, kind, task.measures, task.probe.own_columns, gradient)
 
@@ -129,7 +132,11 @@ class Auto:
         check_limit(task)
         passes, reason = find_passes(task)
         self._task = task
-        self._exact, self._limit = Exact(task, passes), FirstOrderLimit(task, passes, reason)
+        self._exact = Exact(task, passes)
+        passes = copy.copy(passes)
+        if passes is not None:
+            passes.zeros_are_kinks = True  # The limit stands for a finite step here.
+        self._limit = FirstOrderLimit(task, passes, reason)
 
     def __call__(self, learning_rate):
         outputs = self._exact.outputs(learning_rate)

@@ -19,7 +19,7 @@ LANES = 2  # Independent loops over half of the sources each: they overlap each 
 
 
 class Outputs(NamedTuple):
-    """Network outputs around each source's update; n_s sources, n_t targets, C outputs.
+    """Network outputs around each source's update; n_s sources, n_t targets, C outputs: logits where `Passes.read` does.
 
     before [n_t, C], after [n_s, n_t, C]: at the targets.
     own_before, own_after [n_s, C]: at each source itself, for the denominator.
@@ -173,8 +173,10 @@ class FiniteStep:
     def _outputs(self, x, weights):
         """f(x; weights): a list of tensors, or functions that give the k-th or its change when its layer is called."""
         if isinstance(weights, tuple):
-            return self._passes.capture.outputs(x, *weights)
-        return self._network.outputs(x, weights)
+            outputs = self._passes.capture.outputs(x, *weights)
+        else:
+            outputs = self._network.outputs(x, weights)
+        return outputs if self._passes is None else self._passes.read(outputs)
 
 
 def angle(a, b):

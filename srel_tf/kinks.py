@@ -15,12 +15,15 @@ def kink_operations(graph, first):
     return [op for op in graph.get_operations()[first:] if op.type in _SHARES]
 
 
-def undecided_share(op, signals, epsilon):
+def undecided_share(op, signals, epsilon, zeros=False):
     """‖signal through undecided units‖² / ‖signal‖² of each example, [n]; signals: M tensors at its output.
+
+    zeros: whether units exactly at their kink count. They are there in any precision, so that derivatives agree; but
+    a finite step, however small, takes them off it.
 
     Squared, for what such a unit adds to J g is the product of its parts of J and of g.
     """
-    pairs = _SHARES[op.type](op, signals, epsilon)
+    pairs = _SHARES[op.type](op, signals, epsilon, zeros)
     touched, whole = (tf.add_n([_square(t) for t in side]) for side in zip(*pairs, strict=True))
     return tf.math.divide_no_nan(touched, whole)
 
@@ -37,33 +40,33 @@ def _sum_again(x):
     return x
 
 
-def _near(distance, epsilon, scale=None):
-    """Whether values are zero but for rounding; those that are exactly zero are so in any precision."""
+def _near(distance, epsilon, zeros, scale=None):
+    """Whether values are zero but for rounding; those that are exactly zero only if `zeros`."""
     size = tf.abs(distance if scale is None else scale)
     axes = list(range(1, len(size.shape)))
     typical = tf.sqrt(tf.reduce_mean(size * size, axis=axes, keepdims=True))
-    return (tf.abs(distance) <= ROUNDING * epsilon * typical) & (distance != 0)
+    return (tf.abs(distance) <= ROUNDING * epsilon * typical) & (zeros | (distance != 0))
 
 
-def _at_zero(op, signals, epsilon):
-    near = tf.cast(_near(_sum_again(op.inputs[0]), epsilon), signals[0].dtype)
+def _at_zero(op, signals, epsilon, zeros):
+    near = tf.cast(_near(_sum_again(op.inputs[0]), epsilon, zeros), signals[0].dtype)
     return [(s * near, s) for s in signals]
 
 
-def _at_zero_or_six(op, signals, epsilon):
+def _at_zero_or_six(op, signals, epsilon, zeros):
     x = op.inputs[0]
-    near = tf.cast(_near(x, epsilon) | _near(x - 6, epsilon, scale=x), signals[0].dtype)
+    near = tf.cast(_near(x, epsilon, zeros) | _near(x - 6, epsilon, zeros, scale=x), signals[0].dtype)
     return [(s * near, s) for s in signals]
 
 
-def _at_equality(op, signals, epsilon):
+def _at_equality(op, signals, epsilon, zeros):
     a, b = op.inputs
     a, b = tf.broadcast_to(a, op.outputs[0].shape), tf.broadcast_to(b, op.outputs[0].shape)
-    near = tf.cast(_near(a - b, epsilon, scale=a), signals[0].dtype)
+    near = tf.cast(_near(a - b, epsilon, zeros, scale=a), signals[0].dtype)
     return [(s * near, s) for s in signals]
 
 
-def _at_ties(op, signals, epsilon):
+def _at_ties(op, signals, epsilon, zeros):
     """The largest of a window: another entry takes its signal if rounding puts that in front.
 
     Exact ties are not counted: they come from windows over patches that are the same, a constant background or units

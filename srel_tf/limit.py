@@ -49,7 +49,8 @@ class Limit:
         self._compiled = tf.function(self._run, jit_compile=False, autograph=False)
 
     def __call__(self, x_sources, y_sources, x_targets):
-        return FirstOrder(self._passes.head, *self._compiled(x_sources, y_sources, x_targets))
+        head = "log_odds" if self._passes.head == "log_odds" else "outputs"  # `read` gives logits for "log".
+        return FirstOrder(head, *self._compiled(x_sources, y_sources, x_targets))
 
     def _run(self, x_sources, y_sources, x_targets):
         # A source that is no target is read as if it were one.
@@ -69,7 +70,7 @@ class Limit:
         r = r[:, : signals[0].shape[1]]  # The others' differences to the last output tell its signal too.
         combined = [tf.reduce_sum(_along_second(r, s) * s, axis=1, keepdims=True) for s in signals]
         sources = self._side(seen, combined, targets.error + signal_error)
-        return seen.outputs, *self._contract(sources, size, targets)
+        return self._passes.read(seen.outputs), *self._contract(sources, size, targets)
 
     def _pairs(self, x_sources, y_sources, x):
         """Batches of sources against batches of targets."""
@@ -87,7 +88,9 @@ class Limit:
 
             return tuple(tf.transpose(t, [1, 0, 2]) for t in in_batches(columns, dtypes, self._batch_size, x))
 
-        outputs = in_batches(lambda b: (self._network.outputs(b),), (self._network.dtype,), self._batch_size, x)[0]
+        outputs = in_batches(
+            lambda b: (self._passes.read(self._network.outputs(b)),), (self._network.dtype,), self._batch_size, x
+        )[0]
         return outputs, *in_batches(rows, dtypes, self._batch_size, x_sources, y_sources)
 
     def _targets(self, seen):

@@ -36,6 +36,7 @@ class Passes:
     """
 
     head = "outputs"
+    zeros_are_kinks = False  # Whether units exactly at a kink count as undecided.
 
     def __init__(self, network, x):
         if network.model.run_eagerly:
@@ -63,8 +64,9 @@ class Passes:
         signals = [tf.stack(s, axis=1) for s in by_source[: len(seen.calls)]]
         epsilon, n = precision(self.network.dtype), seen.u.shape[0]
         shares = zip(seen.kinks, by_source[len(seen.calls) :], strict=True)
-        undecided = [tf.zeros([n], self.network.dtype), *(undecided_share(*s, epsilon) for s in shares)]
-        return signals, ROUNDING * epsilon + KINK_MARGIN * tf.cast(tf.add_n(undecided), tf.float64)
+        undecided = [undecided_share(*s, epsilon, self.zeros_are_kinks) for s in shares]
+        undecided = tf.add_n([tf.zeros([n], self.network.dtype), *undecided])
+        return signals, ROUNDING * epsilon + KINK_MARGIN * tf.cast(undecided, tf.float64)
 
     def _gradients(self, seen, sources, seed):
         zero = tf.UnconnectedGradients.ZERO
@@ -86,6 +88,10 @@ class LossPasses(Passes):
             raise NotSeparable("the model adds losses of its own")
         self.loss = LossSignals(network)
         self.head = self._find_head(x, y)
+
+    def read(self, outputs):
+        """Outputs [n, C] as D is to see them: a softmax by its logits, which resolve probabilities close to 0 and 1."""
+        return HEADS["log"].of_outputs(outputs) if self.head == "log" else outputs
 
     def _find_head(self, x, y):
         found = []
@@ -150,7 +156,7 @@ class SourceGradients:
         signals, error = passes.backward(seen, [signal])
         self._factors = passes.capture.factors(seen.calls, signals)
         self._penalty, self._factor = passes.penalty(), factor
-        self.outputs = seen.outputs
+        self.outputs = passes.read(seen.outputs)
         # Relative error [n] of each gradient.
         self.error = error + passes.loss_signal_error(seen, y) + _zero_where_finite(self._factors)
 

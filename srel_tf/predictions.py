@@ -72,7 +72,7 @@ def first_order_change(kind, head, before, moved, sign=-1):
 
 def slope(head, f):
     """df/du."""
-    return {"outputs": tf.ones_like(f), "log": f, "log_odds": f * (1 - f)}[head]
+    return f * (1 - f) if head == "log_odds" else tf.ones_like(f)
 
 
 def is_classifier(choice, probe, num_outputs):

@@ -33,15 +33,16 @@ class Pinball(losses.Loss):
 
 
 # (loss, y, outputs, activation of the last layer, further options of compile); losses take floatx when they are made.
+SPARSE, CATEGORICAL = losses.SparseCategoricalCrossentropy, losses.CategoricalCrossentropy
 CASES = {
-    "sparse, logits": lambda: (losses.SparseCategoricalCrossentropy(from_logits=True), LABELS, 3, None),
-    "sparse, softmax": lambda: (losses.SparseCategoricalCrossentropy(), LABELS, 3, "softmax"),
+    "sparse, logits": lambda: (SPARSE(from_logits=True), LABELS, 3, None),
+    "sparse, softmax": lambda: (SPARSE(), LABELS, 3, "softmax"),
     "sparse by name, softmax": lambda: ("sparse_categorical_crossentropy", LABELS, 3, "softmax"),
-    "categorical, logits": lambda: (losses.CategoricalCrossentropy(from_logits=True), ONE_HOT, 3, None),
-    "categorical, softmax": lambda: (losses.CategoricalCrossentropy(), ONE_HOT, 3, "softmax"),
-    "smoothed labels": lambda: (losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.2), ONE_HOT, 3, None),
-    "smoothed labels, softmax": lambda: (losses.CategoricalCrossentropy(label_smoothing=0.2), ONE_HOT, 3, "softmax"),
-    "an ignored class": lambda: (losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=1), LABELS, 3, None),
+    "categorical, logits": lambda: (CATEGORICAL(from_logits=True), ONE_HOT, 3, None),
+    "categorical, softmax": lambda: (CATEGORICAL(), ONE_HOT, 3, "softmax"),
+    "smoothed labels": lambda: (CATEGORICAL(from_logits=True, label_smoothing=0.2), ONE_HOT, 3, None),
+    "smoothed labels, softmax": lambda: (CATEGORICAL(label_smoothing=0.2), ONE_HOT, 3, "softmax"),
+    "an ignored class": lambda: (SPARSE(from_logits=True, ignore_class=1), LABELS, 3, None),
     "binary, logits": lambda: (losses.BinaryCrossentropy(from_logits=True), BINARY, 1, None),
     "binary, sigmoid": lambda: (losses.BinaryCrossentropy(), BINARY, 1, "sigmoid"),
     "binary by name, sigmoid": lambda: ("binary_crossentropy", BINARY[:, None], 1, "sigmoid"),
@@ -54,7 +55,7 @@ CASES = {
     "huber": lambda: (losses.Huber(0.7), PAIRS, 2, None),
     "a user's function": lambda: (quartic, LABELS, 3, None),
     "a user's class": lambda: (Pinball(), VALUES, 1, None),
-    "a sum over the batch": lambda: (losses.SparseCategoricalCrossentropy(from_logits=True, reduction="sum"), LABELS, 3, None),
+    "a sum over the batch": lambda: (SPARSE(from_logits=True, reduction="sum"), LABELS, 3, None),
     "loss weights": lambda: (losses.MeanSquaredError(), PAIRS, 2, None, {"loss_weights": [0.25]}),
 }
 

@@ -1,0 +1,405 @@
+"""The three estimators side by side: exact tends to limit, limit is what theory says, auto keeps the contract."""
+
+import itertools
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import srel_tf
+from srel_tf.measurement import MEASURES
+from srel_tf.theory import DiagonalQuadratic, HomogeneousPredictor
+from srel_tf.theory.keras_models import homogeneous_network
+from tests import reference
+from tests.nets import classifier, digits, double_precision
+from tests.test_limit import jacobian_times_gradient
+from tests.test_resolution import stages
+
+L = keras.layers
+DEFINITIONS = ("kl", "l1", "l2")
+double = pytest.mark.usefixtures("in_double_precision")
+
+
+@pytest.fixture(scope="module")
+def data():
+    return digits(per_class=4)
+
+
+@pytest.fixture(scope="module")
+def probe(data):
+    return srel_tf.ProbeSet(*data, sources=[0, 5, 7, 2], targets=[5, 1, 2, 9, 11])
+
+
+def limit(model, probe, **options):
+    options = {"measures": DEFINITIONS, "learning_rate": 0.1, **options}
+    return srel_tf.measure(model, probe, estimator="limit", **options)
+
+
+def compiled(inputs, outputs, loss=None, model_class=keras.Model, **options):
+    model = model_class(inputs, outputs)
+    loss = loss or keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("sgd", loss, **options)
+    return model
+
+
+def net(*layers, **options):
+    keras.utils.set_random_seed(3)
+    inputs = x = keras.Input((8, 8, 1))
+    for layer in (*layers, L.Flatten(), L.Dense(3)):
+        x = layer(x)
+    return compiled(inputs, x, **options)
+
+
+# --- the limit is a limit ----------------------------------------------------------------------------------------
+
+
+@double
+@pytest.mark.parametrize("softmax", [False, True])
+def test_exact_tends_to_limit_with_an_error_in_proportion_to_the_step(softmax, probe):
+    model = net(L.Conv2D(3, 3, activation="tanh"), *([L.Flatten(), L.Dense(3), L.Softmax()] if softmax else []))
+    if softmax:  # The last layer of `net` would follow it.
+        model = compiled(model.inputs, model.layers[-3].output, keras.losses.SparseCategoricalCrossentropy())
+    s = limit(model, probe)
+    errors = []
+    for eta in (4e-4, 2e-4, 1e-4):
+        exact = srel_tf.measure(model, probe, measures=DEFINITIONS, learning_rate=eta)
+        errors.append([np.abs(exact.matrix(name) - s.matrix(name)) for name in DEFINITIONS])
+        for name in DEFINITIONS:
+            degree = MEASURES[name].degree
+            scaled = exact.numerator(name) / eta**degree  # Per unit of η (KL: of η²).
+            np.testing.assert_allclose(scaled, s.numerator(name), rtol=0.05)
+    for wide, narrow in itertools.pairwise(np.array(errors)):
+        outside = s.matrix("l1") != 1  # S_rel(x, x) is 1 in both.
+        np.testing.assert_allclose(np.median(wide[:, outside] / narrow[:, outside], axis=-1), 2, rtol=0.02)
+        np.testing.assert_allclose(wide.sum(axis=(1, 2)) / narrow.sum(axis=(1, 2)), 2, rtol=0.02)
+
+
+@double
+def test_limit_is_a_contraction_of_the_empirical_kernel(data, probe):
+    x, y = data
+    model = classifier("resnet")
+    theta = srel_tf.empirical_kernel(model, x[probe.targets], x[probe.sources])  # [n_t, n_s, C, C]
+    by_output = tf.nn.softmax(model(x[probe.sources])).numpy() - np.eye(3)[y[probe.sources]]
+    moved = -np.einsum("jicd,id->ijc", theta, by_output)
+    result = limit(model, probe, measures=("l1", "l2"), predictions="raw")
+    for name, order in (("l1", 1), ("l2", 2)):
+        np.testing.assert_allclose(result.numerator(name), np.linalg.norm(moved, order, axis=-1), rtol=1e-9)
+
+
+def pairs(function, x):
+    """function(x_target, x_source) over all pairs, [n_s, n_t]."""
+    sources, targets = np.divmod(np.arange(len(x) ** 2), len(x))
+    return np.asarray(function(x[targets], x[sources])).reshape(len(x), len(x))
+
+
+MIX = np.random.default_rng(5).normal(size=(2, 3, 4))
+
+
+@pytest.mark.parametrize("degree", [1, 2, 3])
+def test_theorem_5_1(degree):
+    rng = np.random.default_rng(1)
+    h = HomogeneousPredictor(
+        lambda x: tf.reduce_sum(x, -1), lambda x: tf.tanh(tf.einsum("rni,bi->brn", tf.constant(MIX), x)), degree
+    )
+    w, x, y = rng.normal(size=(2, 3)), rng.normal(size=(6, 4)), rng.normal(size=(6, 1))
+    model = homogeneous_network(h, w, (4,), 0.1)
+    with pytest.warns(UserWarning, match="HomogeneousLayer"):
+        result = limit(model, srel_tf.ProbeSet(x, y), measures="l2")
+    assert result.valid("l2").all()
+    np.testing.assert_allclose(result.matrix("l2"), pairs(lambda t, s: h.srel_limit(w, t, s), x), rtol=1e-9)
+
+
+@pytest.mark.parametrize("t", [0.0, 40.0])
+def test_theorem_5_2(t):
+    w_star, start, x = np.array([1.0, 2.0, 3.0]), np.sqrt([0.5, 2.0, 4.0]), np.random.default_rng(3).normal(size=(7, 3))
+    flow = DiagonalQuadratic(w_star**2, np.ones(3), 0.001)
+    predictor = HomogeneousPredictor(lambda x: 0 * x[:, 0], lambda x: x[:, None, :], 2)
+    model = homogeneous_network(predictor, flow.weights(start, t)[0].numpy()[None], (3,), 0.1)
+    with pytest.warns(UserWarning, match="HomogeneousLayer"):
+        result = limit(model, srel_tf.ProbeSet(x, (x @ w_star**2)[:, None]), measures="l2")
+    expected = pairs(lambda target, source: flow.srel(start, t, target, source), x)
+    np.testing.assert_allclose(result.matrix("l2"), expected, rtol=1e-9)
+
+
+# --- models that need another way --------------------------------------------------------------------------------
+
+
+class Tied(keras.Model):
+    """The decoder is the encoder's kernel, used outside the layer that owns it."""
+
+    def __init__(self):
+        super().__init__()
+        self.flatten, self.encoder = L.Flatten(), L.Dense(3, activation="tanh")
+
+    def call(self, x):
+        return self.encoder(self.flatten(x)) @ keras.ops.transpose(self.encoder.kernel)[:, :3]
+
+
+def tied():
+    model = Tied()
+    model(np.zeros((1, 8, 8, 1)))
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return model
+
+
+class OwnLoss(keras.Model):
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        target = keras.ops.one_hot(keras.ops.cast(y, "int32"), 3)
+        return keras.ops.mean((y_pred - target) ** 2) + keras.ops.mean(x) * keras.ops.mean(y_pred**2)
+
+
+WITHOUT_CAPTURE = {
+    "a weight used outside its layer": (tied, "used outside"),
+    "a loss of its own": (lambda: net(L.Conv2D(2, 3), model_class=OwnLoss), "computes its loss itself"),
+    "a penalty on activities": (lambda: net(L.Dense(2, activity_regularizer="l2")), "adds losses"),
+    "eager execution": (lambda: net(L.Conv2D(2, 3), run_eagerly=True), "runs eagerly"),
+}
+
+
+@double
+@pytest.mark.parametrize("name", WITHOUT_CAPTURE)
+def test_models_whose_layers_cannot_be_watched_go_source_by_source(name, data):
+    make, reason = WITHOUT_CAPTURE[name]
+    model, x, y = make(), data[0][:5].astype("float64"), data[1][:5]
+    probe = srel_tf.ProbeSet(x, y, sources=[4, 0], targets=[1, 0, 3])
+    with pytest.warns(UserWarning, match=rf"{reason}.*forward-mode"):
+        result = limit(model, probe, measures="l2", predictions="raw")
+    moved = np.linalg.norm(jacobian_times_gradient(model, tf.constant(x), tf.constant(y)), axis=-1)
+    np.testing.assert_allclose(result.numerator("l2"), moved[np.ix_([4, 0], [1, 0, 3])], rtol=1e-9)
+    np.testing.assert_allclose(result.denominator("l2"), moved[[4, 0], [4, 0]], rtol=1e-9)
+    assert result.valid("l2").all()
+
+
+class Scaled(L.Layer):
+    """A layer that no rule knows, and that can be made to fail."""
+
+    fail = False
+
+    def build(self, shape):
+        self.scale = self.add_weight(shape=(shape[-1],), initializer="ones")
+
+    def call(self, x):
+        if self.fail:
+            raise ArithmeticError("on purpose")
+        return keras.ops.sin(x * self.scale)
+
+
+def test_layers_without_a_rule_are_said_once(data):
+    model = net(Scaled(), L.Dense(2), Scaled())
+    with pytest.warns(UserWarning, match="no rule .* of type Scaled:") as caught:
+        instrument = srel_tf.Instrument(model, srel_tf.ProbeSet(*data), srel_tf.Settings(estimator="limit"))
+    assert len([w for w in caught if "no rule" in str(w.message)]) == 1
+    assert instrument().valid("l1").any()  # A warning here would be an error.
+
+
+# --- nothing of the probe or of the model's form matters ---------------------------------------------------------
+
+
+@double
+def test_logits_and_probabilities_agree(probe):
+    logits, softmax = (limit(classifier("cnn", softmax=s), probe) for s in (False, True))
+    for name in DEFINITIONS:
+        np.testing.assert_allclose(softmax.matrix(name), logits.matrix(name), rtol=1e-9)
+        np.testing.assert_allclose(softmax.numerator(name), logits.numerator(name), rtol=1e-9)
+
+
+@double
+def test_raw_outputs_of_probabilities_are_the_probabilities(probe):
+    model = classifier("cnn", softmax=True)
+    raw, read = (limit(model, probe, measures=("l1", "l2"), predictions=p) for p in ("raw", "softmax"))
+    for name in ("l1", "l2"):
+        np.testing.assert_allclose(raw.matrix(name), read.matrix(name), rtol=1e-9)
+
+
+@double
+def test_sources_targets_and_batches_do_not_matter(data):
+    model = classifier("cnn")
+    whole = limit(model, srel_tf.ProbeSet(*data))
+    sources, targets = [0, 3, 7, 11, 2], [5, 3, 1]
+    for batch_size in (128, 4, 1):
+        part = limit(model, srel_tf.ProbeSet(*data, sources=sources, targets=targets), batch_size=batch_size)
+        for name in DEFINITIONS:
+            np.testing.assert_allclose(part.matrix(name), whole.matrix(name)[np.ix_(sources, targets)], rtol=1e-9)
+
+
+# --- the model stays as it is ------------------------------------------------------------------------------------
+
+
+def state(model):
+    layers = model._flatten_layers()
+    return [(layer, sorted(vars(layer)), getattr(layer, "activation", None)) for layer in layers]
+
+
+@pytest.mark.parametrize("estimator", ["exact", "limit", "auto"])
+def test_the_model_is_left_as_it_was(estimator, probe):
+    model = net(L.Conv2D(3, 3, activation="relu"), L.Dense(2, activation="tanh"))
+    before, weights = state(model), model.get_weights()
+    srel_tf.measure(model, probe, learning_rate=1e-6, estimator=estimator)
+    assert state(model) == before
+    assert not [layer for layer in model.layers if "call" in vars(layer)]
+    for old, new in zip(weights, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+@pytest.mark.filterwarnings("ignore:no rule")
+def test_the_model_is_left_as_it_was_by_an_exception(probe):
+    layer = Scaled()
+    model = net(L.Conv2D(3, 3, activation="relu"), layer)
+    before = state(model)
+    layer.fail = True
+    instrument = pytest.raises(ArithmeticError, match="on purpose")
+    with instrument:
+        srel_tf.measure(model, probe, estimator="limit")
+    layer.fail = False
+    ready = srel_tf.Instrument(model, probe, srel_tf.Settings(estimator="limit"))  # Fails when it is traced.
+    layer.fail = True
+    with pytest.raises(ArithmeticError, match="on purpose"):
+        ready()
+    del layer.fail
+    assert state(model) == before
+
+
+@pytest.mark.parametrize("estimator", ["limit", "auto"])
+def test_training_does_not_notice(estimator, data, probe):
+    weights = []
+    for attached in (False, True):
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input((8, 8, 1))
+        hidden = L.Dropout(0.3)(L.Conv2D(3, 3, activation="relu")(inputs))
+        model = compiled(inputs, L.Dense(3)(L.Flatten()(hidden)), model_class=srel_tf.SRelModel)
+        if attached:
+            model.attach_probe(probe, every=1, estimator=estimator, learning_rate=1e-6)
+        model.fit(*data, batch_size=6, epochs=2, shuffle=False, verbose=0)
+        weights.append(model.get_weights())
+    assert set(model.srel_frame()["estimator"]) <= {"limit", "exact"}
+    assert model.srel_frame()["step"].nunique() == 5
+    for with_probe, without in zip(*weights, strict=True):
+        np.testing.assert_array_equal(with_probe, without)
+
+
+# --- auto --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def at(data):
+    """eta -> results of exact and auto for the same net, whose changes at 1e-4 float32 resolves in part."""
+    model, probe = classifier("mlp"), srel_tf.ProbeSet(*data)
+    exact, auto = (
+        srel_tf.Instrument(model, probe, srel_tf.Settings(measures=DEFINITIONS, estimator=e)) for e in ("exact", "auto")
+    )
+
+    def measured(eta):
+        model.optimizer.learning_rate = eta
+        return exact(), auto()
+
+    return measured
+
+
+def test_auto_takes_the_rows_of_exact_that_float32_resolves(at):
+    exact, auto = at(0.1)
+    for name in DEFINITIONS:
+        assert (auto.matrices[name].estimator == "exact").all()
+        np.testing.assert_array_equal(auto.matrix(name), exact.matrix(name))
+
+
+def test_auto_takes_the_limit_below_that_and_both_between(at, data):
+    s, kinds = limit(classifier("mlp"), srel_tf.ProbeSet(*data)), set()
+    for eta in (1e-8, 1e-4, 3e-4):
+        exact, auto = at(eta)
+        for name in DEFINITIONS:
+            rows = auto.matrices[name].estimator
+            kinds.add(frozenset(rows))
+            for one, source in (("exact", exact), ("limit", s)):
+                np.testing.assert_array_equal(auto.numerator(name)[rows == one], source.numerator(name)[rows == one])
+                np.testing.assert_array_equal(
+                    auto.denominator(name)[rows == one], source.denominator(name)[rows == one]
+                )
+            assert (auto.valid(name).sum(axis=1) >= exact.valid(name).sum(axis=1)).all()
+    assert kinds == {frozenset({"limit"}), frozenset({"exact"}), frozenset({"exact", "limit"})}
+
+
+def test_exact_and_limit_agree_where_both_are_valid(at):
+    """An entry of `auto` from `limit` that `exact` resolves too is within the tolerances of both."""
+    seen = 0
+    for eta in (7e-5, 1e-4):
+        exact, auto = at(eta)
+        for name in DEFINITIONS:
+            both = exact.valid(name) & auto.valid(name) & (auto.matrices[name].estimator == "limit")[:, None]
+            a, b = exact.matrix(name)[both], auto.matrix(name)[both]
+            assert (np.abs(a - b) <= 2 * MEASURES[name].tolerance * (1 + b)).all()
+            seen += both.sum()
+    assert seen > 50
+
+
+def test_frame_of_auto_names_what_gave_each_row_and_its_statistics_are_one(at):
+    _, result = at(1e-4)
+    frame = result.to_frame()
+    for name, rows in frame.groupby("measure"):
+        by_source = rows.groupby("source_id")["estimator"].unique()
+        assert [list(e) for e in by_source] == [[e] for e in result.matrices[name].estimator]
+    assert set(result.matrices["l1"].estimator) == {"exact", "limit"}
+    for table, rows in ((srel_tf.smooth(frame), 9), (srel_tf.separation(frame), 1)):
+        assert (table.groupby("measure").size() == rows).all()
+        assert (table.loc[table["measure"] == "l1", "estimator"] == "auto").all()
+
+
+def test_auto_claims_nothing_where_the_function_is_not_differentiable():
+    """A background of zeros under a bias of zero: any step takes the units off their kink, and no limit is near."""
+    model = net(L.Conv2D(3, 3, activation="relu"))
+    x, y = digits(per_class=2)
+    x[:, :, 6:] = 0
+    result = srel_tf.measure(model, srel_tf.ProbeSet(x, y), DEFINITIONS, learning_rate=1e-7, estimator="auto")
+    with double_precision():
+        twin = reference.clone(model, "float64")
+        exact = srel_tf.measure(twin, srel_tf.ProbeSet(x, y), DEFINITIONS, learning_rate=1e-7)
+        apart = np.abs(exact.matrix("l1") - limit(twin, srel_tf.ProbeSet(x, y)).matrix("l1"))
+    assert (apart > 1e-3 * (1 + exact.matrix("l1"))).any()
+    for name in DEFINITIONS:
+        check_contract(name, result, exact.matrix(name), exact.valid(name))
+
+
+@pytest.mark.parametrize("estimator", ["limit", "auto"])
+def test_what_has_no_limit_is_refused(estimator, probe):
+    model = classifier("mlp")
+    for update in ("optimizer", "fresh_adam"):
+        with pytest.raises(srel_tf.OptionError, match=f"update='{update}'.*estimator='exact'"):
+            srel_tf.measure(model, probe, update=update, estimator=estimator)
+    with pytest.raises(srel_tf.OptionError, match=r"published_kl.*use estimator='exact'"):
+        srel_tf.measure(model, probe, measures=("kl", "published_kl"), estimator=estimator)
+
+
+# --- the contract ------------------------------------------------------------------------------------------------
+
+
+def check_contract(name, result, expected, resolved):
+    """No valid entry of `result` outside the tolerance around `expected`, where that is resolved; the valid share."""
+    valid = result.valid(name) & resolved
+    error = np.abs(result.matrix(name) - expected)[valid]
+    assert (error <= MEASURES[name].tolerance * (1 + expected[valid])).all()
+    return result.valid(name).mean()
+
+
+@pytest.mark.parametrize(("body", "softmax"), [("mlp", True), ("resnet", False)])
+def test_limit_and_auto_in_float32_keep_the_contract_at_every_stage(body, softmax):
+    data = digits(4, per_class=10)
+    probe, eta = srel_tf.ProbeSet.sample(*data, per_class=3), 1e-7
+
+    def ready(model, estimator):
+        return srel_tf.Instrument(model, probe, srel_tf.Settings(DEFINITIONS, learning_rate=eta, estimator=estimator))
+
+    singles = None
+    for stage, model in stages(body, softmax, data):
+        with double_precision():
+            if singles is None:  # The same model at every stage.
+                twin = reference.clone(model, "float64")
+                doubles = [ready(twin, "limit"), ready(twin, "exact")]
+            twin.set_weights(model.get_weights())
+            there, exact = (instrument() for instrument in doubles)
+        singles = singles or [ready(model, "limit"), ready(model, "auto")]
+        single, auto = (instrument() for instrument in singles)
+        for name in DEFINITIONS:
+            assert there.valid(name).all()
+            assert check_contract(name, single, there.matrix(name), True) > 0.97, (stage, name)
+            share = check_contract(name, auto, exact.matrix(name), exact.valid(name))
+            assert share > 0.9, (stage, name)
