@@ -19,7 +19,7 @@ LANES = 2  # Independent loops over half of the sources each: they overlap each 
 
 
 class Outputs(NamedTuple):
-    """Network outputs around each source's update; n_s sources, n_t targets, C outputs: logits where `Passes.read` does.
+    """Network outputs (`LossPasses.read`) around each source's update; n_s sources, n_t targets, C outputs.
 
     before [n_t, C], after [n_s, n_t, C]: at the targets.
     own_before, own_after [n_s, C]: at each source itself, for the denominator.

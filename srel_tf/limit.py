@@ -103,7 +103,7 @@ class Limit:
         """∂ℓ/∂u of each example as a unit vector [n, C]; its length [n], which float32 may not hold; its error [n]."""
         r = self._passes.loss_signal(seen, y)
         size = tf.norm(r, axis=-1)
-        return tf.math.divide_no_nan(r, size[:, None]), size, self._passes.loss_signal_error(seen, y)
+        return tf.math.divide_no_nan(r, size[:, None]), size, self._passes.loss_signal_error(seen.u, y)
 
     def _side(self, seen, signals, error):
         factors = self._passes.capture.factors(seen.calls, signals)

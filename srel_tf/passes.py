@@ -111,13 +111,13 @@ class LossPasses(Passes):
         """∂ℓ/∂u of each example, float64 [n, C]."""
         return self.loss(tf.cast(seen.u, tf.float64), y, self.head)
 
-    def loss_signal_error(self, seen, y):
+    def loss_signal_error(self, u, y):
         """Relative error of ∂ℓ/∂u of each example [n], from the last places of u [n, C].
 
         Of its direction alone: S_rel sees no length of a gradient, unless that is added to a penalty's. In a converged
         net a last place of the outputs changes all of p − y by the same share.
         """
-        signal = self.loss_signal(seen, y)
+        signal = self.loss(tf.cast(u, tf.float64), y, self.head)
         length = tf.norm(signal, axis=-1, keepdims=True)
         along = tf.math.divide_no_nan(signal, length) * (0.0 if self._has_penalty else 1.0)
 
@@ -125,7 +125,7 @@ class LossPasses(Passes):
             moved = self.loss(tf.cast(u, tf.float64), y, self.head) - signal
             return tf.norm(moved - along * tf.reduce_sum(along * moved, axis=-1, keepdims=True), axis=-1)
 
-        errors = tf.stack([error(u) for u in tf.unstack(last_places_moved(seen.u))])
+        errors = tf.stack([error(u) for u in tf.unstack(last_places_moved(u))])
         return SIGNAL_MARGIN * tf.math.divide_no_nan(tf.reduce_max(errors, axis=0), length[:, 0])
 
     @property
@@ -158,7 +158,7 @@ class SourceGradients:
         self._penalty, self._factor = passes.penalty(), factor
         self.outputs = passes.read(seen.outputs)
         # Relative error [n] of each gradient.
-        self.error = error + passes.loss_signal_error(seen, y) + _zero_where_finite(self._factors)
+        self.error = error + passes.loss_signal_error(seen.u, y) + _zero_where_finite(self._factors)
 
     def change(self, k, i):
         """−factor · ∂ℓ_i/∂(the k-th weight) as an `Outer` of one position, or None where it is none."""
