@@ -120,16 +120,17 @@ def seconds(function):
     return time.perf_counter() - start
 
 
-def interleaved(functions, repeats, each=None):
-    """{name: seconds of its calls} of functions that are called in turn, `repeats` times round.
+def interleaved(functions, rounds, each=None):
+    """{name: seconds of its calls} of functions that are called in turn, so that what slows the machine falls on all.
 
-    What slows the machine for a while so falls on all of them. each: {name: calls in a round}, 1 where not named.
-    Every function is called once before, untimed.
+    rounds: {name: in how many rounds it is called}; each: {name: calls in a round}, 1 where not named. Every function
+    is called once before, untimed.
     """
     times = {name: [] for name in functions}
     for function in functions.values():
         function()
-    for _ in range(repeats):
+    for turn in range(max(rounds.values())):
         for name, function in functions.items():
-            times[name] += [seconds(function) for _ in range((each or {}).get(name, 1))]
+            if turn < rounds[name]:
+                times[name] += [seconds(function) for _ in range((each or {}).get(name, 1))]
     return times

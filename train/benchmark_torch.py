@@ -1,4 +1,4 @@
-"""The torch.func recipes for the same numbers on the same net, where PyTorch is installed (`pip install -e '.[torch]'`).
+"""The torch.func recipes for the same numbers on the same net; needs PyTorch (`pip install -e '.[torch]'`).
 
 `AsTorch` holds the weights and the graph of a functional Keras model. The recipes follow PyTorch's tutorials on
 per-sample gradients and neural tangent kernels: `grad` and `functional_call` for a fictitious step of each source,
@@ -131,5 +131,3 @@ class Recipes:
     def _after(self, x, y):
         gradients = grad(self._loss)(self._weights, x, y)
         return self._outputs({k: w - self._eta * gradients[k] for k, w in self._weights.items()}, self._x)
-
-
