@@ -29,5 +29,8 @@ setup(
         "tensorboard>=2.18",
         "filelock>=3.13",
     ],
-    extras_require={"test": ["pytest>=8", "hypothesis>=6.100", "mpmath>=1.3", "ruff>=0.6"]},
+    extras_require={
+        "test": ["pytest>=8", "hypothesis>=6.100", "mpmath>=1.3", "ruff>=0.6"],
+        "torch": ["torch>=2.2"],  # For its recipes in `python -m train.benchmark`.
+    },
 )

@@ -1,120 +1,114 @@
-"""What a measurement costs: the exact matrix beside a forward pass and beside the published procedure, in one run.
+"""What a measurement costs, side by side in one run: srel_tf's estimators, the plain loop, the published procedure.
 
     python -m train.benchmark                     the published ResNet-18, 60 sources x 60 targets, 32 x 32 images
+    python -m train.benchmark --growth            time and memory from 30 to 1,000 probe points, with exponents
+    python -m train.benchmark --training          `fit` with a measurement every ninth step against plain `fit`
+    python -m train.benchmark --shares            time against the multiply-adds needed at the machine's peak rate
+    python -m train.benchmark --all --out DIR     all four, and tables and a picture in DIR
 
-All figures are medians of repetitions in one process; the ratios are what carries over to another machine.
+Where PyTorch is installed, the first has the torch.func recipes too. Ratios are what carries over to another machine.
 """
 
 import argparse
-import platform
-import resource
+import sys
 import time
 from pathlib import Path
 
-import keras
-import numpy as np
-import tensorflow as tf
-
-import srel_tf
+from srel_tf import OptionError, SRelError
+from train import benchmark_report as report
+from train.benchmark_comparison import comparison, has_torch
+from train.benchmark_growth import SIZES, exponents, growth
+from train.benchmark_shares import shares
+from train.benchmark_training import overhead, training
 from train.experiment import make_repeatable
-from train.models import build_model
-from train.runs import environment
-
-CLASSES = 3
+from train.models import ARCHITECTURES
 
 
 def parser():
     p = argparse.ArgumentParser(
-        prog="python -m train.benchmark", formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        prog="python -m train.benchmark",
+        description=__doc__.split("\n\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    p.add_argument("--model", default="resnet18")
-    p.add_argument("--per-class", type=int, default=20, help="probe points of each of 3 classes")
-    p.add_argument("--repeats", type=int, default=5)
-    p.add_argument("--published", type=int, default=9, help="(source, class) pairs of the published procedure to time")
+    for part, text in (("growth", "time and memory by probe points"), ("training", "what it costs during fit")):
+        p.add_argument(f"--{part}", action="store_true", help=text)
+    p.add_argument("--shares", action="store_true", help="where the time goes, as shares of the physical limit")
+    p.add_argument("--all", action="store_true", help="these and the comparison, which is what runs without any")
+    p.add_argument("--out", type=Path, help="directory for tables (CSV), machine (JSON) and a picture")
+    p.add_argument("--model", default="resnet18", choices=ARCHITECTURES)
+    p.add_argument("--points", type=int, default=60, help="probe points, of 3 classes (not --growth)")
+    p.add_argument("--repeats", type=int, default=5, help="rounds in which the procedures are called in turn")
+    p.add_argument("--torch-repeats", type=int, default=2, help="the same of the torch.func recipes; 0: none")
+    p.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="probe points of --growth")
+    p.add_argument("--exact-up-to", type=int, default=240, help="--growth measures exact up to this many points")
+    p.add_argument("--batch-size", type=int, default=256, help="of --training")
+    p.add_argument("--rounds", type=int, default=3, help="of --training, in which its kinds of `fit` take turns")
     return p
 
 
 def main(arguments=None):
+    """Run the command; the exit status."""
     args = parser().parse_args(arguments)
-    make_repeatable(0)
-    n = CLASSES * args.per_class
-    x = np.random.default_rng(0).normal(size=(n, 32, 32, 3)).astype("float32")
-    y = np.repeat(np.arange(CLASSES), args.per_class)
-    model = build_model(args.model, x.shape[1:], CLASSES)
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.Adam(1e-4), loss, metrics=["accuracy"], jit_compile=False)
-    forward = tf.function(lambda batch: model(batch, training=False), jit_compile=False)
-    batch, probe = tf.constant(x), srel_tf.ProbeSet(x, y)
-    _seconds(lambda: forward(batch))
-    before = _peak_memory()
-    instrument = srel_tf.Instrument(model, probe)
-    instrument()  # Traces its graph, which later calls use, as those inside `fit` do.
-    above = _peak_memory() - before
-
-    forwards, matrices, published = [], [], []
-    for _ in range(args.repeats):
-        forwards += [_seconds(lambda: forward(batch)) for _ in range(10)]
-        matrices.append(instrument().seconds)
-    for source in range(args.published):
-        published.append(_seconds(lambda i=source: published_pair(model, x, y, i % n, (i // n + i) % CLASSES)))
-    one, matrix, pair = (float(np.median(s)) for s in (forwards, matrices, published))
-    whole = pair * n * CLASSES
-    weights = sum(v.numpy().nbytes for v in model.trainable_variables)
-
-    about = environment()
-    print(
-        f"\n{_processor()}, {about['machine']}, {', '.join(about['devices'])}; TensorFlow {about['tensorflow']}, Keras"
-    )
-    print(
-        f"{about['keras']}. {args.model}, {model.count_params():,} parameters, {n} sources x {n} targets, 32 x 32 x 3."
-    )
-    print(f"one forward pass of the {n} targets             {one:8.4f} s")
-    print(
-        f"exact matrix (kl and l1)                      {matrix:8.3f} s   {matrix / (n * one):.2f} x {n} forward passes"
-    )
-    print(f"published procedure, in Keras                 {whole:8.1f} s   {whole / matrix:.1f} x the exact matrix")
-    print(
-        f"  (median of {len(published)} of its {n * CLASSES} (source, class) pairs, {pair:.3f} s, times {n * CLASSES})"
-    )
-    print(f"memory above a forward pass, graph included   {above / 1e6:8.0f} MB  {above / weights:.1f} x the weights")
+    chosen = [part for part in PARTS if args.all or getattr(args, part, False)] or ["comparison"]
+    try:
+        _check(args)
+        make_repeatable(0)
+        about = report.machine()
+        report.print_machine(about)
+        for part in chosen:
+            start = time.perf_counter()
+            tables, figures = PARTS[part](args)
+            print(f"  ({part}: {time.perf_counter() - start:.0f} s)", flush=True)
+            if args.out:
+                options = {k: v for k, v in vars(args).items() if k != "out"}
+                report.write(args.out, part, {"machine": about, "options": options}, tables, figures)
+    except SRelError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
-def published_pair(model, x, y, source, target_class):
-    """One (source, class) pair as the published code does it: a new net, a new Adam, one step, two passes."""
-    targets = tf.constant(x[y == target_class])
-    xs, ys = tf.constant(x[[source]]), tf.constant(y[[source]])
-    copy = keras.models.clone_model(model)
-    copy.set_weights(model.get_weights())
-    optimizer = keras.optimizers.Adam(1e-4)
-    before = [copy(batch, training=False) for batch in (targets, xs)]
-    with tf.GradientTape() as tape:
-        loss = model.loss(ys, copy(xs, training=False))
-    optimizer.apply_gradients(zip(tape.gradient(loss, copy.trainable_variables), copy.trainable_variables, strict=True))
-    after = [copy(batch, training=False) for batch in (targets, xs)]
-    p, q = ([tf.nn.softmax(outputs) for outputs in side] for side in (before, after))
-    numerator, denominator = (
-        tf.reduce_mean(old * (tf.math.log(old) - new), axis=-1) for old, new in zip(p, q, strict=True)
-    )
-    return (numerator / (denominator + 1e-8)).numpy()
+def _check(args):
+    least_of = {"points": 3, "repeats": 1, "torch_repeats": 0, "exact_up_to": 0, "batch_size": 1, "rounds": 1}
+    for name, least in least_of.items():
+        if getattr(args, name) < least:
+            raise OptionError(f"--{name.replace('_', '-')} {getattr(args, name)}: give at least {least}")
+    if min(args.sizes) < 3 or len(set(args.sizes)) < len(args.sizes):
+        raise OptionError(f"--sizes {' '.join(map(str, args.sizes))}: give different numbers of 3 or more points")
 
 
-def _seconds(function):
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
+def _comparison(args):
+    torch_repeats = args.torch_repeats if has_torch() else 0
+    table = comparison(args.model, args.points, args.repeats, torch_repeats)
+    report.print_comparison(table, args.model, args.points)
+    if args.torch_repeats and not torch_repeats:
+        print("torch.func recipes left out: PyTorch is not installed (pip install -e '.[torch]')", flush=True)
+    return {"comparison": table}, {}
 
 
-def _peak_memory():
-    """Largest resident size of this process so far, bytes (Linux counts kibibytes)."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def _growth(args):
+    print(f"\n{args.model}, each line in a process of its own; exact up to {args.exact_up_to} points (--exact-up-to)")
+    table = growth(args.model, sorted(args.sizes), args.exact_up_to, report.print_growth_row)
+    fitted = exponents(table)
+    report.print_exponents(fitted)
+    return {"growth": table, "growth_exponents": fitted}, {"growth": report.plot_growth(table, fitted)}
 
 
-def _processor():
-    file = Path("/proc/cpuinfo")
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+def _training(args):
+    table = training(args.model, args.points, args.batch_size, args.rounds)
+    medians = overhead(table)
+    report.print_training(medians, args.batch_size)
+    return {"training": table, "training_overhead": medians.reset_index()}, {}
+
+
+def _shares(args):
+    table, rate = shares(args.model, args.points, args.repeats)
+    report.print_shares(table, rate)
+    return {"shares": table.assign(multiply_adds_per_second=rate)}, {}
+
+
+PARTS = {"comparison": _comparison, "growth": _growth, "training": _training, "shares": _shares}
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,0 +1,195 @@
+"""The benchmark's procedures give the right numbers, its counts and fits are right, and its pieces run. No timings."""
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+
+import srel_tf
+from tests import reference
+from train import benchmark, benchmark_comparison, benchmark_growth, benchmark_report, benchmark_shares
+from train.benchmark_procedures import LEARNING_RATE, NaiveLoop, interleaved, published_pair, setup
+from train.benchmark_training import overhead
+from train.models import build_model
+
+SMALL = (8, 8, 3)
+
+
+def measured(it, estimator, measure):
+    result = srel_tf.measure(it.model, it.probe, measures=("kl", "l1"), estimator=estimator)
+    assert result.valid(measure).all()
+    return result.matrix(measure)
+
+
+def test_the_naive_loop_is_the_definition(in_double_precision):
+    it = setup("mlp", 5, SMALL)
+    naive = NaiveLoop(it.model, it.x, it.y)()
+    np.testing.assert_allclose(naive["kl"], measured(it, "exact", "kl"), rtol=1e-5)
+    np.testing.assert_allclose(naive["l1"], measured(it, "exact", "l1"), rtol=1e-6)
+
+
+def test_the_naive_loop_sees_the_weights_as_they_are_now(in_double_precision):
+    it = setup("mlp", 4, SMALL)
+    loop = NaiveLoop(it.model, it.x, it.y)
+    before = loop()["l1"]
+    it.model.layers[-1].kernel.assign(2 * it.model.layers[-1].kernel)
+    after = loop()["l1"]
+    assert not np.allclose(after, before, rtol=1e-3)
+    np.testing.assert_allclose(after, measured(it, "exact", "l1"), rtol=1e-6)
+
+
+def test_the_published_pair_is_kl_div_around_a_step_of_a_new_adam(in_double_precision):
+    it = setup("mlp", 6, SMALL)
+    x, y, source = it.x, it.y, 1
+    stepped = reference.stepped(it.model, x[[source]], y[[source]], None, keras.optimizers.Adam(LEARNING_RATE))
+
+    def kl_div(points):
+        """torch's kl_div(input=probabilities after, target=probabilities before), mean over classes."""
+        p, q = (np.exp(reference.log_softmax(net(points, training=False))) for net in (it.model, stepped))
+        return (p * (np.log(p) - q)).mean(axis=-1)
+
+    value = published_pair(it.model, x, y, source, target_class=2)
+    np.testing.assert_allclose(value, kl_div(x[y == 2]) / (kl_div(x[[source]]) + 1e-8), rtol=1e-9)
+
+
+@pytest.mark.parametrize(("name", "shape"), [("resnet18", (32, 32, 3)), ("cnn", SMALL), ("mlp", SMALL)])
+def test_the_net_in_torch_is_the_same(name, shape):
+    torch = pytest.importorskip("torch")
+    from train.benchmark_torch import AsTorch
+
+    it = setup(name, 3, shape)
+    with torch.no_grad():
+        outputs = AsTorch(it.model)(torch.tensor(it.x)).numpy()
+    np.testing.assert_allclose(outputs, it.model(it.x, training=False), rtol=1e-4, atol=1e-5)
+
+
+def test_the_torch_recipes_give_the_same_numbers(in_double_precision):
+    pytest.importorskip("torch")
+    from train.benchmark_torch import Recipes
+
+    it = setup("cnn", 12, SMALL)  # More than are formed at a time.
+    recipes = Recipes(it.model, it.x, it.y, LEARNING_RATE)
+    p = np.exp(reference.log_softmax(recipes.forward().numpy())).astype(float)
+
+    def srel(moved):
+        """Definition 1 from the changes of the probabilities [n, n, C]."""
+        lengths = np.abs(moved).sum(axis=-1)
+        return lengths / np.diag(lengths)[:, None]
+
+    for after in (recipes.exact_loop(), recipes.exact_vmap()):
+        moved = np.exp(reference.log_softmax(after)).astype(float) - p
+        np.testing.assert_allclose(srel(moved), measured(it, "exact", "l1"), rtol=1e-6)
+    delta = recipes.limit()
+    moved = p * (delta - (p * delta).sum(axis=-1, keepdims=True))
+    np.testing.assert_allclose(srel(moved), measured(it, "limit", "l1"), rtol=1e-9)
+
+
+def test_functions_take_turns_and_each_is_called_once_before():
+    calls = []
+    functions = {name: lambda name=name: calls.append(name) for name in "abc"}
+    times = interleaved(functions, {"a": 2, "b": 2, "c": 1}, each={"b": 2})
+    assert "".join(calls) == "abc" + "abbc" + "abb"
+    assert {name: len(t) for name, t in times.items()} == {"a": 2, "b": 4, "c": 1}
+
+
+def test_ratios_of_made_up_times():
+    times = {"forward pass": [0.1, 0.2, 9.0], "limit": [1.0], "published procedure": [0.5, 0.7]}
+    table = benchmark_comparison.ratios(times, pairs=10).set_index("procedure")
+    assert table["timings"].tolist() == [3, 1, 2]
+    np.testing.assert_allclose(table["seconds"], [0.2, 1.0, 6.0])
+    np.testing.assert_allclose(table["forward_passes"], [1.0, 5.0, 30.0])
+    np.testing.assert_allclose(table["published_over_it"], [30.0, 6.0, 1.0])
+
+
+def test_overhead_of_made_up_blocks():
+    table = pd.DataFrame({"kind": ["plain fit"] * 3 + ["limit"], "seconds": [4.0, 5.0, 4.0, 4.2]})
+    found = overhead(table)
+    np.testing.assert_allclose(found.loc["limit", "overhead"], 0.05)
+    assert found.loc["plain fit", "blocks"] == 3
+
+
+def made_up_growth():
+    points = np.array([30, 60, 120])
+    exact = pd.DataFrame({"estimator": "exact", "points": points, "seconds": 2e-3 * points**2.0, "memory": 5e8})
+    limit = pd.DataFrame({"estimator": "limit", "points": points, "seconds": 3e-3 * points**1.0, "memory": 0.0})
+    return pd.concat([limit, exact])
+
+
+def test_exponents_of_made_up_times():
+    fitted = benchmark_growth.exponents(made_up_growth()).set_index(["estimator", "quantity"])
+    np.testing.assert_allclose(fitted.loc[("exact", "seconds"), ["exponent", "factor"]].astype(float), [2.0, 2e-3])
+    np.testing.assert_allclose(fitted.loc[("limit", "seconds"), ["exponent", "factor"]].astype(float), [1.0, 3e-3])
+    np.testing.assert_allclose(fitted.loc[("exact", "memory"), "exponent"], 0.0, atol=1e-12)
+    assert np.isnan(fitted.loc[("limit", "memory"), "exponent"])  # No memory above the forward pass has no logarithm.
+    assert fitted.loc[("exact", "seconds"), "points"] == "30–120"
+
+
+def test_the_picture_is_log_log_with_every_point_and_a_line_a_fit():
+    table = made_up_growth()
+    time, memory = benchmark_report.plot_growth(table, benchmark_growth.exponents(table)).axes
+    for ax in (time, memory):
+        assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
+    assert len(time.collections[0].get_offsets()) == 6
+    assert [len(ax.lines) for ax in (time, memory)] == [2, 1]
+    np.testing.assert_allclose(time.lines[1].get_ydata(), 2e-3 * np.array([30, 60, 120]) ** 2.0)
+    assert "(s)" in time.get_ylabel()
+    assert "(GB)" in memory.get_ylabel()
+
+
+def test_multiply_adds_of_a_small_net_by_hand():
+    maps = benchmark_shares.linear_maps(build_model("cnn", SMALL, 3))
+    # 3×3 over 3 channels to 16 at 8×8; 3×3 over 16 to 32 at 4×4; 2·2·32 to 64; 64 to 3.
+    assert [a.forward for a in maps] == [64 * 27 * 16, 16 * 144 * 32, 128 * 64, 64 * 3] == [27648, 73728, 8192, 192]
+    assert [a.first for a in maps] == [True, False, False, False]
+    table = benchmark_shares.needed(maps, 2, classes=3).set_index(["estimator", "part"])["multiply_adds"]
+    assert table["exact", "2 forward passes of 2 targets"] == 4 * 109760
+    assert table["exact", "gradients of the sources"] == 2 * (109760 + 82112 + 109760)
+    assert table["limit", "2 backward passes"] == 2 * 2 * 82112
+
+
+def test_multiply_adds_of_the_published_net():
+    """ResNet-18 on 32×32: a stem of 7×7 at 16×16, stages at 8, 4, 2 and 1, and the classes."""
+    stem = 16 * 16 * 7 * 7 * 3 * 64
+    stages = [4 * 64 * 9 * 64 * 64]  # positions · 3×3 · channels in · out, four convolutions
+    for side, width in ((4, 128), (2, 256), (1, 512)):
+        stages.append(side**2 * width * (9 * width // 2 + 3 * 9 * width + width // 2))  # and the shortcut
+    maps = benchmark_shares.linear_maps(build_model("resnet18", (32, 32, 3), 3))
+    assert sum(a.forward for a in maps) == stem + sum(stages) + 512 * 3
+
+
+def test_multiply_adds_of_a_contraction_by_hand():
+    dense = benchmark_shares.LinearMap(1, 1, inputs=5, outputs=4, has_bias=True, first=False)
+    # 3 × 3 pairs: one product of inputs (5) and two of signals (4 each); the bias's two inner products of 4.
+    assert dense.contraction(3, 3, m=2) == 9 * (5 + 2 * 4) + 9 * 2 * 4
+    conv = benchmark_shares.LinearMap(1, 16, inputs=9, outputs=2, has_bias=False, first=False)
+    # 2 + 2 gradients of 9 × 2 over 16 positions each, and 2 × 2 inner products; pairwise it were 4·256·(9 + 2).
+    assert conv.contraction(2, 2, m=1) == (2 * 16 + 2 * 16 + 4) * 18
+    grouped = benchmark_shares.LinearMap(3, 16, inputs=9, outputs=2, has_bias=False, first=False)
+    assert grouped.contraction(2, 2, m=1) == 3 * conv.contraction(2, 2, m=1)
+
+
+def test_all_parts_run_and_are_written(tmp_path, capsys):
+    options = "--all --model mlp --points 3 --repeats 1 --torch-repeats 0 --sizes 3 --exact-up-to 0 --batch-size 2"
+    assert benchmark.main([*options.split(), "--rounds", "1", "--out", str(tmp_path)]) == 0
+    comparison = srel_tf.read_frame(tmp_path / "comparison.csv")
+    assert set(comparison["procedure"]) == {"forward pass", "limit", "exact", "naive loop", "published procedure"}
+    growth = srel_tf.read_frame(tmp_path / "growth.csv")
+    assert growth[["estimator", "points"]].to_numpy().tolist() == [["limit", 3]]
+    assert (growth["peak"] > growth["memory"]).all()
+    training = srel_tf.read_frame(tmp_path / "training.csv")
+    assert training.groupby("kind").size().to_dict() == {"exact": 3, "limit": 3, "plain fit": 3}
+    shares = srel_tf.read_frame(tmp_path / "shares.csv")
+    assert ((shares["share"] > 0) & (shares["share"] < 1)).all()
+    assert {p.name for p in tmp_path.iterdir()} >= {"growth.png", "growth_exponents.csv", "shares.json"}
+    assert "cores" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("options", ["--points 2", "--repeats 0", "--sizes 30 30", "--rounds 0"])
+def test_bad_options_get_a_named_error(options, capsys):
+    assert benchmark.main(options.split()) == 1
+    assert options.split()[0] in capsys.readouterr().err
+
+
+def test_a_failed_process_is_an_error_with_its_last_words():
+    with pytest.raises(srel_tf.OptionError, match="lint"):
+        benchmark_growth.measure_one("limit", 3, "lint")
