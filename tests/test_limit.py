@@ -87,6 +87,12 @@ IMAGES = {
     "conv valid strides": lambda: net(L.Conv2D(3, 2, strides=2), L.Conv2D(2, 2)),
     "conv dilation": lambda: net(L.Conv2D(3, 2, dilation_rate=(2, 1), padding="same", use_bias=False)),
     "conv groups": lambda: net(L.Conv2D(4, 3, groups=2, padding="same")),
+    "depthwise and separable, channels first": lambda: net(
+        L.Permute((3, 1, 2)),
+        L.DepthwiseConv2D(2, data_format="channels_first"),
+        L.SeparableConv2D(3, 2, data_format="channels_first"),
+    ),
+    "group norm channels first": lambda: net(L.GroupNormalization(2, axis=1)),
     "conv 1d": lambda: net(L.Reshape((12, 6)), L.Conv1D(4, 3, padding="causal", dilation_rate=2)),
     "conv 3d": lambda: net(L.Reshape((6, 3, 2, 2)), L.Conv3D(2, 2, padding="same")),
     "depthwise": lambda: net(L.DepthwiseConv2D(3, depth_multiplier=2, padding="same", strides=2)),
@@ -187,3 +193,13 @@ def test_contraction_in_parts(name, images, monkeypatch):
     whole = first_order(model, x, y).moved
     monkeypatch.setattr("srel_tf.factors.ENTRIES", 50)
     np.testing.assert_allclose(first_order(model, x, y).moved, whole, rtol=1e-12, atol=1e-14)
+
+
+def test_convolution_with_channels_first(images):
+    """In float32, for TensorFlow has no such convolution in float64 on a CPU; beside the same with channels last."""
+    first = net(L.Permute((3, 1, 2)), L.Conv2D(4, 3, data_format="channels_first"), L.Permute((2, 3, 1)))
+    last = net(L.Conv2D(4, 3))
+    last.set_weights(first.get_weights())
+    x, y = images[0].astype("float32"), images[1]
+    ours, expected = (first_order(model, x, y).moved.numpy() for model in (first, last))
+    np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
