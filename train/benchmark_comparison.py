@@ -71,10 +71,10 @@ def _in_torch(it):
     from train.benchmark_torch import CHUNK, Recipes  # PyTorch is an optional extra.
 
     recipes = Recipes(it.model, it.x, it.y, LEARNING_RATE)
-    threads = f"torch ({recipes.use_faster_threads()} threads)"
+    torch = f"torch (threads: {recipes.use_faster_threads()})"
     return {
-        f"{threads} forward pass": recipes.forward,
-        f"{threads} exact, loop": recipes.exact_loop,
-        f"{threads} exact, vmap of {CHUNK}": recipes.exact_vmap,
-        f"{threads} limit, jacrev of {CHUNK}": recipes.limit,
+        f"{torch} forward pass": recipes.forward,
+        f"{torch} exact, loop": recipes.exact_loop,
+        f"{torch} exact, vmap of {CHUNK}": recipes.exact_vmap,
+        f"{torch} limit, jacrev of {CHUNK}": recipes.limit,
     }
