@@ -18,7 +18,7 @@ from train.benchmark_procedures import (
 )
 
 FORWARD, PUBLISHED = "forward pass", "published procedure"
-EACH = {FORWARD: 10, PUBLISHED: 2, "torch forward pass": 10}  # Calls in a round.
+EACH = {FORWARD: 10, PUBLISHED: 2}  # Calls in a round.
 
 
 def has_torch():
@@ -71,9 +71,10 @@ def _in_torch(it):
     from train.benchmark_torch import CHUNK, Recipes  # PyTorch is an optional extra.
 
     recipes = Recipes(it.model, it.x, it.y, LEARNING_RATE)
+    torch = f"torch (threads: {recipes.use_faster_threads()})"
     return {
-        "torch forward pass": recipes.forward,
-        "torch.func exact, loop": recipes.exact_loop,
-        f"torch.func exact, vmap of {CHUNK}": recipes.exact_vmap,
-        f"torch.func limit, jacrev of {CHUNK}": recipes.limit,
+        f"{torch} forward pass": recipes.forward,
+        f"{torch} exact, loop": recipes.exact_loop,
+        f"{torch} exact, vmap of {CHUNK}": recipes.exact_vmap,
+        f"{torch} limit, jacrev of {CHUNK}": recipes.limit,
     }

@@ -35,10 +35,10 @@ def print_machine(about):
 
 def print_comparison(table, model, points):
     print(f"\n{model}, {points} sources × {points} targets; medians of calls in turn")
-    print(f"{'':34}{'time':>10}  {'timings':>7}  {'forward passes':>14}  {'published / it':>14}")
+    print(f"{'':40}{'time':>10}  {'timings':>7}  {'forward passes':>14}  {'published / it':>14}")
     for row in table.itertuples():
         ratios = f"{row.forward_passes:14.1f}  {row.published_over_it:14.1f}"
-        print(f"{row.procedure:34}{row.seconds:8.3f} s  {row.timings:7}  {ratios}")
+        print(f"{row.procedure:40}{row.seconds:8.3f} s  {row.timings:7}  {ratios}")
     loops = table.set_index("procedure")["forward_passes"] / points
     print(f"in units of {points} forward passes: exact {loops['exact']:.2f}, naive loop {loops['naive loop']:.2f}")
     print("the published procedure is scaled up from the (source, class) pairs that were timed", flush=True)

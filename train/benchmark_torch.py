@@ -10,20 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch.func import functional_call, grad, jacrev, vmap
 
+from srel_tf import ModelError
+from train.benchmark_procedures import seconds
+
 CHUNK = 10  # Examples whose gradients or Jacobians `vmap` forms at a time.
-
-
-def _spatial(x, function):
-    """A function of images, of which torch has the channels before height and width."""
-    return function(x.movedim(-1, 1)).movedim(1, -1)
 
 
 def _conv(layer, x, kernel, bias=None):
     same = layer.padding == "same"
     if same and any(s != 1 for s in layer.strides):
-        raise NotImplementedError(f"layer {layer.name!r}: strided convolutions must pad explicitly")
-    padding = "same" if same else 0
-    return _spatial(x, lambda t: F.conv2d(t, kernel, bias, layer.strides, padding))
+        raise ModelError(f"layer {layer.name!r}: torch pads strided convolutions otherwise; use ZeroPadding2D")
+    return F.conv2d(x, kernel, bias, layer.strides, "same" if same else 0)
 
 
 def _dense(layer, x, kernel, bias=None):
@@ -32,34 +29,47 @@ def _dense(layer, x, kernel, bias=None):
 
 def _zero_padding(layer, x):
     (top, bottom), (left, right) = layer.padding
-    return _spatial(x, lambda t: F.pad(t, (left, right, top, bottom)))
+    return F.pad(x, (left, right, top, bottom))
 
 
 def _max_pooling(layer, x):
-    return _spatial(x, lambda t: F.max_pool2d(t, layer.pool_size, layer.strides))
+    return F.max_pool2d(x, layer.pool_size, layer.strides)
 
 
-# Keras's layer -> function of it, its input and its weights in torch's order of axes.
+def _flatten(layer, x):
+    """Values in Keras's order, channels last."""
+    return (x.movedim(1, -1) if x.ndim > 2 else x).flatten(1)
+
+
+# Keras's layer -> function of it, its input (channels before height and width) and its weights as torch has them.
 OPERATIONS = {
     keras.layers.Conv2D: _conv,
     keras.layers.Dense: _dense,
     keras.layers.ZeroPadding2D: _zero_padding,
     keras.layers.MaxPooling2D: _max_pooling,
     keras.layers.ReLU: lambda layer, x: F.relu(x),
-    keras.layers.Flatten: lambda layer, x: x.flatten(1),
-    keras.layers.GlobalAveragePooling2D: lambda layer, x: x.mean((1, 2)),
+    keras.layers.Flatten: _flatten,
+    keras.layers.GlobalAveragePooling2D: lambda layer, x: x.mean((2, 3)),
     keras.layers.Add: lambda layer, x: sum(x),
 }
 
+ACTIVATIONS = {None: lambda t: t, keras.activations.linear: lambda t: t, keras.activations.relu: F.relu}
+
 
 class AsTorch(torch.nn.Module):
-    """A functional Keras model of the layers in `OPERATIONS` as a torch module with a copy of its weights.
+    """A functional Keras model as a torch module with a copy of its weights.
 
-    Takes and returns what the Keras model does: images [n, H, W, channels] to outputs [n, C].
+    Takes and returns what the Keras model does: images [n, H, W, channels] to outputs [n, C]. Raises
+    `srel_tf.ModelError` for layers that are not in `OPERATIONS`, or activations not in `ACTIVATIONS`.
     """
 
     def __init__(self, model):
         super().__init__()
+        for layer in model.layers[1:]:
+            if type(layer) not in OPERATIONS or getattr(layer, "activation", None) not in ACTIVATIONS:
+                raise ModelError(
+                    f"layer {layer.name!r} of type {type(layer).__name__} has no counterpart in torch here"
+                )
         self._model = model
         self.kernels = torch.nn.ParameterDict()
         for layer in model.layers:
@@ -68,13 +78,12 @@ class AsTorch(torch.nn.Module):
                 self.kernels[_key(layer, k)] = torch.nn.Parameter(torch.tensor(w.transpose(axes)))
 
     def forward(self, x):
-        values = {id(self._model.inputs[0]): x}
+        values = {id(self._model.inputs[0]): x.movedim(-1, 1).contiguous()}
         for layer in self._model.layers[1:]:
             inputs = [values[id(t)] for t in layer.input] if isinstance(layer.input, list) else values[id(layer.input)]
             weights = [self.kernels[_key(layer, k)] for k in range(len(layer.weights))]
             outputs = OPERATIONS[type(layer)](layer, inputs, *weights)
-            relu = getattr(layer, "activation", None) is keras.activations.relu and weights
-            values[id(layer.output)] = F.relu(outputs) if relu else outputs
+            values[id(layer.output)] = ACTIVATIONS[getattr(layer, "activation", None)](outputs)
         return values[id(self._model.outputs[0])]
 
 
@@ -89,6 +98,19 @@ class Recipes:
         self._module = AsTorch(model)
         self._weights = {name: p.detach() for name, p in self._module.named_parameters()}
         self._x, self._y, self._eta = torch.tensor(x), torch.tensor(y), learning_rate
+
+    def use_faster_threads(self):
+        """Give torch one thread or as many as it had, whichever makes a source's step faster: their number.
+
+        Where cores are shared with other work, threads that wait for each other cost more than they bring.
+        """
+        times = {}
+        for threads in {1, torch.get_num_threads()}:
+            torch.set_num_threads(threads)
+            times[threads] = min(seconds(lambda: self._after(self._x[0], self._y[0])) for _ in range(3))
+        best = min(times, key=times.get)
+        torch.set_num_threads(best)
+        return best
 
     def forward(self):
         """f(x), [n, C]."""

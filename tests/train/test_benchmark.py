@@ -190,6 +190,20 @@ def test_bad_options_get_a_named_error(options, capsys):
     assert options.split()[0] in capsys.readouterr().err
 
 
-def test_a_failed_process_is_an_error_with_its_last_words():
-    with pytest.raises(srel_tf.OptionError, match="lint"):
-        benchmark_growth.measure_one("limit", 3, "lint")
+def test_a_failed_process_is_an_error_with_its_last_words(tmp_path, monkeypatch):
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho first >&2; echo 'ResourceExhaustedError: no memory' >&2; exit 1\n")
+    python.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(python))
+    with pytest.raises(srel_tf.SRelError, match=r"limit with 30 points .* ResourceExhaustedError: no memory"):
+        benchmark_growth.growth("resnet18", sizes=(30,))
+
+
+def test_a_layer_without_a_counterpart_in_torch_is_refused():
+    pytest.importorskip("torch")
+    from train.benchmark_torch import AsTorch
+
+    inputs = keras.Input(SMALL)
+    for layer in (keras.layers.Conv2D(2, 3, activation="tanh"), keras.layers.AveragePooling2D(2)):
+        with pytest.raises(srel_tf.ModelError, match=layer.name):
+            AsTorch(keras.Model(inputs, layer(inputs)))
