@@ -76,9 +76,11 @@ class LossSignals:
         from_logits = isinstance(loss, keras.losses.Loss) and loss.get_config()["from_logits"]
         return head == "log" or (head == "outputs" and from_logits)
 
-    def head(self, predictions, y, tape):
-        """The name of the head: what Keras computes the loss from, as `tape`, which watches `predictions`, shows."""
-        loss = self._one_by_one(y, predictions) if self._loss is None else self._loss(y, predictions)
+    def head(self, predictions, y):
+        """The name of the head: what Keras computes the loss of `predictions` [n, C] from."""
+        with tf.GradientTape() as tape:
+            tape.watch(predictions)
+            loss = self._one_by_one(y, predictions) if self._loss is None else self._loss(y, predictions)
         if tape.gradient(loss, predictions) is not None:
             return "outputs"
         loss = keras.losses.get(self._network.model.loss)
