@@ -97,6 +97,13 @@ def of_median_pair(about, effects, bounds, confidence, reason=""):
     return decide(about, median(effects), bounds, confidence, reason=reason)
 
 
+def undecided(frame, hypothesis, claim, reason):
+    """A table of one undecided row a measure, update rule and estimator: what the frame lacks data for."""
+    keys = frame[["measure", "update", "estimator"]].drop_duplicates().to_dict("records")
+    names = {"hypothesis": hypothesis, "claim": claim, "scope": "", "effect": ""}
+    return table([decide({**names, **key}, [], (np.nan, np.nan), reason=reason) for key in keys])
+
+
 def seeds(count):
     return f"{count} seed{'' if count == 1 else 's'}"
 
