@@ -7,7 +7,7 @@ from srel_tf.errors import FrameError
 from srel_tf.frames import check_columns
 from srel_tf.hypotheses.proximity import join
 from srel_tf.hypotheses.series import FALL, NEGLIGIBLE, cube, groups, log2, slopes
-from srel_tf.hypotheses.verdicts import MIN_SEEDS, check_confidence, decide, of_bootstrap, table
+from srel_tf.hypotheses.verdicts import MIN_SEEDS, check_confidence, decide, of_jackknife, table
 
 MIN_SOURCES = 20
 RISES, AS_FAST, IN_TIME = "S_rel rises with P", "S_rel = O(P): falls with P as fast as P", "max S_rel/P does not grow"
@@ -19,12 +19,11 @@ CLAIMS = (
 )
 
 
-def bounded_by_proximity(frame, proximity, confidence=0.95, resamples=500, seed=0):
+def bounded_by_proximity(frame, proximity, confidence=0.95):
     """Verdicts on Hypothesis 1.1(b) for a model whose P is known (`HomogeneousPredictor.proximity`, Theorem 5.1).
 
     frame: S_rel frame of several seeds (`srel_tf.frames.COLUMNS`).
     proximity: columns target_id, source_id, proximity; P has no time, and is symmetric where both orders are given.
-    resamples, seed: of the bootstrap over sources.
 
     Any finite set of pairs with P > 0 has a C with S_rel <= C·P at all its times: max S_rel/P, which stands in `scope`.
     What can be asked is whether one C serves at low P, and whether it serves later. Each effect is one number a seed:
@@ -34,21 +33,21 @@ def bounded_by_proximity(frame, proximity, confidence=0.95, resamples=500, seed=
       above 0 in all seeds (three or more) contradicts that outright;
     - "max S_rel/P does not grow": its change over the second half of the time is less than a tenth.
 
-    α's interval joins Student's t over seeds with the bootstrap over sources, each with all its pairs, which all seeds
+    α's interval joins Student's t over seeds with the jackknife over sources, each with all its pairs, which all seeds
     share. It says nothing of other targets; the last claim is on the given pairs. "undecided" for less than 3 seeds or
     20 sources. Raises `FrameError` for frames or proximities that do not fit.
     """
     check_confidence(confidence)
     check_columns(proximity, ["target_id", "source_id", "proximity"])
     _check_proximity(proximity)
-    rows, generator = [], np.random.default_rng(seed)
+    rows = []
     for key, part in groups(frame):
         joined = join(part, proximity, "proximity")
         whole = cube(joined)
         p = np.nanmax(cube(joined.assign(srel=joined["proximity"])).srel, axis=(0, 2))
         alive = np.isfinite(whole.srel).any(axis=(1, 2))
         whole = whole._replace(srel=whole.srel[alive], seeds=[s for s, a in zip(whole.seeds, alive, strict=True) if a])
-        rows += _verdicts(whole, p, {"hypothesis": "1.1(b)", **key}, confidence, resamples, generator)
+        rows += _verdicts(whole, p, {"hypothesis": "1.1(b)", **key}, confidence)
     return table(rows)
 
 
@@ -65,7 +64,7 @@ def _check_proximity(proximity):
         raise FrameError("proximity differs between (x, x') and (x', x): P is symmetric (Hypothesis 1.1(b))")
 
 
-def _verdicts(whole, p, about, confidence, resamples, generator):
+def _verdicts(whole, p, about, confidence):
     highest = np.max(whole.srel, axis=2, initial=-np.inf, where=np.isfinite(whole.srel))  # [seed, pair]
     refuting = int(((p == 0) & (highest > 0).all(axis=0)).sum()) * (len(whole.seeds) >= MIN_SEEDS)
     used = (p > 0) & (highest > 0).all(axis=0)  # S_rel = 0 or unknown tells nothing of α.
@@ -79,8 +78,8 @@ def _verdicts(whole, p, about, confidence, resamples, generator):
     if enough:
         scope += f", max S_rel/P = {2 ** (logs - log_p).max():.3g}"
         alpha = slopes(logs, log_p)
-        weights = generator.multinomial(len(sources), np.full(len(sources), 1 / len(sources)), size=resamples)
-        shared = of_bootstrap(_weighted_slopes(log_p, logs.mean(axis=0), weights[:, source]), len(sources), confidence)
+        without = 1 - np.eye(len(sources))[:, source]  # Each source left out in turn, with all its pairs.
+        shared = of_jackknife(_weighted_slopes(log_p, logs.mean(axis=0), without), confidence)
     growth = _growth(whole, p) if enough else alpha
     rows = []
     for (claim, effect, bounds), values, extra in zip(
@@ -96,7 +95,7 @@ def _verdicts(whole, p, about, confidence, resamples, generator):
 
 
 def _weighted_slopes(x, y, weights):
-    """Least-squares slope of y on x [n] for each row of weights [resamples, n]."""
+    """Least-squares slope of y on x [n] for each row of weights [..., n]."""
     x, y = x - x.mean(), y - y.mean()  # Nothing is lost in the differences below.
     total = weights.sum(axis=1)
     mean_x, mean_y, xy, xx = (weights @ v / total for v in (x, y, x * y, x * x))

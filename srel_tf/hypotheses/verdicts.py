@@ -25,7 +25,7 @@ def interval(effects, confidence=0.95, shared=(0.0, 0.0)):
 
     Not a percentile bootstrap over seeds: of five values it covers far less than it says (`tests/hypotheses`).
     shared: what the sampled examples, which all seeds share, add below and above the mean (`of_permutations`,
-    `of_bootstrap`); the two errors are independent and add in squares. (NaN, NaN) for one seed.
+    `of_jackknife`, `of_bootstrap`); the two errors are independent and add in squares. (NaN, NaN) for one seed.
     """
     effects = np.asarray(effects, float)
     n, mean = len(effects), effects.mean() if len(effects) else np.nan
@@ -43,6 +43,13 @@ def of_permutations(draws, confidence):
     """
     tail, deviations = (1 + confidence) / 2, draws - np.mean(draws)
     return np.quantile(deviations, tail), -np.quantile(deviations, 1 - tail)
+
+
+def of_jackknife(draws, confidence):
+    """`shared` of a mean effect from its values `draws` with each example left out in turn."""
+    n = len(draws)
+    half = t.ppf((1 + confidence) / 2, n - 1) * np.sqrt((n - 1) / n * ((draws - draws.mean()) ** 2).sum())
+    return half, half
 
 
 def of_bootstrap(draws, count, confidence):

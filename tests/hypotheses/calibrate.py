@@ -60,7 +60,7 @@ def distances(slope, shared, wrong, **options):
 
 def proximity(power, wrong, **options):
     name = f"S ~ P^{power:g}, " + _named({"pairs": 60, "seeds": 5, **options})
-    simulation = lambda g: bounded_by_proximity(*with_proximity(g, power, **options), resamples=200)  # noqa: E731
+    simulation = lambda g: bounded_by_proximity(*with_proximity(g, power, **options))  # noqa: E731
     return Scenario(name, simulation, wrong, _runs(wrong))
 
 
@@ -115,11 +115,9 @@ def scenarios():
         phases("rises with the fall of the risk", ramp(0, 150), dict.fromkeys(risky, TRUE), falling),
         phases("rises long after", ramp(300), {DURING: EDGE, THEN: FALSE, FIRST: EDGE}, falling),
         phases("falls, then rises", -ramp(0, 100) + ramp(250, 100, 4), dict.fromkeys(risky, FALSE), falling),
-        *(
-            classes("no effect", 0 * TIME, 0 * TIME, without, drift=d, **shared)
-            for d in (0.0, 0.3)
-            for shared in ({"pair": 1.0}, {"example": 0.5}, {"pair": 0.5, "example": 0.5})
-        ),
+        classes("no effect", 0 * TIME, 0 * TIME, without, pair=1.0),
+        classes("no effect", 0 * TIME, 0 * TIME, without, example=0.5, pair=0.5),
+        classes("no effect", 0 * TIME, 0 * TIME, without, example=0.5, drift=0.3),
         classes("no effect", 0 * TIME, 0 * TIME, without, example=0.5, pair=0.5, per_class=8),
         classes("as claimed", 0 * TIME, -2 - TIME, dict.fromkeys((ALWAYS, ABOVE, CONSTANT, FALLS, MORE), TRUE),
                 pair=0.5, drift=0.1),

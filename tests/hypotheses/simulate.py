@@ -82,7 +82,7 @@ def with_classes(generator, intra, inter, seeds=5, noise=0.3, drift=0.0, pair=0.
     """log₂ S of intra- and inter-class pairs [step] of two classes; the diagonal is 1.
 
     drift: a seed's own slope; pair, example: what a pair, and what a source and a target, have in all seeds alike, in
-    level and in slope.
+    level and in slope, so that the expected S (not log S) of a class pair stays what it was.
     """
     n = 2 * per_class
     ids = np.arange(n)
@@ -93,6 +93,7 @@ def with_classes(generator, intra, inter, seeds=5, noise=0.3, drift=0.0, pair=0.
     for about in (np.ones(len(TIME)), TIME):
         logs = logs + pair * generator.normal(size=(n * n, 1)) * about
         logs = logs + example * (generator.normal(size=n)[source] + generator.normal(size=n)[target])[:, None] * about
+        logs = logs - np.log(2) / 2 * (pair**2 + 2 * example**2) * about**2
     logs[:, source == target] = 0
     classes = dict(zip(ids, np.repeat(["a", "b"], per_class), strict=True))
     return srel_frame(np.exp2(logs), EPOCHS, source, target, classes, measure="kl")
