@@ -66,12 +66,12 @@ def _classes(part):
     ends = [part[[f"{end}_id", f"{end}_class"]].set_axis(["id", "class"], axis=1) for end in ("source", "target")]
     named = pd.concat(ends).drop_duplicates()
     empty = named["class"].isna() | (named["class"].astype(str) == "")
-    if empty.any() or named["class"].nunique() < 2:
+    if empty.any() or part["source_class"].nunique() < 2:
         raise FrameError("the claim compares classes: source_class must name at least two, and none may be empty")
     twice = named["id"].duplicated()
     if twice.any():
         raise FrameError(f"example {named.loc[twice, 'id'].iloc[0]!r} belongs to two classes")
-    return named.set_index("id")["class"]
+    return named.set_index("id")["class"].sort_index(key=lambda ids: ids.astype(str))
 
 
 def _effects(part, class_of, resamples, generator):

@@ -129,7 +129,8 @@ def _times(followed):
     others = [
         find_phases(mean_over_seeds(np.delete(followed.srel, s, axis=0)), steps).star for s in _left_out(followed)
     ]
-    others += [find_phases(mean[:, half::2], steps[half::2]).star for half in (0, 1)]
+    halves = (0, 1) if len(steps) >= 16 else ()  # Four segments of two steps.
+    others += [find_phases(mean[:, half::2], steps[half::2]).star for half in halves]
     stars = [steps[np.searchsorted(steps, star)] for star in (phases.star, *others)]
     return {"t1": t1, "t2": t2, "t_star": stars[0], "t_star_low": min(stars), "t_star_high": max(stars)}
 

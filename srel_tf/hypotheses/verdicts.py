@@ -100,7 +100,7 @@ def of_median_pair(about, effects, bounds, confidence, reason=""):
     of_pairs = median(np.swapaxes(effects, 0, 1))
     agree = int(((of_pairs > bounds[0]) & (of_pairs < bounds[1])).sum())
     about = {**about, "claim": about["claim"] + ", median pair"}
-    about["scope"] += f"; {agree} of {int(np.isfinite(of_pairs).sum())} pairs"
+    about["scope"] += f"; {agree} of {effects.shape[1]} pairs"
     return decide(about, median(effects), bounds, confidence, reason=reason)
 
 
@@ -116,8 +116,9 @@ def seeds(count):
 
 
 def _too_few(usable, given):
-    of = f" of {given} that can be judged" if usable < given else ""
-    return f"{seeds(usable)}{of}: an interval over seeds needs {MIN_SEEDS}"
+    if given < MIN_SEEDS:
+        return f"{seeds(given)}: an interval over seeds needs {MIN_SEEDS}"
+    return f"{usable} of {seeds(given)} can be judged: an interval over seeds needs {MIN_SEEDS}"
 
 
 def table(rows):
