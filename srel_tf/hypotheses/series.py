@@ -63,7 +63,7 @@ def _truth(column):
     """A column of booleans, missing ones as False; text is refused, for "False" would count as true."""
     if pd.api.types.is_bool_dtype(column) or column.dropna().map(lambda v: isinstance(v, (bool, np.bool_))).all():
         return column.eq(True).fillna(False).astype(bool)
-    raise FrameError(f"column 'valid' holds {column.dropna().iloc[0]!r}: it must be True or False")
+    raise FrameError(f"column 'valid' holds {str(column.dropna().iloc[0])!r}: it must be True or False")
 
 
 def _check_replicates(rows):
@@ -72,7 +72,7 @@ def _check_replicates(rows):
         at_step = rows.groupby("step")["learning_rate"]
         differs = at_step.min() < at_step.max()  # NaN, unknown, is never less.
         if differs.any():
-            found = sorted(rows.loc[rows["step"] == differs.idxmax(), "learning_rate"].unique())
+            found = sorted(rows.loc[rows["step"] == differs.idxmax(), "learning_rate"].unique().tolist())
             raise FrameError(f"learning_rate is {found} at step {differs.idxmax()}: check one η at a time")
     seen = {}
     for name, run in rows.sort_values(["step", "source_id", "target_id"]).groupby("replicate"):

@@ -7,7 +7,13 @@ from scipy import stats
 from srel_tf import OptionError
 from srel_tf.hypotheses import COLUMNS
 from srel_tf.hypotheses.verdicts import (
-    check_confidence, decide, interval, of_bootstrap, of_jackknife, of_permutations, table,
+    check_confidence,
+    decide,
+    interval,
+    of_bootstrap,
+    of_jackknife,
+    of_permutations,
+    table,
 )  # fmt: skip
 from tests.hypotheses.simulate import most
 
