@@ -40,7 +40,7 @@ def run_directory(path, classes=False, regression=False, seeds=3, last=400):
         srel_tf.write_frame(frame, directory / "frame.parquet")
         steps = np.arange(0, last, 10)
         risks = pd.DataFrame({"run": f"seed-{seed}", "seed": seed, "step": steps, "split": "empirical"})
-        srel_tf.write_frame(risks.assign(loss=100 * np.exp(-steps / 30)), directory / "history.csv")
+        srel_tf.write_frame(risks.assign(loss=1 + 100 * np.exp(-steps / 30)), directory / "history.csv")
         if regression:
             pairs = frame.loc[frame["step"] == 100, ["run", "seed", "step", "source_id", "target_id"]]
             distances = pairs.assign(distance=pairs["source_id"].astype(float), metric="input")
@@ -114,7 +114,7 @@ def test_damaged_files_are_named_errors(tmp_path, name):
     (path / name).write_bytes(b"\x00garbage")
     status, _, err = command(path)
     assert status == 1
-    assert str(path / name) in err or "lacks the columns" in err
+    assert str(path / name) in err or "the risks lack the runs ['seed-1/1']" in err
 
 
 def test_a_sweep_is_its_run_directories(tmp_path):
