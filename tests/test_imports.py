@@ -61,9 +61,7 @@ TRAINING = [f"srel_tf.{name}" for name in ("mixin", "probing", "recorder", "sche
 RULES = {
     "engines and measures know no tables": (ENGINES, ["pandas", "srel_tf.frames", "srel_tf.result"]),
     "tables and figures know no nets": (
-        modules(
-            *(f"srel_tf.{n}" for n in ("files", "frames", "stored", "storage", "stats", "hypotheses", "plotting"))
-        ),
+        modules(*(f"srel_tf.{n}" for n in ("files", "frames", "stored", "storage", "stats", "hypotheses", "plotting"))),
         ["tensorflow", "keras"],
     ),
     "theory knows nothing of training": (modules("srel_tf.theory"), [*TRAINING, "train"]),

@@ -2,50 +2,120 @@
 
 python -m train.hypotheses results/regression results/theory runs/digits-cnn
 
-RUN_DIR is what `train.regression`, `train.classification` or `train.theory` left. Each gets a verdicts.csv.
+RUN_DIR is what `train.regression` (a sweep, too), `train.classification` or `train.theory` left. Each gets a
+verdicts.csv.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 import pandas as pd
 
 from srel_tf import FrameError, OptionError, SRelError, hypotheses, read_frame, write_frame
+from srel_tf.files import read_json
+from train import theory
 from train.theory_cases import Case, cases
+
+PAIRS = "Figure 4's pairs at all their steps"
 
 
 def load(path):
     """{name: `Case`} of a run directory: one case for a trained net, one a model for the theory's figures."""
+    settings = path / "settings.json"
+    saved = read_json(settings) if settings.is_file() else {}
+    if "figures_6_to_9" in saved:
+        return of_theory(path, saved)
+    finished = sorted(file.parent for file in path.glob("seed-*/seed.json"))
+    for left_out in sorted({*path.glob("seed-*")} - {*finished}):
+        print(f"note: {left_out} is not finished and left out")
+    names = "frame.parquet", "distances.parquet", "history.csv"
+    frame, distances, history = (_together(finished, name) for name in names)
+    if frame is None:
+        raise FrameError(f"{path}: the finished seeds have no frame.parquet; restore it or run them again")
+    found = {"": Case(frame, distances, risks=history)}
+    if saved.get("experiment") == "regression":
+        found[PAIRS] = Case(_most_followed(frame), risks=history, in_time=True)
+    return found
+
+
+def of_theory(path, saved):
+    """The models of `train.theory`, computed again for several initial values; `OptionError` for other settings."""
+    now = theory.settings(saved.get("variant"), saved.get("seed"))
+    names = [n for n in sorted({*now, *saved} - {"versions"}) if saved.get(n) != now.get(n)]
+    if names or saved.get("variant") != "text":
+        raise OptionError(
+            f"{path} has figures of other settings ({', '.join(names) or 'variant'}) than those that are checked, the "
+            "text's: make them with train.theory"
+        )
+    print(f"note: {path} holds means over initial values; its models are computed again for each of several")
+    return cases(saved["seed"])
+
+
+def _together(seeds, name):
+    """The frames of this name of all seeds; None where no seed has one, `FrameError` where some lack it."""
+    missing = [str(seed) for seed in seeds if not (seed / name).is_file()]
+    if missing and len(missing) < len(seeds):
+        raise FrameError(
+            f"{', '.join(missing)}: no {name} there; restore it, or delete seed.json to run the seed again"
+        )
+    return None if missing else pd.concat([read_frame(seed / name) for seed in seeds], ignore_index=True)
+
+
+def _most_followed(frame):
+    """The pairs that were measured at the most steps."""
+    count = frame.groupby(["source_id", "target_id"])["step"].transform("nunique")
+    return frame[count == count.max()]
+
+
+def run_directories(path):
+    """`path`, or the run directories of a sweep in it. `OptionError` where nothing is finished."""
     if not path.is_dir():
         raise OptionError(f"{path} is no directory: name what train.regression, classification or theory left")
-    settings = path / "settings.json"
-    if settings.is_file() and "figures_6_to_9" in (saved := json.loads(settings.read_text(encoding="utf-8"))):
-        return cases(saved["seed"])
-    finished = sorted(file.parent for file in path.glob("seed-*/seed.json"))
-    if not finished:
+    if any(path.glob("seed-*/seed.json")) or any(path.glob("figure_??.parquet")):
+        return [path]
+    found = sorted({mark.parents[1] for mark in path.glob("*/seed-*/seed.json")})
+    if not found:
         raise OptionError(f"{path} holds no finished seed (seed-*/seed.json): run its command to the end first")
-    files = {name: [read_frame(f) for d in finished if (f := d / name).is_file()] for name in FILES}
-    frame, distances, history = (pd.concat(f, ignore_index=True) if f else None for f in files.values())
-    risks = history if history is not None and "step" in history else None
-    return {"": Case(frame, distances, risks=risks)}
-
-
-FILES = ("frame.parquet", "distances.parquet", "history.csv")
+    return found
 
 
 def check(case, confidence):
-    """The verdicts of all hypotheses that a case has the data for."""
-    tables = []
+    """The verdicts of all hypotheses, "undecided" for those that a case has no data for."""
+    frame, missing = case.frame, hypotheses.undecided
     if case.distances is not None:
-        tables.append(hypotheses.proximity_trend(case.frame, case.distances, confidence))
+        tables = [hypotheses.proximity_trend(frame, case.distances, confidence)]
+    elif case.in_time:
+        tables = []
+    else:
+        tables = [missing(frame, "1.1(a)", "S_rel falls with distance", "the run has no distances")]
     if case.proximity is not None:
-        tables.append(hypotheses.bounded_by_proximity(case.frame, case.proximity, confidence))
-    tables.append(hypotheses.two_phases(case.frame, case.risks, confidence))
-    if (case.frame["source_class"].astype(str) != "").all():
-        tables.append(hypotheses.class_claim(case.frame, confidence))
+        tables.append(hypotheses.bounded_by_proximity(frame, case.proximity, confidence))
+    risks, reason = in_steps(case.risks, frame)
+    tables.append(hypotheses.two_phases(frame, risks, confidence))
+    if risks is None:
+        tables.append(missing(frame, "1.2, Figure 5", "S_rel rises while the risk falls rapidly", reason))
+    if (frame["source_class"].astype(str) != "").all():
+        tables.append(hypotheses.class_claim(frame, confidence))
     return pd.concat(tables, ignore_index=True)
+
+
+def in_steps(history, frame):
+    """(risks, "") with the steps of a history by epoch, by the frame's own count; (None, why) where there are none."""
+    if history is None:
+        return None, "the run has no risks"
+    if "step" in history:
+        return history, ""
+    known = frame[frame["epoch"] > 0]
+    if known.empty:
+        return None, "the risks are by epoch, and the frame does not say which step belongs to one"
+    history = history.assign(step=history["epoch"] * (known["step"] / known["epoch"]).median())
+    if history["step"].min() > frame["step"].min():
+        return None, (
+            f"the risks begin at step {history['step'].min():g} (epoch {history['epoch'].min():g}), S_rel at "
+            f"{frame['step'].min():g}: how they fell before is not known"
+        )
+    return history, ""
 
 
 def main(arguments=None):
@@ -56,7 +126,7 @@ def main(arguments=None):
     parser.add_argument("--all", action="store_true", help="print a row for each step, too")
     options = parser.parse_args(arguments)
     try:
-        for path in options.run_dir:
+        for path in [found for given in options.run_dir for found in run_directories(given)]:
             report(path, options.confidence, options.all)
     except (SRelError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

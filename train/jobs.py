@@ -14,10 +14,11 @@ class JobError(SRelError, RuntimeError):
     """A seed whose process failed; the others were run to their end."""
 
 
-def run_in_processes(work, seeds, jobs):
+def run_in_processes(work, seeds, jobs, again="the same command with --resume goes on"):
     """Call work(seed, orphaned=...) for each seed, at most `jobs` at a time, in new processes.
 
     work: a function that can be sent to another process; it stops where orphaned() is true, that is, without us.
+    again: what the error says of how to go on.
     Raises `JobError` once all have ended if one failed, `KeyboardInterrupt` after Ctrl-C, which is passed on to all.
     """
     context = multiprocessing.get_context("spawn")
@@ -40,7 +41,7 @@ def run_in_processes(work, seeds, jobs):
     if failed:
         raise JobError(
             "; ".join(f"seed {seed} ended with status {code}" for seed, code in failed.items())
-            + "; what was measured is saved: the same command with --resume goes on"
+            + f"; what was measured is saved: {again}"
         )
 
 

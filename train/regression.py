@@ -1,16 +1,20 @@
 """S_rel while a ReLU net learns y = ‖x‖₁ (Section 2.2 of the paper: Figures 3, 4 and 5).
 
 python -m train.regression                                        five seeds of the default net
+python -m train.regression --jobs 2                               two seeds at a time, each in a process of its own
 python -m train.regression --width 8 16 64 --depth 1 2 4          nine nets, a run directory each
 """
 
 import argparse
 import itertools
 import sys
+from functools import partial
 from pathlib import Path
 
-from srel_tf import OptionError, SRelError
-from train.regression_experiment import train
+from srel_tf import OptionError, Settings, SRelError
+from train.experiment import DivergedError
+from train.jobs import JobError, run_in_processes
+from train.regression_experiment import precision, train
 from train.regression_report import report, summary
 from train.runs import RunDirectory
 
@@ -34,6 +38,7 @@ def parser():
     p.add_argument("--precision", choices=["float32", "float64"], default="float64", help="of the net")
     p.add_argument("--estimator", default="exact")
     p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    p.add_argument("--jobs", type=int, default=1, help="seeds to train at a time, each in a process of its own")
     p.add_argument("--out", type=Path, default=Path("runs/regression"), help="run directory; of a sweep, their folder")
     return p
 
@@ -56,37 +61,70 @@ def main(arguments=None):
 
 
 def run(args):
-    """Train and measure each seed of each net that its run directory does not hold yet, then report."""
+    """Train and measure each seed of each net that its run directory does not hold yet, then report.
+
+    A net that fails ends a sweep no more than it must: the others are run, the table covers them, the error comes last.
+    """
     _check(args)
-    nets = list(itertools.product(args.width, args.depth))
-    done = []
+    nets, done, failed = list(itertools.product(args.width, args.depth)), [], []
     for width, depth in nets:
-        settings = {k: v for k, v in vars(args).items() if k not in ("seeds", "out")} | {"width": width, "depth": depth}
-        path = args.out if len(nets) == 1 else args.out / f"width-{width}-depth-{depth}"
-        directory = RunDirectory(path, {"experiment": "regression", **settings})
-        print(f"width {width}, depth {depth}:")
-        for seed in args.seeds:
-            if directory.is_complete(seed):
-                print(f"seed {seed}: measured already, kept in {directory.seed_path(seed)}")
-                continue
-            print(f"seed {seed}:")
-            train(settings, seed, directory)
-        done.append(report(directory, settings, args.seeds))
-    if len(nets) > 1:
+        name = f"width {width}, depth {depth}"
+        settings = {k: v for k, v in vars(args).items() if k not in ("seeds", "out", "jobs")}
+        settings |= {"width": width, "depth": depth}
+        print(f"{name}:")
+        try:
+            path = args.out if len(nets) == 1 else args.out / f"width-{width}-depth-{depth}"
+            done.append(_run_net(args, settings, path))
+        except (DivergedError, JobError) as error:
+            if len(nets) == 1:
+                raise
+            print(f"  {name}: {error}", flush=True)
+            failed.append(name)
+    if len(nets) > 1 and done:
         summary(done, args.out)
+    if failed:
+        raise SweepError(f"{len(failed)} of {len(nets)} nets failed: {'; '.join(failed)}; the reasons stand above")
+
+
+class SweepError(SRelError, RuntimeError):
+    """Some nets of a sweep failed; the others were run to their end."""
+
+
+def _run_net(args, settings, path):
+    """The summary of one net's seeds, trained where they are not there yet."""
+    about = {"experiment": "regression", **settings}
+    with precision(settings["precision"]):  # The environment that is noted is that of the nets.
+        directory = RunDirectory(path, about)
+    waiting = [seed for seed in args.seeds if not directory.is_complete(seed)]
+    for seed in args.seeds:
+        if seed not in waiting:
+            print(f"seed {seed}: measured already, kept in {directory.seed_path(seed)}")
+    if args.jobs > 1 and len(waiting) > 1:
+        work = partial(_train_shared, settings, about, path)
+        run_in_processes(work, waiting, args.jobs, again="the same command runs those seeds again")
+    else:
+        for seed in waiting:
+            train(settings, seed, directory)
+    return report(directory, settings, args.seeds)
+
+
+def _train_shared(settings, about, path, seed, orphaned):
+    """One seed in a process of its own, in a directory that the process which started it has."""
+    train(settings, seed, RunDirectory(path, about, shared=True), orphaned)
 
 
 def _check(args):
     """`OptionError` for what argparse lets through."""
-    for name in ("dimension", "examples", "batch_size", "iterations", "targets"):
+    for name in ("dimension", "examples", "batch_size", "iterations", "targets", "jobs"):
         if getattr(args, name) < 1:
             raise OptionError(f"--{name.replace('_', '-')} {getattr(args, name)}: give at least 1")
     if args.sources < 2:
         raise OptionError(f"--sources {args.sources}: a near and a far one are needed, give at least 2")
     if args.batch_size > args.examples:
         raise OptionError(f"--batch-size {args.batch_size}: there are {args.examples} examples, give at most that many")
-    if not args.learning_rate > 0:
+    if not 0 < args.learning_rate < float("inf"):
         raise OptionError(f"--learning-rate {args.learning_rate}: give a positive number")
+    Settings(("l1",), estimator=args.estimator)  # Known before a run directory is made.
     for name in ("width", "depth", "seeds"):
         values = getattr(args, name)
         least = 0 if name == "seeds" else 1

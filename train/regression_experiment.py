@@ -77,14 +77,14 @@ def build(settings):
 
 
 def attach(model, settings, seed):
-    """Three probes: all sources at the steps of Figure 3, x' and two sources at each step, 8 sources in time."""
+    """One of three probes at each step: all sources at those of Figure 3, 8 sources now and then, else x' and two."""
     x, y, distances = probe_points(settings)
     everything, last = np.arange(len(x)), settings["iterations"]
     targets, sources = np.split(everything, [len(distances)])
     for of_targets, of_sources, every in (
         (targets, sources, lambda step: step in FIGURE_3),
-        ([TARGET], near_and_far(distances), lambda step: True),
-        (targets, followed(distances), in_time),
+        (targets, followed(distances), lambda step: step not in FIGURE_3 and in_time(step)),
+        ([TARGET], near_and_far(distances), lambda step: step not in FIGURE_3 and not in_time(step)),
     ):
         model.attach_probe(
             srel_tf.ProbeSet(x, y, targets=np.asarray(of_targets), sources=of_sources),
@@ -99,9 +99,9 @@ def attach(model, settings, seed):
 class Watch(keras.callbacks.Callback):
     """Risks at every 20th step, distances of last-layer features at the steps of Figure 3, and a line of progress."""
 
-    def __init__(self, settings, seed, training):
+    def __init__(self, settings, seed, training, orphaned=None):
         super().__init__()
-        self._settings, self._seed = settings, seed
+        self._settings, self._seed, self._orphaned = settings, seed, orphaned
         self._sets = {
             "empirical": training,
             "population": draw(FRESH, settings["dimension"], settings["probe_seed"], 2),
@@ -126,6 +126,8 @@ class Watch(keras.callbacks.Callback):
         if step > last:
             return
         if step % RISKS_EVERY == 0 or step == last:
+            if self._orphaned and self._orphaned():
+                raise KeyboardInterrupt
             for split, (x, y) in self._sets.items():
                 loss = float(np.mean((self.model(tf.constant(x, self.model.dtype)).numpy() - y) ** 2))
                 self._risks.append(
@@ -138,7 +140,8 @@ class Watch(keras.callbacks.Callback):
             self._distances.append(self._pairs(distances, "last-layer features", step))
         if step in (last // 5 * i for i in range(1, 5)) or step == last:
             risks = ", ".join(f"{r['split']} risk {r['loss']:.3g}" for r in self._risks[-2:])
-            print(f"  step {step} of {last}: {risks}; {time.perf_counter() - self._start:.0f} s", flush=True)
+            seconds = time.perf_counter() - self._start
+            print(f"  seed {self._seed}, step {step} of {last}: {risks}; {seconds:.0f} s", flush=True)
 
     def _pairs(self, distances, metric, step):
         targets, sources = np.indices(distances.shape)
@@ -158,23 +161,21 @@ class Watch(keras.callbacks.Callback):
         return pd.concat([*own_at, *features] or [own.iloc[:0]], ignore_index=True)
 
 
-def train(settings, seed, directory):
-    """Train and measure one seed into a `RunDirectory`. Raises `DivergedError`; what was measured before is saved."""
-    start = time.perf_counter()
+def train(settings, seed, directory, orphaned=None):
+    """Train and measure one seed into a `RunDirectory`. Raises `DivergedError`; what was measured before is saved.
+
+    orphaned: asked now and then whether to save and stop.
+    """
+    start, cpu = time.perf_counter(), time.process_time()
     make_repeatable(seed)
     with precision(settings["precision"]):
         training = draw(settings["examples"], settings["dimension"], seed, 0)
         model = build(settings)
         attach(model, settings, seed)
-        watch = Watch(settings, seed, training)
+        watch = Watch(settings, seed, training, orphaned)
         data = tf.data.Dataset.from_tensor_slices(training).shuffle(settings["examples"], seed=seed)
         batches = data.batch(settings["batch_size"], drop_remainder=True)
-
-        def save(about=None):
-            frame = model.srel_frame()  # A pair may belong to two probes: one row is enough.
-            frame = frame.drop_duplicates(["step", "source_id", "target_id"]).reset_index(drop=True)
-            directory.save_seed(seed, frame, watch.risks(), about)
-
+        about = None
         try:
             model.fit(
                 batches,
@@ -183,13 +184,16 @@ def train(settings, seed, directory):
                 shuffle=False,  # The data set has done it.
                 verbose=0,
             )
+            if watch.diverged is None:
+                directory.seed_path(seed).mkdir(exist_ok=True)
+                srel_tf.write_frame(watch.distances(), directory.seed_path(seed) / "distances.parquet")
+                seconds = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
+                about = {"seed": seed, **{n: round(s, 1) for n, s in seconds.items()}}
+                about["parameters"] = model.count_params()
         finally:
-            save()
+            directory.save_seed(seed, model.srel_frame(), watch.risks(), about)
     if watch.diverged is not None:
         raise DivergedError(
             f"the training loss of seed {seed} became {watch.diverged} at optimizer update "
             f"{int(model.optimizer.iterations)}: lower --learning-rate; what was measured before is saved"
         )
-    srel_tf.write_frame(watch.distances(), directory.seed_path(seed) / "distances.parquet")
-    seconds = round(time.perf_counter() - start, 1)
-    save({"seed": seed, "seconds": seconds, "parameters": model.count_params()})

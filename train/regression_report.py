@@ -25,7 +25,7 @@ def report(directory, settings, seeds):
         save_figure(plot_pairs(pairs, risks), figures / "figure_05.png"),
     ]
     invalid = (~frame["valid"]).sum()
-    print(f"{len(frame)} entries of S_rel over {len(seeds)} seeds, {invalid} of them not valid")
+    print(f"{len(frame)} entries of S_rel over {len(seeds)} seed{'s' * (len(seeds) > 1)}, {invalid} of them not valid")
     table = _table(pairs, risks)
     print(table.to_string(float_format="{:.3g}".format))
     print("written:", *written, sep="\n  ")

@@ -17,12 +17,16 @@ STARTS = 10
 
 
 class Case(NamedTuple):
-    """What the checks of a model take: a frame, and distances, P(x, x') and risks where it has them."""
+    """What the checks of a model take: a frame, and distances, P(x, x') and risks where it has them.
+
+    in_time: whether it is made for Hypothesis 1.2 alone.
+    """
 
     frame: pd.DataFrame
     distances: pd.DataFrame | None = None
     proximity: pd.DataFrame | None = None
     risks: pd.DataFrame | None = None
+    in_time: bool = False
 
 
 def cases(seed=0):

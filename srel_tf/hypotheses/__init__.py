@@ -18,15 +18,25 @@ All return one row a claim and measure, with the same `COLUMNS`:
 
 The stated error rate: if the true effect is outside the claim's bounds, "supported" has a probability of at most
 (1 − confidence)/2, if it is inside, "contradicted" has; at a bound the two together have 1 − confidence. That is a rate
-for one row: of forty true rows one is expected to go wrong at 95%. It rests on Student's t: on seeds that are
-independent, and effects that are about normal among them. A share near 0 or 1 is not; that one training in twenty
-behaves otherwise is nothing that five seeds can show.
+for one row: of forty true rows one is expected to go wrong at 95%. It rests on seeds that are independent, and on
+effects that are about normal among them: that one training in twenty behaves otherwise is nothing that five seeds can
+show. `python -m tests.hypotheses.calibrate` counts the wrong verdicts on simulated frames (results/hypotheses).
+
+A valid S_rel of 0 is a value, below all others (2⁻⁶⁴ where logarithms are averaged); only invalid entries are missing.
 """
 
 from srel_tf.hypotheses.bound import bounded_by_proximity
 from srel_tf.hypotheses.classes import class_claim
 from srel_tf.hypotheses.phases import change_points, two_phases
 from srel_tf.hypotheses.proximity import proximity_trend
-from srel_tf.hypotheses.verdicts import COLUMNS
+from srel_tf.hypotheses.verdicts import COLUMNS, undecided
 
-__all__ = ["COLUMNS", "bounded_by_proximity", "change_points", "class_claim", "proximity_trend", "two_phases"]
+__all__ = [
+    "COLUMNS",
+    "bounded_by_proximity",
+    "change_points",
+    "class_claim",
+    "proximity_trend",
+    "two_phases",
+    "undecided",
+]

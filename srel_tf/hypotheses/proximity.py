@@ -1,36 +1,40 @@
 """Hypothesis 1.1(a): at a fixed x' and time, S_rel(x', x) has a downward trend as x gets farther away from x'."""
 
+from typing import NamedTuple
+
 import numpy as np
 from scipy.stats import rankdata
 
 from srel_tf.errors import FrameError, OptionError
 from srel_tf.frames import check_columns
 from srel_tf.hypotheses.series import cube, groups
-from srel_tf.hypotheses.verdicts import check_confidence, decide, table
+from srel_tf.hypotheses.verdicts import check_confidence, decide, of_permutations, table
 
 TREND = "S_rel falls with distance"
-NEARER = "a nearer x_l has a higher S_rel"
+NEARER = "a nearer x_l has a higher S_rel, more often than by chance"
 
 
-def proximity_trend(frame, distances, confidence=0.95, min_sources=20, resamples=500, seed=0):
+def proximity_trend(frame, distances, confidence=0.95, min_sources=20, resamples=1000, seed=0):
     """Verdicts on Hypothesis 1.1(a), one a metric, step and claim, and one a metric and claim for all steps together.
 
     frame: S_rel frame of several seeds (`srel_tf.frames.COLUMNS`).
     distances: columns target_id, source_id, distance; where distances differ, also seed (or run), step, and metric
         (a name, "input" say). Pairs and steps without a distance are left out.
     min_sources: a target with fewer valid sources is left out.
-    resamples, seed: of the bootstrap over sources.
+    resamples, seed: of the permutations of the sources.
 
     Each effect is one number a seed, the mean over targets x' of
 
     - "S_rel falls with distance": Spearman's rank correlation of S_rel and distance over the sources x; claimed < 0;
     - "a nearer x_l has a higher S_rel": the share of x_h for which some nearer x_l has one (the nearest x, which has no
-      nearer one, left out). Without any trend that share is 1 − 1/(k+1) for an x_h with k nearer ones, 0.98 for 200
-      sources: the claim is to be above that, not above one half.
+      nearer one, left out); `effect` says how many have none. The hypothesis has it of all x_h, but also of all x in
+      ℝⁿ: a finite set of points cannot refute that. What can be asked is whether the share is above that of sources
+      without a trend, 1 − mean 1/(k+1) over the numbers k of nearer ones: 0.975 for 200 sources.
 
-    The interval joins Student's t over seeds with what the choice of the sources adds, which all seeds share: the
-    bootstrap over sources for the correlation, for the share its deviation when there is no trend. It says nothing of
-    other targets. "at all steps" is the weakest step, its interval widened for their number (Bonferroni).
+    All seeds share the sources. So the interval joins Student's t over seeds with the permutations of the sources,
+    alike in all seeds and for all targets: an effect must be beyond what both leave to chance. It says nothing of other
+    targets. "at all steps" is supported where every step is, which needs no wider intervals, and contradicted where one
+    step is with an interval widened for their number (Bonferroni); else it shows the least favourable step.
 
     Returns a frame of `srel_tf.hypotheses.COLUMNS`; "undecided" for less than 3 seeds or `min_sources`.
     Raises `FrameError` for frames or distances that do not fit, `OptionError` for options that do not.
@@ -48,13 +52,12 @@ def proximity_trend(frame, distances, confidence=0.95, min_sources=20, resamples
         for metric, of_metric in distances.groupby("metric", sort=False):
             about = {"hypothesis": "1.1(a)", **key}
             joined = join(part, of_metric, "distance")
-            steps = []
-            for step, at_step in joined.groupby("step"):
-                effects = _effects(at_step, min_sources, resamples, generator)
-                if effects is not None:
-                    steps.append((step, effects))
+            steps = [(step, _effects(at, min_sources, resamples, generator)) for step, at in joined.groupby("step")]
+            steps = [(step, effects) for step, effects in steps if effects is not None]
             if steps:
-                rows += _verdicts(steps, {**about, "metric": metric}, confidence)
+                for claim in (TREND, NEARER):
+                    of_claim = [(step, effects[claim]) for step, effects in steps]
+                    rows += _verdicts(of_claim, {**about, "claim": claim}, metric, confidence)
             else:
                 empty = {**about, "claim": TREND, "scope": f"{metric}", "effect": ""}
                 reason = f"no target has {min_sources} valid sources at any step"
@@ -78,88 +81,116 @@ def join(part, values, column):
     return joined
 
 
+class Effect(NamedTuple):
+    """Of a claim at one step: one number a seed, their mean in each permutation [resamples], bounds, a name."""
+
+    of_seeds: list
+    shuffled: np.ndarray
+    bounds: tuple
+    name: str
+
+
 def _effects(rows, min_sources, resamples, generator):
-    """One step's effects: {claim: (one a seed, bound, standard error that the sources add)}; None without targets."""
-    srel, distance = (cube(rows.assign(srel=rows[name])) for name in ("srel", "distance"))
-    sources, of_source = np.unique(srel.pairs.get_level_values(0), return_inverse=True)
-    targets = srel.pairs.get_level_values(1)
-    weights = generator.multinomial(len(sources), np.full(len(sources), 1 / len(sources)), size=resamples)
-    trend, share, bound, deviation, resampled = [], [], [], [], []
-    for of_seed, far in zip(srel.srel[:, :, 0], distance.srel[:, :, 0], strict=True):
+    """{claim: `Effect`} of one step; None where no target has enough sources."""
+    srel, distance = (by_source(rows, name) for name in ("srel", "distance"))
+    orders = generator.permuted(np.tile(np.arange(srel.shape[2]), (resamples, 1)), axis=1)
+    trend, nearer, shuffled = [], [], []
+    for of_seed, far in zip(srel, distance, strict=True):
         found = []
-        for target in targets.unique():
-            known = np.flatnonzero((targets == target) & np.isfinite(of_seed) & np.isfinite(far))
-            if len(known) >= min_sources:
-                ranks = [rankdata(v[known]) for v in (far, of_seed)]
-                found.append(
-                    (
-                        correlation(*ranks, np.ones((1, len(known))))[0],
-                        *nearer_and_higher(far[known], of_seed[known]),
-                        correlation(*ranks, weights[:, of_source[known]]),
-                    )
-                )
-        values = [np.mean(v, axis=0) for v in zip(*found, strict=True)] if found else [np.nan] * 5
-        for kept, value in zip((trend, share, bound, deviation, resampled), values, strict=True):
-            kept.append(value)
-    if not np.isfinite(share).any():
+        for values, metres in zip(of_seed, far, strict=True):
+            if (np.isfinite(values) & np.isfinite(metres)).sum() >= min_sources:
+                found.append([f(metres, values[o]) for f in (correlation, higher) for o in (slice(None), orders)])
+        if found:
+            rank, ranks, share, shares = (np.mean(v, axis=0) for v in zip(*found, strict=True))
+            shuffled.append((ranks, shares[:, 0]))
+        else:
+            rank, share = np.nan, (np.nan, np.nan)
+        trend.append(rank)
+        nearer.append(share)
+    if not shuffled:
         return None
-    across = np.mean([r for r in resampled if np.ndim(r)], axis=0)  # Mean over seeds, in each resample.
-    across = across[np.isfinite(across)]
+    ranks, shares = np.mean(shuffled, axis=0)
+    share, without = np.array(nearer).T
+    name = f"share of x_h with a nearer, higher x_l; {np.nanmean(without):.3g} of a target's x_h have none"
     return {
-        TREND: (trend, 0.0, across.std() if len(across) else np.nan),
-        NEARER: (share, np.nanmean(bound), np.nanmean(deviation)),
+        TREND: Effect(trend, ranks, (-np.inf, 0.0), "mean rank correlation with distance"),
+        NEARER: Effect(share, shares, (shares.mean(), np.inf), name),
     }
 
 
-def correlation(a, b, weights):
-    """Pearson's correlation of a and b [n] with weights [resamples, n]: [resamples], NaN where one is constant."""
-    total = weights.sum(axis=1)
-    total = np.where(total > 0, total, np.nan)
-    a, b = a - a.mean(), b - b.mean()  # Of ranks: nothing is lost in the differences below.
-    moments = [weights @ v / total for v in (a, b, a * b, a * a, b * b)]
-    mean_a, mean_b, ab, aa, bb = moments
-    variance = (aa - mean_a**2) * (bb - mean_b**2)
-    return (ab - mean_a * mean_b) / np.sqrt(np.where(variance > 1e-9, variance, np.nan))
+def by_source(rows, name):
+    """Column `name` as [seed, target, source], NaN where there is no row."""
+    whole = cube(rows.assign(srel=rows[name]))
+    source, sources = whole.pairs.get_level_values(0).factorize()
+    target, targets = whole.pairs.get_level_values(1).factorize()
+    found = np.full((len(whole.seeds), len(targets), len(sources)), np.nan)
+    found[:, target, source] = whole.srel[:, :, 0]
+    return found
 
 
-def nearer_and_higher(distance, srel):
-    """(share of x_h with a nearer x_l of higher S_rel, its expectation and standard deviation without a trend).
+def correlation(distance, srel):
+    """Spearman's rank correlation of distance [n] and each row of srel [..., n], over the entries that both have.
 
-    All [n] arrays are of one target. Without a trend all orders of S_rel are equally likely: an x_h with k nearer ones
-    is the highest of the k + 1 with probability 1/(k+1), independently of the others (records of a random order).
+    Of rows that are permutations of each other: they are ranked once, and a missing entry of a shuffled row has the
+    middle rank. NaN where one is constant.
     """
+    rows = np.atleast_2d(srel)
+    if srel.ndim == 1:
+        distance = np.where(np.isfinite(srel), distance, np.nan)
+        rows = np.where(np.isfinite(distance), rows, np.nan)
+    a, b = _centred_ranks(distance[None])[0], _centred_ranks(rows)
+    size = np.sqrt((a**2).sum() * (b**2).sum(axis=1))
+    found = b @ a / np.where(size > 0, size, np.nan)
+    return found if srel.ndim > 1 else found[0]
+
+
+def _centred_ranks(rows):
+    """Ranks in each row less their mean; 0 for NaN."""
+    known = np.isfinite(rows)
+    ranks = rankdata(np.where(known, rows, np.inf), axis=1)
+    return np.where(known, ranks - (known.sum(axis=1, keepdims=True) + 1) / 2, 0)
+
+
+def higher(distance, srel):
+    """(share of x_h with a nearer x_l of higher S_rel, number of those without) [..., 2]; srel [..., n], one target."""
     order = np.argsort(distance, kind="stable")
-    distance, srel = distance[order], srel[order]
+    order = order[np.isfinite(distance[order])]
+    distance, srel = distance[order], srel[..., order]
     nearer = np.searchsorted(distance, distance, side="left")  # Strictly nearer ones.
-    highest = np.maximum.accumulate(srel)
-    asked = nearer > 0
-    found = highest[nearer[asked] - 1] > srel[asked]
-    chance = 1 / (nearer[asked] + 1)
-    return found.mean(), 1 - chance.mean(), np.sqrt((chance * (1 - chance)).sum()) / asked.sum()
+    highest = np.maximum.accumulate(np.where(np.isfinite(srel), srel, -np.inf), axis=-1)[..., nearer - 1]
+    asked = (nearer > 0) & np.isfinite(srel) & np.isfinite(highest)
+    without = (asked & ~(highest > srel)).sum(axis=-1)
+    return np.stack([1 - without / np.maximum(asked.sum(axis=-1), 1), without], axis=-1)
 
 
-def _verdicts(steps, about, confidence):
-    """A row a step and claim, and one a claim for the weakest step."""
-    metric, rows = about.pop("metric"), []
-    for claim, effect in (
-        (TREND, "mean rank correlation with distance"),
-        (NEARER, "share of x_h with a nearer, higher x_l"),
-    ):
-        verdicts, widened = [], []
-        simultaneous = 1 - (1 - confidence) / len(steps)
-        for step, effects in steps:
-            values, bound, spread = effects[claim]
-            names = {**about, "claim": claim, "scope": f"{metric}, step {step:g}", "effect": effect}
-            bounds = (-np.inf, bound) if claim == TREND else (bound, np.inf)
-            verdicts.append(decide(names, values, bounds, confidence, spread))
-            widened.append(decide(names, values, bounds, simultaneous, spread))
-        weakest = max(widened, key=lambda row: _weakness(row, claim))
-        together = {"scope": f"{metric}, at all {len(steps)} steps", "confidence": confidence}
-        rows += [*verdicts, {**weakest, **together}] if len(steps) > 1 else verdicts
-    return rows
+def _verdicts(steps, about, metric, confidence):
+    """A row a step, and one for all of them."""
+    rows, widened = (
+        [
+            decide({**about, "scope": f"{metric}, step {step:g}", "effect": e.name}, e.of_seeds, e.bounds, level,
+                   of_permutations(e.shuffled, level))
+            for step, e in steps
+        ]
+        for level in (confidence, 1 - (1 - confidence) / len(steps))
+    )  # fmt: skip
+    for row in [*rows, *widened]:
+        least, most = (-1.0, 1.0) if about["claim"] == TREND else (0.0, 1.0)
+        row["ci_low"], row["ci_high"] = np.clip([row["ci_low"], row["ci_high"]], least, most)
+    if len(steps) == 1:
+        return rows
+    worst = max(range(len(rows)), key=lambda i: _against(rows[i], about["claim"]))
+    contrary = [row for row in widened if row["verdict"] == "contradicted"]
+    together = max(contrary, key=lambda row: _against(row, about["claim"])) if contrary else rows[worst]
+    reason = f"{together['scope'].removeprefix(metric + ', ')}: {together['reason']}"
+    if together["verdict"] == "supported" and any(row["verdict"] != "supported" for row in rows):
+        together, reason = {**together, "verdict": "undecided"}, "not every step is supported"
+    if together["verdict"] == "contradicted" and not contrary:
+        together = {**together, "verdict": "undecided"}
+        reason = f"contradicted at one of {len(steps)} steps alone, not with intervals widened for their number"
+    return [*rows, {**together, "scope": f"{metric}, at all {len(steps)} steps", "reason": reason}]
 
 
-def _weakness(row, claim):
-    """How far the interval reaches on the wrong side; an undecidable step is the weakest of all."""
-    reach = row["ci_high"] - row["claim_high"] if claim == TREND else row["claim_low"] - row["ci_low"]
-    return reach if np.isfinite(reach) else np.inf
+def _against(row, claim):
+    """How unfavourable a step's effect is; one without an effect most of all."""
+    effect = row["effect_size"] if claim == TREND else row["claim_low"] - row["effect_size"]
+    return effect if np.isfinite(effect) else np.inf

@@ -11,6 +11,9 @@ from srel_tf.frames import check_columns
 
 GROUP = ["measure", "update", "estimator"]
 NEEDED = ["run", "seed", "step", *GROUP, "source_id", "target_id", "srel", "valid"]
+NEGLIGIBLE = 0.01  # In log₂: a change by 0.7% of the value.
+FALL = np.log2(1.1)  # A bound that loses less than a tenth of its height counts as non-decreasing.
+FLOOR = -64.0  # Log₂ of what counts as zero: a valid S_rel of 0 is below all others, and not missing.
 
 
 class Cube(NamedTuple):
@@ -30,14 +33,14 @@ def groups(frame):
     """Yield ({measure, update, estimator}, rows) of a frame without its diagonal, with a column `replicate`.
 
     A replicate is a run with its own seed. Rows may come in any order. `FrameError` for missing columns, no rows,
-    steps that are missing or not numbers, values below zero, one seed under several runs, or two rows for one entry.
+    steps that are missing or not numbers, `valid` that is not true or false, values below zero, one seed under several
+    runs, two rows for one entry, runs of different η, or one run under two names.
     """
     check_columns(frame, NEEDED)
     frame = frame[frame["source_id"] != frame["target_id"]]
     if frame.empty:
         raise FrameError("the frame has no pairs of two different examples: nothing to check")
-    valid = frame["valid"].fillna(False).astype(bool)
-    srel = _numbers(frame, "srel").where(valid).replace([np.inf, -np.inf], np.nan)
+    srel = _numbers(frame, "srel").where(_truth(frame["valid"])).replace([np.inf, -np.inf], np.nan)
     if (srel < 0).any():
         raise FrameError(f"srel is {srel.min()} in row {srel.idxmin()}: S_rel is never negative")
     step = _numbers(frame, "step")
@@ -52,7 +55,33 @@ def groups(frame):
             raise FrameError(
                 f"{twice.sum()} entries occur twice, first {first}: drop the copies, or select one experiment or η"
             )
+        _check_replicates(rows)
         yield dict(zip(GROUP, key, strict=True)), rows
+
+
+def _truth(column):
+    """A column of booleans, missing ones as False; text is refused, for "False" would count as true."""
+    if pd.api.types.is_bool_dtype(column) or column.dropna().map(lambda v: isinstance(v, (bool, np.bool_))).all():
+        return column.eq(True).fillna(False).astype(bool)
+    raise FrameError(f"column 'valid' holds {str(column.dropna().iloc[0])!r}: it must be True or False")
+
+
+def _check_replicates(rows):
+    """`FrameError` for runs that are no repetitions of one experiment, or repetitions in name only."""
+    if "learning_rate" in rows:
+        at_step = rows.groupby("step")["learning_rate"]
+        differs = at_step.min() < at_step.max()  # NaN, unknown, is never less.
+        if differs.any():
+            found = sorted(rows.loc[rows["step"] == differs.idxmax(), "learning_rate"].unique().tolist())
+            raise FrameError(f"learning_rate is {found} at step {differs.idxmax()}: check one η at a time")
+    seen = {}
+    for name, run in rows.sort_values(["step", "source_id", "target_id"]).groupby("replicate"):
+        pairs = run.groupby(["source_id", "target_id"])["srel"]
+        if run["srel"].nunique() < 2 or (run["step"].nunique() > 1 and (pairs.nunique() < 2).all()):
+            continue  # Constant in time, as the theory has it of linear models: seeds may well agree.
+        other = seen.setdefault(run["srel"].to_numpy().tobytes(), name)
+        if other != name:
+            raise FrameError(f"the runs {other} and {name} are the same to the last bit: drop the copy")
 
 
 def _numbers(frame, name):
@@ -102,11 +131,17 @@ def cube(rows):
     return Cube(srel, measured, list(seeds), pair_names, np.asarray(steps, float))
 
 
+def log2(srel):
+    """Log₂ of S_rel, `FLOOR` for 0; NaN stays."""
+    with np.errstate(divide="ignore"):
+        return np.maximum(np.log2(srel), FLOOR)
+
+
 def series(whole, least=12):
     """The pairs that every seed followed for `least` steps or more, at the steps at which all of them were measured.
 
-    Log₂ S_rel with zeros as NaN. Seeds and then pairs with less than half of their entries usable are left out: late
-    in float32 the rest would be a selection. Returns a `Cube` of log₂ S_rel, or the reason why there is none.
+    Seeds and then pairs with less than half of their entries valid are left out: late in float32 the rest would be a
+    selection. Returns a `Cube` of log₂ S_rel, or the reason why there is none.
     """
     followed = (whole.measured.sum(axis=2) >= least).all(axis=0)
     if not followed.any():
@@ -114,10 +149,7 @@ def series(whole, least=12):
     common = whole.measured[:, followed].all(axis=(0, 1))
     if common.sum() < least:
         return f"the pairs and seeds have {common.sum()} steps in common: {least} are needed"
-    srel = whole.srel[:, followed][:, :, common]
-    with np.errstate(divide="ignore"):
-        logs = np.log2(srel)
-    logs[~np.isfinite(logs)] = np.nan
+    logs = log2(whole.srel[:, followed][:, :, common])
     usable = np.isfinite(logs)
     seeds = usable.mean(axis=(1, 2)) >= 0.5
     if not seeds.any():
@@ -139,3 +171,10 @@ def slopes(values, at):
         values = values - np.nanmean(values, axis=-1, keepdims=True)
     spread = np.nansum(at**2, axis=-1)
     return np.nansum(at * values, axis=-1) / np.where(spread > 0, spread, np.nan)
+
+
+def median(rows):
+    """Median of each row over its last axis without NaN; NaN where there is nothing else."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return np.nanmedian(rows, axis=-1)

@@ -1,6 +1,7 @@
 """S_rel in regression, as in Figures 3, 4 and 5 of the paper."""
 
 import seaborn as sns
+from matplotlib.lines import Line2D
 
 from srel_tf.errors import FrameError
 from srel_tf.frames import check_columns
@@ -32,9 +33,11 @@ def plot_distances(frame, distances):
             chosen = joined[(joined["metric"] == metric) & (joined["step"] == step)]
             for run, part in chosen.groupby("run"):
                 ax.scatter(part["distance"], part["srel"], s=3, color=colours[run], lw=0)
-            ax.set(title=f"t = {step}", xlabel=f"‖x' − x_i‖, {metric}")
+            ax.set(title=f"$t$ = {step}", xlabel=f"$\\|x' - x_i\\|$, {metric}")
         row[0].set_ylabel("$S_{rel}(t, x', x_i)$")
-    figure.suptitle(f"Figure 3: S_rel against distance at a fixed x', {joined['run'].nunique()} runs (colours)")
+    key = [Line2D([], [], color=colour, marker="o", ls="", ms=4, label=run) for run, colour in colours.items()]
+    figure.legend(handles=key, loc="outside lower center", ncols=len(key), fontsize="small")
+    figure.suptitle("Figure 3: $S_{rel}$ against distance at a fixed $x'$")
     return figure
 
 
@@ -64,7 +67,7 @@ def plot_pairs(pairs, risks=None):
         right.grid(False)
         handles, labels = (a + b for a, b in zip((handles, labels), right.get_legend_handles_labels(), strict=True))
         title = f"Figure 5: the pairs of Figure 4 and the risks, means over {runs} runs"
-    ax.legend(handles, labels, fontsize="small")
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize="small")
     ax.set_title(title)
     return figure
 

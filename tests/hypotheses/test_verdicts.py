@@ -6,7 +6,15 @@ from scipy import stats
 
 from srel_tf import OptionError
 from srel_tf.hypotheses import COLUMNS
-from srel_tf.hypotheses.verdicts import check_confidence, decide, interval, table
+from srel_tf.hypotheses.verdicts import (
+    check_confidence,
+    decide,
+    interval,
+    of_bootstrap,
+    of_jackknife,
+    of_permutations,
+    table,
+)  # fmt: skip
 from tests.hypotheses.simulate import most
 
 NAMES = dict.fromkeys(["hypothesis", "claim", "scope", "measure", "update", "estimator", "effect"], "x")
@@ -18,12 +26,33 @@ def test_interval_is_students():
     assert interval(effects, 0.9) == pytest.approx((effects.mean(), *expected))
 
 
+def test_permutations_decide_by_their_share():
+    """Without spread over seeds the interval leaves the shuffled mean out where less than 2.5% lie beyond."""
+    draws = np.random.default_rng(0).exponential(size=4000)  # skewed
+    below, above = of_permutations(draws, 0.95)
+    for effect in np.quantile(draws, [0.01, 0.02, 0.03, 0.5, 0.97, 0.98, 0.99]):
+        low, high = effect - below, effect + above
+        assert (low > draws.mean()) == ((draws >= effect).mean() < 0.025)
+        assert (high < draws.mean()) == ((draws <= effect).mean() < 0.025)
+
+
+def test_jackknife_and_bootstrap_of_a_mean_are_students_error():
+    values, generator = np.random.default_rng(0).normal(size=30), np.random.default_rng(1)
+    expected = stats.t.ppf(0.975, 29) * values.std(ddof=1) / np.sqrt(30)
+    without = (values.sum() - values) / 29
+    assert of_jackknife(without, 0.95) == pytest.approx((expected, expected))
+    resamples = generator.choice(values, (20000, 30)).mean(axis=1)
+    assert of_bootstrap(resamples, 30, 0.95) == pytest.approx((expected, expected), rel=0.03)
+    assert np.isnan(of_bootstrap(resamples, 1, 0.95)).all()
+    assert decide(NAMES, [1.0, 1.1, 0.9], (0, 9), shared=(np.nan, np.nan))["verdict"] == "undecided"
+
+
 def test_what_all_seeds_share_widens_the_interval():
     effects = np.array([0.3, -0.1, 0.8])
     mean, low, high = interval(effects)
-    _, wide_low, wide_high = interval(effects, spread=0.5)
-    assert wide_high - mean == pytest.approx(np.hypot(high - mean, 1.959964 * 0.5))
-    assert mean - wide_low == pytest.approx(np.hypot(mean - low, 1.959964 * 0.5))
+    _, wide_low, wide_high = interval(effects, shared=(0.5, 1.0))
+    assert wide_high - mean == pytest.approx(np.hypot(high - mean, 1.0))
+    assert mean - wide_low == pytest.approx(np.hypot(mean - low, 0.5))
 
 
 @pytest.mark.parametrize(
@@ -36,8 +65,10 @@ def test_what_all_seeds_share_widens_the_interval():
         ([0.01, 0.02, -0.01], (-0.5, 0.5), "supported"),
         ([0.7, 0.71, 0.69], (-0.5, 0.5), "contradicted"),
         ([0.5, 0.51, 0.49], (-0.5, 0.5), "undecided"),
-        ([1.0, 1.0, 1.0], (0.95, np.inf), "supported"),
-        ([0.0, 0.0, 0.0], (0, np.inf), "contradicted"),  # claimed > 0, exactly 0 in all seeds
+        ([1.0, 1.0, 1.0], (0.95, np.inf), "undecided"),  # no spread, and by the sign alone 3 seeds are too few
+        ([1.0] * 5, (0.95, np.inf), "undecided"),
+        ([1.0] * 6, (0.95, np.inf), "supported"),  # 2^−6 < 2.5%
+        ([0.0] * 6, (0, np.inf), "contradicted"),  # claimed > 0, exactly 0 in all seeds
         ([1.0, 1.1], (0, np.inf), "undecided"),
         ([1.0], (0, np.inf), "undecided"),
         ([], (0, np.inf), "undecided"),
@@ -56,7 +87,8 @@ def test_the_whole_interval_decides(effects, claim, verdict):
 def test_too_few_seeds_are_named():
     assert "1 seed: an interval over seeds needs 3" in decide(NAMES, [1.0], (0, 2))["reason"]
     reason = decide(NAMES, [1.0, 1.0, np.nan, np.nan], (0, 2))["reason"]
-    assert "2 seeds of 4 with enough valid entries" in reason
+    assert "2 of 4 seeds can be judged" in reason
+    assert "1 seed: an interval over seeds needs 3" in decide(NAMES, [np.nan], (0, 2))["reason"]
 
 
 @pytest.mark.parametrize("n", [3, 5])

@@ -10,8 +10,9 @@ import pytest
 
 import srel_tf
 from srel_tf import hypotheses, theory
+from train import theory as theory_command
 from train import theory_cases
-from train.hypotheses import main
+from train.hypotheses import in_steps, main
 from train.theory_figures import MOMENTS, THETA
 
 
@@ -22,13 +23,13 @@ def command(*arguments):
     return status, out.getvalue(), err.getvalue()
 
 
-def run_directory(path, classes=False, regression=False, seeds=3):
+def run_directory(path, classes=False, regression=False, seeds=3, last=400):
     """What a command leaves, with S_rel that rises, falls with distance and is larger within a class."""
     for seed in range(seeds):
         generator = np.random.default_rng(seed)
-        source, target, step = (i.ravel() for i in np.meshgrid(range(2, 26), (0, 1), range(0, 200, 10), indexing="ij"))
+        source, target, step = (i.ravel() for i in np.meshgrid(range(2, 26), (0, 1), range(0, last, 10), indexing="ij"))
         same = (source % 2) == target
-        logs = -0.2 * source + 2 * np.minimum(step / 50, 1) + 2 * same + 0.1 * generator.normal(size=len(step))
+        logs = -0.2 * source + 2 * np.minimum(step / 100, 1) + 2 * same + 0.1 * generator.normal(size=len(step))
         frame = pd.DataFrame({"run": f"seed-{seed}", "seed": seed, "step": step, "epoch": step / 10, "measure": "l1"})
         frame = frame.assign(update="sgd", estimator="exact", learning_rate=0.1, source_id=source, target_id=target)
         frame = frame.assign(srel=np.exp2(logs), numerator=np.exp2(logs), denominator=1.0, valid=True)
@@ -37,9 +38,9 @@ def run_directory(path, classes=False, regression=False, seeds=3):
         directory = path / f"seed-{seed}"
         directory.mkdir(parents=True)
         srel_tf.write_frame(frame, directory / "frame.parquet")
-        steps = np.arange(0, 200, 10)
+        steps = np.arange(0, last, 10)
         risks = pd.DataFrame({"run": f"seed-{seed}", "seed": seed, "step": steps, "split": "empirical"})
-        srel_tf.write_frame(risks.assign(loss=100 * np.exp(-steps / 20)), directory / "history.csv")
+        srel_tf.write_frame(risks.assign(loss=1 + 100 * np.exp(-steps / 30)), directory / "history.csv")
         if regression:
             pairs = frame.loc[frame["step"] == 100, ["run", "seed", "step", "source_id", "target_id"]]
             distances = pairs.assign(distance=pairs["source_id"].astype(float), metric="input")
@@ -54,11 +55,10 @@ def test_a_regression_run(tmp_path):
     assert (status, err) == (0, "")
     table = srel_tf.read_frame(path / "verdicts.csv")
     assert list(table.columns) == ["model", *hypotheses.COLUMNS]
-    assert set(table["hypothesis"]) == {"1.1(a)", "1.2"}
+    assert set(table["hypothesis"]) == {"1.1(a)", "1.2", "1.2, Figure 5"}
     verdict = table.set_index("claim")["verdict"]
     assert verdict["S_rel falls with distance"] == "supported"
-    assert verdict["rises before t*"] == "supported"
-    assert verdict["Figure 5: S_rel rises while the risk falls"] == "supported"
+    assert verdict["S_rel rises while the risk falls rapidly, median pair"] == "supported"
     for claim in table["claim"]:
         assert claim in out
     assert f"written: {path / 'verdicts.csv'}" in out
@@ -74,8 +74,11 @@ def test_a_classification_run(tmp_path):
     status, out, err = command(path)
     assert (status, err) == (0, "")
     table = srel_tf.read_frame(path / "verdicts.csv").set_index("claim")
-    assert set(table["hypothesis"]) == {"1.2", "classification"}
+    assert set(table["hypothesis"]) == {"1.1(a)", "1.2", "1.2, Figure 5", "classification"}
     assert table.loc["intra above inter", "verdict"] == "supported"
+    assert table.loc["S_rel falls with distance", "reason"] == "the run has no distances"
+    reason = table.loc["S_rel rises while the risk falls rapidly", "reason"]
+    assert reason == "the risks begin at step 10 (epoch 1), S_rel at 0: how they fell before is not known"
     assert "intra above inter" in out
 
 
@@ -88,10 +91,63 @@ def test_one_seed_is_undecided(tmp_path):
 def test_interrupted_seeds_do_not_count(tmp_path):
     path = run_directory(tmp_path / "run")
     (path / "seed-2" / "seed.json").unlink()
+    status, out, _ = command(path)
+    assert status == 0
+    assert f"note: {path / 'seed-2'} is not finished and left out" in out
+    table = srel_tf.read_frame(path / "verdicts.csv")
+    assert table["n_seeds"].max() == 2
+    assert set(table["verdict"]) == {"undecided"}
+
+
+@pytest.mark.parametrize("name", ["frame.parquet", "distances.parquet"])
+def test_a_finished_seed_that_lacks_a_file_is_an_error(tmp_path, name):
+    path = run_directory(tmp_path / "run", regression=True)
+    (path / "seed-1" / name).unlink()
+    status, _, err = command(path)
+    assert status == 1
+    assert f"{path / 'seed-1'}: no {name} there" in err
+
+
+@pytest.mark.parametrize("name", ["seed-1/frame.parquet", "seed-1/history.csv", "settings.json"])
+def test_damaged_files_are_named_errors(tmp_path, name):
+    path = run_directory(tmp_path / "run", regression=True)
+    (path / name).write_bytes(b"\x00garbage")
+    status, _, err = command(path)
+    assert status == 1
+    assert str(path / name) in err or "the risks lack the runs ['seed-1/1']" in err
+
+
+def test_a_sweep_is_its_run_directories(tmp_path):
+    for net in ("one", "two"):
+        run_directory(tmp_path / net)
+    status, _out, err = command(tmp_path)
+    assert (status, err) == (0, "")
+    assert (tmp_path / "one" / "verdicts.csv").exists()
+    assert (tmp_path / "two" / "verdicts.csv").exists()
+
+
+def test_the_pairs_of_figure_4_are_judged_at_all_their_steps(tmp_path):
+    path = run_directory(tmp_path / "run", regression=True)
+    (path / "settings.json").write_text(json.dumps({"experiment": "regression"}), encoding="utf-8")
+    for seed in range(3):
+        file = path / f"seed-{seed}" / "frame.parquet"
+        frame = srel_tf.read_frame(file)
+        followed = (frame["target_id"] == 0) & frame["source_id"].isin([2, 25])
+        srel_tf.write_frame(frame[followed | (frame["step"] % 20 == 0)], file)
     assert command(path)[0] == 0
     table = srel_tf.read_frame(path / "verdicts.csv")
-    assert (table["n_seeds"] == 2).all()
-    assert set(table["verdict"]) == {"undecided"}
+    pairs = table[(table["model"] == "Figure 4's pairs at all their steps") & (table["hypothesis"] == "1.2")]
+    assert pairs["scope"].str.contains("2 pairs").all()
+
+
+def test_epochs_become_steps(tmp_path):
+    frame = pd.DataFrame({"step": [5, 10, 20], "epoch": [0.5, 1.0, 2.0]})
+    history = pd.DataFrame({"epoch": [1, 2], "loss": [1.0, 0.5]})
+    risks, reason = in_steps(history, frame.iloc[1:])
+    assert (risks["step"].tolist(), reason) == ([10, 20], "")
+    assert in_steps(history, frame)[0] is None
+    assert in_steps(history, frame.assign(epoch=np.nan))[1].startswith("the risks are by epoch")
+    assert in_steps(None, frame) == (None, "the run has no risks")
 
 
 def test_several_directories_and_their_errors(tmp_path):
@@ -185,12 +241,20 @@ def test_penalised_pairs_in_their_places(cases):
 
 
 def test_theory_directories_are_known_by_their_settings(tmp_path, monkeypatch, cases):
-    (tmp_path / "settings.json").write_text(json.dumps({"figures_6_to_9": {}, "seed": 5}), encoding="utf-8")
+    saved = theory_command.settings("text", 5)
+    (tmp_path / "settings.json").write_text(json.dumps(saved), encoding="utf-8")
+    (tmp_path / "figure_06.parquet").touch()
     asked = []
     monkeypatch.setattr("train.hypotheses.cases", lambda seed: asked.append(seed) or {"one": cases["random"]})
     status, out, err = command(tmp_path)
     assert (status, err, asked) == (0, "", [5])
     table = srel_tf.read_frame(tmp_path / "verdicts.csv")
     assert set(table["model"]) == {"one"}
-    assert set(table["hypothesis"]) == {"1.1(a)", "1.1(b)", "1.2"}
+    assert set(table["hypothesis"]) == {"1.1(a)", "1.1(b)", "1.2", "1.2, Figure 5"}
     assert out.count("one: l1, update sgd, estimator limit") == 1
+    assert "computed again" in out
+    saved["figures_6_to_9"]["theta"] = 0.5
+    (tmp_path / "settings.json").write_text(json.dumps(saved), encoding="utf-8")
+    status, _, err = command(tmp_path)
+    assert status == 1
+    assert "figures of other settings (figures_6_to_9)" in err

@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 
 import srel_tf
+from train.experiment import DivergedError
 from train.regression import main
-from train.regression_experiment import Watch, build, draw, followed, in_time, near_and_far, probe_points
+from train.regression_experiment import Watch, build, draw, followed, in_time, near_and_far, probe_points, train
 
 SETTINGS = {"dimension": 4, "examples": 200, "iterations": 110, "sources": 25, "targets": 2, "learning-rate": 0.003}
 BASE = [text for name, value in SETTINGS.items() for text in (f"--{name}", str(value))]
@@ -128,6 +129,10 @@ def test_it_learns_and_the_risks_are_written(done):
         assert by_step[110] < 0.5 * by_step[0]
 
 
+def test_the_environment_is_that_of_the_nets(done):
+    assert json.loads((done[3] / "environment.json").read_text(encoding="utf-8"))["floatx"] == "float64"
+
+
 def test_distances_of_inputs_and_features(done, settings):
     of_seed = [srel_tf.read_frame(done[3] / f"seed-{s}" / "distances.parquet") for s in (0, 1)]
     for distances in of_seed:
@@ -143,7 +148,7 @@ def test_distances_of_inputs_and_features(done, settings):
 
 def test_progress_and_tables_are_printed(done):
     out = done[1]
-    assert "step 110 of 110: empirical risk" in out
+    assert "seed 1, step 110 of 110: empirical risk" in out
     assert "S_rel near: ‖x' − x‖ =" in out
     assert "population risk" in out
 
@@ -175,6 +180,29 @@ def test_a_sweep_has_a_directory_a_net_and_a_table(tmp_path):
         settings = json.loads((path / f"width-{width}-depth-1" / "settings.json").read_text(encoding="utf-8"))
         assert settings["width"] == width
     assert "all nets at step 21" in out
+
+
+def test_a_net_that_diverges_does_not_end_the_sweep(tmp_path, monkeypatch):
+    def train_or_fail(settings, seed, directory):
+        if settings["width"] == 2:
+            raise DivergedError("the training loss became inf")
+        train(settings, seed, directory)
+
+    monkeypatch.setattr("train.regression.train", train_or_fail)
+    sweep = ("--width", 2, 3, "--depth", 1, "--seeds", 0, "--iterations", 21)
+    status, out, err, path = command(tmp_path, *sweep, base=BASE)
+    assert status == 1
+    assert "width 2, depth 1: the training loss became inf" in out
+    assert "1 of 2 nets failed: width 2, depth 1" in err
+    assert srel_tf.read_frame(path / "sweep.csv")["net"].tolist() == ["width 3, depth 1"]
+
+
+@pytest.mark.slow
+def test_seeds_side_by_side_measure_the_same(tmp_path, frame):
+    status, _, err, path = command(tmp_path, "--seeds", 0, 1, "--jobs", 2)
+    assert (status, err) == (0, "")
+    both = pd.concat([srel_tf.read_frame(path / f"seed-{s}" / "frame.parquet") for s in (0, 1)], ignore_index=True)
+    pd.testing.assert_frame_equal(both, frame)
 
 
 def test_divergence_is_an_error(tmp_path):
@@ -213,11 +241,14 @@ def test_an_interruption_keeps_what_was_measured(tmp_path, frame, monkeypatch):
         (["--batch-size", 300], "--batch-size 300: there are 200 examples"),
         (["--iterations", 0], "--iterations 0: give at least 1"),
         (["--learning-rate", 0], "--learning-rate 0.0: give a positive number"),
+        (["--learning-rate", "inf"], "--learning-rate inf: give a positive number"),
+        (["--jobs", 0], "--jobs 0: give at least 1"),
         (["--probe-seed", -1], "--probe-seed -1"),
         (["--estimator", "wishful"], "unknown estimator 'wishful'"),
     ],
 )
 def test_bad_arguments(tmp_path, arguments, message):
-    status, _, err, _ = command(tmp_path, *arguments)
+    status, _, err, path = command(tmp_path / "run", *arguments)
     assert status == 1
     assert message in err
+    assert not path.exists()
