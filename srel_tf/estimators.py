@@ -154,8 +154,8 @@ class Auto:
         }
 
 
-# Times 1/m: the share of the gap at m·η that is taken to be there at η. With 8, two of 247,000 entries were outside their
-# tolerance, on a converged MLP (`python -m train.numerics`).
+# Times 1/m: the share of the gap at m·η that is taken to be there at η. With 8 two entries of the table that
+# `python -m train.numerics` prints were outside their tolerance, on a converged MLP.
 KINKS = 16.0
 SEEN = 0.25  # Share of the rounding's bound, which has a margin of 8, above which a gap is seen.
 
