@@ -42,7 +42,7 @@ def parser():
     p.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="probe points of --growth")
     p.add_argument("--exact-up-to", type=int, default=240, help="--growth measures exact up to this many points")
     p.add_argument("--batch-size", type=int, default=256, help="of --training")
-    p.add_argument("--rounds", type=int, default=3, help="of --training, in which its kinds of `fit` take turns")
+    p.add_argument("--rounds", type=int, default=5, help="of --training, in which its kinds of blocks take turns")
     return p
 
 

@@ -60,10 +60,9 @@ def print_exponents(fitted):
 
 
 def print_training(medians, batch_size):
-    print(f"\nblocks of {EVERY} steps of {batch_size} in `fit`, with one measurement each or none; medians")
+    print(f"\nblocks of {EVERY} steps of {batch_size} in `fit`, in turn with one measurement or none; medians")
     for row in medians.itertuples():
-        cost = "" if row.Index == "plain fit" else f"  {row.overhead:+.1%}"
-        print(f"  {row.Index:10}{row.seconds:8.3f} s ({row.blocks} blocks){cost}")
+        print(f"  {row.Index:16}{row.seconds:8.3f} s ({row.blocks} blocks)  {row.overhead:+.1%}")
 
 
 def print_shares(table, rate):

@@ -7,7 +7,14 @@ import pytest
 
 import srel_tf
 from tests import reference
-from train import benchmark, benchmark_comparison, benchmark_growth, benchmark_report, benchmark_shares
+from train import (
+    benchmark,
+    benchmark_comparison,
+    benchmark_growth,
+    benchmark_report,
+    benchmark_shares,
+    benchmark_training,
+)
 from train.benchmark_procedures import LEARNING_RATE, NaiveLoop, interleaved, published_pair, setup
 from train.benchmark_training import overhead
 from train.models import build_model
@@ -102,10 +109,16 @@ def test_ratios_of_made_up_times():
 
 
 def test_overhead_of_made_up_blocks():
-    table = pd.DataFrame({"kind": ["plain fit"] * 3 + ["limit"], "seconds": [4.0, 5.0, 4.0, 4.2]})
+    table = pd.DataFrame({"kind": ["no measurement"] * 3 + ["limit"], "seconds": [4.0, 5.0, 4.0, 4.2]})
     found = overhead(table)
     np.testing.assert_allclose(found.loc["limit", "overhead"], 0.05)
-    assert found.loc["plain fit", "blocks"] == 3
+    assert found.loc["no measurement", "blocks"] == 3
+
+
+def test_measurements_fall_due_at_the_start_of_their_blocks():
+    due = {name: [step for step in range(64) if benchmark_training.due(name)(step)] for name in ("limit", "exact")}
+    # The first nine steps trace the graphs; then nine without, nine with limit, nine with exact, and again.
+    assert due == {"limit": [0, 18, 45], "exact": [0, 27, 54]}
 
 
 def made_up_growth():
@@ -177,7 +190,9 @@ def test_all_parts_run_and_are_written(tmp_path, capsys):
     assert growth[["estimator", "points"]].to_numpy().tolist() == [["limit", 3]]
     assert (growth["peak"] > growth["memory"]).all()
     training = srel_tf.read_frame(tmp_path / "training.csv")
-    assert training.groupby("kind").size().to_dict() == {"exact": 3, "limit": 3, "plain fit": 3}
+    assert training.groupby("kind").size().to_dict() == dict.fromkeys(
+        ["plain fit", "no measurement", "limit", "exact"], 1
+    )
     shares = srel_tf.read_frame(tmp_path / "shares.csv")
     assert ((shares["share"] > 0) & (shares["share"] < 1)).all()
     assert {p.name for p in tmp_path.iterdir()} >= {"growth.png", "growth_exponents.csv", "shares.json"}
