@@ -197,14 +197,6 @@ def test_a_net_that_diverges_does_not_end_the_sweep(tmp_path, monkeypatch):
     assert srel_tf.read_frame(path / "sweep.csv")["net"].tolist() == ["width 3, depth 1"]
 
 
-@pytest.mark.slow
-def test_seeds_side_by_side_measure_the_same(tmp_path, frame):
-    status, _, err, path = command(tmp_path, "--seeds", 0, 1, "--jobs", 2)
-    assert (status, err) == (0, "")
-    both = pd.concat([srel_tf.read_frame(path / f"seed-{s}" / "frame.parquet") for s in (0, 1)], ignore_index=True)
-    pd.testing.assert_frame_equal(both, frame)
-
-
 def test_divergence_is_an_error(tmp_path):
     status, _, err, path = command(tmp_path, "--seeds", 0, "--learning-rate", 10)
     assert status == 1
