@@ -20,7 +20,7 @@ import pandas as pd
 import tensorflow as tf
 
 from srel_tf import FrameStore, StorageError, StoredFrame, read_frame, write_frame
-from srel_tf.files import lock, read_json, remove_leftovers, sha256, write_json
+from srel_tf.files import differences, lock, read_json, remove_leftovers, sha256, write_json
 
 PACKAGES = ("tensorflow", "keras", "tensorflow-datasets", "numpy", "pandas", "scipy", "scikit-learn")
 
@@ -181,12 +181,6 @@ def _ours(read, path):
         return read(path)
     except OSError as error:
         raise RunDirectoryError(str(error)) from error
-
-
-def differences(saved, now):
-    """A line for each name whose values differ."""
-    other = [n for n in sorted({*saved, *now}) if saved.get(n) != now.get(n)]
-    return [f"  {n}: {saved.get(n)!r} there, {now.get(n)!r} now" for n in other]
 
 
 def versions():
