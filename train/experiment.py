@@ -15,7 +15,6 @@ from srel_tf import SRelError
 from train import data
 from train.models import build_model
 from train.optimizers import make_optimizer
-from train.runs import versions
 
 
 class DivergedError(SRelError, ArithmeticError):
@@ -93,8 +92,8 @@ def train(settings, seed, directory, log_dir=None, verbose=1, resume=False, chec
     probe = _attach_probes(model, images, settings, seed, log_dir)
     about = {"data_fingerprint": images.fingerprint, "probe_ids": images.train.ids[probe.ids].tolist()}
     rows = _History(seed)
-    with directory.store(seed, resume) as store:
-        note = {**about, "versions": versions()}
+    note = directory.note(about)
+    with directory.store(seed, note, resume) as store:
         checkpoint = srel_tf.Checkpoint(store, checkpoint_every, companions=[rows], note=note)
         position = checkpoint.restore(model)
         if resume:

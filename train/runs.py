@@ -65,13 +65,18 @@ class RunDirectory:
 
     def _holds_results(self):
         """Whether a command got as far as to save something."""
-        saved = ("selection.json", "seed-*/frame.parquet", "seed-*/frame.parts/index.json")
-        return any(any(self.path.glob(name)) for name in saved)
+        return (self.path / "selection.json").exists() or self._holds_measurements()
+
+    def _holds_measurements(self):
+        saved = ("frame.parquet", "seed.json", "frame.parts/index.json", "frame.parts/part-*", "frame.parts/state-*")
+        return any(any(self.path.glob(f"seed-*/{name}")) for name in saved)
 
     def _check_settings(self):
         file = self.path / "settings.json"
         if not file.exists():
-            return
+            raise RunDirectoryError(
+                f"{self.path} holds results, but no {file.name}: restore it, or choose another --out"
+            )
         saved = _ours(read_json, file)
         lines = differences(saved, self.settings)
         if lines:
@@ -89,7 +94,12 @@ class RunDirectory:
     def check_data(self, fingerprint):
         """Bind the directory to the data with this hash; `RunDirectoryError` where it holds results of other data."""
         file = self.path / "data.json"
+        measured = self._holds_measurements()  # First: another seed's process may bind the directory and measure now.
         if not file.exists():
+            if measured:
+                raise RunDirectoryError(
+                    f"{self.path} holds results, but no {file.name}: restore it, or choose another --out"
+                )
             write_json(file, {"fingerprint": fingerprint})
         elif _ours(read_json, file).get("fingerprint") != fingerprint:
             raise RunDirectoryError(f"{self.path} holds results of other data (see data.json); choose another --out")
@@ -101,23 +111,28 @@ class RunDirectory:
     def seed_path(self, seed):
         return self.path / f"seed-{seed}"
 
-    def store(self, seed, resume=False):
+    def note(self, about):
+        """What numbers of one kind have in common, to be saved with each state: settings, versions, and `about`."""
+        kept = {f"settings {name}": value for name, value in self.settings.items()}
+        return {**kept, **versions(), **json.loads(json.dumps(about))}
+
+    def store(self, seed, note, resume=False):
         """The `FrameStore` of a seed, to write; without `resume` what it held is forgotten.
 
-        Raises `StorageError` where another process has it; `RunDirectoryError` where it is to go on from a state that
-        other versions of packages left: its numbers would be of two kinds.
+        note: what `note()` gave, saved with each state by whom this store is given to.
+        Raises `StorageError` where another process has it; `RunDirectoryError` where it is to go on from a state with
+        another note, say other versions of packages: its numbers would be of two kinds.
         """
         store = FrameStore(self.seed_path(seed) / "frame.parts", write=True)
         try:
             if not resume:
                 store.clear()
-            note = (store.about or {}).get("note")
-            saved = note.get("versions") if isinstance(note, dict) else None
-            lines = differences(saved, versions()) if isinstance(saved, dict) else []
+            saved = note if store.about is None else store.about.get("note")
+            lines = differences(saved if isinstance(saved, dict) else {}, note)
             if lines:
                 raise RunDirectoryError(
-                    f"seed {seed} was interrupted under other versions; install those, or leave --resume out to run "
-                    "it again from its start:\n" + "\n".join(lines)
+                    f"seed {seed} was interrupted under other versions, settings or data; go back to those, or leave "
+                    "--resume out to run it again from its start:\n" + "\n".join(lines)
                 )
         except BaseException:
             store.close()
