@@ -74,12 +74,22 @@ def compiled_model(settings, images):
     return model
 
 
-def train(settings, seed, directory, log_dir=None, verbose=1, resume=False, checkpoint_every=None, orphaned=None):
+def train(
+    settings,
+    seed,
+    directory,
+    log_dir=None,
+    verbose=1,
+    resume=False,
+    restart=False,
+    checkpoint_every=None,
+    orphaned=None,
+):
     """Train and measure one seed into a `RunDirectory`.
 
     Rows and training state are saved every `checkpoint_every` optimizer updates (None: each epoch); with `resume` the
-    seed goes on from there, bit for bit as if it had not been interrupted. verbose: as for `fit`, or "lines" for one
-    line an epoch. orphaned: asked after each update whether to save and stop.
+    seed goes on from there, bit for bit as if it had not been interrupted; with `restart` that is forgotten.
+    verbose: as for `fit`, or "lines" for one line an epoch. orphaned: asked after each update whether to save and stop.
     Raises `DivergedError` when the loss is no longer a number and `KeyboardInterrupt` after Ctrl-C, at the end of a
     step; what was measured before is saved.
     """
@@ -93,7 +103,7 @@ def train(settings, seed, directory, log_dir=None, verbose=1, resume=False, chec
     about = {"data_fingerprint": images.fingerprint, "probe_ids": images.train.ids[probe.ids].tolist()}
     rows = _History(seed)
     note = directory.note(about)
-    with directory.store(seed, note, resume) as store:
+    with directory.store(seed, note, resume, restart) as store:
         checkpoint = srel_tf.Checkpoint(store, checkpoint_every, companions=[rows], note=note)
         position = checkpoint.restore(model)
         if resume:

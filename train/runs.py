@@ -116,23 +116,30 @@ class RunDirectory:
         kept = {f"settings {name}": value for name, value in self.settings.items()}
         return {**kept, **versions(), **json.loads(json.dumps(about))}
 
-    def store(self, seed, note, resume=False):
-        """The `FrameStore` of a seed, to write; without `resume` what it held is forgotten.
+    def store(self, seed, note, resume=False, restart=False):
+        """The `FrameStore` of a seed, to write: to go on with what it holds, or with `restart` to forget it.
 
         note: what `note()` gave, saved with each state by whom this store is given to.
         Raises `StorageError` where another process has it; `RunDirectoryError` where it is to go on from a state with
-        another note, say other versions of packages: its numbers would be of two kinds.
+        another note, say other versions of packages: its numbers would be of two kinds. And where it holds something
+        that neither `resume` nor `restart` speaks of.
         """
         store = FrameStore(self.seed_path(seed) / "frame.parts", write=True)
         try:
-            if not resume:
+            if restart:
                 store.clear()
+            if (store.num_rows or store.about) and not resume:
+                steps = (store.about or {}).get("step", "some")
+                raise RunDirectoryError(
+                    f"seed {seed} was interrupted; {steps} updates and {store.num_rows} rows of it are saved in "
+                    f"{store.path}: give --resume to go on, or --restart to forget them"
+                )
             saved = note if store.about is None else store.about.get("note")
             lines = differences(saved if isinstance(saved, dict) else {}, note)
             if lines:
                 raise RunDirectoryError(
-                    f"seed {seed} was interrupted under other versions, settings or data; go back to those, or leave "
-                    "--resume out to run it again from its start:\n" + "\n".join(lines)
+                    f"seed {seed} was interrupted under other versions, settings or data; go back to those, or "
+                    "give --restart to forget what it measured:\n" + "\n".join(lines)
                 )
         except BaseException:
             store.close()

@@ -187,7 +187,7 @@ def test_settings_cannot_lead_outside(used, tmp_path):
 def interrupted(used):
     """Seed 1 has saved rows and a state."""
     with used.store(1, used.note(ABOUT)) as store:
-        store.commit(table(), {"w": np.ones(2)}, {"note": used.note(ABOUT)})
+        store.commit(table(), {"w": np.ones(2)}, {"step": 5, "note": used.note(ABOUT)})
     return used
 
 
@@ -199,8 +199,15 @@ def test_a_seed_goes_on_only_as_it_was_begun(interrupted, change):
         interrupted.store(1, note, resume=True)
     with interrupted.store(1, interrupted.note(ABOUT), resume=True) as store:
         assert store.num_rows == 2
-    with interrupted.store(1, note) as store:  # from its start
+    with interrupted.store(1, note, restart=True) as store:
         assert store.num_rows == 0
+
+
+def test_what_was_measured_is_not_forgotten_without_a_word(interrupted):
+    with pytest.raises(RunDirectoryError, match=r"seed 1 .*; 5 updates and 2 rows .*: give --resume .*, or --restart"):
+        interrupted.store(1, interrupted.note(ABOUT))
+    with interrupted.store(1, interrupted.note(ABOUT), resume=True) as store:
+        assert store.num_rows == 2
 
 
 def test_a_state_that_tells_nothing_of_its_origin_is_not_gone_on_with(used):
@@ -212,7 +219,10 @@ def test_a_state_that_tells_nothing_of_its_origin_is_not_gone_on_with(used):
 
 def test_a_seed_has_one_process(interrupted):
     note = interrupted.note(ABOUT)
-    with interrupted.store(1, note), pytest.raises(srel_tf.StorageError, match="another process is writing"):
+    with (
+        interrupted.store(1, note, resume=True),
+        pytest.raises(srel_tf.StorageError, match="another process is writing"),
+    ):
         interrupted.store(1, note)
 
 
