@@ -33,17 +33,32 @@ class FrameStore:
     """The frame in directory `path`, read by anyone, written by one process at a time.
 
     write: whether to write; makes the directory, and holds a lock that ends with the process, however it ends.
-    Raises `StorageError` where the directory cannot be written, another process writes to it, or its index is damaged.
+    anew: forget what it holds, damaged or not.
+    Raises `StorageError` where the directory cannot be written, another process writes to it, or its index is damaged
+    or lost; without `write`, where there is none.
     """
 
-    def __init__(self, path, write=False):
+    def __init__(self, path, write=False, anew=False):
         self.path = Path(path)
-        self._lock = None
-        if write:
-            self._lock = lock(self.path)
-            remove_leftovers(self.path)
-        self._index = _read_index(self.path)
-        self._schema = None
+        self._schema, self._lock = None, lock(self.path) if write else None
+        try:
+            if write:
+                self._begin(anew)
+            else:
+                self._index = _read_index(self.path)
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self, anew):
+        remove_leftovers(self.path)
+        if anew:
+            self._index = EMPTY
+            self.clear()
+        elif (self.path / INDEX).exists() or _has_files(self.path):
+            self._index = _read_index(self.path)
+        else:  # From here on, files without an index mean that it was lost.
+            self._write_index(EMPTY)
 
     def __enter__(self):
         return self
@@ -194,7 +209,7 @@ def scan_frame(path, skip_damaged=False):
     Raises `FrameError` where there is none, `StorageError` where its parts are damaged (see `FrameStore.scan`).
     """
     path = Path(path)
-    if (path / INDEX).is_file():
+    if (path / INDEX).is_file() or _has_files(path):
         return FrameStore(path).scan(skip_damaged)
     if path.suffix != ".parquet" or not path.is_file():
         raise FrameError(f"there is no frame {path}: give a .parquet file, or a directory with an {INDEX}")
@@ -208,7 +223,11 @@ def _seal(index):
 def _read_index(path):
     file = path / INDEX
     if not file.exists():
-        return EMPTY
+        lost = _has_files(path)
+        remedy = (
+            "restore it, or give the rows up: FrameStore(path, write=True, anew=True)" if lost else "look elsewhere"
+        )
+        raise StorageError(f"{path} holds {'parts of a frame' if lost else 'no frame'}, but no {INDEX}: {remedy}")
     index = read_json(file)
     seal = index.pop("sha256", None)
     if index.get("format") != FORMAT:
@@ -217,6 +236,11 @@ def _read_index(path):
         raise StorageError(f"{file} has been altered: its checksum does not fit; restore it")
     _check_index(file, index)
     return index
+
+
+def _has_files(path):
+    """Whether rows or a state lie there."""
+    return any(any(path.glob(name)) for name in ("part-*.parquet", "state-*.npz"))
 
 
 def _check_index(file, index):

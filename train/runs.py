@@ -68,7 +68,7 @@ class RunDirectory:
         return (self.path / "selection.json").exists() or self._holds_measurements()
 
     def _holds_measurements(self):
-        saved = ("frame.parquet", "seed.json", "frame.parts/index.json", "frame.parts/part-*", "frame.parts/state-*")
+        saved = ("frame.parquet", "seed.json", "frame.parts/part-*", "frame.parts/state-*")
         return any(any(self.path.glob(f"seed-*/{name}")) for name in saved)
 
     def _check_settings(self):
@@ -124,10 +124,8 @@ class RunDirectory:
         another note, say other versions of packages: its numbers would be of two kinds. And where it holds something
         that neither `resume` nor `restart` speaks of.
         """
-        store = FrameStore(self.seed_path(seed) / "frame.parts", write=True)
+        store = FrameStore(self.seed_path(seed) / "frame.parts", write=True, anew=restart)
         try:
-            if restart:
-                store.clear()
             if (store.num_rows or store.about) and not resume:
                 steps = (store.about or {}).get("step", "some")
                 raise RunDirectoryError(
