@@ -63,6 +63,7 @@ class Checkpoint(keras.callbacks.Callback):
         if saved is None:
             return self._before
         arrays, about = saved
+        self._store.check()  # Now, not when the training is over.
         if not model.compiled or not model.built:
             raise ModelError(f"model {model.name!r} is not ready: build and compile it before a checkpoint is restored")
         model.optimizer.build(model.trainable_variables)

@@ -43,6 +43,14 @@ def test_the_same_training_goes_on(saved):
     assert Checkpoint(saved).restore(net()) == (1, 0)
 
 
+def test_a_damaged_part_is_told_before_training(saved):
+    (saved.path / "part-000000.parquet").write_bytes(b"PAR1")
+    with pytest.raises(StorageError, match=r"part-000000\.parquet has 4 of its"):
+        Checkpoint(saved).restore(net())
+    saved.check(skip_damaged=True)
+    assert Checkpoint(saved).restore(net()) == (1, 0)
+
+
 def test_a_learning_rate_that_training_changed_is_no_difference(saved):
     checkpoint = Checkpoint(saved)
     model = net()

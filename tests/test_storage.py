@@ -157,6 +157,28 @@ def test_a_damaged_part_is_named_and_left_out_only_if_asked(store, damage):
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_parts_are_left_out_for_good(store, damage):
+    damage(store.path / "part-000000.parquet")
+    with pytest.raises(StorageError, match=rf"part-000000\.parquet {DAMAGE[damage]}"):
+        store.check()
+    store.check(skip_damaged=True)
+    store.append(rows(9))
+    for reader in (store, FrameStore(store.path)):
+        reader.check()
+        pd.testing.assert_frame_equal(reader.read(), all_rows(3, 6, 9), check_exact=True)
+
+
+def test_rows_are_not_added_to_a_damaged_first_part(store):
+    store.close()
+    truncate(store.path / "part-000000.parquet")
+    with (
+        FrameStore(store.path, write=True) as again,
+        pytest.raises(FrameError, match=r"part-000000\.parquet .*damaged"),
+    ):
+        again.append(rows(9))
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_state_is_named(store, damage):
     damage(store.path / "state-000003.npz")
     with pytest.raises(StorageError, match=rf"state-000003\.npz {DAMAGE[damage]}: start again without it"):

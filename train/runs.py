@@ -116,9 +116,10 @@ class RunDirectory:
         kept = {f"settings {name}": value for name, value in self.settings.items()}
         return {**kept, **versions(), **json.loads(json.dumps(about))}
 
-    def store(self, seed, note, resume=False, restart=False):
+    def store(self, seed, note, resume=False, restart=False, skip_damaged=False):
         """The `FrameStore` of a seed, to write: to go on with what it holds, or with `restart` to forget it.
 
+        skip_damaged: leave parts of it that were damaged out for good; without it they are a `StorageError`.
         note: what `note()` gave, saved with each state by whom this store is given to.
         Raises `StorageError` where another process has it; `RunDirectoryError` where it is to go on from a state with
         another note, say other versions of packages: its numbers would be of two kinds. And where it holds something
@@ -132,6 +133,7 @@ class RunDirectory:
                     f"seed {seed} was interrupted; {steps} updates and {store.num_rows} rows of it are saved in "
                     f"{store.path}: give --resume to go on, or --restart to forget them"
                 )
+            store.check(skip_damaged)
             saved = note if store.about is None else store.about.get("note")
             lines = differences(saved if isinstance(saved, dict) else {}, note)
             if lines:

@@ -217,6 +217,15 @@ def test_a_state_that_tells_nothing_of_its_origin_is_not_gone_on_with(used):
         used.store(1, used.note(ABOUT), resume=True)
 
 
+def test_damage_is_told_before_a_seed_goes_on(interrupted):
+    (interrupted.seed_path(1) / "frame.parts" / "part-000000.parquet").write_bytes(b"PAR1")
+    note = interrupted.note(ABOUT)
+    with pytest.raises(srel_tf.StorageError, match=r"part-000000\.parquet has 4 of its"):
+        interrupted.store(1, note, resume=True)
+    with interrupted.store(1, note, resume=True, skip_damaged=True) as store:
+        assert (store.num_rows, store.about["step"]) == (0, 5)
+
+
 def test_a_seed_has_one_process(interrupted):
     note = interrupted.note(ABOUT)
     with (
