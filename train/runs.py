@@ -8,6 +8,8 @@ training state lie in `seed-0/frame.parts/` (`srel_tf.FrameStore`). `seed.json` 
 interrupted and keeps what it measured. One process at a time has the directory.
 """
 
+import functools
+import hashlib
 import json
 import os
 import platform
@@ -19,10 +21,13 @@ import keras
 import pandas as pd
 import tensorflow as tf
 
+import srel_tf
 from srel_tf import FrameStore, StorageError, StoredFrame, read_frame, write_frame
 from srel_tf.files import differences, lock, read_json, remove_leftovers, sha256, write_json
 
 PACKAGES = ("tensorflow", "keras", "tensorflow-datasets", "numpy", "pandas", "scipy", "scikit-learn")
+
+VARIABLES = ("TF_ENABLE_ONEDNN_OPTS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
 
 
 class RunDirectoryError(StorageError):
@@ -206,8 +211,28 @@ def _ours(read, path):
 
 
 def versions():
-    """Versions of what computes."""
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}}
+    """What computes: packages, our own sources, and what decides on the order of sums."""
+    return {
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in PACKAGES},
+        "sources": _sources(),
+        "processors allowed": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": [
+            tf.config.threading.get_intra_op_parallelism_threads(),
+            tf.config.threading.get_inter_op_parallelism_threads(),
+        ],
+        **{name: os.environ.get(name) for name in VARIABLES},
+    }
+
+
+@functools.cache
+def _sources():
+    """Hex SHA-256 of the Python files of srel_tf and train."""
+    digest = hashlib.sha256()
+    for package in (Path(srel_tf.__file__).parent, Path(__file__).parent):
+        for file in sorted(package.rglob("*.py")):
+            digest.update(f"{package.name}/{file.relative_to(package).as_posix()} {sha256(file)}\n".encode())
+    return digest.hexdigest()
 
 
 def environment():

@@ -210,6 +210,18 @@ def test_what_was_measured_is_not_forgotten_without_a_word(interrupted):
         assert store.num_rows == 2
 
 
+def test_another_number_of_threads_does_not_go_on_with_a_seed(interrupted, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "77")
+    with pytest.raises(RunDirectoryError, match=r"OMP_NUM_THREADS: .* there, '77' now"):
+        interrupted.store(1, interrupted.note(ABOUT), resume=True)
+
+
+def test_other_sources_do_not_go_on_with_a_seed(interrupted, monkeypatch):
+    monkeypatch.setattr("train.runs._sources", lambda: "other")
+    with pytest.raises(RunDirectoryError, match=r"sources: '[0-9a-f]{64}' there, 'other' now"):
+        interrupted.store(1, interrupted.note(ABOUT), resume=True)
+
+
 def test_a_state_that_tells_nothing_of_its_origin_is_not_gone_on_with(used):
     with used.store(1, used.note(ABOUT)) as store:
         store.commit(table(), {"w": np.ones(2)}, {"note": None})
