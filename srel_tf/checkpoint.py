@@ -11,6 +11,8 @@ and within an epoch those of its metrics. The order of the data is the caller's:
 """
 
 import contextlib
+import hashlib
+import json
 import signal
 import threading
 from typing import NamedTuple
@@ -18,6 +20,9 @@ from typing import NamedTuple
 import keras
 
 from srel_tf.errors import ModelError, OptionError, StorageError
+from srel_tf.files import differences
+
+NAMES = ("name", "keras_history", "input_layers", "output_layers")  # Under which a configuration names layers.
 
 
 class Position(NamedTuple):
@@ -43,6 +48,7 @@ class Checkpoint(keras.callbacks.Callback):
             raise OptionError(f"every={every!r}: give a positive number of steps, or None for each epoch")
         self._store, self._every, self._companions = store, every, list(companions)
         self._note = note or {}
+        self._about = None
         self._position = self._before = Position(0, 0)  # `_before`: where the present fit began.
         self._metrics, self._saved, self._due, self._stop = None, None, False, False
 
@@ -50,16 +56,19 @@ class Checkpoint(keras.callbacks.Callback):
         """Put `model`, compiled, its probes attached, into the saved state; the `Position` to go on from.
 
         example: (x, y) of one example or more, from which Keras makes the metrics' variables; default: a probe's first.
-        Raises `StorageError` where the state is damaged or belongs to another model.
+        Raises `StorageError` where the state is damaged, and where model, optimizer, loss, probe or options are not
+        those it was saved with: what differs is shown, the model untouched.
         """
         saved = self._store.state()
         if saved is None:
             return self._before
         arrays, about = saved
+        self._store.check()  # Now, not when the training is over.
         if not model.compiled or not model.built:
             raise ModelError(f"model {model.name!r} is not ready: build and compile it before a checkpoint is restored")
         model.optimizer.build(model.trainable_variables)
         try:
+            self._about = self._same(model, about)
             self._position = self._before = Position(_count(about["epoch"]), _count(about["batch"]))
             _assign(_variables(model), [arrays[f"v{i}"] for i in range(_count(about["variables"]))])
             self._metrics = [arrays[f"m{i}"] for i in range(_count(about["metrics"]))]
@@ -72,12 +81,24 @@ class Checkpoint(keras.callbacks.Callback):
                 _assign(model.metrics_variables, self._metrics)
         except OptionError:
             raise
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise StorageError(
                 f"the state saved in {self._store.path} is not that of model {model.name!r} with its optimizer and "
                 f"probes ({type(error).__name__}: {error}): start again without it"
             ) from error
         return self._position
+
+    def _same(self, model, about):
+        """What the state was saved with; `StorageError` unless `model` and its probes are that."""
+        lines = differences(about["model"], _about(model))
+        for i, (probing, state) in enumerate(zip(_probings(model), about["probes"], strict=True)):
+            lines += [f"  probe {i}, {line.strip()}" for line in probing.differences(state)]
+        if lines:
+            raise StorageError(
+                f"the state saved in {self._store.path} is that of another training; go on as it was begun, or start "
+                "again without it:\n" + "\n".join(lines)
+            )
+        return about["model"]
 
     @contextlib.contextmanager
     def stop_after_step(self):
@@ -99,6 +120,9 @@ class Checkpoint(keras.callbacks.Callback):
     def request_stop(self):
         """Save after the present step, and end `fit` with a KeyboardInterrupt."""
         self._stop = True
+
+    def on_train_begin(self, logs=None):
+        self._about = self._about or _about(self.model)  # As compiled: a learning rate may change in training.
 
     def on_epoch_begin(self, epoch, logs=None):
         batch = self._before.batch if epoch == self._before.epoch else 0
@@ -140,6 +164,7 @@ class Checkpoint(keras.callbacks.Callback):
             "variables": len(variables),
             "metrics": len(metrics),
             "probes": [p.state for p in probings],
+            "model": self._about or _about(self.model),
             "companions": [c.state for c in self._companions],
             "note": self._note,
         }
@@ -154,6 +179,38 @@ class Checkpoint(keras.callbacks.Callback):
 
 def _probings(model):
     return getattr(model, "_probings", [])
+
+
+def _about(model):
+    """Hash of the architecture, the optimizer's options, the loss: what a state does not fit without."""
+    try:
+        config = _anonymous(json.loads(json.dumps(model.get_config(), sort_keys=True, default=str)), {})
+    except NotImplementedError:  # A class of the user's own.
+        config = None
+    config = [config, [type(layer).__name__ for layer in model._flatten_layers()]]
+    options = {f"optimizer {name}": v for name, v in model.optimizer.get_config().items() if name != "name"}
+    about = {
+        "architecture": hashlib.sha256(json.dumps(config).encode()).hexdigest(),
+        "optimizer": type(model.optimizer).__name__,
+        **options,
+        "loss": _anonymous(keras.saving.serialize_keras_object(model.loss), {}),
+    }
+    return json.loads(json.dumps(about, default=str))
+
+
+def _anonymous(config, numbers):
+    """A configuration whose names are numbers: Keras counts on in the names of a second model."""
+    if isinstance(config, list):
+        return [_anonymous(c, numbers) for c in config]
+    if not isinstance(config, dict):
+        return config
+    return {key: _numbered(c, numbers) if key in NAMES else _anonymous(c, numbers) for key, c in config.items()}
+
+
+def _numbered(names, numbers):
+    if isinstance(names, list):
+        return [_numbered(name, numbers) for name in names]
+    return numbers.setdefault(names, len(numbers)) if isinstance(names, str) else _anonymous(names, numbers)
 
 
 def _variables(model):

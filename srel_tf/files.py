@@ -91,6 +91,12 @@ def check_regular(path):
         raise StorageError(f"{path} is no regular file")
 
 
+def differences(saved, now):
+    """A line for each name whose values differ."""
+    other = [n for n in sorted({*saved, *now}) if saved.get(n) != now.get(n)]
+    return [f"  {n}: {saved.get(n)!r} there, {now.get(n)!r} now" for n in other]
+
+
 def sha256(path):
     """Hex SHA-256 of a file's content."""
     digest = hashlib.sha256()

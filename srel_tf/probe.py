@@ -1,5 +1,7 @@
 """The examples between which S_rel is measured."""
 
+import hashlib
+
 import numpy as np
 
 from srel_tf.errors import ProbeError
@@ -58,6 +60,16 @@ class ProbeSet:
 
     def __len__(self):
         return len(self.x)
+
+    @property
+    def fingerprint(self):
+        """Hex SHA-256 of all that is measured: examples, labels, classes, ids, sources and targets."""
+        digest = hashlib.sha256()
+        for array in (self.x, self.y, self.sources, self.targets):
+            digest.update(f"{array.dtype} {array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+        digest.update(repr((self.ids.tolist(), self.classes.tolist())).encode())
+        return digest.hexdigest()
 
     @property
     def own_columns(self):

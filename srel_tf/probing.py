@@ -4,12 +4,14 @@ It runs outside the training graph, which therefore stays bit for bit that of a 
 """
 
 import dataclasses
+import json
 import warnings
 
 import keras
 import tensorflow as tf
 
 from srel_tf.errors import ChunkError, OptionError
+from srel_tf.files import differences
 from srel_tf.measurement import Instrument
 from srel_tf.recorder import Recorder
 from srel_tf.schedules import as_schedule
@@ -22,6 +24,15 @@ class Probing(keras.callbacks.Callback):
         super().__init__()
         self.recorder = Recorder(run, seed)
         self.probe, self._settings = probe, settings
+        self._about = _as_json(
+            {
+                **dataclasses.asdict(settings),
+                "probe": probe.fingerprint,
+                "every": None if callable(every) else every,
+                "run": run,
+                "seed": seed,
+            }
+        )
         self._is_due = as_schedule(every)
         self._listeners = listeners
         self._instrument = None
@@ -100,7 +111,11 @@ class Probing(keras.callbacks.Callback):
     @property
     def state(self):
         """What a later process needs to go on, as JSON holds it."""
-        return {"last_step": self._last_step, "phantom": self._phantom}
+        return {"last_step": self._last_step, "phantom": self._phantom, "about": self._about}
+
+    def differences(self, state):
+        """A line for each option that was another one where `state` was saved, the probe's fingerprint among them."""
+        return differences(state["about"], self._about)
 
     def resume(self, state, model, epoch, batch):
         """Go on from a `state` saved after `batch` batches of `epoch`, of which the next fit trains the others."""
@@ -117,3 +132,8 @@ class Probing(keras.callbacks.Callback):
                 flush=True,
             )
         self._seconds = []
+
+
+def _as_json(content):
+    """As it is read from JSON: NumPy's numbers as Python's, tuples as lists."""
+    return json.loads(json.dumps(content, default=lambda v: v.item() if hasattr(v, "item") else str(v)))

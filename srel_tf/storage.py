@@ -33,17 +33,32 @@ class FrameStore:
     """The frame in directory `path`, read by anyone, written by one process at a time.
 
     write: whether to write; makes the directory, and holds a lock that ends with the process, however it ends.
-    Raises `StorageError` where the directory cannot be written, another process writes to it, or its index is damaged.
+    anew: forget what it holds, damaged or not.
+    Raises `StorageError` where the directory cannot be written, another process writes to it, or its index is damaged
+    or lost; without `write`, where there is none.
     """
 
-    def __init__(self, path, write=False):
+    def __init__(self, path, write=False, anew=False):
         self.path = Path(path)
-        self._lock = None
-        if write:
-            self._lock = lock(self.path)
-            remove_leftovers(self.path)
-        self._index = _read_index(self.path)
-        self._schema = None
+        self._schema, self._lock = None, lock(self.path) if write else None
+        try:
+            if write:
+                self._begin(anew)
+            else:
+                self._index = _read_index(self.path)
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self, anew):
+        remove_leftovers(self.path)
+        if anew:
+            self._index = EMPTY
+            self.clear()
+        elif (self.path / INDEX).exists() or _has_files(self.path):
+            self._index = _read_index(self.path)
+        else:  # From here on, files without an index mean that it was lost.
+            self._write_index(EMPTY)
 
     def __enter__(self):
         return self
@@ -78,8 +93,7 @@ class FrameStore:
         JSON can hold. Raises `FrameError` for other columns or types, `StorageError` where the disk fails; what was
         saved before is whole then, and the same call may be made again.
         """
-        if self._lock is None:
-            raise StorageError(f"{self.path} is open for reading: FrameStore(path, write=True) writes")
+        self._check_writable()
         index = {**self._index, "saved": self._index["saved"] + 1}
         if frame is not None and len(frame):
             index["parts"] = [*index["parts"], self._write_part(frame)]
@@ -108,16 +122,30 @@ class FrameStore:
         Checks every part against its checksum first. A part that is missing, truncated or altered is named in a
         `StorageError`, or with `skip_damaged` left out.
         """
-        files, damaged = [], []
-        for part in self._index["parts"]:
-            fault = _fault(self.path / part["file"], part)
-            (damaged if fault else files).append(f"{part['file']} {fault}" if fault else self.path / part["file"])
+        return StoredFrame([self.path / part["file"] for part in self._sound(skip_damaged)])
+
+    def check(self, skip_damaged=False):
+        """Check every part against its checksum, as `scan` does; `skip_damaged` leaves damaged ones out for good."""
+        sound = self._sound(skip_damaged)
+        if len(sound) < len(self._index["parts"]):
+            self._check_writable()
+            self._write_index({**self._index, "saved": self._index["saved"] + 1, "parts": sound})
+
+    def _check_writable(self):
+        if self._lock is None:
+            raise StorageError(f"{self.path} is open for reading: FrameStore(path, write=True) writes")
+
+    def _sound(self, skip_damaged):
+        """The entries of the parts that are whole."""
+        parts = self._index["parts"]
+        faults = [_fault(self.path / part["file"], part) for part in parts]
+        damaged = [f"{part['file']} {fault}" for part, fault in zip(parts, faults, strict=True) if fault]
         if damaged and not skip_damaged:
             raise StorageError(
-                f"of the {len(self._index['parts'])} parts of {self.path}, {len(damaged)} cannot be trusted: "
+                f"of the {len(parts)} parts of {self.path}, {len(damaged)} cannot be trusted: "
                 f"{'; '.join(damaged)}. Restore them, or leave them out with skip_damaged=True"
             )
-        return StoredFrame(files)
+        return [part for part, fault in zip(parts, faults, strict=True) if not fault]
 
     def read(self, skip_damaged=False):
         """All rows saved so far, in memory."""
@@ -160,17 +188,22 @@ class FrameStore:
         table = pa.Table.from_pandas(frame, preserve_index=False)
         if self._schema is None:
             parts = self._index["parts"]
-            self._schema = pq.read_schema(self.path / parts[0]["file"]) if parts else table.schema
+            self._schema = StoredFrame([self.path / parts[0]["file"]]).schema if parts else table.schema
         if not table.schema.equals(self._schema):
             there, now = ({f.name: str(f.type) for f in s} for s in (self._schema, table.schema))
             names = [n for n in {**there, **now} if there.get(n) != now.get(n)]
             other = "; ".join(f"{n}: {there.get(n)} there, {now.get(n)} now" for n in names)
             raise FrameError(f"{self.path} holds a frame of other columns or types: {other or 'their order differs'}")
-        file = self.path / f"part-{len(self._index['parts']):06}.parquet"
+        file = self.path / f"part-{self._next_number():06}.parquet"
         with replacing(file) as part:
             pq.write_table(table, part)
             entry = {"file": file.name, "rows": table.num_rows, "bytes": part.stat().st_size, "sha256": sha256(part)}
         return entry
+
+    def _next_number(self):
+        """After the last part's, whichever were left out before it."""
+        parts = self._index["parts"]
+        return 1 + max(int(re.search(r"\d+", part["file"])[0]) for part in parts) if parts else 0
 
     def _write_state(self, arrays, number):
         file = self.path / f"state-{number:06}.npz"
@@ -194,7 +227,7 @@ def scan_frame(path, skip_damaged=False):
     Raises `FrameError` where there is none, `StorageError` where its parts are damaged (see `FrameStore.scan`).
     """
     path = Path(path)
-    if (path / INDEX).is_file():
+    if (path / INDEX).is_file() or _has_files(path):
         return FrameStore(path).scan(skip_damaged)
     if path.suffix != ".parquet" or not path.is_file():
         raise FrameError(f"there is no frame {path}: give a .parquet file, or a directory with an {INDEX}")
@@ -208,7 +241,11 @@ def _seal(index):
 def _read_index(path):
     file = path / INDEX
     if not file.exists():
-        return EMPTY
+        lost = _has_files(path)
+        remedy = (
+            "restore it, or give the rows up: FrameStore(path, write=True, anew=True)" if lost else "look elsewhere"
+        )
+        raise StorageError(f"{path} holds {'parts of a frame' if lost else 'no frame'}, but no {INDEX}: {remedy}")
     index = read_json(file)
     seal = index.pop("sha256", None)
     if index.get("format") != FORMAT:
@@ -217,6 +254,11 @@ def _read_index(path):
         raise StorageError(f"{file} has been altered: its checksum does not fit; restore it")
     _check_index(file, index)
     return index
+
+
+def _has_files(path):
+    """Whether rows or a state lie there."""
+    return any(any(path.glob(name)) for name in ("part-*.parquet", "state-*.npz"))
 
 
 def _check_index(file, index):

@@ -157,6 +157,28 @@ def test_a_damaged_part_is_named_and_left_out_only_if_asked(store, damage):
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_parts_are_left_out_for_good(store, damage):
+    damage(store.path / "part-000000.parquet")
+    with pytest.raises(StorageError, match=rf"part-000000\.parquet {DAMAGE[damage]}"):
+        store.check()
+    store.check(skip_damaged=True)
+    store.append(rows(9))
+    for reader in (store, FrameStore(store.path)):
+        reader.check()
+        pd.testing.assert_frame_equal(reader.read(), all_rows(3, 6, 9), check_exact=True)
+
+
+def test_rows_are_not_added_to_a_damaged_first_part(store):
+    store.close()
+    truncate(store.path / "part-000000.parquet")
+    with (
+        FrameStore(store.path, write=True) as again,
+        pytest.raises(FrameError, match=r"part-000000\.parquet .*damaged"),
+    ):
+        again.append(rows(9))
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_state_is_named(store, damage):
     damage(store.path / "state-000003.npz")
     with pytest.raises(StorageError, match=rf"state-000003\.npz {DAMAGE[damage]}: start again without it"):
@@ -180,6 +202,48 @@ def test_a_damaged_index_is_told(store):
     os.mkfifo(index)
     with pytest.raises(StorageError, match="no regular file"):
         FrameStore(store.path)
+
+
+@pytest.mark.parametrize("kept", ["part-000001.parquet", "state-000003.npz"])
+def test_a_lost_index_forgets_nothing(store, kept):
+    store.close()
+    for name in set(names(store)) - {kept}:
+        (store.path / name).unlink()
+    for opened in (FrameStore, scan_frame, lambda path: FrameStore(path, write=True)):
+        with pytest.raises(StorageError, match=rf"{store.path} holds parts of a frame, but no index\.json: restore it"):
+            opened(store.path)
+        assert names(store) == [kept]
+    with FrameStore(store.path, write=True, anew=True) as again:
+        assert (names(store), again.num_rows, again.state()) == (["index.json"], 0, None)
+
+
+def test_a_damaged_index_can_be_given_up(store):
+    store.close()
+    (store.path / "index.json").write_text("{", encoding="utf-8")
+    with FrameStore(store.path, write=True, anew=True) as again:
+        again.append(rows(9))
+    pd.testing.assert_frame_equal(scan_frame(store.path).read(), all_rows(9), check_exact=True)
+
+
+def test_a_crash_in_the_first_commit_leaves_an_empty_store(tmp_path, monkeypatch):
+    def die(*_):
+        raise SystemExit
+
+    with FrameStore(tmp_path, write=True) as store:
+        monkeypatch.setattr("srel_tf.storage.write_json", die)
+        with pytest.raises(SystemExit):
+            store.commit(rows(0), STATE)
+    monkeypatch.undo()
+    assert names(store) == ["index.json", "part-000000.parquet", "state-000001.npz"]
+    with FrameStore(tmp_path, write=True) as again:
+        assert (again.num_rows, again.state()) == (0, None)
+
+
+def test_there_is_nothing_to_read(tmp_path):
+    for path in (tmp_path, tmp_path / "lost"):
+        with pytest.raises(StorageError, match=r"holds no frame, but no index\.json"):
+            FrameStore(path)
+    assert not (tmp_path / "lost").exists()
 
 
 @pytest.mark.parametrize("name", ["../outside.parquet", "/etc/passwd", "part-000001.parquet/../x", "index.json", "", 7])

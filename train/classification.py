@@ -50,6 +50,8 @@ def parser():
     p.add_argument("--jobs", type=int, default=1, help="seeds to train at a time, each in a process of its own")
     p.add_argument("--checkpoint-every", type=int, metavar="STEPS", help="save every STEPS updates (default: epoch)")
     p.add_argument("--resume", action="store_true", help="interrupted seeds go on from what they saved last")
+    p.add_argument("--restart", action="store_true", help="interrupted seeds forget what they saved, and begin again")
+    p.add_argument("--skip-damaged", action="store_true", help="with --resume: leave damaged parts of the frame out")
     p.add_argument("--out", help="run directory (default: runs/DATASET-MODEL)")
     p.add_argument("--log-dir", help="TensorBoard directory")
     return p
@@ -75,7 +77,7 @@ def main(arguments=None):
 def run(args):
     """Train and measure each seed that the run directory does not hold yet, then report on all of them."""
     _check(args)
-    not_settings = ("seeds", "out", "log_dir", "jobs", "checkpoint_every", "resume")
+    not_settings = ("seeds", "out", "log_dir", "jobs", "checkpoint_every", "resume", "restart", "skip_damaged")
     settings = {name: value for name, value in vars(args).items() if name not in not_settings}
     if settings["dataset"] == "digits" and not (settings["classes"] or settings["select_top"]):
         settings["classes"] = DIGITS
@@ -88,7 +90,9 @@ def run(args):
     for seed in args.seeds:
         if seed not in waiting:
             print(f"seed {seed}: measured already, kept in {directory.seed_path(seed)}")
-    options = {"log_dir": args.log_dir, "resume": args.resume, "checkpoint_every": args.checkpoint_every}
+    options = {
+        name: getattr(args, name) for name in ("log_dir", "resume", "restart", "skip_damaged", "checkpoint_every")
+    }
     if args.jobs > 1 and len(waiting) > 1:
         run_in_processes(partial(_train_shared, settings, kept, out, options), waiting, args.jobs)
     else:
@@ -120,6 +124,8 @@ def _check(args):
         values = getattr(args, name)
         if len(set(values)) < len(values):
             raise OptionError(f"--{name} {' '.join(map(str, values))}: name none twice")
+    if args.resume and args.restart:
+        raise OptionError("--resume goes on with an interrupted seed, --restart forgets it: give one of them")
     if not all(0 <= seed < 2**32 for seed in args.seeds):
         raise OptionError(f"--seeds {' '.join(map(str, args.seeds))}: give numbers from 0 to 2**32 - 1")
 

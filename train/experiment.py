@@ -15,7 +15,6 @@ from srel_tf import SRelError
 from train import data
 from train.models import build_model
 from train.optimizers import make_optimizer
-from train.runs import versions
 
 
 class DivergedError(SRelError, ArithmeticError):
@@ -75,12 +74,24 @@ def compiled_model(settings, images):
     return model
 
 
-def train(settings, seed, directory, log_dir=None, verbose=1, resume=False, checkpoint_every=None, orphaned=None):
+def train(
+    settings,
+    seed,
+    directory,
+    log_dir=None,
+    verbose=1,
+    resume=False,
+    restart=False,
+    skip_damaged=False,
+    checkpoint_every=None,
+    orphaned=None,
+):
     """Train and measure one seed into a `RunDirectory`.
 
     Rows and training state are saved every `checkpoint_every` optimizer updates (None: each epoch); with `resume` the
-    seed goes on from there, bit for bit as if it had not been interrupted. verbose: as for `fit`, or "lines" for one
-    line an epoch. orphaned: asked after each update whether to save and stop.
+    seed goes on from there, bit for bit as if it had not been interrupted; with `restart` that is forgotten,
+    with `skip_damaged` what was damaged of it is left out.
+    verbose: as for `fit`, or "lines" for one line an epoch. orphaned: asked after each update whether to save and stop.
     Raises `DivergedError` when the loss is no longer a number and `KeyboardInterrupt` after Ctrl-C, at the end of a
     step; what was measured before is saved.
     """
@@ -93,8 +104,8 @@ def train(settings, seed, directory, log_dir=None, verbose=1, resume=False, chec
     probe = _attach_probes(model, images, settings, seed, log_dir)
     about = {"data_fingerprint": images.fingerprint, "probe_ids": images.train.ids[probe.ids].tolist()}
     rows = _History(seed)
-    with directory.store(seed, resume) as store:
-        note = {**about, "versions": versions()}
+    note = directory.note(about)
+    with directory.store(seed, note, resume, restart, skip_damaged) as store:
         checkpoint = srel_tf.Checkpoint(store, checkpoint_every, companions=[rows], note=note)
         position = checkpoint.restore(model)
         if resume:

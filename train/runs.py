@@ -8,6 +8,8 @@ training state lie in `seed-0/frame.parts/` (`srel_tf.FrameStore`). `seed.json` 
 interrupted and keeps what it measured. One process at a time has the directory.
 """
 
+import functools
+import hashlib
 import json
 import os
 import platform
@@ -19,10 +21,13 @@ import keras
 import pandas as pd
 import tensorflow as tf
 
+import srel_tf
 from srel_tf import FrameStore, StorageError, StoredFrame, read_frame, write_frame
-from srel_tf.files import lock, read_json, remove_leftovers, sha256, write_json
+from srel_tf.files import differences, lock, read_json, remove_leftovers, sha256, write_json
 
 PACKAGES = ("tensorflow", "keras", "tensorflow-datasets", "numpy", "pandas", "scipy", "scikit-learn")
+
+VARIABLES = ("TF_ENABLE_ONEDNN_OPTS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
 
 
 class RunDirectoryError(StorageError):
@@ -65,13 +70,18 @@ class RunDirectory:
 
     def _holds_results(self):
         """Whether a command got as far as to save something."""
-        saved = ("selection.json", "seed-*/frame.parquet", "seed-*/frame.parts/index.json")
-        return any(any(self.path.glob(name)) for name in saved)
+        return (self.path / "selection.json").exists() or self._holds_measurements()
+
+    def _holds_measurements(self):
+        saved = ("frame.parquet", "seed.json", "frame.parts/part-*", "frame.parts/state-*")
+        return any(any(self.path.glob(f"seed-*/{name}")) for name in saved)
 
     def _check_settings(self):
         file = self.path / "settings.json"
         if not file.exists():
-            return
+            raise RunDirectoryError(
+                f"{self.path} holds results, but no {file.name}: restore it, or choose another --out"
+            )
         saved = _ours(read_json, file)
         lines = differences(saved, self.settings)
         if lines:
@@ -89,7 +99,12 @@ class RunDirectory:
     def check_data(self, fingerprint):
         """Bind the directory to the data with this hash; `RunDirectoryError` where it holds results of other data."""
         file = self.path / "data.json"
+        measured = self._holds_measurements()  # First: another seed's process may bind the directory and measure now.
         if not file.exists():
+            if measured:
+                raise RunDirectoryError(
+                    f"{self.path} holds results, but no {file.name}: restore it, or choose another --out"
+                )
             write_json(file, {"fingerprint": fingerprint})
         elif _ours(read_json, file).get("fingerprint") != fingerprint:
             raise RunDirectoryError(f"{self.path} holds results of other data (see data.json); choose another --out")
@@ -101,23 +116,35 @@ class RunDirectory:
     def seed_path(self, seed):
         return self.path / f"seed-{seed}"
 
-    def store(self, seed, resume=False):
-        """The `FrameStore` of a seed, to write; without `resume` what it held is forgotten.
+    def note(self, about):
+        """What numbers of one kind have in common, to be saved with each state: settings, versions, and `about`."""
+        kept = {f"settings {name}": value for name, value in self.settings.items()}
+        return {**kept, **versions(), **json.loads(json.dumps(about))}
 
-        Raises `StorageError` where another process has it; `RunDirectoryError` where it is to go on from a state that
-        other versions of packages left: its numbers would be of two kinds.
+    def store(self, seed, note, resume=False, restart=False, skip_damaged=False):
+        """The `FrameStore` of a seed, to write: to go on with what it holds, or with `restart` to forget it.
+
+        skip_damaged: leave parts of it that were damaged out for good; without it they are a `StorageError`.
+        note: what `note()` gave, saved with each state by whom this store is given to.
+        Raises `StorageError` where another process has it; `RunDirectoryError` where it is to go on from a state with
+        another note, say other versions of packages: its numbers would be of two kinds. And where it holds something
+        that neither `resume` nor `restart` speaks of.
         """
-        store = FrameStore(self.seed_path(seed) / "frame.parts", write=True)
+        store = FrameStore(self.seed_path(seed) / "frame.parts", write=True, anew=restart)
         try:
-            if not resume:
-                store.clear()
-            note = (store.about or {}).get("note")
-            saved = note.get("versions") if isinstance(note, dict) else None
-            lines = differences(saved, versions()) if isinstance(saved, dict) else []
+            if (store.num_rows or store.about) and not resume:
+                steps = (store.about or {}).get("step", "some")
+                raise RunDirectoryError(
+                    f"seed {seed} was interrupted; {steps} updates and {store.num_rows} rows of it are saved in "
+                    f"{store.path}: give --resume to go on, or --restart to forget them"
+                )
+            store.check(skip_damaged)
+            saved = note if store.about is None else store.about.get("note")
+            lines = differences(saved if isinstance(saved, dict) else {}, note)
             if lines:
                 raise RunDirectoryError(
-                    f"seed {seed} was interrupted under other versions; install those, or leave --resume out to run "
-                    "it again from its start:\n" + "\n".join(lines)
+                    f"seed {seed} was interrupted under other versions, settings or data; go back to those, or "
+                    "give --restart to forget what it measured:\n" + "\n".join(lines)
                 )
         except BaseException:
             store.close()
@@ -183,15 +210,29 @@ def _ours(read, path):
         raise RunDirectoryError(str(error)) from error
 
 
-def differences(saved, now):
-    """A line for each name whose values differ."""
-    other = [n for n in sorted({*saved, *now}) if saved.get(n) != now.get(n)]
-    return [f"  {n}: {saved.get(n)!r} there, {now.get(n)!r} now" for n in other]
-
-
 def versions():
-    """Versions of what computes."""
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}}
+    """What computes: packages, our own sources, and what decides on the order of sums."""
+    return {
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in PACKAGES},
+        "sources": _sources(),
+        "processors allowed": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": [
+            tf.config.threading.get_intra_op_parallelism_threads(),
+            tf.config.threading.get_inter_op_parallelism_threads(),
+        ],
+        **{name: os.environ.get(name) for name in VARIABLES},
+    }
+
+
+@functools.cache
+def _sources():
+    """Hex SHA-256 of the Python files of srel_tf and train."""
+    digest = hashlib.sha256()
+    for package in (Path(srel_tf.__file__).parent, Path(__file__).parent):
+        for file in sorted(package.rglob("*.py")):
+            digest.update(f"{package.name}/{file.relative_to(package).as_posix()} {sha256(file)}\n".encode())
+    return digest.hexdigest()
 
 
 def environment():

@@ -205,6 +205,7 @@ def test_select_top_keeps_the_classes_of_best_test_accuracy(tmp_path):
         (["--seeds", 1, 1], "--seeds 1 1"),
         (["--jobs", 0], "--jobs 0"),
         (["--checkpoint-every", 0], "--checkpoint-every 0"),
+        (["--resume", "--restart"], "give one of them"),
         (["--seeds", -1], "--seeds -1"),
         (["--select-top", 11], "--select-top 11: digits has 10 classes"),
         (["--dataset", "folder:nowhere"], "there is no directory nowhere"),

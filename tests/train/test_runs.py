@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 
 import srel_tf
-from train.runs import RunDirectory, RunDirectoryError, versions, write_json
+from train.runs import RunDirectory, RunDirectoryError, write_json
 
+ABOUT = {"data": "abc", "probe_ids": [1, 2]}
 SETTINGS = {"dataset": "digits", "classes": ["3", "5"], "epochs": 2, "augment": None}
 
 
@@ -82,6 +83,17 @@ def test_an_interrupted_seed_or_a_selection_binds_the_directory(tmp_path):
     for name in "ab":
         with pytest.raises(RunDirectoryError, match="other settings"):
             RunDirectory(tmp_path / name, {**SETTINGS, "epochs": 3})
+
+
+@pytest.mark.parametrize("kept", ["frame.parquet", "seed.json"])
+@pytest.mark.parametrize("lost", ["settings.json", "data.json"])
+def test_results_without_their_origin_are_refused(used, lost, kept):
+    (used.path / lost).unlink()
+    for file in (used.path / "seed-0").iterdir():
+        if file.name != kept:
+            file.unlink()
+    with pytest.raises(RunDirectoryError, match=f"holds results, but no {lost}: restore it"):
+        RunDirectory(used.path, SETTINGS).check_data("abc")
 
 
 def test_other_data_are_refused(used):
@@ -173,23 +185,66 @@ def test_settings_cannot_lead_outside(used, tmp_path):
 
 @pytest.fixture
 def interrupted(used):
-    """Seed 1 has saved rows and a state under other versions of NumPy."""
-    with used.store(1) as store:
-        store.commit(table(), {"w": np.ones(2)}, {"note": {"versions": {**versions(), "numpy": "1.0"}}})
+    """Seed 1 has saved rows and a state."""
+    with used.store(1, used.note(ABOUT)) as store:
+        store.commit(table(), {"w": np.ones(2)}, {"step": 5, "note": used.note(ABOUT)})
     return used
 
 
-def test_other_versions_do_not_go_on_with_a_seed(interrupted):
-    message = rf"install those, or leave --resume out.*\n  numpy: '1\.0' there, '{np.__version__}' now"
-    with pytest.raises(RunDirectoryError, match=message):
-        interrupted.store(1, resume=True)
-    with interrupted.store(1) as store:  # from its start
+@pytest.mark.parametrize("change", [{"numpy": "1.0"}, {"settings epochs": 9}, {"probe_ids": [1, 3]}, {"data": "xyz"}])
+def test_a_seed_goes_on_only_as_it_was_begun(interrupted, change):
+    note = {**interrupted.note(ABOUT), **change}
+    (name,) = change
+    with pytest.raises(RunDirectoryError, match=rf"go back to those.*\n  {name}: .* there, .* now"):
+        interrupted.store(1, note, resume=True)
+    with interrupted.store(1, interrupted.note(ABOUT), resume=True) as store:
+        assert store.num_rows == 2
+    with interrupted.store(1, note, restart=True) as store:
         assert store.num_rows == 0
 
 
+def test_what_was_measured_is_not_forgotten_without_a_word(interrupted):
+    with pytest.raises(RunDirectoryError, match=r"seed 1 .*; 5 updates and 2 rows .*: give --resume .*, or --restart"):
+        interrupted.store(1, interrupted.note(ABOUT))
+    with interrupted.store(1, interrupted.note(ABOUT), resume=True) as store:
+        assert store.num_rows == 2
+
+
+def test_another_number_of_threads_does_not_go_on_with_a_seed(interrupted, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "77")
+    with pytest.raises(RunDirectoryError, match=r"OMP_NUM_THREADS: .* there, '77' now"):
+        interrupted.store(1, interrupted.note(ABOUT), resume=True)
+
+
+def test_other_sources_do_not_go_on_with_a_seed(interrupted, monkeypatch):
+    monkeypatch.setattr("train.runs._sources", lambda: "other")
+    with pytest.raises(RunDirectoryError, match=r"sources: '[0-9a-f]{64}' there, 'other' now"):
+        interrupted.store(1, interrupted.note(ABOUT), resume=True)
+
+
+def test_a_state_that_tells_nothing_of_its_origin_is_not_gone_on_with(used):
+    with used.store(1, used.note(ABOUT)) as store:
+        store.commit(table(), {"w": np.ones(2)}, {"note": None})
+    with pytest.raises(RunDirectoryError, match=r"settings epochs: None there, 2 now"):
+        used.store(1, used.note(ABOUT), resume=True)
+
+
+def test_damage_is_told_before_a_seed_goes_on(interrupted):
+    (interrupted.seed_path(1) / "frame.parts" / "part-000000.parquet").write_bytes(b"PAR1")
+    note = interrupted.note(ABOUT)
+    with pytest.raises(srel_tf.StorageError, match=r"part-000000\.parquet has 4 of its"):
+        interrupted.store(1, note, resume=True)
+    with interrupted.store(1, note, resume=True, skip_damaged=True) as store:
+        assert (store.num_rows, store.about["step"]) == (0, 5)
+
+
 def test_a_seed_has_one_process(interrupted):
-    with interrupted.store(1), pytest.raises(srel_tf.StorageError, match="another process is writing"):
-        interrupted.store(1)
+    note = interrupted.note(ABOUT)
+    with (
+        interrupted.store(1, note, resume=True),
+        pytest.raises(srel_tf.StorageError, match="another process is writing"),
+    ):
+        interrupted.store(1, note)
 
 
 def test_leftovers_of_a_killed_process_are_cleared_away(interrupted):

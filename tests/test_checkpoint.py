@@ -1,0 +1,98 @@
+"""A checkpoint goes on with the training it was saved from, and with no other."""
+
+import shutil
+
+import keras
+import numpy as np
+import pytest
+
+import srel_tf
+from srel_tf import Checkpoint, FrameStore, StorageError
+
+X, Y = np.arange(24, dtype="float32").reshape(8, 3) / 24, np.arange(8) % 2
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def net(probe=None, optimizer="adam", activation=None, loss=LOSS, **options):
+    """A net with a probe; Keras gives its layers other names each time."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((3,))
+    hidden = keras.layers.Dense(3, activation)(inputs)
+    model = srel_tf.SRelModel(inputs, keras.layers.Dense(2)(keras.layers.Dropout(0.1)(hidden)))
+    model.compile(keras.optimizers.get(optimizer), loss, metrics=["accuracy"])
+    model.attach_probe(probe or srel_tf.ProbeSet(X[:2], Y[:2]), **{"every": 1, "seed": np.int64(3), **options})
+    return model
+
+
+@pytest.fixture(scope="module")
+def once(tmp_path_factory):
+    with FrameStore(tmp_path_factory.mktemp("run") / "frame", write=True) as store:
+        net().fit(X, Y, batch_size=4, verbose=0, callbacks=[Checkpoint(store)])
+    return store.path
+
+
+@pytest.fixture
+def saved(once, tmp_path):
+    """The store of a training of one epoch."""
+    shutil.copytree(once, tmp_path / "frame")
+    with FrameStore(tmp_path / "frame", write=True) as store:
+        yield store
+
+
+def test_the_same_training_goes_on(saved):
+    assert Checkpoint(saved).restore(net()) == (1, 0)
+
+
+def test_a_damaged_part_is_told_before_training(saved):
+    (saved.path / "part-000000.parquet").write_bytes(b"PAR1")
+    with pytest.raises(StorageError, match=r"part-000000\.parquet has 4 of its"):
+        Checkpoint(saved).restore(net())
+    saved.check(skip_damaged=True)
+    assert Checkpoint(saved).restore(net()) == (1, 0)
+
+
+def test_a_learning_rate_that_training_changed_is_no_difference(saved):
+    checkpoint = Checkpoint(saved)
+    model = net()
+    checkpoint.restore(model)
+    model.optimizer.learning_rate = 0.5
+    model.fit(X, Y, batch_size=4, verbose=0, callbacks=[checkpoint], initial_epoch=1, epochs=2)
+    again = net()
+    assert Checkpoint(saved).restore(again) == (2, 0)
+    assert float(again.optimizer.learning_rate) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("other", "shown"),
+    [
+        ({"probe": srel_tf.ProbeSet(X[:2] + 1, Y[:2])}, "probe 0, probe: '"),
+        ({"probe": srel_tf.ProbeSet(X[:2], Y[:2][::-1])}, "probe 0, probe: '"),
+        ({"probe": srel_tf.ProbeSet(X[:2], Y[:2], ids=["a", "b"])}, "probe 0, probe: '"),
+        ({"probe": srel_tf.ProbeSet(X[:2], Y[:2], sources=[1])}, "probe 0, probe: '"),
+        ({"update": "fresh_adam"}, "probe 0, update: 'sgd' there, 'fresh_adam' now"),
+        ({"learning_rate": 0.1}, "probe 0, learning_rate: None there, 0.1 now"),
+        ({"measures": ["l1"]}, r"probe 0, measures: \['kl', 'l1'\] there, \['l1'\] now"),
+        ({"every": 2}, "probe 0, every: 1 there, 2 now"),
+        ({"run": "b"}, "probe 0, run: '' there, 'b' now"),
+        ({"seed": 4}, "probe 0, seed: 3 there, 4 now"),
+        ({"activation": "relu"}, "architecture: "),
+        ({"optimizer": keras.optimizers.Adam(0.1)}, "optimizer learning_rate: 0.001.* there, 0.1.* now"),
+        ({"optimizer": keras.optimizers.Adam(beta_1=0.5)}, "optimizer beta_1: 0.9 there, 0.5 now"),
+        ({"loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="sum")}, "loss: "),
+    ],
+)
+def test_another_training_is_refused_with_the_difference(saved, other, shown):
+    model = net(**other)
+    before = [v.numpy() for v in model.variables]
+    with pytest.raises(StorageError, match=rf"that of another training.*\n  {shown}"):
+        Checkpoint(saved).restore(model)
+    for v, value in zip(model.variables, before, strict=True):
+        np.testing.assert_array_equal(v.numpy(), value)
+    assert int(model.optimizer.iterations) == 0
+
+
+def test_a_probe_more_or_less_is_refused(saved):
+    model = net()
+    model.attach_probe(srel_tf.ProbeSet(X[:2], Y[:2]))
+    with pytest.raises(StorageError, match="not that of model"):
+        Checkpoint(saved).restore(model)
