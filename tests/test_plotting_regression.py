@@ -29,9 +29,9 @@ def test_a_row_a_metric_and_a_panel_a_step():
     frame, distances = made()
     frame.loc[3, "valid"] = False
     figure = plot_distances(frame, distances)
-    assert [ax.get_title() for ax in figure.axes] == ["t = 100", "t = 200"] * 2
+    assert [ax.get_title() for ax in figure.axes] == ["$t$ = 100", "$t$ = 200"] * 2
     for ax, (metric, step) in zip(figure.axes, [(m, s) for m in ("input", "features") for s in STEPS], strict=True):
-        assert ax.get_xlabel() == f"‖x' − x_i‖, {metric}"
+        assert ax.get_xlabel() == f"$\\|x' - x_i\\|$, {metric}"
         joined = frame[frame["valid"]].merge(distances[distances["metric"] == metric])
         expected = joined.loc[joined["step"] == step, ["distance", "srel"]].to_numpy()
         np.testing.assert_allclose(np.sort(points_of(ax), axis=0), np.sort(expected, axis=0))
@@ -85,7 +85,7 @@ def test_risks_lie_over_the_pairs_on_an_axis_of_their_own():
         assert line.get_label() == f"{split} risk"
         np.testing.assert_allclose(line.get_ydata(), risks[risks["split"] == split].groupby("step")["loss"].mean())
     assert len({line.get_linestyle() for line in right.get_lines()}) == 2
-    assert [text.get_text() for text in left.get_legend().get_texts()][2:] == ["empirical risk", "population risk"]
+    assert [text.get_text() for text in left.figure.legends[0].get_texts()][2:] == ["empirical risk", "population risk"]
     assert "Figure 5" in left.get_title()
     assert not plot_pairs(curves(1)[0]).axes[0].collections  # one run has no band
     with pytest.raises(FrameError, match="loss"):
