@@ -4,7 +4,10 @@
     checkpoint = srel_tf.Checkpoint(store, every=100)
     epoch, batch = checkpoint.restore(model)               # (0, 0) where nothing is saved
     with checkpoint.stop_after_step():                     # Ctrl-C ends after the present step, saved
-        model.fit(data_from(epoch, batch), initial_epoch=epoch, callbacks=[checkpoint], ...)
+        if batch:                                          # what is left of the epoch that was interrupted
+            model.fit(data_of(epoch, skip=batch), initial_epoch=epoch, epochs=epoch + 1, callbacks=[checkpoint])
+            epoch += 1
+        model.fit(data_of(epoch), initial_epoch=epoch, callbacks=[checkpoint], ...)
 
 The state is every variable of the model (batch statistics and the seeds of dropout among them) and of its optimizer,
 and within an epoch those of its metrics. The order of the data is the caller's: a function of the epoch.
