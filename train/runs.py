@@ -10,6 +10,7 @@ interrupted and keeps what it measured. One process at a time has the directory.
 
 import functools
 import hashlib
+import importlib.util
 import json
 import os
 import platform
@@ -21,7 +22,6 @@ import keras
 import pandas as pd
 import tensorflow as tf
 
-import srel_tf
 from srel_tf import FrameStore, StorageError, StoredFrame, read_frame, write_frame
 from srel_tf.files import differences, lock, read_json, remove_leftovers, sha256, write_json
 
@@ -229,7 +229,8 @@ def versions():
 def _sources():
     """Hex SHA-256 of the Python files of srel_tf and train."""
     digest = hashlib.sha256()
-    for package in (Path(srel_tf.__file__).parent, Path(__file__).parent):
+    origins = [importlib.util.find_spec(name).origin for name in ("srel_tf", "train")]
+    for package in (Path(origin).parent for origin in origins):
         for file in sorted(package.rglob("*.py")):
             digest.update(f"{package.name}/{file.relative_to(package).as_posix()} {sha256(file)}\n".encode())
     return digest.hexdigest()
