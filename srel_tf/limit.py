@@ -107,7 +107,8 @@ class Limit:
 
     def _side(self, seen, signals, error):
         factors = self._passes.capture.factors(seen.calls, signals)
-        norms = tf.add_n([f.squared_norm() for one in factors for f in one])
+        # A layer called k times: ‖Σ ∇‖² ≤ k Σ ‖∇‖².
+        norms = tf.add_n([len(one) * f.squared_norm() for one in factors for f in one])
         return _Side(factors, tf.sqrt(tf.cast(norms, tf.float64)), error)
 
     def _contract(self, sources, size, targets):
