@@ -38,6 +38,12 @@ class Task(NamedTuple):
             return "logits"
         return reading.kind_of_predictions(self.settings.predictions, self.probe, self.network.model, outputs.numpy())
 
+    def kinds(self, outputs, passes):
+        """`kind` by whether a measure is of raw outputs: those of a model that ends in a softmax are probabilities."""
+        kind = self.kind(outputs, passes)
+        as_they_are = kind == "probabilities" or (passes is not None and passes.head == "log")
+        return {False: kind, True: kind if as_they_are else "raw"}
+
     def loss_rounding(self, kind, own_before, passes):
         """Relative error [n_s] of ∂ℓ/∂f of a loss that computes in Keras's floatx; none in float64."""
         if passes is not None and passes.loss.in_float64:
@@ -69,9 +75,9 @@ class Exact:
     def matrices(self, outputs):
         """{measure: Matrices} of `exact.Outputs`."""
         task = self._task
-        kind = task.kind(outputs.before, self._passes)
-        gradient = outputs.gradient_error.numpy() + task.loss_rounding(kind, outputs.own_before, self._passes)
-        return evaluation.of_finite_steps(outputs, kind, task.measures, task.probe.own_columns, gradient)
+        kinds = task.kinds(outputs.before, self._passes)
+        gradient = outputs.gradient_error.numpy() + task.loss_rounding(kinds[False], outputs.own_before, self._passes)
+        return evaluation.of_finite_steps(outputs, kinds, task.measures, task.probe.own_columns, gradient)
 
 
 class FirstOrderLimit:
@@ -109,15 +115,16 @@ class FirstOrderLimit:
     def matrices(self, changes):
         """{measure: Matrices} of `limit.FirstOrder`."""
         task = self._task
-        kind = task.kind(changes.before, self._passes)
-        gradient = task.loss_rounding(kind, changes.own_before, self._passes)
-        return evaluation.of_first_order(changes, kind, task.measures, task.probe.own_columns, gradient)
+        kinds = task.kinds(changes.before, self._passes)
+        gradient = task.loss_rounding(kinds[False], changes.own_before, self._passes)
+        return evaluation.of_first_order(changes, kinds, task.measures, task.probe.own_columns, gradient)
 
     def _differences_suffice(self):
         """Whether neither D nor ℓ sees a shift that all outputs have in common."""
         num_outputs = self._passes.network.outputs(self._task.data[0][:1]).shape[-1]
         classifier = reading.is_classifier(self._task.settings.predictions, self._task.probe, num_outputs)
-        return classifier and self._passes.loss.ignores_shifts_of(self._passes.head)
+        raw = any(measure.raw for measure in self._task.measures.values())
+        return classifier and not raw and self._passes.loss.ignores_shifts_of(self._passes.head)
 
 
 class Auto:

@@ -1,5 +1,7 @@
 """From what an engine returns to S_rel: D of each change, its ratio, and which entries the arithmetic resolves."""
 
+import functools
+
 import numpy as np
 import tensorflow as tf
 
@@ -8,17 +10,26 @@ from srel_tf import resolution
 from srel_tf.result import Matrices
 
 
-def of_finite_steps(outputs, kind, measures, own, gradient):
+def of_finite_steps(outputs, kinds, measures, own, gradient):
     """{measure: Matrices} of the `exact.Outputs` around each update.
 
+    kinds: how to read outputs: kinds[False] for most measures, kinds[True] for those of raw outputs.
     own [n_s]: each source's column or −1; gradient [n_s]: relative error of the direction of its ∇ℓ.
     """
-    moved = reading.change(kind, outputs.before, outputs.after)
-    own_moved = reading.change(kind, outputs.own_before, outputs.own_after)
-    noise = Noise(kind, outputs.before, outputs.noisy)
-    own_noise = Noise(kind, outputs.own_before, outputs.own_noisy)
+
+    @functools.cache
+    def read(kind):
+        """Changes at targets and sources, and what rounding alone changes there."""
+        return (
+            reading.change(kind, outputs.before, outputs.after),
+            reading.change(kind, outputs.own_before, outputs.own_after),
+            Noise(kind, outputs.before, outputs.noisy),
+            Noise(kind, outputs.own_before, outputs.own_noisy),
+        )
+
     found = {}
     for name, measure in measures.items():
+        moved, own_moved, noise, own_noise = read(kinds[measure.raw])
         numerator, denominator = measure.numerator(moved).numpy(), measure.denominator(own_moved).numpy()
         if measure.numerator is measure.denominator:
             numerator = _with_own(numerator, denominator, own)
@@ -30,12 +41,12 @@ def of_finite_steps(outputs, kind, measures, own, gradient):
     return found
 
 
-def of_first_order(changes, kind, measures, own, gradient):
+def of_first_order(changes, kinds, measures, own, gradient):
     """{measure: Matrices} of `limit.FirstOrder` changes; numerator and denominator are per unit of η (KL: of η²)."""
     found = {}
     for name, measure in measures.items():
 
-        def size(before, moved, measure=measure, sign=-1):
+        def size(before, moved, measure=measure, kind=kinds[measure.raw], sign=-1):
             return measure.first_order(reading.first_order_change(kind, changes.head, before, moved, sign)).numpy()
 
         numerator, denominator = size(changes.before, changes.moved), size(changes.own_before, changes.own_moved)

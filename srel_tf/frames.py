@@ -50,6 +50,24 @@ def _rows(result, measure, run, seed, epoch):
     return pd.DataFrame(columns, columns=list(COLUMNS))
 
 
+def rule_names(frame):
+    """What to call the fictitious step of each row: its update rule; where a run has several of that name at a time,
+    "limit", or the rule with its η ("sgd η=0.001") and, of several estimators, with its estimator.
+    """
+    rules = frame[["run", "step", "update", "estimator", "learning_rate"]].drop_duplicates()
+    names = rules["update"].astype(str)
+    at_once = rules.assign(finite=rules["learning_rate"].where(rules["estimator"] != "limit"))
+    at_once = at_once.groupby(["run", "step", "update"], dropna=False)
+    etas, estimators = at_once["finite"].transform("nunique"), at_once["estimator"].transform("nunique")
+    is_limit, several = rules["estimator"] == "limit", (estimators > 1) | (etas > 1)
+    finite = names + (" η=" + rules["learning_rate"].map("{:.3g}".format)).where(etas > 1, "")
+    others = rules["estimator"].where(~is_limit).groupby([rules["run"], rules["step"], rules["update"]], dropna=False)
+    finite += (", " + rules["estimator"]).where(others.transform("nunique") > 1, "")
+    rules["rule"] = finite.mask(is_limit & several, "limit")
+    named = frame[rules.columns.drop("rule")].merge(rules, how="left")
+    return pd.Series(named["rule"].to_numpy(), index=frame.index, name="rule")
+
+
 def empty():
     """A frame of no measurements, with the schema's columns."""
     return pd.DataFrame(columns=list(COLUMNS))

@@ -11,14 +11,14 @@ import tensorflow as tf
 from srel_tf import predictions as reading
 from srel_tf.errors import ModelError, OptionError, ProbeError, SRelError
 from srel_tf.estimators import ESTIMATORS, Task
-from srel_tf.measures import DEFINITIONS
+from srel_tf.measures import DEFINITIONS, RAW
 from srel_tf.network import Network
 from srel_tf.probe import ProbeSet
 from srel_tf.published import PUBLISHED
 from srel_tf.result import SRelResult
 from srel_tf.updates import RULES, learning_rate_now
 
-MEASURES = {**DEFINITIONS, **PUBLISHED}
+MEASURES = {**DEFINITIONS, **RAW, **PUBLISHED}
 
 
 def measure(
@@ -35,7 +35,8 @@ def measure(
 
     model: built, compiled `keras.Model`; ℓ is its compiled loss, regularisation included, for each source alone.
     probe: `ProbeSet` of n_s sources and n_t targets.
-    measures: "kl" (Definition 2), "l1", "l2" (Definition 1), "published_kl", "published_l2" (`srel_tf.published`).
+    measures: "kl" (Definition 2), "l1", "l2" (Definition 1), "raw_l1", "raw_l2" (Definition 1 on what the model
+        returns, say logits, where "l1" is of its softmax), "published_kl", "published_l2" (`srel_tf.published`).
     update: "sgd" (w⁺ = w − η∇ℓ, the definition), "optimizer" (the model's own next step), "fresh_adam".
     learning_rate: η; None takes the optimizer's present one.
     estimator: "exact", the finite step as defined; "limit", η → 0 (Section 5), far cheaper, for update="sgd", with

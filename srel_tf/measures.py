@@ -116,6 +116,7 @@ class Measure:
 
     first_order: D of a first-order change, for its limit η → 0; None where there is no such limit.
     probabilities: whether it is defined for probability vectors only.
+    raw: whether it acts on what the model returns (logits, say), whatever its predictions are read as.
     degree: the measure of a small change grows as its size to this power (how rounding errors propagate to it).
     tolerance: the largest error of a valid entry is tolerance · (1 + S).
     """
@@ -124,6 +125,7 @@ class Measure:
     denominator: Callable[[Change], tf.Tensor]
     probabilities: bool
     first_order: Callable[[Change], tf.Tensor] | None = None
+    raw: bool = False
     degree: int = 1
     tolerance: float = 1e-3
 
@@ -136,4 +138,10 @@ DEFINITIONS = {
     "kl": _definition(kl, kl_first_order, probabilities=True, degree=2, tolerance=2e-3),
     "l1": _definition(l1, l1, probabilities=False),
     "l2": _definition(l2, l2, probabilities=False),
+}
+
+# Definition 1 with f the net without its softmax, which the paper tried as well (Section 2).
+RAW = {
+    "raw_l1": _definition(l1, l1, probabilities=False, raw=True),
+    "raw_l2": _definition(l2, l2, probabilities=False, raw=True),
 }

@@ -404,3 +404,20 @@ def test_limit_and_auto_in_float32_keep_the_contract_at_every_stage(body, softma
             share = check_contract(name, auto, exact.matrix(name), exact.valid(name))
             # At initialisation biases are zero over a background of zeros: units exactly at their kink stay undecided.
             assert share > 0.9 or stage == "init", (stage, name)
+
+
+@double
+@pytest.mark.parametrize("softmax", [False, True], ids=["logits", "softmax"])
+def test_limit_of_raw_outputs_is_what_exact_tends_to(softmax, probe):
+    """f = softmax or logits; the gap shrinks in proportion to η. The common shift of logits counts here."""
+    model = classifier("mlp", softmax=softmax)
+    names = ("l1", "raw_l1", "raw_l2")
+    at_zero = limit(model, probe, measures=names)
+    for name in names:
+        gaps = [
+            np.abs(srel_tf.measure(model, probe, names, learning_rate=eta).matrix(name) - at_zero.matrix(name)).max()
+            for eta in (1e-4, 1e-5)
+        ]
+        assert gaps[0] < 1e-2, name
+        assert gaps[1] < 0.15 * gaps[0], name
+    assert (np.abs(at_zero.matrix("raw_l1") - at_zero.matrix("l1")).max() < 1e-9) == softmax

@@ -184,3 +184,17 @@ def test_one_trace_serves_all_measurements(data):
     model.fit(x, y, epochs=20, batch_size=12, verbose=0)
     assert model.srel_frame()["step"].nunique() == 22
     assert len(traces) == once
+
+
+@pytest.mark.parametrize("softmax", [False, True], ids=["logits", "softmax"])
+def test_measures_of_raw_outputs_come_beside_those_of_probabilities(softmax, data):
+    x, y = data
+    net = classifier(softmax=softmax)
+    probe = srel_tf.ProbeSet(x, y, sources=SOURCES, targets=TARGETS)
+    result = srel_tf.measure(net, probe, measures=("l1", "raw_l1", "raw_l2", "kl"), learning_rate=0.3)
+    for order in (1, 2):
+        expected = reference.srel(net, x, y, SOURCES, TARGETS, 0.3, reference.raw_norm(order))
+        np.testing.assert_allclose(result.matrix(f"raw_l{order}"), expected, rtol=1e-9)
+    of_softmax = reference.norm(1) if not softmax else reference.of_probabilities(reference.norm(1))
+    expected = reference.srel(net, x, y, SOURCES, TARGETS, 0.3, of_softmax)
+    np.testing.assert_allclose(result.matrix("l1"), expected, rtol=1e-9)

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from srel_tf import FrameError, ProbeSet, frames, read_frame, write_frame
+from srel_tf.frames import rule_names
 from tests.made_up import probe, result
 
 SCHEMA = [
@@ -135,3 +136,16 @@ def test_check_columns():
         frames.check_columns(frame_of()[1], ["srel", "colour"])
     with pytest.raises(FrameError, match="got list"):
         frames.check_columns([1], ["srel"])
+
+
+def test_rule_names_tell_apart_what_was_measured_at_once():
+    rules = [("sgd", "exact", 1e-4), ("sgd", "exact", 1e-3), ("sgd", "limit", 1e-4), ("optimizer", "exact", 1e-4)]
+    columns = ["update", "estimator", "learning_rate"]
+    frame = pd.DataFrame(rules * 2, columns=columns).assign(run="a", step=[0] * 4 + [1] * 4)
+    assert rule_names(frame).tolist() == ["sgd η=0.0001", "sgd η=0.001", "limit", "optimizer"] * 2
+    scheduled = pd.DataFrame({"update": "sgd", "estimator": "exact", "learning_rate": [0.1, 0.05], "step": [0, 1]})
+    assert rule_names(scheduled.assign(run="a")).tolist() == ["sgd", "sgd"]
+    alone = pd.DataFrame({"update": "sgd", "estimator": "limit", "learning_rate": [0.1], "step": [0], "run": "a"})
+    assert rule_names(alone).tolist() == ["sgd"]
+    both = pd.DataFrame([*rules[:1], ("sgd", "auto", 1e-4)], columns=columns, index=[7, 3]).assign(run="a", step=0)
+    pd.testing.assert_series_equal(rule_names(both), pd.Series(["sgd, exact", "sgd, auto"], index=[7, 3], name="rule"))

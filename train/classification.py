@@ -2,6 +2,7 @@
 
 python -m train.classification                     scikit-learn's digits, nothing to download
 python -m train.classification --dataset cifar10 --classes airplane automobile ship --model resnet18 ...
+python -m train.classification --dataset cifar10 --protocol defined       the replication (`train.protocols`)
 """
 
 import argparse
@@ -12,12 +13,16 @@ from pathlib import Path
 
 from srel_tf import OptionError, SRelError
 from srel_tf.files import read_json
-from train.experiment import select_top, train
+from train.experiment import SCHEDULES, select_top, train
 from train.jobs import run_in_processes
+from train.protocols import PROTOCOLS, preset
 from train.report import report
+from train.rules import parse_rules
 from train.runs import RunDirectory, RunDirectoryError, write_json
 
 DIGITS = ["3", "5", "8"]
+# Options that change no number: where, how many at a time, and the preset that others may override.
+NOT_SETTINGS = "protocol seeds out log_dir jobs checkpoint_every resume restart skip_damaged".split()  # noqa: SIM905
 
 
 def parser():
@@ -26,6 +31,7 @@ def parser():
         description=__doc__.split("\n\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
+    p.add_argument("--protocol", choices=list(PROTOCOLS), help="defaults of the replication for the options below")
     p.add_argument("--dataset", default="digits", help="digits, folder:DIR, or a TFDS image set by its name")
     p.add_argument("--data-dir", help="where TFDS sets lie prepared (default: TFDS's own directory)")
     p.add_argument("--classes", nargs="+", help=f"names or labels (default: all; of digits {' '.join(DIGITS)})")
@@ -41,9 +47,27 @@ def parser():
     p.add_argument("--learning-rate", type=float, default=0.05)
     p.add_argument("--weight-decay", type=float, default=1e-4, help="L2, added to the gradient")
     p.add_argument("--every", type=int, default=9, help="measure at every that many optimizer updates")
+    p.add_argument(
+        "--schedule",
+        choices=list(SCHEDULES),
+        default="updates",
+        help="how --every counts: updates of the training, or of each epoch from its first one on, as published",
+    )
     p.add_argument("--per-class", type=int, default=20, help="probe examples a class, k of Definition 3")
-    p.add_argument("--measures", nargs="+", default=["kl", "l1"], help="kl, l1, l2, published_kl, published_l2")
-    p.add_argument("--update", nargs="+", default=["sgd"], help="fictitious steps: sgd, optimizer, fresh_adam")
+    p.add_argument(
+        "--measures",
+        nargs="+",
+        default=["kl", "l1"],
+        help="kl, l1, l2, raw_l1, raw_l2, published_kl, published_l2",
+    )
+    p.add_argument(
+        "--update",
+        nargs="+",
+        default=["sgd"],
+        metavar="RULE[@η]",
+        help="fictitious steps, all measured in one training: sgd, optimizer, fresh_adam, each with η if you like "
+        "(sgd@1e-3), and limit (η → 0 of sgd)",
+    )
     p.add_argument("--srel-learning-rate", type=float, help="η of the fictitious step (default: the training's)")
     p.add_argument("--estimator", default="exact")
     p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -59,9 +83,8 @@ def parser():
 
 def main(arguments=None):
     """Run the command; the exit status."""
-    args = parser().parse_args(arguments)
     try:
-        run(args)
+        run(_parse(arguments))
     except SRelError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -74,11 +97,20 @@ def main(arguments=None):
     return 0
 
 
+def _parse(arguments):
+    """The options, those not given from --protocol."""
+    p = parser()
+    args = p.parse_args(arguments)
+    if args.protocol:
+        p.set_defaults(**preset(args.protocol, args.dataset, args.select_top))
+        args = p.parse_args(arguments)
+    return args
+
+
 def run(args):
     """Train and measure each seed that the run directory does not hold yet, then report on all of them."""
     _check(args)
-    not_settings = ("seeds", "out", "log_dir", "jobs", "checkpoint_every", "resume", "restart", "skip_damaged")
-    settings = {name: value for name, value in vars(args).items() if name not in not_settings}
+    settings = {name: value for name, value in vars(args).items() if name not in NOT_SETTINGS}
     if settings["dataset"] == "digits" and not (settings["classes"] or settings["select_top"]):
         settings["classes"] = DIGITS
     out = Path(args.out or f"runs/{re.sub('[:/]+', '-', settings['dataset'])}-{settings['model']}")
@@ -120,10 +152,9 @@ def _check(args):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise OptionError(f"--{name.replace('_', '-')} {value}: give at least 1")
-    for name in ("seeds", "update"):
-        values = getattr(args, name)
-        if len(set(values)) < len(values):
-            raise OptionError(f"--{name} {' '.join(map(str, values))}: name none twice")
+    if len(set(args.seeds)) < len(args.seeds):
+        raise OptionError(f"--seeds {' '.join(map(str, args.seeds))}: name none twice")
+    parse_rules(args.update, args.measures, args.learning_rate, args.srel_learning_rate, args.estimator)
     if args.resume and args.restart:
         raise OptionError("--resume goes on with an interrupted seed, --restart forgets it: give one of them")
     if not all(0 <= seed < 2**32 for seed in args.seeds):

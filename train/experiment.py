@@ -15,10 +15,21 @@ from srel_tf import SRelError
 from train import data
 from train.models import build_model
 from train.optimizers import make_optimizer
+from train.rules import parse_rules
 
 
 class DivergedError(SRelError, ArithmeticError):
     """The training loss became NaN or infinite."""
+
+
+def _within_epochs(every, steps_per_epoch):
+    """After the update number 0, every, 2·every, … of each epoch, as the published code measured."""
+    if every < 1:
+        raise srel_tf.OptionError(f"--every {every}: give at least 1")
+    return lambda step: step > 0 and (step - 1) % steps_per_epoch % every == 0
+
+
+SCHEDULES = {"updates": lambda every, steps_per_epoch: every, "epoch": _within_epochs}
 
 
 def make_repeatable(seed):
@@ -135,14 +146,13 @@ def _attach_probes(model, images, settings, seed, log_dir):
     probe = srel_tf.ProbeSet.sample(
         images.train.x, images.train.y, per_class=settings["per_class"], seed=seed, class_names=images.class_names
     )
-    for update in settings["update"]:
+    every = SCHEDULES[settings["schedule"]](settings["every"], len(images.train.y) // settings["batch_size"])
+    of_rules = ("update", "measures", "learning_rate", "srel_learning_rate", "estimator")
+    for rule in parse_rules(*(settings[name] for name in of_rules)):
         model.attach_probe(
             probe,
-            every=settings["every"],
-            measures=settings["measures"],
-            update=update,
-            learning_rate=settings["srel_learning_rate"],
-            estimator=settings["estimator"],
+            every=every,
+            **rule._asdict(),
             run=f"seed-{seed}",
             seed=seed,
             log_dir=log_dir,

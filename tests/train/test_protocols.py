@@ -1,0 +1,77 @@
+"""Presets of the replication and the rules that --update names, against what shared documents of the paper say."""
+
+import numpy as np
+import pytest
+
+from srel_tf import OptionError
+from train.classification import _parse
+from train.experiment import SCHEDULES
+from train.protocols import PROTOCOLS, preset
+from train.rules import parse_rules
+
+
+def test_options_that_are_given_count():
+    args = _parse("--protocol published --dataset cifar10 --epochs 2 --seeds 7".split())  # noqa: SIM905
+    assert (args.epochs, args.seeds, args.batch_size, args.optimizer) == (2, [7], 256, "adam")
+    assert (args.test_images, args.augment, args.schedule) == ("train", "frozen", "epoch")
+    assert args.classes == ["airplane", "automobile", "ship"]
+    assert _parse("--protocol defined --dataset cifar100".split()).batch_size == 25  # noqa: SIM905
+    assert _parse("--protocol defined --dataset cifar10 --select-top 3".split()).classes is None  # noqa: SIM905
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_protocols_of_all_sets(name):
+    for dataset in ("cifar10", "cifar100", "svhn", "digits", "fashion_mnist"):
+        options = vars(_parse(["--protocol", name, "--dataset", dataset]))
+        assert options.items() >= preset(name, dataset).items()
+        parse_rules(options["update"], options["measures"], options["learning_rate"])
+    with pytest.raises(OptionError, match=r"'text'.*defined"):
+        preset("text", "digits")
+
+
+def test_the_published_schedule():
+    """58 updates an epoch, measured after the updates 0, 9, …, 54 of each: 7 a epoch."""
+    is_due = SCHEDULES["epoch"](9, 58)
+    steps = [step for step in range(2 * 58 + 1) if is_due(step)]
+    assert steps == [1, 10, 19, 28, 37, 46, 55, 59, 68, 77, 86, 95, 104, 113]
+    assert SCHEDULES["updates"](9, 58) == 9
+    with pytest.raises(OptionError, match="--every 0"):
+        SCHEDULES["epoch"](0, 58)
+
+
+def test_rules():
+    rules = parse_rules(["sgd@1e-3", "sgd", "limit", "fresh_adam"], ["kl", "published_kl"], 1e-4)
+    assert [tuple(rule) for rule in rules] == [
+        ("sgd", 1e-3, "exact", ("kl", "published_kl")),
+        ("sgd", None, "exact", ("kl", "published_kl")),
+        ("sgd", None, "limit", ("kl",)),
+        ("fresh_adam", None, "exact", ("kl", "published_kl")),
+    ]
+    assert parse_rules(["sgd"], ["kl"], 0.1, 0.5, "auto")[0].learning_rate == 0.5
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["sgd@fast"], "'fast' is no step length"),
+        (["sgd@-1"], "'-1' is no step length"),
+        (["sgd@inf"], "'inf' is no step length"),
+        (["sgd@nan"], "'nan' is no step length"),
+        (["limit@1e-3"], "limit η → 0 has no step length"),
+        (["sgd", "sgd@0.0001"], "sgd@0.0001 comes twice"),
+    ],
+)
+def test_rules_that_do_not_exist(names, message):
+    with pytest.raises(OptionError, match=message):
+        parse_rules(names, ["kl"], 1e-4)
+    with pytest.raises(OptionError, match="no measure given has a limit"):
+        parse_rules(["limit"], ["published_kl"], 1e-4)
+
+
+def test_crossed_holds_the_other_two():
+    rules = parse_rules(PROTOCOLS["crossed"]["update"], PROTOCOLS["crossed"]["measures"], 1e-4)
+    of_crossed = {(r.update, r.learning_rate or 1e-4, m) for r in rules if r.estimator == "exact" for m in r.measures}
+    for name in ("defined", "published"):
+        for rule in parse_rules(PROTOCOLS[name]["update"], PROTOCOLS[name]["measures"], 1e-4):
+            assert of_crossed >= {(rule.update, 1e-4, m) for m in rule.measures}
+    assert np.isclose([r.learning_rate for r in rules[:3]], [1e-4, 1e-3, 1e-2]).all()

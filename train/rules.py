@@ -1,0 +1,50 @@
+"""Fictitious steps as `--update` names them: sgd, sgd@1e-3, optimizer, fresh_adam@1e-4, limit."""
+
+from typing import NamedTuple
+
+from srel_tf import OptionError
+
+
+class Rule(NamedTuple):
+    """What `attach_probe` is told of a fictitious step; learning_rate None: the training's."""
+
+    update: str
+    learning_rate: float | None
+    estimator: str
+    measures: tuple
+
+
+def parse_rules(names, measures, training_rate, learning_rate=None, estimator="exact"):
+    """The `Rule` of each name.
+
+    names: RULE, or RULE@η for a step of its own; "limit" is η → 0 of sgd, which the `published_` measures lack.
+    training_rate: the η of those without one. learning_rate, estimator: of those that do not say.
+    Raises `OptionError` for an η that is no positive number and for two names of one rule.
+    """
+    rules = {}
+    for name in names:
+        rule = _parse(name, tuple(measures), learning_rate, estimator)
+        same = rule._replace(learning_rate=rule.learning_rate or training_rate)
+        if same in rules:
+            raise OptionError(f"--update {' '.join(names)}: {name} comes twice (η of the training: {training_rate:g})")
+        rules[same] = rule
+    return list(rules.values())
+
+
+def _parse(name, measures, learning_rate, estimator):
+    update, at, eta = name.partition("@")
+    if at:
+        try:
+            learning_rate = float(eta)
+        except ValueError:
+            learning_rate = 0.0
+        if not 0 < learning_rate < float("inf"):
+            raise OptionError(f"--update {name}: {eta!r} is no step length; give a positive number, say {update}@1e-3")
+    if update != "limit":
+        return Rule(update, learning_rate, estimator, measures)
+    if at:
+        raise OptionError(f"--update {name}: the limit η → 0 has no step length; write limit")
+    measures = tuple(m for m in measures if not m.startswith("published_"))
+    if not measures:
+        raise OptionError("--update limit: no measure given has a limit η → 0; add kl, l1 or l2 to --measures")
+    return Rule("sgd", None, "limit", measures)
