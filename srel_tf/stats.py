@@ -71,30 +71,37 @@ def _separations(frame):
 def pooled(frame, auto=None):
     """The frame with the rows of estimator "auto", which name what gave each of them, under that one label again.
 
-    They are those of a (run, seed, measure, update) in which both estimators occur and no source of a step has both:
-    two measurements of the same sources, one by `exact` and one by `limit`, stay apart. auto: which those are, where
-    the frame is a piece of one.
+    They are those of a (run, seed, measure, update, η) in which both estimators occur and no source of a step has both:
+    two measurements of the same sources, one by `exact` and one by `limit`, stay apart. auto: what `auto_series` gave
+    for the whole, where the frame is a piece of one.
     """
     auto = auto_series([frame]) if auto is None else auto
     if not len(auto):
         return frame
-    is_auto = frame[SERIES].merge(auto.assign(auto=True), how="left", on=SERIES)["auto"].notna().to_numpy()
+    keys = [*SERIES, "learning_rate"]
+    is_auto = frame[keys].merge(auto.assign(auto=True), how="left", on=keys)["auto"].notna().to_numpy()
     return frame.assign(estimator=frame["estimator"].astype(object).mask(is_auto, "auto"))
 
 
 def auto_series(pieces):
-    """The (run, seed, measure, update) that estimator "auto" measured, of a frame in pieces that cut no measurement."""
+    """The (run, seed, measure, update, η) that estimator "auto" measured, of a frame in pieces that cut no measurement.
+
+    An η of its own makes a series only where several were measured at a step: a schedule of the training is one series.
+    """
     source = [*SERIES, "step", "epoch", "learning_rate", "source_id"]
+    matrix = [*SERIES, "step", "learning_rate", "estimator"]
     found = []
     for piece in pieces:
         estimators = piece[[*source, "estimator"]].drop_duplicates()
         estimators["several"] = estimators.duplicated(source, keep=False)
-        found.append(
-            estimators.groupby([*SERIES, "estimator"], dropna=False, observed=True)["several"].any().reset_index()
-        )
-    by_series = pd.concat(found, ignore_index=True).groupby(SERIES, dropna=False, observed=True)
-    series = by_series.agg(estimators=("estimator", "nunique"), several=("several", "any")).reset_index()
-    return series.loc[(series["estimators"] > 1) & ~series["several"].astype(bool), SERIES]
+        found.append(estimators.groupby(matrix, dropna=False, observed=True)["several"].any().reset_index())
+    every = pd.concat(found, ignore_index=True)
+    at_once = every.groupby([*SERIES, "step"], dropna=False, observed=True)["learning_rate"].transform("nunique")
+    at_once = at_once.groupby([every[name] for name in SERIES], dropna=False, observed=True).transform("max")
+    every["eta"] = every["learning_rate"].where(at_once > 1, 0.0)
+    by_series = every.groupby([*SERIES, "eta"], dropna=False, observed=True)
+    is_auto = (by_series["estimator"].transform("nunique") > 1) & ~by_series["several"].transform("any").astype(bool)
+    return every.loc[is_auto, [*SERIES, "learning_rate"]].drop_duplicates()
 
 
 def _separation(group):

@@ -197,3 +197,22 @@ def test_two_estimators_of_the_same_sources_stay_apart():
     assert set(map(tuple, pairs[["run", "estimator"]].to_numpy())) == {("", "exact"), ("", "limit"), ("b", "auto")}
     assert len(pairs[pairs["estimator"] == "exact"]) == len(smooth(exact))
     assert (pairs.loc[(pairs["estimator"] == "limit") & (pairs["n_valid"] > 0), "mean"] == 2).all()
+
+
+def test_finite_steps_and_a_limit_of_other_rates_are_no_auto():
+    """η is recorded as it is: the training's is a float32, 0.001 is not; several at a step are several series."""
+    rows = [("exact", 1e-3), ("exact", 1e-2), ("limit", float(np.float32(1e-3)))]
+    parts = [one_run(steps=[s]).assign(estimator=e, learning_rate=eta) for s in (0, 9) for e, eta in rows]
+    apart = smooth(pd.concat(parts, ignore_index=True))
+    assert set(zip(apart["estimator"], apart["learning_rate"], strict=True)) == set(rows)
+    # One rate of two is measured by auto: its sources come from both estimators.
+    mixed = parts[1].copy()
+    first = mixed["source_id"] == mixed["source_id"].iloc[0]
+    mixed["estimator"] = mixed["estimator"].mask(first, "limit")
+    pooled = smooth(pd.concat([parts[0], mixed, parts[3], parts[4]], ignore_index=True))
+    found = pooled.groupby("learning_rate")["estimator"].unique().map(list).to_dict()
+    assert found == {1e-3: ["exact"], 1e-2: ["auto"]}
+    # A schedule changes η from step to step: one series, be a step wholly of one estimator.
+    limit = parts[5].assign(learning_rate=5e-3)
+    scheduled = smooth(pd.concat([mixed, limit], ignore_index=True))
+    assert set(scheduled["estimator"]) == {"auto"}

@@ -1,8 +1,11 @@
 """What a finished run prints and draws: Definition 3, the separation of classes, loss and accuracy."""
 
+import re
+
 import pandas as pd
 
 import srel_tf
+from srel_tf.frames import rule_names
 from srel_tf.plotting import plot_class_pairs, plot_history, save_figure
 
 
@@ -18,8 +21,9 @@ def report(directory, seeds):
         srel_tf.write_frame(history, directory.path / "history.csv"),
         save_figure(plot_history(history), figures / "history.png"),
     ]
-    for update, rows in pairs.groupby("update", sort=False):
-        written.append(save_figure(plot_class_pairs(rows), figures / f"srel-{update}.png"))
+    for rule, rows in pairs.groupby(rule_names(pairs), sort=False):
+        name = re.sub("[^a-z0-9_.]+", "-", rule.replace("η=", ""))
+        written.append(save_figure(plot_class_pairs(rows), figures / f"srel-{name}.png"))
     _print_pairs(pairs)
     _print_separation(separation)
     _print_history(history)
@@ -36,11 +40,12 @@ def _last(frame):
 
 
 def _print_pairs(pairs):
-    for (update, measure), rows in _last(pairs).groupby(["update", "measure"], sort=False):
+    last = _last(pairs)
+    for (rule, measure), rows in last.groupby([rule_names(last), "measure"], sort=False):
         order = rows["source_class"].unique()
         table = rows.pivot_table("mean", "source_class", "target_class", aggfunc="mean").reindex(order, axis=0)
         print(
-            f"\nDefinition 3, {measure}, update {update}, step {rows['step'].iloc[0]}, mean over "
+            f"\nDefinition 3, {measure}, update {rule}, step {rows['step'].iloc[0]}, mean over "
             f"{rows['run'].nunique()} runs; row: source class, column: target class; "
             f"{rows['n_valid'].sum()} of {rows['n_pairs'].sum()} entries valid"
         )
@@ -49,11 +54,8 @@ def _print_pairs(pairs):
 
 def _print_separation(separation):
     ends = separation["step"].isin([separation["step"].min(), separation["step"].max()])
-    table = (
-        separation[ends]
-        .groupby(["update", "measure", "step"], sort=False)[["auc", "median_intra", "median_inter", "ratio_of_medians"]]
-        .mean()
-    )
+    of_rules = separation[ends].groupby([rule_names(separation[ends]), "measure", "step"], sort=False)
+    table = of_rules[["auc", "median_intra", "median_inter", "ratio_of_medians"]].mean()
     print("\nSeparation of intra-class from inter-class pairs, diagonal left out, mean over runs (AUC 0.5: none)")
     print(table.to_string(float_format="{:.3f}".format))
 

@@ -3,10 +3,13 @@
 import seaborn as sns
 
 from srel_tf.errors import FrameError
-from srel_tf.frames import check_columns
+from srel_tf.frames import check_columns, rule_names
 from srel_tf.plotting.style import MEASURE_NAMES, class_palette, new_figure, population_deviation
 
-NEEDED = ["run", "epoch", "measure", "update", "source_class", "target_class", "mean"]
+NEEDED = [
+    *("run", "step", "epoch", "measure", "update", "estimator", "learning_rate"),
+    *("source_class", "target_class", "mean"),
+]
 
 
 def plot_class_pairs(pairs, classes=None):
@@ -17,8 +20,9 @@ def plot_class_pairs(pairs, classes=None):
     update rules or without rows, and for a class that is no source class.
     """
     check_columns(pairs, NEEDED)
-    if pairs.empty or pairs["update"].nunique() > 1:
-        raise FrameError(f"expected one update rule to draw, got {pairs['update'].unique().tolist()}: select one")
+    rules = [] if pairs.empty else rule_names(pairs).unique().tolist()
+    if len(rules) != 1:
+        raise FrameError(f"expected one update rule to draw, got {rules}: select one")
     measures = pairs["measure"].unique()
     classes = list(pairs["source_class"].unique()) if classes is None else list(classes)
     unknown = [c for c in classes if c not in set(pairs["source_class"])]

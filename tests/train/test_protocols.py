@@ -64,6 +64,8 @@ def test_rules():
 def test_rules_that_do_not_exist(names, message):
     with pytest.raises(OptionError, match=message):
         parse_rules(names, ["kl"], 1e-4)
+    with pytest.raises(OptionError, match="--estimator auto"):
+        parse_rules(["sgd", "limit"], ["kl"], 1e-4, estimator="auto")
     with pytest.raises(OptionError, match="no measure given has a limit"):
         parse_rules(["limit"], ["published_kl"], 1e-4)
 
