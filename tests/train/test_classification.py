@@ -191,7 +191,7 @@ def test_select_top_keeps_the_classes_of_best_test_accuracy(tmp_path):
         (["--classes", "3", "3"], "chosen twice"),
         (["--per-class", 500], r"class 0 has \d+ examples, 500 are wanted"),
         (["--per-class", 0], "per_class=0"),
-        (["--measures", "kl", "l3"], "unknown measure 'l3'.*kl, l1, l2, published_kl, published_l2"),
+        (["--measures", "kl", "l3"], "unknown measure 'l3'.*kl, l1, l2, raw_l1, raw_l2, published_kl, published_l2"),
         (["--update", "newton"], "unknown update rule 'newton'.*sgd"),
         (["--update", "sgd", "sgd"], "--update sgd sgd"),
         (["--estimator", "guess"], "unknown estimator 'guess'.*exact"),

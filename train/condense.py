@@ -1,0 +1,163 @@
+"""What of a classification run is kept in results/: class pairs, separation, quantiles, verdicts, a few matrices.
+
+python -m train.condense RUN_DIR --out results/cifar10-crossed --matrices 0 198 396
+
+The frames of a run have a row a (step, measure, source, target), millions of them. Written are, one row a measurement
+or a class pair of it:
+
+    pairs.parquet       Definition 3: mean and median with the diagonal, `off_mean`, `off_median`, … without it
+    separation.parquet  AUC and ratio of medians of intra- and inter-class pairs, without the diagonal
+    quantiles.parquet   quantiles and mean of intra- and inter-class S_rel, without the diagonal
+    agreement.parquet   rank correlation of two measures over the pairs of one measurement
+    verdicts.csv        `srel_tf.hypotheses.class_claim` for each measure and rule
+    matrices.parquet    all entries at the steps of --matrices of the first seed, for kl, l1 and published_kl
+    history.csv settings.json environment.json seeds.json
+"""
+
+import argparse
+import functools
+import itertools
+import operator
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.compute as pc
+from scipy.stats import linregress
+
+import srel_tf
+from srel_tf import FrameError, SRelError, StoredFrame, hypotheses
+from srel_tf.files import read_json, write_json
+from srel_tf.frames import MATRIX, rule_names
+
+QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
+SHOWN = ("kl", "l1", "published_kl")
+RULE = ["update", "estimator", "learning_rate"]
+PAIR = [*MATRIX, "source_class", "target_class"]
+
+
+def condense(path, out, steps=()):
+    """Write what results/ keeps of the finished seeds of the run directory `path` to `out`; the names written.
+
+    steps: of matrices.parquet. Raises `FrameError` where no seed is finished or a step was not measured.
+    """
+    marks = sorted(path.glob("seed-*/seed.json"), key=lambda mark: int(mark.parent.name.removeprefix("seed-")))
+    if not marks:
+        raise FrameError(f"{path} has no finished seed (seed-*/seed.json): run train.classification to its end first")
+    frame = StoredFrame([mark.with_name("frame.parquet") for mark in marks])
+    out.mkdir(parents=True, exist_ok=True)
+    off = srel_tf.smooth(frame, diagonal=False).rename(columns=lambda name: name if name in PAIR else f"off_{name}")
+    pairs = srel_tf.smooth(frame).merge(off, on=PAIR)
+    tables = {
+        "pairs.parquet": pairs.assign(rule=rule_names(pairs)),
+        "separation.parquet": _with_rules(srel_tf.separation(frame)),
+        "quantiles.parquet": _with_rules(quantiles(frame)),
+        "agreement.parquet": agreement(frame),
+        "verdicts.csv": verdicts(frame),
+        "history.csv": pd.concat([srel_tf.read_frame(m.with_name("history.csv")) for m in marks], ignore_index=True),
+    }
+    if steps:
+        tables["matrices.parquet"] = matrices(frame, steps)
+    for name, table in tables.items():
+        srel_tf.write_frame(table, out / name)
+    for name in ("settings.json", "environment.json"):
+        shutil.copyfile(path / name, out / name)
+    kept = ("seed", "seconds", "updates", "parameters", "weights_sha256", "data_fingerprint", "probe_ids")
+    write_json(out / "seeds.json", {m.parent.name: {k: read_json(m).get(k) for k in kept} for m in marks})
+    return [*tables, "settings.json", "environment.json", "seeds.json"]
+
+
+def _with_rules(table):
+    return table.assign(rule=rule_names(table))
+
+
+def quantiles(frame):
+    """`QUANTILES` and mean of the valid S_rel of intra- and inter-class pairs, a row a measurement and kind."""
+    rows = []
+    for piece in frame.pieces([*PAIR, "source_id", "target_id", "srel", "valid"]):
+        kept = piece[(piece["source_id"] != piece["target_id"]) & piece["valid"]]
+        kind = (kept["source_class"] == kept["target_class"]).map({True: "intra", False: "inter"})
+        srel = kept.groupby([*MATRIX, kind.rename("kind")], dropna=False, sort=False)["srel"]
+        of_kind = srel.quantile(list(QUANTILES)).unstack().rename(columns="q{}".format)
+        rows.append(of_kind.assign(mean=srel.mean(), n_valid=srel.size()).reset_index())
+    return pd.concat(rows, ignore_index=True)
+
+
+def agreement(frame):
+    """How alike two measures see the pairs of a measurement, diagonal left out: a row a (run, step, rule, two measures).
+
+    spearman: rank correlation, which no monotone transformation of S changes. slope: of log S of the second measure on
+    log S of the first, least squares over entries that both have above zero: 2 where one is the square of the other.
+    """
+    rows = []
+    for key in _keys(frame, [*RULE, "rule", "run"]):
+        part = _rows(frame, {name: key[name] for name in (*RULE, "run")})
+        part = part[(part["source_id"] != part["target_id"]) & part["valid"]]
+        for step, entries in part.groupby("step"):
+            by_measure = entries.pivot(index=["source_id", "target_id"], columns="measure", values="srel")
+            ranks, logs = by_measure.corr("spearman"), np.log(by_measure.where(by_measure > 0))
+            for first, second in itertools.combinations(by_measure, 2):
+                both = logs[[first, second]].dropna()
+                slope = (
+                    linregress(both[first], both[second]).slope
+                    if len(both) > 2 and both[first].nunique() > 1
+                    else np.nan
+                )
+                found = {"first": first, "second": second, "spearman": ranks.loc[first, second], "slope": slope}
+                rows.append({**key, "step": step, **found, "n_valid": len(both)})
+    return pd.DataFrame(rows)
+
+
+def verdicts(frame):
+    """`class_claim` of each measure and rule, which are read one at a time."""
+    tables = []
+    for key in _keys(frame, ["measure", "rule", *RULE]):
+        rows = _rows(frame, {name: key[name] for name in ("measure", *RULE)})
+        tables.append(hypotheses.class_claim(rows).assign(rule=key["rule"]))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _keys(frame, names):
+    """The values of `names` that occur together, as dicts."""
+    columns = ["run", "step", "measure", *RULE]
+    found = pd.concat(piece[columns].drop_duplicates() for piece in frame.pieces(MATRIX)).drop_duplicates()
+    return _with_rules(found)[names].drop_duplicates().to_dict("records")
+
+
+def _rows(frame, key):
+    """All rows with these values."""
+    wanted = functools.reduce(operator.and_, (pc.field(name) == value for name, value in key.items()))
+    return frame.dataset.to_table(filter=wanted).to_pandas()
+
+
+def matrices(frame, steps):
+    """The rows of the first seed at `steps`, of the measures `SHOWN`."""
+    first = frame.dataset.head(1)["seed"][0].as_py()
+    wanted = pc.field("step").isin(list(steps)) & pc.field("measure").isin(SHOWN) & (pc.field("seed") == first)
+    rows = frame.dataset.to_table(filter=wanted).to_pandas()
+    missing = sorted(set(steps) - set(rows["step"]))
+    if missing:
+        raise FrameError(f"--matrices: steps {missing} of seed {first} were not measured")
+    return rows
+
+
+def main(arguments=None):
+    """Run the command; the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m train.condense", description=__doc__.splitlines()[0])
+    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    parser.add_argument("--out", type=Path, required=True, help="directory, results/NAME")
+    parser.add_argument("--matrices", type=int, nargs="*", default=[], metavar="STEP", help="steps of matrices.parquet")
+    options = parser.parse_args(arguments)
+    try:
+        written = condense(options.run_dir, options.out, options.matrices)
+    except (SRelError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print("written:", *(options.out / name for name in written), sep="\n  ")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
