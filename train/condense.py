@@ -86,7 +86,7 @@ def quantiles(frame):
 
 
 def agreement(frame):
-    """How alike two measures see the pairs of a measurement, diagonal left out: a row a (run, step, rule, two measures).
+    """How alike two measures see the pairs of a measurement, diagonal left out: a row a run, step, rule and two.
 
     spearman: rank correlation, which no monotone transformation of S changes. slope: of log S of the second measure on
     log S of the first, least squares over entries that both have above zero: 2 where one is the square of the other.

@@ -14,16 +14,10 @@ def report(directory, settings, seeds):
         [srel_tf.read_frame(directory.seed_path(seed) / "distances.parquet") for seed in seeds], ignore_index=True
     )
     pairs = pair_curves(frame, probe_points(settings)[2])
-    figures = directory.path / "figures"
-    figures.mkdir(exist_ok=True)
-    at_x = frame[frame["target_id"] == TARGET]
+    folder = directory.path / "figures"
+    folder.mkdir(exist_ok=True)
     written = [srel_tf.write_frame(risks, directory.path / "risks.csv")]
-    if distances["step"].notna().any():
-        written.append(save_figure(plot_distances(at_x, distances), figures / "figure_03.png"))
-    written += [
-        save_figure(plot_pairs(pairs), figures / "figure_04.png"),
-        save_figure(plot_pairs(pairs, risks), figures / "figure_05.png"),
-    ]
+    written += [save_figure(f, folder / name) for name, f in figures(frame, distances, risks, settings)]
     invalid = (~frame["valid"]).sum()
     print(f"{len(frame)} entries of S_rel over {len(seeds)} seed{'s' * (len(seeds) > 1)}, {invalid} of them not valid")
     table = _table(pairs, risks)
@@ -31,6 +25,15 @@ def report(directory, settings, seeds):
     print("written:", *written, sep="\n  ")
     net = f"width {settings['width']}, depth {settings['depth']}"
     return table.stack().rename(net)
+
+
+def figures(frame, distances, risks, settings):
+    """(file name, Figure) of Figures 3–5 from the frames of all seeds; 3 where there are distances at its steps."""
+    if distances["step"].notna().any():
+        yield "figure_03.png", plot_distances(frame[frame["target_id"] == TARGET], distances)
+    pairs = pair_curves(frame, probe_points(settings)[2])
+    yield "figure_04.png", plot_pairs(pairs)
+    yield "figure_05.png", plot_pairs(pairs, risks)
 
 
 def pair_curves(frame, distances):

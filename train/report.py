@@ -1,12 +1,11 @@
 """What a finished run prints and draws: Definition 3, the separation of classes, loss and accuracy."""
 
-import re
-
 import pandas as pd
 
 import srel_tf
 from srel_tf.frames import rule_names
 from srel_tf.plotting import plot_class_pairs, plot_history, save_figure
+from train.figures import file_name
 
 
 def report(directory, seeds):
@@ -22,8 +21,7 @@ def report(directory, seeds):
         save_figure(plot_history(history), figures / "history.png"),
     ]
     for rule, rows in pairs.groupby(rule_names(pairs), sort=False):
-        name = re.sub("[^a-z0-9_.]+", "-", rule.replace("η=", ""))
-        written.append(save_figure(plot_class_pairs(rows), figures / f"srel-{name}.png"))
+        written.append(save_figure(plot_class_pairs(rows), figures / f"srel-{file_name(rule)}.png"))
     _print_pairs(pairs)
     _print_separation(separation)
     _print_history(history)

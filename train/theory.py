@@ -20,26 +20,22 @@ import tensorflow as tf
 
 from srel_tf import SRelError, write_frame
 from srel_tf.plotting import save_figure
-from srel_tf.plotting import theory as plots
 from train import theory_benchmark, theory_figures
+from train.figures import THEORY
 from train.runs import RunDirectoryError, write_json
 
 
 def make(number, variant, seed):
     """The frame and the picture of one figure."""
-    if number in theory_figures.PENALIZED:
-        frame = theory_figures.penalized(number, variant, seed)
-        return frame, plots.plot_penalized(frame)
-    if number == 10:
-        frame = theory_figures.relu_gate(seed)
-        return frame, plots.plot_relu_gate(frame)
-    frame, plot = {
-        11: (theory_figures.distance, plots.plot_distance),
-        12: (theory_figures.flow_pairs, plots.plot_flow_pairs),
-        13: (lambda: theory_figures.sgd_pairs(seed), plots.plot_sgd_pairs),
-    }[number]
-    frame = frame()
-    return frame, plot(frame)
+    of_number = {
+        **dict.fromkeys(theory_figures.PENALIZED, lambda: theory_figures.penalized(number, variant, seed)),
+        10: lambda: theory_figures.relu_gate(seed),
+        11: theory_figures.distance,
+        12: theory_figures.flow_pairs,
+        13: lambda: theory_figures.sgd_pairs(seed),
+    }
+    frame = of_number[number]()
+    return frame, THEORY[number](frame)
 
 
 def settings(variant, seed):

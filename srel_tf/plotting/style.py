@@ -10,6 +10,8 @@ MEASURE_NAMES = {
     "kl": "KL (Definition 2)",
     "l1": "ℓ1 (Definition 1)",
     "l2": "ℓ2 (Definition 1)",
+    "raw_l1": "ℓ1 of raw outputs",
+    "raw_l2": "ℓ2 of raw outputs",
     "published_kl": "published KL code",
     "published_l2": "published ℓ2 code",
 }
@@ -18,6 +20,11 @@ MEASURE_NAMES = {
 def class_palette(classes):
     """A colour for each class, the same in every panel and figure that shows the same classes."""
     return dict(zip(classes, sns.color_palette("colorblind", len(classes)), strict=True))
+
+
+def measure_palette():
+    """A colour for each measure, the same in every figure."""
+    return dict(zip(MEASURE_NAMES, sns.color_palette("colorblind", len(MEASURE_NAMES)), strict=True))
 
 
 def new_figure(rows, columns, width=4.2, height=3.2, **kwargs):

@@ -1,0 +1,134 @@
+"""Every picture of results/ again, from the frames that lie there; nothing is measured or trained.
+
+python -m train.figures [--results results] [--published CSV]
+
+    DATA-PROTOCOL/figures/  class pairs (Figures 1, 2, 14), loss and accuracy (15–17), separation, spread, matrices
+    replication/            our curves beside the published ones, with --published: a CSV of the authors' values
+    regression/figures/     Figures 3–5          theory/  Figures 6–13          benchmarks/  growth
+"""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+import srel_tf
+from srel_tf import SRelError, plotting
+from srel_tf.files import read_json
+from srel_tf.plotting import save_figure
+from srel_tf.plotting import theory as theory_plots
+from train import benchmark_report, regression_report
+from train.replication import PUBLISHED_NAMES, load
+
+THEORY = {
+    **dict.fromkeys((6, 7, 8, 9), theory_plots.plot_penalized),
+    10: theory_plots.plot_relu_gate,
+    11: theory_plots.plot_distance,
+    12: theory_plots.plot_flow_pairs,
+    13: theory_plots.plot_sgd_pairs,
+}
+DRAWN = {
+    "defined": ("kl", "l1"),
+    "published": ("published_kl", "published_l2"),
+    "crossed": ("kl", "l1", "published_kl"),
+}
+
+
+def file_name(rule):
+    """A rule's name as part of a file's name."""
+    return re.sub("[^a-z0-9_.]+", "-", rule.replace("η=", ""))
+
+
+def of_classification(path, protocol):
+    """{file: Figure} of what `train.condense` left in `path`."""
+    frames = {name: srel_tf.read_frame(path / f"{name}.parquet") for name in ("pairs", "separation", "quantiles")}
+    classes = list(frames["pairs"]["source_class"].unique())
+    yield "history.png", plotting.plot_history(srel_tf.read_frame(path / "history.csv"))
+    yield "separation.png", plotting.plot_separation(frames["separation"])
+    for rule, rows in frames["pairs"].groupby("rule", sort=False):
+        shown = rows[rows["measure"].isin(DRAWN[protocol])]
+        yield f"pairs-{file_name(rule)}.png", plotting.plot_class_pairs(shown, classes)
+    if protocol == "published":  # The same trainings by the definitions.
+        rows = frames["pairs"].query("update == 'sgd' and measure in ('kl', 'l1')")
+        yield "pairs-definitions.png", plotting.plot_class_pairs(rows, classes)
+    spread = frames["quantiles"].query("measure in ('kl', 'l1') and update in ('sgd', 'fresh_adam')")
+    yield "spread.png", plotting.plot_spread(spread[spread["rule"].isin(["sgd", "sgd η=0.0001", "fresh_adam"])])
+    if (path / "matrices.parquet").exists():
+        matrices = srel_tf.read_frame(path / "matrices.parquet")
+        sgd = matrices.query("update == 'sgd' and estimator != 'limit'")
+        last = sgd[(sgd["step"] == sgd["step"].max()) & (sgd["learning_rate"] == sgd["learning_rate"].min())]
+        for measure in [m for m in ("kl", "l1") if m in set(last["measure"])]:
+            yield f"matrix-{measure}.png", plotting.plot_matrix(last, measure)
+
+
+def side_by_side(pairs, published):
+    """Curves for `plot_beside`: ours of rule fresh_adam and the published ones, at the updates that both have."""
+    theirs = published.assign(step=published["step"] + 1, mean=published["srel"], origin="published")
+    ends = ["source_class", "target_class"]
+    theirs[ends] = theirs[ends].replace(PUBLISHED_NAMES)
+    ours = pairs[(pairs["update"] == "fresh_adam") & pairs["measure"].isin(theirs["measure"].unique())]
+    both = pd.concat([ours.assign(origin="srel_tf, protocol published"), theirs], ignore_index=True)
+    return both[["origin", "run", "step", "measure", *ends, "mean"]]
+
+
+def of_theory(path):
+    """{file: Figure} of the frames in results/theory."""
+    for frame in sorted(path.glob("figure_*.parquet")):
+        yield frame.with_suffix(".png").name, THEORY[int(frame.stem.split("_")[1])](srel_tf.read_frame(frame))
+
+
+def of_regression(path):
+    """{file: Figure} of the seeds in results/regression."""
+    seeds = sorted(mark.parent for mark in path.glob("seed-*/seed.json"))
+    frame, distances = (
+        pd.concat([srel_tf.read_frame(seed / name) for seed in seeds], ignore_index=True)
+        for name in ("frame.parquet", "distances.parquet")
+    )
+    risks = srel_tf.read_frame(path / "risks.csv")
+    yield from regression_report.figures(frame, distances, risks, read_json(path / "settings.json"))
+
+
+def remake(results, published=None):
+    """Write all pictures; yields their paths."""
+    for (_, protocol), path in load(results).items():
+        yield from _written(of_classification(path, protocol), path / "figures")
+    ours = results / "cifar10-published" / "pairs.parquet"
+    if published and ours.exists():
+        curves = side_by_side(srel_tf.read_frame(ours), srel_tf.read_frame(published))
+        drawn = ((f"beside-{m}.png", plotting.plot_beside(curves, m)) for m in curves["measure"].unique())
+        yield from _written(drawn, results / "replication")
+    if (results / "theory").exists():
+        yield from _written(of_theory(results / "theory"), results / "theory")
+    if (results / "regression").exists():
+        yield from _written(of_regression(results / "regression"), results / "regression" / "figures")
+    growth = results / "benchmarks" / "growth.csv"
+    if growth.exists():
+        table, fitted = (srel_tf.read_frame(growth.with_stem(name)) for name in ("growth", "growth_exponents"))
+        yield from _written([("growth.png", benchmark_report.plot_growth(table, fitted))], growth.parent)
+
+
+def _written(figures, folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, figure in figures:
+        yield save_figure(figure, folder / name)
+
+
+def main(arguments=None):
+    """Run the command; the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m train.figures", description=__doc__.splitlines()[0])
+    parser.add_argument("--results", type=Path, default=Path("results"))
+    parser.add_argument("--published", type=Path, help="CSV of the published CIFAR-10 curves, if you have them")
+    options = parser.parse_args(arguments)
+    try:
+        for path in remake(options.results, options.published):
+            print(path)
+    except (SRelError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
