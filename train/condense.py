@@ -47,10 +47,11 @@ def condense(path, out, steps=()):
     if not marks:
         raise FrameError(f"{path} has no finished seed (seed-*/seed.json): run train.classification to its end first")
     frame = StoredFrame([mark.with_name("frame.parquet") for mark in marks])
+    tables = {"matrices.parquet": matrices(frame, steps)} if steps else {}
     out.mkdir(parents=True, exist_ok=True)
     off = srel_tf.smooth(frame, diagonal=False).rename(columns=lambda name: name if name in PAIR else f"off_{name}")
     pairs = srel_tf.smooth(frame).merge(off, on=PAIR)
-    tables = {
+    tables |= {
         "pairs.parquet": pairs.assign(rule=rule_names(pairs)),
         "separation.parquet": _with_rules(srel_tf.separation(frame)),
         "quantiles.parquet": _with_rules(quantiles(frame)),
@@ -58,8 +59,6 @@ def condense(path, out, steps=()):
         "verdicts.csv": verdicts(frame),
         "history.csv": pd.concat([srel_tf.read_frame(m.with_name("history.csv")) for m in marks], ignore_index=True),
     }
-    if steps:
-        tables["matrices.parquet"] = matrices(frame, steps)
     for name, table in tables.items():
         srel_tf.write_frame(table, out / name)
     for name in ("settings.json", "environment.json"):

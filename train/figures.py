@@ -51,16 +51,22 @@ def of_classification(path, protocol):
         shown = rows[rows["measure"].isin(DRAWN[protocol])]
         yield f"pairs-{file_name(rule)}.png", plotting.plot_class_pairs(shown, classes)
     if protocol == "published":  # The same trainings by the definitions.
-        rows = frames["pairs"].query("update == 'sgd' and measure in ('kl', 'l1')")
+        rows = _smallest_steps(frames["pairs"]).query("update == 'sgd' and measure in ('kl', 'l1')")
         yield "pairs-definitions.png", plotting.plot_class_pairs(rows, classes)
-    spread = frames["quantiles"].query("measure in ('kl', 'l1') and update in ('sgd', 'fresh_adam')")
-    yield "spread.png", plotting.plot_spread(spread[spread["rule"].isin(["sgd", "sgd η=0.0001", "fresh_adam"])])
+    spread = _smallest_steps(frames["quantiles"])
+    yield "spread.png", plotting.plot_spread(spread[spread["measure"].isin(["kl", "l1"])])
     if (path / "matrices.parquet").exists():
         matrices = srel_tf.read_frame(path / "matrices.parquet")
-        sgd = matrices.query("update == 'sgd' and estimator != 'limit'")
-        last = sgd[(sgd["step"] == sgd["step"].max()) & (sgd["learning_rate"] == sgd["learning_rate"].min())]
+        last = _smallest_steps(matrices[matrices["step"] == matrices["step"].max()]).query("update == 'sgd'")
         for measure in [m for m in ("kl", "l1") if m in set(last["measure"])]:
             yield f"matrix-{measure}.png", plotting.plot_matrix(last, measure)
+
+
+def _smallest_steps(frame):
+    """The rows of the plain step, of the smallest η of several, and of a fresh Adam."""
+    sgd = frame[(frame["update"] == "sgd") & (frame["estimator"] != "limit")]
+    smallest = sgd[sgd["learning_rate"] == sgd["learning_rate"].min()]
+    return pd.concat([smallest, frame[frame["update"] == "fresh_adam"]])
 
 
 def side_by_side(pairs, published):

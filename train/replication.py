@@ -143,7 +143,7 @@ def beside_published(pairs, published):
     spread = {"mean": "mean", "low": "min", "high": "max"}
     a = ours.groupby([*pair, "step"])["mean"].agg(**spread)
     b = theirs.groupby([*pair, "step"])["srel"].agg(**spread)
-    both = a.join(b, how="inner", lsuffix="_ours", rsuffix="_published")
+    both = a.add_suffix("_ours").join(b.add_suffix("_published"), how="inner")
     if both.empty:
         raise OptionError("the published steps and ours have none in common: measure with --protocol published")
     both["log2_ratio"] = np.log2(both["mean_ours"] / both["mean_published"])

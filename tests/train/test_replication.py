@@ -1,0 +1,213 @@
+"""From made-up run directories to the replication's tables and pictures, against NumPy, SciPy and plain loops."""
+
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+import srel_tf
+from srel_tf.files import write_json
+from tests.made_up import probe, result
+from train import condense, figures, replication
+
+SEEDS, STEPS = (0, 1, 2), (0, 8, 12)
+MEASURES = ("kl", "l1", "published_kl")
+
+
+def frame_of(seed):
+    animals = probe(9, 3, ids=np.arange(27) + 100 * seed)
+    parts = []
+    for step in STEPS:
+        for update, eta in (("sgd", 0.1), ("sgd", 0.01), ("fresh_adam", 0.1)):
+            made = result(animals, step, MEASURES, update, eta, invalid=0.1, seed=[seed, int(eta * 100), len(update)])
+            parts.append(made.to_frame(f"seed-{seed}", seed, step / 4))
+    return pd.concat(parts, ignore_index=True)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """(run directory, {seed: frame})"""
+    path, frames = tmp_path_factory.mktemp("run"), {seed: frame_of(seed) for seed in SEEDS}
+    for seed, frame in frames.items():
+        folder = path / f"seed-{seed}"
+        folder.mkdir()
+        srel_tf.write_frame(frame, folder / "frame.parquet")
+        rows = [(f"seed-{seed}", seed, e, s, 1 / e, 0.5) for e in (1, 2, 3) for s in ("train", "test")]
+        history = pd.DataFrame(rows, columns=["run", "seed", "epoch", "split", "loss", "accuracy"])
+        srel_tf.write_frame(history, folder / "history.csv")
+        write_json(folder / "seed.json", {"seed": seed, "seconds": 1.5, "updates": 12})
+    for name in ("settings.json", "environment.json"):
+        write_json(path / name, {"name": name})
+    return path, frames
+
+
+@pytest.fixture(scope="module")
+def results(run, tmp_path_factory):
+    out = tmp_path_factory.mktemp("results")
+    assert condense.main([str(run[0]), "--out", str(out / "cifar10-crossed"), "--matrices", "0", "12"]) == 0
+    shutil.copytree(out / "cifar10-crossed", out / "cifar10-published")
+    return out
+
+
+def kept(results, name):
+    return srel_tf.read_frame(results / "cifar10-crossed" / name)
+
+
+def entries(run, seed=1, step=8, measure="kl", update="fresh_adam"):
+    """Valid rows of one matrix off the diagonal, and whether each is of one class."""
+    frame = run[1][seed]
+    rows = frame[(frame["step"] == step) & (frame["measure"] == measure) & (frame["update"] == update)]
+    rows = rows[rows["valid"] & (rows["source_id"] != rows["target_id"])]
+    return rows, rows["source_class"] == rows["target_class"]
+
+
+def test_class_pairs_with_and_without_the_diagonal(run, results):
+    pairs = kept(results, "pairs.parquet")
+    assert set(pairs["rule"]) == {"sgd η=0.1", "sgd η=0.01", "fresh_adam"}
+    assert len(pairs) == len(SEEDS) * len(STEPS) * 3 * len(MEASURES) * 9
+    rows, _ = entries(run)
+    of = rows[(rows["source_class"] == "dog") & (rows["target_class"] == "dog")]["srel"]
+    found = pairs.query("run == 'seed-1' and step == 8 and measure == 'kl' and rule == 'fresh_adam'")
+    found = found.query("source_class == 'dog' and target_class == 'dog'").iloc[0]
+    assert found["off_mean"] == pytest.approx(of.mean(), rel=1e-12)
+    assert (found["off_n_valid"], found["off_n_pairs"]) == (len(of), 72)
+    assert found["n_pairs"] == 81
+    assert found["mean"] != found["off_mean"]
+
+
+def test_quantiles(run, results):
+    rows, same = entries(run)
+    found = kept(results, "quantiles.parquet").query("run == 'seed-1' and step == 8 and measure == 'kl'")
+    for kind, of in (("intra", rows[same]), ("inter", rows[~same])):
+        row = found[(found["rule"] == "fresh_adam") & (found["kind"] == kind)].iloc[0]
+        for q in condense.QUANTILES:
+            assert row[f"q{q}"] == pytest.approx(np.quantile(of["srel"], q), rel=1e-12)
+        assert (row["mean"], row["n_valid"]) == (pytest.approx(of["srel"].mean(), rel=1e-12), len(of))
+
+
+def test_agreement_is_scipys_rank_correlation(run, results):
+    parts = [entries(run, measure=m)[0].set_index(["source_id", "target_id"])["srel"] for m in ("kl", "l1")]
+    both = pd.concat(parts, axis=1, join="inner").to_numpy()
+    found = kept(results, "agreement.parquet").query("run == 'seed-1' and step == 8 and rule == 'fresh_adam'")
+    row = found[(found["first"] == "kl") & (found["second"] == "l1")].iloc[0]
+    assert row["spearman"] == pytest.approx(stats.spearmanr(both).statistic, rel=1e-10)
+    positive = np.log(both[(both > 0).all(axis=1)])
+    assert row["slope"] == pytest.approx(np.polyfit(*positive.T, 1)[0], rel=1e-8)
+
+
+def test_a_square_has_slope_two_and_the_same_ranks(run, tmp_path):
+    for seed, frame in run[1].items():
+        squares = frame[frame["measure"] == "l1"].assign(measure="kl", srel=lambda f: f["srel"] ** 2)
+        (tmp_path / f"seed-{seed}").mkdir()
+        srel_tf.write_frame(
+            pd.concat([frame[frame["measure"] == "l1"], squares]).sort_values(["step", "update"], kind="stable"),
+            tmp_path / f"seed-{seed}" / "frame.parquet",
+        )
+    frame = srel_tf.scan_frame(tmp_path / "seed-0" / "frame.parquet")
+    found = condense.agreement(frame)
+    np.testing.assert_allclose(found["slope"], np.where(found["first"] == "l1", 2, 0.5), rtol=1e-9)
+    np.testing.assert_allclose(found["spearman"], 1, rtol=1e-12)
+
+
+def test_matrices_are_rows_of_the_frame(run, results):
+    found = kept(results, "matrices.parquet")
+    frame = run[1][0]
+    expected = frame[frame["step"].isin([0, 12]) & frame["measure"].isin(["kl", "l1", "published_kl"])]
+    pd.testing.assert_frame_equal(found, expected.reset_index(drop=True), check_dtype=False)
+
+
+def test_verdicts_are_of_one_rule_each(results):
+    found = kept(results, "verdicts.csv")
+    assert len(found) == 5 * 3 * len(MEASURES)
+    assert not found.duplicated(["claim", "measure", "rule"]).any()
+
+
+def test_the_central_table(run, results):
+    found = replication.central(replication.load(results))
+    row = found.query("protocol == 'crossed' and measure == 'kl' and rule == 'fresh_adam'").set_index("quantity")
+    aucs = []
+    for seed in SEEDS:
+        of_steps = []
+        for step in (8, 12):  # epochs 2 and 3
+            rows, same = entries(run, seed, step)
+            of_steps.append(np.mean(rows["srel"][same].to_numpy()[:, None] > rows["srel"][~same].to_numpy()))
+        aucs.append(np.mean(of_steps))
+    half = stats.t.ppf(0.975, 2) * np.std(aucs, ddof=1) / np.sqrt(3)
+    np.testing.assert_allclose(
+        row.loc["auc", ["mean", "low", "high"]].astype(float),
+        [np.mean(aucs), np.mean(aucs) - half, np.mean(aucs) + half],
+        rtol=1e-10,
+    )
+    assert row.loc["valid", "mean"] == pytest.approx(0.9, abs=0.02)
+    assert {"change_intra", "change_inter", "intra", "inter", "off_intra", "ratio_of_medians"} <= set(row.index)
+
+
+def test_claims_on_measures_are_paired_by_seed(results):
+    separation = kept(results, "separation.parquet")
+    claims = replication.claims(replication.load(results))
+    new = claims[claims["hypothesis"] == "Section 2.1"]
+    auc = separation[separation["epoch"] >= 1].groupby(["rule", "measure", "run"])["auc"].mean()
+    row = new.query("protocol == 'crossed' and rule == 'fresh_adam' and measure == 'kl − l1'").iloc[0]
+    gap = (auc["fresh_adam", "kl"] - auc["fresh_adam", "l1"]).mean()
+    assert row["effect_size"] == pytest.approx(gap, rel=1e-10)
+    assert row["verdict"] in {"supported", "contradicted", "undecided"}
+    assert set(new["claim"]) == {
+        "no separation",
+        "KL separates better than ℓ1",
+    }
+
+
+@pytest.fixture(scope="module")
+def published(run):
+    """Our own curves of fresh_adam in the published form, doubled: ranges do not overlap where they are narrow."""
+    frames = pd.concat(run[1].values(), ignore_index=True)
+    pairs = srel_tf.smooth(frames[frames["update"] == "fresh_adam"])
+    pairs = pairs[pairs["measure"] == "published_kl"]
+    return pairs.assign(step=pairs["step"] - 1, srel=2 * pairs["mean"])
+
+
+def test_beside_the_published_curves(results, published):
+    ours = srel_tf.read_frame(results / "cifar10-published" / "pairs.parquet")
+    found = replication.beside_published(ours, published)
+    assert len(found) == 9
+    np.testing.assert_allclose(found["log2_ratio"], -1, rtol=1e-12)
+    np.testing.assert_allclose(found["correlation"], 1, rtol=1e-9)
+    assert (found["steps"] == len(STEPS)).all()
+    same = replication.beside_published(ours, published.assign(srel=published["srel"] / 2))
+    assert (same["overlap"] == 1).all()
+    with pytest.raises(srel_tf.OptionError, match="none in common"):
+        replication.beside_published(ours, published.assign(step=1000))
+
+
+def test_the_command_prints_and_writes_the_tables(results, published, tmp_path, capsys):
+    srel_tf.write_frame(published, tmp_path / "curves.csv")
+    arguments = ["--results", str(results), "--out", str(tmp_path), "--published", str(tmp_path / "curves.csv")]
+    assert replication.main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "cifar10, protocol crossed, 3 seeds" in printed
+    assert {"central.csv", "claims.csv", "published.csv"} <= {p.name for p in tmp_path.iterdir()}
+
+
+def test_every_picture_again(results, published, tmp_path, capsys):
+    srel_tf.write_frame(published, tmp_path / "curves.csv")
+    assert figures.main(["--results", str(results), "--published", str(tmp_path / "curves.csv")]) == 0
+    written = {line.removeprefix(str(results)) for line in capsys.readouterr().out.splitlines()}
+    of_crossed = {name for name in written if name.startswith("/cifar10-crossed/figures/")}
+    names = ("history", "separation", "spread", "pairs-sgd-0.1", "pairs-sgd-0.01", "pairs-fresh_adam", "matrix-kl")
+    assert {f"/cifar10-crossed/figures/{name}.png" for name in names} <= of_crossed
+    assert "/replication/beside-published_kl.png" in written
+    assert all((results / name.lstrip("/")).stat().st_size > 5000 for name in written)
+
+
+def test_bad_input_is_told(tmp_path, capsys):
+    assert condense.main([str(tmp_path), "--out", str(tmp_path / "out")]) == 1
+    assert "no finished seed" in capsys.readouterr().err
+    assert replication.main(["--results", str(tmp_path)]) == 1
+    assert "no results of train.condense" in capsys.readouterr().err
+
+
+def test_steps_that_were_not_measured(run, tmp_path):
+    with pytest.raises(srel_tf.FrameError, match=r"steps \[5\] of seed 0"):
+        condense.condense(run[0], tmp_path, steps=[5])
