@@ -82,10 +82,16 @@ MEASURES = {"kl": kl, "l1": norm(1), "l2": norm(2)}
 
 def srel(model, x, y, sources, targets, learning_rate, distance, make_optimizer=None):
     """S_rel [n_s, n_t], one source after the other. make_optimizer: a new optimizer for each source, in its state."""
+    return srels(model, x, y, sources, targets, learning_rate, {"": distance}, make_optimizer)[""]
+
+
+def srels(model, x, y, sources, targets, learning_rate, distances, make_optimizer=None):
+    """The same for several distances {name: distance}, of the same steps: {name: S_rel [n_s, n_t]}."""
     before = model(x, training=False).numpy()
-    matrix = np.empty((len(sources), len(targets)))
+    matrices = {name: np.empty((len(sources), len(targets))) for name in distances}
     for row, i in enumerate(sources):
         optimizer = None if make_optimizer is None else make_optimizer()
         after = stepped(model, x[i : i + 1], y[i : i + 1], learning_rate, optimizer)(x, training=False).numpy()
-        matrix[row] = [distance(before[j], after[j]) / distance(before[i], after[i]) for j in targets]
-    return matrix
+        for name, distance in distances.items():
+            matrices[name][row] = [distance(before[j], after[j]) / distance(before[i], after[i]) for j in targets]
+    return matrices

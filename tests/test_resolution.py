@@ -14,6 +14,7 @@ from tests.nets import classifier, digits, double_precision
 
 CLASSES = 4
 ETAS = (1e-8, 1e-4, 1e-2, 1.0)
+RAW = {"raw_l1": reference.raw_norm(1), "raw_l2": reference.raw_norm(2)}
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +54,8 @@ def in_float64(model, probe, eta):
         softmax = isinstance(model.layers[-1], keras.layers.Softmax)
         read = reference.of_probabilities if softmax else lambda distance: distance
         every = np.arange(len(probe))
-        return {
-            name: reference.srel(net, probe.x, probe.y, every, every, eta, read(distance))
-            for name, distance in reference.MEASURES.items()
-        }
+        distances = {name: read(distance) for name, distance in reference.MEASURES.items()}
+        return reference.srels(net, probe.x, probe.y, every, every, eta, {**distances, **RAW})
 
 
 @pytest.mark.parametrize(("body", "softmax"), [("mlp", True), ("cnn", False), ("resnet", False)])
@@ -64,7 +63,7 @@ def test_valid_entries_are_within_the_contract(body, softmax, data, probe):
     for stage, model in stages(body, softmax, data):
         shares = {}
         for eta in ETAS:
-            result = srel_tf.measure(model, probe, measures=tuple(reference.MEASURES), learning_rate=eta)
+            result = srel_tf.measure(model, probe, measures=(*reference.MEASURES, *RAW), learning_rate=eta)
             with np.errstate(invalid="ignore", divide="ignore"):
                 exact = in_float64(model, probe, eta)
             for name, expected in exact.items():
