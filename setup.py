@@ -30,7 +30,11 @@ setup(
         "filelock>=3.13",
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "mpmath>=1.3", "ruff>=0.6"],
+        "notebooks": ["jupyterlab>=4"],
+        "test": [
+            *("pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "mpmath>=1.3", "ruff>=0.6"),
+            *("nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"),
+        ],
         "torch": ["torch>=2.2"],  # For its recipes in `python -m train.benchmark`.
     },
 )
