@@ -110,10 +110,10 @@ def agreement(frame):
 
 
 def verdicts(frame):
-    """`class_claim` of each measure and rule, which are read one at a time."""
+    """`class_claim` of each measure and rule; a rule is read at a time."""
     tables = []
-    for key in _keys(frame, ["measure", "rule", *RULE]):
-        rows = _rows(frame, {name: key[name] for name in ("measure", *RULE)})
+    for key in _keys(frame, ["rule", *RULE]):
+        rows = _rows(frame, {name: key[name] for name in RULE})
         tables.append(hypotheses.class_claim(rows).assign(rule=key["rule"]))
     return pd.concat(tables, ignore_index=True)
 
