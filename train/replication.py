@@ -17,7 +17,7 @@ import pandas as pd
 import srel_tf
 from srel_tf import OptionError, SRelError
 from srel_tf.files import read_json
-from srel_tf.hypotheses.verdicts import decide, interval, table
+from srel_tf.hypotheses import COLUMNS, decide, interval
 
 PUBLISHED_NAMES = {"plane": "airplane", "car": "automobile"}
 KEY = ["data", "protocol", "measure", "rule"]
@@ -120,7 +120,7 @@ def claims(directories):
                 gaps = (by_measure[first] - by_measure[second]).to_numpy()
                 names = {**about, "measure": f"{first} − {second}", "claim": claim, "effect": "difference of AUC"}
                 rows.append({**decide(names, gaps, bounds), **kept})
-    found = table(rows).assign(**{name: [row[name] for row in rows] for name in ("data", "protocol", "rule")})
+    found = pd.DataFrame(rows, columns=[*COLUMNS, "data", "protocol", "rule"])
     return pd.concat([read(directories, "verdicts.csv"), found], ignore_index=True)
 
 

@@ -7,6 +7,8 @@
 | Hypothesis 1.2, two phases, and Figure 5's claim on the risks | `two_phases`, `change_points` |
 | intra-class against inter-class (Sections 1.3 and 2.1) | `class_claim` |
 
+`decide` makes a verdict of one effect a seed, `interval` is its interval: for claims of your own.
+
 All return one row a claim and measure, with the same `COLUMNS`:
 
 - `hypothesis`, `claim`, `scope` (metric, step, times, number of pairs); `measure`, `update`, `estimator`: the frame's;
@@ -29,13 +31,15 @@ from srel_tf.hypotheses.bound import bounded_by_proximity
 from srel_tf.hypotheses.classes import class_claim
 from srel_tf.hypotheses.phases import change_points, two_phases
 from srel_tf.hypotheses.proximity import proximity_trend
-from srel_tf.hypotheses.verdicts import COLUMNS, undecided
+from srel_tf.hypotheses.verdicts import COLUMNS, decide, interval, undecided
 
 __all__ = [
     "COLUMNS",
     "bounded_by_proximity",
     "change_points",
     "class_claim",
+    "decide",
+    "interval",
     "proximity_trend",
     "two_phases",
     "undecided",
