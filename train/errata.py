@@ -1,7 +1,7 @@
 """Errata: where the paper's text and its published code disagree, each item checked by a computation of ours.
 
-python -m train.errata                              reads results/, writes results/replication/errata.csv
-python -m train.errata --published DIR              with the published CIFAR-10 curves (cifar10_srel.csv, cifar10_history.csv)
+python -m train.errata                       reads results/, writes results/replication/errata.csv
+python -m train.errata --published-dir DIR   with the published curves cifar10_srel.csv, cifar10_history.csv
 
 An item has a number (1–9 classification, 10–15 penalised regression, 16–22 the text itself), what the text says, what
 the code does or the text itself implies, the check, and the effect on results. Effects on classification are read from
@@ -19,9 +19,9 @@ import pandas as pd
 import srel_tf
 from srel_tf import SRelError
 from train import errata_classification as classification
+from train import errata_penalized as penalized
 from train import errata_protocol as protocol
-from train import errata_statements as statements
-from train import errata_theory as penalized
+from train import errata_theorems as theorems
 from train.errata_evidence import Evidence
 
 
@@ -32,12 +32,12 @@ class Item(NamedTuple):
     examine: object  # Evidence -> (check, effect)
 
 
-SECTION_21, SECTION_31 = "Section 2.1", "Section 3.1"
 ITEMS = {
     1: Item(
         "KL (Definition 2)",
         "KL(g⁺, g) = Σ g⁺ log(g⁺/g)",
-        "kl_div is given probabilities where it takes log-probabilities: mean over classes of p (log p − p⁺), 1e-8 added to the denominator",
+        "kl_div is given probabilities where it takes log-probabilities: mean over classes of p (log p − p⁺), 1e-8 "
+        "added to the denominator",
         classification.published_kl,
     ),
     2: Item(
@@ -123,38 +123,39 @@ ITEMS = {
         "Theorem 5.3, eqs. 38, 39",
         "β₂₂(x')² in k₂ and in the first factor",
         "eq. 37 and the remark have β₂₂(x)²; E[β₁₁β₂₂] = 0 is needed and not said",
-        penalized.theorem_5_3,
+        theorems.theorem_5_3,
     ),
-    17: Item("eq. 14", "no absolute values", "eq. 13, of which it is a case, has them", penalized.absolute_values),
+    17: Item("eq. 14", "no absolute values", "eq. 13, of which it is a case, has them", theorems.absolute_values),
     18: Item(
         "Theorem 5.1",
         "a time-independent upper bound",
         "the bound has w_t in it; P(x, x') alone is independent of time",
-        penalized.bound_in_time,
+        theorems.bound_in_time,
     ),
     19: Item(
         "Theorem 4.3, Figure 10",
         "a lower bound, about which the curve fluctuates",
         "once no ReLU clips S_rel is the bound itself; at convergence the differences are 0/0 in finite precision",
-        statements.attained_bound,
+        theorems.attained_bound,
     ),
     20: Item(
         "lost settings",
-        "Figure 10's bound is ~1.4; x', the pairs of Figure 12 and the table of Figures 3–5 are not in the text that we have",
+        "Figure 10's bound is ~1.4; x', the pairs of Figure 12 and the table of Figures 3–5 are not in the text "
+        "that we have",
         "no code that we have says",
-        statements.lost_choices,
+        theorems.lost_choices,
     ),
     21: Item(
         "statements on all pairs",
         "Hypothesis 1.2(a); S_rel non-decreasing later on; falling with distance; ‖w_t − w*‖ < 1e-6 eventually",
         "the closed forms have counterexamples",
-        statements.all_pairs,
+        theorems.all_pairs,
     ),
     22: Item(
         "Theorem 5.2",
         "w_r(0)² in (0, a_r/b_r)",
         "sufficient, not necessary",
-        penalized.theorem_5_2_range,
+        theorems.theorem_5_2_range,
     ),
 }
 
@@ -180,14 +181,15 @@ def main(arguments=None):
     """Run the command; the exit status."""
     parser = argparse.ArgumentParser(prog="python -m train.errata", description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=Path("results"), help="what train.condense wrote")
-    parser.add_argument("--published", type=Path, metavar="DIR", help="of the published CIFAR-10 curves, if you have them")
+    parser.add_argument(
+        "--published-dir", type=Path, metavar="DIR", help="the published CIFAR-10 curves, if you have them"
+    )
     parser.add_argument("--items", type=int, nargs="+", choices=list(ITEMS), metavar="N", help="only these")
     parser.add_argument("--out", type=Path, help="default: RESULTS/replication")
     options = parser.parse_args(arguments)
     out = options.out or options.results / "replication"
     try:
-        curves = [srel_tf.read_frame(options.published / f"cifar10_{n}.csv") for n in ("srel", "history")] if options.published else []
-        found = errata(Evidence(options.results, *curves), options.items or ITEMS)
+        found = errata(Evidence(options.results, *_curves(options.published_dir)), options.items or ITEMS)
         out.mkdir(parents=True, exist_ok=True)
         written = srel_tf.write_frame(found, out / "errata.csv")
     except (SRelError, OSError) as error:
@@ -197,6 +199,11 @@ def main(arguments=None):
         show(row)
     print(f"\nwritten:\n  {written}")
     return 0
+
+
+def _curves(directory):
+    names = ("srel", "history") if directory else ()
+    return [srel_tf.read_frame(directory / f"cifar10_{name}.csv") for name in names]
 
 
 if __name__ == "__main__":

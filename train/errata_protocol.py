@@ -22,7 +22,7 @@ SIZES = {"SVHN": (4000, 800, 256), "CIFAR-10": (5000, 1000, 256), "CIFAR-100": (
 
 
 def leaked_test_set(evidence):
-    """The "test" images are images that the net is trained on, cropped and flipped by another draw."""
+    """5. The "test" images are images that the net is trained on, cropped and flipped by another draw."""
     shares = {split: share_trained_on(split) for split in ("train", "test")}
     check = (
         f"read as the code does, {shares['train']:.0%} of the digits' test images are training images, "
@@ -48,8 +48,8 @@ def _leaked_and_real(path, evidence):
     others, same = final_accuracies(real[0]), same_trainings(path, real[0])
     gap = (leaked["test"] - others["test"]).dropna()
     return (
-        f"{text}, {others['test'].mean():.3f} on the real test images ({real[0].name}; {len(same)} trainings are the same "
-        f"to the last bit); leaked minus real, by seed: {', '.join(f'{value:+.3f}' for value in gap)}"
+        f"{text}, {others['test'].mean():.3f} on the real test images ({real[0].name}; {len(same)} trainings are the "
+        f"same to the last bit); leaked minus real, by seed: {', '.join(f'{value:+.3f}' for value in gap)}"
     )
 
 
@@ -72,7 +72,7 @@ def same_trainings(path, other):
 
 
 def three_runs(evidence):
-    """A band of ± one population standard deviation of three runs, and what would cover the mean."""
+    """6. A band of ± one population standard deviation of three runs, and what would cover the mean."""
     check = "; ".join(
         f"{n} runs: the sample deviation is {np.sqrt(n / (n - 1)):.3f} times the band, the 95% t-interval of the mean "
         f"{t_over_population(n):.2f} times; the band covers the mean with probability {band_coverage(n):.3f}"
@@ -95,16 +95,17 @@ def _separated_bands(path):
     pairs = srel_tf.read_frame(path / "pairs.parquet")
     pairs = pairs[(pairs["update"] == "fresh_adam") & pairs["measure"].str.startswith("published_")]
     return ", ".join(
-        f"{measure}: intra-class band wholly above the inter-class one at {separated(rows, 1):.1%} of (class pair, step), "
-        f"with t-intervals at {separated(rows, None):.1%}"
+        f"{measure}: intra-class band wholly above the inter-class one at {separated(rows, 1):.1%} of (class pair, "
+        f"step), with t-intervals at {separated(rows, None):.1%}"
         for measure, rows in pairs.groupby("measure", sort=False)
     )
 
 
 def separated(pairs, factor):
-    """Share of (source class, other class, step) at which intra-class mean − width > inter-class mean + width over runs.
+    """Share of (source class, other class, step) at which intra-class mean − width > inter-class mean + width.
 
-    pairs: class pairs of one measure and rule. width: `factor` population standard deviations; None: the 95% t-interval.
+    pairs: class pairs of one measure and rule, of several runs. width: `factor` population standard deviations over
+    the runs; None: the 95% t-interval of their mean.
     """
     curves = pairs.groupby(["step", "source_class", "target_class"])["mean"]
     factors = curves.size().map(t_over_population) if factor is None else factor
@@ -120,7 +121,7 @@ def separated(pairs, factor):
 
 
 def diagonal(evidence):
-    """With the k diagonal terms the intra-class average moves towards 1 by 1/k of its distance."""
+    """7. With the k diagonal terms the intra-class average moves towards 1 by 1/k of its distance."""
     off = 0.5
     matrix = np.full((K, K), off)
     np.fill_diagonal(matrix, 1)
@@ -149,14 +150,14 @@ def diagonal(evidence):
 
 
 def epochs_axis(evidence):
-    """SVHN's 6 records an epoch on an axis of 7 an epoch; and the first record, which is after one update."""
+    """8. SVHN's 6 records an epoch on an axis of 7 an epoch; and the first record, which is after one update."""
     steps = {name: 3 * train // batch for name, (train, _, batch) in SIZES.items()}
     records = {name: measured_updates(count) for name, count in steps.items()}
     svhn = records["SVHN"]
     counts = ", ".join(f"{name} {len(records[name])} ({count} updates an epoch)" for name, count in steps.items())
     check = (
-        f"records in 7 epochs: {counts}; SVHN's last is after update {svhn[-1]}, at {svhn[-1] / steps['SVHN']:.2f} epochs, "
-        f"and is drawn at {(len(svhn) - 1) / 7:.2f}; every first record is after update {svhn[0]}"
+        f"records in 7 epochs: {counts}; SVHN's last is after update {svhn[-1]}, at {svhn[-1] / steps['SVHN']:.2f} "
+        f"epochs, and is drawn at {(len(svhn) - 1) / 7:.2f}; every first record is after update {svhn[0]}"
     )
     return check, "SVHN was not run; " + evidence.of_runs("published", lambda path: _first_update(path, evidence))
 
@@ -191,25 +192,24 @@ def _first_means(path):
 
 
 def class_accuracies(evidence):
-    """Class-wise accuracies divide by the class size, though the images of the last batch are not counted."""
-    counted = {
-        (name, split): (3 * size, *perfect_accuracy(size, 3, batch))
-        for name, (train, test, batch) in SIZES.items()
-        for split, size in (("training", train), ("test", test))
-    }
-    check = "; ".join(
-        f"{name}, {split}: {seen} of {total} images counted, at most {seen / total:.2%} for a net without errors, with a "
-        f"deviation of {deviation:.2%} between classes"
-        for (name, split), (total, seen, deviation) in counted.items()
-    )
+    """9. Class-wise accuracies divide by the class size, though the images of the last batch are not counted."""
+    told = []
+    for name, (train, test, batch) in SIZES.items():
+        for split, size in (("training", train), ("test", test)):
+            seen, deviation = perfect_accuracy(size, 3, batch)
+            told.append(f"{name} {split} {seen / (3 * size):.2%} ± {deviation:.2%}")
     seen, deviation = perfect_accuracy(1000, 10, 256)
+    check = (
+        f"a net without errors gets (mean ± deviation between classes) {', '.join(told)}; the images left out of a "
+        "class are hypergeometric"
+    )
     effect = (
-        f"none on S_rel. Where the three classes are chosen, on CIFAR-10's ten with 1,000 images each, accuracies come out "
-        f"{1 - seen / 10000:.2%} low, {deviation:.2%} more or less between classes"
+        f"none on S_rel. Where three classes are chosen out of CIFAR-10's ten of 1,000 images, accuracies come out "
+        f"{1 - seen / 10000:.2%} low, with a deviation of {deviation:.2%} between classes"
     )
     if evidence.history is not None:
         of_split = {split: evidence.history[f"{split}_accuracy"] for split in ("train", "test")}
-        effect += "; the overall accuracies published are right: " + ", ".join(
+        effect += "; overall accuracies published are over what was counted: " + ", ".join(
             f"{multiples(of_split[split], n)} of {len(of_split[split])} {split} ones are multiples of 1/{n}"
             for split, n in (("train", 14848), ("train", 15000), ("test", 2816), ("test", 3000))
         )
