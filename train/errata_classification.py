@@ -180,8 +180,8 @@ def _lowest_denominators(path):
     entries = srel_tf.read_frame(file)
     rows = entries[(entries["measure"] == "l1") & (entries["update"] == "fresh_adam") & entries["valid"]]
     return ", ".join(
-        f"step {step}: r of the sources is at least {r:.1e}, so that published_l2 is lowered by at most "
-        f"{EPSILON / (r + EPSILON):.1e} of itself"
+        f"step {step}: where float32 resolves it r of the sources is at least {r:.1e}, so that published_l2 is "
+        f"lowered by at most {EPSILON / (r + EPSILON):.1e} of itself"
         for step, r in smallest_root_mean_square(rows).items()
     )
 

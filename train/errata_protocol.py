@@ -45,11 +45,12 @@ def _leaked_and_real(path, evidence):
     text = f"{leaked['test'].mean():.3f} on the leaked images, {leaked['train'].mean():.3f} in training"
     if not real:
         return f"{text}; not measured: the same trainings with the real test images"
-    others, same = final_accuracies(real[0]), same_trainings(path, real[0])
-    gap = (leaked["test"] - others["test"]).dropna()
+    others = final_accuracies(real[0]).reindex(leaked.index)
+    gaps = ", ".join(f"{gap:+.3f}" for gap in (leaked["test"] - others["test"]).dropna())
     return (
-        f"{text}, {others['test'].mean():.3f} on the real test images ({real[0].name}; {len(same)} trainings are the "
-        f"same to the last bit); leaked minus real, by seed: {', '.join(f'{value:+.3f}' for value in gap)}"
+        f"{text}, {others['test'].mean():.3f} on the real test images ({real[0].name}, the same seeds; "
+        f"{len(same_trainings(path, real[0]))} trainings are the same to the last bit); leaked minus real, by seed: "
+        f"{gaps}"
     )
 
 
@@ -177,6 +178,7 @@ def _first_update(path, evidence):
         f"{measure}, fresh_adam, mean of {kind} at initialisation {start[measure, kind]:.3f}, after one update "
         f"{first[measure, kind]:.3f}"
         for measure, kind in first.index.intersection(start.index)
+        if measure.startswith("published_")
     )
 
 
