@@ -66,7 +66,7 @@ def same_trainings(path, other):
     digests = [
         {run: about["weights_sha256"] for run, about in read_json(p / "seeds.json").items()} for p in (path, other)
     ]
-    return sorted(run for run, digest in digests[0].items() if digests[1].get(run) == digest)
+    return sorted(run for run, digest in digests[0].items() if digest and digests[1].get(run) == digest)
 
 
 # --- 6: runs and bands -----------------------------------------------------------------------------------------
