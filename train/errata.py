@@ -60,7 +60,7 @@ ITEMS = {
     ),
     5: Item(
         "test set",
-        "test images",
+        "the sets' own test images (CIFAR-100: 100 a class)",
         "a fifth of the training images, augmented by another draw",
         protocol.leaked_test_set,
     ),

@@ -95,7 +95,7 @@ def bound_in_time(evidence):
     srel = h.srel_limit(figures.START[None], targets, shrink[:, None] * targets).numpy()
     near = h.proximity(targets, shrink[:, None] * targets).numpy()
     effect = (
-        f"P alone does not bound S_rel: from x = x' to x = x'/100 P falls from {near[0]:.3g} to {near[1]:.3g} and "
+        f"no constant times P bounds S_rel: from x = x' to x = x'/100 P falls from {near[0]:.3g} to {near[1]:.3g} and "
         f"S_rel rises from {srel[0]:.3g} to {srel[1]:.3g} (Hypothesis 1.1(b))"
     )
     return check, effect
