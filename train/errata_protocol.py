@@ -48,8 +48,8 @@ def _leaked_and_real(path, evidence):
     others = final_accuracies(real[0]).reindex(leaked.index)
     gaps = ", ".join(f"{gap:+.3f}" for gap in (leaked["test"] - others["test"]).dropna())
     return (
-        f"{text}, {others['test'].mean():.3f} on the real test images ({real[0].name}, the same seeds; "
-        f"{len(same_trainings(path, real[0]))} trainings are the same to the last bit); leaked minus real, by seed: "
+        f"{text}, {others['test'].mean():.3f} on the real test images ({real[0].name}, the same seeds; trainings "
+        f"that are the same to the last bit: {len(same_trainings(path, real[0]))}); leaked minus real, by seed: "
         f"{gaps}"
     )
 
@@ -106,9 +106,11 @@ def separated(pairs, factor):
     """Share of (source class, other class, step) at which intra-class mean − width > inter-class mean + width.
 
     pairs: class pairs of one measure and rule, of several runs. width: `factor` population standard deviations over
-    the runs; None: the 95% t-interval of their mean.
+    the runs; None: the 95% t-interval of their mean. NaN for one run, which has neither.
     """
     curves = pairs.groupby(["step", "source_class", "target_class"])["mean"]
+    if (curves.size() < 2).any():
+        return np.nan
     factors = curves.size().map(t_over_population) if factor is None else factor
     width = curves.std(ddof=0) * factors
     ends = pd.DataFrame({"low": curves.mean() - width, "high": curves.mean() + width}).reset_index()

@@ -10,6 +10,7 @@ import pytest
 from scipy import stats
 
 import srel_tf
+from srel_tf import hypotheses
 from srel_tf.files import write_json
 from tests.made_up import probe, result
 from train import errata, errata_classification, errata_penalized, errata_protocol, errata_theorems
@@ -59,7 +60,7 @@ def runs(tmp_path_factory):
     """(Evidence, {protocol: frame}) of made-up CIFAR-10 runs."""
     path, frames = tmp_path_factory.mktemp("errata"), {}
     with pytest.MonkeyPatch.context() as patch:  # Verdicts are not looked at: few resamples.
-        patch.setattr(srel_tf.hypotheses, "class_claim", partial(srel_tf.hypotheses.class_claim, resamples=2))
+        patch.setattr(hypotheses, "class_claim", partial(hypotheses.class_claim, resamples=2))
         for protocol in STEPS:
             frames[protocol] = made_up_run(path / protocol, protocol)
             condense(path / protocol, path / f"results/cifar10-{protocol}", (STEPS[protocol][-1],))
@@ -187,7 +188,7 @@ def test_5_leaked_images_and_accuracies(runs):
     assert errata_protocol.share_trained_on("test") == 0
     _, effect = errata_protocol.leaked_test_set(runs[0])
     assert "0.350 on the leaked images, 0.360 in training, 0.310 on the real test images" in effect
-    assert "2 trainings are the same" in effect
+    assert "the same to the last bit: 2)" in effect
     assert effect.endswith("+0.020, +0.040, +0.060")
 
 
@@ -217,6 +218,7 @@ def test_6_bands_apart_by_loops(runs):
                 apart.append(np.mean(intra) - widths[0] > np.mean(inter) + widths[1])
         assert len(apart) == 3 * 6
         assert errata_protocol.separated(pairs, factor) == pytest.approx(np.mean(apart))
+    assert np.isnan(errata_protocol.separated(pairs[pairs["seed"] == 0], 1))
     assert errata_protocol.separated(pairs, None) < errata_protocol.separated(pairs, 1) < 1
 
 
