@@ -17,7 +17,7 @@ from srel_tf.errors import (
     SRelError,
     StorageError,
 )
-from srel_tf.frames import read_frame, write_frame
+from srel_tf.frames import read_frame, rule_names, write_frame
 from srel_tf.measurement import Instrument, Settings, measure
 from srel_tf.mixin import SRelMixin, SRelModel, SRelSequential
 from srel_tf.ntk import empirical_kernel
@@ -51,6 +51,7 @@ __all__ = [
     "empirical_kernel",
     "measure",
     "read_frame",
+    "rule_names",
     "scan_frame",
     "separation",
     "smooth",

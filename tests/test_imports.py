@@ -95,7 +95,6 @@ def test_the_library_loads_figures_only_when_asked():
 PUBLIC_MODULES = [
     "srel_tf.errors",
     "srel_tf.files",
-    "srel_tf.frames",
     "srel_tf.hypotheses",
     "srel_tf.plotting",
     "srel_tf.plotting.theory",

@@ -28,13 +28,13 @@ import pyarrow.compute as pc
 from scipy.stats import linregress
 
 import srel_tf
-from srel_tf import FrameError, SRelError, StoredFrame, hypotheses
+from srel_tf import FrameError, SRelError, StoredFrame, hypotheses, rule_names
 from srel_tf.files import read_json, write_json
-from srel_tf.frames import MATRIX, rule_names
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 SHOWN = ("kl", "l1", "published_kl")
 RULE = ["update", "estimator", "learning_rate"]
+MATRIX = ["run", "seed", "step", "epoch", "measure", *RULE]  # What makes a measurement.
 PAIR = [*MATRIX, "source_class", "target_class"]
 
 

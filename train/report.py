@@ -3,7 +3,7 @@
 import pandas as pd
 
 import srel_tf
-from srel_tf.frames import rule_names
+from srel_tf import rule_names
 from srel_tf.plotting import plot_class_pairs, plot_history, save_figure
 from train.figures import file_name
 

@@ -12,7 +12,7 @@ COLUMNS = 3
 def plot_separation(separation, measures=("kl", "l1", "raw_l1", "published_kl")):
     """AUC of intra- against inter-class pairs by epoch: a panel a rule, a line a measure, mean and band over runs.
 
-    separation: what `srel_tf.separation` returns, with a column `rule` (`srel_tf.frames.rule_names`).
+    separation: what `srel_tf.separation` returns, with a column `rule` (`srel_tf.rule_names`).
     measures: those shown, as far as they are there. Bands are one population standard deviation.
     Raises `FrameError` where none of them is there.
     """
