@@ -4,6 +4,7 @@ python -m train.replication                reads results/*-{defined,published,cr
 
     central.csv    the table: AUC, ratio of medians, Definition 3, trends, shares of valid entries, intervals over seeds
     claims.csv     the paper's claims, a verdict a dataset, measure and rule (as `srel_tf.hypotheses` gives them)
+    moves.csv      how far one fictitious step moves predictions, where a run has matrices.parquet
     published.csv  the published CIFAR-10 curves beside ours of the same protocol, a row a measure and class pair
 """
 
@@ -15,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 import srel_tf
-from srel_tf import OptionError, SRelError
+from srel_tf import OptionError, SRelError, rule_names
 from srel_tf.files import read_json
 from srel_tf.hypotheses import COLUMNS, decide, interval
 
@@ -124,6 +125,26 @@ def claims(directories):
     return pd.concat([read(directories, "verdicts.csv"), found], ignore_index=True)
 
 
+def moves(directories):
+    """Median ‖Δp‖₁ (at most 2) of one finite fictitious step, at the source, at targets of its class and of others.
+
+    From the matrices that `train.condense --matrices` kept, of one seed: a row a (data, protocol, rule, step).
+    """
+    rows = []
+    for (data, protocol), path in directories.items():
+        if not (path / "matrices.parquet").exists():
+            continue
+        entries = srel_tf.read_frame(path / "matrices.parquet")
+        entries["rule"] = rule_names(entries)
+        finite = entries[(entries["measure"] == "l1") & (entries["estimator"] != "limit")]
+        same = (finite["source_class"] == finite["target_class"]).map({True: INTRA, False: INTER})
+        own = finite["source_id"] == finite["target_id"]
+        of_rule = finite.assign(kind=same.mask(own, "source")).groupby(["rule", "step", "kind"], sort=False)
+        table = of_rule["numerator"].median().unstack().reset_index()
+        rows.append(table.assign(data=data, protocol=protocol))
+    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
+
+
 def beside_published(pairs, published):
     """The published curves beside those of our `published` protocol, a row a (measure, source class, target class).
 
@@ -201,6 +222,10 @@ def report(directories, published, out):
     written.append(srel_tf.write_frame(verdicts, out / "claims.csv"))
     counts = verdicts.groupby(["data", "protocol", "claim", "verdict"], sort=False).size().unstack(fill_value=0)
     print(f"\nverdicts, counted over measures and rules\n{counts.to_string()}")
+    moved = moves(directories)
+    if len(moved):
+        written.append(srel_tf.write_frame(moved, out / "moves.csv"))
+        print(f"\nmedian ‖Δp‖₁ of one step\n{moved.to_string(index=False, float_format='{:.3g}'.format)}")
     if published and ("cifar10", "published") in directories:
         pairs = srel_tf.read_frame(directories["cifar10", "published"] / "pairs.parquet")
         curves = beside_published(pairs, srel_tf.read_frame(published))

@@ -159,6 +159,15 @@ def test_claims_on_measures_are_paired_by_seed(results):
     }
 
 
+def test_how_far_a_step_moves_predictions(run, results):
+    found = replication.moves(replication.load(results)).query("protocol == 'crossed' and step == 12")
+    frame = run[1][0].query("step == 12 and measure == 'l1' and update == 'fresh_adam'")
+    own, same = frame["source_id"] == frame["target_id"], frame["source_class"] == frame["target_class"]
+    row = found[found["rule"] == "fresh_adam"].iloc[0]
+    for kind, rows in (("source", own), ("intra", same & ~own), ("inter", ~same)):
+        assert row[kind] == pytest.approx(np.median(frame.loc[rows, "numerator"]), rel=1e-12)
+
+
 @pytest.fixture(scope="module")
 def published(run):
     """Our own curves of fresh_adam in the published form, doubled: ranges do not overlap where they are narrow."""
