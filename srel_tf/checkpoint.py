@@ -77,6 +77,7 @@ class Checkpoint(keras.callbacks.Callback):
             self._metrics = [arrays[f"m{i}"] for i in range(_count(about["metrics"]))]
             for probing, state in zip(_probings(model), about["probes"], strict=True):
                 probing.resume(state, model, *self._position)
+                probing.recorder.forget()  # What was measured after this state will be measured again.
             for companion, state in zip(self._companions, about["companions"], strict=True):
                 companion.state = state
             if self._metrics:
@@ -155,7 +156,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     def save(self):
         """Save now. Raises `StorageError`; what was saved before is whole then."""
-        self._due, self._saved = False, self._position
+        frame = self.unsaved(self.model)
         variables = _variables(self.model)
         metrics = self.model.metrics_variables if self._position.batch else []
         probings = _probings(self.model)
@@ -167,13 +168,26 @@ class Checkpoint(keras.callbacks.Callback):
             "variables": len(variables),
             "metrics": len(metrics),
             "probes": [p.state for p in probings],
+            "measured": {name: count for p in probings for name, count in p.recorder.mark.items()},
             "model": self._about or _about(self.model),
             "companions": [c.state for c in self._companions],
             "note": self._note,
         }
-        self._store.commit(self.model.srel_frame() if probings else None, arrays, about)
-        for probing in probings:
-            probing.recorder.forget()
+        self._store.commit(frame, arrays, about)
+        self._due, self._saved = False, self._position
+        self._forget_saved(self.model)
+
+    def unsaved(self, model):
+        """The rows that the probes of `model` measured and that are not in the store; None without probes."""
+        self._forget_saved(model)
+        return model.srel_frame() if _probings(model) else None
+
+    def _forget_saved(self, model):
+        """Drop from memory what the store holds; also where an interrupt came between the saving and this."""
+        marks = (self._store.about or {}).get("measured")
+        if isinstance(marks, dict):
+            for probing in _probings(model):
+                probing.recorder.forget(marks)
 
     def _end_if_asked(self):
         if self._stop:

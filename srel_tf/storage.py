@@ -11,6 +11,7 @@ whole files, and a state together with exactly the rows that had been measured b
 import hashlib
 import json
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -40,12 +41,13 @@ class FrameStore:
 
     def __init__(self, path, write=False, anew=False):
         self.path = Path(path)
-        self._schema, self._lock = None, lock(self.path) if write else None
+        self._schema = self._known = None
+        self._lock = lock(self.path) if write else None
         try:
             if write:
                 self._begin(anew)
             else:
-                self._index = _read_index(self.path)
+                self._known = _read_index(self.path)
         except BaseException:
             self.close()
             raise
@@ -53,10 +55,11 @@ class FrameStore:
     def _begin(self, anew):
         remove_leftovers(self.path)
         if anew:
-            self._index = EMPTY
+            self._known = EMPTY
             self.clear()
         elif (self.path / INDEX).exists() or _has_files(self.path):
-            self._index = _read_index(self.path)
+            self._known = _read_index(self.path)
+            self._drop_states(self.path.glob("state-*.npz"))
         else:  # From here on, files without an index mean that it was lost.
             self._write_index(EMPTY)
 
@@ -71,6 +74,13 @@ class FrameStore:
         if self._lock is not None:
             self._lock.release()
             self._lock = None
+
+    @property
+    def _index(self):
+        """The index on the disk; read again where an interrupt or a failing disk left open which one that is."""
+        if self._known is None:
+            self._known = _read_index(self.path)
+        return self._known
 
     @property
     def num_rows(self):
@@ -94,12 +104,15 @@ class FrameStore:
         saved before is whole then, and the same call may be made again.
         """
         self._check_writable()
+        before = self._index["state"]
         index = {**self._index, "saved": self._index["saved"] + 1}
         if frame is not None and len(frame):
             index["parts"] = [*index["parts"], self._write_part(frame)]
         if arrays is not None:
             index["state"] = {**self._write_state(arrays, index["saved"]), "about": about or {}}
         self._write_index(index)
+        if before and arrays is not None:
+            self._drop_states([self.path / before["file"]])
 
     def state(self):
         """(arrays, about) of the latest state, None where there is none. `StorageError` where it is damaged."""
@@ -170,8 +183,9 @@ class FrameStore:
         """Forget all rows and the state."""
         self._schema = None
         self._write_index({**EMPTY, "saved": self._index["saved"] + 1})
-        for file in self.path.glob("part-*.parquet"):
-            file.unlink(missing_ok=True)
+        for pattern in ("part-*.parquet", "state-*.npz"):
+            for file in self.path.glob(pattern):
+                _remove(file)
 
     def delete(self):
         """Remove the store from the disk and let go of it."""
@@ -213,12 +227,16 @@ class FrameStore:
             return {"file": file.name, "bytes": part.stat().st_size, "sha256": sha256(part)}
 
     def _write_index(self, index):
+        self._known = None  # Until it is certain.
         write_json(self.path / INDEX, {**index, "sha256": _seal(index)})
-        self._index = index
-        kept = index["state"] and index["state"]["file"]
-        for file in self.path.glob("state-*.npz"):
+        self._known = json.loads(json.dumps(index))  # As it will be read.
+
+    def _drop_states(self, files):
+        """Remove these states, unless the index names them. All is saved already: a failure is told and no more."""
+        kept = self._index["state"] and self._index["state"]["file"]
+        for file in files:
             if file.name != kept:
-                file.unlink(missing_ok=True)
+                _remove(file)
 
 
 def scan_frame(path, skip_damaged=False):
@@ -254,6 +272,14 @@ def _read_index(path):
         raise StorageError(f"{file} has been altered: its checksum does not fit; restore it")
     _check_index(file, index)
     return index
+
+
+def _remove(file):
+    """Remove what no index names any more; whether that succeeds changes nothing that is read."""
+    try:
+        file.unlink(missing_ok=True)
+    except OSError as error:
+        warnings.warn(f"{file} is no longer needed, but stays: {error.strerror}", stacklevel=2)
 
 
 def _has_files(path):

@@ -96,3 +96,47 @@ def test_a_probe_more_or_less_is_refused(saved):
     model.attach_probe(srel_tf.ProbeSet(X[:2], Y[:2]))
     with pytest.raises(StorageError, match="not that of model"):
         Checkpoint(saved).restore(model)
+
+
+class Interrupted(FrameStore):
+    """A store in which Ctrl-C comes just after the second commit."""
+
+    def commit(self, *arguments):
+        super().commit(*arguments)
+        if self.about["step"] == 4:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("restored", [False, True])
+@pytest.mark.parametrize("anew", [False, True])
+def test_an_interrupt_after_saving_writes_no_row_twice(tmp_path, anew, restored):
+    """The same `fit` goes on, with the old callback or another one, from the state in memory or that on the disk."""
+    with Interrupted(tmp_path / "frame", write=True) as store:
+        model, checkpoint = net(), Checkpoint(store)
+        with pytest.raises(KeyboardInterrupt):
+            model.fit(X, Y, batch_size=4, epochs=3, verbose=0, callbacks=[checkpoint])
+        assert len(checkpoint.unsaved(model)) == 0
+        store.__class__ = FrameStore
+        checkpoint = Checkpoint(store) if anew else checkpoint
+        assert not restored or checkpoint.restore(model) == (2, 0)
+        model.fit(X, Y, batch_size=4, initial_epoch=2, epochs=3, verbose=0, callbacks=[checkpoint])
+        assert store.read().groupby("step").size().to_dict() == dict.fromkeys(range(7), 2 * 2 * 2)
+
+
+def test_what_was_not_saved_is_measured_again(tmp_path):
+    """A model that is put back into an earlier state drops the rows of the steps after it."""
+    with FrameStore(tmp_path / "frame", write=True) as store:
+        model, checkpoint = net(), Checkpoint(store, every=100)
+        model.fit(X, Y, batch_size=4, verbose=0, callbacks=[checkpoint])
+        model.fit(X, Y, batch_size=4, initial_epoch=1, epochs=2, verbose=0)
+        assert checkpoint.unsaved(model)["step"].unique().tolist() == [3, 4]
+        assert checkpoint.restore(model) == (1, 0)
+        model.fit(X, Y, batch_size=4, initial_epoch=1, epochs=2, verbose=0, callbacks=[checkpoint])
+        assert store.read().groupby("step").size().to_dict() == dict.fromkeys(range(5), 2 * 2 * 2)
+
+
+def test_another_trainings_marks_forget_nothing(saved):
+    """Who goes on without `restore` begins anew; what the store holds is not taken for his."""
+    model = net()
+    model.fit(X, Y, batch_size=4, verbose=0, callbacks=[Checkpoint(saved)])
+    assert saved.read().groupby("step").size().to_dict() == dict.fromkeys(range(3), 2 * 2 * 2 * 2)

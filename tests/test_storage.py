@@ -307,6 +307,51 @@ def test_a_crash_at_any_file_leaves_all_or_nothing(store, monkeypatch, call, fil
         assert not list(store.path.glob(".*.part"))
 
 
+@pytest.mark.filterwarnings("default:.*no longer needed")
+def test_an_old_state_that_cannot_be_removed_costs_nothing(store, monkeypatch):
+    def refuse(path, **_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.warns(UserWarning, match=r"state-000003\.npz is no longer needed, but stays: Permission denied"):
+        store.commit(rows(9), STATE, {"step": 9})
+    monkeypatch.undo()
+    store.append(rows(12))
+    pd.testing.assert_frame_equal(store.read(), all_rows(0, 3, 6, 9, 12), check_exact=True)
+    assert store.about == {"step": 9}
+    store.close()
+    with FrameStore(store.path, write=True) as again:  # Which tidies up.
+        assert [name for name in names(again) if name.startswith("state")] == ["state-000004.npz"]
+        assert again.state()[1] == {"step": 9}
+
+
+def test_the_store_knows_what_the_disk_holds_whatever_stops_a_commit(store, monkeypatch):
+    """Stopped just before the index takes its place, and just after: the same call leaves the rows once."""
+    real = os.replace
+
+    def stop(before):
+        def replace(source, target):
+            if Path(target).name != "index.json":
+                return real(source, target)
+            if not before:
+                real(source, target)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(os, "replace", replace)
+        with pytest.raises(KeyboardInterrupt):
+            store.commit(rows(9), STATE, {"step": 9})
+        monkeypatch.undo()
+
+    stop(before=True)
+    assert (store.about, store.num_rows) == ({"step": 6}, 3 * 72)
+    stop(before=False)
+    assert (store.about, store.num_rows) == ({"step": 9}, 4 * 72)
+    store.commit(rows(12), STATE, {"step": 12})
+    for reader in (store, FrameStore(store.path)):
+        pd.testing.assert_frame_equal(reader.read(), all_rows(0, 3, 6, 9, 12), check_exact=True)
+        assert reader.state()[1] == {"step": 12}
+
+
 def fill_up(store):
     """Commit until it fails; the error, and the steps that were saved."""
     for step in range(9, 10_000):

@@ -122,8 +122,8 @@ def train(
                     f"{int(model.optimizer.iterations)}: lower --learning-rate; what was measured before is saved"
                 )
         except BaseException:
-            with contextlib.suppress(srel_tf.StorageError):  # A full disk has been told already.
-                directory.save_rows(seed, store, rows.frame(), model.srel_frame())
+            with contextlib.suppress(SRelError):  # A full disk has been told already.
+                directory.save_rows(seed, store, rows.frame(), checkpoint.unsaved(model))
             raise
         seconds = round(time.perf_counter() - start, 1)
         done = {"seed": seed, "seconds": seconds, "updates": int(model.optimizer.iterations)}
