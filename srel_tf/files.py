@@ -5,12 +5,15 @@ import errno
 import hashlib
 import json
 import os
+import re
 import stat
 from pathlib import Path
 
 import filelock
 
 from srel_tf.errors import StorageError
+
+LEFTOVER = re.compile(r"\..+\.\d+\.srel_tf\.part")
 
 
 @contextlib.contextmanager
@@ -21,7 +24,7 @@ def replacing(path):
     new one. Where the block or the disk fails, the old file stays and `StorageError` is raised for an `OSError`.
     """
     path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{os.getpid()}.srel_tf.part")
     try:
         yield part
         with open(part, "rb+") as file:
@@ -58,9 +61,11 @@ def sync_directory(path):
 
 
 def remove_leftovers(directory):
-    """Delete the temporary files that a killed process left; only for who alone may write there."""
+    """Delete the temporary files of `replacing` that a killed process left; only for who alone may write there."""
     for path in Path(directory).glob(".*.part"):
-        path.unlink(missing_ok=True)
+        if LEFTOVER.fullmatch(path.name):
+            with contextlib.suppress(OSError):  # It is in nobody's way.
+                path.unlink(missing_ok=True)
 
 
 def write_json(path, content):

@@ -188,15 +188,16 @@ class FrameStore:
                 _remove(file)
 
     def delete(self):
-        """Remove the store from the disk and let go of it."""
+        """Remove the store from the disk and let go of it; a directory that holds other files stays, with a warning."""
         self.clear()
-        (self.path / INDEX).unlink()
+        _remove(self.path / INDEX)
+        _remove(self.path / ".lock")  # While it is held: who comes now makes a new one.
         self.close()
-        for file in (self.path / ".lock", self.path):
-            if file.is_dir():
-                file.rmdir()
-            else:
-                file.unlink(missing_ok=True)
+        try:
+            self.path.rmdir()
+        except OSError as error:
+            kept = ", ".join(sorted(file.name for file in self.path.glob("*"))) or error.strerror
+            warnings.warn(f"{self.path} is no longer needed, but stays: {kept}", stacklevel=2)
 
     def _write_part(self, frame):
         table = pa.Table.from_pandas(frame, preserve_index=False)

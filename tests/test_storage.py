@@ -82,6 +82,25 @@ def test_clear_and_delete(store):
     assert not store.path.exists()
 
 
+def test_files_of_others_stay_and_disturb_nothing(store):
+    for name in ("notes.txt", ".DS_Store", ".important.download.part", ".7.part", "state-000000.npz/x"):
+        (store.path / name).parent.mkdir(exist_ok=True)
+        (store.path / name).write_text("mine", encoding="utf-8")
+    (store.path / ".index.json.77.srel_tf.part").write_text("half", encoding="utf-8")
+    before = {path for path in store.path.rglob("*") if path.is_file() and path.read_bytes() == b"mine"}
+    store.close()
+    with pytest.warns(UserWarning, match=r"state-000000\.npz is no longer needed, but stays"):
+        again = FrameStore(store.path, write=True)
+    again.commit(rows(9), STATE, {"step": 9})
+    pd.testing.assert_frame_equal(again.read(), all_rows(0, 3, 6, 9), check_exact=True)
+    with (
+        pytest.warns(UserWarning, match=r"state-000000\.npz is no longer needed, but stays"),
+        pytest.warns(UserWarning, match=rf"{store.path} is no longer needed, but stays: .*notes\.txt"),
+    ):
+        again.delete()
+    assert {path for path in store.path.rglob("*") if path.is_file()} == before
+
+
 def test_one_writer_at_a_time_any_number_of_readers(store):
     with pytest.raises(StorageError, match=f"another process is writing to {store.path}"):
         FrameStore(store.path, write=True)

@@ -248,7 +248,7 @@ def test_a_seed_has_one_process(interrupted):
 
 
 def test_leftovers_of_a_killed_process_are_cleared_away(interrupted):
-    (interrupted.path / ".settings.json.77.part").write_text("half", encoding="utf-8")
+    (interrupted.path / ".settings.json.77.srel_tf.part").write_text("half", encoding="utf-8")
     write_json(interrupted.seed_path(1) / "seed.json", {})  # It was killed between the mark and the removal.
     again = RunDirectory(interrupted.path, SETTINGS)
     assert not list(again.path.glob(".*.part"))
