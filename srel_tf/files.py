@@ -51,6 +51,15 @@ def cannot_write(path, error):
     return StorageError(f"cannot write {path}: {reason}; {remedy}; what was saved before is whole")
 
 
+def make_directory(path):
+    """Make a directory, and those above it that are missing, and flush their names to the disk."""
+    path = Path(path).absolute()
+    missing = [directory for directory in (path, *path.parents) if not directory.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for directory in missing:
+        sync_directory(directory.parent)
+
+
 def sync_directory(path):
     """Flush the names in a directory to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -114,7 +123,7 @@ def sha256(path):
 def lock(directory, **options):
     """Make `directory` and hold its lock, which the system takes back when the process ends. Raises `StorageError`."""
     try:
-        Path(directory).mkdir(parents=True, exist_ok=True)
+        make_directory(directory)
         held = filelock.FileLock(Path(directory) / ".lock", timeout=0, **options)
         held.acquire()
     except filelock.Timeout as error:

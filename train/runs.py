@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from srel_tf import FrameStore, StorageError, StoredFrame, read_frame, write_frame
-from srel_tf.files import differences, lock, read_json, remove_leftovers, sha256, write_json
+from srel_tf.files import differences, lock, make_directory, read_json, remove_leftovers, sha256, write_json
 from train.environment import environment, versions
 
 FILES = ("frame.parquet", "history.csv")  # of a seed
@@ -170,7 +170,7 @@ class RunDirectory:
         if about is None and self.is_complete(seed):
             return
         try:
-            path.mkdir(exist_ok=True)
+            make_directory(path)
             write_frame(frame, path / "frame.parquet")
             write_frame(history, path / "history.csv")
             if about is not None:
@@ -202,8 +202,8 @@ class RunDirectory:
         return self.seed_path(seed) / name
 
 
-def _is_finished(path, names=FILES):
-    """Whether there is a seed.json, and these files, and those that it names, are what was written with it."""
+def _is_finished(path, names=()):
+    """Whether there is a seed.json, and these files, or else all that it names, are what was written with it."""
     mark = path / "seed.json"
     if not mark.exists():
         return False
@@ -212,7 +212,7 @@ def _is_finished(path, names=FILES):
         raise RunDirectoryError(
             f"{mark} holds no checksums of the seed's files: it is damaged; restore it, or delete it to run it again"
         )
-    for name in names if names is not FILES else sums:
+    for name in names or sums:
         file = path / name
         if not file.is_file() or sums[name] != _ours(sha256, file):
             raise RunDirectoryError(f"{file} is not what was written: restore it, or delete {mark} to run it again")
