@@ -7,6 +7,7 @@ import json
 import os
 import re
 import stat
+import warnings
 from pathlib import Path
 
 import filelock
@@ -95,6 +96,11 @@ def read_json(path):
     return content
 
 
+def as_json(content):
+    """`content` as it is read after it has been written."""
+    return json.loads(json.dumps(content))
+
+
 def check_regular(path):
     """`StorageError` unless `path` is a regular file: a pipe would be waited for, a device never ends."""
     try:
@@ -118,6 +124,44 @@ def sha256(path):
         while block := file.read(2**20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def fingerprint(path):
+    """The size and the SHA-256 of a file, by which `fault` knows it again."""
+    return {"bytes": Path(path).stat().st_size, "sha256": sha256(path)}
+
+
+def fault(path, entry):
+    """What is wrong with a file whose `fingerprint` is in `entry`, "" where nothing is."""
+    try:
+        if path.is_symlink():
+            return "is a link"
+        check_regular(path)
+        size = path.stat().st_size
+        if size != entry["bytes"]:
+            return f"has {size} of its {entry['bytes']} bytes" if size < entry["bytes"] else "has grown"
+        return "" if sha256(path) == entry["sha256"] else "has been altered"
+    except StorageError:
+        return "is missing" if not path.exists() else "is no regular file"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+
+
+def remove(path):
+    """Remove a file that nothing names any more; where that fails, all is as good as before, and a warning says so."""
+    try:
+        Path(path).unlink(missing_ok=True)
+    except OSError as error:
+        warnings.warn(f"{path} is no longer needed, but stays: {error.strerror}", stacklevel=2)
+
+
+def remove_directory(path):
+    """Remove a directory that is no longer needed; one that holds files of others stays, and a warning says so."""
+    try:
+        Path(path).rmdir()
+    except OSError as error:
+        kept = ", ".join(sorted(file.name for file in Path(path).glob("*"))) or error.strerror
+        warnings.warn(f"{path} is no longer needed, but stays: {kept}", stacklevel=2)
 
 
 def lock(directory, **options):

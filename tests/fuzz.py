@@ -131,7 +131,7 @@ def seal(file, changed):
             if entry["file"] == changed.name:
                 entry |= {"bytes": changed.stat().st_size, "sha256": sha256(changed)}
         index.pop("sha256", None)
-        write_json(file, {**index, "sha256": srel_tf.storage._seal(index)})
+        write_json(file, {**index, "sha256": srel_tf.index.seal(index)})
 
 
 def image_folders(directory):

@@ -1,12 +1,15 @@
 """Frames in parts: readable whatever happens, damage named, memory bounded; no TensorFlow."""
 
+import collections
 import errno
 import json
 import os
+import re
 import resource
 import shutil
 import stat
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -212,7 +215,7 @@ def test_a_damaged_index_is_told(store):
         (content.replace('"rows": 72', '"rows": 71'), "has been altered"),
         ("[1]", "holds a list, not an object"),
         ("[" * 100_000, "cannot be read as JSON"),
-        ('{"format": 99}', "has format 99, this version reads 1"),
+        ('{"format": 99}', "has format 99, this version reads 2"),
     ):
         index.write_text(text, encoding="utf-8")
         with pytest.raises(StorageError, match=message):
@@ -249,7 +252,7 @@ def test_a_crash_in_the_first_commit_leaves_an_empty_store(tmp_path, monkeypatch
         raise SystemExit
 
     with FrameStore(tmp_path, write=True) as store:
-        monkeypatch.setattr("srel_tf.storage.write_json", die)
+        monkeypatch.setattr("srel_tf.index.write_json", die)
         with pytest.raises(SystemExit):
             store.commit(rows(0), STATE)
     monkeypatch.undo()
@@ -271,7 +274,7 @@ def test_an_index_cannot_lead_elsewhere(store, name):
     index = read_json(store.path / "index.json")
     index.pop("sha256")
     index["parts"][1]["file"] = name
-    write_json(store.path / "index.json", {**index, "sha256": srel_tf.storage._seal(index)})
+    write_json(store.path / "index.json", {**index, "sha256": srel_tf.index.seal(index)})
     with pytest.raises(StorageError, match="name other places"):
         FrameStore(store.path)
 
@@ -291,10 +294,145 @@ def test_a_state_runs_no_code(store, monkeypatch, tmp_path):
     index = read_json(store.path / "index.json")
     index.pop("sha256")
     index["state"] |= {"bytes": file.stat().st_size, "sha256": srel_tf.files.sha256(file)}
-    write_json(store.path / "index.json", {**index, "sha256": srel_tf.storage._seal(index)})
+    write_json(store.path / "index.json", {**index, "sha256": srel_tf.index.seal(index)})
     with pytest.raises(StorageError, match="holds no arrays"):
         FrameStore(store.path).state()
     assert not (tmp_path / "unpickled").exists()
+
+
+# An index of many parts
+
+
+@pytest.fixture
+def paged(tmp_path, monkeypatch):
+    """Pages of 3 parts: the index names 4 … 6, the first of which fill two pages."""
+    monkeypatch.setattr("srel_tf.index.PARTS", 3)
+    with FrameStore(tmp_path / "frame", write=True) as made:
+        for step in range(7):
+            made.append(rows(step, measures=["l1"]))
+        yield made
+
+
+def paged_rows(*steps):
+    return pd.concat([rows(s, measures=["l1"]) for s in steps], ignore_index=True)
+
+
+def test_an_index_goes_on_over_pages(paged):
+    assert [name for name in names(paged) if name.startswith("index")] == [
+        *("index-000003.json", "index-000006.json", "index.json")
+    ]
+    assert [len(read_json(paged.path / f"index{n}.json")["parts"]) for n in ("-000003", "-000006", "")] == [3, 3, 1]
+    paged.close()
+    with FrameStore(paged.path, write=True) as again:
+        for step in (7, 8, 9):
+            again.append(rows(step, measures=["l1"]))
+        for reader in (again, FrameStore(again.path)):
+            assert reader.num_rows == 10 * 36
+            pd.testing.assert_frame_equal(reader.read(), paged_rows(*range(10)), check_exact=True)
+        again.clear()
+        assert names(again) == ["index.json"]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_page_is_named(paged, damage):
+    damage(paged.path / "index-000003.json")
+    with pytest.raises(StorageError, match=rf"the page .*index-000003\.json of the index {DAMAGE[damage]}: restore it"):
+        FrameStore(paged.path)
+
+
+def test_parts_of_all_pages_are_left_out_for_good(paged):
+    for number in (0, 4, 6):
+        truncate(paged.path / f"part-{number:06}.parquet")
+    for store in (paged, FrameStore(paged.path)):
+        with pytest.raises(StorageError, match=r"of the 7 parts .*, 3 cannot be trusted"):
+            store.check()
+    paged.check(skip_damaged=True)
+    for step in (7, 8, 9):
+        paged.append(rows(step, measures=["l1"]))
+    for store in (paged, FrameStore(paged.path)):
+        store.check()
+        assert [(part["file"], part["rows"]) for part in store.left_out] == [
+            (f"part-00000{number}.parquet", 36) for number in (0, 4, 6)
+        ]
+        assert all(re.fullmatch(DAMAGE[truncate], part["fault"]) for part in store.left_out)
+        assert store.num_rows == 7 * 36
+        pd.testing.assert_frame_equal(store.read(), paged_rows(1, 2, 3, 5, 7, 8, 9), check_exact=True)
+
+
+def forge(file, change):
+    """Change an index or a page, as a stranger would who makes all the checksums after it fit."""
+    index = file.with_name("index.json")
+    content = read_json(file)
+    change(content)
+    if file != index:
+        write_json(file, content)
+        content = read_json(index)
+        content["before"] |= srel_tf.files.fingerprint(file)
+    content.pop("sha256", None)
+    write_json(index, {**content, "sha256": srel_tf.index.seal(content)})
+
+
+PART_0 = {"file": "part-000000.parquet", "rows": 36, "fault": ""}
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("index", lambda c: c["before"].update(file="../index-000006.json")),
+        ("index", lambda c: c["before"].update(parts=7)),
+        ("index", lambda c: c.update(before=[])),
+        ("index", lambda c: c["parts"][0].update(file="part-000007.parquet")),
+        ("index", lambda c: c["parts"][0].update(rows=-1)),
+        ("index", lambda c: c.update(left_out=[{"file": "part-000099.parquet", "rows": 36, "fault": ""}])),
+        ("index", lambda c: c.update(left_out=[{**PART_0, "rows": 35}])),
+        ("index", lambda c: c.update(left_out=[PART_0, PART_0])),
+        ("index", lambda c: c.update(saved=True)),
+        ("index", lambda c: c.update(state={"file": "state-000001.npz"})),
+        ("index-000006", lambda c: c.update(parts=[])),
+        ("index-000006", lambda c: c["parts"].pop()),
+        ("index-000006", lambda c: c["parts"][0].update(rows=35)),
+        ("index-000006", lambda c: c["parts"][0].update(file="../part-000003.parquet")),
+        ("index-000006", lambda c: c["before"].update(rows=0)),
+        ("index-000006", lambda c: c.update(before=None)),
+        ("index-000006", lambda c: c.update(more=1)),
+    ],
+)
+def test_a_forged_index_is_told(paged, name, change):
+    forge(paged.path / f"{name}.json", lambda content: None)
+    assert FrameStore(paged.path).num_rows == 7 * 36
+    forge(paged.path / f"{name}.json", change)
+    with pytest.raises(StorageError, match=r"is no (index of a frame|page of this index)|is missing"):
+        FrameStore(paged.path)
+
+
+def test_what_a_commit_costs_does_not_grow(tmp_path, monkeypatch):
+    """In bytes and files written, and in files looked for and read: commits 60 … 79 as 20 … 39."""
+    costs, cost = [], collections.Counter()
+    real = os.replace
+
+    def replace(source, target):
+        cost.update({"files": 1, "bytes": Path(source).stat().st_size})
+        real(source, target)
+
+    def listed(event, arguments):
+        if counting and event in ("open", "os.listdir", "os.scandir"):
+            cost[event] += 1
+
+    counting = False
+    sys.addaudithook(listed)  # For good: it ends with `counting`.
+    monkeypatch.setattr(os, "replace", replace)
+    monkeypatch.setattr("srel_tf.index.PARTS", 5)
+    frame = rows(0).head(1)
+    with FrameStore(tmp_path / "frame", write=True) as store:
+        for number in range(80):
+            counting = True
+            store.commit(frame, {"w": np.zeros(4)}, {"step": number})
+            counting = False
+            costs.append(dict(cost))
+            cost.clear()
+    # From one page to the next the index grows; each page costs the same.
+    assert costs[20:40] == costs[60:80]
+    assert {c["files"] for c in costs} == {3, 4}
 
 
 # Crashes and full disks
