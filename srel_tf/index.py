@@ -80,7 +80,9 @@ def read_index(directory):
         raise StorageError(f"{directory} holds {'parts of a frame' if lost else 'no frame'}, but no {INDEX}: {remedy}")
     content = read_json(file)
     if content.get("format") != FORMAT:
-        raise StorageError(f"{file} has format {content.get('format')!r}, this version reads {FORMAT}")
+        raise StorageError(
+            f"{file} has format {content.get('format')!r}, this version reads {FORMAT}: use the one that wrote it"
+        )
     if content.pop("sha256", None) != seal(content):
         raise StorageError(f"{file} has been altered: its checksum does not fit; restore it")
     if not _is_index(content):

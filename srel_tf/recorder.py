@@ -31,11 +31,11 @@ class Recorder:
         self._measured.append((number, result, epoch))
 
     def epoch_ended(self, batches_per_epoch):
-        """Fill in the epochs that waited for this length."""
-        if self._pending:
+        """Fill in the epochs that waited for this length; None where it never became known."""
+        if self._pending and batches_per_epoch:
             known = {n: epochs + batches / batches_per_epoch for n, (epochs, batches) in self._pending.items()}
             self._measured = [(n, result, known.get(n, epoch)) for n, result, epoch in self._measured]
-            self._pending = {}
+        self._pending = {}
 
     def frame(self):
         """All rows so far; the schema's columns without rows if there are none."""

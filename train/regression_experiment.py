@@ -14,7 +14,6 @@ import pandas as pd
 import tensorflow as tf
 
 import srel_tf
-from srel_tf.files import make_directory
 from train.experiment import DivergedError, make_repeatable
 
 FIGURE_3 = (100, 200, 400, 800, 1600, 2400)  # Steps of the paper.
@@ -186,7 +185,7 @@ def train(settings, seed, directory, orphaned=None):
                 verbose=0,
             )
             if watch.diverged is None:
-                make_directory(directory.seed_path(seed))
+                directory.seed_path(seed).mkdir(exist_ok=True)
                 srel_tf.write_frame(watch.distances(), directory.seed_path(seed) / "distances.parquet")
                 seconds = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
                 about = {"seed": seed, **{n: round(s, 1) for n, s in seconds.items()}}

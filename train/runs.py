@@ -1,6 +1,6 @@
 """Run directories: settings, environment, and for each seed its frames and history.
 
-    DIR/settings.json environment.json data.json pairs.csv separation.csv history.csv figures/
+    DIR/settings.json environment.json data.json selection.json pairs.csv separation.csv history.csv figures/
     DIR/seed-0/frame.parquet history.csv seed.json
 
 A directory belongs to one set of settings; seeds may be added to it later. While a seed is trained its rows and its
@@ -60,11 +60,12 @@ class RunDirectory:
         for parts in self.path.glob("seed-*/frame.parts"):
             with contextlib.suppress(StorageError):  # Damaged (who needs the seed is told), or another process has it.
                 if _is_finished(parts.parent):
-                    _remove_store(parts)
+                    remove_store(parts)
 
     def _holds_results(self):
         """Whether a command got as far as to save something."""
-        return (self.path / "selection.json").exists() or self._holds_measurements()
+        saved = ("selection.json", "selection.parts/state-*")
+        return any(any(self.path.glob(name)) for name in saved) or self._holds_measurements()
 
     def _holds_measurements(self):
         saved = ("frame.parquet", "seed.json", "frame.parts/part-*", "frame.parts/state-*")
@@ -119,8 +120,14 @@ class RunDirectory:
         kept = {f"settings {name}": value for name, value in self.settings.items()}
         return {**kept, **versions(), **json.loads(json.dumps(about))}
 
-    def store(self, seed, note, resume=False, restart=False, skip_damaged=False):
-        """The `FrameStore` of a seed, to write: to go on with what it holds, or with `restart` to forget it.
+    def store(self, seed, note, **options):
+        """The `FrameStore` of a seed, to write; note and options as for `open_store`."""
+        store = self.open_store(self.seed_path(seed) / "frame.parts", f"seed {seed}", note, **options)
+        remove_leftovers(self.seed_path(seed))
+        return store
+
+    def open_store(self, path, name, note, resume=False, restart=False, skip_damaged=False):
+        """The `FrameStore` at `path` of what is called `name`: to go on with what it holds, or `restart` to forget it.
 
         skip_damaged: leave parts of it that were damaged out for good; without it they are a `StorageError`.
         note: what `note()` gave, saved with each state by whom this store is given to.
@@ -128,23 +135,24 @@ class RunDirectory:
         another note, say other versions of packages: its numbers would be of two kinds. And where it holds something
         that neither `resume` nor `restart` speaks of.
         """
-        store = FrameStore(self.seed_path(seed) / "frame.parts", write=True, anew=restart)
-        remove_leftovers(self.seed_path(seed))
+        store = FrameStore(path, write=True, anew=restart)
         try:
             if (store.num_rows or store.about) and not resume:
                 steps = (store.about or {}).get("step", "some")
                 raise RunDirectoryError(
-                    f"seed {seed} was interrupted; {steps} updates and {store.num_rows} rows of it are saved in "
+                    f"{name} was interrupted; {steps} updates and {store.num_rows} rows of it are saved in "
                     f"{store.path}: give --resume to go on, or --restart to forget them"
                 )
-            store.check(skip_damaged)
             saved = note if store.about is None else store.about.get("note")
             lines = differences(saved if isinstance(saved, dict) else {}, note)
             if lines:
                 raise RunDirectoryError(
-                    f"seed {seed} was interrupted under other versions, settings or data; go back to those, or "
+                    f"{name} was interrupted under other versions, settings or data; go back to those, or "
                     "give --restart to forget what it measured:\n" + "\n".join(lines)
                 )
+            store.check(skip_damaged)
+            for part in store.left_out:
+                print(f"{name}: {part['rows']} rows are left out, {part['file']} {part['fault']}", flush=True)
         except BaseException:
             store.close()
             raise
@@ -156,9 +164,12 @@ class RunDirectory:
         write_frame(history, self.seed_path(seed) / "history.csv")
 
     def finish_seed(self, seed, store, history, about):
-        """Write a seed's frame and history, mark it as complete with `about` (a dict), and drop its training state."""
+        """Write a seed's frame and history, mark it as complete with `about` (a dict), and drop its training state.
+
+        The mark also names the damaged parts whose rows the frame lacks.
+        """
         self.save_rows(seed, store, history)
-        self._mark(seed, about)
+        self._mark(seed, {**about, "left_out": store.left_out})
         store.delete()
 
     def save_seed(self, seed, frame, history, about=None):
@@ -219,7 +230,7 @@ def _is_finished(path, names=()):
     return True
 
 
-def _remove_store(path):
+def remove_store(path):
     """Remove a store, or what is left of one that a killed process was removing."""
     if any((path / name).exists() for name in ("index.json", ".lock")):
         FrameStore(path, write=True, anew=True).delete()
