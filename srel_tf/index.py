@@ -18,6 +18,7 @@ from srel_tf.files import fault, fingerprint, read_json, write_json
 
 INDEX, FORMAT, PARTS = "index.json", 2, 64
 STATE = re.compile(r"state-\d{6,12}\.npz")
+OWN = re.compile(r"part-\d{6,12}\.parquet|state-\d{6,12}\.npz|index-\d{6,12}\.json")
 GIVE_UP = "give the rows up: FrameStore(path, write=True, anew=True)"
 
 
@@ -102,9 +103,19 @@ def write_index(directory, index):
     write_json(directory / INDEX, {**content, "sha256": seal(content)})
 
 
+def own_files(directory, kind=""):
+    """The parts, states and pages that lie there, named by an index or not; of one kind, say "state"."""
+    return [file for file in directory.glob(f"{kind}*") if OWN.fullmatch(file.name)]
+
+
 def has_files(directory):
     """Whether rows or a state lie there."""
-    return any(any(directory.glob(name)) for name in ("part-*.parquet", "state-*.npz"))
+    return any(own_files(directory, kind) for kind in ("part", "state"))
+
+
+def state_name(number):
+    """Of the state that is saved at the `number`-th time."""
+    return f"state-{number:06}.npz"
 
 
 def part_name(number):

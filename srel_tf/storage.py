@@ -11,14 +11,14 @@ whole files, and a state together with exactly the rows that had been measured b
 import dataclasses
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from srel_tf.arrays import read_arrays, write_arrays
 from srel_tf.errors import FrameError, StorageError
 from srel_tf.files import as_json, fault, fingerprint, lock, remove, remove_directory, remove_leftovers, replacing
-from srel_tf.frames import empty, write_frame
-from srel_tf.index import INDEX, Index, has_files, part_name, read_index, write_index
+from srel_tf.frames import arrow_errors, empty, write_frame
+from srel_tf.index import INDEX, Index, has_files, own_files, part_name, read_index, state_name, write_index
 from srel_tf.stored import ROWS_AT_A_TIME, StoredFrame, column_differences
 
 
@@ -51,7 +51,7 @@ class FrameStore:
             self.clear()
         elif (self.path / INDEX).exists() or has_files(self.path):
             self._known = read_index(self.path)
-            self._drop_states(self.path.glob("state-*.npz"))
+            self._drop_states(own_files(self.path, "state"))
         else:  # From here on, files without an index mean that it was lost.
             self._write_index(Index())
 
@@ -97,8 +97,8 @@ class FrameStore:
         """Save rows and, in place of the former one, a state, in one act: after a crash both are there or neither.
 
         frame: rows to add, with the columns and types of those saved before. arrays: {name: array}, about: a dict that
-        JSON can hold. Raises `FrameError` for other columns or types, `StorageError` where the disk fails; what was
-        saved before is whole then, and the same call may be made again.
+        JSON can hold. Raises `FrameError` for other columns or types, or two types in a column, `StorageError` where
+        the disk fails; what was saved before is whole then, and the same call may be made again.
         """
         self._check_writable()
         old = index = self._index
@@ -120,11 +120,7 @@ class FrameStore:
         wrong = fault(file, entry)
         if wrong:
             raise StorageError(f"the state {file} {wrong}: start again without it")
-        try:
-            with np.load(file, allow_pickle=False) as arrays:
-                return {name: arrays[name] for name in arrays.files}, entry["about"]
-        except Exception as error:  # NumPy and zipfile raise whatever a stranger's file leads them to.
-            raise StorageError(f"the state {file} holds no arrays ({error}): start again without it") from error
+        return read_arrays(file), entry["about"]
 
     def scan(self, skip_damaged=False):
         """The rows saved so far as a `StoredFrame`, which reads them in bounded memory.
@@ -132,12 +128,12 @@ class FrameStore:
         Checks every part against its checksum first. A part that is missing, truncated or altered is named in a
         `StorageError`, or with `skip_damaged` left out.
         """
-        damaged = [part["file"] for part in self._damaged(skip_damaged)]
-        return StoredFrame([self.path / part["file"] for part in self._parts() if part["file"] not in damaged])
+        sound, _ = self._sorted(skip_damaged)
+        return StoredFrame([self.path / part["file"] for part in sound])
 
     def check(self, skip_damaged=False):
         """Check every part against its checksum, as `scan` does; `skip_damaged` leaves damaged ones out for good."""
-        damaged = self._damaged(skip_damaged)
+        _, damaged = self._sorted(skip_damaged)
         if damaged:
             self._check_writable()
             left_out = [*self.left_out, *({n: part[n] for n in ("file", "rows", "fault")} for part in damaged)]
@@ -152,17 +148,18 @@ class FrameStore:
         left_out = {part["file"] for part in self.left_out}
         return [part for part in self._index.all_parts(self.path) if part["file"] not in left_out]
 
-    def _damaged(self, skip_damaged):
-        """The entries of the damaged parts, each with its fault; `StorageError` if there are any, unless skipped."""
+    def _sorted(self, skip_damaged):
+        """Entries of the sound parts, and of the damaged ones with their fault; these are an error, unless skipped."""
         parts = self._parts()
-        damaged = [{**part, "fault": wrong} for part in parts if (wrong := fault(self.path / part["file"], part))]
+        faults = [fault(self.path / part["file"], part) for part in parts]
+        damaged = [{**part, "fault": wrong} for part, wrong in zip(parts, faults, strict=True) if wrong]
         if damaged and not skip_damaged:
             raise StorageError(
                 f"of the {len(parts)} parts of {self.path}, {len(damaged)} cannot be trusted: "
                 f"{'; '.join(part['file'] + ' ' + part['fault'] for part in damaged)}. "
                 "Restore them, or leave them out with skip_damaged=True"
             )
-        return damaged
+        return [part for part, wrong in zip(parts, faults, strict=True) if not wrong], damaged
 
     def read(self, skip_damaged=False):
         """All rows saved so far, in memory."""
@@ -176,7 +173,7 @@ class FrameStore:
         frame = self.scan()
         if frame.dataset is None:
             return write_frame(empty() if more is None else more, path)
-        with replacing(path) as part, pq.ParquetWriter(part, frame.schema) as writer:
+        with replacing(path) as part, arrow_errors(), pq.ParquetWriter(part, frame.schema) as writer:
             for table in frame.tables(ROWS_AT_A_TIME):
                 writer.write_table(table)
             if more is not None and len(more):
@@ -187,9 +184,8 @@ class FrameStore:
         """Forget all rows and the state."""
         self._schema = None
         self._write_index(Index(saved=self._index.saved + 1))
-        for pattern in ("part-*.parquet", "state-*.npz", "index-*.json"):
-            for file in self.path.glob(pattern):
-                remove(file)
+        for file in own_files(self.path):
+            remove(file)
 
     def delete(self):
         """Remove the store from the disk and let go of it; a directory that holds other files stays, with a warning."""
@@ -200,7 +196,8 @@ class FrameStore:
         remove_directory(self.path)
 
     def _write_part(self, frame, number):
-        table = pa.Table.from_pandas(frame, preserve_index=False)
+        with arrow_errors():
+            table = pa.Table.from_pandas(frame, preserve_index=False)
         schema = self._schema or self._stored_schema() or table.schema
         if not table.schema.equals(schema):
             other = "; ".join(column_differences(schema, table.schema)) or "their order differs"
@@ -214,15 +211,12 @@ class FrameStore:
 
     def _stored_schema(self):
         """The columns and types of the rows saved before; None without rows. `FrameError` for a damaged part."""
-        parts = self._parts()
-        return StoredFrame([self.path / parts[0]["file"]]).schema if parts else None
+        first = self._parts()[:1]
+        return StoredFrame([self.path / part["file"] for part in first]).schema if first else None
 
     def _write_state(self, arrays, number):
-        file = self.path / f"state-{number:06}.npz"
-        with replacing(file) as part:
-            with open(part, "wb") as opened:
-                np.savez(opened, **arrays)
-            return {"file": file.name, **fingerprint(part)}
+        file = self.path / state_name(number)
+        return {"file": file.name, **write_arrays(file, arrays)}
 
     def _write_index(self, index):
         self._known = None  # Until it is certain.

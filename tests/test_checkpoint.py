@@ -4,10 +4,12 @@ import shutil
 
 import keras
 import numpy as np
+import pandas as pd
 import pytest
 
 import srel_tf
 from srel_tf import Checkpoint, FrameStore, StorageError
+from tests.made_up import probe, result
 
 X, Y = np.arange(24, dtype="float32").reshape(8, 3) / 24, np.arange(8) % 2
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -140,3 +142,33 @@ def test_another_trainings_marks_forget_nothing(saved):
     model = net()
     model.fit(X, Y, batch_size=4, verbose=0, callbacks=[Checkpoint(saved)])
     assert saved.read().groupby("step").size().to_dict() == dict.fromkeys(range(3), 2 * 2 * 2 * 2)
+
+
+def test_two_probes_of_the_same_settings_in_one_store(tmp_path):
+    """Their rows stand together, so that the statistics of the stored frame are those of the frame."""
+    model, twin = net(), net()
+    for m in (model, twin):
+        m.attach_probe(srel_tf.ProbeSet(X[4:7], Y[4:7], ids=[4, 5, 6]), every=1, seed=np.int64(3))
+    with FrameStore(tmp_path / "frame", write=True) as store:
+        model.fit(X, Y, batch_size=2, epochs=2, verbose=0, shuffle=False, callbacks=[Checkpoint(store, every=3)])
+        stored = store.scan()
+    twin.fit(X, Y, batch_size=2, epochs=2, verbose=0, shuffle=False)
+    frame = twin.srel_frame()
+    assert len(frame) == 9 * 2 * (2 * 2 + 3 * 3)
+    pd.testing.assert_frame_equal(stored.read(), frame, check_exact=True)
+    for statistic in (srel_tf.smooth, srel_tf.separation):
+        pd.testing.assert_frame_equal(statistic(stored), statistic(frame), check_exact=True)
+    assert [len(piece) for piece in stored.pieces(rows=5)] == [13] * 18
+
+
+def test_what_no_column_holds_is_told(tmp_path):
+    frames = [result(probe(2, 2, ids=ids)).to_frame(run="", seed=0, epoch=0.0) for ids in (range(4), list("abcd"))]
+    with FrameStore(tmp_path / "frame", write=True) as store:
+        with pytest.raises(srel_tf.FrameError, match=r"Give ProbeSet\(ids=...\) of one type to all"):
+            store.append(srel_tf.frames.merged(frames))
+        store.append(frames[0])
+        with pytest.raises(srel_tf.FrameError, match="of other columns or types"):
+            store.append(frames[1])
+        with pytest.raises(srel_tf.FrameError, match=r"Give ProbeSet\(ids=...\) of one type to all"):
+            store.export(tmp_path / "frame.parquet", frames[1])
+    assert [path.name for path in tmp_path.iterdir()] == ["frame"]

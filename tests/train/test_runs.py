@@ -1,12 +1,15 @@
 """Run directories: bound to their settings and data, written whole or not at all."""
 
+import itertools
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 
 import srel_tf
+from tests.dying import Died, dying
 from train.runs import RunDirectory, RunDirectoryError, write_json
 
 ABOUT = {"data": "abc", "probe_ids": [1, 2]}
@@ -308,3 +311,54 @@ def test_who_comes_late_replaces_nothing_that_is_finished(used):
     before = files(used)
     used.save_seed(0, table(7.0), table(7.0))
     assert files(used) == before
+
+
+@pytest.mark.filterwarnings("default:.*no longer needed")
+def test_a_seed_that_dies_at_any_act_of_its_end_ends_the_same(interrupted, tmp_path):
+    """Wherever it dies while its frame, history and mark are written and its state is removed."""
+    note, marked = interrupted.note(ABOUT), []
+    for at in itertools.count(1):
+        path = shutil.copytree(interrupted.path, tmp_path / str(at))
+        directory = RunDirectory(path, SETTINGS, shared=True)
+        with directory.store(1, note, resume=True) as store:
+            try:
+                with dying(at):
+                    directory.finish_seed(1, store, table(3.0), {"seed": 1})
+            except Died:
+                died = True
+            else:
+                died = False
+        again = RunDirectory(path, SETTINGS)
+        again.check_data("abc")
+        marked.append(again.is_complete(1))
+        if not marked[-1]:
+            with again.store(1, note, resume=True) as store:
+                assert store.about["step"] == 5
+                again.finish_seed(1, store, table(3.0), {"seed": 1})
+        assert {p.name for p in again.seed_path(1).iterdir()} == {"frame.parquet", "history.csv", "seed.json"}
+        pd.testing.assert_frame_equal(again.frames([1])[0], table())
+        pd.testing.assert_frame_equal(again.histories([1]), table(3.0), check_dtype=False)  # Text knows no types.
+        if not died:
+            break
+    assert marked == sorted(marked)  # Not finished, then finished.
+    assert marked.count(False) >= 9
+    assert marked.count(True) > 5
+
+
+def test_what_was_left_out_stands_in_the_mark(interrupted, capsys):
+    note = interrupted.note(ABOUT)
+    with interrupted.store(1, note, resume=True) as store:
+        store.commit(table(9.0), {"w": np.ones(2)}, {"step": 6, "note": note})
+    (interrupted.seed_path(1) / "frame.parts" / "part-000000.parquet").write_bytes(b"PAR1")
+    with pytest.raises(RunDirectoryError, match="versions, settings or data"):
+        interrupted.store(1, {**note, "settings epochs": 9}, resume=True, skip_damaged=True)
+    with pytest.raises(srel_tf.StorageError, match="1 cannot be trusted"):  # What was refused left nothing out.
+        interrupted.store(1, note, resume=True)
+    interrupted.store(1, note, resume=True, skip_damaged=True).close()
+    with interrupted.store(1, note, resume=True) as store:
+        interrupted.finish_seed(1, store, table(), {"seed": 1})
+    (left_out,) = json.loads((interrupted.seed_path(1) / "seed.json").read_text(encoding="utf-8"))["left_out"]
+    assert (left_out["file"], left_out["rows"]) == ("part-000000.parquet", 2)
+    assert left_out["fault"].startswith("has 4 of its")
+    assert "seed 1: 2 rows are left out, part-000000.parquet has 4 of its" in capsys.readouterr().out
+    pd.testing.assert_frame_equal(interrupted.frames([1])[0], table(9.0))
