@@ -137,11 +137,13 @@ def test_what_was_not_saved_is_measured_again(tmp_path):
         assert store.read().groupby("step").size().to_dict() == dict.fromkeys(range(5), 2 * 2 * 2)
 
 
-def test_another_trainings_marks_forget_nothing(saved):
-    """Who goes on without `restore` begins anew; what the store holds is not taken for his."""
-    model = net()
-    model.fit(X, Y, batch_size=4, verbose=0, callbacks=[Checkpoint(saved)])
-    assert saved.read().groupby("step").size().to_dict() == dict.fromkeys(range(3), 2 * 2 * 2 * 2)
+def test_a_training_that_was_not_restored_is_not_mixed_with(saved):
+    model, rows = net(), saved.read()
+    with pytest.raises(StorageError, match=r"holds 24 rows and a state of a training that has not been restored: call"):
+        model.fit(X, Y, batch_size=4, verbose=0, callbacks=[Checkpoint(saved)])
+    assert int(model.optimizer.iterations) == 0
+    pd.testing.assert_frame_equal(saved.read(), rows)
+    assert saved.about["step"] == 2
 
 
 def test_two_probes_of_the_same_settings_in_one_store(tmp_path):
