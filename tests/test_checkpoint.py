@@ -109,8 +109,7 @@ class Interrupted(FrameStore):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("restored", [False, True])
-@pytest.mark.parametrize("anew", [False, True])
+@pytest.mark.parametrize(("anew", "restored"), [(True, False), (False, True)])
 def test_an_interrupt_after_saving_writes_no_row_twice(tmp_path, anew, restored):
     """The same `fit` goes on, with the old callback or another one, from the state in memory or that on the disk."""
     with Interrupted(tmp_path / "frame", write=True) as store:
