@@ -14,8 +14,6 @@ and within an epoch those of its metrics. The order of the data is the caller's:
 """
 
 import contextlib
-import hashlib
-import json
 import signal
 import threading
 from typing import NamedTuple
@@ -24,8 +22,7 @@ import keras
 
 from srel_tf.errors import ModelError, OptionError, StorageError
 from srel_tf.files import differences
-
-NAMES = ("name", "keras_history", "input_layers", "output_layers")  # Under which a configuration names layers.
+from srel_tf.identity import describe
 
 
 class Position(NamedTuple):
@@ -42,7 +39,8 @@ class Checkpoint(keras.callbacks.Callback):
     that memory does not grow with them. Where Keras does not know the length of an epoch, it saves at its end only.
     note: a dict that JSON can hold, saved with each state (`FrameStore.about`).
     companions: objects with a `state` that JSON can hold and that can be set, say a callback with a history of its own.
-    Raises `OptionError` for another `every`; during `fit`, `StorageError` where the disk fails.
+    Raises `OptionError` for another `every`; during `fit`, `StorageError` where the disk fails, and before it where the
+    store holds a training that has not been restored: its rows and these would stand in one frame.
     """
 
     def __init__(self, store, every=None, companions=(), note=None):
@@ -51,7 +49,7 @@ class Checkpoint(keras.callbacks.Callback):
             raise OptionError(f"every={every!r}: give a positive number of steps, or None for each epoch")
         self._store, self._every, self._companions = store, every, list(companions)
         self._note = note or {}
-        self._about = None
+        self._about, self._goes_on = None, False  # Whether it is known that the store's training is this one.
         self._position = self._before = Position(0, 0)  # `_before`: where the present fit began.
         self._metrics, self._saved, self._due, self._stop = None, None, False, False
 
@@ -64,6 +62,7 @@ class Checkpoint(keras.callbacks.Callback):
         """
         saved = self._store.state()
         if saved is None:
+            self._goes_on = True
             return self._before
         arrays, about = saved
         self._store.check()  # Now, not when the training is over.
@@ -77,6 +76,7 @@ class Checkpoint(keras.callbacks.Callback):
             self._metrics = [arrays[f"m{i}"] for i in range(_count(about["metrics"]))]
             for probing, state in zip(_probings(model), about["probes"], strict=True):
                 probing.resume(state, model, *self._position)
+                probing.recorder.forget()  # What was measured after this state will be measured again.
             for companion, state in zip(self._companions, about["companions"], strict=True):
                 companion.state = state
             if self._metrics:
@@ -89,11 +89,12 @@ class Checkpoint(keras.callbacks.Callback):
                 f"the state saved in {self._store.path} is not that of model {model.name!r} with its optimizer and "
                 f"probes ({type(error).__name__}: {error}): start again without it"
             ) from error
+        self._goes_on = True
         return self._position
 
     def _same(self, model, about):
         """What the state was saved with; `StorageError` unless `model` and its probes are that."""
-        lines = differences(about["model"], _about(model))
+        lines = differences(about["model"], describe(model))
         for i, (probing, state) in enumerate(zip(_probings(model), about["probes"], strict=True)):
             lines += [f"  probe {i}, {line.strip()}" for line in probing.differences(state)]
         if lines:
@@ -125,7 +126,17 @@ class Checkpoint(keras.callbacks.Callback):
         self._stop = True
 
     def on_train_begin(self, logs=None):
-        self._about = self._about or _about(self.model)  # As compiled: a learning rate may change in training.
+        about = self._store.about
+        known = self._goes_on or bool(
+            {*_marks(about)} & {name for p in _probings(self.model) for name in p.recorder.mark}
+        )
+        if not known and (about or self._store.num_rows):
+            raise StorageError(
+                f"{self._store.path} holds {self._store.num_rows} rows and a state of a training that has not been "
+                "restored: call restore(model) before fit, or begin with FrameStore(path, write=True, anew=True)"
+            )
+        self._goes_on = True
+        self._about = self._about or describe(self.model)  # As compiled: a learning rate may change in training.
 
     def on_epoch_begin(self, epoch, logs=None):
         batch = self._before.batch if epoch == self._before.epoch else 0
@@ -155,7 +166,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     def save(self):
         """Save now. Raises `StorageError`; what was saved before is whole then."""
-        self._due, self._saved = False, self._position
+        frame = self.unsaved(self.model)
         variables = _variables(self.model)
         metrics = self.model.metrics_variables if self._position.batch else []
         probings = _probings(self.model)
@@ -167,13 +178,24 @@ class Checkpoint(keras.callbacks.Callback):
             "variables": len(variables),
             "metrics": len(metrics),
             "probes": [p.state for p in probings],
-            "model": self._about or _about(self.model),
+            "measured": {name: count for p in probings for name, count in p.recorder.mark.items()},
+            "model": self._about or describe(self.model),
             "companions": [c.state for c in self._companions],
             "note": self._note,
         }
-        self._store.commit(self.model.srel_frame() if probings else None, arrays, about)
-        for probing in probings:
-            probing.recorder.forget()
+        self._store.commit(frame, arrays, about)
+        self._due, self._saved = False, self._position
+        self._forget_saved(self.model)
+
+    def unsaved(self, model):
+        """The rows that the probes of `model` measured and that are not in the store; None without probes."""
+        self._forget_saved(model)
+        return model.srel_frame() if _probings(model) else None
+
+    def _forget_saved(self, model):
+        """Drop from memory what the store holds; also where an interrupt came between the saving and this."""
+        for probing in _probings(model):
+            probing.recorder.forget(_marks(self._store.about))
 
     def _end_if_asked(self):
         if self._stop:
@@ -184,36 +206,10 @@ def _probings(model):
     return getattr(model, "_probings", [])
 
 
-def _about(model):
-    """Hash of the architecture, the optimizer's options, the loss: what a state does not fit without."""
-    try:
-        config = _anonymous(json.loads(json.dumps(model.get_config(), sort_keys=True, default=str)), {})
-    except NotImplementedError:  # A class of the user's own.
-        config = None
-    config = [config, [type(layer).__name__ for layer in model._flatten_layers()]]
-    options = {f"optimizer {name}": v for name, v in model.optimizer.get_config().items() if name != "name"}
-    about = {
-        "architecture": hashlib.sha256(json.dumps(config).encode()).hexdigest(),
-        "optimizer": type(model.optimizer).__name__,
-        **options,
-        "loss": _anonymous(keras.saving.serialize_keras_object(model.loss), {}),
-    }
-    return json.loads(json.dumps(about, default=str))
-
-
-def _anonymous(config, numbers):
-    """A configuration whose names are numbers: Keras counts on in the names of a second model."""
-    if isinstance(config, list):
-        return [_anonymous(c, numbers) for c in config]
-    if not isinstance(config, dict):
-        return config
-    return {key: _numbered(c, numbers) if key in NAMES else _anonymous(c, numbers) for key, c in config.items()}
-
-
-def _numbered(names, numbers):
-    if isinstance(names, list):
-        return [_numbered(name, numbers) for name in names]
-    return numbers.setdefault(names, len(numbers)) if isinstance(names, str) else _anonymous(names, numbers)
+def _marks(about):
+    """{recorder: number of its measurements that are saved} of a state."""
+    marks = (about or {}).get("measured")
+    return marks if isinstance(marks, dict) else {}
 
 
 def _variables(model):

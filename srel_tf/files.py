@@ -5,12 +5,16 @@ import errno
 import hashlib
 import json
 import os
+import re
 import stat
+import warnings
 from pathlib import Path
 
 import filelock
 
 from srel_tf.errors import StorageError
+
+LEFTOVER = re.compile(r"\..+\.\d+\.srel_tf\.part")
 
 
 @contextlib.contextmanager
@@ -21,7 +25,7 @@ def replacing(path):
     new one. Where the block or the disk fails, the old file stays and `StorageError` is raised for an `OSError`.
     """
     path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{os.getpid()}.srel_tf.part")
     try:
         yield part
         with open(part, "rb+") as file:
@@ -48,6 +52,15 @@ def cannot_write(path, error):
     return StorageError(f"cannot write {path}: {reason}; {remedy}; what was saved before is whole")
 
 
+def make_directory(path):
+    """Make a directory, and those above it that are missing, and flush their names to the disk."""
+    path = Path(path).absolute()
+    missing = [directory for directory in (path, *path.parents) if not directory.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for directory in missing:
+        sync_directory(directory.parent)
+
+
 def sync_directory(path):
     """Flush the names in a directory to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -58,9 +71,11 @@ def sync_directory(path):
 
 
 def remove_leftovers(directory):
-    """Delete the temporary files that a killed process left; only for who alone may write there."""
+    """Delete the temporary files of `replacing` that a killed process left; only for who alone may write there."""
     for path in Path(directory).glob(".*.part"):
-        path.unlink(missing_ok=True)
+        if LEFTOVER.fullmatch(path.name):
+            with contextlib.suppress(OSError):  # It is in nobody's way.
+                path.unlink(missing_ok=True)
 
 
 def write_json(path, content):
@@ -79,6 +94,11 @@ def read_json(path):
     if not isinstance(content, dict):
         raise StorageError(f"{path} holds a {type(content).__name__}, not an object: it is damaged, or no file of ours")
     return content
+
+
+def as_json(content):
+    """`content` as it is read after it has been written."""
+    return json.loads(json.dumps(content))
 
 
 def check_regular(path):
@@ -106,10 +126,48 @@ def sha256(path):
     return digest.hexdigest()
 
 
+def fingerprint(path):
+    """The size and the SHA-256 of a file, by which `fault` knows it again."""
+    return {"bytes": Path(path).stat().st_size, "sha256": sha256(path)}
+
+
+def fault(path, entry):
+    """What is wrong with a file whose `fingerprint` is in `entry`, "" where nothing is."""
+    try:
+        if path.is_symlink():
+            return "is a link"
+        check_regular(path)
+        size = path.stat().st_size
+        if size != entry["bytes"]:
+            return f"has {size} of its {entry['bytes']} bytes" if size < entry["bytes"] else "has grown"
+        return "" if sha256(path) == entry["sha256"] else "has been altered"
+    except StorageError:
+        return "is missing" if not path.exists() else "is no regular file"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+
+
+def remove(path):
+    """Remove a file that nothing names any more; where that fails, all is as good as before, and a warning says so."""
+    try:
+        Path(path).unlink(missing_ok=True)
+    except OSError as error:
+        warnings.warn(f"{path} is no longer needed, but stays: {error.strerror}", stacklevel=2)
+
+
+def remove_directory(path):
+    """Remove a directory that is no longer needed; one that holds files of others stays, and a warning says so."""
+    try:
+        Path(path).rmdir()
+    except OSError as error:
+        kept = ", ".join(sorted(file.name for file in Path(path).glob("*"))) or error.strerror
+        warnings.warn(f"{path} is no longer needed, but stays: {kept}", stacklevel=2)
+
+
 def lock(directory, **options):
     """Make `directory` and hold its lock, which the system takes back when the process ends. Raises `StorageError`."""
     try:
-        Path(directory).mkdir(parents=True, exist_ok=True)
+        make_directory(directory)
         held = filelock.FileLock(Path(directory) / ".lock", timeout=0, **options)
         held.acquire()
     except filelock.Timeout as error:

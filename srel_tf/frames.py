@@ -1,9 +1,11 @@
 """Tidy frames of measurements: their columns, and their files. Knows no TensorFlow."""
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from srel_tf.errors import FrameError, StorageError
 from srel_tf.files import check_regular, replacing
@@ -73,6 +75,18 @@ def empty():
     return pd.DataFrame(columns=list(COLUMNS))
 
 
+def merged(parts):
+    """Frames of several probes as one: step by step, the rows of each measurement together.
+
+    Two probes of the same settings make one measurement of a step, as for `srel_tf.smooth`.
+    """
+    frame = pd.concat(parts, ignore_index=True)
+    matrix = frame.groupby([name for name in MATRIX if name != "estimator"], dropna=False, sort=False).ngroup()
+    # "auto" names what gave each row. Measurements of a step in the order of the probes and their measures.
+    order = frame[["step"]].assign(matrix=matrix).sort_values(["step", "matrix"], kind="stable").index
+    return frame.loc[order].reset_index(drop=True)
+
+
 def check_columns(frame, needed):
     """`FrameError` unless `frame` is a DataFrame with these columns."""
     if not isinstance(frame, pd.DataFrame):
@@ -111,13 +125,25 @@ _READERS = {".parquet": pd.read_parquet, ".csv": _read_csv}
 def write_frame(frame, path):
     """Write a frame as `.parquet` or `.csv`; a crash or a full disk leaves the old file whole.
 
-    Raises `StorageError` where the file cannot be written, `FrameError` for another ending.
+    Raises `StorageError` where the file cannot be written, `FrameError` for another ending or columns of mixed types.
     """
     path = Path(path)
     _check_suffix(path)
-    with replacing(path) as part:
+    with replacing(path) as part, arrow_errors():
         getattr(frame, _WRITERS[path.suffix])(part, index=False)
     return path
+
+
+@contextlib.contextmanager
+def arrow_errors():
+    """What Arrow cannot hold in a column, as `FrameError`."""
+    try:
+        yield
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise FrameError(
+            f"a column holds values of several types, which no file can ({error}): are the ids of one probe numbers, "
+            "those of another one text? Give ProbeSet(ids=...) of one type to all"
+        ) from error
 
 
 def read_frame(path):

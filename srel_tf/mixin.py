@@ -1,7 +1,6 @@
 """`model.fit` that measures S_rel as it goes."""
 
 import keras
-import pandas as pd
 
 from srel_tf import frames
 from srel_tf.checkpoint import Checkpoint
@@ -68,10 +67,8 @@ class SRelMixin:
         store, and no longer here.
         """
         parts = [part for part in (p.recorder.frame() for p in self._probings) if len(part)]
-        if not parts:
-            return frames.empty()
         # In the order of measuring, which does not depend on how often a checkpoint takes the rows away.
-        return pd.concat(parts).sort_values("step", kind="stable", ignore_index=True)
+        return frames.merged(parts) if parts else frames.empty()
 
     def fit(self, x=None, y=None, batch_size=None, epochs=1, verbose="auto", callbacks=None, **kwargs):
         """`keras.Model.fit`, with the attached probes among its callbacks."""

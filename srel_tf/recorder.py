@@ -1,5 +1,7 @@
 """What was measured during training, until someone takes it, as one tidy frame."""
 
+import uuid
+
 import numpy as np
 import pandas as pd
 
@@ -15,29 +17,40 @@ class Recorder:
 
     def __init__(self, run, seed):
         self._run, self._seed = run, seed
-        self._measured = []  # (result, epoch): matrices take an eighth of the memory of their rows.
-        self._pending = []  # (index into _measured, epochs done, batches of this epoch done)
+        self._name, self._count = uuid.uuid4().hex, 0
+        self._measured = []  # (number, result, epoch): matrices take an eighth of the memory of their rows.
+        self._pending = {}  # number: (epochs done, batches of this epoch done)
 
     def add(self, result, epochs, batches, batches_per_epoch):
         """Append a result that was measured after `epochs` whole epochs and `batches` of the next one."""
         known = batches == 0 or batches_per_epoch
         epoch = epochs + (batches / batches_per_epoch if batches else 0) if known else np.nan
+        number, self._count = self._count, self._count + 1
         if not known:
-            self._pending.append((len(self._measured), epochs, batches))
-        self._measured.append((result, epoch))
+            self._pending[number] = (epochs, batches)
+        self._measured.append((number, result, epoch))
 
     def epoch_ended(self, batches_per_epoch):
-        """Fill in the epochs that waited for this length."""
-        for index, epochs, batches in self._pending:
-            self._measured[index] = (self._measured[index][0], epochs + batches / batches_per_epoch)
-        self._pending.clear()
+        """Fill in the epochs that waited for this length; None where it never became known."""
+        if self._pending and batches_per_epoch:
+            known = {n: epochs + batches / batches_per_epoch for n, (epochs, batches) in self._pending.items()}
+            self._measured = [(n, result, known.get(n, epoch)) for n, result, epoch in self._measured]
+        self._pending = {}
 
     def frame(self):
         """All rows so far; the schema's columns without rows if there are none."""
-        rows = [result.to_frame(run=self._run, seed=self._seed, epoch=epoch) for result, epoch in self._measured]
+        rows = [result.to_frame(run=self._run, seed=self._seed, epoch=epoch) for _, result, epoch in self._measured]
         return pd.concat(rows, ignore_index=True) if rows else frames.empty()
 
-    def forget(self):
-        """Drop what has been measured: it is kept elsewhere."""
-        self._measured.clear()
-        self._pending.clear()
+    @property
+    def mark(self):
+        """{name of this recorder: number of measurements so far}, to be saved with them."""
+        return {self._name: self._count}
+
+    def forget(self, marks=None):
+        """Drop what had been measured at this recorder's mark among `marks`: it is kept elsewhere. None: drop all.
+
+        What was dropped for a mark is not dropped again, and marks of other recorders drop nothing.
+        """
+        count = (self.mark if marks is None else marks).get(self._name, 0)
+        self._measured = [entry for entry in self._measured if entry[0] >= count]  # One act, whatever interrupts.

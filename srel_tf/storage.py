@@ -1,6 +1,6 @@
 """Frames on disk that grow while they are measured, and the training state that belongs to them. Knows no TensorFlow.
 
-    DIR/index.json              the parts in order and the state, each with its size and SHA-256
+    DIR/index.json              the parts in order and the state, each with its size and SHA-256 (`srel_tf.index`)
     DIR/part-000000.parquet …   rows
     DIR/state-000003.npz        arrays without pickle, say weights and optimizer variables (`srel_tf.Checkpoint`)
 
@@ -8,25 +8,18 @@ The index is written last, and a file that it names is never written again. When
 whole files, and a state together with exactly the rows that had been measured before it.
 """
 
-import hashlib
-import json
-import re
+import dataclasses
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from srel_tf.arrays import read_arrays, write_arrays
 from srel_tf.errors import FrameError, StorageError
-from srel_tf.files import check_regular, lock, read_json, remove_leftovers, replacing, sha256, write_json
-from srel_tf.frames import empty, write_frame
-from srel_tf.stored import StoredFrame
-
-INDEX = "index.json"
-FORMAT = 1
-EMPTY = {"format": FORMAT, "saved": 0, "parts": [], "state": None}
-PART, STATE = re.compile(r"part-\d{6,12}\.parquet"), re.compile(r"state-\d{6,12}\.npz")
-ROWS_AT_A_TIME = 2**17
+from srel_tf.files import as_json, fault, fingerprint, lock, remove, remove_directory, remove_leftovers, replacing
+from srel_tf.frames import arrow_errors, empty, write_frame
+from srel_tf.index import INDEX, Index, has_files, own_files, part_name, read_index, state_name, write_index
+from srel_tf.stored import ROWS_AT_A_TIME, StoredFrame, column_differences
 
 
 class FrameStore:
@@ -40,12 +33,13 @@ class FrameStore:
 
     def __init__(self, path, write=False, anew=False):
         self.path = Path(path)
-        self._schema, self._lock = None, lock(self.path) if write else None
+        self._schema = self._known = None
+        self._lock = lock(self.path) if write else None
         try:
             if write:
                 self._begin(anew)
             else:
-                self._index = _read_index(self.path)
+                self._known = read_index(self.path)
         except BaseException:
             self.close()
             raise
@@ -53,12 +47,13 @@ class FrameStore:
     def _begin(self, anew):
         remove_leftovers(self.path)
         if anew:
-            self._index = EMPTY
+            self._known = Index()
             self.clear()
-        elif (self.path / INDEX).exists() or _has_files(self.path):
-            self._index = _read_index(self.path)
+        elif (self.path / INDEX).exists() or has_files(self.path):
+            self._known = read_index(self.path)
+            self._drop_states(own_files(self.path, "state"))
         else:  # From here on, files without an index mean that it was lost.
-            self._write_index(EMPTY)
+            self._write_index(Index())
 
     def __enter__(self):
         return self
@@ -73,14 +68,26 @@ class FrameStore:
             self._lock = None
 
     @property
+    def _index(self):
+        """The index on the disk; read again where an interrupt or a failing disk left open which one that is."""
+        if self._known is None:
+            self._known = read_index(self.path)
+        return self._known
+
+    @property
     def num_rows(self):
         """Rows saved so far."""
-        return sum(part["rows"] for part in self._index["parts"])
+        return self._index.num_rows
 
     @property
     def about(self):
         """What was saved about the latest state, a dict; None where there is none."""
-        return self._index["state"] and self._index["state"]["about"]
+        return self._index.state and self._index.state["about"]
+
+    @property
+    def left_out(self):
+        """The damaged parts that `check(skip_damaged=True)` has left out: a list of {file, rows, fault}."""
+        return self._index.left_out
 
     def append(self, frame):
         """Save the rows of `frame` after those saved before."""
@@ -90,31 +97,30 @@ class FrameStore:
         """Save rows and, in place of the former one, a state, in one act: after a crash both are there or neither.
 
         frame: rows to add, with the columns and types of those saved before. arrays: {name: array}, about: a dict that
-        JSON can hold. Raises `FrameError` for other columns or types, `StorageError` where the disk fails; what was
-        saved before is whole then, and the same call may be made again.
+        JSON can hold. Raises `FrameError` for other columns or types, or two types in a column, `StorageError` where
+        the disk fails; what was saved before is whole then, and the same call may be made again.
         """
         self._check_writable()
-        index = {**self._index, "saved": self._index["saved"] + 1}
+        old = index = self._index
         if frame is not None and len(frame):
-            index["parts"] = [*index["parts"], self._write_part(frame)]
+            index = index.added(self.path, self._write_part(frame, index.num_parts))
         if arrays is not None:
-            index["state"] = {**self._write_state(arrays, index["saved"]), "about": about or {}}
-        self._write_index(index)
+            state = {**self._write_state(arrays, index.saved + 1), "about": as_json(about or {})}
+            index = dataclasses.replace(index, state=state)
+        self._write_index(dataclasses.replace(index, saved=index.saved + 1))
+        if arrays is not None and old.state:
+            self._drop_states([self.path / old.state["file"]])
 
     def state(self):
         """(arrays, about) of the latest state, None where there is none. `StorageError` where it is damaged."""
-        entry = self._index["state"]
+        entry = self._index.state
         if entry is None:
             return None
         file = self.path / entry["file"]
-        fault = _fault(file, entry)
-        if fault:
-            raise StorageError(f"the state {file} {fault}: start again without it")
-        try:
-            with np.load(file, allow_pickle=False) as arrays:
-                return {name: arrays[name] for name in arrays.files}, entry["about"]
-        except Exception as error:  # NumPy and zipfile raise whatever a stranger's file leads them to.
-            raise StorageError(f"the state {file} holds no arrays ({error}): start again without it") from error
+        wrong = fault(file, entry)
+        if wrong:
+            raise StorageError(f"the state {file} {wrong}: start again without it")
+        return read_arrays(file), entry["about"]
 
     def scan(self, skip_damaged=False):
         """The rows saved so far as a `StoredFrame`, which reads them in bounded memory.
@@ -122,30 +128,38 @@ class FrameStore:
         Checks every part against its checksum first. A part that is missing, truncated or altered is named in a
         `StorageError`, or with `skip_damaged` left out.
         """
-        return StoredFrame([self.path / part["file"] for part in self._sound(skip_damaged)])
+        sound, _ = self._sorted(skip_damaged)
+        return StoredFrame([self.path / part["file"] for part in sound])
 
     def check(self, skip_damaged=False):
         """Check every part against its checksum, as `scan` does; `skip_damaged` leaves damaged ones out for good."""
-        sound = self._sound(skip_damaged)
-        if len(sound) < len(self._index["parts"]):
+        _, damaged = self._sorted(skip_damaged)
+        if damaged:
             self._check_writable()
-            self._write_index({**self._index, "saved": self._index["saved"] + 1, "parts": sound})
+            left_out = [*self.left_out, *({n: part[n] for n in ("file", "rows", "fault")} for part in damaged)]
+            self._write_index(dataclasses.replace(self._index, left_out=left_out))
 
     def _check_writable(self):
         if self._lock is None:
             raise StorageError(f"{self.path} is open for reading: FrameStore(path, write=True) writes")
 
-    def _sound(self, skip_damaged):
-        """The entries of the parts that are whole."""
-        parts = self._index["parts"]
-        faults = [_fault(self.path / part["file"], part) for part in parts]
-        damaged = [f"{part['file']} {fault}" for part, fault in zip(parts, faults, strict=True) if fault]
+    def _parts(self):
+        """The entries of the parts in order, without those that have been left out."""
+        left_out = {part["file"] for part in self.left_out}
+        return [part for part in self._index.all_parts(self.path) if part["file"] not in left_out]
+
+    def _sorted(self, skip_damaged):
+        """Entries of the sound parts, and of the damaged ones with their fault; these are an error, unless skipped."""
+        parts = self._parts()
+        faults = [fault(self.path / part["file"], part) for part in parts]
+        damaged = [{**part, "fault": wrong} for part, wrong in zip(parts, faults, strict=True) if wrong]
         if damaged and not skip_damaged:
             raise StorageError(
                 f"of the {len(parts)} parts of {self.path}, {len(damaged)} cannot be trusted: "
-                f"{'; '.join(damaged)}. Restore them, or leave them out with skip_damaged=True"
+                f"{'; '.join(part['file'] + ' ' + part['fault'] for part in damaged)}. "
+                "Restore them, or leave them out with skip_damaged=True"
             )
-        return [part for part, fault in zip(parts, faults, strict=True) if not fault]
+        return [part for part, wrong in zip(parts, faults, strict=True) if not wrong], damaged
 
     def read(self, skip_damaged=False):
         """All rows saved so far, in memory."""
@@ -157,9 +171,9 @@ class FrameStore:
         more: a frame of rows to write after them, which have not been saved.
         """
         frame = self.scan()
-        if not self._index["parts"]:
+        if frame.dataset is None:
             return write_frame(empty() if more is None else more, path)
-        with replacing(path) as part, pq.ParquetWriter(part, frame.schema) as writer:
+        with replacing(path) as part, arrow_errors(), pq.ParquetWriter(part, frame.schema) as writer:
             for table in frame.tables(ROWS_AT_A_TIME):
                 writer.write_table(table)
             if more is not None and len(more):
@@ -169,56 +183,52 @@ class FrameStore:
     def clear(self):
         """Forget all rows and the state."""
         self._schema = None
-        self._write_index({**EMPTY, "saved": self._index["saved"] + 1})
-        for file in self.path.glob("part-*.parquet"):
-            file.unlink(missing_ok=True)
+        self._write_index(Index(saved=self._index.saved + 1))
+        for file in own_files(self.path):
+            remove(file)
 
     def delete(self):
-        """Remove the store from the disk and let go of it."""
+        """Remove the store from the disk and let go of it; a directory that holds other files stays, with a warning."""
         self.clear()
-        (self.path / INDEX).unlink()
+        remove(self.path / INDEX)
+        remove(self.path / ".lock")  # While it is held: who comes now makes a new one.
         self.close()
-        for file in (self.path / ".lock", self.path):
-            if file.is_dir():
-                file.rmdir()
-            else:
-                file.unlink(missing_ok=True)
+        remove_directory(self.path)
 
-    def _write_part(self, frame):
-        table = pa.Table.from_pandas(frame, preserve_index=False)
-        if self._schema is None:
-            parts = self._index["parts"]
-            self._schema = StoredFrame([self.path / parts[0]["file"]]).schema if parts else table.schema
-        if not table.schema.equals(self._schema):
-            there, now = ({f.name: str(f.type) for f in s} for s in (self._schema, table.schema))
-            names = [n for n in {**there, **now} if there.get(n) != now.get(n)]
-            other = "; ".join(f"{n}: {there.get(n)} there, {now.get(n)} now" for n in names)
-            raise FrameError(f"{self.path} holds a frame of other columns or types: {other or 'their order differs'}")
-        file = self.path / f"part-{self._next_number():06}.parquet"
+    def _write_part(self, frame, number):
+        with arrow_errors():
+            table = pa.Table.from_pandas(frame, preserve_index=False)
+        schema = self._schema or self._stored_schema() or table.schema
+        if not table.schema.equals(schema):
+            other = "; ".join(column_differences(schema, table.schema)) or "their order differs"
+            raise FrameError(f"{self.path} holds a frame of other columns or types: {other}")
+        file = self.path / part_name(number)
         with replacing(file) as part:
             pq.write_table(table, part)
-            entry = {"file": file.name, "rows": table.num_rows, "bytes": part.stat().st_size, "sha256": sha256(part)}
+            entry = {"file": file.name, "rows": table.num_rows, **fingerprint(part)}
+        self._schema = schema
         return entry
 
-    def _next_number(self):
-        """After the last part's, whichever were left out before it."""
-        parts = self._index["parts"]
-        return 1 + max(int(re.search(r"\d+", part["file"])[0]) for part in parts) if parts else 0
+    def _stored_schema(self):
+        """The columns and types of the rows saved before; None without rows. `FrameError` for a damaged part."""
+        first = self._parts()[:1]
+        return StoredFrame([self.path / part["file"] for part in first]).schema if first else None
 
     def _write_state(self, arrays, number):
-        file = self.path / f"state-{number:06}.npz"
-        with replacing(file) as part:
-            with open(part, "wb") as opened:
-                np.savez(opened, **arrays)
-            return {"file": file.name, "bytes": part.stat().st_size, "sha256": sha256(part)}
+        file = self.path / state_name(number)
+        return {"file": file.name, **write_arrays(file, arrays)}
 
     def _write_index(self, index):
-        write_json(self.path / INDEX, {**index, "sha256": _seal(index)})
-        self._index = index
-        kept = index["state"] and index["state"]["file"]
-        for file in self.path.glob("state-*.npz"):
+        self._known = None  # Until it is certain.
+        write_index(self.path, index)
+        self._known = index
+
+    def _drop_states(self, files):
+        """Remove these states, unless the index names them."""
+        kept = self._index.state and self._index.state["file"]
+        for file in files:
             if file.name != kept:
-                file.unlink(missing_ok=True)
+                remove(file)
 
 
 def scan_frame(path, skip_damaged=False):
@@ -227,74 +237,8 @@ def scan_frame(path, skip_damaged=False):
     Raises `FrameError` where there is none, `StorageError` where its parts are damaged (see `FrameStore.scan`).
     """
     path = Path(path)
-    if (path / INDEX).is_file() or _has_files(path):
+    if (path / INDEX).is_file() or has_files(path):
         return FrameStore(path).scan(skip_damaged)
     if path.suffix != ".parquet" or not path.is_file():
         raise FrameError(f"there is no frame {path}: give a .parquet file, or a directory with an {INDEX}")
     return StoredFrame([path])
-
-
-def _seal(index):
-    return hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()
-
-
-def _read_index(path):
-    file = path / INDEX
-    if not file.exists():
-        lost = _has_files(path)
-        remedy = (
-            "restore it, or give the rows up: FrameStore(path, write=True, anew=True)" if lost else "look elsewhere"
-        )
-        raise StorageError(f"{path} holds {'parts of a frame' if lost else 'no frame'}, but no {INDEX}: {remedy}")
-    index = read_json(file)
-    seal = index.pop("sha256", None)
-    if index.get("format") != FORMAT:
-        raise StorageError(f"{file} has format {index.get('format')!r}, this version reads {FORMAT}")
-    if seal != _seal(index):
-        raise StorageError(f"{file} has been altered: its checksum does not fit; restore it")
-    _check_index(file, index)
-    return index
-
-
-def _has_files(path):
-    """Whether rows or a state lie there."""
-    return any(any(path.glob(name)) for name in ("part-*.parquet", "state-*.npz"))
-
-
-def _check_index(file, index):
-    """A seal proves no good will: names stay within the directory, sizes are numbers."""
-    parts, state = index.get("parts"), index.get("state")
-    good = set(index) == set(EMPTY) and _is_count(index["saved"]) and isinstance(parts, list)
-    good = good and all(_is_entry(p, PART) and _is_count(p.get("rows")) for p in parts)
-    good = good and len({p["file"] for p in parts}) == len(parts)
-    if not good or not (state is None or (_is_entry(state, STATE) and isinstance(state.get("about"), dict))):
-        raise StorageError(f"{file} is no index of a frame: entries are missing, of other types, or name other places")
-
-
-def _is_entry(entry, pattern):
-    return (
-        isinstance(entry, dict)
-        and all(isinstance(entry.get(name), str) for name in ("file", "sha256"))
-        and pattern.fullmatch(entry["file"]) is not None
-        and _is_count(entry.get("bytes"))
-    )
-
-
-def _is_count(value):
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _fault(file, entry):
-    """What is wrong with a file of the index, "" where nothing is."""
-    try:
-        if file.is_symlink():
-            return "is a link"
-        check_regular(file)
-        size = file.stat().st_size
-        if size != entry["bytes"]:
-            return f"has {size} of its {entry['bytes']} bytes" if size < entry["bytes"] else "has grown"
-        return "" if sha256(file) == entry["sha256"] else "has been altered"
-    except StorageError:
-        return "is missing" if not file.exists() else "is no regular file"
-    except OSError as error:
-        return f"cannot be read ({error.strerror})"

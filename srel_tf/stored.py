@@ -97,3 +97,10 @@ class StoredFrame:
             raise FrameError(
                 f"{self._names[0]} and {len(self._names) - 1} files more hold no frame, or a damaged one: {error}"
             ) from error
+
+
+def column_differences(there, now):
+    """A text for each column that two Arrow schemas do not share, or hold in other types."""
+    there, now = ({field.name: str(field.type) for field in schema} for schema in (there, now))
+    names = [name for name in {**there, **now} if there.get(name) != now.get(name)]
+    return [f"{name}: {there.get(name)} there, {now.get(name)} now" for name in names]

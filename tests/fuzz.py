@@ -18,6 +18,7 @@ import sys
 import tempfile
 import warnings
 from pathlib import Path
+from unittest import mock
 
 import keras
 import numpy as np
@@ -105,8 +106,8 @@ class Notes:
 
 
 def checkpoints(directory, sealed):
-    """Index, parts and state of a checkpoint; `sealed`: a stranger has made the checksums fit."""
-    with srel_tf.FrameStore(directory / "frame", write=True) as store:
+    """Index with a page, parts and state of a checkpoint; `sealed`: a stranger has made the checksums fit."""
+    with srel_tf.FrameStore(directory / "frame", write=True) as store, mock.patch("srel_tf.index.PARTS", 1):
         x = np.ones((4, 3), "float32")
         saving = srel_tf.Checkpoint(store, 1, [Notes()])
         net().fit(x, np.array([0, 1, 0, 1]), batch_size=2, verbose=0, callbacks=saving)
@@ -127,11 +128,11 @@ def checkpoints(directory, sealed):
 def seal(file, changed):
     with contextlib.suppress(ValueError, RecursionError, AttributeError, TypeError, KeyError, OSError):
         index = json.loads(file.read_bytes())
-        for entry in [*index["parts"], index["state"]]:
+        for entry in [*index["parts"], index["state"], index["before"]]:
             if entry["file"] == changed.name:
                 entry |= {"bytes": changed.stat().st_size, "sha256": sha256(changed)}
         index.pop("sha256", None)
-        write_json(file, {**index, "sha256": srel_tf.storage._seal(index)})
+        write_json(file, {**index, "sha256": srel_tf.index.seal(index)})
 
 
 def image_folders(directory):

@@ -4,10 +4,12 @@ import shutil
 
 import keras
 import numpy as np
+import pandas as pd
 import pytest
 
 import srel_tf
 from srel_tf import Checkpoint, FrameStore, StorageError
+from tests.made_up import probe, result
 
 X, Y = np.arange(24, dtype="float32").reshape(8, 3) / 24, np.arange(8) % 2
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -96,3 +98,78 @@ def test_a_probe_more_or_less_is_refused(saved):
     model.attach_probe(srel_tf.ProbeSet(X[:2], Y[:2]))
     with pytest.raises(StorageError, match="not that of model"):
         Checkpoint(saved).restore(model)
+
+
+class Interrupted(FrameStore):
+    """A store in which Ctrl-C comes just after the second commit."""
+
+    def commit(self, *arguments):
+        super().commit(*arguments)
+        if self.about["step"] == 4:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("anew", "restored"), [(True, False), (False, True)])
+def test_an_interrupt_after_saving_writes_no_row_twice(tmp_path, anew, restored):
+    """The same `fit` goes on, with the old callback or another one, from the state in memory or that on the disk."""
+    with Interrupted(tmp_path / "frame", write=True) as store:
+        model, checkpoint = net(), Checkpoint(store)
+        with pytest.raises(KeyboardInterrupt):
+            model.fit(X, Y, batch_size=4, epochs=3, verbose=0, callbacks=[checkpoint])
+        assert len(checkpoint.unsaved(model)) == 0
+        store.__class__ = FrameStore
+        checkpoint = Checkpoint(store) if anew else checkpoint
+        assert not restored or checkpoint.restore(model) == (2, 0)
+        model.fit(X, Y, batch_size=4, initial_epoch=2, epochs=3, verbose=0, callbacks=[checkpoint])
+        assert store.read().groupby("step").size().to_dict() == dict.fromkeys(range(7), 2 * 2 * 2)
+
+
+def test_what_was_not_saved_is_measured_again(tmp_path):
+    """A model that is put back into an earlier state drops the rows of the steps after it."""
+    with FrameStore(tmp_path / "frame", write=True) as store:
+        model, checkpoint = net(), Checkpoint(store, every=100)
+        model.fit(X, Y, batch_size=4, verbose=0, callbacks=[checkpoint])
+        model.fit(X, Y, batch_size=4, initial_epoch=1, epochs=2, verbose=0)
+        assert checkpoint.unsaved(model)["step"].unique().tolist() == [3, 4]
+        assert checkpoint.restore(model) == (1, 0)
+        model.fit(X, Y, batch_size=4, initial_epoch=1, epochs=2, verbose=0, callbacks=[checkpoint])
+        assert store.read().groupby("step").size().to_dict() == dict.fromkeys(range(5), 2 * 2 * 2)
+
+
+def test_a_training_that_was_not_restored_is_not_mixed_with(saved):
+    model, rows = net(), saved.read()
+    with pytest.raises(StorageError, match=r"holds 24 rows and a state of a training that has not been restored: call"):
+        model.fit(X, Y, batch_size=4, verbose=0, callbacks=[Checkpoint(saved)])
+    assert int(model.optimizer.iterations) == 0
+    pd.testing.assert_frame_equal(saved.read(), rows)
+    assert saved.about["step"] == 2
+
+
+def test_two_probes_of_the_same_settings_in_one_store(tmp_path):
+    """Their rows stand together, so that the statistics of the stored frame are those of the frame."""
+    model = net(measures=("l1", "kl"))
+    other = srel_tf.ProbeSet(X[4:7], Y[4:7], ids=[4, 5, 6])
+    model.attach_probe(other, every=1, measures=("l1", "kl"), seed=np.int64(3))
+    with FrameStore(tmp_path / "frame", write=True) as store:
+        model.fit(X, Y, batch_size=4, verbose=0, callbacks=[Checkpoint(store, every=1)])
+        stored = store.scan()
+    frame = stored.read()
+    assert frame.groupby(["step", "measure"], sort=False).size().to_dict() == {
+        (step, measure): 2 * 2 + 3 * 3 for step in range(3) for measure in ("l1", "kl")
+    }
+    for statistic in (srel_tf.smooth, srel_tf.separation):
+        pd.testing.assert_frame_equal(statistic(stored), statistic(frame), check_exact=True)
+    assert [len(piece) for piece in stored.pieces(rows=5)] == [13] * 6
+
+
+def test_what_no_column_holds_is_told(tmp_path):
+    frames = [result(probe(2, 2, ids=ids)).to_frame(run="", seed=0, epoch=0.0) for ids in (range(4), list("abcd"))]
+    with FrameStore(tmp_path / "frame", write=True) as store:
+        with pytest.raises(srel_tf.FrameError, match=r"Give ProbeSet\(ids=...\) of one type to all"):
+            store.append(srel_tf.frames.merged(frames))
+        store.append(frames[0])
+        with pytest.raises(srel_tf.FrameError, match="of other columns or types"):
+            store.append(frames[1])
+        with pytest.raises(srel_tf.FrameError, match=r"Give ProbeSet\(ids=...\) of one type to all"):
+            store.export(tmp_path / "frame.parquet", frames[1])
+    assert [path.name for path in tmp_path.iterdir()] == ["frame"]

@@ -149,3 +149,37 @@ def test_rule_names_tell_apart_what_was_measured_at_once():
     assert rule_names(alone).tolist() == ["sgd"]
     both = pd.DataFrame([*rules[:1], ("sgd", "auto", 1e-4)], columns=columns, index=[7, 3]).assign(run="a", step=0)
     pd.testing.assert_series_equal(rule_names(both), pd.Series(["sgd, exact", "sgd, auto"], index=[7, 3], name="rule"))
+
+
+def test_rows_of_several_probes_stand_together_by_measurement():
+    """Step by step, the measurements in the order of the probes; two of the same settings are one."""
+
+    def of(first_id, steps, **options):
+        made = probe(2, 2, ids=range(first_id, first_id + 4))
+        return pd.concat([result(made, s, **options).to_frame(run="a", seed=5, epoch=s / 9) for s in steps])
+
+    parts = [of(0, (0, 3, 6)), of(10, (0, 6)), of(20, (3, 6), update="fresh_adam", measures=["l1"])]
+    frame = frames.merged(parts)
+    firsts = frame[["step", "update", "measure", "source_id"]][::16].to_numpy().tolist()
+    assert firsts == [
+        *([0, "sgd", "kl", 0], [0, "sgd", "kl", 10], [0, "sgd", "l1", 0], [0, "sgd", "l1", 10]),
+        *([3, "sgd", "kl", 0], [3, "sgd", "l1", 0], [3, "fresh_adam", "l1", 20]),
+        *([6, "sgd", "kl", 0], [6, "sgd", "kl", 10], [6, "sgd", "l1", 0], [6, "sgd", "l1", 10]),
+        [6, "fresh_adam", "l1", 20],
+    ]
+    columns = [*frame.columns]
+    rows = pd.concat(parts).sort_values(columns, ignore_index=True)
+    pd.testing.assert_frame_equal(frame.sort_values(columns, ignore_index=True), rows)
+
+
+def test_the_rows_of_one_probe_stay_in_their_order():
+    auto = result(probe(2, 2), 3).to_frame(run="a", seed=None, epoch=np.nan)
+    auto.loc[::8, "estimator"] = "limit"
+    pd.testing.assert_frame_equal(frames.merged([auto]), auto)
+
+
+def test_ids_of_two_types_are_no_column(tmp_path):
+    made = [result(probe(2, 2, ids=ids)).to_frame(run="", seed=0, epoch=0.0) for ids in (range(4), list("abcd"))]
+    with pytest.raises(FrameError, match="ids of one probe numbers, those of another one text"):
+        write_frame(frames.merged(made), tmp_path / "frame.parquet")
+    assert not list(tmp_path.iterdir())

@@ -58,10 +58,16 @@ def modules(*packages):
 
 ENGINES = modules("srel_tf.exact", "srel_tf.measures", "srel_tf.published", "srel_tf.updates", "srel_tf.resolution")
 TRAINING = [f"srel_tf.{name}" for name in ("mixin", "probing", "recorder", "schedules", "measurement", "exact")]
+TABLES = ("arrays", "files", "frames", "index", "stored", "storage", "stats", "hypotheses", "plotting")
 RULES = {
     "engines and measures know no tables": (ENGINES, ["pandas", "srel_tf.frames", "srel_tf.result"]),
     "tables and figures know no nets": (
-        modules(*(f"srel_tf.{n}" for n in ("files", "frames", "stored", "storage", "stats", "hypotheses", "plotting"))),
+        modules(
+            *(
+                f"srel_tf.{n}"
+                for n in ("files", "frames", "index", "stored", "storage", "stats", "hypotheses", "plotting")
+            )
+        ),
         ["tensorflow", "keras"],
     ),
     "theory knows nothing of training": (modules("srel_tf.theory"), [*TRAINING, "train"]),

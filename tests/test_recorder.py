@@ -69,3 +69,21 @@ def test_what_is_kept_elsewhere_is_forgotten():
     recorder.epoch_ended(4)
     recorder.add(result(PROBE, 5), 1, 1, 4)
     assert epochs_of(recorder) == {5: [1.25]}
+
+
+def test_what_was_saved_is_forgotten_once():
+    """However often it is told, and whatever other recorders have saved."""
+    recorder, other = Recorder("", None), Recorder("", None)
+    for step in (1, 2):
+        recorder.add(result(PROBE, step), 0, step, None)
+        other.add(result(PROBE, step), 0, step, 9)
+    mark = recorder.mark
+    recorder.add(result(PROBE, 3), 0, 3, None)
+    for _ in range(2):
+        recorder.forget({**mark, **other.mark})
+        assert recorder.frame()["step"].unique().tolist() == [3]
+    recorder.forget({})
+    recorder.forget(other.mark)
+    recorder.epoch_ended(6)
+    assert epochs_of(recorder) == {3: [0.5]}
+    assert len(other.frame()) == 2 * 2 * 16

@@ -1,15 +1,20 @@
 """Frames in parts: readable whatever happens, damage named, memory bounded; no TensorFlow."""
 
+import collections
 import errno
+import itertools
 import json
 import os
+import re
 import resource
 import shutil
 import stat
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,6 +22,7 @@ import pytest
 import srel_tf
 from srel_tf import FrameError, FrameStore, StorageError, scan_frame, separation, smooth
 from srel_tf.files import read_json, replacing, write_json
+from tests.dying import Died, dying
 from tests.made_up import probe, result
 
 
@@ -80,6 +86,26 @@ def test_clear_and_delete(store):
     assert store.num_rows == 36
     store.delete()
     assert not store.path.exists()
+
+
+def test_files_of_others_stay_and_disturb_nothing(store):
+    others = ("notes.txt", ".DS_Store", "part-of-mine.parquet", "index-1.json", "state-old.npz")
+    for name in (*others, ".important.download.part", ".7.part", "state-000000.npz/x"):
+        (store.path / name).parent.mkdir(exist_ok=True)
+        (store.path / name).write_text("mine", encoding="utf-8")
+    (store.path / ".index.json.77.srel_tf.part").write_text("half", encoding="utf-8")
+    before = {path for path in store.path.rglob("*") if path.is_file() and path.read_bytes() == b"mine"}
+    store.close()
+    with pytest.warns(UserWarning, match=r"state-000000\.npz is no longer needed, but stays"):
+        again = FrameStore(store.path, write=True)
+    again.commit(rows(9), STATE, {"step": 9})
+    pd.testing.assert_frame_equal(again.read(), all_rows(0, 3, 6, 9), check_exact=True)
+    with (
+        pytest.warns(UserWarning, match=r"state-000000\.npz is no longer needed, but stays"),
+        pytest.warns(UserWarning, match=rf"{store.path} is no longer needed, but stays: .*notes\.txt"),
+    ):
+        again.delete()
+    assert {path for path in store.path.rglob("*") if path.is_file()} == before
 
 
 def test_one_writer_at_a_time_any_number_of_readers(store):
@@ -193,7 +219,7 @@ def test_a_damaged_index_is_told(store):
         (content.replace('"rows": 72', '"rows": 71'), "has been altered"),
         ("[1]", "holds a list, not an object"),
         ("[" * 100_000, "cannot be read as JSON"),
-        ('{"format": 99}', "has format 99, this version reads 1"),
+        ('{"format": 99}', "has format 99, this version reads 2"),
     ):
         index.write_text(text, encoding="utf-8")
         with pytest.raises(StorageError, match=message):
@@ -230,7 +256,7 @@ def test_a_crash_in_the_first_commit_leaves_an_empty_store(tmp_path, monkeypatch
         raise SystemExit
 
     with FrameStore(tmp_path, write=True) as store:
-        monkeypatch.setattr("srel_tf.storage.write_json", die)
+        monkeypatch.setattr("srel_tf.index.write_json", die)
         with pytest.raises(SystemExit):
             store.commit(rows(0), STATE)
     monkeypatch.undo()
@@ -252,9 +278,18 @@ def test_an_index_cannot_lead_elsewhere(store, name):
     index = read_json(store.path / "index.json")
     index.pop("sha256")
     index["parts"][1]["file"] = name
-    write_json(store.path / "index.json", {**index, "sha256": srel_tf.storage._seal(index)})
+    write_json(store.path / "index.json", {**index, "sha256": srel_tf.index.seal(index)})
     with pytest.raises(StorageError, match="name other places"):
         FrameStore(store.path)
+
+
+@pytest.mark.parametrize("array", [np.array([None]), np.ones(2, ml_dtypes.bfloat16)])
+def test_what_could_not_be_read_again_is_not_saved(store, array):
+    """Now, not when the run is to go on."""
+    with pytest.raises(StorageError, match=r"cannot be saved without pickle: w \((object|bfloat16)\)"):
+        store.commit(rows(9), {"w": array}, {"step": 9})
+    assert store.state()[1] == {"step": 6}
+    pd.testing.assert_frame_equal(store.read(), all_rows(0, 3, 6))
 
 
 class Opened:
@@ -272,39 +307,229 @@ def test_a_state_runs_no_code(store, monkeypatch, tmp_path):
     index = read_json(store.path / "index.json")
     index.pop("sha256")
     index["state"] |= {"bytes": file.stat().st_size, "sha256": srel_tf.files.sha256(file)}
-    write_json(store.path / "index.json", {**index, "sha256": srel_tf.storage._seal(index)})
+    write_json(store.path / "index.json", {**index, "sha256": srel_tf.index.seal(index)})
     with pytest.raises(StorageError, match="holds no arrays"):
         FrameStore(store.path).state()
     assert not (tmp_path / "unpickled").exists()
 
 
+# An index of many parts
+
+
+@pytest.fixture
+def paged(tmp_path, monkeypatch):
+    """Pages of 3 parts: the index names 4 … 6, the first of which fill two pages."""
+    monkeypatch.setattr("srel_tf.index.PARTS", 3)
+    with FrameStore(tmp_path / "frame", write=True) as made:
+        for step in range(7):
+            made.append(rows(step, measures=["l1"]))
+        yield made
+
+
+def paged_rows(*steps):
+    return pd.concat([rows(s, measures=["l1"]) for s in steps], ignore_index=True)
+
+
+def test_an_index_goes_on_over_pages(paged):
+    assert [name for name in names(paged) if name.startswith("index")] == [
+        *("index-000003.json", "index-000006.json", "index.json")
+    ]
+    assert [len(read_json(paged.path / f"index{n}.json")["parts"]) for n in ("-000003", "-000006", "")] == [3, 3, 1]
+    paged.close()
+    with FrameStore(paged.path, write=True) as again:
+        for step in (7, 8, 9):
+            again.append(rows(step, measures=["l1"]))
+        for reader in (again, FrameStore(again.path)):
+            assert reader.num_rows == 10 * 36
+            pd.testing.assert_frame_equal(reader.read(), paged_rows(*range(10)), check_exact=True)
+        again.clear()
+        assert names(again) == ["index.json"]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_page_is_named(paged, damage):
+    damage(paged.path / "index-000003.json")
+    with pytest.raises(StorageError, match=rf"the page .*index-000003\.json of the index {DAMAGE[damage]}: restore it"):
+        FrameStore(paged.path)
+
+
+def test_parts_of_all_pages_are_left_out_for_good(paged):
+    for number in (0, 4, 6):
+        truncate(paged.path / f"part-{number:06}.parquet")
+    for store in (paged, FrameStore(paged.path)):
+        with pytest.raises(StorageError, match=r"of the 7 parts .*, 3 cannot be trusted"):
+            store.check()
+    paged.check(skip_damaged=True)
+    for step in (7, 8, 9):
+        paged.append(rows(step, measures=["l1"]))
+    for store in (paged, FrameStore(paged.path)):
+        store.check()
+        assert [(part["file"], part["rows"]) for part in store.left_out] == [
+            (f"part-00000{number}.parquet", 36) for number in (0, 4, 6)
+        ]
+        assert all(re.fullmatch(DAMAGE[truncate], part["fault"]) for part in store.left_out)
+        assert store.num_rows == 7 * 36
+        pd.testing.assert_frame_equal(store.read(), paged_rows(1, 2, 3, 5, 7, 8, 9), check_exact=True)
+
+
+def forge(file, change):
+    """Change an index or a page, as a stranger would who makes all the checksums after it fit."""
+    index = file.with_name("index.json")
+    content = read_json(file)
+    change(content)
+    if file != index:
+        write_json(file, content)
+        content = read_json(index)
+        content["before"] |= srel_tf.files.fingerprint(file)
+    content.pop("sha256", None)
+    write_json(index, {**content, "sha256": srel_tf.index.seal(content)})
+
+
+PART_0 = {"file": "part-000000.parquet", "rows": 36, "fault": ""}
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("index", lambda c: c["before"].update(file="../index-000006.json")),
+        ("index", lambda c: c["before"].update(parts=7)),
+        ("index", lambda c: c.update(before=[])),
+        ("index", lambda c: c["parts"][0].update(file="part-000007.parquet")),
+        ("index", lambda c: c["parts"][0].update(rows=-1)),
+        ("index", lambda c: c.update(left_out=[{"file": "part-000099.parquet", "rows": 36, "fault": ""}])),
+        ("index", lambda c: c.update(left_out=[{**PART_0, "rows": 35}])),
+        ("index", lambda c: c.update(left_out=[PART_0, PART_0])),
+        ("index", lambda c: c.update(saved=True)),
+        ("index", lambda c: c.update(state={"file": "state-000001.npz"})),
+        ("index-000006", lambda c: c.update(parts=[])),
+        ("index-000006", lambda c: c["parts"].pop()),
+        ("index-000006", lambda c: c["parts"][0].update(rows=35)),
+        ("index-000006", lambda c: c["parts"][0].update(file="../part-000003.parquet")),
+        ("index-000006", lambda c: c["before"].update(rows=0)),
+        ("index-000006", lambda c: c.update(before=None)),
+        ("index-000006", lambda c: c.update(more=1)),
+    ],
+)
+def test_a_forged_index_is_told(paged, name, change):
+    forge(paged.path / f"{name}.json", lambda content: None)
+    assert FrameStore(paged.path).num_rows == 7 * 36
+    forge(paged.path / f"{name}.json", change)
+    with pytest.raises(StorageError, match=r"is no (index of a frame|page of this index)|is missing"):
+        FrameStore(paged.path)
+
+
+def test_what_a_commit_costs_does_not_grow(tmp_path, monkeypatch):
+    """In bytes and files written, and in files looked for and read: commits 60 … 79 as 20 … 39."""
+    costs, cost = [], collections.Counter()
+    real = os.replace
+
+    def replace(source, target):
+        cost.update({"files": 1, "bytes": Path(source).stat().st_size})
+        real(source, target)
+
+    def listed(event, arguments):
+        if counting and event in ("open", "os.listdir", "os.scandir"):
+            cost[event] += 1
+
+    counting = False
+    sys.addaudithook(listed)  # For good: it ends with `counting`.
+    monkeypatch.setattr(os, "replace", replace)
+    monkeypatch.setattr("srel_tf.index.PARTS", 5)
+    frame = rows(0).head(1)
+    with FrameStore(tmp_path / "frame", write=True) as store:
+        for number in range(80):
+            counting = True
+            store.commit(frame, {"w": np.zeros(4)}, {"step": number})
+            counting = False
+            costs.append(dict(cost))
+            cost.clear()
+    # From one page to the next the index grows; each page costs the same.
+    assert costs[20:40] == costs[60:80]
+    assert {c["files"] for c in costs} == {3, 4}
+
+
 # Crashes and full disks
 
 
-@pytest.mark.parametrize("call", ["fsync", "replace"])
-@pytest.mark.parametrize("file", ["part-000003", "state-000004", "index"])
-def test_a_crash_at_any_file_leaves_all_or_nothing(store, monkeypatch, call, file):
-    """The process dies while it flushes or renames that file: rows and state stay those of one moment."""
-    real = getattr(os, call)
+@pytest.mark.parametrize("writes_a_page", [False, True])
+def test_a_commit_that_dies_at_any_act_leaves_all_or_nothing(paged, tmp_path, writes_a_page):
+    """Wherever the process dies, rows and state stay those of one moment, and the next process goes on from there."""
+    more = range(7, 9) if writes_a_page else ()
+    for step in more:
+        paged.append(rows(step, measures=["l1"]))
+    paged.commit(None, STATE, {"step": 9})
+    paged.close()
+    before, seen = [*range(7), *more], set()
+    for at in itertools.count(1):
+        place = shutil.copytree(paged.path, tmp_path / str(at))
+        with FrameStore(place, write=True) as store:
+            try:
+                with dying(at):
+                    store.commit(rows(10, measures=["l1"]), {"w": np.zeros(1)}, {"step": 10})
+            except Died:
+                died = True
+            else:
+                died = False
+        with FrameStore(place, write=True) as again:
+            done = again.about["step"] == 10
+            seen.add((died, done))
+            pd.testing.assert_frame_equal(again.read(), paged_rows(*before, *[10] * done), check_exact=True)
+            again.state()
+            if not done:
+                again.commit(rows(10, measures=["l1"]), STATE, {"step": 10})
+            again.commit(rows(11, measures=["l1"]), STATE, {"step": 11})
+            pd.testing.assert_frame_equal(again.read(), paged_rows(*before, 10, 11), check_exact=True)
+            assert [name for name in names(again) if name.startswith("state")] == [again._index.state["file"]]
+            assert not list(place.glob(".*.part"))
+        if not died:
+            break
+    assert seen == {(True, False), (True, True), (False, True)}
+    assert at > (12 if writes_a_page else 9)  # A flush, a rename, a flush for each file.
 
-    def die(target, *more):
-        name = Path(os.readlink(f"/proc/self/fd/{target}")).name if isinstance(target, int) else Path(target).name
-        if file in name:
-            raise SystemExit  # Nothing of ours catches it, as nothing catches a SIGKILL.
-        return real(target, *more)
 
-    monkeypatch.setattr(os, call, die)
-    monkeypatch.setattr(Path, "unlink", lambda *_, **__: None)  # Nor does a dead process tidy up.
-    with pytest.raises(SystemExit):
-        store.commit(rows(9), {"w": np.zeros(1)}, {"step": 9})
+@pytest.mark.filterwarnings("default:.*no longer needed")
+def test_an_old_state_that_cannot_be_removed_costs_nothing(store, monkeypatch):
+    def refuse(path, **_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.warns(UserWarning, match=r"state-000003\.npz is no longer needed, but stays: Permission denied"):
+        store.commit(rows(9), STATE, {"step": 9})
     monkeypatch.undo()
+    store.append(rows(12))
+    pd.testing.assert_frame_equal(store.read(), all_rows(0, 3, 6, 9, 12), check_exact=True)
+    assert store.about == {"step": 9}
     store.close()
-    with FrameStore(store.path, write=True) as again:
-        pd.testing.assert_frame_equal(again.read(), all_rows(0, 3, 6), check_exact=True)
-        assert again.state()[1] == {"step": 6}
-        again.commit(rows(9), STATE, {"step": 9})
-        pd.testing.assert_frame_equal(again.read(), all_rows(0, 3, 6, 9), check_exact=True)
-        assert not list(store.path.glob(".*.part"))
+    with FrameStore(store.path, write=True) as again:  # Which tidies up.
+        assert [name for name in names(again) if name.startswith("state")] == ["state-000004.npz"]
+        assert again.state()[1] == {"step": 9}
+
+
+def test_the_store_knows_what_the_disk_holds_whatever_stops_a_commit(store, monkeypatch):
+    """Stopped just before the index takes its place, and just after: the same call leaves the rows once."""
+    real = os.replace
+
+    def stop(before):
+        def replace(source, target):
+            if Path(target).name != "index.json":
+                return real(source, target)
+            if not before:
+                real(source, target)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(os, "replace", replace)
+        with pytest.raises(KeyboardInterrupt):
+            store.commit(rows(9), STATE, {"step": 9})
+        monkeypatch.undo()
+
+    stop(before=True)
+    assert (store.about, store.num_rows) == ({"step": 6}, 3 * 72)
+    stop(before=False)
+    assert (store.about, store.num_rows) == ({"step": 9}, 4 * 72)
+    store.commit(rows(12), STATE, {"step": 12})
+    for reader in (store, FrameStore(store.path)):
+        pd.testing.assert_frame_equal(reader.read(), all_rows(0, 3, 6, 9, 12), check_exact=True)
+        assert reader.state()[1] == {"step": 12}
 
 
 def fill_up(store):

@@ -12,7 +12,8 @@ from srel_tf.plotting import save_figure
 from train.benchmark_growth import QUANTITIES
 from train.benchmark_shares import SIZE
 from train.benchmark_training import EVERY
-from train.runs import environment, write_json
+from train.environment import environment
+from train.runs import write_json
 from train.theory_benchmark import processor
 
 

@@ -18,7 +18,7 @@ from train.jobs import run_in_processes
 from train.protocols import PROTOCOLS, preset
 from train.report import report
 from train.rules import parse_rules
-from train.runs import RunDirectory, RunDirectoryError, write_json
+from train.runs import RunDirectory, RunDirectoryError, remove_store
 
 DIGITS = ["3", "5", "8"]
 # Options that change no number: where, how many at a time, and the preset that others may override.
@@ -117,7 +117,8 @@ def run(args):
     kept = {k: v for k, v in settings.items() if k not in ("data_dir", "download")}
     directory = RunDirectory(out, kept)
     if settings["select_top"]:
-        settings["classes"] = _selected(directory, settings, args.seeds[0])
+        options = {name: getattr(args, name) for name in ("resume", "restart", "checkpoint_every")}
+        settings["classes"] = _selected(directory, settings, args.seeds[0], options)
     waiting = [seed for seed in args.seeds if not directory.is_complete(seed)]
     for seed in args.seeds:
         if seed not in waiting:
@@ -161,13 +162,13 @@ def _check(args):
         raise OptionError(f"--seeds {' '.join(map(str, args.seeds))}: give numbers from 0 to 2**32 - 1")
 
 
-def _selected(directory, settings, seed):
+def _selected(directory, settings, seed, options):
     """The classes of --select-top, chosen once for a run directory."""
     file = directory.path / "selection.json"
     if not file.exists():
-        classes, accuracy = select_top(settings, settings["select_top"], seed)
-        write_json(file, {"seed": seed, "classes": classes, "test_accuracy": accuracy})
+        select_top(settings, settings["select_top"], seed, directory, **options)
     selection = read_selection(file)
+    remove_store(directory.path / "selection.parts")  # Of a process that was killed before it came to that.
     for name, value in selection["test_accuracy"].items():
         print(f"  {name}: test accuracy {value:.3f}{' (kept)' if name in selection['classes'] else ''}")
     return selection["classes"]
@@ -178,7 +179,8 @@ def read_selection(file):
     selection = read_json(file)
     accuracy, classes = selection.get("test_accuracy"), selection.get("classes")
     good = isinstance(accuracy, dict) and all(isinstance(v, float) for v in accuracy.values())
-    if not good or not isinstance(classes, list) or not all(name in accuracy for name in classes):
+    good = good and isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    if not good or not set(classes) <= set(accuracy):
         raise RunDirectoryError(f"{file} is no selection of classes: it is damaged; delete it to select again")
     return selection
 

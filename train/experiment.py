@@ -3,16 +3,16 @@
 import contextlib
 import hashlib
 import itertools
-import time
 
 import keras
 import numpy as np
-import pandas as pd
 import tensorflow as tf
 
 import srel_tf
 from srel_tf import SRelError
+from srel_tf.files import write_json
 from train import data
+from train.callbacks import Clock, History, Lines, StopWhen
 from train.models import build_model
 from train.optimizers import make_optimizer
 from train.rules import parse_rules
@@ -106,7 +106,7 @@ def train(
     Raises `DivergedError` when the loss is no longer a number and `KeyboardInterrupt` after Ctrl-C, at the end of a
     step; what was measured before is saved.
     """
-    start = time.perf_counter()
+    clock = Clock()
     make_repeatable(seed)
     images = load_data(settings, seed)
     directory.check_data(images.fingerprint)
@@ -114,30 +114,25 @@ def train(
     model = compiled_model(settings, images)
     probe = _attach_probes(model, images, settings, seed, log_dir)
     about = {"data_fingerprint": images.fingerprint, "probe_ids": images.train.ids[probe.ids].tolist()}
-    rows = _History(seed)
+    rows = History(seed)
     note = directory.note(about)
-    with directory.store(seed, note, resume, restart, skip_damaged) as store:
-        checkpoint = srel_tf.Checkpoint(store, checkpoint_every, companions=[rows], note=note)
+    with directory.store(seed, note, resume=resume, restart=restart, skip_damaged=skip_damaged) as store:
+        checkpoint = srel_tf.Checkpoint(store, checkpoint_every, companions=[rows, clock], note=note)
         position = checkpoint.restore(model)
         if resume:
             print(f"seed {seed}: goes on after {position.epoch} epochs and {position.batch} batches", flush=True)
         try:
             with checkpoint.stop_after_step():
-                lines = [_Lines(seed, settings["epochs"])] if verbose == "lines" else []
-                callbacks = [rows, *lines, _StopWhen(orphaned, checkpoint), checkpoint]
+                lines = [Lines(seed, settings["epochs"])] if verbose == "lines" else []
+                callbacks = [rows, *lines, StopWhen(orphaned, checkpoint), checkpoint]
                 if not rows.diverged:
                     _fit(model, images, settings, seed, position, callbacks, 0 if lines else verbose)
-            if rows.diverged:
-                raise DivergedError(
-                    f"the training loss of seed {seed} became {rows.diverged} at optimizer update "
-                    f"{int(model.optimizer.iterations)}: lower --learning-rate; what was measured before is saved"
-                )
+            _check_loss(rows, model, seed)
         except BaseException:
-            with contextlib.suppress(srel_tf.StorageError):  # A full disk has been told already.
-                directory.save_rows(seed, store, rows.frame(), model.srel_frame())
+            with contextlib.suppress(SRelError):  # A full disk has been told already.
+                directory.save_rows(seed, store, rows.frame(), checkpoint.unsaved(model))
             raise
-        seconds = round(time.perf_counter() - start, 1)
-        done = {"seed": seed, "seconds": seconds, "updates": int(model.optimizer.iterations)}
+        done = {"seed": seed, "seconds": clock.state, "updates": int(model.optimizer.iterations)}
         done = {**done, "parameters": model.count_params(), "weights_sha256": _digest(model), **about}
         directory.finish_seed(seed, store, rows.frame(), done)
 
@@ -188,57 +183,12 @@ def _digest(model):
     return digest.hexdigest()
 
 
-class _StopWhen(keras.callbacks.Callback):
-    """Asks for a stop after the update at whose end condition() is true; None never is."""
-
-    def __init__(self, condition, checkpoint):
-        super().__init__()
-        self._condition, self._checkpoint = condition, checkpoint
-
-    def on_train_batch_end(self, batch, logs=None):
-        if self._condition and self._condition():
-            self._checkpoint.request_stop()
-
-
-class _Lines(keras.callbacks.Callback):
-    """One line an epoch, for seeds that are trained side by side."""
-
-    def __init__(self, seed, epochs):
-        super().__init__()
-        self._seed, self._epochs = seed, epochs
-
-    def on_epoch_end(self, epoch, logs=None):
-        values = ", ".join(f"{name} {logs[name]:.4f}" for name in ("loss", "accuracy", "val_loss", "val_accuracy"))
-        print(f"seed {self._seed}: epoch {epoch + 1} of {self._epochs}, {values}", flush=True)
-
-
-class _History(keras.callbacks.Callback):
-    """Loss and accuracy by epoch, tidy; and the loss that was not a number, if there was one."""
-
-    def __init__(self, seed):
-        super().__init__()
-        self._seed, self._rows, self.diverged = seed, [], None
-
-    @property
-    def state(self):
-        return {"rows": self._rows, "diverged": self.diverged}
-
-    @state.setter
-    def state(self, state):
-        self._rows, self.diverged = list(state["rows"]), state["diverged"]
-
-    def on_train_batch_end(self, batch, logs=None):
-        if not np.isfinite(logs["loss"]):
-            self.diverged = float(logs["loss"])
-
-    def on_epoch_end(self, epoch, logs=None):
-        for split, prefix in (("train", ""), ("test", "val_")):
-            values = {name: logs[prefix + name] for name in ("loss", "accuracy")}
-            run = {"run": f"seed-{self._seed}", "seed": self._seed, "epoch": epoch + 1, "split": split}
-            self._rows.append({**run, **values})
-
-    def frame(self):
-        return pd.DataFrame(self._rows, columns=["run", "seed", "epoch", "split", "loss", "accuracy"])
+def _check_loss(rows, model, seed):
+    if rows.diverged:
+        raise DivergedError(
+            f"the training loss of seed {seed} became {rows.diverged} at optimizer update "
+            f"{int(model.optimizer.iterations)}: lower --learning-rate; what was measured before is saved"
+        )
 
 
 def _check_batch_size(batch_size, images):
@@ -248,26 +198,31 @@ def _check_batch_size(batch_size, images):
         )
 
 
-def select_top(settings, count, seed, verbose=1):
+def select_top(settings, count, seed, directory, resume=False, restart=False, checkpoint_every=None):
     """Train on all classes of `settings` without a probe; the `count` classes of highest class-wise test accuracy.
 
-    Returns (class names in the order of their labels, {class: accuracy}).
+    Writes selection.json: class names in the order of their labels, {class: accuracy}. Until then the training's state
+    is saved as in `train`, in `directory`/selection.parts. Raises `DivergedError` and `KeyboardInterrupt` as `train`.
     """
     make_repeatable(seed)
     images = load_data(settings, seed)
     if not 2 <= count <= images.num_classes:
         raise srel_tf.OptionError(f"--select-top {count}: {settings['dataset']} has {images.num_classes} classes")
     _check_batch_size(settings["batch_size"], images)
-    model = compiled_model(settings, images)
-    model.fit(
-        batches(images.train, settings["batch_size"], seed),
-        epochs=settings["epochs"],
-        steps_per_epoch=len(images.train.y) // settings["batch_size"],
-        shuffle=False,
-        callbacks=[keras.callbacks.TerminateOnNaN()],
-        verbose=verbose,
-    )
-    predicted = model.predict(images.test.x, batch_size=256, verbose=0).argmax(axis=-1)
-    accuracy = [float((predicted[images.test.y == k] == k).mean()) for k in range(images.num_classes)]
-    best = sorted(sorted(range(images.num_classes), key=lambda k: -accuracy[k])[:count])  # Ties: the lower label.
-    return [images.class_names[k] for k in best], dict(zip(images.class_names, accuracy, strict=True))
+    model, rows = compiled_model(settings, images), History(seed)
+    note = directory.note({"data_fingerprint": images.fingerprint, "seed of the selection": seed})
+    parts = directory.path / "selection.parts"
+    with directory.open_store(parts, "the selection of classes", note, resume=resume, restart=restart) as store:
+        checkpoint = srel_tf.Checkpoint(store, checkpoint_every, companions=[rows], note=note)
+        position = checkpoint.restore(model, example=(images.test.x[:1], images.test.y[:1]))
+        with checkpoint.stop_after_step():
+            if not rows.diverged:
+                _fit(model, images, settings, seed, position, [rows, checkpoint], 1)
+        _check_loss(rows, model, seed)
+        predicted = model.predict(images.test.x, batch_size=256, verbose=0).argmax(axis=-1)
+        accuracy = [float((predicted[images.test.y == k] == k).mean()) for k in range(images.num_classes)]
+        best = sorted(sorted(range(images.num_classes), key=lambda k: -accuracy[k])[:count])  # Ties: the lower label.
+        of_class = dict(zip(images.class_names, accuracy, strict=True))
+        chosen = {"seed": seed, "classes": [images.class_names[k] for k in best], "test_accuracy": of_class}
+        write_json(directory.path / "selection.json", chosen)
+        store.delete()

@@ -1,33 +1,25 @@
 """Run directories: settings, environment, and for each seed its frames and history.
 
-    DIR/settings.json environment.json data.json pairs.csv separation.csv history.csv figures/
+    DIR/settings.json environment.json data.json selection.json pairs.csv separation.csv history.csv figures/
     DIR/seed-0/frame.parquet history.csv seed.json
 
 A directory belongs to one set of settings; seeds may be added to it later. While a seed is trained its rows and its
-training state lie in `seed-0/frame.parts/` (`srel_tf.FrameStore`). `seed.json` is written last: a seed without it was
-interrupted and keeps what it measured. One process at a time has the directory.
+training state lie in `seed-0/frame.parts/` (`srel_tf.FrameStore`). `seed.json`, with the checksums of the others, is
+written last: a seed without it was interrupted and keeps what it measured. One process at a time has the directory.
 """
 
-import functools
-import hashlib
-import importlib.util
+import contextlib
 import json
-import os
-import platform
-import shutil
-from importlib import metadata
 from pathlib import Path
 
-import keras
 import pandas as pd
-import tensorflow as tf
 
 from srel_tf import FrameStore, StorageError, StoredFrame, read_frame, write_frame
-from srel_tf.files import differences, lock, read_json, remove_leftovers, sha256, write_json
+from srel_tf.files import differences, lock, make_directory, read_json, remove_leftovers, sha256, write_json
+from train.environment import environment, versions
 
-PACKAGES = ("tensorflow", "keras", "tensorflow-datasets", "numpy", "pandas", "scipy", "scikit-learn")
-
-VARIABLES = ("TF_ENABLE_ONEDNN_OPTS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
+FILES = ("frame.parquet", "history.csv")  # of a seed
+MORE = ("distances.parquet",)  # which some experiments have
 
 
 class RunDirectoryError(StorageError):
@@ -65,12 +57,15 @@ class RunDirectory:
     def _clean_up(self):
         """Delete what a killed process left behind."""
         remove_leftovers(self.path)
-        for mark in self.path.glob("seed-*/seed.json"):
-            shutil.rmtree(mark.with_name("frame.parts"), ignore_errors=True)
+        for parts in self.path.glob("seed-*/frame.parts"):
+            with contextlib.suppress(StorageError):  # Damaged (who needs the seed is told), or another process has it.
+                if _is_finished(parts.parent):
+                    remove_store(parts)
 
     def _holds_results(self):
         """Whether a command got as far as to save something."""
-        return (self.path / "selection.json").exists() or self._holds_measurements()
+        saved = ("selection.json", "selection.parts/state-*")
+        return any(any(self.path.glob(name)) for name in saved) or self._holds_measurements()
 
     def _holds_measurements(self):
         saved = ("frame.parquet", "seed.json", "frame.parts/part-*", "frame.parts/state-*")
@@ -110,8 +105,12 @@ class RunDirectory:
             raise RunDirectoryError(f"{self.path} holds results of other data (see data.json); choose another --out")
 
     def is_complete(self, seed):
-        """Whether this seed has been run to its end."""
-        return (self.seed_path(seed) / "seed.json").exists()
+        """Whether this seed has been run to its end, its files being those it ended with.
+
+        Raises `RunDirectoryError` where one has changed since, or seed.json is damaged: running it again would
+        replace results that may be restored.
+        """
+        return _is_finished(self.seed_path(seed))
 
     def seed_path(self, seed):
         return self.path / f"seed-{seed}"
@@ -121,8 +120,14 @@ class RunDirectory:
         kept = {f"settings {name}": value for name, value in self.settings.items()}
         return {**kept, **versions(), **json.loads(json.dumps(about))}
 
-    def store(self, seed, note, resume=False, restart=False, skip_damaged=False):
-        """The `FrameStore` of a seed, to write: to go on with what it holds, or with `restart` to forget it.
+    def store(self, seed, note, **options):
+        """The `FrameStore` of a seed, to write; note and options as for `open_store`."""
+        store = self.open_store(self.seed_path(seed) / "frame.parts", f"seed {seed}", note, **options)
+        remove_leftovers(self.seed_path(seed))
+        return store
+
+    def open_store(self, path, name, note, resume=False, restart=False, skip_damaged=False):
+        """The `FrameStore` at `path` of what is called `name`: to go on with what it holds, or `restart` to forget it.
 
         skip_damaged: leave parts of it that were damaged out for good; without it they are a `StorageError`.
         note: what `note()` gave, saved with each state by whom this store is given to.
@@ -130,22 +135,24 @@ class RunDirectory:
         another note, say other versions of packages: its numbers would be of two kinds. And where it holds something
         that neither `resume` nor `restart` speaks of.
         """
-        store = FrameStore(self.seed_path(seed) / "frame.parts", write=True, anew=restart)
+        store = FrameStore(path, write=True, anew=restart)
         try:
             if (store.num_rows or store.about) and not resume:
                 steps = (store.about or {}).get("step", "some")
                 raise RunDirectoryError(
-                    f"seed {seed} was interrupted; {steps} updates and {store.num_rows} rows of it are saved in "
+                    f"{name} was interrupted; {steps} updates and {store.num_rows} rows of it are saved in "
                     f"{store.path}: give --resume to go on, or --restart to forget them"
                 )
-            store.check(skip_damaged)
             saved = note if store.about is None else store.about.get("note")
             lines = differences(saved if isinstance(saved, dict) else {}, note)
             if lines:
                 raise RunDirectoryError(
-                    f"seed {seed} was interrupted under other versions, settings or data; go back to those, or "
+                    f"{name} was interrupted under other versions, settings or data; go back to those, or "
                     "give --restart to forget what it measured:\n" + "\n".join(lines)
                 )
+            store.check(skip_damaged)
+            for part in store.left_out:
+                print(f"{name}: {part['rows']} rows are left out, {part['file']} {part['fault']}", flush=True)
         except BaseException:
             store.close()
             raise
@@ -157,16 +164,24 @@ class RunDirectory:
         write_frame(history, self.seed_path(seed) / "history.csv")
 
     def finish_seed(self, seed, store, history, about):
-        """Write a seed's frame and history, mark it as complete with `about` (a dict), and drop its training state."""
+        """Write a seed's frame and history, mark it as complete with `about` (a dict), and drop its training state.
+
+        The mark also names the damaged parts whose rows the frame lacks.
+        """
         self.save_rows(seed, store, history)
-        self._mark(seed, about)
+        self._mark(seed, {**about, "left_out": store.left_out})
         store.delete()
 
     def save_seed(self, seed, frame, history, about=None):
-        """Write a seed's frame and history; `about` (a dict) marks it as complete."""
+        """Write a seed's frame and history; `about` (a dict) marks it as complete.
+
+        Without `about` a seed that is complete stays as it is: another process took the run over and was faster.
+        """
         path = self.seed_path(seed)
+        if about is None and self.is_complete(seed):
+            return
         try:
-            path.mkdir(exist_ok=True)
+            make_directory(path)
             write_frame(frame, path / "frame.parquet")
             write_frame(history, path / "history.csv")
             if about is not None:
@@ -176,7 +191,7 @@ class RunDirectory:
 
     def _mark(self, seed, about):
         path = self.seed_path(seed)
-        sums = {name: sha256(path / name) for name in ("frame.parquet", "history.csv")}
+        sums = {name: sha256(path / name) for name in (*FILES, *MORE) if (path / name).exists() or name in FILES}
         write_json(path / "seed.json", {**about, "environment": environment(), "sha256": sums})
 
     def frames(self, seeds):
@@ -193,13 +208,35 @@ class RunDirectory:
         return pd.concat([read_frame(self._file(s, "history.csv")) for s in seeds], ignore_index=True)
 
     def _file(self, seed, name):
-        """A file of a seed; `RunDirectoryError` where it is not what was written."""
-        file = self.seed_path(seed) / name
-        mark = self.seed_path(seed) / "seed.json"
-        sums = _ours(read_json, mark).get("sha256") if mark.exists() else None
-        if isinstance(sums, dict) and file.exists() and sums.get(name) != _ours(sha256, file):
+        """A file of a seed; `RunDirectoryError` where the seed is finished and it is not what was written."""
+        _is_finished(self.seed_path(seed), [name])
+        return self.seed_path(seed) / name
+
+
+def _is_finished(path, names=()):
+    """Whether there is a seed.json, and these files, or else all that it names, are what was written with it."""
+    mark = path / "seed.json"
+    if not mark.exists():
+        return False
+    sums = _ours(read_json, mark).get("sha256")
+    if not isinstance(sums, dict) or not {*FILES, *names} <= set(sums) <= {*FILES, *MORE}:
+        raise RunDirectoryError(
+            f"{mark} holds no checksums of the seed's files: it is damaged; restore it, or delete it to run it again"
+        )
+    for name in names or sums:
+        file = path / name
+        if not file.is_file() or sums[name] != _ours(sha256, file):
             raise RunDirectoryError(f"{file} is not what was written: restore it, or delete {mark} to run it again")
-        return file
+    return True
+
+
+def remove_store(path):
+    """Remove a store, or what is left of one that a killed process was removing."""
+    if any((path / name).exists() for name in ("index.json", ".lock")):
+        FrameStore(path, write=True, anew=True).delete()
+    else:
+        with contextlib.suppress(OSError):  # It holds files of others.
+            path.rmdir()
 
 
 def _ours(read, path):
@@ -208,45 +245,3 @@ def _ours(read, path):
         return read(path)
     except OSError as error:
         raise RunDirectoryError(str(error)) from error
-
-
-def versions():
-    """What computes: packages, our own sources, and what decides on the order of sums."""
-    return {
-        "python": platform.python_version(),
-        **{name: metadata.version(name) for name in PACKAGES},
-        "sources": _sources(),
-        "processors allowed": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "threads": [
-            tf.config.threading.get_intra_op_parallelism_threads(),
-            tf.config.threading.get_inter_op_parallelism_threads(),
-        ],
-        **{name: os.environ.get(name) for name in VARIABLES},
-    }
-
-
-@functools.cache
-def _sources():
-    """Hex SHA-256 of the Python files of srel_tf and train."""
-    digest = hashlib.sha256()
-    origins = [importlib.util.find_spec(name).origin for name in ("srel_tf", "train")]
-    for package in (Path(origin).parent for origin in origins):
-        for file in sorted(package.rglob("*.py")):
-            digest.update(f"{package.name}/{file.relative_to(package).as_posix()} {sha256(file)}\n".encode())
-    return digest.hexdigest()
-
-
-def environment():
-    """Versions and machine, as far as they can change a number."""
-    return {
-        **versions(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} processors",
-        "devices": [f"{d.device_type}: {_device_name(d)}" for d in tf.config.list_physical_devices()],
-        "op_determinism": True,
-        "jit_compile": False,
-        "floatx": keras.config.floatx(),
-    }
-
-
-def _device_name(device):
-    return tf.config.experimental.get_device_details(device).get("device_name", device.name)

@@ -3,7 +3,9 @@
 import contextlib
 import io
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +17,7 @@ import pandas as pd
 import pytest
 
 import srel_tf
+from train.callbacks import History
 from train.classification import main
 from train.data import load
 
@@ -167,8 +170,15 @@ def test_divergence_stops_the_run_and_keeps_what_was_measured(tmp_path):
     assert not (tmp_path / "seed-1").exists()
 
 
-def test_select_top_keeps_the_classes_of_best_test_accuracy(tmp_path):
-    selected = command(tmp_path, "--seeds", 0, "--select-top", 2, "--measures", "l1", "--update", "sgd")
+SELECT = ("--seeds", 0, "--select-top", 2, "--measures", "l1", "--update", "sgd")
+
+
+@pytest.fixture(scope="module")
+def selected(tmp_path_factory):
+    return command(tmp_path_factory.mktemp("selected"), *SELECT)
+
+
+def test_select_top_keeps_the_classes_of_best_test_accuracy(selected):
     assert selected.status == 0
     selection = selected.json("selection.json")
     accuracy, kept = selection["test_accuracy"], selection["classes"]
@@ -182,6 +192,33 @@ def test_select_top_keeps_the_classes_of_best_test_accuracy(tmp_path):
     assert list(selected.frame()["source_class"].unique()) == kept
     assert all(f"{c}: test accuracy {accuracy[c]:.3f} (kept)" in selected.out for c in kept)
     assert selected.out.count("(kept)") == 2
+
+
+def test_an_interrupted_selection_goes_on_and_chooses_the_same(selected, tmp_path, monkeypatch):
+    """No update is made twice, and nothing is chosen by a half-trained net."""
+    updates = []
+
+    def count(self, batch, logs=None):
+        updates.append(int(self.model.optimizer.iterations))
+        if updates[-1] == 7 and len(updates) == 7:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(History, "on_train_batch_end", count)
+    monkeypatch.setattr("train.classification._train", lambda *_, **__: None)
+    monkeypatch.setattr("train.classification.report", lambda *_: None)
+    stopped = command(tmp_path, *SELECT)
+    assert stopped.status == 130
+    assert not (tmp_path / "selection.json").exists()
+    refused = command(tmp_path, *SELECT)
+    assert refused.status == 1
+    assert "the selection of classes was interrupted; 7 updates" in refused.err
+    other = command(tmp_path, *SELECT[2:], "--seeds", 1, "--resume")
+    assert "seed of the selection: 0 there, 1 now" in other.err
+    assert command(tmp_path, *SELECT, "--resume").status == 0
+    assert updates == list(range(1, len(updates) + 1))
+    assert len(updates) > 10
+    assert (tmp_path / "selection.json").read_bytes() == (selected.path / "selection.json").read_bytes()
+    assert not (tmp_path / "selection.parts").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """`kill -9` at random moments: the run goes on with --resume and ends as one that was never interrupted, bit for bit.
 
-The quick suite kills twice. `pytest -m slow tests/train/test_resume.py` kills 20 times, fills a disk up, and runs seeds
-in one process, in several, and in several calls.
+The quick suite kills twice at random, before the first save, and while a seed is finished. `pytest -m slow
+tests/train/test_resume.py` kills 20 times, at each act on files of a first save and of a seed's end, and while classes
+are selected; fills a disk up, and runs seeds in one process, in several, and in several calls.
 """
 
 import contextlib
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 
 import srel_tf
+from srel_tf import FrameStore
 from srel_tf.files import lock
 from train.classification import main
 
@@ -115,6 +117,72 @@ def test_twenty_kills(tmp_path, capsys):
     assert killed >= 20
 
 
+def die(where, at, path):
+    """Run until the `at`-th act on files of a first save or of a seed's end; whether it died there (else it ended)."""
+    arguments = [sys.executable, "-m", "tests.dying", where, str(at), *QUICK, "--out", str(path), "--resume"]
+    status = subprocess.run(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False).returncode
+    assert status in (0, -signal.SIGKILL)
+    return status != 0
+
+
+def ends_as(path, uninterrupted):
+    assert quietly(QUICK, path, "--resume") == (0, "")
+    assert results(path) == results(uninterrupted)
+    assert {p.name for p in (path / "seed-0").iterdir()} == {"frame.parquet", "history.csv", "seed.json"}
+
+
+def test_a_kill_before_the_first_save_and_one_at_the_end(tmp_path, uninterrupted):
+    assert die("commit", 2, tmp_path)  # Its rows are flushed, and have no name yet.
+    assert saved(tmp_path) == 0
+    assert die("finish", 5, tmp_path)  # The frame has its name, the history has not.
+    assert not (tmp_path / "seed-0" / "seed.json").exists()
+    ends_as(tmp_path, uninterrupted)
+
+
+@pytest.mark.slow
+def test_a_kill_at_each_act(tmp_path, uninterrupted, capsys):
+    """One process after the other dies a little later: in its first save, then in the end of the seed."""
+    kills = {"commit": 0, "finish": 0}
+    for where in kills:
+        for at in range(1, 40):
+            if not die(where, at, tmp_path / where):
+                break
+            kills[where] += 1
+            shutil.copytree(tmp_path / where, tmp_path / f"{where}-{at}")
+            ends_as(tmp_path / f"{where}-{at}", uninterrupted)
+        ends_as(tmp_path / where, uninterrupted)
+    with capsys.disabled():
+        print(f"\n{kills['commit']} kills in a save, {kills['finish']} while a seed was finished")
+    assert min(kills.values()) >= 8
+
+
+SELECT = [*RUN, "--update", "sgd", "--epochs", "6", "--classes", *"0123456", "--select-top", "2"]
+
+
+@pytest.mark.slow
+def test_kills_while_classes_are_selected(tmp_path):
+    """No update is lost that was saved, and the choice is that of an uninterrupted run."""
+    assert quietly(SELECT, tmp_path / "whole") == (0, "")
+    path, rng = tmp_path / "killed", np.random.default_rng(0)
+    arguments = [sys.executable, "-m", "train.classification", *SELECT, "--out", str(path), "--resume"]
+    store, kills = path / "selection.parts", 0
+    while kills < 3:
+        start = FrameStore(store).about["step"] if (store / "index.json").exists() else -1
+        with subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            while process.poll() is None:
+                if (store / "index.json").exists() and ((FrameStore(store).about or {}).get("step", -1)) > start:
+                    break
+                time.sleep(0.01)
+            time.sleep(rng.uniform(0, 0.1))
+            assert not (path / "selection.json").exists(), "it was too late"
+            process.kill()
+        kills += 1
+    assert quietly(SELECT, path, "--resume") == (0, "")
+    assert (path / "selection.json").read_bytes() == (tmp_path / "whole" / "selection.json").read_bytes()
+    assert results(path) == results(tmp_path / "whole")
+    assert not store.exists()
+
+
 def test_ctrl_c_ends_after_the_step_and_says_how_to_go_on(tmp_path, uninterrupted, monkeypatch):
     """The signal comes in the middle of the 12th update's callbacks; that update is measured and saved."""
 
@@ -128,11 +196,15 @@ def test_ctrl_c_ends_after_the_step_and_says_how_to_go_on(tmp_path, uninterrupte
     monkeypatch.undo()
     assert status == 130
     assert "the same command with --resume goes on" in err
-    steps = srel_tf.scan_frame(tmp_path / "seed-0" / "frame.parts").read()["step"]
-    assert sorted(steps.unique()) == list(range(13))
+    store = FrameStore(tmp_path / "seed-0" / "frame.parts")
+    assert sorted(store.read()["step"].unique()) == list(range(13))
+    seconds = store.about["companions"][1]
     assert signal.getsignal(signal.SIGINT) is before
+    begun = time.perf_counter()
     assert quietly(QUICK, tmp_path, "--resume") == (0, "")
     assert results(tmp_path) == results(uninterrupted)
+    total = json.loads((tmp_path / "seed-0" / "seed.json").read_text(encoding="utf-8"))["seconds"]
+    assert seconds < total < seconds + time.perf_counter() - begun  # Of both processes.
 
 
 @pytest.mark.slow

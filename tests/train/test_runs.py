@@ -1,12 +1,15 @@
 """Run directories: bound to their settings and data, written whole or not at all."""
 
+import itertools
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 
 import srel_tf
+from tests.dying import Died, dying
 from train.runs import RunDirectory, RunDirectoryError, write_json
 
 ABOUT = {"data": "abc", "probe_ids": [1, 2]}
@@ -217,7 +220,7 @@ def test_another_number_of_threads_does_not_go_on_with_a_seed(interrupted, monke
 
 
 def test_other_sources_do_not_go_on_with_a_seed(interrupted, monkeypatch):
-    monkeypatch.setattr("train.runs._sources", lambda: "other")
+    monkeypatch.setattr("train.environment._sources", lambda: "other")
     with pytest.raises(RunDirectoryError, match=r"sources: '[0-9a-f]{64}' there, 'other' now"):
         interrupted.store(1, interrupted.note(ABOUT), resume=True)
 
@@ -248,9 +251,114 @@ def test_a_seed_has_one_process(interrupted):
 
 
 def test_leftovers_of_a_killed_process_are_cleared_away(interrupted):
-    (interrupted.path / ".settings.json.77.part").write_text("half", encoding="utf-8")
-    write_json(interrupted.seed_path(1) / "seed.json", {})  # It was killed between the mark and the removal.
-    again = RunDirectory(interrupted.path, SETTINGS)
+    (interrupted.path / ".settings.json.77.srel_tf.part").write_text("half", encoding="utf-8")
+    (interrupted.seed_path(1) / "frame.parts" / "notes.txt").write_text("mine", encoding="utf-8")
+    interrupted.save_seed(1, table(), table(), about={})  # It was killed between the mark and the removal.
+    with pytest.warns(UserWarning, match=r"frame\.parts is no longer needed, but stays: notes\.txt"):
+        again = RunDirectory(interrupted.path, SETTINGS)
     assert not list(again.path.glob(".*.part"))
-    assert not (again.seed_path(1) / "frame.parts").exists()
+    assert [p.name for p in (again.seed_path(1) / "frame.parts").iterdir()] == ["notes.txt"]
     assert RunDirectory(interrupted.path, SETTINGS, shared=True).is_complete(1)
+
+
+def test_leftovers_beside_a_frame_are_cleared_away(interrupted):
+    """By who has the seed: without a lock, its temporary file may be another process's."""
+    half = interrupted.seed_path(1) / ".frame.parquet.77.srel_tf.part"
+    half.write_text("half", encoding="utf-8")
+    again = RunDirectory(interrupted.path, SETTINGS)
+    assert half.exists()
+    again.store(1, again.note(ABOUT), resume=True).close()
+    assert not half.exists()
+
+
+DAMAGED = {
+    "empty": "",
+    "{}": "{}",
+    "no sums": '{"sha256": {}}',
+    "elsewhere": '{"sha256": {"../x": "", "history.csv": ""}}',
+}
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+def test_a_damaged_mark_is_told_and_what_is_there_stays(interrupted, content):
+    """A rerun would replace the frame; and the parts, from which the seed could go on, are not cleared away."""
+    interrupted.save_seed(1, table(), table(), about={"seed": 1})
+    (interrupted.seed_path(1) / "seed.json").write_text(DAMAGED[content], encoding="utf-8")
+    before = files(interrupted)
+    again = RunDirectory(interrupted.path, SETTINGS)
+    for use in (again.is_complete, lambda n: again.frames([n]), lambda n: again.save_seed(n, table(), table())):
+        with pytest.raises(RunDirectoryError, match=r"seed\.json .*damaged"):
+            use(1)
+    assert files(again) == before
+    (again.seed_path(1) / "seed.json").unlink()
+    assert not again.is_complete(1)
+    with again.store(1, again.note(ABOUT), resume=True) as store:
+        assert store.num_rows == 2
+
+
+@pytest.mark.parametrize("name", ["frame.parquet", "history.csv", "distances.parquet"])
+@pytest.mark.parametrize("damage", ["altered", "lost"])
+def test_a_seed_with_another_file_than_it_ended_with_is_not_finished(used, name, damage):
+    srel_tf.write_frame(table(5.0), used.seed_path(0) / "distances.parquet")
+    used.save_seed(0, table(), table(), about={"seed": 0})
+    file = used.seed_path(0) / name
+    srel_tf.write_frame(table(7.0), file) if damage == "altered" else file.unlink()
+    with pytest.raises(RunDirectoryError, match=rf"{name} is not what was written: restore it, or delete .*seed\.json"):
+        used.is_complete(0)
+
+
+def test_who_comes_late_replaces_nothing_that_is_finished(used):
+    before = files(used)
+    used.save_seed(0, table(7.0), table(7.0))
+    assert files(used) == before
+
+
+@pytest.mark.filterwarnings("default:.*no longer needed")
+def test_a_seed_that_dies_at_any_act_of_its_end_ends_the_same(interrupted, tmp_path):
+    """Wherever it dies while its frame, history and mark are written and its state is removed."""
+    note, marked = interrupted.note(ABOUT), []
+    for at in itertools.count(1):
+        path = shutil.copytree(interrupted.path, tmp_path / str(at))
+        directory = RunDirectory(path, SETTINGS, shared=True)
+        with directory.store(1, note, resume=True) as store:
+            try:
+                with dying(at):
+                    directory.finish_seed(1, store, table(3.0), {"seed": 1})
+            except Died:
+                died = True
+            else:
+                died = False
+        again = RunDirectory(path, SETTINGS)
+        again.check_data("abc")
+        marked.append(again.is_complete(1))
+        if not marked[-1]:
+            with again.store(1, note, resume=True) as store:
+                assert store.about["step"] == 5
+                again.finish_seed(1, store, table(3.0), {"seed": 1})
+        assert {p.name for p in again.seed_path(1).iterdir()} == {"frame.parquet", "history.csv", "seed.json"}
+        pd.testing.assert_frame_equal(again.frames([1])[0], table())
+        pd.testing.assert_frame_equal(again.histories([1]), table(3.0), check_dtype=False)  # Text knows no types.
+        if not died:
+            break
+    assert marked == sorted(marked)  # Not finished, then finished.
+    assert marked.count(False) == 8  # Three acts for each file, up to the name of the mark.
+    assert marked.count(True) > 5
+
+
+def test_what_was_left_out_stands_in_the_mark(interrupted, capsys):
+    note = interrupted.note(ABOUT)
+    with interrupted.store(1, note, resume=True) as store:
+        store.commit(table(9.0), {"w": np.ones(2)}, {"step": 6, "note": note})
+    (interrupted.seed_path(1) / "frame.parts" / "part-000000.parquet").write_bytes(b"PAR1")
+    with pytest.raises(RunDirectoryError, match="versions, settings or data"):
+        interrupted.store(1, {**note, "settings epochs": 9}, resume=True, skip_damaged=True)
+    with pytest.raises(srel_tf.StorageError, match="1 cannot be trusted"):  # What was refused left nothing out.
+        interrupted.store(1, note, resume=True)
+    interrupted.store(1, note, resume=True, skip_damaged=True).close()
+    with interrupted.store(1, note, resume=True) as store:
+        interrupted.finish_seed(1, store, table(), {"seed": 1})
+    (left_out,) = json.loads((interrupted.seed_path(1) / "seed.json").read_text(encoding="utf-8"))["left_out"]
+    assert (left_out["file"], left_out["rows"]) == ("part-000000.parquet", 2)
+    assert left_out["fault"].startswith("has 4 of its")
+    assert "seed 1: 2 rows are left out, part-000000.parquet has 4 of its" in capsys.readouterr().out
+    pd.testing.assert_frame_equal(interrupted.frames([1])[0], table(9.0))

@@ -1,0 +1,75 @@
+"""What goes along with a training: its history, its time, a line an epoch, a reason to stop."""
+
+import time
+
+import keras
+import numpy as np
+import pandas as pd
+
+
+class Clock:
+    """Seconds of work, those of the processes before this one up to their last saved state among them."""
+
+    def __init__(self):
+        self._start = time.perf_counter()
+
+    @property
+    def state(self):
+        return round(time.perf_counter() - self._start, 1)
+
+    @state.setter
+    def state(self, before):
+        self._start -= before
+
+
+class StopWhen(keras.callbacks.Callback):
+    """Asks for a stop after the update at whose end condition() is true; None never is."""
+
+    def __init__(self, condition, checkpoint):
+        super().__init__()
+        self._condition, self._checkpoint = condition, checkpoint
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self._condition and self._condition():
+            self._checkpoint.request_stop()
+
+
+class Lines(keras.callbacks.Callback):
+    """One line an epoch, for seeds that are trained side by side."""
+
+    def __init__(self, seed, epochs):
+        super().__init__()
+        self._seed, self._epochs = seed, epochs
+
+    def on_epoch_end(self, epoch, logs=None):
+        values = ", ".join(f"{name} {logs[name]:.4f}" for name in ("loss", "accuracy", "val_loss", "val_accuracy"))
+        print(f"seed {self._seed}: epoch {epoch + 1} of {self._epochs}, {values}", flush=True)
+
+
+class History(keras.callbacks.Callback):
+    """Loss and accuracy by epoch, tidy; and the loss that was not a number, if there was one."""
+
+    def __init__(self, seed):
+        super().__init__()
+        self._seed, self._rows, self.diverged = seed, [], None
+
+    @property
+    def state(self):
+        return {"rows": self._rows, "diverged": self.diverged}
+
+    @state.setter
+    def state(self, state):
+        self._rows, self.diverged = list(state["rows"]), state["diverged"]
+
+    def on_train_batch_end(self, batch, logs=None):
+        if not np.isfinite(logs["loss"]):
+            self.diverged = float(logs["loss"])
+
+    def on_epoch_end(self, epoch, logs=None):
+        for split, prefix in (("train", ""), ("test", "val_")):
+            values = {name: logs[prefix + name] for name in ("loss", "accuracy")}
+            run = {"run": f"seed-{self._seed}", "seed": self._seed, "epoch": epoch + 1, "split": split}
+            self._rows.append({**run, **values})
+
+    def frame(self):
+        return pd.DataFrame(self._rows, columns=["run", "seed", "epoch", "split", "loss", "accuracy"])

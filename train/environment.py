@@ -1,0 +1,59 @@
+"""What computes: versions of packages and sources, threads, devices. Saved beside results, compared before going on."""
+
+import functools
+import hashlib
+import importlib.util
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+
+import keras
+import tensorflow as tf
+
+from srel_tf.files import sha256
+
+PACKAGES = ("tensorflow", "keras", "tensorflow-datasets", "numpy", "pandas", "scipy", "scikit-learn")
+VARIABLES = ("TF_ENABLE_ONEDNN_OPTS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
+
+
+def versions():
+    """What computes: packages, our own sources, and what decides on the order of sums."""
+    return {
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in PACKAGES},
+        "sources": _sources(),
+        "processors allowed": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": [
+            tf.config.threading.get_intra_op_parallelism_threads(),
+            tf.config.threading.get_inter_op_parallelism_threads(),
+        ],
+        **{name: os.environ.get(name) for name in VARIABLES},
+    }
+
+
+@functools.cache
+def _sources():
+    """Hex SHA-256 of the Python files of srel_tf and train."""
+    digest = hashlib.sha256()
+    origins = [importlib.util.find_spec(name).origin for name in ("srel_tf", "train")]
+    for package in (Path(origin).parent for origin in origins):
+        for file in sorted(package.rglob("*.py")):
+            digest.update(f"{package.name}/{file.relative_to(package).as_posix()} {sha256(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def environment():
+    """Versions and machine, as far as they can change a number."""
+    return {
+        **versions(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} processors",
+        "devices": [f"{d.device_type}: {_device_name(d)}" for d in tf.config.list_physical_devices()],
+        "op_determinism": True,
+        "jit_compile": False,
+        "floatx": keras.config.floatx(),
+    }
+
+
+def _device_name(device):
+    return tf.config.experimental.get_device_details(device).get("device_name", device.name)
