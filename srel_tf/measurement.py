@@ -2,14 +2,14 @@
 
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from srel_tf import predictions as reading
-from srel_tf.errors import ModelError, OptionError, ProbeError, SRelError
+from srel_tf.errors import ChunkError, ModelError, OptionError, ProbeError, SRelError
 from srel_tf.estimators import ESTIMATORS, Task
 from srel_tf.measures import DEFINITIONS
 from srel_tf.network import Network
@@ -43,9 +43,12 @@ def measure(
         resolves them, else those of `limit`, as far as the two agree.
     predictions: what D acts on. "auto": the softmax output for a classifier (class labels, two outputs or more), else
         the raw outputs; "softmax" or "raw" force one. A model may return logits or probabilities.
-    batch_size: examples per forward pass; lower it if memory runs out.
+    batch_size: examples per forward pass. Where memory runs out it is halved as often as needed, with a warning that
+        names what was left. Batches of another size may be summed in another order: the last bits of a number may
+        differ then, valid entries keep to their tolerance.
 
-    Returns an `SRelResult`. Raises `OptionError`, `ProbeError`, `ModelError`, `BackendError`.
+    Returns an `SRelResult`. Raises `OptionError`, `ProbeError`, `ModelError`, `BackendError`; `ChunkError` where memory
+    does not hold batches of one example.
     """
     settings = Settings(measures, update, learning_rate, estimator, predictions, batch_size)
     return Instrument(model, probe, settings)()
@@ -92,13 +95,13 @@ class Instrument:
     result = instrument()
 
     Make a new one after `compile` or a change of `trainable`. Raises what `measure` raises.
+    settings: those in force; their batch_size stays as small as it had to be made where memory ran out.
     """
 
     def __init__(self, model, probe, settings=None):
         if not isinstance(probe, ProbeSet):
             raise ProbeError(f"expected a srel_tf.ProbeSet, got {type(probe).__name__}: make one with ProbeSet(x, y)")
-        settings = settings or Settings()
-        self._settings = settings
+        self.settings = settings = settings or Settings()
         self._probe = probe
         self._measures = {name: MEASURES[name] for name in settings.measures}
         self._network = Network(model)
@@ -115,18 +118,18 @@ class Instrument:
         """A new one once training has built the optimizer, whose state the graph of the former one could not read."""
         optimizer = self._network.model.optimizer
         self._optimizer_built = optimizer is not None and optimizer.built
-        self._estimator = ESTIMATORS[self._settings.estimator](self._task)
+        self._estimator = ESTIMATORS[self.settings.estimator](self._task)
 
     def __call__(self):
         """Measure now: an `SRelResult`."""
         start = time.perf_counter()
-        model, settings = self._network.model, self._settings
+        model, settings = self._network.model, self.settings
         if settings.update == "optimizer" and model.optimizer.built and not self._optimizer_built:
             self._make_estimator()
         learning_rate = learning_rate_now(model, settings.learning_rate)
         result = SRelResult(
             probe=self._probe,
-            matrices=self._estimator(learning_rate),
+            matrices=self._matrices(learning_rate),
             update=settings.update,
             estimator=settings.estimator,
             learning_rate=learning_rate,
@@ -135,6 +138,36 @@ class Instrument:
         )
         _warn_of_faults(result)
         return result
+
+    def _matrices(self, learning_rate):
+        """What the estimator gives; in smaller batches from now on where memory runs out."""
+        asked = self.settings.batch_size
+        while True:
+            try:
+                matrices = self._estimator(learning_rate)
+                break
+            except (tf.errors.ResourceExhaustedError, MemoryError) as error:
+                self._halve_batches(error)
+        if self.settings.batch_size < asked:
+            warnings.warn(
+                f"measuring ran out of memory with batch_size={asked}: from now on it is {self.settings.batch_size}, "
+                "which gives the same numbers within rounding; set it to this to have them bit for bit",
+                stacklevel=4,
+            )
+        return matrices
+
+    def _halve_batches(self, error):
+        examples = len({*self._probe.sources, *self._probe.targets})  # A batch beyond them is no larger.
+        size = min(self.settings.batch_size, examples) // 2
+        if not size:
+            n_s, n_t = len(self._probe.sources), len(self._probe.targets)
+            raise ChunkError(
+                "measuring ran out of memory even with batch_size=1, and no smaller one can be set: close other "
+                f"programs, or measure fewer than {n_s} sources x {n_t} targets at a time"
+            ) from error
+        self.settings = replace(self.settings, batch_size=size)
+        self._task = self._task._replace(settings=self.settings)
+        self._make_estimator()
 
     def _check_loss(self, model):
         own = type(model).compute_loss is not keras.Model.compute_loss

@@ -5,12 +5,10 @@ It runs outside the training graph, which therefore stays bit for bit that of a 
 
 import dataclasses
 import json
-import warnings
 
 import keras
-import tensorflow as tf
 
-from srel_tf.errors import ChunkError, OptionError
+from srel_tf.errors import OptionError
 from srel_tf.files import differences
 from srel_tf.measurement import Instrument
 from srel_tf.recorder import Recorder
@@ -79,39 +77,19 @@ class Probing(keras.callbacks.Callback):
         step = self._iterations - self._phantom
         if step == self._last_step or not self._is_due(step):
             return
-        result = self._measured()._replace(step=step)
-        self._last_step = step
+        result = self._instrument()._replace(step=step)
+        self._last_step, self._settings = step, self._instrument.settings
         steps = self.params.get("steps")
         self.recorder.add(result, self._epochs, self._batches, steps and steps + self._batches_before)
         self._seconds.append(result.seconds)
         for listener in self._listeners:
             listener(result)
 
-    def _measured(self):
-        """A result, in smaller chunks for good where memory runs out."""
-        while True:
-            try:
-                return self._instrument()
-            except (tf.errors.ResourceExhaustedError, MemoryError) as error:
-                # Chunks beyond the number of targets would change nothing.
-                size = min(self._settings.batch_size, max(len(self.probe.targets), len(self.probe.sources)))
-                if size == 1:
-                    raise ChunkError(
-                        f"measuring ran out of memory at step {int(self._optimizer.iterations)} even with "
-                        "batch_size=1: close other programs, or measure a smaller net"
-                    ) from error
-                self._settings = dataclasses.replace(self._settings, batch_size=size // 2)
-                warnings.warn(
-                    f"measuring ran out of memory: it goes on with batch_size={size // 2}, which gives the same "
-                    f"numbers within rounding; set attach_probe(batch_size={size // 2}) to repeat them bit for bit",
-                    stacklevel=2,
-                )
-                self._instrument = Instrument(self.model, self.probe, self._settings)
-
     @property
     def state(self):
         """What a later process needs to go on, as JSON holds it."""
-        return {"last_step": self._last_step, "phantom": self._phantom, "about": self._about}
+        size = self._settings.batch_size  # Smaller than asked for once memory has run out.
+        return {"last_step": self._last_step, "phantom": self._phantom, "batch_size": size, "about": self._about}
 
     def differences(self, state):
         """A line for each option that was another one where `state` was saved, the probe's fingerprint among them."""
@@ -120,6 +98,7 @@ class Probing(keras.callbacks.Callback):
     def resume(self, state, model, epoch, batch):
         """Go on from a `state` saved after `batch` batches of `epoch`, of which the next fit trains the others."""
         self._last_step, self._phantom = state["last_step"], state["phantom"]
+        self._settings = dataclasses.replace(self._settings, batch_size=state["batch_size"])
         self._optimizer, self._epochs_done, self._skipped = model.optimizer, epoch, batch
 
     def _report(self):

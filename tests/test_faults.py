@@ -1,7 +1,5 @@
 """Faults while measuring: they stay where they are, are named, and cost nothing that was measured."""
 
-import warnings
-
 import keras
 import numpy as np
 import pytest
@@ -10,6 +8,8 @@ import tensorflow as tf
 import srel_tf
 from srel_tf import ChunkError
 from srel_tf.exact import FiniteStep
+from srel_tf.limit import Limit
+from srel_tf.tangents import Tangents
 from tests.nets import double_precision
 
 SPARSE = keras.losses.SparseCategoricalCrossentropy
@@ -99,37 +99,84 @@ def test_a_prediction_that_is_no_number_breaks_its_own_column_alone():
         np.testing.assert_allclose(result.matrix(measure)[others], expected.matrix(measure), rtol=1e-9)
 
 
-def fit_with_memory_for(chunk, monkeypatch, batch_size=128):
-    """A fit in which chunks larger than `chunk` do not fit: the sizes that were tried, and the frame."""
-    tried, run = [], FiniteStep.__call__
+@pytest.fixture
+def memory_for(monkeypatch):
+    """memory_for(n) -> the batch sizes that are tried from now on, of which those larger than n do not fit."""
 
-    def limited(self, *arguments):
-        tried.append(self._batch_size)
-        if self._batch_size > chunk:
-            raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
-        return run(self, *arguments)
+    def limit(chunk):
+        tried = []
+        for engine in (FiniteStep, Limit, Tangents):
 
-    monkeypatch.setattr(FiniteStep, "__call__", limited)
-    x, y = examples()
-    with double_precision():  # In which chunks of other sizes round alike, but for the last places.
-        model = net(0.0)
-        model.attach_probe(srel_tf.ProbeSet(x, y), every=2, batch_size=batch_size)
-        model.fit(x, y, batch_size=2, epochs=2, verbose=0, shuffle=False)
-    return tried, model.srel_frame()
+            def limited(self, *arguments, run=engine.__call__):
+                tried.append(self._batch_size)
+                if self._batch_size > chunk:
+                    raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+                return run(self, *arguments)
 
+            monkeypatch.setattr(engine, "__call__", limited)
+        return tried
 
-def test_memory_that_runs_out_reduces_the_chunk(monkeypatch):
-    with pytest.warns(UserWarning, match=r"set attach_probe\(batch_size=[13]\)"):
-        tried, frame = fit_with_memory_for(2, monkeypatch)
-    assert tried == [128, 3, 1, 1, 1, 1]  # 6 targets: half of them, and so on; then it stays
-    assert frame["step"].unique().tolist() == [0, 2, 4, 6]
+    yield limit
     monkeypatch.undo()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
-        _, plenty = fit_with_memory_for(128, monkeypatch)
-    np.testing.assert_allclose(frame["srel"], plenty["srel"], rtol=1e-9)
 
 
-def test_memory_that_does_not_hold_one_example_is_a_named_error(monkeypatch):
-    with pytest.warns(UserWarning, match="out of memory"), pytest.raises(ChunkError, match="even with batch_size=1"):
-        fit_with_memory_for(0, monkeypatch)
+def probed_net(**options):
+    x, y = examples()
+    model = net(0.0)
+    model.attach_probe(srel_tf.ProbeSet(x, y), every=2, **options)
+    return model
+
+
+def fit(model, **options):
+    x, y = examples()
+    return model.fit(x, y, batch_size=2, verbose=0, shuffle=False, **options)
+
+
+def test_memory_that_runs_out_in_fit_reduces_the_chunk_for_good(memory_for, in_double_precision):
+    """In float64, in which chunks of other sizes round alike, but for the last places."""
+    expected = probed_net()
+    fit(expected, epochs=2)
+    model, tried = probed_net(), memory_for(2)
+    with pytest.warns(UserWarning, match=r"batch_size=128: from now on it is 1,") as said:
+        fit(model, epochs=2)
+    assert len([w for w in said if "out of memory" in str(w.message)]) == 1
+    assert tried == [128, 3, 1, 1, 1, 1]  # 6 targets: half of them, and so on; then it stays
+    frame = model.srel_frame()
+    assert frame["step"].unique().tolist() == [0, 2, 4, 6]
+    np.testing.assert_allclose(frame["srel"], expected.srel_frame()["srel"], rtol=1e-9)
+    fit(model)
+    assert tried[6:] == [1]
+
+
+def test_a_resumed_fit_begins_with_the_reduced_chunk(memory_for, in_double_precision, tmp_path):
+    memory_for(3)
+    with srel_tf.FrameStore(tmp_path, write=True) as store:
+        with pytest.warns(UserWarning, match="out of memory"):
+            fit(probed_net(), callbacks=[srel_tf.Checkpoint(store)])
+        model, checkpoint = probed_net(), srel_tf.Checkpoint(store)
+        checkpoint.restore(model)
+        tried = memory_for(3)
+        fit(model, initial_epoch=1, epochs=2, callbacks=[checkpoint])
+        assert tried == [3, 3]
+
+
+@pytest.mark.parametrize("estimator", ["exact", "limit", "auto"])
+def test_memory_that_runs_out_in_measure_reduces_the_chunk(estimator, memory_for, in_double_precision):
+    x, y = examples()
+    model, probe = net(0.0), srel_tf.ProbeSet(x, y, sources=[0, 1, 2], targets=[2, 3, 4, 5])
+    expected = srel_tf.measure(model, probe, learning_rate=0.01, estimator=estimator)
+    tried = memory_for(3)
+    instrument = srel_tf.Instrument(model, probe, srel_tf.Settings(learning_rate=0.01, estimator=estimator))
+    with pytest.warns(UserWarning, match="from now on it is 3,"):
+        result = instrument()
+    np.testing.assert_allclose(result.matrix("kl"), expected.matrix("kl"), rtol=1e-9)
+    assert instrument.settings.batch_size == 3
+    instrument()
+    assert tried[0] == 128
+    assert set(tried[1:]) == {3}
+
+
+def test_memory_that_does_not_hold_one_example_is_a_named_error(memory_for):
+    memory_for(0)
+    with pytest.raises(ChunkError, match=r"even with batch_size=1.*fewer than 6 sources x 6 targets"):
+        fit(probed_net())
