@@ -243,6 +243,6 @@ def _assign(variables, arrays):
 
 
 def _count(value):
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**53:
         raise ValueError(f"{value!r} is no count")
     return value

@@ -152,7 +152,7 @@ class Instrument:
             warnings.warn(
                 f"measuring ran out of memory with batch_size={asked}: from now on it is {self.settings.batch_size}, "
                 "which gives the same numbers within rounding; set it to this to have them bit for bit",
-                stacklevel=4,
+                stacklevel=3,
             )
         return matrices
 

@@ -96,9 +96,20 @@ class Probing(keras.callbacks.Callback):
         return differences(state["about"], self._about)
 
     def resume(self, state, model, epoch, batch):
-        """Go on from a `state` saved after `batch` batches of `epoch`, of which the next fit trains the others."""
-        self._last_step, self._phantom = state["last_step"], state["phantom"]
-        self._settings = dataclasses.replace(self._settings, batch_size=state["batch_size"])
+        """Go on from a `state` saved after `batch` batches of `epoch`, of which the next fit trains the others.
+
+        model: with its optimizer as it was then. `ValueError` for a state that no training can have left.
+        """
+        last, phantom, size = state["last_step"], state["phantom"], state["batch_size"]
+        if not _is_whole(phantom) or int(model.optimizer.iterations) < phantom:
+            raise ValueError(f"phantom={phantom!r} is no number of the {int(model.optimizer.iterations)} updates")
+        done = int(model.optimizer.iterations) - phantom
+        if last is not None and not (_is_whole(last) and 0 <= last <= done):
+            raise ValueError(f"last_step={last!r} is no step up to {done}, where the training is")
+        if not _is_whole(size) or not 1 <= size <= self._settings.batch_size:
+            raise ValueError(f"batch_size={size!r} is not from 1 to the {self._settings.batch_size} asked for")
+        self._last_step, self._phantom = last, phantom
+        self._settings = dataclasses.replace(self._settings, batch_size=size)
         self._optimizer, self._epochs_done, self._skipped = model.optimizer, epoch, batch
 
     def _report(self):
@@ -111,6 +122,10 @@ class Probing(keras.callbacks.Callback):
                 flush=True,
             )
         self._seconds = []
+
+
+def _is_whole(value):
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53
 
 
 def _as_json(content):

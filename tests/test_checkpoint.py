@@ -96,3 +96,27 @@ def test_a_probe_more_or_less_is_refused(saved):
     model.attach_probe(srel_tf.ProbeSet(X[:2], Y[:2]))
     with pytest.raises(StorageError, match="not that of model"):
         Checkpoint(saved).restore(model)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("last_step", ["x", 100, 1.5, -1, True, [], 3]),
+        ("phantom", ["x", 100, 1.5, None, True, 10**400, 3]),
+        ("batch_size", ["x", 0, 1.5, None, True, 129]),
+        ("epoch", ["x", -1, 1.5, None, True, 10**400]),
+        ("batch", ["x", -1, 1.5, None, True, 10**400]),
+    ],
+)
+def test_numbers_that_no_training_can_have_left_are_refused(saved, name, values):
+    """2 updates were made, and measured; whoever altered the state has made the checksums fit."""
+    arrays, about = saved.state()
+    model = net()
+    for value in values:
+        changed = {**about, "probes": [dict(about["probes"][0])]}
+        (changed if name in changed else changed["probes"][0])[name] = value
+        saved.commit(arrays=arrays, about=changed)
+        with pytest.raises(StorageError, match=r"is not that of model .*: start again without it"):
+            Checkpoint(saved).restore(model)
+    saved.commit(arrays=arrays, about=about)
+    assert Checkpoint(saved).restore(model) == (1, 0)
