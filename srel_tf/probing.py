@@ -36,7 +36,7 @@ class Probing(keras.callbacks.Callback):
         self._instrument = None
         self._epochs = self._epochs_done = self._batches = self._batches_before = self._skipped = 0
         self._optimizer, self._iterations, self._phantom, self._last_step = None, 0, 0, None
-        self._seconds = []
+        self._seconds, self._cut = [], False
 
     def on_train_begin(self, logs=None):
         if self.model.steps_per_execution != 1:
@@ -53,6 +53,7 @@ class Probing(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         self._report()
+        self.recorder.epoch_ended(None)  # Whatever the length of one that was broken off.
         self._epochs = max(epoch, self._epochs_done)  # Keras counts each fit from initial_epoch.
         self._batches = self._batches_before = self._skipped
         self._skipped = 0
@@ -62,16 +63,26 @@ class Probing(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         self._batches += 1
         self._iterations = int(self._optimizer.iterations)
+        if self._steps:
+            self._epochs_done = self._epochs + self._batches / self._steps
+        self._cut = self.model.stop_training  # By another callback, after this step.
         self._measure_if_due()
 
     def on_epoch_end(self, epoch, logs=None):
-        self._epochs_done = self._epochs + 1
-        self.recorder.epoch_ended(self._batches)
+        if not self._steps and not self._cut:
+            self._epochs_done = self._epochs + 1
+            self.recorder.epoch_ended(self._batches)
         # Where data of unknown length runs out, Keras may count the update that found no batch.
         self._phantom += int(self._optimizer.iterations) - self._iterations
 
     def on_train_end(self, logs=None):
         self._report()
+
+    @property
+    def _steps(self):
+        """Batches of the present epoch, None where Keras does not know."""
+        steps = self.params.get("steps")
+        return steps and steps + self._batches_before
 
     def _measure_if_due(self):
         step = self._iterations - self._phantom
@@ -79,8 +90,7 @@ class Probing(keras.callbacks.Callback):
             return
         result = self._instrument()._replace(step=step)
         self._last_step, self._settings = step, self._instrument.settings
-        steps = self.params.get("steps")
-        self.recorder.add(result, self._epochs, self._batches, steps and steps + self._batches_before)
+        self.recorder.add(result, self._epochs, self._batches, self._steps)
         self._seconds.append(result.seconds)
         for listener in self._listeners:
             listener(result)

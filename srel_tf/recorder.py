@@ -27,8 +27,8 @@ class Recorder:
         self._measured.append((result, epoch))
 
     def epoch_ended(self, batches_per_epoch):
-        """Fill in the epochs that waited for this length."""
-        for index, epochs, batches in self._pending:
+        """Fill in the epochs that waited for this length; None where it never became known."""
+        for index, epochs, batches in self._pending if batches_per_epoch else ():
             self._measured[index] = (self._measured[index][0], epochs + batches / batches_per_epoch)
         self._pending.clear()
 

@@ -1,5 +1,7 @@
 """Probes in `fit`: exactly the steps asked for, once each, with their place in the training, whatever happens."""
 
+import contextlib
+
 import keras
 import numpy as np
 import pytest
@@ -173,6 +175,40 @@ def test_steps_go_on_after_a_new_compile():
     frame = model.srel_frame()
     assert steps_of(frame) == [0, 5, 10]
     assert frame.groupby("step")["learning_rate"].first().tolist() == pytest.approx([0.01, 0.01, 0.5])
+
+
+class StopTraining(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        self.model.stop_training = batch == 4
+
+
+@pytest.mark.parametrize("stop", [StopTraining(), Stop(4, RuntimeError("full disk"))])
+def test_an_epoch_that_was_broken_off_counts_as_far_as_it_went(stop):
+    model = net()
+    model.attach_probe(PROBE, every=1)
+    with contextlib.suppress(RuntimeError):
+        fit(model, callbacks=[stop])
+    done = 5 if isinstance(stop, StopTraining) else 4  # `Stop` acts before the probe sees the step.
+    assert steps_of(model.srel_frame()) == list(range(done + 1))
+    fit(model, epochs=1)
+    frame = epochs_of(model.srel_frame())
+    assert (frame["min"] == frame["max"]).all()
+    expected = {n: n / STEPS if n <= done else (n - 5 + done) / STEPS for n in frame.index}
+    assert frame["min"].to_dict() == pytest.approx(expected)
+
+
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")
+def test_an_epoch_of_unknown_length_that_was_broken_off_has_no_fractions():
+    """Nor those of the next one, which may be of other data."""
+    data = tf.data.Dataset.from_tensor_slices((X, Y)).batch(BATCH).filter(lambda x, y: True)
+    model = net()
+    model.attach_probe(PROBE, every=2)
+    model.fit(data, verbose=0, callbacks=[StopTraining()])
+    model.fit(data, verbose=0)
+    epochs = epochs_of(model.srel_frame())["min"]
+    assert steps_of(model.srel_frame()) == [0, 2, 4, 6, 8, 10, 12]
+    assert epochs.isna().to_dict() == {n: n in (2, 4) for n in epochs.index}
+    assert epochs[6] == pytest.approx(1 / STEPS)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("full disk"), KeyboardInterrupt()])
