@@ -1,7 +1,9 @@
 """measure(): probe -> engine -> measures -> result."""
 
+import numbers
 import time
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import keras
@@ -66,26 +68,32 @@ class Settings:
     batch_size: int = 128
 
     def __post_init__(self):
+        if not isinstance(self.measures, Iterable):
+            raise OptionError(f"measures={self.measures!r}: choose from {', '.join(MEASURES)}")
         names = (self.measures,) if isinstance(self.measures, str) else tuple(self.measures)
         object.__setattr__(self, "measures", names)
-        if not names or len(set(names)) < len(names):
-            raise OptionError(f"measures={names}: name at least one, and none twice")
         for name in names:
             check_choice("measure", name, MEASURES)
+        if not names or len(set(names)) < len(names):
+            raise OptionError(f"measures={names}: name at least one, and none twice")
         check_choice("update rule", self.update, RULES)
         check_choice("estimator", self.estimator, ESTIMATORS)
         check_choice("predictions", self.predictions, reading.CHOICES)
         eta = self.learning_rate
-        if eta is not None and not (isinstance(eta, (int, float, np.number)) and 0 < eta < float("inf")):
+        if eta is not None and not (_is_number(eta, numbers.Real) and 0 < eta < float("inf")):
             raise OptionError(f"learning_rate={eta!r}: give a positive number, or None for the optimizer's own")
-        if not isinstance(self.batch_size, (int, np.integer)) or self.batch_size < 1:
+        if not _is_number(self.batch_size, numbers.Integral) or self.batch_size < 1:
             raise OptionError(f"batch_size={self.batch_size!r}: give a positive number of examples")
 
 
 def check_choice(what, name, choices):
     """`OptionError` unless `name` is one of `choices`."""
-    if name not in choices:
+    if not isinstance(name, str) or name not in choices:
         raise OptionError(f"unknown {what} {name!r}: choose from {', '.join(choices)}")
+
+
+def _is_number(value, kind):
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 class Instrument:
@@ -101,7 +109,12 @@ class Instrument:
     def __init__(self, model, probe, settings=None):
         if not isinstance(probe, ProbeSet):
             raise ProbeError(f"expected a srel_tf.ProbeSet, got {type(probe).__name__}: make one with ProbeSet(x, y)")
-        self.settings = settings = settings or Settings()
+        settings = Settings() if settings is None else settings
+        if not isinstance(settings, Settings):
+            raise OptionError(
+                f"expected srel_tf.Settings, got {settings!r}: make them with Settings(measures=..., ...)"
+            )
+        self.settings = settings
         self._probe = probe
         self._measures = {name: MEASURES[name] for name in settings.measures}
         self._network = Network(model)

@@ -43,19 +43,22 @@ class SRelMixin:
         log_dir: TensorBoard directory for a scalar per class pair and a heat map of each matrix.
 
         Attach again to measure another rule, measure or schedule in the same training; `detach_probes` removes all.
-        Raises `OptionError`, `ProbeError`, `ModelError`.
+        Raises `OptionError`, `ProbeError`, `ModelError`; `ProbeError` too where the frame could not tell rows of two
+        probes apart, for they agree in run, seed, measure, update, estimator, η and ids, or hold ids of two types.
+        Where `every` is a function, that is seen, as an `OptionError` of `fit`, at the first step that both measure.
         """
         if not isinstance(probe, ProbeSet):
             raise ProbeError(f"attach_probe expects a srel_tf.ProbeSet, got {type(probe).__name__}")
         settings = Settings(measures, update, learning_rate, estimator, predictions, batch_size)
+        probing = Probing(probe, every, settings, run, seed)
+        probing.check_beside(self._probings)
         if not self.built:
             self(keras.ops.convert_to_tensor(probe.x[:1]), training=False)
-        listeners = []
         if log_dir is not None:
             from srel_tf.tensorboard import TensorBoardWriter  # Loads the plotting library.
 
-            listeners.append(TensorBoardWriter(log_dir))
-        self._set_probings([*self._probings, Probing(probe, every, settings, run, seed, listeners)])
+            probing.listeners.append(TensorBoardWriter(log_dir))
+        self._set_probings([*self._probings, probing])
 
     def detach_probes(self):
         """Remove all probes and what they measured."""

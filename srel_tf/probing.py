@@ -8,20 +8,28 @@ import json
 
 import keras
 
-from srel_tf.errors import OptionError
+from srel_tf.errors import OptionError, ProbeError
 from srel_tf.files import differences
+from srel_tf.frames import check_seed
 from srel_tf.measurement import Instrument
 from srel_tf.recorder import Recorder
 from srel_tf.schedules import as_schedule
+
+SAME_ROWS = (
+    "their rows would agree in run, seed, step, measure, update, estimator, η and ids, so that the frame could not "
+    "tell them apart; give one of them another run, or its examples other ids"
+)
 
 
 class Probing(keras.callbacks.Callback):
     """Measures `probe` with `settings` before the first step and after each step n with `every(n)`."""
 
-    def __init__(self, probe, every, settings, run="", seed=None, listeners=()):
+    def __init__(self, probe, every, settings, run="", seed=None):
         super().__init__()
+        check_seed(seed)
         self.recorder = Recorder(run, seed)
         self.probe, self._settings = probe, settings
+        self._every, self._run, self._seed = every, run, seed
         self._about = _as_json(
             {
                 **dataclasses.asdict(settings),
@@ -32,11 +40,41 @@ class Probing(keras.callbacks.Callback):
             }
         )
         self._is_due = as_schedule(every)
-        self._listeners = listeners
+        self.listeners = []  # Called with each result.
         self._instrument = None
         self._epochs = self._epochs_done = self._batches = self._batches_before = self._skipped = 0
         self._optimizer, self._iterations, self._phantom, self._last_step = None, 0, 0, None
+        self._last_rate, self._rivals = None, []
         self._seconds, self._cut = [], False
+
+    def check_beside(self, others):
+        """`ProbeError` where the frame could not tell rows of this probe from those of another one of the model."""
+        for other in others:
+            if self.probe.ids.dtype.kind != other.probe.ids.dtype.kind:
+                raise ProbeError(
+                    "the ids of one probe are integers, those of another one strings, and one column of the frame "
+                    "cannot hold both: give ProbeSet(ids=...) of one type to both"
+                )
+            if not self._shares_rows_with(other):
+                continue
+            if self._settings.learning_rate == other._settings.learning_rate and not (
+                callable(self._every) or callable(other._every)  # Which may never meet.
+            ):
+                raise ProbeError(f"the model has such a probe already, and step 0 is due for both: {SAME_ROWS}")
+            self._rivals.append(other)
+
+    def _shares_rows_with(self, other):
+        """Whether rows of one step could agree in all that names them, η apart."""
+        mine, theirs = self._settings, other._settings
+        return (
+            (self._run, self._seed, mine.update) == (other._run, other._seed, theirs.update)
+            and bool({*mine.measures} & {*theirs.measures})
+            and (mine.estimator == theirs.estimator or "auto" in (mine.estimator, theirs.estimator))
+            and all(
+                bool({*self.probe.ids[a].tolist()} & {*other.probe.ids[b].tolist()})
+                for a, b in ((self.probe.sources, other.probe.sources), (self.probe.targets, other.probe.targets))
+            )
+        )
 
     def on_train_begin(self, logs=None):
         if self.model.steps_per_execution != 1:
@@ -89,10 +127,12 @@ class Probing(keras.callbacks.Callback):
         if step == self._last_step or not self._is_due(step):
             return
         result = self._instrument()._replace(step=step)
-        self._last_step, self._settings = step, self._instrument.settings
+        if any((other._last_step, other._last_rate) == (step, result.learning_rate) for other in self._rivals):
+            raise OptionError(f"step {step} is due for two probes: {SAME_ROWS}")
+        self._last_step, self._last_rate, self._settings = step, result.learning_rate, self._instrument.settings
         self.recorder.add(result, self._epochs, self._batches, self._steps)
         self._seconds.append(result.seconds)
-        for listener in self._listeners:
+        for listener in self.listeners:
             listener(result)
 
     @property

@@ -253,10 +253,62 @@ def test_attach_checks_what_it_is_given():
         net().attach_probe(PROBE, every=0)
     with pytest.raises(OptionError, match=r"'kk'.*kl, l1"):
         net().attach_probe(PROBE, measures=["kk"])
+    for seed in ("a", 1.5, True, 2**63):
+        with pytest.raises(OptionError, match=f"seed={seed!r}"):
+            net().attach_probe(PROBE, seed=seed)
     model = net()
-    model.attach_probe(PROBE)
+    model.attach_probe(PROBE, seed=np.int32(3))
     with pytest.raises(OptionError, match="list of callbacks"):
         fit(model, callbacks=keras.callbacks.CallbackList())
+
+
+def test_ids_of_two_types_are_refused():
+    model = net()
+    model.attach_probe(PROBE)
+    with pytest.raises(ProbeError, match=r"integers, .* strings.*of one type"):
+        model.attach_probe(srel_tf.ProbeSet(X[:2], Y[:2], ids=["a", "b"]), run="b")
+
+
+OTHERS = srel_tf.ProbeSet(X[10:14], Y[10:14], targets=[0, 1, 3])  # By the same ids.
+
+
+def test_a_probe_whose_rows_could_not_be_told_from_anothers_is_refused():
+    model = net()
+    model.attach_probe(PROBE, measures=["kl", "l1"], seed=1)
+    for other in (
+        {},
+        {"probe": OTHERS},
+        {"every": 5},
+        {"measures": "l1"},
+        {"batch_size": 1},
+        {"estimator": "auto"},
+        {"probe": srel_tf.ProbeSet(X[:2], Y[:2], ids=[9, 3], sources=[1], targets=[0, 1])},
+    ):
+        with pytest.raises(ProbeError, match=r"step 0 is due for both.*give one of them another run"):
+            model.attach_probe(**{"probe": PROBE, "seed": 1, **other})
+    for other in (
+        {"measures": "l2"},
+        {"update": "fresh_adam"},
+        {"learning_rate": 0.5},
+        {"estimator": "limit"},
+        {"run": "b"},
+        {"seed": 2},
+        {"probe": srel_tf.ProbeSet(X, Y, ids=np.arange(28) + 4)},
+        {"probe": srel_tf.ProbeSet(X[:4], Y[:4], sources=[0, 1, 3], targets=[2])},
+    ):
+        model.detach_probes()
+        model.attach_probe(PROBE, measures=["kl", "l1"], seed=1)
+        model.attach_probe(**{"probe": PROBE, "seed": 1, **other})
+
+
+def test_two_schedules_of_one_series_may_take_turns_but_not_meet():
+    """The same where a given η is the optimizer's own. What was measured before they met is kept."""
+    model = net()
+    model.attach_probe(PROBE, every=lambda step: step % 2 == 0)
+    model.attach_probe(OTHERS, every=lambda step: step in (3, 4), learning_rate=np.float32(0.01))
+    with pytest.raises(OptionError, match=r"step 4 is due for two probes.*another run"):
+        fit(model)
+    assert steps_of(model.srel_frame()) == [0, 2, 3, 4]
 
 
 def test_detached_probes_measure_no_more():
