@@ -3,7 +3,7 @@
     store = srel_tf.FrameStore("run", write=True)
     checkpoint = srel_tf.Checkpoint(store, every=100)
     epoch, batch = checkpoint.restore(model)               # (0, 0) where nothing is saved
-    with checkpoint.stop_after_step():                     # Ctrl-C ends after the present step, saved
+    with checkpoint.stop_after_step():                     # Ctrl-C or SIGTERM ends after the present step, saved
         if batch:                                          # what is left of the epoch that was interrupted
             model.fit(data_of(epoch, skip=batch), initial_epoch=epoch, epochs=epoch + 1, callbacks=[checkpoint])
             epoch += 1
@@ -109,20 +109,26 @@ class Checkpoint(keras.callbacks.Callback):
 
     @contextlib.contextmanager
     def stop_after_step(self):
-        """Within this block a first Ctrl-C lets the present step end and be saved; a second one acts at once."""
+        """Within this block a first Ctrl-C or SIGTERM lets the present step end and be saved, a second acts at once."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
 
         def note(*_):
             self.request_stop()
-            signal.signal(signal.SIGINT, before)
+            restore()
 
-        before = signal.signal(signal.SIGINT, note)
+        def restore():
+            for number, handler in before.items():
+                signal.signal(number, handler or signal.SIG_DFL)
+
+        before = {}
         try:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                before[number] = signal.signal(number, note)
             yield
         finally:
-            signal.signal(signal.SIGINT, before)
+            restore()
 
     def request_stop(self):
         """Save after the present step, and end `fit` with a KeyboardInterrupt."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from srel_tf import OptionError, SRelError
 from srel_tf.files import read_json
 from train.experiment import select_top, train
+from train.interrupts import interruptible
 from train.jobs import run_in_processes
 from train.report import report
 from train.runs import RunDirectory, RunDirectoryError, write_json
@@ -74,6 +75,7 @@ def main(arguments=None):
     return 0
 
 
+@interruptible()
 def run(args):
     """Train and measure each seed that the run directory does not hold yet, then report on all of them."""
     _check(args)
