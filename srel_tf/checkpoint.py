@@ -109,7 +109,10 @@ class Checkpoint(keras.callbacks.Callback):
 
     @contextlib.contextmanager
     def stop_after_step(self):
-        """Within this block a first Ctrl-C or SIGTERM lets the present step end and be saved, a second acts at once."""
+        """Within this block a first Ctrl-C or SIGTERM lets the present step end and be saved, a second acts at once.
+
+        It ends in a KeyboardInterrupt, at the end of the block where no further step came.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -122,11 +125,12 @@ class Checkpoint(keras.callbacks.Callback):
             for number, handler in before.items():
                 signal.signal(number, handler or signal.SIG_DFL)
 
-        before = {}
+        before, self._stop = {}, False
         try:
             for number in (signal.SIGINT, signal.SIGTERM):
                 before[number] = signal.signal(number, note)
             yield
+            self._end_if_asked()
         finally:
             restore()
 
@@ -196,6 +200,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     def _end_if_asked(self):
         if self._stop:
+            self._stop = False  # It has been acted on: another `fit` goes on.
             raise KeyboardInterrupt
 
 

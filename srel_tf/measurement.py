@@ -204,16 +204,30 @@ class Instrument:
 
 
 def _warn_of_faults(result):
-    """Name the sources whose gradient, or whose prediction after the update, is not finite: all is invalid there."""
-    faults = np.any([_faults(entries) for entries in result.matrices.values()], axis=0)
-    broken = result.probe.ids[result.probe.sources][faults].tolist()
-    if broken:
-        named = ", ".join(map(repr, broken[:5])) + (", …" if len(broken) > 5 else "")
+    """Name the sources whose gradient, or whose prediction after the update, is not finite: all is invalid there; and
+    the targets whose prediction is no number, whatever is updated.
+    """
+    probe, of_measures = result.probe, result.matrices.values()
+    sources = np.any([_faults(entries) for entries in of_measures], axis=0)
+    if sources.any():
         warnings.warn(
-            f"{len(broken)} of {len(faults)} sources (ids {named}) have a NaN or an infinity in their gradient, or in "
-            "the prediction after their update: their rows are NaN and not valid",
+            f"{sources.sum()} of {len(sources)} sources ({_named(probe.ids[probe.sources][sources])}) have a NaN or an "
+            "infinity in their gradient, or in the prediction after their update: their rows are NaN and not valid",
             stacklevel=3,
         )
+    if sources.all():
+        return
+    targets = np.any([np.isnan(entries.numerator[~sources]).all(axis=0) for entries in of_measures], axis=0)
+    if targets.any():
+        warnings.warn(
+            f"{targets.sum()} of {len(targets)} targets ({_named(probe.ids[probe.targets][targets])}) have a NaN or an "
+            "infinity in their prediction: their columns are NaN and not valid",
+            stacklevel=3,
+        )
+
+
+def _named(ids):
+    return "ids " + ", ".join(map(repr, ids[:5].tolist())) + (", …" if len(ids) > 5 else "")
 
 
 def _faults(entries):

@@ -47,6 +47,15 @@ class Probing(keras.callbacks.Callback):
         self._last_rate, self._rivals = None, []
         self._seconds, self._cut = [], False
 
+    @property
+    def counting(self):
+        """Where the model is in its training; set, a probe that is attached later counts as the others do."""
+        return self._optimizer, self._phantom, self._epochs_done
+
+    @counting.setter
+    def counting(self, counting):
+        self._optimizer, self._phantom, self._epochs_done = counting
+
     def check_beside(self, others):
         """`ProbeError` where the frame could not tell rows of this probe from those of another one of the model."""
         for other in others:

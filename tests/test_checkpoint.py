@@ -1,6 +1,8 @@
 """A checkpoint goes on with the training it was saved from, and with no other."""
 
+import os
 import shutil
+import signal
 
 import keras
 import numpy as np
@@ -208,3 +210,17 @@ def test_averaged_weights_are_saved_at_the_ends_of_epochs(tmp_path):
         with pytest.raises(KeyboardInterrupt):
             model.fit(X, Y, batch_size=2, epochs=3, verbose=0, callbacks=[checkpoint, ask])
         assert (store.about["epoch"], store.about["batch"], store.about["step"]) == (1, 0, 4)
+
+
+def test_a_signal_after_the_last_step_is_not_lost(tmp_path):
+    """Nor does it end the next `fit`."""
+    with FrameStore(tmp_path, write=True) as store:
+        model, checkpoint = net(every=100), Checkpoint(store)
+        model.fit(X, Y, batch_size=4, verbose=0, callbacks=[checkpoint])
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before = signal.getsignal(number)
+            with pytest.raises(KeyboardInterrupt), checkpoint.stop_after_step():
+                os.kill(os.getpid(), number)
+            assert signal.getsignal(number) == before
+        model.fit(X, Y, batch_size=4, verbose=0, callbacks=[checkpoint])
+        assert store.about["step"] == 4

@@ -1,5 +1,7 @@
 """Faults while measuring: they stay where they are, are named, and cost nothing that was measured."""
 
+from types import SimpleNamespace
+
 import keras
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import tensorflow as tf
 
 import srel_tf
 from srel_tf import ChunkError
+from srel_tf.estimators import enlargements
 from srel_tf.exact import FiniteStep
 from srel_tf.limit import Limit
 from srel_tf.tangents import Tangents
@@ -89,7 +92,7 @@ def test_a_prediction_that_is_no_number_breaks_its_own_column_alone():
         hidden = keras.layers.Dense(8, "relu")(keras.layers.Rescaling(1e5)(inputs))
         model = keras.Model(inputs, keras.layers.Dense(3, "softmax")(hidden))
         model.compile("sgd", SPARSE())
-        with pytest.warns(UserWarning, match="1 of 6 sources"):
+        with pytest.warns(UserWarning, match="1 of 6 sources"), pytest.warns(UserWarning, match="1 of 6 targets"):
             result = srel_tf.measure(model, srel_tf.ProbeSet(x, y), learning_rate=1e-12)
         good = srel_tf.ProbeSet(x[FINITE_ELSEWHERE], y[FINITE_ELSEWHERE])
         expected = srel_tf.measure(model, good, learning_rate=1e-12)
@@ -97,6 +100,60 @@ def test_a_prediction_that_is_no_number_breaks_its_own_column_alone():
         assert not result.valid(measure)[:, BAD].any()
         others = np.ix_(FINITE_ELSEWHERE, FINITE_ELSEWHERE)
         np.testing.assert_allclose(result.matrix(measure)[others], expected.matrix(measure), rtol=1e-9)
+
+
+class Poisoned(keras.layers.Layer):
+    """The identity; NaN for an example whose first pixel is above 9."""
+
+    def call(self, x):
+        return x + tf.where(x[:, :1, :1, :1] > 9, tf.constant(np.nan, x.dtype), tf.zeros([], x.dtype))
+
+
+def convolutional():
+    """What works on batches, positions and groups, behind `Poisoned`; no ReLU, which may take a NaN for a zero."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((4, 4, 2))
+    x = keras.layers.Conv2D(4, 3, padding="same")(Poisoned()(inputs))
+    x = keras.layers.AveragePooling2D(2)(keras.activations.tanh(keras.layers.GroupNormalization(2)(x)))
+    model = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.LayerNormalization()(keras.layers.Flatten()(x))))
+    model.compile("adam", SPARSE(from_logits=True))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("estimator", "update"),
+    [("exact", "sgd"), ("exact", "optimizer"), ("exact", "fresh_adam"), ("limit", "sgd"), ("auto", "sgd")],
+)
+def test_an_example_that_is_no_number_breaks_its_own_row_and_column_alone(estimator, update, in_double_precision):
+    """The second of all, which is looked at before the others, too."""
+    x, y = np.random.default_rng(0).normal(size=(6, 4, 4, 2)), np.arange(6) % 3
+    x[1, 0, 0, 0] = 10
+    sources, targets = np.array([0, 1, 2]), np.array([0, 1, 3, 4])
+    model, options = convolutional(), {"update": update, "learning_rate": 0.01, "estimator": estimator}
+    with (
+        pytest.warns(UserWarning, match=r"1 of 3 sources \(ids 1\) have a NaN"),
+        pytest.warns(UserWarning, match=r"1 of 4 targets \(ids 1\) have a NaN"),
+    ):
+        result = srel_tf.measure(model, srel_tf.ProbeSet(x, y, sources=sources, targets=targets), **options)
+    sound = srel_tf.ProbeSet(x, y, sources=sources[sources != 1], targets=targets[targets != 1])
+    expected = srel_tf.measure(model, sound, **options)
+    for measure in ("kl", "l1"):
+        others = np.ix_(sources != 1, targets != 1)
+        assert expected.valid(measure).all()
+        np.testing.assert_allclose(result.matrix(measure)[others], expected.matrix(measure), rtol=1e-9)
+        assert result.valid(measure).sum() == expected.valid(measure).size
+
+
+def test_a_target_that_is_no_number_changes_no_enlargement_of_steps():
+    rng = np.random.default_rng(0)
+    before, own = rng.normal(size=(4, 3)), rng.normal(size=(2, 3))
+    noisy = before + rng.normal(size=(2, 4, 3)) * 1e-7
+    changes = SimpleNamespace(head="outputs", own_before=tf.constant(own), own_moved=tf.constant(own * 1e-3))
+    expected = enlargements(SimpleNamespace(before=tf.constant(before), noisy=tf.constant(noisy)), changes, 0.01)
+    before[2], noisy[:, 2] = np.nan, np.inf
+    found = enlargements(SimpleNamespace(before=tf.constant(before), noisy=tf.constant(noisy)), changes, 0.01)
+    np.testing.assert_array_equal(found, expected)
+    assert (expected[1] > 2).all()
 
 
 @pytest.fixture

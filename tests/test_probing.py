@@ -211,6 +211,27 @@ def test_an_epoch_of_unknown_length_that_was_broken_off_has_no_fractions():
     assert epochs[6] == pytest.approx(1 / STEPS)
 
 
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")
+@pytest.mark.parametrize("detach", [False, True])
+def test_a_probe_attached_later_counts_as_those_before_it(detach):
+    """After data of unknown length, for which Keras counts an update too many, and after a new compile."""
+    data = tf.data.Dataset.from_tensor_slices((X, Y)).batch(BATCH).filter(lambda x, y: True)
+    model = net()
+    model.attach_probe(PROBE, every=STEPS)
+    model.fit(data, verbose=0)
+    if detach:
+        model.detach_probes()
+    model.compile("sgd", model.loss)
+    model.attach_probe(PROBE, every=STEPS, run="later")
+    model.fit(data, verbose=0)
+    frame = model.srel_frame()
+    later = frame[frame["run"] == "later"]
+    assert steps_of(later) == [7, 14]
+    assert epochs_of(later)["min"].tolist() == [1, 2]
+    if not detach:
+        assert epochs_of(frame[frame["run"] == ""])["min"].to_dict() == {0: 0, 7: 1, 14: 2}
+
+
 @pytest.mark.parametrize("error", [RuntimeError("full disk"), KeyboardInterrupt()])
 def test_what_was_measured_survives_the_end_of_fit(error):
     model = net()

@@ -40,7 +40,7 @@ def wait_for(directory, names):
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
 def test_all_are_asked_to_save_when_the_first_is_stopped(tmp_path, number):
     """Though Ctrl-C is ignored, as shells have it in the background; a killed one cannot ask, its death is seen."""
     with subprocess.Popen(
