@@ -3,7 +3,7 @@
     store = srel_tf.FrameStore("run", write=True)
     checkpoint = srel_tf.Checkpoint(store, every=100)
     epoch, batch = checkpoint.restore(model)               # (0, 0) where nothing is saved
-    with checkpoint.stop_after_step():                     # Ctrl-C ends after the present step, saved
+    with checkpoint.stop_after_step():                     # Ctrl-C or SIGTERM ends after the present step, saved
         if batch:                                          # what is left of the epoch that was interrupted
             model.fit(data_of(epoch, skip=batch), initial_epoch=epoch, epochs=epoch + 1, callbacks=[checkpoint])
             epoch += 1
@@ -36,7 +36,10 @@ class Checkpoint(keras.callbacks.Callback):
     """Keras callback that saves into a `FrameStore` after every `every` optimizer updates, or at the end of each epoch.
 
     A state and the rows that the probes measured before it are saved in one act, and the rows leave `srel_frame()`, so
-    that memory does not grow with them. Where Keras does not know the length of an epoch, it saves at its end only.
+    that memory does not grow with them. Where Keras does not know the length of an epoch, it saves at its end, or where
+    training is stopped within it (the rows of that part have no `epoch` then); and under an optimizer with `use_ema`,
+    whose averages take the weights' place when a `fit` ends, so that no two of them make one epoch, at its end only.
+    It comes last among the callbacks, so that it saves what the others did; models with probes see to that.
     note: a dict that JSON can hold, saved with each state (`FrameStore.about`).
     companions: objects with a `state` that JSON can hold and that can be set, say a callback with a history of its own.
     Raises `OptionError` for another `every`; during `fit`, `StorageError` where the disk fails, and before it where the
@@ -52,6 +55,7 @@ class Checkpoint(keras.callbacks.Callback):
         self._about, self._goes_on = None, False  # Whether it is known that the store's training is this one.
         self._position = self._before = Position(0, 0)  # `_before`: where the present fit began.
         self._metrics, self._saved, self._due, self._stop = None, None, False, False
+        self._left, self._cut = None, False  # Batches of the epoch, None where unknown; whether it ends before them.
 
     def restore(self, model, example=None):
         """Put `model`, compiled, its probes attached, into the saved state; the `Position` to go on from.
@@ -106,20 +110,30 @@ class Checkpoint(keras.callbacks.Callback):
 
     @contextlib.contextmanager
     def stop_after_step(self):
-        """Within this block a first Ctrl-C lets the present step end and be saved; a second one acts at once."""
+        """Within this block a first Ctrl-C or SIGTERM lets the present step end and be saved, a second acts at once.
+
+        It ends in a KeyboardInterrupt, at the end of the block where no further step came.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
 
         def note(*_):
             self.request_stop()
-            signal.signal(signal.SIGINT, before)
+            restore()
 
-        before = signal.signal(signal.SIGINT, note)
+        def restore():
+            for number, handler in before.items():
+                signal.signal(number, handler or signal.SIG_DFL)
+
+        before, self._stop = {}, False
         try:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                before[number] = signal.signal(number, note)
             yield
+            self._end_if_asked()
         finally:
-            signal.signal(signal.SIGINT, before)
+            restore()
 
     def request_stop(self):
         """Save after the present step, and end `fit` with a KeyboardInterrupt."""
@@ -144,17 +158,26 @@ class Checkpoint(keras.callbacks.Callback):
         if batch and self._metrics:
             _assign(self.model.metrics_variables, self._metrics)  # The epoch's running means go on.
         self._metrics = None
+        self._left, self._cut = self.params.get("steps"), False
 
     def on_train_batch_end(self, batch, logs=None):
         self._position = Position(self._position.epoch, self._position.batch + 1)
-        self._due |= self._every is not None and int(self.model.optimizer.iterations) % self._every == 0
         steps = self.params.get("steps")
+        self._left = steps and max(steps - batch - 1, 0)
+        self._due |= self._every is not None and int(self.model.optimizer.iterations) % self._every == 0
         # An epoch's last step is saved with the epoch.
-        if (self._due or self._stop) and steps and batch + 1 < steps:
-            self.save()
+        if self._left == 0 or self.model.optimizer.use_ema:
+            return
+        self._cut = self._stop or self.model.stop_training
+        if self._cut or (self._due and self._left):
+            self.save()  # Now: validation would take the metrics' place.
             self._end_if_asked()
 
     def on_epoch_end(self, epoch, logs=None):
+        if self._cut or (self._left and self.model.stop_training):  # `fit` ends here, the epoch does not.
+            if self._saved != self._position:
+                self.save()
+            return
         self._position = Position(epoch + 1, 0)
         if self._every is None or self._due or self._stop:
             self.save()
@@ -199,6 +222,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     def _end_if_asked(self):
         if self._stop:
+            self._stop = False  # It has been acted on: another `fit` goes on.
             raise KeyboardInterrupt
 
 
@@ -239,6 +263,6 @@ def _assign(variables, arrays):
 
 
 def _count(value):
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**53:
         raise ValueError(f"{value!r} is no count")
     return value

@@ -173,7 +173,8 @@ def enlargements(outputs, changes, learning_rate):
 
     outputs: `exact.Outputs` at η; changes: `limit.FirstOrder`, which say how large the change should be.
     """
-    noise = np.abs(outputs.noisy.numpy() - outputs.before.numpy()).max()
+    noise = np.abs(outputs.noisy.numpy() - outputs.before.numpy())
+    noise = noise.max(initial=0, where=np.isfinite(noise))  # Whatever a target is whose prediction is no number.
     slope = reading.slope(changes.head, tf.cast(changes.own_before, tf.float64)).numpy()
     change = learning_rate * np.abs(slope * changes.own_moved.numpy()).max(axis=-1)
     with np.errstate(divide="ignore", invalid="ignore"):

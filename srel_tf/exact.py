@@ -89,7 +89,7 @@ class FiniteStep:
         dtypes = (self._network.dtype,) * 4
         per_source = x_sources, y_sources, learning_rates
         parts = [
-            in_batches(rows, dtypes, SOURCE_BATCH, *(tf.gather(a, lane) for a in per_source))
+            in_batches(rows, dtypes, min(SOURCE_BATCH, self._batch_size), *(tf.gather(a, lane) for a in per_source))
             for lane in lanes
             if len(lane)
         ]

@@ -1,13 +1,14 @@
 """Tidy frames of measurements: their columns, and their files. Knows no TensorFlow."""
 
 import contextlib
+import numbers
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from srel_tf.errors import FrameError, StorageError
+from srel_tf.errors import FrameError, OptionError, StorageError
 from srel_tf.files import check_regular, replacing
 
 COLUMNS = (
@@ -21,7 +22,15 @@ MATRIX = ["run", "seed", "step", "epoch", "measure", "update", "estimator", "lea
 
 def tidy(result, run, seed, epoch):
     """One row a (measure, source, target) of a result; `step` and `seed` are nullable integers, `epoch` a float."""
+    check_seed(seed)
     return pd.concat([_rows(result, m, run, seed, epoch) for m in result.matrices], ignore_index=True)
+
+
+def check_seed(seed):
+    """`OptionError` unless it can stand in a frame."""
+    whole = isinstance(seed, numbers.Integral) and not isinstance(seed, bool)
+    if seed is not None and not (whole and -(2**63) <= seed < 2**63):
+        raise OptionError(f"seed={seed!r}: give a whole number, or None")
 
 
 def _rows(result, measure, run, seed, epoch):

@@ -1,15 +1,17 @@
 """measure(): probe -> engine -> measures -> result."""
 
+import numbers
 import time
 import warnings
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from srel_tf import predictions as reading
-from srel_tf.errors import ModelError, OptionError, ProbeError, SRelError
+from srel_tf.errors import ChunkError, ModelError, OptionError, ProbeError, SRelError
 from srel_tf.estimators import ESTIMATORS, Task
 from srel_tf.measures import DEFINITIONS, RAW
 from srel_tf.network import Network
@@ -44,9 +46,12 @@ def measure(
         resolves them, else those of `limit`, as far as the two agree.
     predictions: what D acts on. "auto": the softmax output for a classifier (class labels, two outputs or more), else
         the raw outputs; "softmax" or "raw" force one. A model may return logits or probabilities.
-    batch_size: examples per forward pass; lower it if memory runs out.
+    batch_size: examples per forward pass. Where memory runs out it is halved as often as needed, with a warning that
+        names what was left. Batches of another size may be summed in another order: the last bits of a number may
+        differ then, valid entries keep to their tolerance.
 
-    Returns an `SRelResult`. Raises `OptionError`, `ProbeError`, `ModelError`, `BackendError`.
+    Returns an `SRelResult`. Raises `OptionError`, `ProbeError`, `ModelError`, `BackendError`; `ChunkError` where memory
+    does not hold batches of one example.
     """
     settings = Settings(measures, update, learning_rate, estimator, predictions, batch_size)
     return Instrument(model, probe, settings)()
@@ -64,26 +69,32 @@ class Settings:
     batch_size: int = 128
 
     def __post_init__(self):
+        if not isinstance(self.measures, Iterable):
+            raise OptionError(f"measures={self.measures!r}: choose from {', '.join(MEASURES)}")
         names = (self.measures,) if isinstance(self.measures, str) else tuple(self.measures)
         object.__setattr__(self, "measures", names)
-        if not names or len(set(names)) < len(names):
-            raise OptionError(f"measures={names}: name at least one, and none twice")
         for name in names:
             check_choice("measure", name, MEASURES)
+        if not names or len(set(names)) < len(names):
+            raise OptionError(f"measures={names}: name at least one, and none twice")
         check_choice("update rule", self.update, RULES)
         check_choice("estimator", self.estimator, ESTIMATORS)
         check_choice("predictions", self.predictions, reading.CHOICES)
         eta = self.learning_rate
-        if eta is not None and not (isinstance(eta, (int, float, np.number)) and 0 < eta < float("inf")):
+        if eta is not None and not (_is_number(eta, numbers.Real) and 0 < eta < float("inf")):
             raise OptionError(f"learning_rate={eta!r}: give a positive number, or None for the optimizer's own")
-        if not isinstance(self.batch_size, (int, np.integer)) or self.batch_size < 1:
+        if not _is_number(self.batch_size, numbers.Integral) or self.batch_size < 1:
             raise OptionError(f"batch_size={self.batch_size!r}: give a positive number of examples")
 
 
 def check_choice(what, name, choices):
     """`OptionError` unless `name` is one of `choices`."""
-    if name not in choices:
+    if not isinstance(name, str) or name not in choices:
         raise OptionError(f"unknown {what} {name!r}: choose from {', '.join(choices)}")
+
+
+def _is_number(value, kind):
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 class Instrument:
@@ -93,13 +104,18 @@ class Instrument:
     result = instrument()
 
     Make a new one after `compile` or a change of `trainable`. Raises what `measure` raises.
+    settings: those in force; their batch_size stays as small as it had to be made where memory ran out.
     """
 
     def __init__(self, model, probe, settings=None):
         if not isinstance(probe, ProbeSet):
             raise ProbeError(f"expected a srel_tf.ProbeSet, got {type(probe).__name__}: make one with ProbeSet(x, y)")
-        settings = settings or Settings()
-        self._settings = settings
+        settings = Settings() if settings is None else settings
+        if not isinstance(settings, Settings):
+            raise OptionError(
+                f"expected srel_tf.Settings, got {settings!r}: make them with Settings(measures=..., ...)"
+            )
+        self.settings = settings
         self._probe = probe
         self._measures = {name: MEASURES[name] for name in settings.measures}
         self._network = Network(model)
@@ -116,18 +132,18 @@ class Instrument:
         """A new one once training has built the optimizer, whose state the graph of the former one could not read."""
         optimizer = self._network.model.optimizer
         self._optimizer_built = optimizer is not None and optimizer.built
-        self._estimator = ESTIMATORS[self._settings.estimator](self._task)
+        self._estimator = ESTIMATORS[self.settings.estimator](self._task)
 
     def __call__(self):
         """Measure now: an `SRelResult`."""
         start = time.perf_counter()
-        model, settings = self._network.model, self._settings
+        model, settings = self._network.model, self.settings
         if settings.update == "optimizer" and model.optimizer.built and not self._optimizer_built:
             self._make_estimator()
         learning_rate = learning_rate_now(model, settings.learning_rate)
         result = SRelResult(
             probe=self._probe,
-            matrices=self._estimator(learning_rate),
+            matrices=self._matrices(learning_rate),
             update=settings.update,
             estimator=settings.estimator,
             learning_rate=learning_rate,
@@ -136,6 +152,36 @@ class Instrument:
         )
         _warn_of_faults(result)
         return result
+
+    def _matrices(self, learning_rate):
+        """What the estimator gives; in smaller batches from now on where memory runs out."""
+        asked = self.settings.batch_size
+        while True:
+            try:
+                matrices = self._estimator(learning_rate)
+                break
+            except (tf.errors.ResourceExhaustedError, MemoryError) as error:
+                self._halve_batches(error)
+        if self.settings.batch_size < asked:
+            warnings.warn(
+                f"measuring ran out of memory with batch_size={asked}: from now on it is {self.settings.batch_size}, "
+                "which gives the same numbers within rounding; set it to this to have them bit for bit",
+                stacklevel=3,
+            )
+        return matrices
+
+    def _halve_batches(self, error):
+        examples = len({*self._probe.sources, *self._probe.targets})  # A batch beyond them is no larger.
+        size = min(self.settings.batch_size, examples) // 2
+        if not size:
+            n_s, n_t = len(self._probe.sources), len(self._probe.targets)
+            raise ChunkError(
+                "measuring ran out of memory even with batch_size=1, and no smaller one can be set: close other "
+                f"programs, or measure fewer than {n_s} sources x {n_t} targets at a time"
+            ) from error
+        self.settings = replace(self.settings, batch_size=size)
+        self._task = self._task._replace(settings=self.settings)
+        self._make_estimator()
 
     def _check_loss(self, model):
         own = type(model).compute_loss is not keras.Model.compute_loss
@@ -159,16 +205,30 @@ class Instrument:
 
 
 def _warn_of_faults(result):
-    """Name the sources whose gradient, or whose prediction after the update, is not finite: all is invalid there."""
-    faults = np.any([_faults(entries) for entries in result.matrices.values()], axis=0)
-    broken = result.probe.ids[result.probe.sources][faults].tolist()
-    if broken:
-        named = ", ".join(map(repr, broken[:5])) + (", …" if len(broken) > 5 else "")
+    """Name the sources whose gradient, or whose prediction after the update, is not finite: all is invalid there; and
+    the targets whose prediction is no number, whatever is updated.
+    """
+    probe, of_measures = result.probe, result.matrices.values()
+    sources = np.any([_faults(entries) for entries in of_measures], axis=0)
+    if sources.any():
         warnings.warn(
-            f"{len(broken)} of {len(faults)} sources (ids {named}) have a NaN or an infinity in their gradient, or in "
-            "the prediction after their update: their rows are NaN and not valid",
+            f"{sources.sum()} of {len(sources)} sources ({_named(probe.ids[probe.sources][sources])}) have a NaN or an "
+            "infinity in their gradient, or in the prediction after their update: their rows are NaN and not valid",
             stacklevel=3,
         )
+    if sources.all():
+        return
+    targets = np.any([np.isnan(entries.numerator[~sources]).all(axis=0) for entries in of_measures], axis=0)
+    if targets.any():
+        warnings.warn(
+            f"{targets.sum()} of {len(targets)} targets ({_named(probe.ids[probe.targets][targets])}) have a NaN or an "
+            "infinity in their prediction: their columns are NaN and not valid",
+            stacklevel=3,
+        )
+
+
+def _named(ids):
+    return "ids " + ", ".join(map(repr, ids[:5].tolist())) + (", …" if len(ids) > 5 else "")
 
 
 def _faults(entries):

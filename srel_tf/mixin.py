@@ -36,28 +36,35 @@ class SRelMixin:
         """Measure `probe` during each coming `fit`; builds the model if it is not built yet.
 
         every: an int or any `step -> bool`. Step n means that n optimizer updates have been applied; step 0 counts.
+            After a new `compile`, whose optimizer counts from 0, the steps go on.
         measures, update, learning_rate, estimator, predictions, batch_size: as for `srel_tf.measure`;
             learning_rate=None is the optimizer's at each measurement.
         run, seed: go into the frame's columns of these names.
         log_dir: TensorBoard directory for a scalar per class pair and a heat map of each matrix.
 
         Attach again to measure another rule, measure or schedule in the same training; `detach_probes` removes all.
-        Raises `OptionError`, `ProbeError`, `ModelError`.
+        Raises `OptionError`, `ProbeError`, `ModelError`; `ProbeError` too where the frame could not tell rows of two
+        probes apart, for they agree in run, seed, measure, update, estimator, η and ids, or hold ids of two types.
+        Where `every` is a function, that is seen, as an `OptionError` of `fit`, at the first step that both measure.
         """
         if not isinstance(probe, ProbeSet):
             raise ProbeError(f"attach_probe expects a srel_tf.ProbeSet, got {type(probe).__name__}")
         settings = Settings(measures, update, learning_rate, estimator, predictions, batch_size)
+        probing = Probing(probe, every, settings, run, seed)
+        probing.check_beside(self._probings)
+        if self._counting is not None:
+            probing.counting = self._counting
         if not self.built:
             self(keras.ops.convert_to_tensor(probe.x[:1]), training=False)
-        listeners = []
         if log_dir is not None:
             from srel_tf.tensorboard import TensorBoardWriter  # Loads the plotting library.
 
-            listeners.append(TensorBoardWriter(log_dir))
-        self._set_probings([*self._probings, Probing(probe, every, settings, run, seed, listeners)])
+            probing.listeners.append(TensorBoardWriter(log_dir, settings))
+        self._set_probings([*self._probings, probing])
 
     def detach_probes(self):
-        """Remove all probes and what they measured."""
+        """Remove all probes and what they measured. Steps and epochs go on for probes that are attached later."""
+        object.__setattr__(self, "_srel_counting", self._counting)
         self._set_probings([])
 
     def srel_frame(self):
@@ -86,6 +93,11 @@ class SRelMixin:
     @property
     def _probings(self):
         return getattr(self, "_srel_probings", [])
+
+    @property
+    def _counting(self):
+        """Steps and epochs as the first probe counts them, or did before it was detached; None before there was one."""
+        return self._probings[0].counting if self._probings else getattr(self, "_srel_counting", None)
 
     def _set_probings(self, probings):
         # Past Keras's attribute tracking: probes are no part of the model, and are not saved with it.

@@ -75,7 +75,8 @@ class Network:
         """Whether the outputs at each of a few examples are the same without the others, but for rounding."""
         together = self.outputs(x).numpy()
         alone = np.concatenate([self.outputs(x[i, None]).numpy() for i in range(x.shape[0])])
-        return np.allclose(alone, together, rtol=1e-3, atol=1e-3 * np.abs(together).max(), equal_nan=True)
+        largest = np.abs(together).max(initial=0, where=np.isfinite(together))
+        return np.allclose(alone, together, rtol=1e-3, atol=1e-3 * largest, equal_nan=True)
 
     def unit_rows(self, by_x):
         """Gradients [n, …] as unit rows [n, m]; zeros for an integer input, which has none."""

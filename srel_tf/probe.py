@@ -28,9 +28,7 @@ class ProbeSet:
         self.labels = class_labels(self.y)
         self.class_names = None if class_names is None else tuple(str(name) for name in class_names)
         self.classes = _names_of(self.labels, self.class_names, n)
-        self.ids = np.arange(n) if ids is None else np.asarray(ids)
-        if self.ids.shape != (n,) or len(np.unique(self.ids)) != n:
-            raise ProbeError(f"ids must be {n} different values, one an example; got shape {self.ids.shape}")
+        self.ids = np.arange(n) if ids is None else _as_ids(ids, n)
         self.sources = _indices("sources", sources, n)
         self.targets = _indices("targets", targets, n)
 
@@ -109,6 +107,19 @@ def _names_of(labels, class_names, n):
             f"label {labels[outside[0]]} of example {outside[0]} is out of range of the {len(class_names)} class names"
         )
     return np.array(class_names, dtype=object)[labels]
+
+
+def _as_ids(ids, n):
+    """int64 or str array [n]: two types in all, so that frames of several probes fit together."""
+    ids = np.asarray(ids)
+    if ids.dtype == object and all(isinstance(i, str) for i in ids.ravel()):
+        ids = ids.astype(str)
+    whole = ids.dtype.kind in "iu" and (not ids.size or ids.max() < 2**63)
+    if not whole and ids.dtype.kind != "U":
+        raise ProbeError(f"ids={ids!r}: give integers or strings")
+    if ids.shape != (n,) or len(np.unique(ids)) != n:
+        raise ProbeError(f"ids must be {n} different values, one an example; got shape {ids.shape}")
+    return ids.astype(np.int64) if whole else ids
 
 
 def _indices(name, indices, n):

@@ -10,9 +10,18 @@ from srel_tf.stats import smooth
 
 
 class TensorBoardWriter:
-    """Listener of measurements: call it with each result. The step of a summary is the number of optimizer updates."""
+    """Listener of measurements: call it with each result. The step of a summary is the number of optimizer updates.
 
-    def __init__(self, log_dir):
+    settings: of what is measured. Summaries are named by its update rule; by estimator and η too, where those are not
+    the default, so that the curves of several probes of a model stay apart.
+    """
+
+    def __init__(self, log_dir, settings):
+        self._rule = settings.update
+        if settings.estimator != "exact":
+            self._rule += f"_{settings.estimator}"
+        if settings.learning_rate is not None:
+            self._rule += f"_{settings.learning_rate:g}"
         try:
             self._writer = tf.summary.create_file_writer(str(log_dir))
         except tf.errors.OpError as error:
@@ -22,11 +31,11 @@ class TensorBoardWriter:
         frame = result.to_frame()
         with self._writer.as_default(step=result.step):
             for pair in smooth(frame).itertuples():
-                name = f"srel_{result.update}_{pair.measure}/{pair.source_class} to {pair.target_class}"
+                name = f"srel_{self._rule}_{pair.measure}/{pair.source_class} to {pair.target_class}"
                 tf.summary.scalar(name, pair.mean)
             for measure, matrix in result.matrices.items():
                 if matrix.valid.any():
-                    tf.summary.image(f"srel_{result.update}_{measure}", _as_image(plot_matrix(frame, measure)))
+                    tf.summary.image(f"srel_{self._rule}_{measure}", _as_image(plot_matrix(frame, measure)))
         self._writer.flush()
 
 

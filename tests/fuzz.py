@@ -119,8 +119,11 @@ def checkpoints(directory, sealed):
             seal(store.path / "index.json", changed)
         opened = srel_tf.FrameStore(store.path)
         opened.num_rows  # noqa: B018
-        srel_tf.Checkpoint(opened, 1, [Notes()]).restore(model)
+        epoch, _ = srel_tf.Checkpoint(opened, 1, [Notes()]).restore(model)
         srel_tf.smooth(opened.scan())
+        model.fit(x[:2], np.array([0, 1]), initial_epoch=epoch, epochs=epoch + 1, verbose=0)  # One step.
+        assert (model.srel_frame()["step"] >= 0).all()
+        model._probings[0].recorder.forget()
 
     return [file for file in store.path.iterdir() if file.is_file() and file.name != ".lock"], read
 

@@ -1,11 +1,14 @@
 """A checkpoint goes on with the training it was saved from, and with no other."""
 
+import os
 import shutil
+import signal
 
 import keras
 import numpy as np
 import pandas as pd
 import pytest
+import tensorflow as tf
 
 import srel_tf
 from srel_tf import Checkpoint, FrameStore, StorageError
@@ -173,3 +176,127 @@ def test_what_no_column_holds_is_told(tmp_path):
         with pytest.raises(srel_tf.FrameError, match=r"Give ProbeSet\(ids=...\) of one type to all"):
             store.export(tmp_path / "frame.parquet", frames[1])
     assert [path.name for path in tmp_path.iterdir()] == ["frame"]
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("last_step", ["x", 100, 1.5, -1, True, [], 3]),
+        ("phantom", ["x", 100, 1.5, None, True, 10**400, 3]),
+        ("batch_size", ["x", 0, 1.5, None, True, 129]),
+        ("epoch", ["x", -1, 1.5, None, True, 10**400]),
+        ("batch", ["x", -1, 1.5, None, True, 10**400]),
+    ],
+)
+def test_numbers_that_no_training_can_have_left_are_refused(saved, name, values):
+    """2 updates were made, and measured; whoever altered the state has made the checksums fit."""
+    arrays, about = saved.state()
+    model = net()
+    for value in values:
+        changed = {**about, "probes": [dict(about["probes"][0])]}
+        (changed if name in changed else changed["probes"][0])[name] = value
+        saved.commit(arrays=arrays, about=changed)
+        with pytest.raises(StorageError, match=r"is not that of model .*: start again without it"):
+            Checkpoint(saved).restore(model)
+    saved.commit(arrays=arrays, about=about)
+    assert Checkpoint(saved).restore(model) == (1, 0)
+
+
+class AtUpdate(keras.callbacks.Callback):
+    def __init__(self, update, act):
+        super().__init__()
+        self._waiting, self._act = update, act
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._waiting -= 1
+        if not self._waiting:
+            self._act(self.model)
+
+
+def train(store, data_of, act=None, epochs=3):
+    """The training of the docstring of `srel_tf.checkpoint`; `act(model)` after the 6th update, of 4 an epoch."""
+    model, checkpoint = net(optimizer="sgd"), Checkpoint(store)
+    more = [AtUpdate(6, lambda model: act(model, checkpoint))] if act else []
+    options = {"callbacks": [checkpoint, *more], "validation_data": (X, Y), "verbose": 0}
+    epoch, batch = checkpoint.restore(model)
+    histories = []
+    if batch:
+        rest = data_of(epoch, batch)
+        histories.append(model.fit(rest, initial_epoch=epoch, epochs=epoch + 1, **options).history)
+        epoch += 1
+    histories.append(model.fit(data_of(epoch), initial_epoch=epoch, epochs=epochs, **options).history)
+    return model, checkpoint, histories
+
+
+def known(epoch, skip=0):
+    return tf.data.Dataset.from_tensor_slices((X, Y)).batch(2).skip(skip)
+
+
+def unknown(epoch, skip=0):
+    """As many batches, but Keras cannot know."""
+    return known(epoch, skip).filter(lambda x, y: True)
+
+
+def stop_training(model, checkpoint):
+    model.stop_training = True
+
+
+def ask_to_stop(model, checkpoint):
+    checkpoint.request_stop()
+
+
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")
+@pytest.mark.parametrize(("data_of", "act"), [(known, stop_training), (unknown, ask_to_stop)])
+def test_an_epoch_that_was_stopped_within_is_gone_on_with(data_of, act, tmp_path):
+    """By a callback or by Ctrl-C, and after its validation: weights, metrics and rows are those of one training."""
+    with FrameStore(tmp_path / "whole", write=True) as whole, FrameStore(tmp_path / "two", write=True) as two:
+        expected, _, (history,) = train(whole, data_of)
+        if act is stop_training:
+            train(two, data_of, act)
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                train(two, data_of, act)
+        assert (two.about["epoch"], two.about["batch"]) == (1, 2)
+        model, _, histories = train(two, data_of)
+        frames = whole.read(), two.read()
+    for a, b in zip(expected.variables, model.variables, strict=True):
+        np.testing.assert_array_equal(a.numpy(), b.numpy())
+    assert [h for one in histories for h in one["loss"]] == history["loss"][1:]
+    assert [h for one in histories for h in one["val_loss"]] == history["val_loss"][1:]
+    if data_of is unknown:  # What was measured before the length was known.
+        epoch = frames[1]["epoch"]
+        assert frames[1][epoch.isna()]["step"].unique().tolist() == [5, 6]
+        frames[1]["epoch"] = epoch.fillna(frames[0]["epoch"])
+    pd.testing.assert_frame_equal(*frames)
+
+
+def test_an_epoch_that_was_stopped_at_its_last_batch_is_done(tmp_path):
+    with FrameStore(tmp_path, write=True) as store:
+        model = net()
+        last = AtUpdate(2, lambda model: stop_training(model, None))
+        model.fit(X, Y, batch_size=4, epochs=3, verbose=0, callbacks=[Checkpoint(store), last])
+        assert (store.about["epoch"], store.about["batch"]) == (1, 0)
+
+
+def test_averaged_weights_are_saved_at_the_ends_of_epochs(tmp_path):
+    """`fit` overwrites the weights by their averages when it ends: a second one for the rest would begin with those."""
+    with FrameStore(tmp_path, write=True) as store:
+        model, checkpoint = net(optimizer=keras.optimizers.SGD(use_ema=True)), Checkpoint(store, every=3)
+        ask = AtUpdate(3, lambda model: ask_to_stop(model, checkpoint))
+        with pytest.raises(KeyboardInterrupt):
+            model.fit(X, Y, batch_size=2, epochs=3, verbose=0, callbacks=[checkpoint, ask])
+        assert (store.about["epoch"], store.about["batch"], store.about["step"]) == (1, 0, 4)
+
+
+def test_a_signal_after_the_last_step_is_not_lost(tmp_path):
+    """Nor does it end the next `fit`."""
+    with FrameStore(tmp_path, write=True) as store:
+        model, checkpoint = net(every=100), Checkpoint(store)
+        model.fit(X, Y, batch_size=4, verbose=0, callbacks=[checkpoint])
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before = signal.getsignal(number)
+            with pytest.raises(KeyboardInterrupt), checkpoint.stop_after_step():
+                os.kill(os.getpid(), number)
+            assert signal.getsignal(number) == before
+        model.fit(X, Y, batch_size=4, verbose=0, callbacks=[checkpoint])
+        assert store.about["step"] == 4

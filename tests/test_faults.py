@@ -1,6 +1,6 @@
 """Faults while measuring: they stay where they are, are named, and cost nothing that was measured."""
 
-import warnings
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -9,7 +9,10 @@ import tensorflow as tf
 
 import srel_tf
 from srel_tf import ChunkError
+from srel_tf.estimators import enlargements
 from srel_tf.exact import FiniteStep
+from srel_tf.limit import Limit
+from srel_tf.tangents import Tangents
 from tests.nets import double_precision
 
 SPARSE = keras.losses.SparseCategoricalCrossentropy
@@ -89,7 +92,7 @@ def test_a_prediction_that_is_no_number_breaks_its_own_column_alone():
         hidden = keras.layers.Dense(8, "relu")(keras.layers.Rescaling(1e5)(inputs))
         model = keras.Model(inputs, keras.layers.Dense(3, "softmax")(hidden))
         model.compile("sgd", SPARSE())
-        with pytest.warns(UserWarning, match="1 of 6 sources"):
+        with pytest.warns(UserWarning, match="1 of 6 sources"), pytest.warns(UserWarning, match="1 of 6 targets"):
             result = srel_tf.measure(model, srel_tf.ProbeSet(x, y), learning_rate=1e-12)
         good = srel_tf.ProbeSet(x[FINITE_ELSEWHERE], y[FINITE_ELSEWHERE])
         expected = srel_tf.measure(model, good, learning_rate=1e-12)
@@ -99,37 +102,138 @@ def test_a_prediction_that_is_no_number_breaks_its_own_column_alone():
         np.testing.assert_allclose(result.matrix(measure)[others], expected.matrix(measure), rtol=1e-9)
 
 
-def fit_with_memory_for(chunk, monkeypatch, batch_size=128):
-    """A fit in which chunks larger than `chunk` do not fit: the sizes that were tried, and the frame."""
-    tried, run = [], FiniteStep.__call__
+class Poisoned(keras.layers.Layer):
+    """The identity; NaN for an example whose first pixel is above 9."""
 
-    def limited(self, *arguments):
-        tried.append(self._batch_size)
-        if self._batch_size > chunk:
-            raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
-        return run(self, *arguments)
-
-    monkeypatch.setattr(FiniteStep, "__call__", limited)
-    x, y = examples()
-    with double_precision():  # In which chunks of other sizes round alike, but for the last places.
-        model = net(0.0)
-        model.attach_probe(srel_tf.ProbeSet(x, y), every=2, batch_size=batch_size)
-        model.fit(x, y, batch_size=2, epochs=2, verbose=0, shuffle=False)
-    return tried, model.srel_frame()
+    def call(self, x):
+        return x + tf.where(x[:, :1, :1, :1] > 9, tf.constant(np.nan, x.dtype), tf.zeros([], x.dtype))
 
 
-def test_memory_that_runs_out_reduces_the_chunk(monkeypatch):
-    with pytest.warns(UserWarning, match=r"set attach_probe\(batch_size=[13]\)"):
-        tried, frame = fit_with_memory_for(2, monkeypatch)
-    assert tried == [128, 3, 1, 1, 1, 1]  # 6 targets: half of them, and so on; then it stays
-    assert frame["step"].unique().tolist() == [0, 2, 4, 6]
+def convolutional():
+    """What works on batches, positions and groups, behind `Poisoned`; no ReLU, which may take a NaN for a zero."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((4, 4, 2))
+    x = keras.layers.Conv2D(4, 3, padding="same")(Poisoned()(inputs))
+    x = keras.layers.AveragePooling2D(2)(keras.activations.tanh(keras.layers.GroupNormalization(2)(x)))
+    model = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.LayerNormalization()(keras.layers.Flatten()(x))))
+    model.compile("adam", SPARSE(from_logits=True))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("estimator", "update"),
+    [("exact", "sgd"), ("exact", "optimizer"), ("exact", "fresh_adam"), ("limit", "sgd"), ("auto", "sgd")],
+)
+def test_an_example_that_is_no_number_breaks_its_own_row_and_column_alone(estimator, update, in_double_precision):
+    """The second of all, which is looked at before the others, too."""
+    x, y = np.random.default_rng(0).normal(size=(6, 4, 4, 2)), np.arange(6) % 3
+    x[1, 0, 0, 0] = 10
+    sources, targets = np.array([0, 1, 2]), np.array([0, 1, 3, 4])
+    model, options = convolutional(), {"update": update, "learning_rate": 0.01, "estimator": estimator}
+    with (
+        pytest.warns(UserWarning, match=r"1 of 3 sources \(ids 1\) have a NaN"),
+        pytest.warns(UserWarning, match=r"1 of 4 targets \(ids 1\) have a NaN"),
+    ):
+        result = srel_tf.measure(model, srel_tf.ProbeSet(x, y, sources=sources, targets=targets), **options)
+    sound = srel_tf.ProbeSet(x, y, sources=sources[sources != 1], targets=targets[targets != 1])
+    expected = srel_tf.measure(model, sound, **options)
+    for measure in ("kl", "l1"):
+        others = np.ix_(sources != 1, targets != 1)
+        assert expected.valid(measure).all()
+        np.testing.assert_allclose(result.matrix(measure)[others], expected.matrix(measure), rtol=1e-9)
+        assert result.valid(measure).sum() == expected.valid(measure).size
+
+
+def test_a_target_that_is_no_number_changes_no_enlargement_of_steps():
+    rng = np.random.default_rng(0)
+    before, own = rng.normal(size=(4, 3)), rng.normal(size=(2, 3))
+    noisy = before + rng.normal(size=(2, 4, 3)) * 1e-7
+    changes = SimpleNamespace(head="outputs", own_before=tf.constant(own), own_moved=tf.constant(own * 1e-3))
+    expected = enlargements(SimpleNamespace(before=tf.constant(before), noisy=tf.constant(noisy)), changes, 0.01)
+    before[2], noisy[:, 2] = np.nan, np.inf
+    found = enlargements(SimpleNamespace(before=tf.constant(before), noisy=tf.constant(noisy)), changes, 0.01)
+    np.testing.assert_array_equal(found, expected)
+    assert (expected[1] > 2).all()
+
+
+@pytest.fixture
+def memory_for(monkeypatch):
+    """memory_for(n) -> the batch sizes that are tried from now on, of which those larger than n do not fit."""
+
+    def limit(chunk):
+        tried = []
+        for engine in (FiniteStep, Limit, Tangents):
+
+            def limited(self, *arguments, run=engine.__call__):
+                tried.append(self._batch_size)
+                if self._batch_size > chunk:
+                    raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+                return run(self, *arguments)
+
+            monkeypatch.setattr(engine, "__call__", limited)
+        return tried
+
+    yield limit
     monkeypatch.undo()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
-        _, plenty = fit_with_memory_for(128, monkeypatch)
-    np.testing.assert_allclose(frame["srel"], plenty["srel"], rtol=1e-9)
 
 
-def test_memory_that_does_not_hold_one_example_is_a_named_error(monkeypatch):
-    with pytest.warns(UserWarning, match="out of memory"), pytest.raises(ChunkError, match="even with batch_size=1"):
-        fit_with_memory_for(0, monkeypatch)
+def probed_net(**options):
+    x, y = examples()
+    model = net(0.0)
+    model.attach_probe(srel_tf.ProbeSet(x, y), every=2, **options)
+    return model
+
+
+def fit(model, **options):
+    x, y = examples()
+    return model.fit(x, y, batch_size=2, verbose=0, shuffle=False, **options)
+
+
+def test_memory_that_runs_out_in_fit_reduces_the_chunk_for_good(memory_for, in_double_precision):
+    """In float64, in which chunks of other sizes round alike, but for the last places."""
+    expected = probed_net()
+    fit(expected, epochs=2)
+    model, tried = probed_net(), memory_for(2)
+    with pytest.warns(UserWarning, match=r"batch_size=128: from now on it is 1,") as said:
+        fit(model, epochs=2)
+    assert len([w for w in said if "out of memory" in str(w.message)]) == 1
+    assert tried == [128, 3, 1, 1, 1, 1]  # 6 targets: half of them, and so on; then it stays
+    frame = model.srel_frame()
+    assert frame["step"].unique().tolist() == [0, 2, 4, 6]
+    np.testing.assert_allclose(frame["srel"], expected.srel_frame()["srel"], rtol=1e-9)
+    fit(model)
+    assert tried[6:] == [1]
+
+
+def test_a_resumed_fit_begins_with_the_reduced_chunk(memory_for, in_double_precision, tmp_path):
+    memory_for(3)
+    with srel_tf.FrameStore(tmp_path, write=True) as store:
+        with pytest.warns(UserWarning, match="out of memory"):
+            fit(probed_net(), callbacks=[srel_tf.Checkpoint(store)])
+        model, checkpoint = probed_net(), srel_tf.Checkpoint(store)
+        checkpoint.restore(model)
+        tried = memory_for(3)
+        fit(model, initial_epoch=1, epochs=2, callbacks=[checkpoint])
+        assert tried == [3, 3]
+
+
+@pytest.mark.parametrize("estimator", ["exact", "limit", "auto"])
+def test_memory_that_runs_out_in_measure_reduces_the_chunk(estimator, memory_for, in_double_precision):
+    x, y = examples()
+    model, probe = net(0.0), srel_tf.ProbeSet(x, y, sources=[0, 1, 2], targets=[2, 3, 4, 5])
+    expected = srel_tf.measure(model, probe, learning_rate=0.01, estimator=estimator)
+    tried = memory_for(3)
+    instrument = srel_tf.Instrument(model, probe, srel_tf.Settings(learning_rate=0.01, estimator=estimator))
+    with pytest.warns(UserWarning, match="from now on it is 3,"):
+        result = instrument()
+    np.testing.assert_allclose(result.matrix("kl"), expected.matrix("kl"), rtol=1e-9)
+    assert instrument.settings.batch_size == 3
+    instrument()
+    assert tried[0] == 128
+    assert set(tried[1:]) == {3}
+
+
+def test_memory_that_does_not_hold_one_example_is_a_named_error(memory_for):
+    memory_for(0)
+    with pytest.raises(ChunkError, match=r"even with batch_size=1.*fewer than 6 sources x 6 targets"):
+        fit(probed_net())

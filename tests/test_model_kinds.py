@@ -214,6 +214,16 @@ def test_options_that_do_not_exist_are_refused_with_the_choices(probe):
         refused(srel_tf.OptionError, expected, lambda o=option, v=value: srel_tf.measure(model, probe, **{o: v}))
     refused(srel_tf.OptionError, "none twice", lambda: srel_tf.measure(model, probe, measures=("kl", "kl")))
     refused(srel_tf.OptionError, "none twice", lambda: srel_tf.measure(model, probe, measures=()))
+    for options in (
+        *({"measures": value} for value in (None, 3, [["kl"]], {"kl": 1}.values())),
+        *({name: ["sgd"]} for name in ("update", "estimator", "predictions", "learning_rate", "batch_size")),
+        *({"learning_rate": value} for value in (True, "1", 1j, np.complex64(1), np.nan)),
+        *({"batch_size": value} for value in (True, 1.0, None, "2")),
+    ):
+        refused(
+            srel_tf.OptionError, "choose from|give a positive", lambda o=options: srel_tf.measure(model, probe, **o)
+        )
+    refused(srel_tf.OptionError, "expected srel_tf.Settings", lambda: srel_tf.Instrument(model, probe, {}))
     refused(srel_tf.OptionError, "choose from kl, l1", lambda: srel_tf.measure(model, probe, measures="KL"))
     result = srel_tf.measure(model, probe, measures="kl")
     refused(srel_tf.OptionError, "'l1' was not measured", lambda: result.matrix("l1"))

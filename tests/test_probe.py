@@ -81,6 +81,14 @@ def test_ids_are_kept(ids):
     assert ProbeSet(X[:3], Y[:3], ids=ids).ids.tolist() == ids
 
 
+@pytest.mark.parametrize("ids", [np.array([3, 1], np.uint8), np.array(["b", "a"], object)])
+def test_ids_are_of_two_types(ids):
+    """So that the frames of two probes fit into one."""
+    found = ProbeSet(X[:2], Y[:2], ids=ids).ids
+    assert found.tolist() == ids.tolist()
+    assert found.dtype == np.int64 or found.dtype.kind == "U"
+
+
 BAD_VALUES = X.copy()
 BAD_VALUES[17] = np.nan
 
@@ -99,6 +107,9 @@ BAD_VALUES[17] = np.nan
         (lambda: ProbeSet(X, Y - 1, class_names=NAMES), "label -1 of example 0"),
         (lambda: ProbeSet(X, Y, ids=np.arange(59)), r"60 different values.*\(59,\)"),
         (lambda: ProbeSet(X, Y, ids=np.zeros(60, int)), "60 different values"),
+        (lambda: ProbeSet(X[:2], Y[:2], ids=[0.5, 1.5]), r"ids=.*0\.5.*integers or strings"),
+        (lambda: ProbeSet(X[:2], Y[:2], ids=[None, "a"]), "integers or strings"),
+        (lambda: ProbeSet(X[:2], Y[:2], ids=np.array([0, 2**63], np.uint64)), "integers or strings"),
         (lambda: ProbeSet(X, Y, sources=[0, 60]), r"sources=.*60.*0 to 59"),
         (lambda: ProbeSet(X, Y, targets=[-1]), r"targets=.*-1.*0 to 59"),
         (lambda: ProbeSet(X, Y, sources=[1, 1]), r"sources=.*1, 1"),

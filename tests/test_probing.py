@@ -1,5 +1,7 @@
 """Probes in `fit`: exactly the steps asked for, once each, with their place in the training, whatever happens."""
 
+import contextlib
+
 import keras
 import numpy as np
 import pytest
@@ -175,6 +177,61 @@ def test_steps_go_on_after_a_new_compile():
     assert frame.groupby("step")["learning_rate"].first().tolist() == pytest.approx([0.01, 0.01, 0.5])
 
 
+class StopTraining(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        self.model.stop_training = batch == 4
+
+
+@pytest.mark.parametrize("stop", [StopTraining(), Stop(4, RuntimeError("full disk"))])
+def test_an_epoch_that_was_broken_off_counts_as_far_as_it_went(stop):
+    model = net()
+    model.attach_probe(PROBE, every=1)
+    with contextlib.suppress(RuntimeError):
+        fit(model, callbacks=[stop])
+    done = 5 if isinstance(stop, StopTraining) else 4  # `Stop` acts before the probe sees the step.
+    assert steps_of(model.srel_frame()) == list(range(done + 1))
+    fit(model, epochs=1)
+    frame = epochs_of(model.srel_frame())
+    assert (frame["min"] == frame["max"]).all()
+    expected = {n: n / STEPS if n <= done else (n - 5 + done) / STEPS for n in frame.index}
+    assert frame["min"].to_dict() == pytest.approx(expected)
+
+
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")
+def test_an_epoch_of_unknown_length_that_was_broken_off_has_no_fractions():
+    """Nor those of the next one, which may be of other data."""
+    data = tf.data.Dataset.from_tensor_slices((X, Y)).batch(BATCH).filter(lambda x, y: True)
+    model = net()
+    model.attach_probe(PROBE, every=2)
+    model.fit(data, verbose=0, callbacks=[StopTraining()])
+    model.fit(data, verbose=0)
+    epochs = epochs_of(model.srel_frame())["min"]
+    assert steps_of(model.srel_frame()) == [0, 2, 4, 6, 8, 10, 12]
+    assert epochs.isna().to_dict() == {n: n in (2, 4) for n in epochs.index}
+    assert epochs[6] == pytest.approx(1 / STEPS)
+
+
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")
+@pytest.mark.parametrize("detach", [False, True])
+def test_a_probe_attached_later_counts_as_those_before_it(detach):
+    """After data of unknown length, for which Keras counts an update too many, and after a new compile."""
+    data = tf.data.Dataset.from_tensor_slices((X, Y)).batch(BATCH).filter(lambda x, y: True)
+    model = net()
+    model.attach_probe(PROBE, every=STEPS)
+    model.fit(data, verbose=0)
+    if detach:
+        model.detach_probes()
+    model.compile("sgd", model.loss)
+    model.attach_probe(PROBE, every=STEPS, run="later")
+    model.fit(data, verbose=0)
+    frame = model.srel_frame()
+    later = frame[frame["run"] == "later"]
+    assert steps_of(later) == [7, 14]
+    assert epochs_of(later)["min"].tolist() == [1, 2]
+    if not detach:
+        assert epochs_of(frame[frame["run"] == ""])["min"].to_dict() == {0: 0, 7: 1, 14: 2}
+
+
 @pytest.mark.parametrize("error", [RuntimeError("full disk"), KeyboardInterrupt()])
 def test_what_was_measured_survives_the_end_of_fit(error):
     model = net()
@@ -217,10 +274,62 @@ def test_attach_checks_what_it_is_given():
         net().attach_probe(PROBE, every=0)
     with pytest.raises(OptionError, match=r"'kk'.*kl, l1"):
         net().attach_probe(PROBE, measures=["kk"])
+    for seed in ("a", 1.5, True, 2**63):
+        with pytest.raises(OptionError, match=f"seed={seed!r}"):
+            net().attach_probe(PROBE, seed=seed)
     model = net()
-    model.attach_probe(PROBE)
+    model.attach_probe(PROBE, seed=np.int32(3))
     with pytest.raises(OptionError, match="list of callbacks"):
         fit(model, callbacks=keras.callbacks.CallbackList())
+
+
+def test_ids_of_two_types_are_refused():
+    model = net()
+    model.attach_probe(PROBE)
+    with pytest.raises(ProbeError, match=r"integers, .* strings.*of one type"):
+        model.attach_probe(srel_tf.ProbeSet(X[:2], Y[:2], ids=["a", "b"]), run="b")
+
+
+OTHERS = srel_tf.ProbeSet(X[10:14], Y[10:14], targets=[0, 1, 3])  # By the same ids.
+
+
+def test_a_probe_whose_rows_could_not_be_told_from_anothers_is_refused():
+    model = net()
+    model.attach_probe(PROBE, measures=["kl", "l1"], seed=1)
+    for other in (
+        {},
+        {"probe": OTHERS},
+        {"every": 5},
+        {"measures": "l1"},
+        {"batch_size": 1},
+        {"estimator": "auto"},
+        {"probe": srel_tf.ProbeSet(X[:2], Y[:2], ids=[9, 3], sources=[1], targets=[0, 1])},
+    ):
+        with pytest.raises(ProbeError, match=r"step 0 is due for both.*give one of them another run"):
+            model.attach_probe(**{"probe": PROBE, "seed": 1, **other})
+    for other in (
+        {"measures": "l2"},
+        {"update": "fresh_adam"},
+        {"learning_rate": 0.5},
+        {"estimator": "limit"},
+        {"run": "b"},
+        {"seed": 2},
+        {"probe": srel_tf.ProbeSet(X, Y, ids=np.arange(28) + 4)},
+        {"probe": srel_tf.ProbeSet(X[:4], Y[:4], sources=[0, 1, 3], targets=[2])},
+    ):
+        model.detach_probes()
+        model.attach_probe(PROBE, measures=["kl", "l1"], seed=1)
+        model.attach_probe(**{"probe": PROBE, "seed": 1, **other})
+
+
+def test_two_schedules_of_one_series_may_take_turns_but_not_meet():
+    """The same where a given η is the optimizer's own. What was measured before they met is kept."""
+    model = net()
+    model.attach_probe(PROBE, every=lambda step: step % 2 == 0)
+    model.attach_probe(OTHERS, every=lambda step: step in (3, 4), learning_rate=np.float32(0.01))
+    with pytest.raises(OptionError, match=r"step 4 is due for two probes.*another run"):
+        fit(model)
+    assert steps_of(model.srel_frame()) == [0, 2, 3, 4]
 
 
 def test_detached_probes_measure_no_more():

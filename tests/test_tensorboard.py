@@ -66,9 +66,17 @@ def test_undefined_entries(tmp_path):
     """A class pair without a valid entry is NaN; a matrix without one has no picture."""
     made = result(probe(), step=3, invalid=0.4)
     made.matrices["l1"] = made.matrices["l1"]._replace(valid=np.zeros((4, 4), bool), srel=np.full((4, 4), np.nan))
-    TensorBoardWriter(tmp_path)(made)
+    TensorBoardWriter(tmp_path, srel_tf.Settings())(made)
     tensors = written(tmp_path)
     check_scalars(tensors, made.to_frame())
     assert np.isnan(tensors["srel_sgd_l1/cat to cat"][3])
     assert "srel_sgd_kl" in tensors
     assert "srel_sgd_l1" not in tensors
+
+
+def test_summaries_of_several_probes_stay_apart(tmp_path):
+    settings = [{}, {"learning_rate": 0.5}, {"estimator": "limit"}, {"update": "optimizer"}]
+    for number, options in enumerate(settings):
+        TensorBoardWriter(tmp_path, srel_tf.Settings("l1", **options))(result(probe(), step=number, measures=["l1"]))
+    steps = {tag: list(by_step) for tag, by_step in written(tmp_path).items() if "/" not in tag}
+    assert steps == {"srel_sgd_l1": [0], "srel_sgd_0.5_l1": [1], "srel_sgd_limit_l1": [2], "srel_optimizer_l1": [3]}

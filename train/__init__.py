@@ -1,6 +1,18 @@
 """The experiments of the paper, run from a checkout as `python -m train.NAME`."""
 
 import os
+import sys
 
 # Before TensorFlow is loaded: its notes on the processor would bury what the commands print.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+def _end_quietly(kind, error, trace):
+    if not issubclass(kind, KeyboardInterrupt):
+        return sys.__excepthook__(kind, error, trace)
+    print("interrupted", file=sys.stderr)
+    sys.exit(130)
+
+
+if sys.argv[0] == "-m":  # A command, which takes a while to load its libraries.
+    sys.excepthook = _end_quietly

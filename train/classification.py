@@ -14,6 +14,7 @@ from pathlib import Path
 from srel_tf import OptionError, SRelError
 from srel_tf.files import read_json
 from train.experiment import SCHEDULES, select_top, train
+from train.interrupts import interruptible
 from train.jobs import run_in_processes
 from train.protocols import PROTOCOLS, preset
 from train.report import report
@@ -107,6 +108,7 @@ def _parse(arguments):
     return args
 
 
+@interruptible()
 def run(args):
     """Train and measure each seed that the run directory does not hold yet, then report on all of them."""
     _check(args)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from srel_tf import OptionError, Settings, SRelError
 from train.experiment import DivergedError
+from train.interrupts import interruptible
 from train.jobs import JobError, run_in_processes
 from train.regression_experiment import precision, train
 from train.regression_report import report, summary
@@ -60,6 +61,7 @@ def main(arguments=None):
     return 0
 
 
+@interruptible()
 def run(args):
     """Train and measure each seed of each net that its run directory does not hold yet, then report.
 

@@ -14,6 +14,7 @@ import pandas as pd
 import tensorflow as tf
 
 import srel_tf
+from srel_tf.files import lock
 from train.experiment import DivergedError, make_repeatable
 
 FIGURE_3 = (100, 200, 400, 800, 1600, 2400)  # Steps of the paper.
@@ -167,6 +168,9 @@ def train(settings, seed, directory, orphaned=None):
     orphaned: asked now and then whether to save and stop.
     """
     start, cpu = time.perf_counter(), time.process_time()
+    held = lock(
+        directory.seed_path(seed)
+    )  # Also where the process that started us, which has the directory, was killed.
     make_repeatable(seed)
     with precision(settings["precision"]):
         training = draw(settings["examples"], settings["dimension"], seed, 0)
@@ -192,6 +196,7 @@ def train(settings, seed, directory, orphaned=None):
                 about["parameters"] = model.count_params()
         finally:
             directory.save_seed(seed, model.srel_frame(), watch.risks(), about)
+            held.release()
     if watch.diverged is not None:
         raise DivergedError(
             f"the training loss of seed {seed} became {watch.diverged} at optimizer update "

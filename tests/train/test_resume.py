@@ -208,6 +208,35 @@ def test_ctrl_c_ends_after_the_step_and_says_how_to_go_on(tmp_path, uninterrupte
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_seeds_side_by_side_are_stopped_with_the_command(tmp_path, number):
+    """Ctrl-C, here where a shell has it ignored, and SIGTERM: all seeds end their step. So they do if it is killed."""
+    command = [sys.executable, "-m", "train.classification", *LONG, "--seeds", "0", "1", "--jobs", "2"]
+    stores = [tmp_path / f"seed-{seed}/frame.parts" for seed in (0, 1)]
+    with subprocess.Popen(
+        [*command, "--out", str(tmp_path)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    ) as process:
+        deadline = time.monotonic() + 500
+        while not all(any(store.glob("state-*")) for store in stores):
+            assert time.monotonic() < deadline, "the run hangs"
+            time.sleep(0.01)
+        process.send_signal(number)
+        errors = process.stderr.read()  # Until the last of the processes has ended.
+    assert process.returncode == (130 if number != signal.SIGKILL else -number)
+    assert ("the same command with --resume goes on" in errors) == (number != signal.SIGKILL)
+    assert "Traceback" not in errors
+    for store in stores:
+        with srel_tf.FrameStore(store, write=True) as opened:  # Nobody holds it any more.
+            rows = opened.read()
+            assert rows["step"].max() == opened.about["step"] < 240
+            assert (rows.groupby(["step", "update"]).size() == 81).all()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["--jobs", "3"], ["--jobs", "2"], []])
 def test_seeds_in_any_number_of_processes(tmp_path, uninterrupted, arguments):
     """Seeds 0 1 2 in one call, of one process or several, against seed 0 alone and against three calls."""
