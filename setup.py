@@ -25,6 +25,7 @@ setup(
         "scikit-learn>=1.4",
         "ruptures>=1.1.9",
         "matplotlib>=3.8",
+        "pillow>=10",
         "seaborn>=0.13.2",
         "tensorboard>=2.18",
         "filelock>=3.13",

@@ -10,7 +10,7 @@ or a class pair of it:
     quantiles.parquet   quantiles and mean of intra- and inter-class S_rel, without the diagonal
     agreement.parquet   rank correlation of two measures over the pairs of one measurement
     verdicts.csv        `srel_tf.hypotheses.class_claim` for each measure and rule
-    matrices.parquet    all entries at the steps of --matrices of the first seed, for kl, l1 and published_kl
+    matrices.parquet    all entries at the steps of --matrices of the first seed, for kl and l1
     history.csv settings.json environment.json seeds.json
 """
 
@@ -31,8 +31,8 @@ import srel_tf
 from srel_tf import FrameError, SRelError, StoredFrame, hypotheses, rule_names
 from srel_tf.files import read_json, write_json
 
-QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
-SHOWN = ("kl", "l1", "published_kl")
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+SHOWN = ("kl", "l1")
 RULE = ["update", "estimator", "learning_rate"]
 MATRIX = ["run", "seed", "step", "epoch", "measure", *RULE]  # What makes a measurement.
 PAIR = [*MATRIX, "source_class", "target_class"]

@@ -11,12 +11,16 @@ NEEDED = [
     *("source_class", "target_class", "mean"),
 ]
 
+WIDE = 100
+_CURVE = ["source_class", "target_class", "epoch"]
+
 
 def plot_class_pairs(pairs, classes=None):
     """One panel a measure (column) and source class (row): Definition 3 for each target class over the epochs.
 
     pairs: what `srel_tf.smooth` returns, of one update rule. Lines are means over runs, bands their population standard
-    deviation; the intra-class line is solid, inter-class lines are dashed. Raises `FrameError` for a frame of several
+    deviation; the intra-class line is solid, inter-class lines are dashed. A column whose means span more than a factor
+    of `WIDE` has a logarithmic axis. Raises `FrameError` for a frame of several
     update rules or without rows, and for a class that is no source class.
     """
     check_columns(pairs, NEEDED)
@@ -33,12 +37,14 @@ def plot_class_pairs(pairs, classes=None):
     for row, source in enumerate(classes):
         for column, measure in enumerate(measures):
             chosen = pairs[(pairs["source_class"] == source) & (pairs["measure"] == measure)]
-            _panel(axes[row, column], chosen, source, measure, targets)
+            means = pairs.loc[pairs["measure"] == measure, [*_CURVE, "mean"]].groupby(_CURVE)["mean"].mean()
+            wide = means.max() > WIDE * means.min() > 0
+            _panel(axes[row, column], chosen, source, measure, targets, wide)
             axes[row, column].set_xlabel("epochs" if row == len(classes) - 1 else "")
     return figure
 
 
-def _panel(ax, chosen, source, measure, targets):
+def _panel(ax, chosen, source, measure, targets, wide):
     present = [c for c in targets if c in set(chosen["target_class"])]
     sns.lineplot(
         chosen.astype({"epoch": float}),
@@ -53,5 +59,8 @@ def _panel(ax, chosen, source, measure, targets):
         ax=ax,
     )
     ax.set(title=f"{MEASURE_NAMES.get(measure, measure)}, source: {source}", ylabel="mean $S_{rel}$ of the class pair")
-    ax.set_ylim(bottom=0)
+    if wide:
+        ax.set_yscale("log")
+    else:
+        ax.set_ylim(bottom=0)
     ax.legend(title="target class", fontsize="small", title_fontsize="small")

@@ -44,7 +44,7 @@ def plot_separation(separation, measures=("kl", "l1", "raw_l1", "published_kl"))
             ax=ax,
         )
         ax.axhline(0.5, color="0.4", lw=0.8, ls=":")
-        ax.set(title=rule, xlabel="epochs", ylabel="AUC, intra above inter", ylim=(0.35, 1.02))
+        ax.set(title=rule, xlabel="epochs", ylabel="AUC, intra above inter", ylim=(0, 1))
     for ax in list(grid.flat)[len(rules) :]:
         ax.remove()
     handles, labels = grid.flat[0].get_legend_handles_labels()
