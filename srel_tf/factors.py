@@ -46,7 +46,7 @@ class Outer(NamedTuple):
         return max(1, ENTRIES // self._size), max(1, ENTRIES // (m * self._size))
 
     def inner(self, targets):
-        """⟨∇ of each source's one signal, ∇ of each target's M signals⟩: [n_s, n_t, M]."""
+        """⟨∇ of each source's first signal, ∇ of each target's M signals⟩: [n_s, n_t, M]."""
         return self._by_gram(targets) if self._pairwise(targets) else self._by_kernel(targets)
 
     @property
@@ -91,14 +91,16 @@ class Outer(NamedTuple):
     def _by_kernel(self, targets):
         """Both gradients formed."""
         n_t, m = targets.signals.shape[:2]
+        kernels = targets.formed()
+        rows = kernels[0] if self.signals is targets.signals else self.only(0).formed()[0]
         # A batch of one: TensorFlow's batched product is the faster for long rows.
-        product = tf.matmul(self.formed()[None], targets.formed()[None], transpose_b=True)
-        return tf.reshape(product, [-1, n_t, m])
+        product = tf.matmul(rows[None], tf.reshape(kernels, [1, m * n_t, -1]), transpose_b=True)
+        return tf.transpose(tf.reshape(product, [-1, m, n_t]), [0, 2, 1])
 
     def formed(self):
-        """∇ as rows [n·M, G·K·O]."""
-        kernels = tf.matmul(self.seen[:, None], self.signals, transpose_a=True)
-        return tf.reshape(kernels, [self.inputs.shape[0] * self.signals.shape[1], -1])
+        """∇ as rows, [M, n, G·K·O]."""
+        kernels = tf.matmul(self.seen[None], tf.transpose(self.signals, [1, 0, 2, 3, 4]), transpose_a=True)
+        return tf.reshape(kernels, [*kernels.shape[:2], -1])
 
     def squared_norm(self):
         """‖∇‖² of each signal, [n, M]."""
@@ -109,7 +111,7 @@ class Outer(NamedTuple):
             return tf.reduce_sum(a[:, None] * b, axis=[2, 3, 4])
 
         def norms(part):
-            return tf.reduce_sum(tf.reshape(part.formed() ** 2, [-1, m, self._size]), axis=-1)
+            return tf.transpose(tf.reduce_sum(part.formed() ** 2, axis=-1))
 
         return in_parts(self, max(1, ENTRIES // (m * self._size)), norms)
 
@@ -209,7 +211,7 @@ class Formed(NamedTuple):
 
 
 def inner(sources, targets):
-    """⟨∇ of each source's one signal, ∇ of each target's M signals⟩, [n_s, n_t, M], in parts if it is large."""
+    """⟨∇ of each source's first signal, ∇ of each target's M signals⟩, [n_s, n_t, M], in parts if it is large."""
     n_sources, n_targets = sources.parts(targets)
 
     def columns(part):
