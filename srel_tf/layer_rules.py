@@ -58,7 +58,8 @@ def einsum_dense(layer, call, x, signals):
         return None
     of_x, of_w, of_z = letters
     groups = [c for c in of_w if c in of_x and c in of_z]
-    ins, outs = ([c for c in of_w if c not in groups and c in side] for side in (of_x, of_z))
+    ins = [c for c in of_w if c not in groups and c in of_x]
+    outs = [c for c in of_z if c not in groups and c in of_w]  # In the order in which the layer returns them.
     positions = [c for c in of_x[1:] if c in of_z and c not in of_w]
     size = dict(zip(of_w, layer.kernel.shape, strict=True))
     dims = [tuple(size[c] for c in side) for side in (groups, ins, outs)]
