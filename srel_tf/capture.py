@@ -1,12 +1,9 @@
 """What each layer saw in one forward pass, and the signals that come back to it: per-example gradients of a batch.
 
-Each layer that owns trainable weights is watched while the model runs: its `call` is replaced by one that takes down
-inputs and output, and put back at the end. That needs no graph of the model, and works for functional, subclassed and
-nested models, for shared layers and for layers within layers alike.
+Each layer that owns trainable weights is watched while the model runs (`srel_tf.watching`). That needs no graph of the
+model, and works for functional, subclassed and nested models, for shared layers and for layers within layers alike.
 """
 
-import contextlib
-import functools
 from typing import NamedTuple
 
 import keras
@@ -14,6 +11,7 @@ import tensorflow as tf
 
 from srel_tf.factors import Formed
 from srel_tf.layer_rules import rule_of
+from srel_tf.watching import Watched, observed, without_activation
 
 # Layers that call others in loops of their own, or in slices of the batch's axes: each is taken as one layer.
 CLOSED = (keras.layers.RNN, keras.layers.Bidirectional, keras.layers.TimeDistributed)
@@ -60,40 +58,6 @@ def _parts(layer):
     return [v for v in keras.tree.flatten(list(vars(layer).values())) if isinstance(v, keras.Layer)]
 
 
-@contextlib.contextmanager
-def observed(layers, observer):
-    """While it is open, every call of these layers goes through `observer(layer, call, arguments, keywords)`."""
-
-    def through(layer, call, *arguments, **keywords):
-        return observer(layer, call, arguments, keywords)
-
-    own = {id(layer): vars(layer).get("call") for layer in layers}
-    for layer in layers:
-        layer.call = functools.partial(through, layer, layer.call)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            if own[id(layer)] is None:
-                del layer.call
-            else:
-                layer.call = own[id(layer)]
-
-
-@contextlib.contextmanager
-def without_activation(layer):
-    """While it is open, a layer that has a rule returns its output before the activation, which is handed out."""
-    activation = getattr(layer, "activation", None) if rule_of(layer) else None
-    if activation is None:
-        yield None
-        return
-    layer.activation = None
-    try:
-        yield activation
-    finally:
-        layer.activation = activation
-
-
 class Capture:
     """Runs a network on a batch and takes down the calls of its layers.
 
@@ -128,7 +92,7 @@ class Capture:
     def forward(self, x, tape=None):
         """(predictions, calls) of a batch; the tape watches each layer's output before its activation."""
         calls = []
-        scope = _Watched(self._owner)
+        scope = Watched(self._owner)
 
         def observer(layer, call, arguments, keywords):
             scope.active.append(layer)
@@ -167,7 +131,8 @@ class Capture:
             changes = []
             for v in layer.trainable_variables:
                 k = self._trained.get(id(v))
-                if k is not None and change(k) is not None:
+                # Of a separable convolution's two kernels the one acts on what the other returns: they are formed.
+                if k is not None and v is getattr(layer, "kernel", None) and change(k) is not None:
                     changes.append((v, change(k)))
                 elif k is not None and k not in formed:
                     formed.add(k)
@@ -231,19 +196,3 @@ def by_differentiation(call, signals):
     dtypes = tuple(tf.as_dtype(v.dtype) for v in variables)
     gradients = tf.map_fn(one_example, tf.range(n), fn_output_signature=dtypes, parallel_iterations=1)
     return [(v, Formed(g)) for v, g in zip(variables, gradients, strict=True)]
-
-
-class _Watched(keras.StatelessScope):
-    """Notes a trainable weight that is read while the layer that owns it is not being called."""
-
-    def __init__(self, owner):
-        super().__init__(collect_losses=True)
-        self._owner = owner
-        self.active = []
-        self.stray = None
-
-    def get_current_value(self, variable):
-        owner = self._owner.get(id(variable))
-        if owner is not None and not any(owner is layer for layer in self.active):
-            self.stray = variable.path
-        return super().get_current_value(variable)

@@ -8,6 +8,7 @@ positions, K inputs and O outputs of the map.
 import math
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from srel_tf.batches import in_batches
@@ -16,76 +17,103 @@ ENTRIES = 2**26  # Of the largest intermediate tensor: 256 MB in float32.
 
 
 class Outer(NamedTuple):
-    """∇[g, k, o] = Σ_t inputs[g, t, k] · signals[g, t, o].
+    """∇[g, k, o] = Σ_t seen[g, t, k] · signals[g, t, o].
 
-    inputs [n, G, T, K]; signals [n, M, G, T, O]; dims: the sizes of G, K and O as axes of the variable, each a tuple;
-    order: the permutation of the axes (*G, *K, *O) that gives the variable's own.
+    inputs [n, G, T, K]: what is seen; or, with windows [T, J], pixels [n, G, P, K/J]: position t sees those J that
+    windows[t] names, where P names zeros. signals [n, M, G, T, O]. dims: the sizes of G, K and O as axes of the
+    variable, each a tuple; order: the permutation of the axes (*G, *K, *O) that gives the variable's own.
     """
 
     inputs: tf.Tensor
     signals: tf.Tensor
     dims: tuple
     order: tuple
+    windows: np.ndarray | None = None
+
+    @property
+    def seen(self):
+        """What the map is applied to at each position, [n, G, T, K]."""
+        return self.inputs if self.windows is None else under_windows(self.inputs, self.windows)
 
     def parts(self, targets):
         """(sources, targets) that one product takes at a time, so that no intermediate exceeds `ENTRIES`."""
-        m, _, s, _ = targets.signals.shape[1:]
-        _, g, t, _ = self.inputs.shape
+        m, g, s, _ = targets.signals.shape[1:]
         if self._pairwise(targets):
-            pairs = max(1, ENTRIES // (g * t * s * (1 + 2 * m)))
+            t, p, q = self.signals.shape[3], self.inputs.shape[2], targets.inputs.shape[2]
+            pairs = max(1, ENTRIES // (g * max(t * s * (1 + 2 * m), p * q)))
             at_once = min(pairs, targets.inputs.shape[0])
             return max(1, pairs // at_once), at_once
-        size = math.prod(math.prod(side) for side in self.dims)
-        return max(1, ENTRIES // size), max(1, ENTRIES // (m * size))
+        return max(1, ENTRIES // self._size), max(1, ENTRIES // (m * self._size))
 
     def inner(self, targets):
-        """⟨∇ of each source's one signal, ∇ of each target's M signals⟩: [n_s, n_t, M]."""
+        """⟨∇ of each source's first signal, ∇ of each target's M signals⟩: [n_s, n_t, M]."""
         return self._by_gram(targets) if self._pairwise(targets) else self._by_kernel(targets)
 
+    @property
+    def _size(self):
+        return math.prod(math.prod(side) for side in self.dims)
+
+    def _input_costs(self, targets):
+        """Multiply-adds that one pair's products of inputs cost in a group: of all that is seen, and by pixels."""
+        t, s, k = self.signals.shape[3], targets.signals.shape[3], math.prod(self.dims[1])
+        if self.windows is None:
+            return t * s * k, math.inf
+        p, q = self.inputs.shape[2], targets.inputs.shape[2]
+        return t * s * k, p * q * (self.inputs.shape[3] + t * s)
+
+    def _gram_cost(self, targets):
+        """Multiply-adds of one pair by products of positions, which pay an elementwise pass for each signal as well."""
+        m, g, s, o = targets.signals.shape[1:]
+        return g * (min(self._input_costs(targets)) + m * self.signals.shape[3] * s * (o + 4))
+
     def _pairwise(self, targets):
-        """Whether products of positions cost fewer multiply-adds than forming the gradients; they pay a pass more."""
-        n_s, g, t, k = self.inputs.shape
-        n_t, m, _, s, o = targets.signals.shape
-        pairwise = n_s * n_t * t * s * (k + m * o + 4 * m) * g
-        formed = (n_s * t + n_t * m * s + n_s * n_t * m) * g * k * o
-        return pairwise <= formed
+        """Whether products of positions cost fewer multiply-adds than forming the gradients."""
+        n_s, n_t, m = self.signals.shape[0], *targets.signals.shape[:2]
+        t, s = self.signals.shape[3], targets.signals.shape[3]
+        return n_s * n_t * self._gram_cost(targets) <= (n_s * t + n_t * m * s + n_s * n_t * m) * self._size
 
     def _by_gram(self, targets):
         """Σ_{t,s} ⟨a_it, a_js⟩ ⟨b_it, b_js⟩: products of inputs times products of signals."""
-        n_s, g, t, _ = self.inputs.shape
-        n_t, m, _, s, o = targets.signals.shape
-        a = tf.matmul(_rows(self.inputs), _rows(targets.inputs), transpose_b=True)  # [G, n_s·T, n_t·S]
-        back = tf.reshape(tf.transpose(targets.signals, [1, 2, 0, 3, 4]), [m, g, n_t * s, o])
-        b = tf.matmul(_rows(self.signals[:, 0])[None], back, transpose_b=True)  # [M, G, n_s·T, n_t·S]
-        summed = tf.reduce_sum(tf.reshape(a * b, [m, g, n_s * t, n_t, s]), axis=-1)
-        summed = tf.reduce_sum(tf.reshape(summed, [m, g, n_s, t, n_t]), axis=[1, 3])
-        return tf.transpose(summed, [1, 2, 0])
+        a = self._input_products(targets, "igtk,jgsk->ijgts")
+        b = tf.einsum("igto,jmgso->ijmgts", self.signals[:, 0], targets.signals)
+        return tf.reduce_sum(a[:, :, None] * b, axis=[3, 4, 5])
+
+    def _input_products(self, targets, equation):
+        """Products of what each two positions see, [..., G, T, S]."""
+        seen, by_pixels = self._input_costs(targets)
+        if seen <= by_pixels:
+            return tf.einsum(equation, self.seen, targets.seen)
+        products = tf.einsum(equation, self.inputs, targets.inputs)
+        pairs = _pairs_under(self, targets)
+        summed = tf.reshape(products, [-1, pairs.shape[0]]) @ pairs
+        return tf.reshape(summed, [*products.shape[:-2], self.signals.shape[3], targets.signals.shape[3]])
 
     def _by_kernel(self, targets):
         """Both gradients formed."""
         n_t, m = targets.signals.shape[:2]
+        kernels = targets.formed()
+        rows = kernels[0] if self.signals is targets.signals else self.only(0).formed()[0]
         # A batch of one: TensorFlow's batched product is the faster for long rows.
-        product = tf.matmul(self.formed()[None], targets.formed()[None], transpose_b=True)
-        return tf.reshape(product, [-1, n_t, m])
+        product = tf.matmul(rows[None], tf.reshape(kernels, [1, m * n_t, -1]), transpose_b=True)
+        return tf.transpose(tf.reshape(product, [-1, m, n_t]), [0, 2, 1])
 
     def formed(self):
-        """∇ as rows [n·M, G·K·O]."""
-        kernels = tf.matmul(self.inputs[:, None], self.signals, transpose_a=True)
-        return tf.reshape(kernels, [self.inputs.shape[0] * self.signals.shape[1], -1])
+        """∇ as rows, [M, n, G·K·O]."""
+        kernels = tf.matmul(self.seen[None], tf.transpose(self.signals, [1, 0, 2, 3, 4]), transpose_a=True)
+        return tf.reshape(kernels, [*kernels.shape[:2], -1])
 
     def squared_norm(self):
         """‖∇‖² of each signal, [n, M]."""
-        (_, _, t, k), o = self.inputs.shape, self.signals.shape[-1]
-        if t * (k + o) <= k * o:
-            a = self.inputs @ tf.linalg.matrix_transpose(self.inputs)
-            b = self.signals @ tf.linalg.matrix_transpose(self.signals)
+        m, t = self.signals.shape[1:4:2]
+        if self._gram_cost(self) <= m * t * self._size:
+            a = self._input_products(self, "igtk,igsk->igts")
+            b = tf.matmul(self.signals, self.signals, transpose_b=True)
             return tf.reduce_sum(a[:, None] * b, axis=[2, 3, 4])
-        m, size = self.signals.shape[1], math.prod(math.prod(side) for side in self.dims)
 
         def norms(part):
-            return tf.reduce_sum(tf.reshape(part.formed() ** 2, [-1, m, size]), axis=-1)
+            return tf.transpose(tf.reduce_sum(part.formed() ** 2, axis=-1))
 
-        return in_parts(self, max(1, ENTRIES // (m * size)), norms)
+        return in_parts(self, max(1, ENTRIES // (m * self._size)), norms)
 
     def along(self, direction):
         """⟨∇ of each signal, a tensor of the variable's shape⟩, [n, M]."""
@@ -94,26 +122,26 @@ class Outer(NamedTuple):
         g, k, o = (math.prod(side) for side in self.dims)
         kernel = tf.reshape(direction, [dims[i] for i in self.order])
         kernel = tf.reshape(tf.transpose(kernel, inverse), [g, k, o])
-        return tf.reduce_sum((self.inputs @ kernel)[:, None] * self.signals, axis=[2, 3, 4])
+        return tf.reduce_sum((self.seen @ kernel)[:, None] * self.signals, axis=[2, 3, 4])
 
     def gradient(self, i):
         """∇ of example i's first signal, in the variable's shape."""
-        kernel = tf.matmul(self.inputs[i], self.signals[i, 0], transpose_a=True)
+        kernel = tf.matmul(self.example(i).seen[0], self.signals[i, 0], transpose_a=True)
         return tf.transpose(tf.reshape(kernel, [d for side in self.dims for d in side]), self.order)
 
     @property
     def is_rank_one(self):
         """Whether each gradient is one outer product, so that applying it to inputs is cheaper than forming it."""
-        return self.inputs.shape[1:3] == [1, 1]
+        return self.signals.shape[2:4] == [1, 1]
 
-    def example(self, i, factor):
+    def example(self, i, factor=1.0):
         """Example i alone, multiplied by a factor."""
         return self._replace(inputs=self.inputs[i, None], signals=self.signals[i, None] * factor)
 
     def applied_to(self, other):
         """What a map changes by at the inputs of another `Outer`, if its weight changes by this one of one example."""
-        (n, _, t, k), o = other.inputs.shape, self.signals.shape[-1]
-        along = tf.matmul(tf.reshape(other.inputs, [n * t, k]), tf.reshape(self.inputs, [1, k]), transpose_b=True)
+        k, o = math.prod(self.dims[1]), self.signals.shape[-1]
+        along = tf.matmul(tf.reshape(other.seen, [-1, k]), tf.reshape(self.seen, [1, k]), transpose_b=True)
         return along * tf.reshape(self.signals, [1, o])
 
     def only(self, m):
@@ -183,7 +211,7 @@ class Formed(NamedTuple):
 
 
 def inner(sources, targets):
-    """⟨∇ of each source's one signal, ∇ of each target's M signals⟩, [n_s, n_t, M], in parts if it is large."""
+    """⟨∇ of each source's first signal, ∇ of each target's M signals⟩, [n_s, n_t, M], in parts if it is large."""
     n_sources, n_targets = sources.parts(targets)
 
     def columns(part):
@@ -203,7 +231,17 @@ def in_parts(factor, at_once, function):
     return in_batches(of_part, (tensors[-1].dtype,), at_once, *tensors)[0]
 
 
-def _rows(t):
-    """[n, G, T, K] as [G, n·T, K]."""
-    n, g, positions, k = t.shape
-    return tf.reshape(tf.transpose(t, [1, 0, 2, 3]), [g, n * positions, k])
+def under_windows(pixels, windows):
+    """What each window lies over, [n, G, T, J·k], of pixels [n, G, P, k]; windows [T, J] names them, P names zeros."""
+    n, g, p, _ = pixels.shape
+    if (windows == p).any():
+        pixels = tf.pad(pixels, [[0, 0], [0, 0], [0, 1], [0, 0]])
+    return tf.reshape(tf.gather(pixels, windows, axis=2), [n, g, len(windows), -1])
+
+
+def _pairs_under(sources, targets):
+    """[P·Q, T·S]: how often one entry of the kernel lies over pixels p and q when it is at positions t and s."""
+    sides = [(f.windows, f.inputs.shape[2]) for f in (sources, targets)]
+    over = [tf.one_hot(windows, size, dtype=sources.inputs.dtype) for windows, size in sides]
+    (t, _, p), (s, _, q) = (side.shape for side in over)
+    return tf.reshape(tf.einsum("tjp,sjq->pqts", *over), [p * q, t * s])

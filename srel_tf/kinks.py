@@ -12,7 +12,7 @@ ROUNDING = 4.0  # Units in the last place by which a typical pre-activation may 
 
 def kink_operations(graph, first):
     """The operations with a kink that a forward pass has added to a graph which had `first` operations before."""
-    return [op for op in graph.get_operations()[first:] if op.type in _SHARES]
+    return [op for op in graph.get_operations()[first:] if op.type in _NEAR]
 
 
 def undecided_share(op, signals, epsilon, zeros=False):
@@ -23,13 +23,10 @@ def undecided_share(op, signals, epsilon, zeros=False):
 
     Squared, for what such a unit adds to J g is the product of its parts of J and of g.
     """
-    pairs = _SHARES[op.type](op, signals, epsilon, zeros)
-    touched, whole = (tf.add_n([_square(t) for t in side]) for side in zip(*pairs, strict=True))
+    near = tf.cast(_NEAR[op.type](op, epsilon, zeros), signals[0].dtype)
+    squares = tf.add_n([s * s for s in signals])
+    touched, whole = (tf.reduce_sum(tf.reshape(t, [t.shape[0], -1]), axis=-1) for t in (squares * near, squares))
     return tf.math.divide_no_nan(touched, whole)
-
-
-def _square(t):
-    return tf.reduce_sum(tf.reshape(t * t, [t.shape[0], -1]), axis=-1)
 
 
 def _sum_again(x):
@@ -42,31 +39,28 @@ def _sum_again(x):
 
 def _near(distance, epsilon, zeros, scale=None):
     """Whether values are zero but for rounding; those that are exactly zero only if `zeros`."""
-    size = tf.abs(distance if scale is None else scale)
+    size = distance if scale is None else scale
     axes = list(range(1, len(size.shape)))
     typical = tf.sqrt(tf.reduce_mean(size * size, axis=axes, keepdims=True))
     return (tf.abs(distance) <= ROUNDING * epsilon * typical) & (zeros | (distance != 0))
 
 
-def _at_zero(op, signals, epsilon, zeros):
-    near = tf.cast(_near(_sum_again(op.inputs[0]), epsilon, zeros), signals[0].dtype)
-    return [(s * near, s) for s in signals]
+def _at_zero(op, epsilon, zeros):
+    return _near(_sum_again(op.inputs[0]), epsilon, zeros)
 
 
-def _at_zero_or_six(op, signals, epsilon, zeros):
+def _at_zero_or_six(op, epsilon, zeros):
     x = op.inputs[0]
-    near = tf.cast(_near(x, epsilon, zeros) | _near(x - 6, epsilon, zeros, scale=x), signals[0].dtype)
-    return [(s * near, s) for s in signals]
+    return _near(x, epsilon, zeros) | _near(x - 6, epsilon, zeros, scale=x)
 
 
-def _at_equality(op, signals, epsilon, zeros):
+def _at_equality(op, epsilon, zeros):
     a, b = op.inputs
     a, b = tf.broadcast_to(a, op.outputs[0].shape), tf.broadcast_to(b, op.outputs[0].shape)
-    near = tf.cast(_near(a - b, epsilon, zeros, scale=a), signals[0].dtype)
-    return [(s * near, s) for s in signals]
+    return _near(a - b, epsilon, zeros, scale=a)
 
 
-def _at_ties(op, signals, epsilon, zeros):
+def _at_ties(op, epsilon, zeros):
     """The largest of a window: another entry takes its signal if rounding puts that in front.
 
     Exact ties are not counted: they come from windows over patches that are the same, a constant background or units
@@ -74,8 +68,7 @@ def _at_ties(op, signals, epsilon, zeros):
     """
     x = op.inputs[0]
     near = _near_ties(_channels_last(op, x), _channels_last(op, op.outputs[0]), op, epsilon)
-    near = tf.transpose(near, [0, 3, 1, 2]) if _is_channels_first(op) else near
-    return [(s * tf.cast(near, s.dtype), s) for s in signals]
+    return tf.transpose(near, [0, 3, 1, 2]) if _is_channels_first(op) else near
 
 
 def _near_ties(x, largest, op, epsilon):
@@ -88,9 +81,12 @@ def _near_ties(x, largest, op, epsilon):
         "rates": [1, 1, 1, 1],
         "padding": op.get_attr("padding").decode(),
     }
-    shape = [*largest.shape[:3], size[h] * size[w], x.shape[-1]]
-    entries = tf.reshape(tf.image.extract_patches(x, **window), shape)
-    inside = tf.reshape(tf.image.extract_patches(tf.ones_like(x), **window), shape) > 0  # Padding is no entry.
+    shape = [-1, *largest.shape[1:3], size[h] * size[w]]
+
+    def windows(t):
+        return tf.reshape(tf.image.extract_patches(t, **window), [*shape, t.shape[3]])
+
+    entries, inside = windows(x), windows(tf.ones_like(x[:1, :, :, :1])) > 0  # Padding is no entry.
     typical = tf.sqrt(tf.reduce_mean(x * x, axis=[1, 2, 3]))[:, None, None, None, None]
     behind = largest[:, :, :, None] - entries
     return tf.reduce_any(inside & (behind != 0) & (behind <= ROUNDING * epsilon * typical), axis=3)
@@ -104,7 +100,7 @@ def _channels_last(op, t):
     return tf.transpose(t, [0, 2, 3, 1]) if _is_channels_first(op) else t
 
 
-_SHARES = {
+_NEAR = {  # Which units are within rounding of a kink.
     "Relu": _at_zero,
     "LeakyRelu": _at_zero,
     "Selu": _at_zero,

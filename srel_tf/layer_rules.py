@@ -9,9 +9,10 @@ add one function here; layers without one take the generic path, which is right 
 import math
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-from srel_tf.factors import Formed, Lookup, Outer
+from srel_tf.factors import Formed, Lookup, Outer, under_windows
 
 RULES = {}
 
@@ -57,7 +58,8 @@ def einsum_dense(layer, call, x, signals):
         return None
     of_x, of_w, of_z = letters
     groups = [c for c in of_w if c in of_x and c in of_z]
-    ins, outs = ([c for c in of_w if c not in groups and c in side] for side in (of_x, of_z))
+    ins = [c for c in of_w if c not in groups and c in of_x]
+    outs = [c for c in of_z if c not in groups and c in of_w]  # In the order in which the layer returns them.
     positions = [c for c in of_x[1:] if c in of_z and c not in of_w]
     size = dict(zip(of_w, layer.kernel.shape, strict=True))
     dims = [tuple(size[c] for c in side) for side in (groups, ins, outs)]
@@ -99,11 +101,10 @@ def conv(layer, call, x, signals):
     x, signals = _channels_last(layer, x, signals)
     *window, k, channels = layer.kernel.shape
     n, m, g, o = *signals.shape[:2], layer.groups, channels // layer.groups
-    seen = tf.reshape(_patches(layer, x), [n, -1, math.prod(window), g, k])
-    seen = tf.reshape(tf.transpose(seen, [0, 3, 1, 2, 4]), [n, g, -1, math.prod(window) * k])
+    pixels = tf.transpose(tf.reshape(x, [n, -1, g, k]), [0, 2, 1, 3])
     back = tf.transpose(tf.reshape(signals, [n, m, -1, g, o]), [0, 1, 3, 2, 4])
     dims = ((g,), (*window, k), (o,))
-    kernel = Outer(seen, back, dims, _groups_before_outputs(window))
+    kernel = Outer(pixels, back, dims, _groups_before_outputs(window), _windows(layer, x))
     return [(layer.kernel, kernel), *_bias(layer, signals)]
 
 
@@ -169,7 +170,9 @@ def _bias(layer, signals):
 def _depthwise(layer, kernel, x, signals):
     *window, c, q = kernel.shape
     n, m = signals.shape[:2]
-    seen = tf.transpose(tf.reshape(_patches(layer, x), [n, -1, math.prod(window), c]), [0, 3, 1, 2])
+    pixels = tf.reshape(x, [n, 1, -1, c])
+    seen = tf.reshape(under_windows(pixels, _windows(layer, x)), [n, -1, math.prod(window), c])
+    seen = tf.transpose(seen, [0, 3, 1, 2])
     back = tf.transpose(tf.reshape(signals, [n, m, -1, c, q]), [0, 1, 3, 2, 4])
     return Outer(seen, back, ((c,), tuple(window), (q,)), _groups_before_outputs(window[:-1]))
 
@@ -191,20 +194,18 @@ def _last(t, axis):
     return tf.transpose(t, [*(a for a in range(len(t.shape)) if a != axis), axis])
 
 
-def _patches(layer, x):
-    """What the kernel lies over at each position: [n, *positions, window · channels], one axis after the other."""
-    axes = range(len(layer.kernel_size), 0, -1)
-    for axis, k, step, d in zip(
-        axes, reversed(layer.kernel_size), reversed(layer.strides), reversed(layer.dilation_rate), strict=True
-    ):
-        size, span = x.shape[axis], (k - 1) * d + 1
-        before, after = _padding(layer.padding, size, span, step)
-        if before or after:
-            x = tf.pad(x, [[0, 0]] * axis + [[before, after]] + [[0, 0]] * (len(x.shape) - axis - 1))
-        last = (size + before + after - span) // step * step
-        windows = [x[(slice(None),) * axis + (slice(j * d, j * d + last + 1, step),)] for j in range(k)]
-        x = tf.concat(windows, axis=-1)
-    return x
+def _windows(layer, x):
+    """Which pixels the kernel lies over at each position, int32 [T, J] into the P pixels of x [n, …, channels].
+
+    Entries that lie over padding are P.
+    """
+    index = np.arange(math.prod(x.shape[1:-1]), dtype=np.int32).reshape(x.shape[1:-1])
+    spans = [(k - 1) * d + 1 for k, d in zip(layer.kernel_size, layer.dilation_rate, strict=True)]
+    sides = zip(index.shape, spans, layer.strides, strict=True)
+    index = np.pad(index, [_padding(layer.padding, *side) for side in sides], constant_values=index.size)
+    windows = np.lib.stride_tricks.sliding_window_view(index, spans)
+    windows = windows[tuple(slice(None, None, step) for step in (*layer.strides, *layer.dilation_rate))]
+    return windows.reshape(-1, math.prod(layer.kernel_size))
 
 
 def _padding(padding, size, span, step):

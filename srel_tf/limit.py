@@ -63,14 +63,14 @@ class Limit:
         return outputs[:n_t], moved[:, :n_t], tf.gather(outputs, column), own_moved, error[:, :n_t], own_error
 
     def _square(self, x, y):
-        """Sources that are the targets, in one batch: their loss's signals are sums of the outputs' own."""
+        """Sources that are the targets, in one batch: the loss's signal of each is the first of its outputs' own."""
         seen = self._passes.forward(x)
-        targets, signals = self._targets(seen)
         r, size, signal_error = self._loss_signal(seen, y)
-        r = r[:, : signals[0].shape[1]]  # The others' differences to the last output tell its signal too.
-        combined = [tf.reduce_sum(_along_second(r, s) * s, axis=1, keepdims=True) for s in signals]
-        sources = self._side(seen, combined, targets.error + signal_error)
-        return self._passes.read(seen.outputs), *self._contract(sources, size, targets)
+        directions = turned_to(r, self._basis(seen))
+        targets = self._targets(seen, directions)
+        sources = targets._replace(norms=targets.norms[:, :1], error=targets.error + signal_error)
+        size *= tf.einsum("nc,nc->n", r, directions[:, 0])  # Its sign: the first direction is ±r.
+        return self._passes.read(seen.outputs), *self._contract(sources, size, targets, directions)
 
     def _pairs(self, x_sources, y_sources, x):
         """Batches of sources against batches of targets."""
@@ -82,9 +82,11 @@ class Limit:
             signals, error = self._passes.backward(seen, [r])
             sources = self._side(seen, signals, error + signal_error)
 
-            def columns(targets):
-                targets, _ = self._targets(self._passes.forward(targets))
-                return tuple(tf.transpose(t, [1, 0, 2]) for t in self._contract(sources, size, targets))
+            def columns(x_batch):
+                seen = self._passes.forward(x_batch)
+                directions = tf.tile(self._basis(seen)[None], [x_batch.shape[0], 1, 1])
+                targets = self._targets(seen, directions)
+                return tuple(tf.transpose(t, [1, 0, 2]) for t in self._contract(sources, size, targets, directions))
 
             return tuple(tf.transpose(t, [1, 0, 2]) for t in in_batches(columns, dtypes, self._batch_size, x))
 
@@ -93,11 +95,15 @@ class Limit:
         )[0]
         return outputs, *in_batches(rows, dtypes, self._batch_size, x_sources, y_sources)
 
-    def _targets(self, seen):
-        n, c = seen.u.shape
-        directions = np.eye(c)[:-1] - np.eye(c)[-1] if self._differences else np.eye(c)
-        signals, error = self._passes.backward(seen, [tf.constant(np.tile(d, [n, 1])) for d in directions])
-        return self._side(seen, signals, error), signals
+    def _basis(self, seen):
+        """Orthonormal directions of u, rows [M, C]: a basis of all, or of those that sum to zero, as differences do."""
+        c = seen.u.shape[-1]
+        rows = np.linalg.qr(np.eye(c)[:, :-1] - 1 / c)[0].T if self._differences else np.eye(c)
+        return tf.constant(rows)
+
+    def _targets(self, seen, directions):
+        """The functions ⟨direction, u⟩ of each example; directions [n, M, C]."""
+        return self._side(seen, *self._passes.backward(seen, tf.unstack(directions, axis=1)))
 
     def _loss_signal(self, seen, y):
         """∂ℓ/∂u of each example as a unit vector [n, C]; its length [n], which float32 may not hold; its error [n]."""
@@ -111,19 +117,22 @@ class Limit:
         norms = tf.add_n([len(one) * f.squared_norm() for one in factors for f in one])
         return _Side(factors, tf.sqrt(tf.cast(norms, tf.float64)), error)
 
-    def _contract(self, sources, size, targets):
-        """δ and the bound of its error, float64 [n_s, n_t, C]."""
+    def _contract(self, sources, size, targets, directions):
+        """δ and the bound of its error, float64 [n_s, n_t, C]; the first signal of a source counts, times its size."""
         products = [inner(s, t) for a, b in zip(sources.factors, targets.factors, strict=True) for s in a for t in b]
         moved = -tf.cast(tf.add_n(products), tf.float64) * size[:, None, None]
         share = sources.error[:, None] + targets.error
-        error = (share * sources.norms * size[:, None])[:, :, None] * targets.norms
+        error = (share * sources.norms * tf.abs(size)[:, None])[:, :, None] * targets.norms
         penalty = self._passes.penalty()
         if penalty is not None:
             along = [f.along(r) for one, r in zip(targets.factors, penalty, strict=True) for f in one]
             moved -= tf.cast(tf.add_n(along), tf.float64)
             length = tf.cast(tf.linalg.global_norm(penalty), tf.float64)
             error += targets.error[:, None] * length * targets.norms
-        return [tf.pad(t, [[0, 0], [0, 0], [0, int(self._differences)]]) for t in (moved, error)]
+        if self._differences:
+            directions -= directions[:, :, -1:]
+        in_outputs = "ijm,jmc->ijc"
+        return tf.einsum(in_outputs, moved, directions), tf.einsum(in_outputs, error, tf.abs(directions))
 
 
 class _Side(NamedTuple):
@@ -134,6 +143,14 @@ class _Side(NamedTuple):
     error: tf.Tensor
 
 
-def _along_second(r, signals):
-    """r [n, M] shaped to multiply signals [n, M, …]."""
-    return tf.cast(tf.reshape(r, [*r.shape, *([1] * (len(signals.shape) - 2))]), signals.dtype)
+def turned_to(r, basis):
+    """Orthonormal rows [M, C] turned so that the first is ±r, for each of n unit vectors r in their span: [n, M, C].
+
+    By a reflection. Where r [n, C] is zero or not finite, any turn will do.
+    """
+    r = r @ tf.transpose(basis)
+    r = tf.where(tf.reduce_all(tf.math.is_finite(r), axis=-1, keepdims=True), r, tf.zeros_like(r))
+    first = tf.one_hot(0, r.shape[-1], dtype=r.dtype)
+    v = r + tf.where(r[:, :1] < 0, -first, first)
+    v /= tf.norm(v, axis=-1, keepdims=True)
+    return basis - 2 * v[:, :, None] * (v @ basis)[:, None]

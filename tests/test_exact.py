@@ -32,6 +32,33 @@ def test_equals_the_naive_version_in_float64(body, softmax, data):
         np.testing.assert_allclose(result.matrix(name), expected, rtol=1e-10)
 
 
+def at_one_position(*layers):
+    keras.utils.set_random_seed(1)
+    inputs = x = keras.Input((8, 8, 1))
+    for layer in layers:
+        x = layer(x)
+    model = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Flatten()(x)))
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return model
+
+
+ONE_POSITION = {  # Changes of their kernels act on what they see.
+    "einsum that turns its axes": lambda: [keras.layers.Flatten(), keras.layers.EinsumDense("ab,bcd->adc", (3, 2))],
+    "convolution": lambda: [keras.layers.Conv2D(4, 3, strides=8, padding="same", activation="tanh")],
+    "dense": lambda: [keras.layers.Flatten(), keras.layers.Dense(4, use_bias=False, activation="gelu")],
+    "separable": lambda: [keras.layers.SeparableConv2D(4, 8, activation="tanh")],
+}
+
+
+@pytest.mark.parametrize("name", ONE_POSITION)
+def test_layers_at_one_position(name, data):
+    x, y = data
+    model = at_one_position(*ONE_POSITION[name]())
+    result = srel_tf.measure(model, srel_tf.ProbeSet(x, y, sources=SOURCES, targets=TARGETS), "l1", learning_rate=0.3)
+    expected = reference.srel(model, x, y, SOURCES, TARGETS, 0.3, reference.MEASURES["l1"])
+    np.testing.assert_allclose(result.matrix("l1"), expected, rtol=1e-10)
+
+
 def test_numerators_and_denominators_are_the_changes_themselves(data):
     x, y = data
     net = classifier()

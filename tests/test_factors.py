@@ -16,6 +16,15 @@ def outer(n, m, positions, groups=2, k=3, o=4):
     return Outer(tf.constant(inputs), tf.constant(signals), ((groups,), (k,), (o,)), (1, 0, 2)), whole
 
 
+def windowed(n, m, pixels, positions, groups=2, k=6, o=4):
+    """The same where each position sees three of the pixels, or zeros (index P)."""
+    windows = RNG.integers(0, pixels + 1, size=(positions, 3), dtype=np.int32)
+    inputs, signals = RNG.normal(size=(n, groups, pixels, k)), RNG.normal(size=(n, m, groups, positions, o))
+    seen = np.concatenate([inputs, np.zeros((n, groups, 1, k))], axis=2)[:, :, windows]
+    whole = np.einsum("ngtjk,nmgto->nmjkgo", seen, signals).reshape(n, m, 3 * k, groups, o)
+    return Outer(tf.constant(inputs), tf.constant(signals), ((groups,), (3 * k,), (o,)), (1, 0, 2), windows), whole
+
+
 def lookup(n, m, positions=5, rows=6, o=4):
     """Gradients of a table [V, O]; tokens occur more than once."""
     ids, signals = RNG.integers(0, rows, size=(n, positions)), RNG.normal(size=(n, m, positions, o))
@@ -34,6 +43,8 @@ MAKE = {
     "one position": lambda n, m: outer(n, m, 1),
     "positions": lambda n, m: outer(n, m, 5),
     "more positions than weights": lambda n, m: outer(n, m, 40, k=2, o=2),
+    "windows over few pixels": lambda n, m: windowed(n, m, 2, 3),
+    "windows over many pixels": lambda n, m: windowed(n, m, 40, 3),
     "lookup": lookup,
     "formed": formed,
 }
@@ -67,6 +78,17 @@ def test_the_cheaper_way_is_taken(monkeypatch):
         (sources, _), (targets, _) = outer(20, 1, positions, 1, k, k), outer(20, 2, positions, 1, k, k)
         sources.inner(targets)
     assert taken == ["_by_gram", "_by_kernel"]
+
+
+@pytest.mark.parametrize("pixels", [2, 40])
+def test_products_by_pixels_agree_with_kernels_formed(pixels):
+    """Few pixels: products of these are summed; many: products of what is seen."""
+    (sources, a), (targets, b) = windowed(3, 1, pixels, 3), windowed(4, 2, pixels, 3)
+    seen, by_pixels = sources._input_costs(targets)
+    assert (by_pixels < seen) == (pixels == 2)
+    expected = np.einsum("ip,jmp->ijm", *flat(a[:, 0], b))
+    for way in (sources._by_gram, sources._by_kernel):
+        np.testing.assert_allclose(way(targets), expected, rtol=1e-11, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", MAKE)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from srel_tf.limit import Limit
+from srel_tf.limit import Limit, turned_to
 from srel_tf.network import Network
 from srel_tf.passes import LossPasses
 from tests.nets import classifier, digits
@@ -174,6 +174,22 @@ def test_residual_net_in_batches_and_by_differences():
         np.testing.assert_allclose(first_order(model, x, y, batch_size).moved, expected, 1e-10, 1e-12)
         moved = first_order(model, x, y, batch_size, differences=True).moved
         np.testing.assert_allclose(moved, expected - expected[..., -1:], 1e-10, 1e-12)
+
+
+@pytest.mark.parametrize("differences", [False, True])
+def test_directions_turned_to_each_loss_signal(differences):
+    rng = np.random.default_rng(0)
+    basis = np.linalg.qr(rng.normal(size=(4, 4)))[0]
+    if differences:  # Those of the first three, so that r must lie in their span.
+        basis = basis[:3]
+    r = rng.normal(size=(6, len(basis))) @ basis
+    r /= np.linalg.norm(r, axis=1, keepdims=True)
+    r[1], r[2, 0], r[3] = 0, np.nan, -basis[0]
+    turned = turned_to(tf.constant(r), tf.constant(basis)).numpy()
+    np.testing.assert_allclose(turned @ turned.transpose(0, 2, 1), np.tile(np.eye(len(basis)), [6, 1, 1]), atol=1e-14)
+    np.testing.assert_allclose(turned.transpose(0, 2, 1) @ turned, np.tile(basis.T @ basis, [6, 1, 1]), atol=1e-14)
+    for i in (0, 3, 4, 5):
+        assert abs(turned[i, 0] @ r[i]) == pytest.approx(1, abs=1e-14)
 
 
 @double

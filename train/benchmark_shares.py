@@ -18,7 +18,10 @@ SIZE = 3072  # Rows of the square matrices whose product gives the rate.
 
 
 class LinearMap(NamedTuple):
-    """One layer: G groups of a K × O matrix, applied at T positions of each example."""
+    """One layer: G groups of a K × O matrix, applied at T positions of each example.
+
+    window: how many of the input's pixels one position of a convolution sees.
+    """
 
     groups: int
     positions: int
@@ -26,6 +29,8 @@ class LinearMap(NamedTuple):
     outputs: int
     has_bias: bool
     first: bool
+    pixels: int = 1
+    window: int = 1
 
     @property
     def forward(self):
@@ -35,13 +40,17 @@ class LinearMap(NamedTuple):
     def contraction(self, n_s, n_t, m):
         """Multiply-adds of ⟨∇ of n_s losses, ∇ of m outputs at n_t targets⟩, in the way `srel_tf.factors` takes.
 
-        Products of inputs times products of signals, which pay an elementwise pass as well, or both gradients formed.
+        Products of inputs, or of their pixels, times products of signals, which pay an elementwise pass as well; or
+        both gradients formed. The sources are targets: their losses' gradients are the first of the targets' own.
         """
         g, t, k, o = self.groups, self.positions, self.inputs, self.outputs
-        pairs = n_s * n_t * t * t * g
-        formed = (n_s * t + n_t * m * t + n_s * n_t * m) * g * k * o
-        products = pairs * (k + m * o)
-        kernel = products if products + 4 * m * pairs <= formed else formed
+        pairs, sources = n_s * n_t * g, n_s * t * g * k * o
+        formed = (n_t * m * t + n_s * n_t * m) * g * k * o
+        of_inputs = t * t * k
+        if self.window > 1:
+            of_inputs = min(of_inputs, self.pixels**2 * (k // self.window + t * t))
+        products = pairs * (of_inputs + m * t * t * o)
+        kernel = products if products + 4 * m * pairs * t * t <= formed + sources else formed
         return kernel + (n_s * n_t * m * g * o if self.has_bias else 0)
 
 
@@ -54,7 +63,8 @@ def linear_maps(model):
             *window, k, channels = layer.kernel.shape
             positions = math.prod(layer.output.shape[1:-1])
             inputs, outputs = math.prod(window) * k, channels // groups
-            maps.append(LinearMap(groups, positions, inputs, outputs, layer.use_bias, first=not maps))
+            over = math.prod(layer.input.shape[1:-1]), math.prod(window)
+            maps.append(LinearMap(groups, positions, inputs, outputs, layer.use_bias, not maps, *over))
     return maps
 
 

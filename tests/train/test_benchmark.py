@@ -175,10 +175,13 @@ def test_multiply_adds_of_a_contraction_by_hand():
     # 3 × 3 pairs: one product of inputs (5) and two of signals (4 each); the bias's two inner products of 4.
     assert dense.contraction(3, 3, m=2) == 9 * (5 + 2 * 4) + 9 * 2 * 4
     conv = benchmark_shares.LinearMap(1, 16, inputs=9, outputs=2, has_bias=False, first=False)
-    # 2 + 2 gradients of 9 × 2 over 16 positions each, and 2 × 2 inner products; pairwise it were 4·256·(9 + 2).
-    assert conv.contraction(2, 2, m=1) == (2 * 16 + 2 * 16 + 4) * 18
+    # 2 gradients of 9 × 2 over 16 positions each, and 2 × 2 inner products; pairwise it were 4·256·(9 + 2).
+    assert conv.contraction(2, 2, m=1) == (2 * 16 + 4) * 18
     grouped = benchmark_shares.LinearMap(3, 16, inputs=9, outputs=2, has_bias=False, first=False)
     assert grouped.contraction(2, 2, m=1) == 3 * conv.contraction(2, 2, m=1)
+    square = benchmark_shares.LinearMap(1, 4, inputs=90, outputs=80, has_bias=False, first=False, pixels=4, window=9)
+    # 4 × 4 products of pixels (10), which are summed under the windows of 4 × 4 pairs, and one product of signals (80).
+    assert square.contraction(2, 2, m=1) == 4 * (16 * (10 + 16) + 16 * 80)
 
 
 def test_all_parts_run_and_are_written(tmp_path, capsys):
