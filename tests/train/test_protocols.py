@@ -83,16 +83,16 @@ def test_crossed_holds_the_other_two():
 
 
 def test_one_training_feeds_all_rules_and_each_measures_what_it_would_alone(tmp_path):
-    small = "--model mlp --epochs 1 --batch-size 200 --every 1 --per-class 2 --seeds 0".split()  # noqa: SIM905
-    crossed = ["--measures", "kl", "raw_l1", "--update", "sgd@1e-2", "sgd@0.5", "limit", "fresh_adam"]
+    small = "--model mlp --epochs 1 --batch-size 200 --every 2 --per-class 2 --seeds 0".split()  # noqa: SIM905
+    crossed = ["--measures", "kl", "--update", "sgd@1e-2", "sgd@0.5", "limit"]
     assert main([*small, *crossed, "--out", str(tmp_path / "all")]) == 0
     assert main([*small, "--measures", "kl", "--update", "sgd@0.5", "--out", str(tmp_path / "one")]) == 0
     together, alone = (srel_tf.read_frame(tmp_path / name / "seed-0/frame.parquet") for name in ("all", "one"))
     keys = ["update", "estimator", "learning_rate", "measure", "step"]
-    assert together.groupby(keys).size().to_list() == [36] * 4 * 2 * 3  # rules, measures, steps
+    assert together.groupby(keys).size().to_list() == [36] * 3 * 2  # rules, steps
     chosen = together[(together["learning_rate"] == 0.5) & (together["measure"] == "kl")]
     pd.testing.assert_frame_equal(chosen.reset_index(drop=True), alone)
     digests = [read_json(tmp_path / name / "seed-0/seed.json")["weights_sha256"] for name in ("all", "one")]
     assert digests[0] == digests[1]
     figures = {path.name for path in (tmp_path / "all/figures").iterdir()}
-    assert {"srel-sgd-0.01.png", "srel-sgd-0.5.png", "srel-limit.png", "srel-fresh_adam.png"} <= figures
+    assert {"srel-sgd-0.01.png", "srel-sgd-0.5.png", "srel-limit.png"} <= figures
