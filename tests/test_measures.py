@@ -42,6 +42,33 @@ def test_measures_keep_their_digits_from_perturbations_of_1_to_1e12(size):
         assert float(distance(change_of_logits(before, after))) == pytest.approx(float(value), rel=2 * tolerance)
 
 
+@pytest.mark.parametrize("ahead", [1.0, 10.0, 20.0, 35.0, 300.0])
+def test_log_probabilities_of_a_sure_prediction_keep_their_digits(ahead):
+    """log g of the largest is about −e^−ahead: f − log Σ e^f has none of its digits from 35 on."""
+    logits = np.array([[0.25, ahead, -1.5], [ahead, ahead, 0.0]])
+    with mpmath.workdps(200):
+        expected = [[float(mpmath.log(p)) for p in mp_softmax(row)] for row in logits[:1]]
+    found = log_probabilities(tf.constant(logits), False).numpy()
+    np.testing.assert_allclose(found[:1], expected, rtol=4e-15)
+    np.testing.assert_allclose(np.exp(found[1]).sum(), 1, rtol=1e-15)  # Of two that are largest either will do.
+
+
+@pytest.mark.parametrize("ahead", [10.0, 20.0, 35.0])
+def test_measures_of_a_sure_prediction_keep_their_digits(ahead):
+    before = np.array([0.25, ahead, -1.5])
+    after = before + 1e-3 * np.array([0.5, 1.0, -0.75])
+    with mpmath.workdps(80):
+        g, g_plus = mp_softmax(before), mp_softmax(after)
+        moved = [a - b for a, b in zip(g_plus, g, strict=True)]
+        expected = {
+            kl: mpmath.fsum(a * mpmath.log(a / b) for a, b in zip(g_plus, g, strict=True)),
+            l1: mpmath.fsum(abs(d) for d in moved),
+            l2: mpmath.sqrt(mpmath.fsum(d * d for d in moved)),
+        }
+    for distance, value in expected.items():  # The logits' spacing of up to 7e-15, over a change of 1e-3.
+        assert float(distance(change_of_logits(before, after))) == pytest.approx(float(value), rel=2e-11)
+
+
 def test_kl_is_scipys_relative_entropy_of_the_new_distribution_to_the_old():
     rng = np.random.default_rng(1)
     before, after = rng.normal(size=(2, 40, 7)) * 2

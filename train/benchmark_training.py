@@ -40,18 +40,24 @@ def training(name="resnet18", points=60, batch_size=256, rounds=5, shape=(32, 32
     """
     it = setup(name, points, shape)
     plain = _fit(it.model, batch_size, 1 + rounds, shape)
+    start = int(it.model.optimizer.iterations)
     for estimator in KINDS[1:]:
-        it.model.attach_probe(it.probe, every=due(estimator), estimator=estimator)
+        it.model.attach_probe(it.probe, every=due(estimator, start), estimator=estimator)
     in_turn = _fit(it.model, batch_size, 1 + rounds * len(KINDS), shape)
     it.model.detach_probes()
     rows = [(PLAIN, s) for s in plain] + list(zip(KINDS * rounds, in_turn, strict=True))
     return pd.DataFrame(rows, columns=["kind", "seconds"])
 
 
-def due(estimator):
-    """The schedule of an estimator: step 0, where the graph is traced, and the start of each of its blocks."""
+def due(estimator, start):
+    """The schedule of an estimator: step `start`, where its graph is traced, and the start of each of its blocks."""
     turn = KINDS.index(estimator)
-    return lambda step: step == 0 or (step % EVERY == 0 and (step // EVERY - 1) % len(KINDS) == turn)
+
+    def is_due(step):
+        block, within = divmod(step - start, EVERY)
+        return within == 0 and (block == 0 or (block - 1) % len(KINDS) == turn)
+
+    return is_due
 
 
 def _fit(model, batch_size, blocks, shape):

@@ -30,9 +30,11 @@ from scipy.stats import linregress
 import srel_tf
 from srel_tf import FrameError, SRelError, StoredFrame, hypotheses, rule_names
 from srel_tf.files import read_json, write_json
+from train.runs import finished_seeds
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 SHOWN = ("kl", "l1")
+KEPT = ("seed", "seconds", "updates", "parameters", "weights_sha256", "data_fingerprint", "probe_ids", "left_out")
 RULE = ["update", "estimator", "learning_rate"]
 MATRIX = ["run", "seed", "step", "epoch", "measure", *RULE]  # What makes a measurement.
 PAIR = [*MATRIX, "source_class", "target_class"]
@@ -41,12 +43,13 @@ PAIR = [*MATRIX, "source_class", "target_class"]
 def condense(path, out, steps=()):
     """Write what results/ keeps of the finished seeds of the run directory `path` to `out`; the names written.
 
-    steps: of matrices.parquet. Raises `FrameError` where no seed is finished or a step was not measured.
+    steps: of matrices.parquet. Raises `FrameError` where no seed is finished or a step was not measured, and
+    `RunDirectoryError` where a seed's files are not those that it ended with.
     """
-    marks = sorted(path.glob("seed-*/seed.json"), key=lambda mark: int(mark.parent.name.removeprefix("seed-")))
-    if not marks:
+    seeds = finished_seeds(path)
+    if not seeds:
         raise FrameError(f"{path} has no finished seed (seed-*/seed.json): run train.classification to its end first")
-    frame = StoredFrame([mark.with_name("frame.parquet") for mark in marks])
+    frame = StoredFrame([seed / "frame.parquet" for seed in seeds])
     tables = {"matrices.parquet": matrices(frame, steps)} if steps else {}
     out.mkdir(parents=True, exist_ok=True)
     off = srel_tf.smooth(frame, diagonal=False).rename(columns=lambda name: name if name in PAIR else f"off_{name}")
@@ -57,14 +60,14 @@ def condense(path, out, steps=()):
         "quantiles.parquet": _with_rules(quantiles(frame)),
         "agreement.parquet": agreement(frame),
         "verdicts.csv": verdicts(frame),
-        "history.csv": pd.concat([srel_tf.read_frame(m.with_name("history.csv")) for m in marks], ignore_index=True),
+        "history.csv": pd.concat([srel_tf.read_frame(seed / "history.csv") for seed in seeds], ignore_index=True),
     }
     for name, table in tables.items():
         srel_tf.write_frame(table, out / name)
     for name in ("settings.json", "environment.json"):
         shutil.copyfile(path / name, out / name)
-    kept = ("seed", "seconds", "updates", "parameters", "weights_sha256", "data_fingerprint", "probe_ids")
-    write_json(out / "seeds.json", {m.parent.name: {k: read_json(m).get(k) for k in kept} for m in marks})
+    about = {seed.name: read_json(seed / "seed.json") for seed in seeds}
+    write_json(out / "seeds.json", {seed: {name: read.get(name) for name in KEPT} for seed, read in about.items()})
     return [*tables, "settings.json", "environment.json", "seeds.json"]
 
 

@@ -21,6 +21,7 @@ from srel_tf.plotting import save_figure
 from srel_tf.plotting import theory as theory_plots
 from train import benchmark_report, regression_report
 from train.replication import PUBLISHED_NAMES, load
+from train.runs import finished_seeds
 
 THEORY = {
     **dict.fromkeys((6, 7, 8, 9), theory_plots.plot_penalized),
@@ -87,7 +88,7 @@ def of_theory(path):
 
 def of_regression(path):
     """{file: Figure} of the seeds in results/regression."""
-    seeds = sorted(mark.parent for mark in path.glob("seed-*/seed.json"))
+    seeds = finished_seeds(path)
     frame, distances = (
         pd.concat([srel_tf.read_frame(seed / name) for seed in seeds], ignore_index=True)
         for name in ("frame.parquet", "distances.parquet")

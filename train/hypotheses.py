@@ -15,6 +15,7 @@ import pandas as pd
 from srel_tf import FrameError, OptionError, SRelError, hypotheses, read_frame, write_frame
 from srel_tf.files import read_json
 from train import theory
+from train.runs import finished_seeds
 from train.theory_cases import Case, cases
 
 PAIRS = "Figure 4's pairs at all their steps"
@@ -26,7 +27,7 @@ def load(path):
     saved = read_json(settings) if settings.is_file() else {}
     if "figures_6_to_9" in saved:
         return of_theory(path, saved)
-    finished = sorted(file.parent for file in path.glob("seed-*/seed.json"))
+    finished = finished_seeds(path)
     for left_out in sorted({*path.glob("seed-*")} - {*finished}):
         print(f"note: {left_out} is not finished and left out")
     names = "frame.parquet", "distances.parquet", "history.csv"

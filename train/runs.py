@@ -169,7 +169,7 @@ class RunDirectory:
         The mark also names the damaged parts whose rows the frame lacks.
         """
         self.save_rows(seed, store, history)
-        self._mark(seed, {**about, "left_out": store.left_out})
+        mark_as_finished(self.seed_path(seed), {**about, "left_out": store.left_out})
         store.delete()
 
     def save_seed(self, seed, frame, history, about=None):
@@ -185,14 +185,9 @@ class RunDirectory:
             write_frame(frame, path / "frame.parquet")
             write_frame(history, path / "history.csv")
             if about is not None:
-                self._mark(seed, about)
+                mark_as_finished(path, about)
         except OSError as error:
             raise RunDirectoryError(f"cannot write to {path}: {error}; what was saved before is whole") from error
-
-    def _mark(self, seed, about):
-        path = self.seed_path(seed)
-        sums = {name: sha256(path / name) for name in (*FILES, *MORE) if (path / name).exists() or name in FILES}
-        write_json(path / "seed.json", {**about, "environment": environment(), "sha256": sums})
 
     def frames(self, seeds):
         """(frame, history) of these seeds together, in memory."""
@@ -211,6 +206,22 @@ class RunDirectory:
         """A file of a seed; `RunDirectoryError` where the seed is finished and it is not what was written."""
         _is_finished(self.seed_path(seed), [name])
         return self.seed_path(seed) / name
+
+
+def mark_as_finished(path, about):
+    """Write the seed.json of a seed's directory: `about` (a dict) and what its files are."""
+    sums = {name: sha256(path / name) for name in (*FILES, *MORE) if (path / name).exists() or name in FILES}
+    write_json(path / "seed.json", {**about, "environment": environment(), "sha256": sums})
+
+
+def finished_seeds(path):
+    """Directories of the finished seeds of a run directory, by number.
+
+    Raises `RunDirectoryError` where one's files are not those that it ended with.
+    """
+    found = [mark.parent for mark in Path(path).glob("seed-*/seed.json")]
+    found.sort(key=lambda seed: (len(seed.name), seed.name))
+    return [seed for seed in found if _is_finished(seed)]
 
 
 def _is_finished(path, names=()):

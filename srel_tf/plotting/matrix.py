@@ -6,13 +6,14 @@ from matplotlib.colors import LogNorm
 
 from srel_tf.errors import FrameError
 from srel_tf.frames import check_columns
-from srel_tf.plotting.style import new_figure
+from srel_tf.plotting.style import MEASURE_NAMES, new_figure
 
 
 def plot_matrix(frame, measure):
     """Heat map of one measurement: rows are sources, columns targets, in the probe's order, logarithmic colours.
 
-    frame: rows of one step and update rule. Invalid and zero entries stay blank. Raises `FrameError` for rows of
+    frame: rows of one step and update rule. Invalid and zero entries stay blank. The title names the step, if the
+    frame has it. Raises `FrameError` for rows of
     several matrices or none.
     """
     check_columns(frame, ["measure", "source_id", "target_id", "source_class", "target_class", "srel"])
@@ -38,7 +39,11 @@ def plot_matrix(frame, measure):
     )
     for axis, name in ((ax.yaxis, "source"), (ax.xaxis, "target")):
         _class_ticks(axis, rows.drop_duplicates(f"{name}_id")[f"{name}_class"].tolist())
-    ax.set(xlabel="target x' (read)", ylabel="source x (updated on)", title=measure)
+    ax.grid(False)
+    at = f", step {rows['step'].iloc[0]}" if "step" in rows else ""
+    title = f"{MEASURE_NAMES.get(measure, measure)}{at} (blank: not valid, or 0)"
+    ax.set(xlabel="target x' (read)", ylabel="source x (updated on)")
+    ax.set_title(title, fontsize="medium")
     return figure
 
 

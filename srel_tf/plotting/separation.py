@@ -74,8 +74,8 @@ def plot_spread(quantiles):
                     ax.plot(curve.index, curve["mean"], color=colour, ls="--", lw=1, label=f"{kind}, mean")
                     ax.fill_between(curve.index, curve["q0.05"], curve["q0.95"], color=colour, alpha=0.2, lw=0)
             ax.set(yscale="log", title=f"{MEASURE_NAMES.get(measure, measure)}\n{rule}", xlabel="epochs")
-            for formatted in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
-                formatted("{x:g}")
+            ax.yaxis.set_major_formatter("{x:g}")
+            ax.yaxis.set_minor_formatter("")
         row[0].set_ylabel("$S_{rel}$, bands 5–95% of pairs")
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize="small")

@@ -17,6 +17,7 @@ MEASURE_NAMES = {
     "published_kl": "published KL code",
     "published_l2": "published ℓ2 code",
 }
+WIDE = 100  # The factor between the lowest mean and the highest from which on an axis is logarithmic.
 
 
 def class_palette(classes):

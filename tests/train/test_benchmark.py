@@ -1,5 +1,7 @@
 """The benchmark's procedures give the right numbers, its counts and fits are right, and its pieces run. No timings."""
 
+import itertools
+
 import keras
 import numpy as np
 import pandas as pd
@@ -115,10 +117,32 @@ def test_overhead_of_made_up_blocks():
     assert found.loc["no measurement", "blocks"] == 3
 
 
-def test_measurements_fall_due_at_the_start_of_their_blocks():
-    due = {name: [step for step in range(64) if benchmark_training.due(name)(step)] for name in ("limit", "exact")}
+@pytest.mark.parametrize("start", [0, 54, 117])
+def test_measurements_fall_due_at_the_start_of_their_blocks(start):
+    """Wherever a plain fit has left the step: the blocks are counted from there."""
+    schedules = {name: benchmark_training.due(name, start) for name in ("limit", "exact")}
+    due = {name: [step for step in range(64) if is_due(start + step)] for name, is_due in schedules.items()}
     # The first nine steps trace the graphs; then nine without, nine with limit, nine with exact, and again.
     assert due == {"limit": [0, 18, 45], "exact": [0, 27, 54]}
+
+
+def test_a_block_with_a_measurement_is_the_one_it_is_called(monkeypatch):
+    """With a number of blocks before it that is no multiple of the kinds."""
+    taken = []
+
+    class Clock(benchmark_training._Blocks):
+        def on_train_batch_end(self, batch, logs=None):
+            super().on_train_batch_end(batch, logs)
+            counts = {p._settings.estimator: len(p.recorder.frame()) for p in self.model._probings}
+            if (batch + 1) % benchmark_training.EVERY == 0:
+                taken.append(counts)
+
+    monkeypatch.setattr(benchmark_training, "_Blocks", Clock)
+    table = benchmark_training.training("mlp", points=3, batch_size=2, rounds=1)
+    assert table["kind"].tolist() == ["plain fit", "no measurement", "limit", "exact"]
+    of_fit = [c for c in taken if c]  # Rows so far at the end of each block of the fit with probes, the first apart.
+    rows = [{k: after[k] - before[k] for k in after} for before, after in itertools.pairwise(of_fit)]
+    assert [{k for k, n in block.items() if n} for block in rows] == [set(), {"limit"}, {"exact"}]
 
 
 def made_up_growth():

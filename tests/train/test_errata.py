@@ -17,6 +17,7 @@ from train import errata, errata_classification, errata_penalized, errata_protoc
 from train.condense import condense
 from train.errata_evidence import Evidence
 from train.models import build_model
+from train.runs import mark_as_finished
 
 SEEDS = (0, 1, 2)
 MEASURES = ("kl", "l1", "published_kl", "published_l2")
@@ -49,7 +50,7 @@ def made_up_run(path, protocol):
         columns = ["run", "seed", "epoch", "split", "loss", "accuracy"]
         srel_tf.write_frame(pd.DataFrame(history, columns=columns), folder / "history.csv")
         digest = "same" if seed < 2 else protocol
-        write_json(folder / "seed.json", {"seed": seed, "seconds": 1.0, "weights_sha256": digest})
+        mark_as_finished(folder, {"seed": seed, "seconds": 1.0, "weights_sha256": digest})
     for name in ("settings.json", "environment.json"):
         write_json(path / name, {})
     return pd.concat(frames, ignore_index=True)

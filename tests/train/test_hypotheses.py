@@ -13,6 +13,7 @@ from srel_tf import hypotheses, theory
 from train import theory as theory_command
 from train import theory_cases
 from train.hypotheses import in_steps, main
+from train.runs import mark_as_finished
 from train.theory_figures import MOMENTS, THETA
 
 
@@ -45,7 +46,7 @@ def run_directory(path, classes=False, regression=False, seeds=3, last=400):
             pairs = frame.loc[frame["step"] == 100, ["run", "seed", "step", "source_id", "target_id"]]
             distances = pairs.assign(distance=pairs["source_id"].astype(float), metric="input")
             srel_tf.write_frame(distances, directory / "distances.parquet")
-        (directory / "seed.json").write_text("{}", encoding="utf-8")
+        mark_as_finished(directory, {})
     return path
 
 
@@ -71,6 +72,7 @@ def test_a_classification_run(tmp_path):
             {"run": [f"seed-{seed}"], "seed": [seed], "epoch": [1], "split": ["train"], "loss": [1.0]}
         )
         srel_tf.write_frame(history, path / f"seed-{seed}" / "history.csv")
+        mark_as_finished(path / f"seed-{seed}", {})
     status, out, err = command(path)
     assert (status, err) == (0, "")
     table = srel_tf.read_frame(path / "verdicts.csv").set_index("claim")
@@ -80,6 +82,16 @@ def test_a_classification_run(tmp_path):
     reason = table.loc["S_rel rises while the risk falls rapidly", "reason"]
     assert reason == "the risks begin at step 10 (epoch 1), S_rel at 0: how they fell before is not known"
     assert "intra above inter" in out
+
+
+def test_a_finished_seed_whose_files_have_changed_is_refused(tmp_path):
+    path = run_directory(tmp_path / "run")
+    frame = path / "seed-1" / "frame.parquet"
+    srel_tf.write_frame(srel_tf.read_frame(frame).iloc[:-1], frame)
+    status, _, err = command(path)
+    assert status == 1
+    assert f"{frame} is not what was written" in err
+    assert not (path / "verdicts.csv").exists()
 
 
 def test_one_seed_is_undecided(tmp_path):

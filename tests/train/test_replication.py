@@ -8,9 +8,10 @@ import pytest
 from scipy import stats
 
 import srel_tf
-from srel_tf.files import write_json
+from srel_tf.files import read_json, write_json
 from tests.made_up import probe, result
 from train import condense, figures, replication
+from train.runs import mark_as_finished
 
 SEEDS, STEPS = (0, 1, 2), (0, 8, 12)
 MEASURES = ("kl", "l1", "published_kl")
@@ -37,7 +38,7 @@ def run(tmp_path_factory):
         rows = [(f"seed-{seed}", seed, e, s, 1 / e, 0.5) for e in (1, 2, 3) for s in ("train", "test")]
         history = pd.DataFrame(rows, columns=["run", "seed", "epoch", "split", "loss", "accuracy"])
         srel_tf.write_frame(history, folder / "history.csv")
-        write_json(folder / "seed.json", {"seed": seed, "seconds": 1.5, "updates": 12})
+        mark_as_finished(folder, {"seed": seed, "seconds": 1.5, "updates": 12})
     for name in ("settings.json", "environment.json"):
         write_json(path / name, {"name": name})
     return path, frames
@@ -61,6 +62,24 @@ def entries(run, seed=1, step=8, measure="kl", update="fresh_adam"):
     rows = frame[(frame["step"] == step) & (frame["measure"] == measure) & (frame["update"] == update)]
     rows = rows[rows["valid"] & (rows["source_id"] != rows["target_id"])]
     return rows, rows["source_class"] == rows["target_class"]
+
+
+def test_a_seed_whose_files_have_changed_is_refused(run, tmp_path, capsys):
+    path = shutil.copytree(run[0], tmp_path / "run")
+    (path / "seed-1" / "history.csv").write_text("run\n", encoding="utf-8")
+    assert condense.main([str(path), "--out", str(tmp_path / "out")]) == 1
+    assert "seed-1/history.csv is not what was written" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_rows_that_a_seed_lost_are_named(run, tmp_path):
+    path = shutil.copytree(run[0], tmp_path / "run")
+    lost = [{"file": "part-3.parquet", "rows": 90, "fault": "is truncated"}]
+    mark_as_finished(path / "seed-2", {"seed": 2, "left_out": lost})
+    for seed in (0, 1):
+        shutil.rmtree(path / f"seed-{seed}")
+    condense.condense(path, tmp_path / "out")
+    assert read_json(tmp_path / "out" / "seeds.json")["seed-2"]["left_out"] == lost
 
 
 def test_class_pairs_with_and_without_the_diagonal(run, results):
