@@ -14,7 +14,7 @@ from srel_tf.batches import in_batches
 from srel_tf.passes import SourceGradients
 from srel_tf.resolution import DRAWS, GRADIENT_MARGIN, perturbed
 
-SOURCE_BATCH = 16  # Sources whose layer inputs and signals are held at a time.
+SOURCE_BATCH = 32  # Sources whose layer inputs and signals are held at a time.
 LANES = 2  # Independent loops over half of the sources each: they overlap each other's serial parts.
 
 

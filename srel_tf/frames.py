@@ -127,7 +127,17 @@ def _are_whole_numbers(text):
     return bool(text.drop_duplicates().str.fullmatch("0|-?[1-9][0-9]{0,17}").all())
 
 
-_WRITERS = {".parquet": "to_parquet", ".csv": "to_csv"}
+def _write_parquet(frame, file):
+    schema = pa.Schema.from_pandas(frame.iloc[:0], preserve_index=False)
+    frame.to_parquet(file, index=False, **parquet_options(schema))
+
+
+def parquet_options(schema):
+    """How rows are written: without a dictionary of numbers, which are seldom equal, a file is a quarter smaller."""
+    return {"compression": "zstd", "use_dictionary": [c.name for c in schema if not pa.types.is_floating(c.type)]}
+
+
+_WRITERS = {".parquet": _write_parquet, ".csv": lambda frame, file: frame.to_csv(file, index=False)}
 _READERS = {".parquet": pd.read_parquet, ".csv": _read_csv}
 
 
@@ -139,7 +149,7 @@ def write_frame(frame, path):
     path = Path(path)
     _check_suffix(path)
     with replacing(path) as part, arrow_errors():
-        getattr(frame, _WRITERS[path.suffix])(part, index=False)
+        _WRITERS[path.suffix](frame, part)
     return path
 
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from srel_tf.arrays import read_arrays, write_arrays
 from srel_tf.errors import FrameError, StorageError
 from srel_tf.files import as_json, fault, fingerprint, lock, remove, remove_directory, remove_leftovers, replacing
-from srel_tf.frames import arrow_errors, empty, write_frame
+from srel_tf.frames import arrow_errors, empty, parquet_options, write_frame
 from srel_tf.index import INDEX, Index, has_files, own_files, part_name, read_index, state_name, write_index
 from srel_tf.stored import ROWS_AT_A_TIME, StoredFrame, column_differences
 
@@ -173,7 +173,8 @@ class FrameStore:
         frame = self.scan()
         if frame.dataset is None:
             return write_frame(empty() if more is None else more, path)
-        with replacing(path) as part, arrow_errors(), pq.ParquetWriter(part, frame.schema) as writer:
+        options = parquet_options(frame.schema)
+        with replacing(path) as part, arrow_errors(), pq.ParquetWriter(part, frame.schema, **options) as writer:
             for table in frame.tables(ROWS_AT_A_TIME):
                 writer.write_table(table)
             if more is not None and len(more):
@@ -204,7 +205,7 @@ class FrameStore:
             raise FrameError(f"{self.path} holds a frame of other columns or types: {other}")
         file = self.path / part_name(number)
         with replacing(file) as part:
-            pq.write_table(table, part)
+            pq.write_table(table, part, **parquet_options(schema))
             entry = {"file": file.name, "rows": table.num_rows, **fingerprint(part)}
         self._schema = schema
         return entry

@@ -32,8 +32,6 @@ def load(path):
         print(f"note: {left_out} is not finished and left out")
     names = "frame.parquet", "distances.parquet", "history.csv"
     frame, distances, history = (_together(finished, name) for name in names)
-    if frame is None:
-        raise FrameError(f"{path}: the finished seeds have no frame.parquet; restore it or run them again")
     found = {"": Case(frame, distances, risks=history)}
     if saved.get("experiment") == "regression":
         found[PAIRS] = Case(_most_followed(frame), risks=history, in_time=True)

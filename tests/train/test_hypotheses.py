@@ -117,13 +117,24 @@ def test_a_finished_seed_that_lacks_a_file_is_an_error(tmp_path, name):
     (path / "seed-1" / name).unlink()
     status, _, err = command(path)
     assert status == 1
-    assert f"{path / 'seed-1'}: no {name} there" in err
+    assert f"{path / 'seed-1' / name} is not what was written" in err
+
+
+def test_a_seed_without_what_the_others_have_is_an_error(tmp_path):
+    path = run_directory(tmp_path / "run", regression=True)
+    (path / "seed-1" / "distances.parquet").unlink()
+    mark_as_finished(path / "seed-1", {})
+    status, _, err = command(path)
+    assert status == 1
+    assert f"{path / 'seed-1'}: no distances.parquet there" in err
 
 
 @pytest.mark.parametrize("name", ["seed-1/frame.parquet", "seed-1/history.csv", "settings.json"])
 def test_damaged_files_are_named_errors(tmp_path, name):
     path = run_directory(tmp_path / "run", regression=True)
     (path / name).write_bytes(b"\x00garbage")
+    if (path / name).parent != path:
+        mark_as_finished((path / name).parent, {})  # As if it had been written so.
     status, _, err = command(path)
     assert status == 1
     assert str(path / name) in err or "the risks lack the runs ['seed-1/1']" in err
@@ -146,6 +157,7 @@ def test_the_pairs_of_figure_4_are_judged_at_all_their_steps(tmp_path):
         frame = srel_tf.read_frame(file)
         followed = (frame["target_id"] == 0) & frame["source_id"].isin([2, 25])
         srel_tf.write_frame(frame[followed | (frame["step"] % 20 == 0)], file)
+        mark_as_finished(file.parent, {})
     assert command(path)[0] == 0
     table = srel_tf.read_frame(path / "verdicts.csv")
     pairs = table[(table["model"] == "Figure 4's pairs at all their steps") & (table["hypothesis"] == "1.2")]
@@ -175,6 +187,8 @@ def test_several_directories_and_their_errors(tmp_path):
     srel_tf.write_frame(frame.drop(columns="srel"), one / "seed-0" / "frame.parquet")
     frame = srel_tf.read_frame(two / "seed-0" / "frame.parquet")
     srel_tf.write_frame(pd.concat([frame, frame]), two / "seed-0" / "frame.parquet")
+    for path in (one, two):
+        mark_as_finished(path / "seed-0", {})
     assert "occur twice" in command(two)[2]
     status, _, err = command(one, "--confidence", 3)
     assert status == 1
@@ -187,6 +201,7 @@ def test_steps_are_summed_up_unless_asked_for(tmp_path):
         file = path / f"seed-{seed}" / "distances.parquet"
         distances = srel_tf.read_frame(file)
         srel_tf.write_frame(pd.concat([distances, distances.assign(step=150)]), file)
+        mark_as_finished(file.parent, {})
     short, every = command(path)[1], command(path, "--all")[1]
     assert "input, at all 2 steps" in short
     assert "input, step 100" not in short
