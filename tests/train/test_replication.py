@@ -178,6 +178,30 @@ def test_claims_on_measures_are_paired_by_seed(results):
     }
 
 
+def test_a_trend_of_a_selection_is_undecided(results):
+    directories = replication.load(results)
+    claims = replication.claims(directories).query("protocol == 'crossed' and measure == 'kl'")
+    of_rule = kept(results, "pairs.parquet").query("step == 12 and measure == 'kl' and rule == 'fresh_adam'")
+    share = of_rule["off_n_valid"].sum() / of_rule["off_n_pairs"].sum()
+    found = claims[claims["rule"] == "fresh_adam"].set_index("claim")
+    assert found["valid_last"].unique() == pytest.approx([share], rel=1e-12)
+    trends = list(replication.TRENDS)
+    assert (found.loc[trends, "verdict"] == "undecided").all()
+    assert found.loc[trends, "reason"].str.startswith(f"{share:.0%} of the entries").all()
+    assert not found.drop(trends)["reason"].str.contains("selection").any()
+
+
+def test_inter_above_intra_is_no_separation_of_the_kind_that_the_paper_means(results, tmp_path):
+    shutil.copytree(results / "cifar10-crossed", tmp_path / "cifar10-crossed")
+    file = tmp_path / "cifar10-crossed" / "separation.parquet"
+    separation = srel_tf.read_frame(file)
+    seeds = separation["seed"].astype(float)
+    for auc, verdict in ((0.3, "supported"), (0.5, "supported"), (0.7, "contradicted")):
+        srel_tf.write_frame(separation.assign(auc=auc + 0.001 * seeds), file)
+        claims = replication.claims(replication.load(tmp_path)).query("claim == 'no separation'")
+        assert set(claims["verdict"]) == {verdict}
+
+
 def test_how_far_a_step_moves_predictions(run, results):
     found = replication.moves(replication.load(results)).query("protocol == 'crossed' and step == 12")
     frame = run[1][0].query("step == 12 and measure == 'l1' and update == 'fresh_adam'")
