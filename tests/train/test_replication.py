@@ -1,6 +1,8 @@
 """From made-up run directories to the replication's tables and pictures, against NumPy, SciPy and plain loops."""
 
+import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,6 +15,7 @@ from tests.made_up import probe, result
 from train import condense, figures, replication
 from train.runs import mark_as_finished
 
+RESULTS = Path(__file__).parents[2] / "results"
 SEEDS, STEPS = (0, 1, 2), (0, 8, 12)
 MEASURES = ("kl", "l1", "published_kl")
 
@@ -263,3 +266,18 @@ def test_bad_input_is_told(tmp_path, capsys):
 def test_steps_that_were_not_measured(run, tmp_path):
     with pytest.raises(srel_tf.FrameError, match=r"steps \[5\] of seed 0"):
         condense.condense(run[0], tmp_path, steps=[5])
+
+
+def test_the_central_table_of_the_text_is_that_of_the_frames():
+    text = (RESULTS / "REPLICATION.md").read_text(encoding="utf-8").replace("−", "-")
+    table = text.split("| CIFAR-10, 5 seeds |")[1].split("\n\n")[0].splitlines()[2:]
+    rules = ("sgd η=0.0001", "sgd η=0.001", "sgd η=0.01", "optimizer", "fresh_adam", "limit")
+    found = srel_tf.read_frame(RESULTS / "replication" / "central.csv")
+    found = found.query("data == 'cifar10' and protocol == 'crossed' and quantity == 'auc'")
+    found = found.set_index(["measure", "rule"])[["mean", "low", "high"]]
+    for line in table:
+        measure, *cells = (cell.strip(" `") for cell in line.strip("|").split("|"))
+        for rule, cell in zip(rules, cells, strict=True):
+            told = [float(number) for number in re.findall(r"\d\.\d+", cell)]
+            expected = found.loc[measure, rule][: len(told)] if told else ()
+            np.testing.assert_allclose(told, expected, atol=6e-4, err_msg=f"{measure}, {rule}")
