@@ -49,7 +49,7 @@ def of_classification(path, protocol):
     yield "history.png", plotting.plot_history(srel_tf.read_frame(path / "history.csv"))
     yield "separation.png", plotting.plot_separation(frames["separation"])
     for rule, rows in frames["pairs"].groupby("rule", sort=False):
-        shown = rows[rows["measure"].isin(DRAWN[protocol])]
+        shown = rows[rows["measure"].isin(DRAWN.get(protocol, DRAWN["crossed"]))]
         yield f"pairs-{file_name(rule)}.png", plotting.plot_class_pairs(shown, classes)
     if protocol == "published":  # The same trainings by the definitions.
         rows = _smallest_steps(frames["pairs"]).query("update == 'sgd' and measure in ('kl', 'l1')")
