@@ -16,11 +16,12 @@ import numpy as np
 import pandas as pd
 
 import srel_tf
-from srel_tf import OptionError, SRelError, rule_names
+from srel_tf import FrameError, OptionError, SRelError, rule_names
 from srel_tf.files import read_json
 from srel_tf.hypotheses import COLUMNS, decide, interval
 
 PUBLISHED_NAMES = {"plane": "airplane", "car": "automobile"}
+PUBLISHED_COLUMNS = ["measure", "run", "step", "source_class", "target_class", "srel"]
 KEY = ["data", "protocol", "measure", "rule"]
 INTRA, INTER = "intra", "inter"
 
@@ -169,6 +170,15 @@ def moves(directories):
     return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
 
 
+def read_published(path):
+    """The published curves; `FrameError` for another table."""
+    curves = srel_tf.read_frame(path)
+    missing = [name for name in PUBLISHED_COLUMNS if name not in curves]
+    if missing:
+        raise FrameError(f"{path} lacks the columns {missing}: it is not the table of the published curves")
+    return curves
+
+
 def beside_published(pairs, published):
     """The published curves beside those of our `published` protocol, a row a (measure, source class, target class).
 
@@ -252,7 +262,7 @@ def report(directories, published, out):
         print(f"\nmedian ‖Δp‖₁ of one step\n{moved.to_string(index=False, float_format='{:.3g}'.format)}")
     if published and ("cifar10", "published") in directories:
         pairs = srel_tf.read_frame(directories["cifar10", "published"] / "pairs.parquet")
-        curves = beside_published(pairs, srel_tf.read_frame(published))
+        curves = beside_published(pairs, read_published(published))
         written.append(srel_tf.write_frame(curves, out / "published.csv"))
         print(f"\npublished curves and ours\n{curves.to_string(index=False, float_format='{:.3g}'.format)}")
     print("written:", *written, sep="\n  ")

@@ -269,6 +269,13 @@ def test_bad_input_is_told(tmp_path, capsys):
     assert "no results of train.condense" in capsys.readouterr().err
 
 
+def test_other_csv_than_the_published_curves_is_told(results, tmp_path, capsys):
+    (tmp_path / "history.csv").write_text("run,epoch,train_loss\n0,0,0.9\n", encoding="utf-8")
+    arguments = ["--results", str(results), "--published", str(tmp_path / "history.csv")]
+    assert replication.main([*arguments, "--out", str(tmp_path)]) == 1
+    assert "lacks the columns ['measure', 'step'" in capsys.readouterr().err
+
+
 def test_steps_that_were_not_measured(run, tmp_path):
     with pytest.raises(srel_tf.FrameError, match=r"steps \[5\] of seed 0"):
         condense.condense(run[0], tmp_path, steps=[5])
