@@ -60,7 +60,8 @@ def central(directories):
     later = separation[separation["epoch"] >= 1]
     kind = np.where(pairs["source_class"] == pairs["target_class"], INTRA, INTER)
     after = pairs.assign(kind=kind)[pairs["epoch"] >= 1].groupby([*run, "kind"], sort=False)
-    mean, off = after["mean"].mean().unstack(), after["off_mean"].mean().unstack()
+    kinds = pd.Index([INTRA, INTER])  # Also where nothing was measured after the first epoch.
+    mean, off = (after[name].mean().unstack().reindex(columns=kinds) for name in ("mean", "off_mean"))
     counts = pairs.groupby(run, sort=False)[["off_n_valid", "off_n_pairs"]].sum()
     of_runs = {
         "auc_start": first.groupby(run, sort=False)["auc"].mean(),

@@ -166,6 +166,17 @@ def test_the_central_table(run, results):
     assert {"change_intra", "change_inter", "intra", "inter", "off_intra", "ratio_of_medians"} <= set(row.index)
 
 
+def test_runs_without_a_measurement_after_the_first_epoch(results, tmp_path, capsys):
+    short = shutil.copytree(results / "cifar10-crossed", tmp_path / "digits-crossed")
+    for name in ("pairs.parquet", "separation.parquet"):
+        frame = srel_tf.read_frame(short / name)
+        srel_tf.write_frame(frame.assign(epoch=frame["epoch"] / 10), short / name)
+    assert replication.main(["--results", str(tmp_path)]) == 0
+    quantities = set(replication.central(replication.load(tmp_path))["quantity"])
+    assert "auc_start" in quantities
+    assert not quantities & {"auc", "intra", "off_intra"}
+
+
 def test_claims_on_measures_are_paired_by_seed(results):
     separation = kept(results, "separation.parquet")
     claims = replication.claims(replication.load(results))
