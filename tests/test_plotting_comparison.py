@@ -60,9 +60,12 @@ def test_spread_draws_medians_means_and_quantiles_over_runs():
             assert {(e, expected.loc[e, q]) for e in EPOCHS for q in ("q0.05", "q0.95")} <= edges
 
 
-def test_spread_writes_no_two_numbers_on_one_place_of_the_axis():
-    """Minor ticks of a logarithmic axis would, where it spans decades."""
-    figure = plot_spread(quantiles())
+@pytest.mark.parametrize("power", [1, 0.2, 0.1, 0.05])
+def test_spread_writes_numbers_and_no_two_on_one_place_of_the_axis(power):
+    """Minor ticks of a logarithmic axis would, where it spans decades; major ticks alone write none within one."""
+    frame = quantiles()
+    values = ["q0.05", "q0.5", "q0.95", "mean"]
+    figure = plot_spread(frame.assign(**(0.3 * frame[values] ** power)))
     figure.draw_without_rendering()
     for ax in figure.axes:
         shown = [t for t in (*ax.get_yticklabels(), *ax.get_yticklabels(minor=True)) if t.get_text()]

@@ -77,7 +77,7 @@ def parser():
     p.add_argument("--resume", action="store_true", help="interrupted seeds go on from what they saved last")
     p.add_argument("--restart", action="store_true", help="interrupted seeds forget what they saved, and begin again")
     p.add_argument("--skip-damaged", action="store_true", help="with --resume: leave damaged parts of the frame out")
-    p.add_argument("--out", help="run directory (default: runs/DATASET-MODEL)")
+    p.add_argument("--out", help="run directory (default: runs/DATASET-MODEL, or runs/DATASET-PROTOCOL)")
     p.add_argument("--log-dir", help="TensorBoard directory")
     return p
 
@@ -115,7 +115,7 @@ def run(args):
     settings = {name: value for name, value in vars(args).items() if name not in NOT_SETTINGS}
     if settings["dataset"] == "digits" and not (settings["classes"] or settings["select_top"]):
         settings["classes"] = DIGITS
-    out = Path(args.out or f"runs/{re.sub('[:/]+', '-', settings['dataset'])}-{settings['model']}")
+    out = _out(args)
     kept = {k: v for k, v in settings.items() if k not in ("data_dir", "download")}
     directory = RunDirectory(out, kept)
     if settings["select_top"]:
@@ -135,6 +135,11 @@ def run(args):
             print(f"seed {seed}:")
             _train(settings, directory, options, seed)
     report(directory, args.seeds)
+
+
+def _out(args):
+    """The run directory; each protocol has one of its own, for they differ in settings."""
+    return Path(args.out or f"runs/{re.sub('[:/]+', '-', args.dataset)}-{args.protocol or args.model}")
 
 
 def _train(settings, directory, options, seed, **more):

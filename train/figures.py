@@ -20,7 +20,7 @@ from srel_tf.files import read_json
 from srel_tf.plotting import save_figure
 from srel_tf.plotting import theory as theory_plots
 from train import benchmark_report, regression_report
-from train.replication import PUBLISHED_NAMES, load
+from train.replication import PUBLISHED_NAMES, load, read_published
 from train.runs import finished_seeds
 
 THEORY = {
@@ -49,7 +49,7 @@ def of_classification(path, protocol):
     yield "history.png", plotting.plot_history(srel_tf.read_frame(path / "history.csv"))
     yield "separation.png", plotting.plot_separation(frames["separation"])
     for rule, rows in frames["pairs"].groupby("rule", sort=False):
-        shown = rows[rows["measure"].isin(DRAWN[protocol])]
+        shown = rows[rows["measure"].isin(DRAWN.get(protocol, DRAWN["crossed"]))]
         yield f"pairs-{file_name(rule)}.png", plotting.plot_class_pairs(shown, classes)
     if protocol == "published":  # The same trainings by the definitions.
         rows = _smallest_steps(frames["pairs"]).query("update == 'sgd' and measure in ('kl', 'l1')")
@@ -103,7 +103,7 @@ def remake(results, published=None):
         yield from _written(of_classification(path, protocol), path / "figures")
     ours = results / "cifar10-published" / "pairs.parquet"
     if published and ours.exists():
-        curves = side_by_side(srel_tf.read_frame(ours), srel_tf.read_frame(published))
+        curves = side_by_side(srel_tf.read_frame(ours), read_published(published))
         drawn = ((f"beside-{m}.png", plotting.plot_beside(curves, m)) for m in curves["measure"].unique())
         yield from _written(drawn, results / "replication")
     if (results / "theory").exists():

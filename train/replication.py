@@ -16,11 +16,12 @@ import numpy as np
 import pandas as pd
 
 import srel_tf
-from srel_tf import OptionError, SRelError, rule_names
+from srel_tf import FrameError, OptionError, SRelError, rule_names
 from srel_tf.files import read_json
 from srel_tf.hypotheses import COLUMNS, decide, interval
 
 PUBLISHED_NAMES = {"plane": "airplane", "car": "automobile"}
+PUBLISHED_COLUMNS = ["measure", "run", "step", "source_class", "target_class", "srel"]
 KEY = ["data", "protocol", "measure", "rule"]
 INTRA, INTER = "intra", "inter"
 
@@ -59,7 +60,8 @@ def central(directories):
     later = separation[separation["epoch"] >= 1]
     kind = np.where(pairs["source_class"] == pairs["target_class"], INTRA, INTER)
     after = pairs.assign(kind=kind)[pairs["epoch"] >= 1].groupby([*run, "kind"], sort=False)
-    mean, off = after["mean"].mean().unstack(), after["off_mean"].mean().unstack()
+    kinds = pd.Index([INTRA, INTER])  # Also where nothing was measured after the first epoch.
+    mean, off = (after[name].mean().unstack().reindex(columns=kinds) for name in ("mean", "off_mean"))
     counts = pairs.groupby(run, sort=False)[["off_n_valid", "off_n_pairs"]].sum()
     of_runs = {
         "auc_start": first.groupby(run, sort=False)["auc"].mean(),
@@ -92,6 +94,11 @@ def _trends(directories):
     ]
 
 
+# Claims on the time dependence of means, and the share of entries from which on a mean is one of a selection.
+TRENDS = ("intra constant in time", "inter decreasing", "inter decreases more than intra")
+MISSING = 0.05
+# "Such a separation", intra above inter, is not seen: a separation the other way round is none of that kind.
+NO_SEPARATION = (-np.inf, 0.55)
 # What one measure is said to do better than another: (claim, first, second, bounds of AUC(first) − AUC(second)).
 COMPARISONS = (
     ("KL separates better than ℓ1", "kl", "l1", (0.01, np.inf)),
@@ -105,6 +112,8 @@ def claims(directories):
     """Verdicts on the paper's claims of Section 2.1: those of `class_claim`, and on which measure separates.
 
     AUCs are means over the measurements after the first epoch, one a seed; differences are paired by seed.
+    `valid_last`: share of valid entries at the last step. Where more than `MISSING` of them lack, trends of means are
+    undecided: what float32 does not resolve are the rows of the smallest denominators, which carry the means.
     """
     separation = read(directories, "separation.parquet")
     auc = separation[separation["epoch"] >= 1].groupby([*KEY, "update", "estimator", "run"], sort=False)["auc"].mean()
@@ -115,14 +124,31 @@ def claims(directories):
         kept = {"data": data, "protocol": protocol, "rule": rule}
         for name in (m for m in ("l1", "l2", "kl", "published_kl", "published_l2") if m in by_measure):
             claim = {**about, "measure": name, "claim": "no separation", "effect": "AUC"}
-            rows.append({**decide(claim, by_measure[name].to_numpy(), (0.45, 0.55)), **kept})
+            rows.append({**decide(claim, by_measure[name].to_numpy(), NO_SEPARATION), **kept})
         for claim, first, second, bounds in COMPARISONS:
             if {first, second} <= set(by_measure):
                 gaps = (by_measure[first] - by_measure[second]).to_numpy()
                 names = {**about, "measure": f"{first} − {second}", "claim": claim, "effect": "difference of AUC"}
                 rows.append({**decide(names, gaps, bounds), **kept})
     found = pd.DataFrame(rows, columns=[*COLUMNS, "data", "protocol", "rule"])
-    return pd.concat([read(directories, "verdicts.csv"), found], ignore_index=True)
+    verdicts = pd.concat([read(directories, "verdicts.csv"), found], ignore_index=True)
+    return _of_selections(verdicts, read(directories, "pairs.parquet"))
+
+
+def _of_selections(verdicts, pairs):
+    """The verdicts with `valid_last`, the lower of two measures' where two are compared; see `claims`."""
+    last = pairs[pairs["step"] == pairs.groupby(KEY)["step"].transform("max")]
+    counts = last.groupby(KEY)[["off_n_valid", "off_n_pairs"]].sum()
+    share = counts["off_n_valid"] / counts["off_n_pairs"]
+    rows = verdicts[KEY].itertuples(index=False)
+    found = verdicts.assign(
+        valid_last=[min(share[r.data, r.protocol, m, r.rule] for m in r.measure.split(" − ")) for r in rows]
+    )
+    selected = found["claim"].isin(TRENDS) & (found["valid_last"] < 1 - MISSING)
+    reasons = found["valid_last"].map("{:.0%} of the entries are valid at the last step: a trend of a selection".format)
+    return found.assign(
+        verdict=found["verdict"].mask(selected, "undecided"), reason=found["reason"].mask(selected, reasons)
+    )
 
 
 def moves(directories):
@@ -143,6 +169,15 @@ def moves(directories):
         table = of_rule["numerator"].median().unstack().reset_index()
         rows.append(table.assign(data=data, protocol=protocol))
     return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
+
+
+def read_published(path):
+    """The published curves; `FrameError` for another table."""
+    curves = srel_tf.read_frame(path)
+    missing = [name for name in PUBLISHED_COLUMNS if name not in curves]
+    if missing:
+        raise FrameError(f"{path} lacks the columns {missing}: it is not the table of the published curves")
+    return curves
 
 
 def beside_published(pairs, published):
@@ -228,7 +263,7 @@ def report(directories, published, out):
         print(f"\nmedian ‖Δp‖₁ of one step\n{moved.to_string(index=False, float_format='{:.3g}'.format)}")
     if published and ("cifar10", "published") in directories:
         pairs = srel_tf.read_frame(directories["cifar10", "published"] / "pairs.parquet")
-        curves = beside_published(pairs, srel_tf.read_frame(published))
+        curves = beside_published(pairs, read_published(published))
         written.append(srel_tf.write_frame(curves, out / "published.csv"))
         print(f"\npublished curves and ours\n{curves.to_string(index=False, float_format='{:.3g}'.format)}")
     print("written:", *written, sep="\n  ")

@@ -1,6 +1,7 @@
 """How well S_rel tells classes apart over training, and how wide its distribution is."""
 
 import seaborn as sns
+from matplotlib.ticker import LogFormatter
 
 from srel_tf.errors import FrameError
 from srel_tf.frames import check_columns
@@ -75,7 +76,7 @@ def plot_spread(quantiles):
                     ax.fill_between(curve.index, curve["q0.05"], curve["q0.95"], color=colour, alpha=0.2, lw=0)
             ax.set(yscale="log", title=f"{MEASURE_NAMES.get(measure, measure)}\n{rule}", xlabel="epochs")
             ax.yaxis.set_major_formatter("{x:g}")
-            ax.yaxis.set_minor_formatter("")
+            ax.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.4)))  # Numbers within two decades, too.
         row[0].set_ylabel("$S_{rel}$, bands 5–95% of pairs")
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize="small")

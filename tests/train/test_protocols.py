@@ -7,7 +7,7 @@ import pytest
 import srel_tf
 from srel_tf import OptionError
 from srel_tf.files import read_json
-from train.classification import _parse, main
+from train.classification import _out, _parse, main
 from train.experiment import SCHEDULES
 from train.protocols import PROTOCOLS, preset
 from train.rules import parse_rules
@@ -30,6 +30,13 @@ def test_protocols_of_all_sets(name):
         parse_rules(options["update"], options["measures"], options["learning_rate"])
     with pytest.raises(OptionError, match=r"'text'.*defined"):
         preset("text", "digits")
+
+
+def test_each_protocol_has_a_run_directory_of_its_own():
+    named = [str(_out(_parse(["--protocol", name, "--dataset", "folder:a/b"]))) for name in PROTOCOLS]
+    assert named == [f"runs/folder-a-b-{name}" for name in PROTOCOLS]
+    assert str(_out(_parse([]))) == "runs/digits-cnn"
+    assert str(_out(_parse(["--protocol", "defined", "--out", "here"]))) == "here"
 
 
 def test_the_published_schedule():

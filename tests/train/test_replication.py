@@ -1,6 +1,8 @@
 """From made-up run directories to the replication's tables and pictures, against NumPy, SciPy and plain loops."""
 
+import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,6 +15,7 @@ from tests.made_up import probe, result
 from train import condense, figures, replication
 from train.runs import mark_as_finished
 
+RESULTS = Path(__file__).parents[2] / "results"
 SEEDS, STEPS = (0, 1, 2), (0, 8, 12)
 MEASURES = ("kl", "l1", "published_kl")
 
@@ -163,6 +166,17 @@ def test_the_central_table(run, results):
     assert {"change_intra", "change_inter", "intra", "inter", "off_intra", "ratio_of_medians"} <= set(row.index)
 
 
+def test_runs_without_a_measurement_after_the_first_epoch(results, tmp_path, capsys):
+    short = shutil.copytree(results / "cifar10-crossed", tmp_path / "digits-crossed")
+    for name in ("pairs.parquet", "separation.parquet"):
+        frame = srel_tf.read_frame(short / name)
+        srel_tf.write_frame(frame.assign(epoch=frame["epoch"] / 10), short / name)
+    assert replication.main(["--results", str(tmp_path)]) == 0
+    quantities = set(replication.central(replication.load(tmp_path))["quantity"])
+    assert "auc_start" in quantities
+    assert not quantities & {"auc", "intra", "off_intra"}
+
+
 def test_claims_on_measures_are_paired_by_seed(results):
     separation = kept(results, "separation.parquet")
     claims = replication.claims(replication.load(results))
@@ -176,6 +190,30 @@ def test_claims_on_measures_are_paired_by_seed(results):
         "no separation",
         "KL separates better than ℓ1",
     }
+
+
+def test_a_trend_of_a_selection_is_undecided(results):
+    directories = replication.load(results)
+    claims = replication.claims(directories).query("protocol == 'crossed' and measure == 'kl'")
+    of_rule = kept(results, "pairs.parquet").query("step == 12 and measure == 'kl' and rule == 'fresh_adam'")
+    share = of_rule["off_n_valid"].sum() / of_rule["off_n_pairs"].sum()
+    found = claims[claims["rule"] == "fresh_adam"].set_index("claim")
+    assert found["valid_last"].unique() == pytest.approx([share], rel=1e-12)
+    trends = list(replication.TRENDS)
+    assert (found.loc[trends, "verdict"] == "undecided").all()
+    assert found.loc[trends, "reason"].str.startswith(f"{share:.0%} of the entries").all()
+    assert not found.drop(trends)["reason"].str.contains("selection").any()
+
+
+def test_inter_above_intra_is_no_separation_of_the_kind_that_the_paper_means(results, tmp_path):
+    shutil.copytree(results / "cifar10-crossed", tmp_path / "cifar10-crossed")
+    file = tmp_path / "cifar10-crossed" / "separation.parquet"
+    separation = srel_tf.read_frame(file)
+    seeds = separation["seed"].astype(float)
+    for auc, verdict in ((0.3, "supported"), (0.5, "supported"), (0.7, "contradicted")):
+        srel_tf.write_frame(separation.assign(auc=auc + 0.001 * seeds), file)
+        claims = replication.claims(replication.load(tmp_path)).query("claim == 'no separation'")
+        assert set(claims["verdict"]) == {verdict}
 
 
 def test_how_far_a_step_moves_predictions(run, results):
@@ -229,6 +267,12 @@ def test_every_picture_again(results, published, tmp_path, capsys):
     assert all((results / name.lstrip("/")).stat().st_size > 5000 for name in written)
 
 
+def test_pictures_of_a_directory_that_is_named_after_no_protocol(results, tmp_path):
+    shutil.copytree(results / "cifar10-crossed", tmp_path / "cifar10-mine")
+    names = [name for name, _ in figures.of_classification(tmp_path / "cifar10-mine", "mine")]
+    assert "pairs-fresh_adam.png" in names
+
+
 def test_bad_input_is_told(tmp_path, capsys):
     assert condense.main([str(tmp_path), "--out", str(tmp_path / "out")]) == 1
     assert "no finished seed" in capsys.readouterr().err
@@ -236,6 +280,28 @@ def test_bad_input_is_told(tmp_path, capsys):
     assert "no results of train.condense" in capsys.readouterr().err
 
 
+def test_other_csv_than_the_published_curves_is_told(results, tmp_path, capsys):
+    (tmp_path / "history.csv").write_text("run,epoch,train_loss\n0,0,0.9\n", encoding="utf-8")
+    arguments = ["--results", str(results), "--published", str(tmp_path / "history.csv")]
+    assert replication.main([*arguments, "--out", str(tmp_path)]) == 1
+    assert "lacks the columns ['measure', 'step'" in capsys.readouterr().err
+
+
 def test_steps_that_were_not_measured(run, tmp_path):
     with pytest.raises(srel_tf.FrameError, match=r"steps \[5\] of seed 0"):
         condense.condense(run[0], tmp_path, steps=[5])
+
+
+def test_the_central_table_of_the_text_is_that_of_the_frames():
+    text = (RESULTS / "REPLICATION.md").read_text(encoding="utf-8").replace("−", "-")
+    table = text.split("| CIFAR-10, 5 seeds |")[1].split("\n\n")[0].splitlines()[2:]
+    rules = ("sgd η=0.0001", "sgd η=0.001", "sgd η=0.01", "optimizer", "fresh_adam", "limit")
+    found = srel_tf.read_frame(RESULTS / "replication" / "central.csv")
+    found = found.query("data == 'cifar10' and protocol == 'crossed' and quantity == 'auc'")
+    found = found.set_index(["measure", "rule"])[["mean", "low", "high"]]
+    for line in table:
+        measure, *cells = (cell.strip(" `") for cell in line.strip("|").split("|"))
+        for rule, cell in zip(rules, cells, strict=True):
+            told = [float(number) for number in re.findall(r"\d\.\d+", cell)]
+            expected = found.loc[measure, rule][: len(told)] if told else ()
+            np.testing.assert_allclose(told, expected, atol=6e-4, err_msg=f"{measure}, {rule}")
