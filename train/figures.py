@@ -20,7 +20,8 @@ from srel_tf.files import read_json
 from srel_tf.plotting import save_figure
 from srel_tf.plotting import theory as theory_plots
 from train import benchmark_report, regression_report
-from train.replication import PUBLISHED_NAMES, load, read_published
+from train.condensed import load
+from train.replication import PUBLISHED_NAMES, read_published
 from train.runs import finished_seeds
 
 THEORY = {

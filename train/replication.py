@@ -5,6 +5,7 @@ python -m train.replication                reads results/*-{defined,published,cr
     central.csv    the table: AUC, ratio of medians, Definition 3, trends, shares of valid entries, intervals over seeds
     claims.csv     the paper's claims, a verdict a dataset, measure and rule (as `srel_tf.hypotheses` gives them)
     moves.csv      how far one fictitious step moves predictions, where a run has matrices.parquet
+    adjusted.csv   AUC within rows, and without the scales of sources and targets, of the same matrices
     published.csv  the published CIFAR-10 curves beside ours of the same protocol, a row a measure and class pair
 """
 
@@ -16,34 +17,15 @@ import numpy as np
 import pandas as pd
 
 import srel_tf
-from srel_tf import FrameError, OptionError, SRelError, rule_names
+from srel_tf import FrameError, OptionError, SRelError
 from srel_tf.files import read_json
-from srel_tf.hypotheses import COLUMNS, decide, interval
+from srel_tf.hypotheses import interval
+from train.claims import claims
+from train.condensed import INTER, INTRA, KEY, load, read
+from train.single_matrices import adjusted, moves
 
 PUBLISHED_NAMES = {"plane": "airplane", "car": "automobile"}
 PUBLISHED_COLUMNS = ["measure", "run", "step", "source_class", "target_class", "srel"]
-KEY = ["data", "protocol", "measure", "rule"]
-INTRA, INTER = "intra", "inter"
-
-
-def load(results):
-    """{(data, protocol): directory} of what `train.condense` wrote below `results`; `OptionError` if nothing."""
-    found = {}
-    for mark in sorted(results.glob("*-*/separation.parquet")):
-        data, _, protocol = mark.parent.name.rpartition("-")
-        found[data, protocol] = mark.parent
-    if not found:
-        raise OptionError(f"{results} holds no results of train.condense (DATA-PROTOCOL/separation.parquet)")
-    return found
-
-
-def read(directories, name):
-    """The tables `name` of all directories, with columns data and protocol."""
-    tables = [
-        srel_tf.read_frame(path / name).assign(data=data, protocol=protocol)
-        for (data, protocol), path in directories.items()
-    ]
-    return pd.concat(tables, ignore_index=True)
 
 
 def central(directories):
@@ -92,83 +74,6 @@ def _trends(directories):
     return found.rename(columns={"effect_size": "mean", "ci_low": "low", "ci_high": "high"})[
         [*KEY, "quantity", "mean", "low", "high", "n_seeds"]
     ]
-
-
-# Claims on the time dependence of means, and the share of entries from which on a mean is one of a selection.
-TRENDS = ("intra constant in time", "inter decreasing", "inter decreases more than intra")
-MISSING = 0.05
-# "Such a separation", intra above inter, is not seen: a separation the other way round is none of that kind.
-NO_SEPARATION = (-np.inf, 0.55)
-# What one measure is said to do better than another: (claim, first, second, bounds of AUC(first) − AUC(second)).
-COMPARISONS = (
-    ("KL separates better than ℓ1", "kl", "l1", (0.01, np.inf)),
-    ("ℓ1 and ℓ2 are indistinguishable", "l1", "l2", (-0.01, 0.01)),
-    ("softmax outputs separate better than raw ones, ℓ1", "l1", "raw_l1", (0.01, np.inf)),
-    ("softmax outputs separate better than raw ones, ℓ2", "l2", "raw_l2", (0.01, np.inf)),
-)
-
-
-def claims(directories):
-    """Verdicts on the paper's claims of Section 2.1: those of `class_claim`, and on which measure separates.
-
-    AUCs are means over the measurements after the first epoch, one a seed; differences are paired by seed.
-    `valid_last`: share of valid entries at the last step. Where more than `MISSING` of them lack, trends of means are
-    undecided: what float32 does not resolve are the rows of the smallest denominators, which carry the means.
-    """
-    separation = read(directories, "separation.parquet")
-    auc = separation[separation["epoch"] >= 1].groupby([*KEY, "update", "estimator", "run"], sort=False)["auc"].mean()
-    rows = []
-    for (data, protocol, rule), of_rule in auc.groupby(["data", "protocol", "rule"], sort=False):
-        by_measure = of_rule.reset_index().pivot(index="run", columns="measure", values="auc")
-        about = {"hypothesis": "Section 2.1", "scope": "AUC after the first epoch", "update": rule, "estimator": ""}
-        kept = {"data": data, "protocol": protocol, "rule": rule}
-        for name in (m for m in ("l1", "l2", "kl", "published_kl", "published_l2") if m in by_measure):
-            claim = {**about, "measure": name, "claim": "no separation", "effect": "AUC"}
-            rows.append({**decide(claim, by_measure[name].to_numpy(), NO_SEPARATION), **kept})
-        for claim, first, second, bounds in COMPARISONS:
-            if {first, second} <= set(by_measure):
-                gaps = (by_measure[first] - by_measure[second]).to_numpy()
-                names = {**about, "measure": f"{first} − {second}", "claim": claim, "effect": "difference of AUC"}
-                rows.append({**decide(names, gaps, bounds), **kept})
-    found = pd.DataFrame(rows, columns=[*COLUMNS, "data", "protocol", "rule"])
-    verdicts = pd.concat([read(directories, "verdicts.csv"), found], ignore_index=True)
-    return _of_selections(verdicts, read(directories, "pairs.parquet"))
-
-
-def _of_selections(verdicts, pairs):
-    """The verdicts with `valid_last`, the lower of two measures' where two are compared; see `claims`."""
-    last = pairs[pairs["step"] == pairs.groupby(KEY)["step"].transform("max")]
-    counts = last.groupby(KEY)[["off_n_valid", "off_n_pairs"]].sum()
-    share = counts["off_n_valid"] / counts["off_n_pairs"]
-    rows = verdicts[KEY].itertuples(index=False)
-    found = verdicts.assign(
-        valid_last=[min(share[r.data, r.protocol, m, r.rule] for m in r.measure.split(" − ")) for r in rows]
-    )
-    selected = found["claim"].isin(TRENDS) & (found["valid_last"] < 1 - MISSING)
-    reasons = found["valid_last"].map("{:.0%} of the entries are valid at the last step: a trend of a selection".format)
-    return found.assign(
-        verdict=found["verdict"].mask(selected, "undecided"), reason=found["reason"].mask(selected, reasons)
-    )
-
-
-def moves(directories):
-    """Median ‖Δp‖₁ (at most 2) of one finite fictitious step, at the source, at targets of its class and of others.
-
-    From the matrices that `train.condense --matrices` kept, of one seed: a row a (data, protocol, rule, step).
-    """
-    rows = []
-    for (data, protocol), path in directories.items():
-        if not (path / "matrices.parquet").exists():
-            continue
-        entries = srel_tf.read_frame(path / "matrices.parquet")
-        entries["rule"] = rule_names(entries)
-        finite = entries[(entries["measure"] == "l1") & (entries["estimator"] != "limit")]
-        same = (finite["source_class"] == finite["target_class"]).map({True: INTRA, False: INTER})
-        own = finite["source_id"] == finite["target_id"]
-        of_rule = finite.assign(kind=same.mask(own, "source")).groupby(["rule", "step", "kind"], sort=False)
-        table = of_rule["numerator"].median().unstack().reset_index()
-        rows.append(table.assign(data=data, protocol=protocol))
-    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
 
 
 def read_published(path):
@@ -257,10 +162,11 @@ def report(directories, published, out):
     written.append(srel_tf.write_frame(verdicts, out / "claims.csv"))
     counts = verdicts.groupby(["data", "protocol", "claim", "verdict"], sort=False).size().unstack(fill_value=0)
     print(f"\nverdicts, counted over measures and rules\n{counts.to_string()}")
-    moved = moves(directories)
-    if len(moved):
-        written.append(srel_tf.write_frame(moved, out / "moves.csv"))
-        print(f"\nmedian ‖Δp‖₁ of one step\n{moved.to_string(index=False, float_format='{:.3g}'.format)}")
+    titles = {"moves": "median ‖Δp‖₁ of one step", "adjusted": "AUC of single matrices, scales taken away"}
+    for name, table in (("moves", moves(directories)), ("adjusted", adjusted(directories))):
+        if len(table):
+            written.append(srel_tf.write_frame(table, out / f"{name}.csv"))
+            print(f"\n{titles[name]}\n{table.to_string(index=False, float_format='{:.3g}'.format)}")
     if published and ("cifar10", "published") in directories:
         pairs = srel_tf.read_frame(directories["cifar10", "published"] / "pairs.parquet")
         curves = beside_published(pairs, read_published(published))

@@ -12,7 +12,8 @@ from scipy import stats
 import srel_tf
 from srel_tf.files import read_json, write_json
 from tests.made_up import probe, result
-from train import condense, figures, replication
+from train import claims as claims_table
+from train import condense, figures, replication, single_matrices
 from train.runs import mark_as_finished
 
 RESULTS = Path(__file__).parents[2] / "results"
@@ -199,7 +200,7 @@ def test_a_trend_of_a_selection_is_undecided(results):
     share = of_rule["off_n_valid"].sum() / of_rule["off_n_pairs"].sum()
     found = claims[claims["rule"] == "fresh_adam"].set_index("claim")
     assert found["valid_last"].unique() == pytest.approx([share], rel=1e-12)
-    trends = list(replication.TRENDS)
+    trends = list(claims_table.TRENDS)
     assert (found.loc[trends, "verdict"] == "undecided").all()
     assert found.loc[trends, "reason"].str.startswith(f"{share:.0%} of the entries").all()
     assert not found.drop(trends)["reason"].str.contains("selection").any()
@@ -214,6 +215,38 @@ def test_inter_above_intra_is_no_separation_of_the_kind_that_the_paper_means(res
         srel_tf.write_frame(separation.assign(auc=auc + 0.001 * seeds), file)
         claims = replication.claims(replication.load(tmp_path)).query("claim == 'no separation'")
         assert set(claims["verdict"]) == {verdict}
+
+
+def test_scales_of_sources_and_targets_taken_away(run, results):
+    """Rows by a loop; residuals of log S by taking row and column means away in turn until nothing is left of them."""
+    found = single_matrices.adjusted(replication.load(results)).query("protocol == 'crossed' and step == 12")
+    row = found[(found["measure"] == "kl") & (found["rule"] == "fresh_adam")].iloc[0]
+    rows, same = entries(run, seed=0, step=12)
+    assert row["auc"] == pytest.approx(np.mean(rows["srel"][same].to_numpy()[:, None] > rows["srel"][~same].to_numpy()))
+    of_rows = []
+    for source in rows["source_id"].unique():
+        one, kind = rows["source_id"] == source, same
+        intra, inter = rows["srel"][one & kind].to_numpy(), rows["srel"][one & ~kind].to_numpy()
+        of_rows.append(np.mean(intra[:, None] > inter))
+    assert row["auc_rows"] == pytest.approx(np.mean(of_rows))
+    left = np.log(rows["srel"])
+    for _ in range(200):
+        left -= left.groupby(rows["source_id"]).transform("mean")
+        left -= left.groupby(rows["target_id"]).transform("mean")
+    expected = np.mean(left[same].to_numpy()[:, None] > left[~same].to_numpy())
+    assert row["auc_two_way"] == pytest.approx(expected)
+
+
+def test_a_separation_under_scales_is_found():
+    rng = np.random.default_rng(0)
+    scales = 10.0 ** rng.uniform(-2, 2, (2, 12))
+    i, j = (k.ravel() for k in np.indices((12, 12)))
+    entries = pd.DataFrame({"source_id": i, "target_id": j, "same": i % 3 == j % 3})
+    entries["srel"] = scales[0][i] * scales[1][j] * np.where(entries["same"], 1.5, 1.0)
+    entries = entries[i != j]
+    left = single_matrices.two_way_residuals(entries)
+    assert single_matrices.auc(entries["srel"], entries["same"]) < 0.7
+    assert single_matrices.auc(left, entries["same"]) > 0.99
 
 
 def test_how_far_a_step_moves_predictions(run, results):
