@@ -7,6 +7,7 @@ Each item is a function that checks it by a computation and reads the effect fro
 import keras
 import numpy as np
 import tensorflow as tf
+from scipy.special import rel_entr
 
 import srel_tf
 from train import data
@@ -33,7 +34,8 @@ def published_kl(evidence):
         f"{np.abs(at_rest - entropy_and_square(p)).max():.0e} on a grid of the simplex), for C = 3 from "
         f"{-high / 3:.3f} (uniform p) to {-low / 3:.3f} (certain), so that the ratio of any two predictions lies in "
         f"[{low / high:.3f}, {high / low:.3f}]. A net at initialisation: {still.min():.3f} to {still.max():.3f} for "
-        f"η = 1e-12, {moved.min():.3f} to {moved.max():.3f} for η = 1e-4 (fresh Adam)"
+        f"η = 1e-12, {moved.min():.3f} to {moved.max():.3f} for η = 1e-4 (fresh Adam). Nor would a logarithm make "
+        f"it Definition 2: kl_div(log g⁺, g) is {kl_div_with_logarithm()}"
     )
     effect = evidence.of_runs("crossed", _kl_beside_published_kl)
     if evidence.srel is not None:
@@ -44,6 +46,16 @@ def published_kl(evidence):
             f"their values lie in the interval of two predictions that do not move"
         )
     return check, effect
+
+
+def kl_div_with_logarithm():
+    """Which divergence kl_div(log g⁺, g) is, said by numbers: its terms are g (log g − log g⁺)."""
+    old, new = np.array([0.7, 0.2, 0.1]), np.array([0.5, 0.2, 0.3])
+    computed = np.sum(old * (np.log(old) - np.log(new)))
+    return (
+        f"KL(g, g⁺), the reverse: {computed:.4f} for g = (0.7, 0.2, 0.1) and g⁺ = (0.5, 0.2, 0.3), where KL(g⁺, g) is "
+        f"{rel_entr(new, old).sum():.4f}"
+    )
 
 
 def unmoved_published_kl(p):
