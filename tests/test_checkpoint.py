@@ -96,6 +96,33 @@ def test_another_training_is_refused_with_the_difference(saved, other, shown):
     assert int(model.optimizer.iterations) == 0
 
 
+class Own(srel_tf.SRelMixin, keras.Model):
+    """A subclass, which tells nothing of its layers."""
+
+    def __init__(self, activation, rate):
+        super().__init__()
+        self.hidden, self.drop = keras.layers.Dense(3, activation), keras.layers.Dropout(rate)
+        self.out = keras.layers.Dense(2)
+
+    def call(self, x, training=None):
+        return self.out(self.drop(self.hidden(x), training=training))
+
+
+def test_another_layer_in_a_model_of_the_users_own_is_refused(tmp_path):
+    def own(activation=keras.activations.relu, rate=0.1):
+        model = Own(activation, rate)
+        model.compile("adam", LOSS)
+        model.attach_probe(srel_tf.ProbeSet(X[:2], Y[:2]), every=1)
+        return model
+
+    with FrameStore(tmp_path / "frame", write=True) as store:
+        own().fit(X, Y, batch_size=4, verbose=0, callbacks=[Checkpoint(store)])
+        assert Checkpoint(store).restore(own()) == (1, 0)
+        for other in (own(keras.activations.tanh), own(rate=0.5)):
+            with pytest.raises(StorageError, match=r"another training.*\n  architecture: "):
+                Checkpoint(store).restore(other)
+
+
 def test_a_probe_more_or_less_is_refused(saved):
     model = net()
     model.attach_probe(srel_tf.ProbeSet(X[:2], Y[:2]))
