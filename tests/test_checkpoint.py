@@ -315,6 +315,58 @@ def test_averaged_weights_are_saved_at_the_ends_of_epochs(tmp_path):
         assert (store.about["epoch"], store.about["batch"], store.about["step"]) == (1, 0, 4)
 
 
+def test_averaged_weights_are_not_saved_where_training_stops_within_an_epoch(tmp_path):
+    """The rest would begin with the averages; instead the epoch is begun again, and ends as one training."""
+
+    def train(path, act=None):
+        model = net(optimizer=keras.optimizers.SGD(0.5, use_ema=True))
+        with FrameStore(path, write=True) as store:
+            checkpoint = Checkpoint(store)
+            epoch, batch = checkpoint.restore(model)
+            assert batch == 0
+            more = [AtUpdate(6, lambda model: stop_training(model, None))] if act else []
+            options = {"callbacks": [checkpoint, *more], "epochs": 3, "verbose": 0}
+            model.fit(known(epoch), initial_epoch=epoch, **options)
+            return model, store.about["step"]
+
+    expected, _ = train(tmp_path / "whole")
+    assert train(tmp_path / "two", act=stop_training)[1] == 4
+    again, step = train(tmp_path / "two")
+    assert step == 12
+    for a, b in zip(expected.variables, again.variables, strict=True):
+        np.testing.assert_array_equal(a.numpy(), b.numpy())
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class AlwaysDropout(keras.layers.Layer):
+    """Draws in inference too."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.seeds = keras.random.SeedGenerator(3)
+
+    def call(self, x):
+        return keras.random.dropout(x, 0.5, seed=self.seeds)
+
+
+@pytest.mark.parametrize("within", [False, True])
+def test_seeds_that_inference_draws_from_go_on(within, tmp_path):
+    """Also where metrics are made for the rest of an epoch, which takes a call of the model."""
+    with FrameStore(tmp_path / "frame", write=True) as store:
+        models = []
+        for _ in range(2):
+            keras.utils.set_random_seed(0)
+            model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3), AlwaysDropout(), keras.layers.Dense(2)])
+            model.compile("sgd", LOSS, metrics=["accuracy"])
+            models.append(model)
+        first, second = models
+        stop = [AtUpdate(6, lambda model: stop_training(model, None))] if within else []
+        first.fit(known(0), epochs=2, verbose=0, callbacks=[*stop, Checkpoint(store)])
+        assert Checkpoint(store).restore(second, example=(X[:1], Y[:1])) == ((1, 2) if within else (2, 0))
+    for a, b in zip(first.variables, second.variables, strict=True):
+        np.testing.assert_array_equal(a.numpy(), b.numpy())
+
+
 def test_a_signal_after_the_last_step_is_not_lost(tmp_path):
     """Nor does it end the next `fit`."""
     with FrameStore(tmp_path, write=True) as store:
