@@ -10,7 +10,9 @@
         model.fit(data_of(epoch), initial_epoch=epoch, callbacks=[checkpoint], ...)
 
 The state is every variable of the model (batch statistics and the seeds of dropout among them) and of its optimizer,
-and within an epoch those of its metrics. The order of the data is the caller's: a function of the epoch.
+and within an epoch those of its metrics. The order of the data is the caller's: `data_of` gives all batches from there
+on without end (fit(..., steps_per_epoch=n)), in an order that the number of each epoch alone decides. Keras's own
+callbacks that count (`ReduceLROnPlateau`, `EarlyStopping`) begin anew with each `fit`: they are not in the state.
 """
 
 import contextlib
