@@ -25,6 +25,8 @@ def read_arrays(file):
     """What `write_arrays` wrote. `StorageError` where it is something else."""
     try:
         with np.load(file, allow_pickle=False) as arrays:
+            if any(entry.compress_type for entry in arrays.zip.infolist()):
+                raise ValueError("they are compressed, as ours never are: a few bytes could fill the memory")
             return {name: arrays[name] for name in arrays.files}
     except Exception as error:  # NumPy and zipfile raise whatever a stranger's file leads them to.
         raise StorageError(f"{file} holds no arrays ({error}): start again without it") from error

@@ -10,7 +10,9 @@
         model.fit(data_of(epoch), initial_epoch=epoch, callbacks=[checkpoint], ...)
 
 The state is every variable of the model (batch statistics and the seeds of dropout among them) and of its optimizer,
-and within an epoch those of its metrics. The order of the data is the caller's: a function of the epoch.
+and within an epoch those of its metrics. The order of the data is the caller's: `data_of` gives all batches from there
+on without end (fit(..., steps_per_epoch=n)), in an order that the number of each epoch alone decides. Keras's own
+callbacks that count (`ReduceLROnPlateau`, `EarlyStopping`) begin anew with each `fit`: they are not in the state.
 """
 
 import contextlib
@@ -76,15 +78,16 @@ class Checkpoint(keras.callbacks.Callback):
         try:
             self._about = self._same(model, about)
             self._position = self._before = Position(_count(about["epoch"]), _count(about["batch"]))
-            _assign(_variables(model), [arrays[f"v{i}"] for i in range(_count(about["variables"]))])
             self._metrics = [arrays[f"m{i}"] for i in range(_count(about["metrics"]))]
+            if self._metrics:
+                _build_metrics(model, example)  # Before the rest: the call may draw from seeds of the model's own.
+            _assign(_variables(model), [arrays[f"v{i}"] for i in range(_count(about["variables"]))])
             for probing, state in zip(_probings(model), about["probes"], strict=True):
                 probing.resume(state, model, *self._position)
                 probing.recorder.forget()  # What was measured after this state will be measured again.
             for companion, state in zip(self._companions, about["companions"], strict=True):
                 companion.state = state
             if self._metrics:
-                _build_metrics(model, example)
                 _assign(model.metrics_variables, self._metrics)
         except OptionError:
             raise
@@ -165,18 +168,17 @@ class Checkpoint(keras.callbacks.Callback):
         steps = self.params.get("steps")
         self._left = steps and max(steps - batch - 1, 0)
         self._due |= self._every is not None and int(self.model.optimizer.iterations) % self._every == 0
-        # An epoch's last step is saved with the epoch.
-        if self._left == 0 or self.model.optimizer.use_ema:
+        if self._left == 0:  # An epoch's last step is saved with the epoch.
             return
-        self._cut = self._stop or self.model.stop_training
-        if self._cut or (self._due and self._left):
+        averages = self.model.optimizer.use_ema
+        self._cut = self.model.stop_training or (self._stop and not averages)
+        if not averages and (self._cut or (self._due and self._left)):
             self.save()  # Now: validation would take the metrics' place.
             self._end_if_asked()
 
     def on_epoch_end(self, epoch, logs=None):
         if self._cut or (self._left and self.model.stop_training):  # `fit` ends here, the epoch does not.
-            if self._saved != self._position:
-                self.save()
+            self._save_once()
             return
         self._position = Position(epoch + 1, 0)
         if self._every is None or self._due or self._stop:
@@ -184,7 +186,12 @@ class Checkpoint(keras.callbacks.Callback):
         self._end_if_asked()
 
     def on_train_end(self, logs=None):
-        if self._saved != self._position:
+        self._save_once()
+
+    def _save_once(self):
+        """Save unless that is done, or averages take the weights' place before the epoch is gone on with."""
+        within = self._position.batch and self.model.optimizer.use_ema
+        if self._saved != self._position and not within:
             self.save()
 
     def save(self):

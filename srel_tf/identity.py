@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 
 import keras
 
@@ -10,11 +11,8 @@ NAMES = ("name", "keras_history", "input_layers", "output_layers")  # Under whic
 
 def describe(model):
     """Hash of the architecture, the optimizer's options, the loss: what a state does not fit without."""
-    try:
-        config = _anonymous(json.loads(json.dumps(model.get_config(), sort_keys=True, default=str)), {})
-    except NotImplementedError:  # A class of the user's own.
-        config = None
-    config = [config, [type(layer).__name__ for layer in model._flatten_layers()]]
+    numbers = {}
+    config = [[type(layer).__name__, _anonymous(_config(layer), numbers)] for layer in model._flatten_layers()]
     options = {f"optimizer {name}": v for name, v in model.optimizer.get_config().items() if name != "name"}
     about = {
         "architecture": hashlib.sha256(json.dumps(config).encode()).hexdigest(),
@@ -22,7 +20,20 @@ def describe(model):
         **options,
         "loss": _anonymous(keras.saving.serialize_keras_object(model.loss), {}),
     }
-    return json.loads(json.dumps(about, default=str))
+    return _as_json(about)
+
+
+def _config(layer):
+    """What a layer or model says of itself; None for a class of the user's own that says nothing."""
+    try:
+        return _as_json(layer.get_config())
+    except Exception:  # Whatever the user's class may raise: its layers are asked one by one.
+        return None
+
+
+def _as_json(content):
+    """As JSON holds it, the same in each process: without addresses in memory."""
+    return json.loads(json.dumps(content, sort_keys=True, default=lambda v: re.sub(" at 0x[0-9a-f]+", "", str(v))))
 
 
 def _anonymous(config, numbers):

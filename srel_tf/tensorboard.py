@@ -4,7 +4,7 @@ import io
 
 import tensorflow as tf
 
-from srel_tf.errors import OptionError
+from srel_tf.errors import OptionError, StorageError
 from srel_tf.plotting import plot_matrix
 from srel_tf.stats import smooth
 
@@ -17,7 +17,7 @@ class TensorBoardWriter:
     """
 
     def __init__(self, log_dir, settings):
-        self._rule = settings.update
+        self._log_dir, self._rule = log_dir, settings.update
         if settings.estimator != "exact":
             self._rule += f"_{settings.estimator}"
         if settings.learning_rate is not None:
@@ -28,6 +28,15 @@ class TensorBoardWriter:
             raise OptionError(f"cannot write TensorBoard summaries to {log_dir}: {error.message}") from error
 
     def __call__(self, result):
+        try:
+            self._write(result)
+        except tf.errors.OpError as error:
+            raise StorageError(
+                f"cannot write TensorBoard summaries to {self._log_dir}: {error.message}; free space there, or go on "
+                "without log_dir"
+            ) from error
+
+    def _write(self, result):
         frame = result.to_frame()
         with self._writer.as_default(step=result.step):
             for pair in smooth(frame).itertuples():

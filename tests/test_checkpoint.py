@@ -96,6 +96,33 @@ def test_another_training_is_refused_with_the_difference(saved, other, shown):
     assert int(model.optimizer.iterations) == 0
 
 
+class Own(srel_tf.SRelMixin, keras.Model):
+    """A subclass, which tells nothing of its layers."""
+
+    def __init__(self, activation, rate):
+        super().__init__()
+        self.hidden, self.drop = keras.layers.Dense(3, activation), keras.layers.Dropout(rate)
+        self.out = keras.layers.Dense(2)
+
+    def call(self, x, training=None):
+        return self.out(self.drop(self.hidden(x), training=training))
+
+
+def test_another_layer_in_a_model_of_the_users_own_is_refused(tmp_path):
+    def own(activation=keras.activations.relu, rate=0.1):
+        model = Own(activation, rate)
+        model.compile("adam", LOSS)
+        model.attach_probe(srel_tf.ProbeSet(X[:2], Y[:2]), every=1)
+        return model
+
+    with FrameStore(tmp_path / "frame", write=True) as store:
+        own().fit(X, Y, batch_size=4, verbose=0, callbacks=[Checkpoint(store)])
+        assert Checkpoint(store).restore(own()) == (1, 0)
+        for other in (own(keras.activations.tanh), own(rate=0.5)):
+            with pytest.raises(StorageError, match=r"another training.*\n  architecture: "):
+                Checkpoint(store).restore(other)
+
+
 def test_a_probe_more_or_less_is_refused(saved):
     model = net()
     model.attach_probe(srel_tf.ProbeSet(X[:2], Y[:2]))
@@ -286,6 +313,58 @@ def test_averaged_weights_are_saved_at_the_ends_of_epochs(tmp_path):
         with pytest.raises(KeyboardInterrupt):
             model.fit(X, Y, batch_size=2, epochs=3, verbose=0, callbacks=[checkpoint, ask])
         assert (store.about["epoch"], store.about["batch"], store.about["step"]) == (1, 0, 4)
+
+
+def test_averaged_weights_are_not_saved_where_training_stops_within_an_epoch(tmp_path):
+    """The rest would begin with the averages; instead the epoch is begun again, and ends as one training."""
+
+    def train(path, act=None):
+        model = net(optimizer=keras.optimizers.SGD(0.5, use_ema=True))
+        with FrameStore(path, write=True) as store:
+            checkpoint = Checkpoint(store)
+            epoch, batch = checkpoint.restore(model)
+            assert batch == 0
+            more = [AtUpdate(6, lambda model: stop_training(model, None))] if act else []
+            options = {"callbacks": [checkpoint, *more], "epochs": 3, "verbose": 0}
+            model.fit(known(epoch), initial_epoch=epoch, **options)
+            return model, store.about["step"]
+
+    expected, _ = train(tmp_path / "whole")
+    assert train(tmp_path / "two", act=stop_training)[1] == 4
+    again, step = train(tmp_path / "two")
+    assert step == 12
+    for a, b in zip(expected.variables, again.variables, strict=True):
+        np.testing.assert_array_equal(a.numpy(), b.numpy())
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class AlwaysDropout(keras.layers.Layer):
+    """Draws in inference too."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.seeds = keras.random.SeedGenerator(3)
+
+    def call(self, x):
+        return keras.random.dropout(x, 0.5, seed=self.seeds)
+
+
+@pytest.mark.parametrize("within", [False, True])
+def test_seeds_that_inference_draws_from_go_on(within, tmp_path):
+    """Also where metrics are made for the rest of an epoch, which takes a call of the model."""
+    with FrameStore(tmp_path / "frame", write=True) as store:
+        models = []
+        for _ in range(2):
+            keras.utils.set_random_seed(0)
+            model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3), AlwaysDropout(), keras.layers.Dense(2)])
+            model.compile("sgd", LOSS, metrics=["accuracy"])
+            models.append(model)
+        first, second = models
+        stop = [AtUpdate(6, lambda model: stop_training(model, None))] if within else []
+        first.fit(known(0), epochs=2, verbose=0, callbacks=[*stop, Checkpoint(store)])
+        assert Checkpoint(store).restore(second, example=(X[:1], Y[:1])) == ((1, 2) if within else (2, 0))
+    for a, b in zip(first.variables, second.variables, strict=True):
+        np.testing.assert_array_equal(a.numpy(), b.numpy())
 
 
 def test_a_signal_after_the_last_step_is_not_lost(tmp_path):

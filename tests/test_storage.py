@@ -21,6 +21,7 @@ import pytest
 
 import srel_tf
 from srel_tf import FrameError, FrameStore, StorageError, scan_frame, separation, smooth
+from srel_tf.arrays import read_arrays
 from srel_tf.files import read_json, replacing, write_json
 from tests.dying import Died, dying
 from tests.made_up import probe, result
@@ -297,6 +298,12 @@ class Opened:
 
     def __reduce__(self):
         return (os.mkdir, ("unpickled",))
+
+
+def test_a_state_that_would_unpack_to_more_than_it_is_is_refused(tmp_path):
+    np.savez_compressed(tmp_path / "state.npz", w=np.zeros(2**20))
+    with pytest.raises(StorageError, match="they are compressed, as ours never are"):
+        read_arrays(tmp_path / "state.npz")
 
 
 def test_a_state_runs_no_code(store, monkeypatch, tmp_path):

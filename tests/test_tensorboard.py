@@ -80,3 +80,13 @@ def test_summaries_of_several_probes_stay_apart(tmp_path):
         TensorBoardWriter(tmp_path, srel_tf.Settings("l1", **options))(result(probe(), step=number, measures=["l1"]))
     steps = {tag: list(by_step) for tag, by_step in written(tmp_path).items() if "/" not in tag}
     assert steps == {"srel_sgd_l1": [0], "srel_sgd_0.5_l1": [1], "srel_sgd_limit_l1": [2], "srel_optimizer_l1": [3]}
+
+
+def test_a_disk_that_is_full_is_told(tmp_path, monkeypatch):
+    def full(*_):
+        raise tf.errors.ResourceExhaustedError(None, None, "No space left on device")
+
+    writer = TensorBoardWriter(tmp_path, srel_tf.Settings())
+    monkeypatch.setattr(tf.summary, "scalar", full)
+    with pytest.raises(srel_tf.StorageError, match=f"summaries to {tmp_path}: No space left on device; free space"):
+        writer(result(probe()))

@@ -20,6 +20,8 @@ from train.environment import environment, versions
 
 FILES = ("frame.parquet", "history.csv")  # of a seed
 MORE = ("distances.parquet",)  # which some experiments have
+# What a command writes beside the seeds; in a directory that none of ours has begun they are another's.
+OWN = ("settings.json", "environment.json", "data.json", "pairs.csv", "separation.csv", "history.csv", "risks.csv")
 
 
 class RunDirectoryError(StorageError):
@@ -39,6 +41,7 @@ class RunDirectory:
         try:
             if shared:
                 return
+            self._check_that_it_is_ours()
             self._lock = lock(self.path, is_singleton=True)
             self._clean_up()
             if self._holds_results():
@@ -53,6 +56,15 @@ class RunDirectory:
         except (StorageError, OSError) as error:
             reason = error.strerror or error
             raise RunDirectoryError(f"cannot write to {self.path}: {reason}; choose another --out") from error
+
+    def _check_that_it_is_ours(self):
+        """Before the first command, it holds nothing under the names of what that will write, or remove."""
+        there = [name for name in OWN if (self.path / name).exists()]
+        if there and not (self.path / ".lock").exists() and not self._holds_results():
+            raise RunDirectoryError(
+                f"{self.path} holds {', '.join(there)}, and no seed that they could belong to: "
+                "choose another --out, or move them away"
+            )
 
     def _clean_up(self):
         """Delete what a killed process left behind."""
@@ -108,9 +120,22 @@ class RunDirectory:
         """Whether this seed has been run to its end, its files being those it ended with.
 
         Raises `RunDirectoryError` where one has changed since, or seed.json is damaged: running it again would
-        replace results that may be restored.
+        replace results that may be restored; and where it is another seed, or one of other settings, that someone has
+        copied here.
         """
-        return _is_finished(self.seed_path(seed))
+        path = self.seed_path(seed)
+        if not _is_finished(path):
+            return False
+        mark = _ours(read_json, path / "seed.json")
+        saved = mark.get("settings", self.settings)  # Those of before had none.
+        lines = differences(saved, self.settings) if isinstance(saved, dict) else [f"  settings: {saved!r} there"]
+        lines += differences({"seed": mark.get("seed", seed)}, {"seed": seed})
+        if lines:
+            raise RunDirectoryError(
+                f"{path} is not a seed of this run: give it back to the one that it is of, or delete it:\n"
+                + "\n".join(lines)
+            )
+        return True
 
     def seed_path(self, seed):
         return self.path / f"seed-{seed}"
@@ -169,7 +194,7 @@ class RunDirectory:
         The mark also names the damaged parts whose rows the frame lacks.
         """
         self.save_rows(seed, store, history)
-        mark_as_finished(self.seed_path(seed), {**about, "left_out": store.left_out})
+        mark_as_finished(self.seed_path(seed), {**about, "settings": self.settings, "left_out": store.left_out})
         store.delete()
 
     def save_seed(self, seed, frame, history, about=None):
@@ -185,7 +210,7 @@ class RunDirectory:
             write_frame(frame, path / "frame.parquet")
             write_frame(history, path / "history.csv")
             if about is not None:
-                mark_as_finished(path, about)
+                mark_as_finished(path, {**about, "settings": self.settings})
         except OSError as error:
             raise RunDirectoryError(f"cannot write to {path}: {error}; what was saved before is whole") from error
 

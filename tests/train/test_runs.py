@@ -74,6 +74,42 @@ def test_other_settings_are_refused_with_the_difference(used, other, shown, not_
     assert files(used) == before
 
 
+@pytest.mark.parametrize("name", ["settings.json", "data.json", "history.csv"])
+def test_files_of_others_are_neither_replaced_nor_removed(tmp_path, name):
+    """Of another program; or what is kept of a run whose seeds are elsewhere."""
+    (tmp_path / name).write_text("mine", encoding="utf-8")
+    with pytest.raises(RunDirectoryError, match=f"{tmp_path} holds {name}, and no seed .*: choose another --out"):
+        RunDirectory(tmp_path, SETTINGS)
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text(encoding="utf-8") == "mine"
+
+
+def test_a_seed_of_another_run_is_refused(used, tmp_path):
+    """Copied here, or its directory's settings.json edited: it would stand in one table with the others."""
+    other = RunDirectory(tmp_path / "other", {**SETTINGS, "epochs": 3})
+    other.save_seed(1, table(), table(), about={"seed": 1})
+    shutil.copytree(other.seed_path(1), used.seed_path(1))
+    with pytest.raises(RunDirectoryError, match=r"seed-1 is not a seed of this run.*\n  epochs: 3 there, 2 now"):
+        used.is_complete(1)
+    write_json(used.path / "settings.json", {**SETTINGS, "epochs": 3})
+    with pytest.raises(RunDirectoryError, match=r"seed-0 is not a seed of this run.*\n  epochs: 2 there, 3 now"):
+        RunDirectory(used.path, {**SETTINGS, "epochs": 3}).is_complete(0)
+
+
+def test_a_seed_under_another_number_is_refused(used):
+    shutil.copytree(used.seed_path(0), used.seed_path(1))
+    with pytest.raises(RunDirectoryError, match=r"seed-1 is not a seed of this run.*\n  seed: 0 there, 1 now"):
+        used.is_complete(1)
+
+
+def test_a_seed_from_before_marks_held_settings_counts(used):
+    mark = used.seed_path(0) / "seed.json"
+    about = json.loads(mark.read_text(encoding="utf-8"))
+    del about["settings"]
+    write_json(mark, about)
+    assert used.is_complete(0)
+
+
 def test_a_command_that_measured_nothing_binds_nobody(tmp_path):
     RunDirectory(tmp_path, {**SETTINGS, "epochs": -7}).check_data("abc")
     RunDirectory(tmp_path, SETTINGS).check_data("xyz")
