@@ -28,7 +28,7 @@ setup(
         "pillow>=10",
         "seaborn>=0.13.2",
         "tensorboard>=2.18",
-        "filelock>=3.13",
+        "filelock>=3.20.1",
     ],
     extras_require={
         "notebooks": ["jupyterlab>=4"],

@@ -171,7 +171,10 @@ def lock(directory, **options):
         held = filelock.FileLock(Path(directory) / ".lock", timeout=0, **options)
         held.acquire()
     except filelock.Timeout as error:
-        raise StorageError(f"another process is writing to {directory}: wait for it, or choose another one") from error
+        raise StorageError(
+            f"another process is writing to {directory}, or this one has it open: wait for it, close it, or choose "
+            "another one"
+        ) from error
     except OSError as error:
         raise cannot_write(directory, error) from error
     return held

@@ -158,10 +158,6 @@ def _is_index(content):
     )
 
 
-def _is_state(entry):
-    return _is_entry(entry) and bool(STATE.fullmatch(entry["file"])) and isinstance(entry.get("about"), dict)
-
-
 def _is_page(content):
     return (
         set(content) == {"format", "before", "parts"}

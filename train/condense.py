@@ -30,7 +30,7 @@ from scipy.stats import linregress
 import srel_tf
 from srel_tf import FrameError, SRelError, StoredFrame, hypotheses, rule_names
 from srel_tf.files import read_json, write_json
-from train.runs import finished_seeds
+from train.seed_marks import finished_seeds
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 SHOWN = ("kl", "l1")
@@ -62,6 +62,7 @@ def condense(path, out, steps=()):
         "verdicts.csv": verdicts(frame),
         "history.csv": pd.concat([srel_tf.read_frame(seed / "history.csv") for seed in seeds], ignore_index=True),
     }
+    (out / "matrices.parquet").unlink(missing_ok=True)  # Those of a run that was condensed here before.
     for name, table in tables.items():
         srel_tf.write_frame(table, out / name)
     for name in ("settings.json", "environment.json"):

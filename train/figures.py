@@ -22,7 +22,7 @@ from srel_tf.plotting import theory as theory_plots
 from train import benchmark_report, regression_report
 from train.condensed import load
 from train.replication import PUBLISHED_NAMES, read_published
-from train.runs import finished_seeds
+from train.seed_marks import finished_seeds
 
 THEORY = {
     **dict.fromkeys((6, 7, 8, 9), theory_plots.plot_penalized),

@@ -15,7 +15,7 @@ import pandas as pd
 from srel_tf import FrameError, OptionError, SRelError, hypotheses, read_frame, write_frame
 from srel_tf.files import read_json
 from train import theory
-from train.runs import finished_seeds
+from train.seed_marks import finished_seeds
 from train.theory_cases import Case, cases
 
 PAIRS = "Figure 4's pairs at all their steps"

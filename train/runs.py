@@ -15,17 +15,12 @@ from pathlib import Path
 import pandas as pd
 
 from srel_tf import FrameStore, StorageError, StoredFrame, read_frame, write_frame
-from srel_tf.files import differences, lock, make_directory, read_json, remove_leftovers, sha256, write_json
+from srel_tf.files import differences, lock, make_directory, read_json, remove_leftovers, write_json
 from train.environment import environment, versions
+from train.seed_marks import RunDirectoryError, check_mark, is_finished, mark_as_finished, ours
 
-FILES = ("frame.parquet", "history.csv")  # of a seed
-MORE = ("distances.parquet",)  # which some experiments have
 # What a command writes beside the seeds; in a directory that none of ours has begun they are another's.
 OWN = ("settings.json", "environment.json", "data.json", "pairs.csv", "separation.csv", "history.csv", "risks.csv")
-
-
-class RunDirectoryError(StorageError):
-    """A run directory that cannot be written, is in use, or holds results of other settings."""
 
 
 class RunDirectory:
@@ -71,7 +66,7 @@ class RunDirectory:
         remove_leftovers(self.path)
         for parts in self.path.glob("seed-*/frame.parts"):
             with contextlib.suppress(StorageError):  # Damaged (who needs the seed is told), or another process has it.
-                if _is_finished(parts.parent):
+                if is_finished(parts.parent):
                     remove_store(parts)
 
     def _holds_results(self):
@@ -89,7 +84,7 @@ class RunDirectory:
             raise RunDirectoryError(
                 f"{self.path} holds results, but no {file.name}: restore it, or choose another --out"
             )
-        saved = _ours(read_json, file)
+        saved = ours(read_json, file)
         lines = differences(saved, self.settings)
         if lines:
             raise RunDirectoryError(
@@ -99,7 +94,7 @@ class RunDirectory:
     def _check_environment(self):
         """Say where versions or the machine differ from those of the results; each seed keeps its own in seed.json."""
         file = self.path / "environment.json"
-        lines = differences(_ours(read_json, file), environment()) if file.exists() else []
+        lines = differences(ours(read_json, file), environment()) if file.exists() else []
         if lines:
             print(f"note: {self.path} was begun in another environment:\n" + "\n".join(lines))
 
@@ -113,7 +108,7 @@ class RunDirectory:
                     f"{self.path} holds results, but no {file.name}: restore it, or choose another --out"
                 )
             write_json(file, {"fingerprint": fingerprint})
-        elif _ours(read_json, file).get("fingerprint") != fingerprint:
+        elif ours(read_json, file).get("fingerprint") != fingerprint:
             raise RunDirectoryError(f"{self.path} holds results of other data (see data.json); choose another --out")
 
     def is_complete(self, seed):
@@ -124,17 +119,9 @@ class RunDirectory:
         copied here.
         """
         path = self.seed_path(seed)
-        if not _is_finished(path):
+        if not is_finished(path):
             return False
-        mark = _ours(read_json, path / "seed.json")
-        saved = mark.get("settings", self.settings)  # Those of before had none.
-        lines = differences(saved, self.settings) if isinstance(saved, dict) else [f"  settings: {saved!r} there"]
-        lines += differences({"seed": mark.get("seed", seed)}, {"seed": seed})
-        if lines:
-            raise RunDirectoryError(
-                f"{path} is not a seed of this run: give it back to the one that it is of, or delete it:\n"
-                + "\n".join(lines)
-            )
+        check_mark(path, {"settings": self.settings, "seed": seed})
         return True
 
     def seed_path(self, seed):
@@ -229,41 +216,8 @@ class RunDirectory:
 
     def _file(self, seed, name):
         """A file of a seed; `RunDirectoryError` where the seed is finished and it is not what was written."""
-        _is_finished(self.seed_path(seed), [name])
+        is_finished(self.seed_path(seed), [name])
         return self.seed_path(seed) / name
-
-
-def mark_as_finished(path, about):
-    """Write the seed.json of a seed's directory: `about` (a dict) and what its files are."""
-    sums = {name: sha256(path / name) for name in (*FILES, *MORE) if (path / name).exists() or name in FILES}
-    write_json(path / "seed.json", {**about, "environment": environment(), "sha256": sums})
-
-
-def finished_seeds(path):
-    """Directories of the finished seeds of a run directory, by number.
-
-    Raises `RunDirectoryError` where one's files are not those that it ended with.
-    """
-    found = [mark.parent for mark in Path(path).glob("seed-*/seed.json")]
-    found.sort(key=lambda seed: (len(seed.name), seed.name))
-    return [seed for seed in found if _is_finished(seed)]
-
-
-def _is_finished(path, names=()):
-    """Whether there is a seed.json, and these files, or else all that it names, are what was written with it."""
-    mark = path / "seed.json"
-    if not mark.exists():
-        return False
-    sums = _ours(read_json, mark).get("sha256")
-    if not isinstance(sums, dict) or not {*FILES, *names} <= set(sums) <= {*FILES, *MORE}:
-        raise RunDirectoryError(
-            f"{mark} holds no checksums of the seed's files: it is damaged; restore it, or delete it to run it again"
-        )
-    for name in names or sums:
-        file = path / name
-        if not file.is_file() or sums[name] != _ours(sha256, file):
-            raise RunDirectoryError(f"{file} is not what was written: restore it, or delete {mark} to run it again")
-    return True
 
 
 def remove_store(path):
@@ -273,11 +227,3 @@ def remove_store(path):
     else:
         with contextlib.suppress(OSError):  # It holds files of others.
             path.rmdir()
-
-
-def _ours(read, path):
-    """read(path), with what is wrong as `RunDirectoryError`."""
-    try:
-        return read(path)
-    except OSError as error:
-        raise RunDirectoryError(str(error)) from error

@@ -17,7 +17,7 @@ from train import errata, errata_classification, errata_penalized, errata_protoc
 from train.condense import condense
 from train.errata_evidence import Evidence
 from train.models import build_model
-from train.runs import mark_as_finished
+from train.seed_marks import mark_as_finished
 
 SEEDS = (0, 1, 2)
 MEASURES = ("kl", "l1", "published_kl", "published_l2")

@@ -13,7 +13,7 @@ from srel_tf import hypotheses, theory
 from train import theory as theory_command
 from train import theory_cases
 from train.hypotheses import in_steps, main
-from train.runs import mark_as_finished
+from train.seed_marks import mark_as_finished
 from train.theory_figures import MOMENTS, THETA
 
 

@@ -14,7 +14,7 @@ from srel_tf.files import read_json, write_json
 from tests.made_up import probe, result
 from train import claims as claims_table
 from train import condense, figures, replication, single_matrices
-from train.runs import mark_as_finished
+from train.seed_marks import mark_as_finished
 
 RESULTS = Path(__file__).parents[2] / "results"
 SEEDS, STEPS = (0, 1, 2), (0, 8, 12)
@@ -338,3 +338,16 @@ def test_the_central_table_of_the_text_is_that_of_the_frames():
             told = [float(number) for number in re.findall(r"\d\.\d+", cell)]
             expected = found.loc[measure, rule][: len(told)] if told else ()
             np.testing.assert_allclose(told, expected, atol=6e-4, err_msg=f"{measure}, {rule}")
+
+
+def test_matrices_of_a_former_run_do_not_stay(run, tmp_path):
+    condense.condense(run[0], tmp_path, steps=[0])
+    condense.condense(run[0], tmp_path)
+    assert not (tmp_path / "matrices.parquet").exists()
+
+
+def test_a_seed_of_another_run_is_refused(run, tmp_path, capsys):
+    path = shutil.copytree(run[0], tmp_path / "run")
+    mark_as_finished(path / "seed-1", {"seed": 1, "settings": {"name": "another"}})
+    assert condense.main([str(path), "--out", str(tmp_path / "out")]) == 1
+    assert "seed-1 is not a seed of this run" in capsys.readouterr().err
