@@ -9,6 +9,8 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
+from srel_tf.capture import NotSeparable
+
 SOFTMAX_LOSSES = (keras.losses.SparseCategoricalCrossentropy, keras.losses.CategoricalCrossentropy)
 SOFTMAX_FUNCTIONS = (keras.losses.sparse_categorical_crossentropy, keras.losses.categorical_crossentropy)
 MEANS_AS_CLASSES = (
@@ -34,13 +36,22 @@ class Head(NamedTuple):
     to_outputs: callable
 
 
-def _logits(operation, otherwise):
+LOGITS_OF = {"log": "Softmax", "log_odds": "Sigmoid"}  # The operation that outputs come from.
+
+
+def _operation(f):
+    """The operation that a tensor of a graph comes from, None without a graph."""
+    while tf.is_symbolic_tensor(f) and f.op.type == "Identity":
+        f = f.op.inputs[0]
+    return f.op if tf.is_symbolic_tensor(f) else None
+
+
+def _logits(head, otherwise):
     """What a softmax or a sigmoid was taken of; where outputs f came about in another way, `otherwise(f)`."""
 
     def of_outputs(f):
-        while tf.is_symbolic_tensor(f) and f.op.type == "Identity":
-            f = f.op.inputs[0]
-        return f.op.inputs[0] if tf.is_symbolic_tensor(f) and f.op.type == operation else otherwise(f)
+        op = _operation(f)
+        return op.inputs[0] if op is not None and op.type == LOGITS_OF[head] else otherwise(f)
 
     return of_outputs
 
@@ -48,8 +59,8 @@ def _logits(operation, otherwise):
 # Keras takes the cross-entropy of a softmax or a sigmoid from its logits, for probabilities may be 0 or 1 to rounding.
 HEADS = {
     "outputs": Head(lambda f: f, lambda u: u),
-    "log": Head(_logits("Softmax", tf.math.log), keras.activations.softmax),
-    "log_odds": Head(_logits("Sigmoid", lambda p: tf.math.log(p) - tf.math.log1p(-p)), keras.activations.sigmoid),
+    "log": Head(_logits("log", tf.math.log), keras.activations.softmax),
+    "log_odds": Head(_logits("log_odds", lambda p: tf.math.log(p) - tf.math.log1p(-p)), keras.activations.sigmoid),
 }
 
 
@@ -77,7 +88,10 @@ class LossSignals:
         return head == "log" or (head == "outputs" and from_logits)
 
     def head(self, predictions, y):
-        """The name of the head: what Keras computes the loss of `predictions` [n, C] from."""
+        """The name of the head: what Keras computes the loss of `predictions` [n, C] from.
+
+        `NotSeparable` where that is neither; Keras takes binary cross-entropy of a softmax from the softmax's logits.
+        """
         with tf.GradientTape() as tape:
             tape.watch(predictions)
             loss = self._one_by_one(y, predictions) if self._loss is None else self._loss(y, predictions)
@@ -85,7 +99,10 @@ class LossSignals:
             return "outputs"
         loss = keras.losses.get(self._network.model.loss)
         is_binary = isinstance(loss, keras.losses.BinaryCrossentropy) or loss is keras.losses.binary_crossentropy
-        return "log_odds" if is_binary else "log"
+        head = "log_odds" if is_binary else "log"
+        if (op := _operation(predictions)) is None or op.type != LOGITS_OF[head]:
+            raise NotSeparable(f"the loss looks behind the outputs, and not for the logits of a {LOGITS_OF[head]}")
+        return head
 
     def __call__(self, u, y, head):
         """∂ℓ_i/∂u_i, float64 [n, C], from u float64 [n, C]."""

@@ -105,6 +105,19 @@ def test_derivatives_are_taken_of_what_keras_computes_the_loss_from(name, head):
     assert passes.head == head
 
 
+@double
+@pytest.mark.parametrize(
+    ("loss", "activation"), [("binary_crossentropy", "softmax"), ("categorical_crossentropy", "sigmoid")]
+)
+def test_a_loss_that_takes_the_logits_of_another_activation(loss, activation):
+    """Keras puts the logits of any softmax or sigmoid into either cross-entropy."""
+    model, x = make(loss, 3, activation, {}), np.random.default_rng(0).normal(size=(6, 5))
+    with pytest.warns(UserWarning, match="not for the logits"):
+        result = srel_tf.measure(model, srel_tf.ProbeSet(x, ONE_HOT), "l2", estimator="limit", predictions="raw")
+    moved = jacobian_times_gradient(model, tf.constant(x), tf.constant(ONE_HOT))
+    np.testing.assert_allclose(result.numerator("l2"), np.linalg.norm(moved, axis=-1), rtol=1e-9)
+
+
 def passes_of(model, x, y):
     return LossPasses(Network(model), tf.constant(x[:2]), tf.constant(y[:2]))
 
