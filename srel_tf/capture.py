@@ -171,7 +171,8 @@ def _of_call(call, signal):
         return call.call(x, *call.arguments[1:], **call.keywords)
 
     factors = rule(call.layer, again, call.arguments[0], signal) if rule else None
-    return by_differentiation(call, signal) if factors is None else factors
+    told = {id(variable) for variable, _ in factors or ()}
+    return factors if told >= {id(v) for v in call.layer.trainable_variables} else by_differentiation(call, signal)
 
 
 def by_differentiation(call, signals):

@@ -17,8 +17,12 @@ from srel_tf.factors import Formed, Lookup, Outer, under_windows
 RULES = {}
 
 
+# What a subclass may define anew without another relation of output and weights.
+_HARMLESS = {"build", "get_config", "compute_output_shape", "compute_output_spec", "compute_mask"}
+
+
 def rule(*layer_classes):
-    """Register a function for these classes, and for subclasses that do not override `call`."""
+    """Register a function for these classes, and for subclasses that override nothing of what they compute."""
 
     def register(function):
         RULES.update(dict.fromkeys(layer_classes, function))
@@ -30,9 +34,16 @@ def rule(*layer_classes):
 def rule_of(layer):
     """The rule of a layer, or None where it has none."""
     for layer_class, function in RULES.items():
-        if isinstance(layer, layer_class) and type(layer).call is layer_class.call and not _is_altered(layer):
+        if isinstance(layer, layer_class) and not _overridden(type(layer), layer_class) and not _is_altered(layer):
             return function
     return None
+
+
+def _overridden(subclass, layer_class):
+    """What a subclass defines anew, `call`, `convolution_op` or the property `kernel` say: {names}."""
+    own = subclass.__mro__[: subclass.__mro__.index(layer_class)]
+    names = {name for one in own for name in vars(one) if hasattr(layer_class, name)}
+    return {name for name in names if not name.startswith("__") or name == "__call__"} - _HARMLESS
 
 
 def _is_altered(layer):

@@ -79,6 +79,19 @@ class Scaled(L.Layer):
         return keras.ops.sin(x * self.scale)
 
 
+class Standardised(L.Conv2D):
+    """What Keras has `convolution_op` for."""
+
+    def convolution_op(self, inputs, kernel):
+        return super().convolution_op(inputs, kernel - keras.ops.mean(kernel, axis=(0, 1, 2), keepdims=True))
+
+
+class Masked(L.Dense):
+    @property
+    def kernel(self):
+        return self._kernel * keras.ops.convert_to_tensor(np.arange(self._kernel.shape[0])[:, None] % 2.0)
+
+
 IMAGES = {
     "dense": lambda: net(L.Flatten(), L.Dense(5, activation="tanh")),
     "dense at positions": lambda: net(L.Dense(5, activation="relu")),
@@ -109,6 +122,8 @@ IMAGES = {
     "attention": lambda: net(L.Reshape((18, 4)), Block()),
     "recurrent": lambda: net(L.Reshape((12, 6)), L.GRU(3)),
     "bidirectional": lambda: net(L.Reshape((12, 6)), L.Bidirectional(L.LSTM(2))),
+    "a convolution with a kernel of its own": lambda: net(Standardised(3, 2)),
+    "a dense layer with a kernel of its own": lambda: net(Masked(3, activation="tanh")),
     "a user's layer": lambda: net(Scaled(), L.Dense(2)),
     "prelu": lambda: net(L.Conv2D(2, 2), L.PReLU()),
     "penalty": lambda: net(L.Conv2D(2, 3, kernel_regularizer="l2"), L.Dense(3, bias_regularizer="l1")),
