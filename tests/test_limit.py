@@ -151,6 +151,28 @@ def test_equals_jacobian_times_gradient(name, images):
     np.testing.assert_allclose(first_order(model, x, y).moved, expected, rtol=1e-10, atol=1e-12)
 
 
+class Shifted(L.Layer):
+    """A layer that no rule knows, with a second argument that all examples share."""
+
+    def build(self, *shapes):
+        self.scale = self.add_weight(shape=(2,), initializer="ones")
+
+    def call(self, x, shift):
+        return keras.ops.tanh((x + shift) * self.scale)
+
+
+@double
+@pytest.mark.parametrize("length", [5, 6, 7])
+def test_an_argument_that_is_as_long_as_the_batch_is_not_split(length):
+    rng = np.random.default_rng(0)
+    inputs = keras.Input((length, 2))
+    hidden = Shifted()(inputs, tf.constant(rng.normal(size=(length, 2))))
+    model = keras.Model(inputs, L.Dense(3)(L.Flatten()(hidden)))
+    model.compile("sgd", CROSS_ENTROPY(from_logits=True))
+    x, y = rng.normal(size=(length, length, 2)), np.arange(length) % 3
+    np.testing.assert_allclose(first_order(model, x, y).moved, jacobian_times_gradient(model, x, y), 1e-10, 1e-12)
+
+
 def embedded():
     keras.utils.set_random_seed(3)
     inputs = keras.Input((6,), dtype="int32")
