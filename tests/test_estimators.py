@@ -344,9 +344,14 @@ def test_frame_of_auto_names_what_gave_each_row_and_its_statistics_are_one(at):
         assert (table.loc[table["measure"] == "l1", "estimator"] == "auto").all()
 
 
-def test_auto_claims_nothing_where_the_function_is_not_differentiable():
-    """A background of zeros under a bias of zero: any step takes the units off their kink, and no limit is near."""
-    model = net(L.Conv2D(3, 3, activation="relu"))
+@pytest.mark.filterwarnings("ignore:.*forward-mode")
+@pytest.mark.parametrize("penalty", [None, "l2"])
+def test_auto_claims_nothing_where_the_function_is_not_differentiable(penalty):
+    """A background of zeros under a bias of zero: any step takes the units off their kink, and no limit is near.
+
+    With a penalty on activities the limit is taken source by source.
+    """
+    model = net(L.Conv2D(3, 3, activation="relu", activity_regularizer=penalty))
     x, y = digits(per_class=2)
     x[:, :, 6:] = 0
     result = srel_tf.measure(model, srel_tf.ProbeSet(x, y), DEFINITIONS, learning_rate=1e-7, estimator="auto")
