@@ -175,8 +175,7 @@ def enlargements(outputs, changes, learning_rate):
     """
     noise = np.abs(outputs.noisy.numpy() - outputs.before.numpy())
     noise = noise.max(initial=0, where=np.isfinite(noise))  # Whatever a target is whose prediction is no number.
-    slope = reading.slope(changes.head, tf.cast(changes.own_before, tf.float64)).numpy()
-    change = learning_rate * np.abs(slope * changes.own_moved.numpy()).max(axis=-1)
+    change = learning_rate * np.abs((changes.own_slope * changes.own_moved).numpy()).max(axis=-1)
     with np.errstate(divide="ignore", invalid="ignore"):
         excess = resolution.MARGIN * noise / change / 1e-3  # Of rounding over tolerance at η.
     excess = np.where(np.isfinite(excess), excess, 1.0)

@@ -411,6 +411,24 @@ def test_limit_and_auto_in_float32_keep_the_contract_at_every_stage(body, softma
             assert share > 0.9 or stage == "init", (stage, name)
 
 
+def saturated():
+    """Probabilities from 1e-7 to 1 − 1e-7 out of a sigmoid."""
+    inputs = keras.Input((2,))
+    model = compiled(inputs, L.Dense(1, activation="sigmoid")(inputs), keras.losses.BinaryCrossentropy())
+    model.set_weights([np.array([[1.0], [0.25]]), np.array([0.0])])
+    return model
+
+
+def test_limit_of_a_sure_sigmoid_keeps_the_contract():
+    """Where f is close to one, float32 has lost the digits of 1 − f, on which df depends."""
+    x = np.stack([np.linspace(-16, 16, 12), np.arange(12) % 5], axis=1).astype("float32")
+    probe = srel_tf.ProbeSet(x, (x[:, 0] > 3).astype("int64"))
+    single = limit(saturated(), probe, measures="l1")
+    with double_precision():
+        double = limit(saturated(), probe, measures="l1")
+    assert check_contract("l1", single, double.matrix("l1"), double.valid("l1")) > 0.9
+
+
 @double
 @pytest.mark.parametrize("softmax", [False, True], ids=["logits", "softmax"])
 def test_limit_of_raw_outputs_is_what_exact_tends_to(softmax, probe):
