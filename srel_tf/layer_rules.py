@@ -56,6 +56,7 @@ def _is_altered(layer):
 def dense(layer, call, x, signals):
     k, o = layer.kernel.shape
     n, m = signals.shape[:2]
+    x = tf.cast(x, signals.dtype)  # Keras multiplies whole numbers, too.
     kernel = Outer(tf.reshape(x, [n, 1, -1, k]), tf.reshape(signals, [n, m, 1, -1, o]), ((), (k,), (o,)), (0, 1))
     return [(layer.kernel, kernel), *_bias(layer, signals)]
 
@@ -76,6 +77,7 @@ def einsum_dense(layer, call, x, signals):
     dims = [tuple(size[c] for c in side) for side in (groups, ins, outs)]
     g, k, o = (math.prod(side) for side in dims)
     n, m = signals.shape[:2]
+    x = tf.cast(x, signals.dtype)
     a = tf.einsum(f"{''.join(of_x)}->{''.join([of_x[0], *groups, *positions, *ins])}", x)
     free = next(c for c in _ALPHABET if c not in {*of_x, *of_w, *of_z})
     by = [of_z[0], free]
