@@ -88,21 +88,21 @@ class LossSignals:
         return head == "log" or (head == "outputs" and from_logits)
 
     def head(self, predictions, y):
-        """The name of the head: what Keras computes the loss of `predictions` [n, C] from.
+        """The name of the head: logits where `predictions` [n, C] are a softmax or a sigmoid, else these themselves.
 
-        `NotSeparable` where that is neither; Keras takes binary cross-entropy of a softmax from the softmax's logits.
+        Keras takes cross-entropies from the logits of either; and where a probability is close to one, float32 loses
+        the derivative of the activation. `NotSeparable` where the loss has no derivative by either.
         """
+        op = _operation(predictions)
+        for head, operation in LOGITS_OF.items():
+            if op is not None and op.type == operation:
+                return head
         with tf.GradientTape() as tape:
             tape.watch(predictions)
             loss = self._one_by_one(y, predictions) if self._loss is None else self._loss(y, predictions)
-        if tape.gradient(loss, predictions) is not None:
-            return "outputs"
-        loss = keras.losses.get(self._network.model.loss)
-        is_binary = isinstance(loss, keras.losses.BinaryCrossentropy) or loss is keras.losses.binary_crossentropy
-        head = "log_odds" if is_binary else "log"
-        if (op := _operation(predictions)) is None or op.type != LOGITS_OF[head]:
-            raise NotSeparable(f"the loss looks behind the outputs, and not for the logits of a {LOGITS_OF[head]}")
-        return head
+        if tape.gradient(loss, predictions) is None:
+            raise NotSeparable("the loss does not depend on the outputs themselves")
+        return "outputs"
 
     def __call__(self, u, y, head):
         """∂ℓ_i/∂u_i, float64 [n, C], from u float64 [n, C]."""

@@ -58,9 +58,9 @@ def first_order_change(kind, head, before, moved, slope, sign=-1):
     For a classifier only differences of `moved` count: softmax does not see a common shift of logits, and changes of
     probabilities sum to zero. With sign=+1, and bounds of the errors of `moved` in its place, it bounds each entry's.
     """
-    before, moved = tf.cast(before, tf.float64), tf.cast(moved, tf.float64)
+    before, moved = tf.cast(before, tf.float64), slope * tf.cast(moved, tf.float64)
     if kind == "raw":
-        return Change(before, before, slope * moved)
+        return Change(before, before, moved)
     log_g = log_probabilities(before, kind == "probabilities")
     g = tf.exp(log_g)
     if kind == "probabilities" and head == "outputs":

@@ -419,6 +419,25 @@ def saturated():
     return model
 
 
+def sure_softmax():
+    """A softmax that is trained on squares, with probabilities up to 1 − 1e-6."""
+    inputs = keras.Input((3,))
+    model = compiled(inputs, L.Dense(3, activation="softmax")(inputs), keras.losses.MeanSquaredError())
+    model.set_weights([np.array([[1, 0, 0], [0.3, -0.2, 0.1], [-0.1, 0.4, 0.2]]), np.zeros(3)])
+    return model
+
+
+def test_limit_of_a_sure_softmax_keeps_the_contract_under_any_loss():
+    rng = np.random.default_rng(0)
+    x = np.stack([np.linspace(-14, 14, 12), *rng.normal(size=(2, 12))], axis=1).astype("float32")
+    probe = srel_tf.ProbeSet(x, np.eye(3)[np.arange(12) % 3])
+    single = limit(sure_softmax(), probe)
+    with double_precision():
+        double = limit(sure_softmax(), probe)
+    for name in DEFINITIONS:
+        assert check_contract(name, single, double.matrix(name), double.valid(name)) > 0.9
+
+
 def test_limit_of_a_sure_sigmoid_keeps_the_contract():
     """Where f is close to one, float32 has lost the digits of 1 − f, on which df depends."""
     x = np.stack([np.linspace(-16, 16, 12), np.arange(12) % 5], axis=1).astype("float32")
