@@ -18,13 +18,17 @@ CLOSED = (keras.layers.RNN, keras.layers.Bidirectional, keras.layers.TimeDistrib
 
 
 class Call(NamedTuple):
-    """One call of a layer: its original `call` and arguments, and its output before the activation."""
+    """One call of a layer: its original `call` and arguments, and its output before the activation.
+
+    batched: which of the arguments' leaves have an entry for each example.
+    """
 
     layer: keras.Layer
     call: callable
     arguments: tuple
     keywords: dict
     output: tf.Tensor
+    batched: tuple = ()
 
 
 class NotSeparable(Exception):
@@ -77,11 +81,13 @@ class Capture:
         if network.model in self.layers or {id(v) for v in network.variables} - set(self._owner):
             raise NotSeparable("the model itself owns weights")
         self._trained = {id(v): k for k, v in enumerate(network.variables)}
-        self._try(x)
+        self._batched = []  # Of each call, in order.
+        for size in (7, 5):
+            self._try(x, size)
 
-    def _try(self, x):
-        """Trace a forward pass of seven examples, a number that is seldom the size of another axis."""
-        batch = tf.TensorSpec([7, *x.shape[1:]], x.dtype)
+    def _try(self, x, size):
+        """Trace a forward pass of some examples: what has an axis of the batch has it whatever their number."""
+        batch = tf.TensorSpec([size, *x.shape[1:]], x.dtype)
         try:
             tf.function(lambda b: self.forward(b)[0], autograph=False).get_concrete_function(batch)
         except NotSeparable:
@@ -102,7 +108,8 @@ class Capture:
             self._check(layer, arguments, output, x)
             if tape is not None:
                 tape.watch(output)
-            calls.append(Call(layer, call, arguments, keywords, output))
+            batched = self._with_batch_axis(len(calls), (arguments, keywords), x.shape[0])
+            calls.append(Call(layer, call, arguments, keywords, output, batched))
             return output if activation is None else activation(output)
 
         with scope, observed(self.layers, observer):
@@ -110,6 +117,14 @@ class Capture:
         if scope.stray:
             raise NotSeparable(f"the weight {scope.stray} is used outside the layer that owns it")
         return predictions, calls
+
+    def _with_batch_axis(self, k, arguments, n):
+        """Which leaves of the k-th call's arguments have had a first axis of the batch's size n in every pass."""
+        found = [tf.is_tensor(t) and len(t.shape) > 0 and t.shape[0] == n for t in keras.tree.flatten(arguments)]
+        if k == len(self._batched):
+            self._batched.append(found)
+        self._batched[k] = [a and b for a, b in zip(self._batched[k], found, strict=True)]
+        return tuple(self._batched[k])
 
     def _check(self, layer, arguments, output, x):
         first = arguments[0] if arguments else None
@@ -171,7 +186,8 @@ def _of_call(call, signal):
         return call.call(x, *call.arguments[1:], **call.keywords)
 
     factors = rule(call.layer, again, call.arguments[0], signal) if rule else None
-    return by_differentiation(call, signal) if factors is None else factors
+    told = {id(variable) for variable, _ in factors or ()}
+    return factors if told >= {id(v) for v in call.layer.trainable_variables} else by_differentiation(call, signal)
 
 
 def by_differentiation(call, signals):
@@ -180,10 +196,9 @@ def by_differentiation(call, signals):
     n, m = signals.shape[:2]
 
     def one_example(i):
-        def alone(t):
-            return t[i, None] if tf.is_tensor(t) and len(t.shape) and t.shape[0] == n else t
-
-        arguments, keywords = keras.tree.map_structure(alone, (call.arguments, call.keywords))
+        given = call.arguments, call.keywords
+        leaves = [t[i, None] if b else t for t, b in zip(keras.tree.flatten(given), call.batched, strict=True)]
+        arguments, keywords = keras.tree.pack_sequence_as(given, leaves)
         weights = [tf.convert_to_tensor(v.value) for v in variables]
         with tf.GradientTape(watch_accessed_variables=False, persistent=True) as tape:
             tape.watch(weights)

@@ -83,7 +83,7 @@ class Exact:
 class FirstOrderLimit:
     """The limit η → 0 (Section 5). Numerators and denominators are per unit of η (`kl`: of η²)."""
 
-    def __init__(self, task, passes=None, reason=None):
+    def __init__(self, task, passes=None, reason=None, zeros_are_kinks=False):
         check_limit(task)
         self._task = task
         self._passes, reason = (passes, None) if passes or reason else find_passes(task)
@@ -94,7 +94,7 @@ class FirstOrderLimit:
                 "differentiation, which costs a few forward passes of all targets for each",
                 stacklevel=5,
             )
-            self._engine = Tangents(task.network, own, batch_size)
+            self._engine = Tangents(task.network, own, batch_size, zeros_are_kinks)
             return
         slow = sorted({type(v).__name__ for v in self._passes.capture.layers if rule_of(v) is None})
         if slow:
@@ -143,7 +143,7 @@ class Auto:
         passes = copy.copy(passes)
         if passes is not None:
             passes.zeros_are_kinks = True  # The limit stands for a finite step here.
-        self._limit = FirstOrderLimit(task, passes, reason)
+        self._limit = FirstOrderLimit(task, passes, reason, zeros_are_kinks=True)
 
     def __call__(self, learning_rate):
         outputs = self._exact.outputs(learning_rate)
@@ -175,8 +175,7 @@ def enlargements(outputs, changes, learning_rate):
     """
     noise = np.abs(outputs.noisy.numpy() - outputs.before.numpy())
     noise = noise.max(initial=0, where=np.isfinite(noise))  # Whatever a target is whose prediction is no number.
-    slope = reading.slope(changes.head, tf.cast(changes.own_before, tf.float64)).numpy()
-    change = learning_rate * np.abs(slope * changes.own_moved.numpy()).max(axis=-1)
+    change = learning_rate * np.abs((changes.own_slope * changes.own_moved).numpy()).max(axis=-1)
     with np.errstate(divide="ignore", invalid="ignore"):
         excess = resolution.MARGIN * noise / change / 1e-3  # Of rounding over tolerance at η.
     excess = np.where(np.isfinite(excess), excess, 1.0)

@@ -46,14 +46,16 @@ def of_first_order(changes, kinds, measures, own, gradient):
     found = {}
     for name, measure in measures.items():
 
-        def size(before, moved, measure=measure, kind=kinds[measure.raw], sign=-1):
-            return measure.first_order(reading.first_order_change(kind, changes.head, before, moved, sign)).numpy()
+        def size(before, moved, slope, measure=measure, kind=kinds[measure.raw], sign=-1):
+            change = reading.first_order_change(kind, changes.head, before, moved, slope, sign)
+            return measure.first_order(change).numpy()
 
-        numerator, denominator = size(changes.before, changes.moved), size(changes.own_before, changes.own_moved)
+        numerator = size(changes.before, changes.moved, changes.slope)
+        denominator = size(changes.own_before, changes.own_moved, changes.own_slope)
         numerator = _with_own(numerator, denominator, own)
         srel = _ratio(numerator, denominator)
-        noise = size(changes.before, changes.error, sign=1)
-        own_noise = size(changes.own_before, changes.own_error, sign=1)
+        noise = size(changes.before, changes.error, changes.slope, sign=1)
+        own_noise = size(changes.own_before, changes.own_error, changes.own_slope, sign=1)
         bound = resolution.first_order_bound(measure, srel, denominator, noise, own_noise, gradient)
         found[name] = matrices(measure, numerator, denominator, bound, "limit")
     return found

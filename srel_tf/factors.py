@@ -43,7 +43,7 @@ class Outer(NamedTuple):
             pairs = max(1, ENTRIES // (g * max(t * s * (1 + 2 * m), p * q)))
             at_once = min(pairs, targets.inputs.shape[0])
             return max(1, pairs // at_once), at_once
-        return max(1, ENTRIES // self._size), max(1, ENTRIES // (m * self._size))
+        return max(1, ENTRIES // self._held(1)), max(1, ENTRIES // targets._held(m))
 
     def inner(self, targets):
         """⟨∇ of each source's first signal, ∇ of each target's M signals⟩: [n_s, n_t, M]."""
@@ -52,6 +52,10 @@ class Outer(NamedTuple):
     @property
     def _size(self):
         return math.prod(math.prod(side) for side in self.dims)
+
+    def _held(self, m):
+        """Entries of what forming M gradients of an example holds: these, or what it sees at all positions."""
+        return max(m * self._size, self.signals.shape[3] * math.prod(self.dims[0]) * math.prod(self.dims[1]))
 
     def _input_costs(self, targets):
         """Multiply-adds that one pair's products of inputs cost in a group: of all that is seen, and by pixels."""
@@ -104,16 +108,19 @@ class Outer(NamedTuple):
 
     def squared_norm(self):
         """‖∇‖² of each signal, [n, M]."""
-        m, t = self.signals.shape[1:4:2]
-        if self._gram_cost(self) <= m * t * self._size:
-            a = self._input_products(self, "igtk,igsk->igts")
-            b = tf.matmul(self.signals, self.signals, transpose_b=True)
+        m, g, t = self.signals.shape[1:4]
+
+        def by_gram(part):
+            a = part._input_products(part, "igtk,igsk->igts")
+            b = tf.matmul(part.signals, part.signals, transpose_b=True)
             return tf.reduce_sum(a[:, None] * b, axis=[2, 3, 4])
 
-        def norms(part):
+        def by_kernel(part):
             return tf.transpose(tf.reduce_sum(part.formed() ** 2, axis=-1))
 
-        return in_parts(self, max(1, ENTRIES // (m * self._size)), norms)
+        if self._gram_cost(self) <= m * t * self._size:
+            return in_parts(self, max(1, ENTRIES // (g * t * t * (1 + 2 * m))), by_gram)
+        return in_parts(self, max(1, ENTRIES // self._held(m)), by_kernel)
 
     def along(self, direction):
         """⟨∇ of each signal, a tensor of the variable's shape⟩, [n, M]."""

@@ -17,8 +17,12 @@ from srel_tf.factors import Formed, Lookup, Outer, under_windows
 RULES = {}
 
 
+# What a subclass may define anew without another relation of output and weights.
+_HARMLESS = {"build", "get_config", "compute_output_shape", "compute_output_spec", "compute_mask"}
+
+
 def rule(*layer_classes):
-    """Register a function for these classes, and for subclasses that do not override `call`."""
+    """Register a function for these classes, and for subclasses that override nothing of what they compute."""
 
     def register(function):
         RULES.update(dict.fromkeys(layer_classes, function))
@@ -30,9 +34,16 @@ def rule(*layer_classes):
 def rule_of(layer):
     """The rule of a layer, or None where it has none."""
     for layer_class, function in RULES.items():
-        if isinstance(layer, layer_class) and type(layer).call is layer_class.call and not _is_altered(layer):
+        if isinstance(layer, layer_class) and not _overridden(type(layer), layer_class) and not _is_altered(layer):
             return function
     return None
+
+
+def _overridden(subclass, layer_class):
+    """What a subclass defines anew, `call`, `convolution_op` or the property `kernel` say: {names}."""
+    own = subclass.__mro__[: subclass.__mro__.index(layer_class)]
+    names = {name for one in own for name in vars(one) if hasattr(layer_class, name)}
+    return {name for name in names if not name.startswith("__") or name == "__call__"} - _HARMLESS
 
 
 def _is_altered(layer):
@@ -45,6 +56,7 @@ def _is_altered(layer):
 def dense(layer, call, x, signals):
     k, o = layer.kernel.shape
     n, m = signals.shape[:2]
+    x = tf.cast(x, signals.dtype)  # Keras multiplies whole numbers, too.
     kernel = Outer(tf.reshape(x, [n, 1, -1, k]), tf.reshape(signals, [n, m, 1, -1, o]), ((), (k,), (o,)), (0, 1))
     return [(layer.kernel, kernel), *_bias(layer, signals)]
 
@@ -65,6 +77,7 @@ def einsum_dense(layer, call, x, signals):
     dims = [tuple(size[c] for c in side) for side in (groups, ins, outs)]
     g, k, o = (math.prod(side) for side in dims)
     n, m = signals.shape[:2]
+    x = tf.cast(x, signals.dtype)
     a = tf.einsum(f"{''.join(of_x)}->{''.join([of_x[0], *groups, *positions, *ins])}", x)
     free = next(c for c in _ALPHABET if c not in {*of_x, *of_w, *of_z})
     by = [of_z[0], free]

@@ -23,6 +23,7 @@ class FirstOrder(NamedTuple):
     before [n_t, C], own_before [n_s, C]: outputs f at targets and sources.
     moved [n_s, n_t, C], own_moved [n_s, C]: δ of u.
     error, own_error: bounds of the rounding error of δ, of the same shapes.
+    slope [n_t, C], own_slope [n_s, C]: df/du.
     """
 
     head: str
@@ -32,6 +33,8 @@ class FirstOrder(NamedTuple):
     own_moved: tf.Tensor
     error: tf.Tensor
     own_error: tf.Tensor
+    slope: tf.Tensor | float = 1.0
+    own_slope: tf.Tensor | float = 1.0
 
 
 class Limit:
@@ -58,9 +61,13 @@ class Limit:
         x = tf.concat([x_targets, tf.gather(x_sources, np.flatnonzero(outside))], axis=0)
         column = np.where(outside, n_t + np.cumsum(outside) - 1, self._own)
         one_batch = x.shape[0] <= self._batch_size and np.array_equal(column, np.arange(x.shape[0]))
-        outputs, moved, error = self._square(x, y_sources) if one_batch else self._pairs(x_sources, y_sources, x)
+        of_all = self._square(x, y_sources) if one_batch else self._pairs(x_sources, y_sources, x)
+        outputs, slope, moved, error = of_all
         own_moved, own_error = (tf.gather(t, column, axis=1, batch_dims=1) for t in (moved, error))
-        return outputs[:n_t], moved[:, :n_t], tf.gather(outputs, column), own_moved, error[:, :n_t], own_error
+        outputs, own_outputs, slope, own_slope = (
+            tf.gather(t, i) for t in (outputs, slope) for i in (np.arange(n_t), column)
+        )
+        return outputs, moved[:, :n_t], own_outputs, own_moved, error[:, :n_t], own_error, slope, own_slope
 
     def _square(self, x, y):
         """Sources that are the targets, in one batch: the loss's signal of each is the first of its outputs' own."""
@@ -70,7 +77,7 @@ class Limit:
         targets = self._targets(seen, directions)
         sources = targets._replace(norms=targets.norms[:, :1], error=targets.error + signal_error)
         size *= tf.einsum("nc,nc->n", r, directions[:, 0])  # Its sign: the first direction is ±r.
-        return self._passes.read(seen.outputs), *self._contract(sources, size, targets, directions)
+        return *self._outputs(seen.outputs), *self._contract(sources, size, targets, directions)
 
     def _pairs(self, x_sources, y_sources, x):
         """Batches of sources against batches of targets."""
@@ -90,10 +97,12 @@ class Limit:
 
             return tuple(tf.transpose(t, [1, 0, 2]) for t in in_batches(columns, dtypes, self._batch_size, x))
 
-        outputs = in_batches(
-            lambda b: (self._passes.read(self._network.outputs(b)),), (self._network.dtype,), self._batch_size, x
-        )[0]
-        return outputs, *in_batches(rows, dtypes, self._batch_size, x_sources, y_sources)
+        types = (self._network.dtype, tf.float64)
+        outputs = in_batches(lambda b: self._outputs(self._network.outputs(b)), types, self._batch_size, x)
+        return *outputs, *in_batches(rows, dtypes, self._batch_size, x_sources, y_sources)
+
+    def _outputs(self, outputs):
+        return self._passes.read(outputs), self._passes.slope(outputs)
 
     def _basis(self, seen):
         """Orthonormal directions of u, rows [M, C]: a basis of all, or of those that sum to zero, as differences do."""

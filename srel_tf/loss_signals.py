@@ -9,6 +9,8 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
+from srel_tf.capture import NotSeparable
+
 SOFTMAX_LOSSES = (keras.losses.SparseCategoricalCrossentropy, keras.losses.CategoricalCrossentropy)
 SOFTMAX_FUNCTIONS = (keras.losses.sparse_categorical_crossentropy, keras.losses.categorical_crossentropy)
 MEANS_AS_CLASSES = (
@@ -34,13 +36,22 @@ class Head(NamedTuple):
     to_outputs: callable
 
 
-def _logits(operation, otherwise):
+LOGITS_OF = {"log": "Softmax", "log_odds": "Sigmoid"}  # The operation that outputs come from.
+
+
+def _operation(f):
+    """The operation that a tensor of a graph comes from, None without a graph."""
+    while tf.is_symbolic_tensor(f) and f.op.type == "Identity":
+        f = f.op.inputs[0]
+    return f.op if tf.is_symbolic_tensor(f) else None
+
+
+def _logits(head, otherwise):
     """What a softmax or a sigmoid was taken of; where outputs f came about in another way, `otherwise(f)`."""
 
     def of_outputs(f):
-        while tf.is_symbolic_tensor(f) and f.op.type == "Identity":
-            f = f.op.inputs[0]
-        return f.op.inputs[0] if tf.is_symbolic_tensor(f) and f.op.type == operation else otherwise(f)
+        op = _operation(f)
+        return op.inputs[0] if op is not None and op.type == LOGITS_OF[head] else otherwise(f)
 
     return of_outputs
 
@@ -48,8 +59,8 @@ def _logits(operation, otherwise):
 # Keras takes the cross-entropy of a softmax or a sigmoid from its logits, for probabilities may be 0 or 1 to rounding.
 HEADS = {
     "outputs": Head(lambda f: f, lambda u: u),
-    "log": Head(_logits("Softmax", tf.math.log), keras.activations.softmax),
-    "log_odds": Head(_logits("Sigmoid", lambda p: tf.math.log(p) - tf.math.log1p(-p)), keras.activations.sigmoid),
+    "log": Head(_logits("log", tf.math.log), keras.activations.softmax),
+    "log_odds": Head(_logits("log_odds", lambda p: tf.math.log(p) - tf.math.log1p(-p)), keras.activations.sigmoid),
 }
 
 
@@ -77,15 +88,21 @@ class LossSignals:
         return head == "log" or (head == "outputs" and from_logits)
 
     def head(self, predictions, y):
-        """The name of the head: what Keras computes the loss of `predictions` [n, C] from."""
+        """The name of the head: logits where `predictions` [n, C] are a softmax or a sigmoid, else these themselves.
+
+        Keras takes cross-entropies from the logits of either; and where a probability is close to one, float32 loses
+        the derivative of the activation. `NotSeparable` where the loss has no derivative by either.
+        """
+        op = _operation(predictions)
+        for head, operation in LOGITS_OF.items():
+            if op is not None and op.type == operation:
+                return head
         with tf.GradientTape() as tape:
             tape.watch(predictions)
             loss = self._one_by_one(y, predictions) if self._loss is None else self._loss(y, predictions)
-        if tape.gradient(loss, predictions) is not None:
-            return "outputs"
-        loss = keras.losses.get(self._network.model.loss)
-        is_binary = isinstance(loss, keras.losses.BinaryCrossentropy) or loss is keras.losses.binary_crossentropy
-        return "log_odds" if is_binary else "log"
+        if tape.gradient(loss, predictions) is None:
+            raise NotSeparable("the loss does not depend on the outputs themselves")
+        return "outputs"
 
     def __call__(self, u, y, head):
         """∂ℓ_i/∂u_i, float64 [n, C], from u float64 [n, C]."""

@@ -93,6 +93,11 @@ class LossPasses(Passes):
         """Outputs [n, C] as D is to see them: a softmax by its logits, which resolve probabilities close to 0 and 1."""
         return HEADS["log"].of_outputs(outputs) if self.head == "log" else outputs
 
+    def slope(self, outputs):
+        """df/du, float64 [n, C]. From u: where f is close to one, 1 − f has lost its digits in float32."""
+        u = tf.cast(HEADS[self.head].of_outputs(outputs), tf.float64)
+        return tf.sigmoid(u) * tf.sigmoid(-u) if self.head == "log_odds" else tf.ones_like(u)
+
     def _find_head(self, x, y):
         found = []
 

@@ -50,15 +50,17 @@ def change(kind, before, after):
     return probability_change(*(log_probabilities(outputs, kind == "probabilities") for outputs in (before, after)))
 
 
-def first_order_change(kind, head, before, moved, sign=-1):
+def first_order_change(kind, head, before, moved, slope, sign=-1):
     """The `Change` of predictions whose u (a head of `loss_signals`) moves by `moved` [..., C], to first order in it.
+
+    slope: df/du.
 
     For a classifier only differences of `moved` count: softmax does not see a common shift of logits, and changes of
     probabilities sum to zero. With sign=+1, and bounds of the errors of `moved` in its place, it bounds each entry's.
     """
-    before, moved = tf.cast(before, tf.float64), tf.cast(moved, tf.float64)
+    before, moved = tf.cast(before, tf.float64), slope * tf.cast(moved, tf.float64)
     if kind == "raw":
-        return Change(before, before, slope(head, before) * moved)
+        return Change(before, before, moved)
     log_g = log_probabilities(before, kind == "probabilities")
     g = tf.exp(log_g)
     if kind == "probabilities" and head == "outputs":
@@ -68,11 +70,6 @@ def first_order_change(kind, head, before, moved, sign=-1):
     others = tf.reduce_sum(g * moved, axis=-1, keepdims=True) - g * moved
     d = -tf.math.expm1(log_g) * moved + sign * others
     return Change(g, g, g * d, log_g, d)
-
-
-def slope(head, f):
-    """df/du."""
-    return f * (1 - f) if head == "log_odds" else tf.ones_like(f)
 
 
 def is_classifier(choice, probe, num_outputs):

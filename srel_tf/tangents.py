@@ -15,10 +15,15 @@ DRAWS = 2  # Perturbed evaluations from which the rounding error is read, in opp
 
 
 class Tangents:
-    """Callable engine: `engine(x_sources, y_sources, x_targets) -> FirstOrder`; the arguments of `limit.Limit`."""
+    """Callable engine: `engine(x_sources, y_sources, x_targets) -> FirstOrder`; the arguments of `limit.Limit`.
 
-    def __init__(self, network, own, batch_size):
+    zeros_are_kinks: whether units exactly at a kink count as undecided. A weight of zero stays zero under relative
+    perturbations, and so does the unit; it is then moved by a last place of one.
+    """
+
+    def __init__(self, network, own, batch_size, zeros_are_kinks=False):
         self._network, self._own, self._batch_size = network, own, batch_size
+        self._zeros_are_kinks = zeros_are_kinks
         self._compiled = tf.function(self._run, jit_compile=False, autograph=False)
 
     def __call__(self, *arguments):
@@ -31,10 +36,17 @@ class Tangents:
         column = np.where(outside, n_t + np.cumsum(outside) - 1, self._own)
         weights = [tf.convert_to_tensor(w) for w in self._network.weights]
         outputs, moved = self._moved(x_sources, y_sources, x, weights)
-        noisy = [self._moved(x_sources, y_sources, x, perturbed(weights, draw))[1] for draw in range(DRAWS)]
+        noisy = [self._moved(x_sources, y_sources, x, self._perturbed(weights, draw))[1] for draw in range(DRAWS)]
         error = MARGIN * tf.reduce_max(tf.abs(tf.stack(noisy) - moved), axis=0)
         own_moved, own_error = (tf.gather(t, column, axis=1, batch_dims=1) for t in (moved, error))
         return outputs[:n_t], moved[:, :n_t], tf.gather(outputs, column), own_moved, error[:, :n_t], own_error
+
+    def _perturbed(self, weights, draw):
+        moved = perturbed(weights, draw)
+        if not self._zeros_are_kinks:
+            return moved
+        ones = perturbed([tf.ones_like(w) for w in weights], draw)
+        return [tf.where(w == 0, one - 1, v) for w, one, v in zip(weights, ones, moved, strict=True)]
 
     def _moved(self, x_sources, y_sources, x, weights):
         """Outputs f [n, C] and δ, float64 [n_s, n, C], at these weights."""

@@ -344,9 +344,14 @@ def test_frame_of_auto_names_what_gave_each_row_and_its_statistics_are_one(at):
         assert (table.loc[table["measure"] == "l1", "estimator"] == "auto").all()
 
 
-def test_auto_claims_nothing_where_the_function_is_not_differentiable():
-    """A background of zeros under a bias of zero: any step takes the units off their kink, and no limit is near."""
-    model = net(L.Conv2D(3, 3, activation="relu"))
+@pytest.mark.filterwarnings("ignore:.*forward-mode")
+@pytest.mark.parametrize("penalty", [None, "l2"])
+def test_auto_claims_nothing_where_the_function_is_not_differentiable(penalty):
+    """A background of zeros under a bias of zero: any step takes the units off their kink, and no limit is near.
+
+    With a penalty on activities the limit is taken source by source.
+    """
+    model = net(L.Conv2D(3, 3, activation="relu", activity_regularizer=penalty))
     x, y = digits(per_class=2)
     x[:, :, 6:] = 0
     result = srel_tf.measure(model, srel_tf.ProbeSet(x, y), DEFINITIONS, learning_rate=1e-7, estimator="auto")
@@ -404,6 +409,43 @@ def test_limit_and_auto_in_float32_keep_the_contract_at_every_stage(body, softma
             share = check_contract(name, auto, exact.matrix(name), exact.valid(name))
             # At initialisation biases are zero over a background of zeros: units exactly at their kink stay undecided.
             assert share > 0.9 or stage == "init", (stage, name)
+
+
+def saturated():
+    """Probabilities from 1e-7 to 1 − 1e-7 out of a sigmoid."""
+    inputs = keras.Input((2,))
+    model = compiled(inputs, L.Dense(1, activation="sigmoid")(inputs), keras.losses.BinaryCrossentropy())
+    model.set_weights([np.array([[1.0], [0.25]]), np.array([0.0])])
+    return model
+
+
+def sure_softmax():
+    """A softmax that is trained on squares, with probabilities up to 1 − 1e-6."""
+    inputs = keras.Input((3,))
+    model = compiled(inputs, L.Dense(3, activation="softmax")(inputs), keras.losses.MeanSquaredError())
+    model.set_weights([np.array([[1, 0, 0], [0.3, -0.2, 0.1], [-0.1, 0.4, 0.2]]), np.zeros(3)])
+    return model
+
+
+def test_limit_of_a_sure_softmax_keeps_the_contract_under_any_loss():
+    rng = np.random.default_rng(0)
+    x = np.stack([np.linspace(-14, 14, 12), *rng.normal(size=(2, 12))], axis=1).astype("float32")
+    probe = srel_tf.ProbeSet(x, np.eye(3)[np.arange(12) % 3])
+    single = limit(sure_softmax(), probe)
+    with double_precision():
+        double = limit(sure_softmax(), probe)
+    for name in DEFINITIONS:
+        assert check_contract(name, single, double.matrix(name), double.valid(name)) > 0.9
+
+
+def test_limit_of_a_sure_sigmoid_keeps_the_contract():
+    """Where f is close to one, float32 has lost the digits of 1 − f, on which df depends."""
+    x = np.stack([np.linspace(-16, 16, 12), np.arange(12) % 5], axis=1).astype("float32")
+    probe = srel_tf.ProbeSet(x, (x[:, 0] > 3).astype("int64"))
+    single = limit(saturated(), probe, measures="l1")
+    with double_precision():
+        double = limit(saturated(), probe, measures="l1")
+    assert check_contract("l1", single, double.matrix("l1"), double.valid("l1")) > 0.9
 
 
 @double

@@ -80,6 +80,15 @@ def test_the_cheaper_way_is_taken(monkeypatch):
     assert taken == ["_by_gram", "_by_kernel"]
 
 
+def test_parts_hold_what_is_seen_at_all_positions(monkeypatch):
+    """Many positions and few weights: the patches are larger than the gradients that are formed of them."""
+    monkeypatch.setattr("srel_tf.factors.ENTRIES", 3000)
+    factor, whole = outer(20, 2, 100, groups=1, k=8, o=2)
+    assert not factor._pairwise(factor)
+    assert max(factor.parts(factor)) * 100 * 8 <= 3000
+    np.testing.assert_allclose(factor.squared_norm(), (whole**2).sum(axis=(2, 3, 4)), rtol=1e-12)
+
+
 @pytest.mark.parametrize("pixels", [2, 40])
 def test_products_by_pixels_agree_with_kernels_formed(pixels):
     """Few pixels: products of these are summed; many: products of what is seen."""

@@ -148,7 +148,7 @@ def test_a_target_that_is_no_number_changes_no_enlargement_of_steps():
     rng = np.random.default_rng(0)
     before, own = rng.normal(size=(4, 3)), rng.normal(size=(2, 3))
     noisy = before + rng.normal(size=(2, 4, 3)) * 1e-7
-    changes = SimpleNamespace(head="outputs", own_before=tf.constant(own), own_moved=tf.constant(own * 1e-3))
+    changes = SimpleNamespace(own_slope=1.0, own_moved=tf.constant(own * 1e-3))
     expected = enlargements(SimpleNamespace(before=tf.constant(before), noisy=tf.constant(noisy)), changes, 0.01)
     before[2], noisy[:, 2] = np.nan, np.inf
     found = enlargements(SimpleNamespace(before=tf.constant(before), noisy=tf.constant(noisy)), changes, 0.01)

@@ -79,6 +79,19 @@ class Scaled(L.Layer):
         return keras.ops.sin(x * self.scale)
 
 
+class Standardised(L.Conv2D):
+    """What Keras has `convolution_op` for."""
+
+    def convolution_op(self, inputs, kernel):
+        return super().convolution_op(inputs, kernel - keras.ops.mean(kernel, axis=(0, 1, 2), keepdims=True))
+
+
+class Masked(L.Dense):
+    @property
+    def kernel(self):
+        return self._kernel * keras.ops.convert_to_tensor(np.arange(self._kernel.shape[0])[:, None] % 2.0)
+
+
 IMAGES = {
     "dense": lambda: net(L.Flatten(), L.Dense(5, activation="tanh")),
     "dense at positions": lambda: net(L.Dense(5, activation="relu")),
@@ -109,6 +122,8 @@ IMAGES = {
     "attention": lambda: net(L.Reshape((18, 4)), Block()),
     "recurrent": lambda: net(L.Reshape((12, 6)), L.GRU(3)),
     "bidirectional": lambda: net(L.Reshape((12, 6)), L.Bidirectional(L.LSTM(2))),
+    "a convolution with a kernel of its own": lambda: net(Standardised(3, 2)),
+    "a dense layer with a kernel of its own": lambda: net(Masked(3, activation="tanh")),
     "a user's layer": lambda: net(Scaled(), L.Dense(2)),
     "prelu": lambda: net(L.Conv2D(2, 2), L.PReLU()),
     "penalty": lambda: net(L.Conv2D(2, 3, kernel_regularizer="l2"), L.Dense(3, bias_regularizer="l1")),
@@ -134,6 +149,28 @@ def test_equals_jacobian_times_gradient(name, images):
     x, y = images[0], labels_for(model, images[1])
     expected = jacobian_times_gradient(model, x, y)
     np.testing.assert_allclose(first_order(model, x, y).moved, expected, rtol=1e-10, atol=1e-12)
+
+
+class Shifted(L.Layer):
+    """A layer that no rule knows, with a second argument that all examples share."""
+
+    def build(self, *shapes):
+        self.scale = self.add_weight(shape=(2,), initializer="ones")
+
+    def call(self, x, shift):
+        return keras.ops.tanh((x + shift) * self.scale)
+
+
+@double
+@pytest.mark.parametrize("length", [5, 6, 7])
+def test_an_argument_that_is_as_long_as_the_batch_is_not_split(length):
+    rng = np.random.default_rng(0)
+    inputs = keras.Input((length, 2))
+    hidden = Shifted()(inputs, tf.constant(rng.normal(size=(length, 2))))
+    model = keras.Model(inputs, L.Dense(3)(L.Flatten()(hidden)))
+    model.compile("sgd", CROSS_ENTROPY(from_logits=True))
+    x, y = rng.normal(size=(length, length, 2)), np.arange(length) % 3
+    np.testing.assert_allclose(first_order(model, x, y).moved, jacobian_times_gradient(model, x, y), 1e-10, 1e-12)
 
 
 def embedded():

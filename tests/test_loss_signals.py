@@ -94,7 +94,7 @@ def test_changes_are_those_of_the_tape(name):
         ("categorical, softmax", "log"),
         ("binary, sigmoid", "log_odds"),
         ("binary by name, sigmoid", "log_odds"),
-        ("squares of a sigmoid", "outputs"),
+        ("squares of a sigmoid", "log_odds"),
         ("a user's function", "outputs"),
     ],
 )
@@ -103,6 +103,18 @@ def test_derivatives_are_taken_of_what_keras_computes_the_loss_from(name, head):
     model = make(loss, outputs, activation, {})
     passes = LossPasses(Network(model), tf.zeros([2, 5], tf.float64), tf.constant(y[:2]))
     assert passes.head == head
+
+
+@double
+@pytest.mark.parametrize(
+    ("loss", "activation"), [("binary_crossentropy", "softmax"), ("categorical_crossentropy", "sigmoid")]
+)
+def test_a_loss_that_takes_the_logits_of_another_activation(loss, activation):
+    """Keras puts the logits of any softmax or sigmoid into either cross-entropy."""
+    model, x = make(loss, 3, activation, {}), np.random.default_rng(0).normal(size=(6, 5))
+    result = srel_tf.measure(model, srel_tf.ProbeSet(x, ONE_HOT), "l2", estimator="limit", predictions="raw")
+    moved = jacobian_times_gradient(model, tf.constant(x), tf.constant(ONE_HOT))
+    np.testing.assert_allclose(result.numerator("l2"), np.linalg.norm(moved, axis=-1), rtol=1e-9)
 
 
 def passes_of(model, x, y):

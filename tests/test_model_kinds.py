@@ -101,6 +101,20 @@ def test_kinds_of_models_measure_the_same_inside_fit(make, eagerly, data, probe)
     np.testing.assert_allclose(last, expected, rtol=2e-3)
 
 
+@pytest.mark.parametrize("estimator", ["exact", "limit"])
+def test_whole_numbers_into_a_dense_layer(estimator, data):
+    x = np.round(16 * data[0]).astype("uint8")
+    keras.utils.set_random_seed(5)
+    model = Subclassed()
+    model(x[:1])
+    model.compile("sgd", SPARSE(from_logits=True))
+    whole, real = (
+        srel_tf.measure(model, srel_tf.ProbeSet(a, data[1]), "l1", learning_rate=1e-3, estimator=estimator)
+        for a in (x, x.astype("float32"))
+    )
+    np.testing.assert_allclose(whole.matrix("l1"), real.matrix("l1"), rtol=1e-5)
+
+
 def test_a_loaded_model_is_measured_without_fit(probe, tmp_path):
     model = functional()
     model.compile("adam", SPARSE(from_logits=True))

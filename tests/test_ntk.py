@@ -49,6 +49,21 @@ def test_a_model_whose_layers_cannot_be_watched():
     check(model, rng.normal(size=(3, 4)), rng.normal(size=(2, 4)))
 
 
+@pytest.mark.parametrize("n", [5, 7])
+def test_positions_as_many_as_examples(n):
+    class Positions(L.Layer):
+        def __init__(self):
+            super().__init__()
+            self.table = L.Embedding(7, 2)
+
+        def call(self, x):
+            return x + self.table(keras.ops.arange(7))
+
+    inputs = keras.Input((7, 2))
+    model = keras.Model(inputs, L.Dense(2)(L.Flatten()(keras.ops.tanh(Positions()(inputs)))))
+    check(model, *np.random.default_rng(0).normal(size=(2, n, 7, 2)))
+
+
 def test_one_output_and_one_set_of_examples():
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((3,)), L.Dense(4, activation="tanh"), L.Dense(1), L.Reshape(())])
