@@ -51,7 +51,12 @@ class Task(NamedTuple):
         p = reading.change(kind, own_before, own_before).before.numpy()  # f itself for raw outputs.
         targets = reading.loss_targets(self.probe, kind, p.shape[-1])
         epsilon = max(resolution.precision(self.network.dtype), np.finfo(keras.config.floatx()).eps)
-        return resolution.signal_error(None if targets is None else p, targets, epsilon)
+        error = resolution.signal_error(None if targets is None else p, targets, epsilon)
+        if passes is None and kind == "probabilities":
+            # ∇ℓ may come back through the softmax itself, whose derivative loses 1 − p as p − y does.
+            with np.errstate(divide="ignore"):
+                error = np.maximum(error, epsilon / (1 - p.max(axis=-1)))
+        return error
 
 
 class Exact:
@@ -94,7 +99,7 @@ class FirstOrderLimit:
                 "differentiation, which costs a few forward passes of all targets for each",
                 stacklevel=5,
             )
-            self._engine = Tangents(task.network, own, batch_size, zeros_are_kinks)
+            self._engine = Tangents(task.network, task.data[0][:1], own, batch_size, zeros_are_kinks)
             return
         slow = sorted({type(v).__name__ for v in self._passes.capture.layers if rule_of(v) is None})
         if slow:
@@ -117,6 +122,8 @@ class FirstOrderLimit:
         task = self._task
         kinds = task.kinds(changes.before, self._passes)
         gradient = task.loss_rounding(kinds[False], changes.own_before, self._passes)
+        if changes.head == "log":  # u are the logits of a softmax, whose outputs D acts on as they are.
+            kinds = dict.fromkeys(kinds, "probabilities")
         return evaluation.of_first_order(changes, kinds, task.measures, task.probe.own_columns, gradient)
 
     def _differences_suffice(self):

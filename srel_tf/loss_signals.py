@@ -46,6 +46,21 @@ def _operation(f):
     return f.op if tf.is_symbolic_tensor(f) else None
 
 
+def head_of(f):
+    """The name of the head that outputs f are known to have by the operation they come from; "outputs" by none."""
+    op = _operation(f)
+    return next((head for head, operation in LOGITS_OF.items() if op is not None and op.type == operation), "outputs")
+
+
+def slope(head, f):
+    """df/du, float64, of outputs f. From u: where a sigmoid is close to one, 1 − f has lost its digits in float32.
+
+    1 for a softmax, whose change `predictions.first_order_change` takes from that of u itself.
+    """
+    u = tf.cast(HEADS[head].of_outputs(f), tf.float64)
+    return tf.sigmoid(u) * tf.sigmoid(-u) if head == "log_odds" else tf.ones_like(u)
+
+
 def _logits(head, otherwise):
     """What a softmax or a sigmoid was taken of; where outputs f came about in another way, `otherwise(f)`."""
 
@@ -93,10 +108,9 @@ class LossSignals:
         Keras takes cross-entropies from the logits of either; and where a probability is close to one, float32 loses
         the derivative of the activation. `NotSeparable` where the loss has no derivative by either.
         """
-        op = _operation(predictions)
-        for head, operation in LOGITS_OF.items():
-            if op is not None and op.type == operation:
-                return head
+        head = head_of(predictions)
+        if head != "outputs":
+            return head
         with tf.GradientTape() as tape:
             tape.watch(predictions)
             loss = self._one_by_one(y, predictions) if self._loss is None else self._loss(y, predictions)

@@ -83,7 +83,7 @@ def _by_tangents(network, num_outputs, batch_size):
                 tape.watch(weights)
                 output = network.outputs(x1[i, None], weights)[0, c]
             gradients = tape.gradient(output, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-            return along(network, weights, gradients, x2, batch_size)
+            return along(network, "outputs", weights, gradients, x2, batch_size)
 
         indices = tf.range(x1.shape[0] * num_outputs)
         rows = tf.map_fn(one_output, indices, fn_output_signature=network.dtype, parallel_iterations=1)

@@ -8,7 +8,7 @@ import tensorflow as tf
 from srel_tf.capture import Capture, NotSeparable
 from srel_tf.factors import Outer
 from srel_tf.kinks import kink_operations, undecided_share
-from srel_tf.loss_signals import HEADS, LossSignals
+from srel_tf.loss_signals import HEADS, LossSignals, slope
 from srel_tf.network import as_matrix
 from srel_tf.resolution import last_places_moved, precision
 
@@ -94,9 +94,8 @@ class LossPasses(Passes):
         return HEADS["log"].of_outputs(outputs) if self.head == "log" else outputs
 
     def slope(self, outputs):
-        """df/du, float64 [n, C]. From u: where f is close to one, 1 − f has lost its digits in float32."""
-        u = tf.cast(HEADS[self.head].of_outputs(outputs), tf.float64)
-        return tf.sigmoid(u) * tf.sigmoid(-u) if self.head == "log_odds" else tf.ones_like(u)
+        """df/du, float64 [n, C]."""
+        return slope(self.head, outputs)
 
     def _find_head(self, x, y):
         found = []

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from srel_tf.batches import in_batches
 from srel_tf.limit import FirstOrder
+from srel_tf.loss_signals import HEADS, head_of, slope
 from srel_tf.resolution import MARGIN, perturbed
 
 DRAWS = 2  # Perturbed evaluations from which the rounding error is read, in opposite directions.
@@ -21,25 +22,38 @@ class Tangents:
     perturbations, and so does the unit; it is then moved by a last place of one.
     """
 
-    def __init__(self, network, own, batch_size, zeros_are_kinks=False):
+    def __init__(self, network, x, own, batch_size, zeros_are_kinks=False):
         self._network, self._own, self._batch_size = network, own, batch_size
+        self._head = _head(network, x)
         self._zeros_are_kinks = zeros_are_kinks
         self._compiled = tf.function(self._run, jit_compile=False, autograph=False)
 
     def __call__(self, *arguments):
         run = self._run if self._network.model.run_eagerly else self._compiled
-        return FirstOrder("outputs", *run(*arguments))
+        return FirstOrder(self._head, *run(*arguments))
 
     def _run(self, x_sources, y_sources, x_targets):
         n_t, outside = x_targets.shape[0], self._own < 0
         x = tf.concat([x_targets, tf.gather(x_sources, np.flatnonzero(outside))], axis=0)
         column = np.where(outside, n_t + np.cumsum(outside) - 1, self._own)
         weights = [tf.convert_to_tensor(w) for w in self._network.weights]
-        outputs, moved = self._moved(x_sources, y_sources, x, weights)
-        noisy = [self._moved(x_sources, y_sources, x, self._perturbed(weights, draw))[1] for draw in range(DRAWS)]
+        moved = self._moved(x_sources, y_sources, x, weights)
+        noisy = [self._moved(x_sources, y_sources, x, self._perturbed(weights, draw)) for draw in range(DRAWS)]
         error = MARGIN * tf.reduce_max(tf.abs(tf.stack(noisy) - moved), axis=0)
         own_moved, own_error = (tf.gather(t, column, axis=1, batch_dims=1) for t in (moved, error))
-        return outputs[:n_t], moved[:, :n_t], tf.gather(outputs, column), own_moved, error[:, :n_t], own_error
+        outputs, own_outputs, slope, own_slope = (
+            tf.gather(t, i) for t in self._outputs(x, weights) for i in (np.arange(n_t), column)
+        )
+        return outputs, moved[:, :n_t], own_outputs, own_moved, error[:, :n_t], own_error, slope, own_slope
+
+    def _outputs(self, x, weights):
+        """Outputs f and df/du at x, [n, C] each."""
+
+        def one_batch(batch):
+            outputs = self._network.outputs(batch, weights)
+            return outputs, slope(self._head, outputs)
+
+        return in_batches(one_batch, (self._network.dtype, tf.float64), self._batch_size, x)
 
     def _perturbed(self, weights, draw):
         moved = perturbed(weights, draw)
@@ -49,25 +63,32 @@ class Tangents:
         return [tf.where(w == 0, one - 1, v) for w, one, v in zip(weights, ones, moved, strict=True)]
 
     def _moved(self, x_sources, y_sources, x, weights):
-        """Outputs f [n, C] and δ, float64 [n_s, n, C], at these weights."""
+        """δ of u, float64 [n_s, n, C], at these weights."""
         network = self._network
 
         def one_source(i):
             gradients, _, _ = network.loss_gradient(x_sources[i, None], y_sources[i, None], 1.0, weights)
-            return -tf.cast(along(network, weights, gradients, x, self._batch_size), tf.float64)
+            return -tf.cast(along(network, self._head, weights, gradients, x, self._batch_size), tf.float64)
 
         sources = tf.range(x_sources.shape[0])
-        moved = tf.map_fn(one_source, sources, fn_output_signature=tf.float64, parallel_iterations=1)
-        outputs = in_batches(lambda b: (network.outputs(b, weights),), (network.dtype,), self._batch_size, x)[0]
-        return outputs, moved
+        return tf.map_fn(one_source, sources, fn_output_signature=tf.float64, parallel_iterations=1)
 
 
-def along(network, weights, direction, x, batch_size):
-    """The derivative of the outputs at x along a direction in weight space, [n, C]."""
+def _head(network, x):
+    """What is differentiated: the logits where the outputs are a softmax or a sigmoid of some, else the outputs."""
+    if network.model.run_eagerly:
+        return "outputs"
+    found = []
+    tf.function(lambda b: found.append(head_of(network.outputs(b))), autograph=False).get_concrete_function(x)
+    return found[-1]
+
+
+def along(network, head, weights, direction, x, batch_size):
+    """The derivative of u at x along a direction in weight space, [n, C]."""
 
     def derivative(batch):
         with tf.autodiff.ForwardAccumulator(weights, [tf.convert_to_tensor(d) for d in direction]) as forward:
-            outputs = network.outputs(batch, weights)
-        return (forward.jvp(outputs, tf.UnconnectedGradients.ZERO),)
+            u = HEADS[head].of_outputs(network.outputs(batch, weights))
+        return (forward.jvp(u, tf.UnconnectedGradients.ZERO),)
 
     return in_batches(derivative, (network.dtype,), batch_size, x)[0]
