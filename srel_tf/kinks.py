@@ -5,6 +5,7 @@ precision of the outputs would tell. The operations with kinks are found in the 
 the share of the signal that hangs on such units.
 """
 
+import numpy as np
 import tensorflow as tf
 
 ROUNDING = 4.0  # Units in the last place by which a typical pre-activation may be wrong.
@@ -12,7 +13,16 @@ ROUNDING = 4.0  # Units in the last place by which a typical pre-activation may 
 
 def kink_operations(graph, first):
     """The operations with a kink that a forward pass has added to a graph which had `first` operations before."""
-    return [op for op in graph.get_operations()[first:] if op.type in _NEAR]
+    return [op for op in graph.get_operations()[first:] if op.type in _NEAR and op.outputs[0].dtype.is_floating]
+
+
+def has_untold_kinks(graph):
+    """Whether there are operations with a kink in `graph` whose units cannot be looked at: those within loops and
+    functions (of a recurrent layer with ReLUs), and pools of volumes.
+    """
+    nodes = [node for function in graph.as_graph_def().library.function for node in function.node_def]
+    within = any(n.op in _NEAR and tf.as_dtype(n.attr["T"].type).is_floating for n in nodes if n.attr["T"].type)
+    return within or any(n.op in _UNTOLD for n in [*nodes, *graph.as_graph_def().node])
 
 
 def undecided_share(op, signals, epsilon, zeros=False):
@@ -71,6 +81,17 @@ def _at_ties(op, epsilon, zeros):
     return tf.transpose(near, [0, 3, 1, 2]) if _is_channels_first(op) else near
 
 
+def _at_the_largest(op, epsilon, zeros):
+    """The same of the largest over whole axes, as global pooling takes it."""
+    x, axes = op.inputs[0], tf.get_static_value(op.inputs[1])
+    axes = tuple(np.atleast_1d(axes) % len(x.shape))
+    largest = tf.reduce_max(x, axis=axes, keepdims=True)
+    others = tuple(range(1, len(x.shape)))
+    typical = tf.sqrt(tf.reduce_mean(x * x, axis=others, keepdims=True))
+    near = tf.reduce_any((x != largest) & (largest - x <= ROUNDING * epsilon * typical), axis=axes)
+    return tf.reshape(near, op.outputs[0].shape)
+
+
 def _near_ties(x, largest, op, epsilon):
     """Whether the largest entry of each window has another within rounding, [n, h, w, C]."""
     size, step = (op.get_attr(name) for name in ("ksize", "strides"))
@@ -109,4 +130,6 @@ _NEAR = {  # Which units are within rounding of a kink.
     "Maximum": _at_equality,
     "Minimum": _at_equality,
     "MaxPool": _at_ties,
+    "Max": _at_the_largest,
 }
+_UNTOLD = {"MaxPool3D", "MaxPoolWithArgmax"}

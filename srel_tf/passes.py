@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from srel_tf.capture import Capture, NotSeparable
 from srel_tf.factors import Outer
-from srel_tf.kinks import kink_operations, undecided_share
+from srel_tf.kinks import has_untold_kinks, kink_operations, undecided_share
 from srel_tf.loss_signals import HEADS, LossSignals, slope
 from srel_tf.network import as_matrix
 from srel_tf.resolution import last_places_moved, precision
@@ -36,6 +36,7 @@ class Passes:
     """
 
     head = "outputs"
+    _has_untold_kinks = False
     zeros_are_kinks = False  # Whether units exactly at a kink count as undecided.
 
     def __init__(self, network, x):
@@ -66,6 +67,8 @@ class Passes:
         shares = zip(seen.kinks, by_source[len(seen.calls) :], strict=True)
         undecided = [undecided_share(*s, epsilon, self.zeros_are_kinks) for s in shares]
         undecided = tf.add_n([tf.zeros([n], self.network.dtype), *undecided])
+        if self._has_untold_kinks and self.zeros_are_kinks:
+            undecided = tf.ones([n], self.network.dtype)  # All may be.
         return signals, ROUNDING * epsilon + KINK_MARGIN * tf.cast(undecided, tf.float64)
 
     def _gradients(self, seen, sources, seed):
@@ -105,7 +108,7 @@ class LossPasses(Passes):
             predictions, _ = self.capture.forward(x)
             found.append(self.loss.head(as_matrix(predictions, self.network.model), y))
 
-        look.get_concrete_function(x, y)
+        self._has_untold_kinks = has_untold_kinks(look.get_concrete_function(x, y).graph)
         return found[-1]
 
     def loss_signal(self, seen, y):

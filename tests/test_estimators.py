@@ -364,6 +364,25 @@ def test_auto_claims_nothing_where_the_function_is_not_differentiable(penalty):
         check_contract(name, result, exact.matrix(name), exact.valid(name))
 
 
+@pytest.mark.filterwarnings("ignore:no rule")
+def test_auto_claims_nothing_where_kinks_lie_within_a_loop():
+    """A recurrent layer's ReLUs stay at zero over leading zeros, where nothing outside the loop sees them."""
+    inputs = keras.Input((6, 4))
+    keras.utils.set_random_seed(0)
+    model = compiled(inputs, L.Dense(3)(L.SimpleRNN(5, activation="relu")(inputs)))
+    x = np.random.default_rng(0).normal(size=(8, 6, 4)).astype("float32")
+    x[:, :3] = 0
+    probe = srel_tf.ProbeSet(x, np.arange(8) % 3)
+    result = srel_tf.measure(model, probe, DEFINITIONS, learning_rate=1e-7, estimator="auto")
+    with double_precision():
+        twin = reference.clone(model, "float64")
+        exact = srel_tf.measure(twin, probe, DEFINITIONS, learning_rate=1e-7)
+        apart = np.abs(exact.matrix("l1") - limit(twin, probe).matrix("l1"))
+    assert (apart > 1e-3 * (1 + exact.matrix("l1"))).any()
+    for name in DEFINITIONS:
+        check_contract(name, result, exact.matrix(name), exact.valid(name))
+
+
 @pytest.mark.parametrize("estimator", ["limit", "auto"])
 def test_what_has_no_limit_is_refused(estimator, probe):
     model = classifier("mlp")

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import srel_tf
-from srel_tf.kinks import kink_operations, undecided_share
+from srel_tf.kinks import has_untold_kinks, kink_operations, undecided_share
 
 EPSILON = 2.0**-10  # A coarse arithmetic: values within 4 ε · (root mean square) of a kink are undecided.
 
@@ -74,6 +74,30 @@ def test_near_ties_of_overlapping_windows():
     """0.998 is second to 1 in the first window, and first in the second."""
     pool = keras.layers.MaxPooling2D((1, 3), strides=1)
     np.testing.assert_allclose(share(pool, image([[1.0, 0.998, 0.3, 0.2]]), image([[2, 1]])), [4 / 5])
+
+
+@pytest.mark.parametrize("keepdims", [False, True])
+def test_near_ties_of_global_pooling(keepdims):
+    """Of each example's two channels one has a second within 0.002; a tie that is exact does not count."""
+    x = [[[1.0, 1.0], [0.998, 0.5]], [[1.0, 0.998], [1.0, 1.0]]]
+    signal = np.array([[1.0, 2.0], [3.0, 4.0]])
+    signal = signal[:, None] if keepdims else signal
+    found = share(lambda t: tf.reduce_max(t, axis=1, keepdims=keepdims), x, signal)
+    np.testing.assert_allclose(found, [1 / 5, 16 / 25])
+
+
+def test_kinks_within_loops_and_functions_are_known_to_be_there():
+    inner = tf.function(tf.nn.relu, autograph=False)
+
+    def loop(x):
+        return tf.map_fn(tf.nn.relu, x)
+
+    def graph_of(function):
+        return tf.function(function, autograph=False).get_concrete_function(tf.TensorSpec([2, 3])).graph
+
+    assert [has_untold_kinks(graph_of(f)) for f in (inner.python_function, loop, inner, tf.tanh)] == [
+        *(False, True, True, False)
+    ]
 
 
 def test_only_operations_of_the_pass_are_found():
