@@ -190,7 +190,7 @@ class Instrument:
 
     def _num_outputs(self, model):
         try:
-            return self._network.outputs(self._data[0][:1]).shape[-1]
+            return self._network.num_outputs(self._data[0])
         except SRelError:
             raise
         except ValueError as error:

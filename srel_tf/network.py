@@ -34,6 +34,14 @@ class Network:
         with self.scope(weights):
             return self.as_outputs(self.model(x, training=False))
 
+    def num_outputs(self, x):
+        """C, from a pass of one example; after it all weights are known, for layers may make theirs when first called
+        (an activation that is a layer).
+        """
+        num_outputs = self.outputs(x[:1]).shape[-1]
+        self.variables = list(self.model.trainable_variables)
+        return num_outputs
+
     def loss_gradient(self, x, y, factor, weights=None):
         """factor · ∇_w ℓ(w, (x, y)), one tensor a variable; direction of ∇_x ℓ [1, m]; f(x; w) [1, C], of one example.
 

@@ -27,7 +27,7 @@ def empirical_kernel(model, x1, x2=None, batch_size=128):
     x1 = _examples(x1, network)
     x2 = x1 if x2 is None else _examples(x2, network)
     try:
-        num_outputs = network.outputs(x2[:1]).shape[-1]
+        num_outputs = network.num_outputs(x2)
     except ValueError as error:
         raise ProbeError(f"model {model.name!r} does not take examples of shape {x2.shape[1:]}: {error}") from error
     try:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import srel_tf
 from srel_tf.limit import Limit, turned_to
 from srel_tf.network import Network
 from srel_tf.passes import LossPasses
@@ -256,3 +257,18 @@ def test_convolution_with_channels_first(images):
     x, y = images[0].astype("float32"), images[1]
     ours, expected = (first_order(model, x, y).moved.numpy() for model in (first, last))
     np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+@double
+def test_weights_that_a_layer_makes_when_first_called_count_from_the_first_measurement_on():
+    """An activation that is a layer is not built with the layer that calls it."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, L.Dense(3)(L.Dense(6, activation=L.PReLU())(inputs)))
+    model.compile("sgd", CROSS_ENTROPY(from_logits=True))
+    x, y = np.random.default_rng(0).normal(size=(6, 4)), np.arange(6) % 3
+    before = len(model.trainable_variables)
+    result = srel_tf.measure(model, srel_tf.ProbeSet(x, y), "raw_l2", estimator="limit")
+    assert len(model.trainable_variables) > before
+    moved = jacobian_times_gradient(model, x, y)
+    np.testing.assert_allclose(result.matrices["raw_l2"].numerator, np.linalg.norm(moved, axis=-1), 1e-10)
