@@ -260,6 +260,7 @@ def test_convolution_with_channels_first(images):
 
 
 @double
+@pytest.mark.filterwarnings("ignore:.*forward-mode")
 def test_weights_that_a_layer_makes_when_first_called_count_from_the_first_measurement_on():
     """An activation that is a layer is not built with the layer that calls it."""
     keras.utils.set_random_seed(0)
