@@ -25,6 +25,7 @@ import keras
 from srel_tf.errors import ModelError, OptionError, StorageError
 from srel_tf.files import differences
 from srel_tf.identity import describe
+from srel_tf.model_state import as_count, assign, build_metrics, variables
 
 
 class Position(NamedTuple):
@@ -77,18 +78,20 @@ class Checkpoint(keras.callbacks.Callback):
         model.optimizer.build(model.trainable_variables)
         try:
             self._about = self._same(model, about)
-            self._position = self._before = Position(_count(about["epoch"]), _count(about["batch"]))
-            self._metrics = [arrays[f"m{i}"] for i in range(_count(about["metrics"]))]
+            self._position = self._before = Position(as_count(about["epoch"]), as_count(about["batch"]))
+            self._metrics = [arrays[f"m{i}"] for i in range(as_count(about["metrics"]))]
             if self._metrics:
-                _build_metrics(model, example)  # Before the rest: the call may draw from seeds of the model's own.
-            _assign(_variables(model), [arrays[f"v{i}"] for i in range(_count(about["variables"]))])
+                build_metrics(
+                    model, example, _probings(model)
+                )  # Before the rest: the call may draw from seeds of the model's own.
+            assign(variables(model), [arrays[f"v{i}"] for i in range(as_count(about["variables"]))])
             for probing, state in zip(_probings(model), about["probes"], strict=True):
                 probing.resume(state, model, *self._position)
                 probing.recorder.forget()  # What was measured after this state will be measured again.
             for companion, state in zip(self._companions, about["companions"], strict=True):
                 companion.state = state
             if self._metrics:
-                _assign(model.metrics_variables, self._metrics)
+                assign(model.metrics_variables, self._metrics)
         except OptionError:
             raise
         except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -159,7 +162,7 @@ class Checkpoint(keras.callbacks.Callback):
         batch = self._before.batch if epoch == self._before.epoch else 0
         self._position = Position(epoch, batch)
         if batch and self._metrics:
-            _assign(self.model.metrics_variables, self._metrics)  # The epoch's running means go on.
+            assign(self.model.metrics_variables, self._metrics)  # The epoch's running means go on.
         self._metrics = None
         self._left, self._cut = self.params.get("steps"), False
 
@@ -197,15 +200,15 @@ class Checkpoint(keras.callbacks.Callback):
     def save(self):
         """Save now. Raises `StorageError`; what was saved before is whole then."""
         frame = self.unsaved(self.model)
-        variables = _variables(self.model)
+        state = variables(self.model)
         metrics = self.model.metrics_variables if self._position.batch else []
         probings = _probings(self.model)
-        kinds = {"v": variables, "m": metrics}
+        kinds = {"v": state, "m": metrics}
         arrays = {f"{k}{i}": keras.ops.convert_to_numpy(v) for k, vs in kinds.items() for i, v in enumerate(vs)}
         about = {
             **self._position._asdict(),
             "step": int(self.model.optimizer.iterations),
-            "variables": len(variables),
+            "variables": len(state),
             "metrics": len(metrics),
             "probes": [p.state for p in probings],
             "measured": {name: count for p in probings for name, count in p.recorder.mark.items()},
@@ -241,35 +244,3 @@ def _marks(about):
     """{recorder: number of its measurements that are saved} of a state."""
     marks = (about or {}).get("measured")
     return marks if isinstance(marks, dict) else {}
-
-
-def _variables(model):
-    """Weights, batch statistics, seeds of random layers, optimizer; the metrics are begun anew in each epoch."""
-    metrics = {id(v) for v in model.metrics_variables}
-    return [v for v in [*model.variables, *model.optimizer.variables] if id(v) not in metrics]
-
-
-def _build_metrics(model, example):
-    x, y = example or next(((p.probe.x[:1], p.probe.y[:1]) for p in _probings(model)), (None, None))
-    if x is None:
-        raise OptionError(
-            "the state was saved within an epoch, and no probe is attached: give restore(model, example=...)"
-        )
-    model.compute_metrics(x, y, model(keras.ops.convert_to_tensor(x), training=False))
-
-
-def _assign(variables, arrays):
-    """`ValueError` unless the arrays are of the variables' number, shapes and types."""
-    if len(variables) != len(arrays):
-        raise ValueError(f"{len(arrays)} arrays for {len(variables)} variables")
-    for v, a in zip(variables, arrays, strict=True):
-        if tuple(v.shape) != a.shape or v.dtype != a.dtype.name:
-            raise ValueError(f"{a.dtype.name} {a.shape} for {v.path}, which is {v.dtype} {tuple(v.shape)}")
-    for v, a in zip(variables, arrays, strict=True):
-        v.assign(a)
-
-
-def _count(value):
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**53:
-        raise ValueError(f"{value!r} is no count")
-    return value
