@@ -18,6 +18,17 @@ def mp_softmax(logits):
     return [e / mpmath.fsum(exponentials) for e in exponentials]
 
 
+def mp_distances(before, after):
+    """{measure: D} of two softmax outputs from their logits, Definitions 1 and 2 word by word."""
+    g, g_plus = mp_softmax(before), mp_softmax(after)
+    difference = [a - b for a, b in zip(g_plus, g, strict=True)]
+    return {
+        kl: mpmath.fsum(a * mpmath.log(a / b) for a, b in zip(g_plus, g, strict=True)),
+        l1: mpmath.fsum(abs(d) for d in difference),
+        l2: mpmath.sqrt(mpmath.fsum(d * d for d in difference)),
+    }
+
+
 @pytest.fixture(autouse=True)
 def fifty_digits():
     with mpmath.workdps(50):
@@ -29,16 +40,9 @@ def test_measures_keep_their_digits_from_perturbations_of_1_to_1e12(size):
     rng = np.random.default_rng(0)
     before = rng.normal(size=5) * 3
     after = before + size * rng.normal(size=5)
-    g, g_plus = mp_softmax(before), mp_softmax(after)
-    difference = [a - b for a, b in zip(g_plus, g, strict=True)]
-    expected = {
-        kl: mpmath.fsum(a * mpmath.log(a / b) for a, b in zip(g_plus, g, strict=True)),
-        l1: mpmath.fsum(abs(d) for d in difference),
-        l2: mpmath.sqrt(mpmath.fsum(d * d for d in difference)),
-    }
     # The logits are spaced by about 4e-16, which is the only error that the formulas may have.
     tolerance = 1e-13 + 2e-15 / size
-    for distance, value in expected.items():
+    for distance, value in mp_distances(before, after).items():
         assert float(distance(change_of_logits(before, after))) == pytest.approx(float(value), rel=2 * tolerance)
 
 
@@ -58,13 +62,7 @@ def test_measures_of_a_sure_prediction_keep_their_digits(ahead):
     before = np.array([0.25, ahead, -1.5])
     after = before + 1e-3 * np.array([0.5, 1.0, -0.75])
     with mpmath.workdps(80):
-        g, g_plus = mp_softmax(before), mp_softmax(after)
-        moved = [a - b for a, b in zip(g_plus, g, strict=True)]
-        expected = {
-            kl: mpmath.fsum(a * mpmath.log(a / b) for a, b in zip(g_plus, g, strict=True)),
-            l1: mpmath.fsum(abs(d) for d in moved),
-            l2: mpmath.sqrt(mpmath.fsum(d * d for d in moved)),
-        }
+        expected = mp_distances(before, after)
     for distance, value in expected.items():  # The logits' spacing of up to 7e-15, over a change of 1e-3.
         assert float(distance(change_of_logits(before, after))) == pytest.approx(float(value), rel=2e-11)
 
