@@ -109,6 +109,13 @@ def test_class_pairs_axes_hold_every_curve_and_band():
             assert max(band_of(ax, colour)[2]) < high
 
 
+def test_class_pairs_are_said_to_be_of_the_rule_that_the_frame_names():
+    pairs = pairs_of()
+    assert "sgd;" in plot_class_pairs(pairs).get_suptitle()
+    named = plot_class_pairs(pairs.assign(rule="limit")).get_suptitle()
+    assert "Fictitious step: limit; mean over 3 runs" in named
+
+
 def test_class_pairs_far_from_zero_do_not_waste_the_axis_on_it():
     pairs = pairs_of()
     for ax in plot_class_pairs(pairs.assign(mean=1 + pairs["mean"] / 100)).axes:

@@ -55,7 +55,8 @@ def of_classification(path, protocol):
     if protocol == "published":  # The same trainings by the definitions.
         rows = _smallest_steps(frames["pairs"]).query("update == 'sgd' and measure in ('kl', 'l1')")
         yield "pairs-definitions.png", plotting.plot_class_pairs(rows, classes)
-    spread = _smallest_steps(frames["quantiles"])
+    spread = frames["quantiles"]
+    spread = pd.concat([_smallest_steps(spread), spread[spread["estimator"] == "limit"]])
     yield "spread.png", plotting.plot_spread(spread[spread["measure"].isin(["kl", "l1"])])
     if (path / "matrices.parquet").exists():
         matrices = srel_tf.read_frame(path / "matrices.parquet")

@@ -16,13 +16,14 @@ _CURVE = ["source_class", "target_class", "epoch"]
 def plot_class_pairs(pairs, classes=None):
     """One panel a measure (column) and source class (row): Definition 3 for each target class over the epochs.
 
-    pairs: what `srel_tf.smooth` returns, of one update rule. Lines are means over runs, bands their population standard
-    deviation; the intra-class line is solid, inter-class lines are dashed. A column whose means span more than a factor
-    of `WIDE` has a logarithmic axis, and bands from the lowest run to the highest. Raises `FrameError` for a frame of
-    several update rules or without rows, and for a class that is no source class.
+    pairs: what `srel_tf.smooth` returns, of one update rule, which a column `rule` may name. Lines are means over
+    runs, bands their population standard deviation; the intra-class line is solid, inter-class lines are dashed. A
+    column whose means span more than a factor of `WIDE` has a logarithmic axis, and bands from the lowest run to the
+    highest. Raises `FrameError` for a frame of several update rules or without rows, and for a class that is no source
+    class.
     """
     check_columns(pairs, NEEDED)
-    rules = [] if pairs.empty else rule_names(pairs).unique().tolist()
+    rules = [] if pairs.empty else (pairs["rule"] if "rule" in pairs else rule_names(pairs)).unique().tolist()
     if len(rules) != 1:
         raise FrameError(f"expected one update rule to draw, got {rules}: select one")
     measures = pairs["measure"].unique()
