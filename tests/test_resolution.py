@@ -58,7 +58,11 @@ def in_float64(model, probe, eta):
         return reference.srels(net, probe.x, probe.y, every, every, eta, {**distances, **RAW})
 
 
-@pytest.mark.parametrize(("body", "softmax"), [("mlp", True), ("cnn", False), ("resnet", False)])
+# A minute each; of the others `tests/test_estimators.py` holds a residual net at every stage.
+SLOWER = [pytest.param(body, False, marks=pytest.mark.slow) for body in ("cnn", "resnet")]
+
+
+@pytest.mark.parametrize(("body", "softmax"), [("mlp", True), *SLOWER])
 def test_valid_entries_are_within_the_contract(body, softmax, data, probe):
     for stage, model in stages(body, softmax, data):
         shares = {}
