@@ -104,18 +104,23 @@ def auto_series(pieces):
     return every.loc[is_auto, [*SERIES, "learning_rate"]].drop_duplicates()
 
 
+def auc(higher, lower):
+    """P(a value of `higher` is above one of `lower`), ties half: Mann–Whitney's U over their pairs. NaN without any."""
+    if not (len(higher) and len(lower)):
+        return np.nan
+    return mannwhitneyu(higher, lower, method="asymptotic").statistic / (len(higher) * len(lower))
+
+
 def _separation(group):
     srel, same = _valid_srel(group).to_numpy(), (group["source_class"] == group["target_class"]).to_numpy()
     intra, inter = (srel[kind & np.isfinite(srel)] for kind in (same, ~same))
     if not (len(intra) and len(inter)):
-        auc = median_intra = median_inter = ratio = np.nan
+        median_intra = median_inter = ratio = np.nan
     else:
-        # The Mann–Whitney U statistic counts the (intra, inter) pairs in order.
-        auc = mannwhitneyu(intra, inter, method="asymptotic").statistic / (len(intra) * len(inter))
         median_intra, median_inter = np.median(intra), np.median(inter)
         ratio = median_intra / median_inter if median_inter else np.nan
     return {
-        "auc": auc,
+        "auc": auc(intra, inter),
         "median_intra": median_intra,
         "median_inter": median_inter,
         "ratio_of_medians": ratio,

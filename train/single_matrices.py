@@ -2,10 +2,10 @@
 
 import numpy as np
 import pandas as pd
-from scipy.stats import mannwhitneyu
 
 import srel_tf
 from srel_tf import rule_names
+from srel_tf.stats import auc
 from train.condensed import INTER, INTRA
 
 
@@ -46,20 +46,16 @@ def adjusted(directories):
         kept = entries[entries["valid"] & (entries["source_id"] != entries["target_id"])]
         kept = kept.assign(same=kept["source_class"] == kept["target_class"])
         for (rule, measure, step), one in kept.groupby(["rule", "measure", "step"], sort=False):
-            within = [auc(row["srel"], row["same"]) for _, row in one.groupby("source_id")]
+            within = [_of_kinds(row["srel"], row["same"]) for _, row in one.groupby("source_id")]
             positive = one[one["srel"] > 0]
-            found = {"auc": auc(one["srel"], one["same"]), "auc_rows": np.nanmean(within)}
-            found["auc_two_way"] = auc(two_way_residuals(positive), positive["same"])
+            found = {"auc": _of_kinds(one["srel"], one["same"]), "auc_rows": np.nanmean(within)}
+            found["auc_two_way"] = _of_kinds(two_way_residuals(positive), positive["same"])
             rows.append({"data": data, "protocol": protocol, "rule": rule, "measure": measure, "step": step, **found})
     return pd.DataFrame(rows)
 
 
-def auc(values, same):
-    """P(a value of `same` is above one that is not), ties half; NaN without one of the two kinds."""
-    intra, inter = values[same], values[~same]
-    if not (len(intra) and len(inter)):
-        return np.nan
-    return mannwhitneyu(intra, inter, method="asymptotic").statistic / (len(intra) * len(inter))
+def _of_kinds(values, same):
+    return auc(values[same], values[~same])
 
 
 def two_way_residuals(entries):
