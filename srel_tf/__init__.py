@@ -23,7 +23,7 @@ from srel_tf.mixin import SRelMixin, SRelModel, SRelSequential
 from srel_tf.ntk import empirical_kernel
 from srel_tf.probe import ProbeSet
 from srel_tf.result import SRelResult
-from srel_tf.stats import separation, smooth
+from srel_tf.stats import auc, separation, smooth
 from srel_tf.storage import FrameStore, scan_frame
 from srel_tf.stored import StoredFrame
 
@@ -48,6 +48,7 @@ __all__ = [
     "ShapeError",
     "StorageError",
     "StoredFrame",
+    "auc",
     "empirical_kernel",
     "measure",
     "read_frame",

@@ -105,7 +105,10 @@ def auto_series(pieces):
 
 
 def auc(higher, lower):
-    """P(a value of `higher` is above one of `lower`), ties half: Mann–Whitney's U over their pairs. NaN without any."""
+    """P(a value of `higher` exceeds one of `lower`), ties counting half: Mann–Whitney's U over the number of pairs.
+
+    higher, lower: values [n], [m] without NaN, as S_rel of intra-class and of inter-class pairs. NaN where n or m is 0.
+    """
     if not (len(higher) and len(lower)):
         return np.nan
     return mannwhitneyu(higher, lower, method="asymptotic").statistic / (len(higher) * len(lower))

@@ -4,8 +4,7 @@ import numpy as np
 import pandas as pd
 
 import srel_tf
-from srel_tf import rule_names
-from srel_tf.stats import auc
+from srel_tf import auc, rule_names
 from train.condensed import INTER, INTRA
 
 
