@@ -134,33 +134,34 @@ class Capture:
             if tf.is_symbolic_tensor(t) and t.graph is not tf.compat.v1.get_default_graph():
                 raise NotSeparable(f"layer {layer.name!r} is called inside a loop or a branch")
 
-    def outputs(self, x, weight, change):
+    def outputs(self, x, weight, step):
         """f(x) [n, C] with other weights, each formed when its layer is called.
 
-        weight(k): what stands in place of the network's k-th weight; or None, where change(k) is an `Outer` of one
-        position instead: the change of that weight, which acts on what the layer sees without being formed.
+        weight(k): what stands in place of the network's k-th weight; or None, where step(k) is an `Outer` of one
+        position instead: what that weight is less by, which acts on what the layer sees without being formed.
         """
         scope, formed = keras.StatelessScope(collect_losses=True), set()
 
         def observer(layer, call, arguments, keywords):
-            changes = []
+            steps = []
             for v in layer.trainable_variables:
                 k = self._trained.get(id(v))
                 # Of a separable convolution's two kernels the one acts on what the other returns: they are formed.
-                if k is not None and v is getattr(layer, "kernel", None) and change(k) is not None:
-                    changes.append((v, change(k)))
+                if k is not None and v is getattr(layer, "kernel", None) and step(k) is not None:
+                    steps.append((v, step(k)))
                 elif k is not None and k not in formed:
                     formed.add(k)
                     scope.add_update((v, weight(k)))
-            if not changes:
+            if not steps:
                 return call(*arguments, **keywords)
             with without_activation(layer) as activation:
                 output = call(*arguments, **keywords)
             seen = Call(layer, call, arguments, keywords, output)
             factors = _of_call(seen, output[:, None])
-            for v, outer in changes:
+            for v, outer in steps:
                 inputs = next(factor for variable, factor in factors if variable is v)
-                output += tf.reshape(outer.applied_to(inputs), output.shape)
+                # A difference: TensorFlow's graph optimiser makes an empty node of a ReLU of the sum, and gives up.
+                output = output - tf.reshape(outer.applied_to(inputs), output.shape)
             return output if activation is None else activation(output)
 
         with scope, observed(self.layers, observer):

@@ -1,10 +1,9 @@
-"""How S_rel is computed: the finite step as defined, its limit η → 0, or the one that float32 resolves.
+"""How S_rel is computed: the finite step as defined, or its limit η → 0.
 
 An estimator is made once for a model and a probe, and called at each measurement:
 `estimator(learning_rate) -> {measure: Matrices}`.
 """
 
-import copy
 import warnings
 from typing import NamedTuple
 
@@ -73,7 +72,7 @@ class Exact:
         return self.matrices(self.outputs(learning_rate))
 
     def outputs(self, learning_rate):
-        """`exact.Outputs` for one η, or for one of each source [n_s]."""
+        """`exact.Outputs` for one η, or for one of each source [n_s], NaN for those to leave out."""
         steps = np.broadcast_to(learning_rate, [len(self._task.probe.sources)])
         return self._engine(*self._task.data, tf.constant(steps, self._task.network.dtype))
 
@@ -134,82 +133,6 @@ class FirstOrderLimit:
         return classifier and not raw and self._passes.loss.ignores_shifts_of(self._passes.head)
 
 
-class Auto:
-    """`exact` for the sources whose row float32 resolves; for others `limit`, as far as the two are the same.
-
-    How far they are apart at η drowns in rounding there. So the step is enlarged m times: in a smooth net their gap
-    grows with η, and is a share 1/m at η itself of what it is at m·η. A unit that crosses its kink within η keeps its
-    part in the gap whole at every larger step. Such units are few, and seen at the smaller enlargements.
-    """
-
-    def __init__(self, task):
-        check_limit(task)
-        passes, reason = find_passes(task)
-        self._task = task
-        self._exact = Exact(task, passes)
-        passes = copy.copy(passes)
-        if passes is not None:
-            passes.zeros_are_kinks = True  # The limit stands for a finite step here.
-        self._limit = FirstOrderLimit(task, passes, reason, zeros_are_kinks=True)
-
-    def __call__(self, learning_rate):
-        outputs = self._exact.outputs(learning_rate)
-        exact = self._exact.matrices(outputs)
-        if all(entries.valid.all() for entries in exact.values()):
-            return exact
-        changes = self._limit.changes()
-        limit = self._limit.matrices(changes)
-        steps = [(np.ones(len(self._task.probe.sources)), exact)]
-        for times in enlargements(outputs, changes, learning_rate):
-            steps.append((times, self._exact.matrices(self._exact.outputs(learning_rate * times))))
-        return {
-            name: row_by_row(measure, exact[name], limit[name], [(m, at[name]) for m, at in steps])
-            for name, measure in self._task.measures.items()
-        }
-
-
-# Times 1/m: the share of the gap at m·η that is taken to be there at η. It is a margin, found by trial: of the 165,000
-# valid entries of an MLP in the table that `python -m train.numerics` prints two were outside their tolerance with 8
-# on one machine, and four with 16 on another; all on the converged net, where single units cross their kinks.
-KINKS = 32.0
-SEEN = 0.25  # Share of the rounding's bound, which has a margin of 8, above which a gap is seen.
-
-
-def enlargements(outputs, changes, learning_rate):
-    """m [n_s], powers of two: steps m·η of each source at which rounding is a share of about 1/√m, and of 1/m², of
-    what it may be.
-
-    outputs: `exact.Outputs` at η; changes: `limit.FirstOrder`, which say how large the change should be.
-    """
-    noise = np.abs(outputs.noisy.numpy() - outputs.before.numpy())
-    noise = noise.max(initial=0, where=np.isfinite(noise))  # Whatever a target is whose prediction is no number.
-    change = learning_rate * np.abs((changes.own_slope * changes.own_moved).numpy()).max(axis=-1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        excess = resolution.MARGIN * noise / change / 1e-3  # Of rounding over tolerance at η.
-    excess = np.where(np.isfinite(excess), excess, 1.0)
-    return [2.0 ** np.ceil(np.log2(np.clip(4 * times, 2.0, 2.0**60))) for times in (np.sqrt(excess), excess)]
-
-
-def row_by_row(measure, exact, limit, steps):
-    """`Matrices` with the row of each source from the estimator that resolves more of its entries.
-
-    steps: (m [n_s], `Matrices` of the finite step m·η), m growing.
-    """
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        s_limit = limit.numerator / limit.denominator[:, None]
-        gap = np.zeros_like(s_limit)
-        for times, finite in steps:
-            s = finite.numerator / finite.denominator[:, None]
-            seen = np.maximum(np.abs(s - s_limit) - SEEN * finite.bound, 0)
-            gap = np.fmax(gap, np.minimum(1, KINKS / times)[:, None] * seen)  # A step that moves nothing shows nothing.
-        bound = limit.bound + gap + finite.bound / times[:, None]
-    limit = evaluation.matrices(measure, limit.numerator, limit.denominator, bound, "limit")
-    better = limit.valid.sum(axis=1) > exact.valid.sum(axis=1)
-    return type(exact)(
-        *(np.where(better if a.ndim == 1 else better[:, None], a, b) for a, b in zip(limit, exact, strict=True))
-    )
-
-
 def find_passes(task):
     """(the network's `LossPasses`, or None where its layers do not tell gradients of examples apart; the reason)."""
     x, y, _ = task.data
@@ -232,6 +155,3 @@ def check_limit(task):
         raise OptionError(
             f"measures {without} are not zero where nothing moves, so that they have no limit: use estimator='exact'"
         )
-
-
-ESTIMATORS = {"exact": Exact, "limit": FirstOrderLimit, "auto": Auto}

@@ -39,6 +39,7 @@ class Outputs(NamedTuple):
 class FiniteStep:
     """Callable engine, traced once: `engine(x_sources, y_sources, x_targets, learning_rates) -> Outputs`.
 
+    learning_rates [n_s]: η of each source; NaN leaves a source out, whose outputs are then NaN.
     passes: the network's `LossPasses`, or None for one forward and one backward pass a source.
     own: int array [n_s], the column of each source among the targets, −1 where it is not one of them. Where it is, its
     own outputs are read from that column, so that S_rel(x, x) is 1 exactly.
@@ -112,11 +113,11 @@ class FiniteStep:
                 w, gradient = network.weights[k], captured.of_weight(k, i)
                 return rule.updated([w], [gradient], learning_rates[i])[0]
 
-            def change(k):
-                return captured.change(k, i) if rule.is_gradient else None
+            def step(k):
+                return captured.step(k, i) if rule.is_gradient else None
 
             if rule.elementwise:  # Each weight is formed where its layer is called.
-                weights = (updated, change)
+                weights = (updated, step)
             else:
                 gradients = [captured.of_weight(k, i) for k in range(len(network.variables))]
                 weights = rule.updated(network.weights, gradients, learning_rates[i])
@@ -129,7 +130,9 @@ class FiniteStep:
             return after, own_before, own_after, about
 
         signature = (network.dtype,) * 4
-        return tf.map_fn(one_source, tf.range(x.shape[0]), fn_output_signature=signature, parallel_iterations=1)
+        wanted = tf.where(~tf.math.is_nan(learning_rates))
+        found = tf.map_fn(one_source, wanted[:, 0], fn_output_signature=signature, parallel_iterations=1)
+        return tuple(_placed(rows, wanted, x.shape[0]) for rows in found)
 
     def _noise(self, x_sources, x_targets, after):
         """Outputs [DRAWS, n_t, C] and [DRAWS, n_s, C] at weights that differ from w by a rounding error."""
@@ -171,12 +174,17 @@ class FiniteStep:
         return in_batches(lambda batch: (self._outputs(batch, weights),), dtypes, self._batch_size, x)[0]
 
     def _outputs(self, x, weights):
-        """f(x; weights): a list of tensors, or functions that give the k-th or its change when its layer is called."""
+        """f(x; weights): a list of tensors, or the functions `weight` and `step` of `Capture.outputs`."""
         if isinstance(weights, tuple):
             outputs = self._passes.capture.outputs(x, *weights)
         else:
             outputs = self._network.outputs(x, weights)
         return outputs if self._passes is None else self._passes.read(outputs)
+
+
+def _placed(rows, indices, n):
+    """[n, …] with `rows` at `indices` [k, 1], NaN elsewhere."""
+    return tf.tensor_scatter_nd_update(tf.fill([n, *rows.shape[1:]], tf.constant(np.nan, rows.dtype)), indices, rows)
 
 
 def angle(a, b):

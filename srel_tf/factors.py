@@ -141,9 +141,9 @@ class Outer(NamedTuple):
         """Whether each gradient is one outer product, so that applying it to inputs is cheaper than forming it."""
         return self.signals.shape[2:4] == [1, 1]
 
-    def example(self, i, factor=1.0):
-        """Example i alone, multiplied by a factor."""
-        return self._replace(inputs=self.inputs[i, None], signals=self.signals[i, None] * factor)
+    def example(self, i):
+        """Example i alone."""
+        return self._replace(inputs=self.inputs[i, None], signals=self.signals[i, None])
 
     def applied_to(self, other):
         """What a map changes by at the inputs of another `Outer`, if its weight changes by this one of one example."""

@@ -11,16 +11,18 @@ import numpy as np
 import tensorflow as tf
 
 from srel_tf import predictions as reading
+from srel_tf.auto import Auto
 from srel_tf.errors import ChunkError, ModelError, OptionError, ProbeError, SRelError
-from srel_tf.estimators import ESTIMATORS, Task
+from srel_tf.estimators import Exact, FirstOrderLimit, Task
 from srel_tf.measures import DEFINITIONS, RAW
-from srel_tf.network import Network
+from srel_tf.network import Network, warn_of_batch_norm
 from srel_tf.probe import ProbeSet
 from srel_tf.published import PUBLISHED
 from srel_tf.result import SRelResult
 from srel_tf.updates import RULES, learning_rate_now
 
 MEASURES = {**DEFINITIONS, **RAW, **PUBLISHED}
+ESTIMATORS = {"exact": Exact, "limit": FirstOrderLimit, "auto": Auto}
 
 
 def measure(
@@ -119,6 +121,7 @@ class Instrument:
         self._probe = probe
         self._measures = {name: MEASURES[name] for name in settings.measures}
         self._network = Network(model)
+        warn_of_batch_norm(model)
         x, y = (self._as_fit_gives_it(a) for a in (probe.x, probe.y))
         self._data = tf.gather(x, probe.sources), tf.gather(y, probe.sources), tf.gather(x, probe.targets)
         self._check_loss(model)

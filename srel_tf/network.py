@@ -118,7 +118,7 @@ def as_matrix(outputs, model):
 
 
 def check_model(model, needs_loss=True):
-    """Raise `ModelError` (or `BackendError`) unless `model` is ready to be measured; warn about batch norm."""
+    """Raise `ModelError` (or `BackendError`) unless `model` is ready to be measured."""
     if keras.backend.backend() != "tensorflow":
         raise BackendError(
             f"Keras runs on the {keras.backend.backend()!r} backend, srel_tf needs 'tensorflow': set the environment "
@@ -135,11 +135,15 @@ def check_model(model, needs_loss=True):
     _check_precision(model)
     if model.distribute_strategy is not tf.distribute.get_strategy():
         raise ModelError(f"model {model.name!r} was built in the scope of a tf.distribute strategy: build it outside")
+
+
+def warn_of_batch_norm(model):
+    """Say once that the fictitious update of a model with batch normalisation is not that of its training."""
     if any(v.path.endswith("moving_mean") for v in model.non_trainable_variables):
         warnings.warn(
             f"model {model.name!r} has batch normalisation: S_rel is measured in inference mode, so the fictitious "
             "update uses the moving statistics and leaves them as they are; training itself uses batch statistics",
-            stacklevel=4,
+            stacklevel=3,
         )
 
 

@@ -6,7 +6,7 @@ import tensorflow as tf
 from srel_tf.batches import in_batches
 from srel_tf.errors import OptionError, ProbeError
 from srel_tf.factors import inner
-from srel_tf.network import Network
+from srel_tf.network import Network, warn_of_batch_norm
 from srel_tf.passes import NotSeparable, Passes
 from srel_tf.tangents import along
 
@@ -24,6 +24,7 @@ def empirical_kernel(model, x1, x2=None, batch_size=128):
     if not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
         raise OptionError(f"batch_size={batch_size!r}: give a positive number of examples")
     network = Network(model, needs_loss=False)
+    warn_of_batch_norm(model)
     x1 = _examples(x1, network)
     x2 = x1 if x2 is None else _examples(x2, network)
     try:

@@ -164,12 +164,12 @@ class SourceGradients:
         # Relative error [n] of each gradient.
         self.error = error + passes.loss_signal_error(seen.u, y) + _zero_where_finite(self._factors)
 
-    def change(self, k, i):
-        """−factor · ∂ℓ_i/∂(the k-th weight) as an `Outer` of one position, or None where it is none."""
+    def step(self, k, i):
+        """factor · ∂ℓ_i/∂(the k-th weight) as an `Outer` of one position, or None where it is none."""
         one = self._factors[k][0] if len(self._factors[k]) == 1 else None
         if self._penalty is not None or not isinstance(one, Outer) or not one.is_rank_one:
             return None
-        return one.example(i, -1.0)
+        return one.example(i)
 
     def of_weight(self, k, i):
         """factor · ∂ℓ_i/∂(the k-th weight)."""

@@ -281,10 +281,22 @@ def test_training_does_not_notice(estimator, data, probe):
 # --- auto --------------------------------------------------------------------------------------------------------
 
 
+class Same(L.Layer):
+    """A layer of the user's, with which a model has no float64 twin (tests/test_twin.py)."""
+
+    def call(self, x):
+        return keras.ops.copy(x)
+
+
 @pytest.fixture(scope="module")
-def at(data):
+def mlp():
+    return net(L.Flatten(), L.Dense(64, activation="relu"), Same())
+
+
+@pytest.fixture(scope="module")
+def at(mlp, data):
     """eta -> results of exact and auto for the same net, whose changes at 1e-4 float32 resolves in part."""
-    model, probe = classifier("mlp"), srel_tf.ProbeSet(*data)
+    model, probe = mlp, srel_tf.ProbeSet(*data)
     exact, auto = (
         srel_tf.Instrument(model, probe, srel_tf.Settings(measures=DEFINITIONS, estimator=e)) for e in ("exact", "auto")
     )
@@ -303,8 +315,8 @@ def test_auto_takes_the_rows_of_exact_that_float32_resolves(at):
         np.testing.assert_array_equal(auto.matrix(name), exact.matrix(name))
 
 
-def test_auto_takes_the_limit_below_that_and_both_between(at, data):
-    s, kinds = limit(classifier("mlp"), srel_tf.ProbeSet(*data)), set()
+def test_auto_takes_the_limit_below_that_and_both_between(at, mlp, data):
+    s, kinds = limit(mlp, srel_tf.ProbeSet(*data)), set()
     for eta in (1e-8, 1e-4, 3e-4):
         exact, auto = at(eta)
         for name in DEFINITIONS:
@@ -426,8 +438,7 @@ def test_limit_and_auto_in_float32_keep_the_contract_at_every_stage(body, softma
             assert there.valid(name).all()
             assert check_contract(name, single, there.matrix(name), True) > 0.97, (stage, name)
             share = check_contract(name, auto, exact.matrix(name), exact.valid(name))
-            # At initialisation biases are zero over a background of zeros: units exactly at their kink stay undecided.
-            assert share > 0.9 or stage == "init", (stage, name)
+            assert share >= 0.99, (stage, name)
 
 
 def saturated():

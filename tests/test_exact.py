@@ -3,8 +3,13 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import srel_tf
+from srel_tf.exact import FiniteStep
+from srel_tf.network import Network
+from srel_tf.passes import LossPasses
+from srel_tf.updates import RULES
 from tests import reference
 from tests.nets import classifier, digits
 
@@ -188,6 +193,30 @@ def test_a_source_that_moves_nothing_is_undefined(data):
         assert not result.valid(name)[0].any()
         assert result.valid(name)[1:, 1:].all()
         assert (result.denominator(name)[0], result.matrix(name)[1, 0]) == (0, 0)
+
+
+@pytest.mark.parametrize("layerwise", [True, False])
+@pytest.mark.parametrize("wanted", [[2], [0, 1, 4], []])
+def test_sources_without_a_learning_rate_are_left_out(wanted, layerwise, data):
+    """The others' outputs are the same to the bit, as `auto` relies on."""
+    net = classifier("cnn")
+    x, y = (tf.constant(a) for a in data)
+    x = tf.cast(x, tf.float64)
+    network = Network(net)
+    passes = LossPasses(network, x[:2], y[:2]) if layerwise else None
+    engine = FiniteStep(network, RULES["sgd"](network), np.array([2, -1, -1, -1, 0]), 128, passes)
+    sources, targets = [1, 3, 7, 11, 2], [2, 5, 1]
+    arguments = tf.gather(x, sources), tf.gather(y, sources), tf.gather(x, targets)
+    every = engine(*arguments, tf.fill([5], tf.constant(0.3, tf.float64)))
+    rates = np.full(5, np.nan)
+    rates[wanted] = 0.3
+    some = engine(*arguments, tf.constant(rates))
+    for name in ("after", "own_after", "gradient_error"):
+        whole, part = (getattr(outputs, name).numpy() for outputs in (every, some))
+        np.testing.assert_array_equal(part[wanted], whole[wanted])
+        assert np.isnan(np.delete(part, wanted, axis=0)).all()
+    for name in ("before", "noisy"):
+        np.testing.assert_array_equal(getattr(some, name), getattr(every, name))
 
 
 def test_one_trace_serves_all_measurements(data):

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 import srel_tf
 from srel_tf import ChunkError
-from srel_tf.estimators import enlargements
+from srel_tf.auto import enlargements
 from srel_tf.exact import FiniteStep
 from srel_tf.limit import Limit
 from srel_tf.tangents import Tangents

@@ -1,0 +1,293 @@
+"""The float64 twin of a model: which models have one, that it is the same function, and what `auto` gains by it."""
+
+import random
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import srel_tf
+from srel_tf.measurement import MEASURES
+from srel_tf.network import Network
+from srel_tf.twin import NoTwin, Twin, as_float64
+from tests import reference
+from tests.nets import classifier, digits, double_precision
+
+L = keras.layers
+SHAPE = (6, 6, 4)
+
+
+def compiled(outputs, inputs, model_class=keras.Model):
+    model = model_class(inputs, outputs)
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return model
+
+
+def net(*layers, model_class=keras.Model):
+    """Layers between an input [n, 6, 6, 4] and three logits."""
+    keras.utils.set_random_seed(0)
+    inputs = x = keras.Input(SHAPE)
+    for layer in (*layers, L.Flatten(), L.Dense(3)):
+        x = layer(x)
+    return compiled(x, inputs, model_class)
+
+
+def sequential():
+    keras.utils.set_random_seed(0)
+    model = srel_tf.SRelSequential([keras.Input(SHAPE), L.Conv2D(3, 3, activation="gelu"), L.Flatten(), L.Dense(3)])
+    model.compile("sgd", keras.losses.MeanSquaredError())
+    return model
+
+
+def shared():
+    """A layer that is called twice, and a weight that is frozen with its layer."""
+    keras.utils.set_random_seed(0)
+    inputs, twice = keras.Input(SHAPE), L.Dense(4, activation="tanh")
+    frozen = L.Dense(5, trainable=False)
+    return compiled(L.Dense(3)(L.Flatten()(frozen(twice(twice(inputs))))), inputs)
+
+
+def nested():
+    inner = keras.Sequential([keras.Input(SHAPE), L.Conv2D(3, 3), L.BatchNormalization(), L.ReLU()])
+    return net(inner, L.Reshape((-1, 3)), L.Bidirectional(L.GRU(3)))
+
+
+def transformer():
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input(SHAPE)
+    x = L.Reshape((36, 4))(inputs)
+    x = L.LayerNormalization()(x + L.MultiHeadAttention(2, 3, dropout=0.1)(x, x))
+    return compiled(L.Dense(3)(L.GlobalAveragePooling1D()(L.Dropout(0.2)(x))), inputs)
+
+
+def tokens():
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((5,), dtype="int32")
+    return compiled(L.Dense(3)(L.Flatten()(L.Embedding(7, 4)(inputs))), inputs)
+
+
+TWINS = {
+    "sequential": sequential,
+    "with probes": lambda: net(L.Conv2D(3, 3), L.GroupNormalization(1), model_class=srel_tf.SRelModel),
+    "shared": shared,
+    "nested": nested,
+    "transformer": transformer,
+    "tokens": tokens,
+    "penalty": lambda: net(L.Dense(3, kernel_regularizer="l2", activation="leaky_relu")),
+    "rescaled": lambda: net(L.Rescaling(1 / 255), L.DepthwiseConv2D(3), L.PReLU()),
+}
+
+
+def examples(model, n=5):
+    rng = np.random.default_rng(0)
+    if model.inputs[0].dtype == "int32":
+        return tf.constant(rng.integers(0, 7, [n, 5]), "int32")
+    return tf.constant(rng.normal(size=[n, *SHAPE]), "float32")
+
+
+@pytest.mark.parametrize("kind", TWINS)
+def test_it_is_the_same_function_in_float64_with_the_weights_of_the_moment(kind):
+    model = TWINS[kind]()
+    x = examples(model)
+    twin = Twin(Network(model), x)
+    rng = np.random.default_rng(1)
+    for weight in model.weights:  # Moving statistics too.
+        weight.assign(
+            np.abs(rng.normal(size=weight.shape)) if "variance" in weight.path else rng.normal(size=weight.shape)
+        )
+    twin.follow()
+    outputs = twin.network.outputs(as_float64(x))
+    assert outputs.dtype == tf.float64
+    assert {v.dtype for v in twin.network.model.weights if "float" in v.dtype} == {"float64"}
+    for ours, theirs in zip(twin.network.model.weights, model.weights, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_allclose(outputs, Network(model).outputs(x), rtol=1e-4, atol=1e-4)
+    with double_precision():
+        expected = reference.clone(model, "float64")(as_float64(x), training=False)
+    if kind not in ("nested", "rescaled"):  # Whose inner layers the plain copy leaves in float32.
+        np.testing.assert_allclose(outputs, expected, rtol=1e-12, atol=1e-12)
+    assert [v.name for v in twin.network.variables] == [v.name for v in model.trainable_variables]
+
+
+class Own(L.Layer):
+    def call(self, x):
+        return x * 1.0
+
+    def compute_output_shape(self, shape):
+        return shape
+
+
+class OwnCall(keras.Model):
+    def call(self, x, training=False):
+        return 2 * super().call(x, training=training)
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.head = L.Dense(3)
+
+    def call(self, x):
+        return self.head(keras.ops.reshape(x, (-1, 144)))
+
+
+def squared(x):
+    return x**2
+
+
+def subclassed():
+    model = Subclassed()
+    model.compile("sgd", "mse")
+    model(np.zeros([1, *SHAPE], "float32"))
+    return model
+
+
+def one_weight_frozen():
+    model = net(L.Dense(3))
+    model.layers[1].bias.trainable = False
+    return model
+
+
+def cast_within():
+    inputs = keras.Input(SHAPE)
+    return compiled(L.Dense(3)(L.Flatten()(keras.ops.cast(keras.ops.cast(inputs, "float16"), "float32"))), inputs)
+
+
+def in_float64():
+    with double_precision():
+        return net()
+
+
+NONE = {
+    "a layer of the user's": (lambda: net(Own()), "Own is none of Keras's own"),
+    "a function as a layer": (lambda: net(L.Lambda(lambda x: 2 * x)), "__lambda__ is none of Keras's own"),
+    "a function as an activation": (lambda: net(L.Dense(3, activation=lambda x: x**2)), "cannot be made again"),
+    "a named function as an activation": (
+        lambda: net(L.Dense(3, activation=squared)),
+        "function squared is none of Keras's own",
+    ),
+    "a layer of the user's within another": (lambda: net(L.TimeDistributed(Own())), "Own is none of Keras's own"),
+    "a subclass": (subclassed, "cannot be made again"),
+    "a call of its own": (lambda: net(model_class=OwnCall), "`call` of its own"),
+    "one weight frozen": (one_weight_frozen, "trains others"),
+    "interpolation, which TensorFlow does in float32": (
+        lambda: net(L.UpSampling2D(interpolation="bilinear")),
+        "less than float64",
+    ),
+    "a cast to float16": (cast_within, "less than float64"),
+    "float64 already": (in_float64, "in float64 itself"),
+}
+
+
+@pytest.mark.parametrize("kind", NONE)
+def test_there_is_none_where_it_may_be_another_function_or_not_in_float64(kind):
+    make, reason = NONE[kind]
+    model = make()
+    with pytest.raises(NoTwin, match=reason):
+        Twin(Network(model), tf.zeros([2, *SHAPE], model.dtype))
+
+
+def test_a_model_that_has_become_another_function_is_told():
+    model = net(L.LeakyReLU(0.1))
+    twin = Twin(Network(model), examples(model))
+    twin.follow()
+    model.layers[1].negative_slope = 0.9
+    with pytest.raises(NoTwin, match="other outputs"):
+        twin.follow()
+
+
+def test_making_it_leaves_model_and_random_numbers_as_they_were():
+    model = net(L.Dense(3), L.Dropout(0.5), model_class=srel_tf.SRelModel)
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    random.seed(0)
+    state, numpy_state = random.getstate(), np.random.get_state()[1].copy()
+    Twin(Network(model), examples(model)).follow()
+    assert random.getstate() == state
+    np.testing.assert_array_equal(np.random.get_state()[1], numpy_state)
+    assert model.compiled
+    assert model.optimizer.name == "adam"
+    assert len(model.layers[1]._inbound_nodes) == 1
+
+
+# --- what auto gains by it ----------------------------------------------------------------------------------------
+
+MEASURED = ("kl", "l1", "l2")
+
+
+@pytest.fixture(scope="module")
+def data():
+    return digits(4, per_class=10)
+
+
+@pytest.fixture(scope="module")
+def trained(data):
+    model = classifier("mlp", 4, optimizer=keras.optimizers.Adam(1e-2))
+    model.fit(*data, epochs=5, batch_size=40, verbose=0)
+    return model
+
+
+@pytest.fixture(scope="module")
+def probe(data):
+    return srel_tf.ProbeSet.sample(*data, per_class=3)
+
+
+@pytest.mark.parametrize("eta", [1e-4, 3e-4])
+def test_auto_is_whole_where_float32_resolves_few_and_the_limit_is_another_number(eta, trained, probe):
+    exact, limit, auto = (
+        srel_tf.measure(trained, probe, MEASURED, learning_rate=eta, estimator=e) for e in ("exact", "limit", "auto")
+    )
+    every = np.arange(len(probe))
+    expected = reference.srels(
+        reference.clone(trained, "float64"), probe.x.astype("float64"), probe.y, every, every, eta, reference.MEASURES
+    )
+    for name in MEASURED:
+        tolerance, valid = MEASURES[name].tolerance * (1 + expected[name]), auto.valid(name)
+        assert exact.valid(name).mean() < 0.9
+        assert eta == 1e-4 or (np.abs(limit.matrix(name) - expected[name]) > tolerance).any()
+        assert valid.mean() >= 0.99
+        assert (np.abs(auto.matrix(name) - expected[name]) <= tolerance)[valid].all()
+
+
+def test_rows_that_are_whole_stay_as_they_are_and_others_are_of_the_finite_step(trained, probe):
+    exact, auto = (srel_tf.measure(trained, probe, "kl", learning_rate=3e-4, estimator=e) for e in ("exact", "auto"))
+    whole = exact.valid("kl").all(axis=1)
+    assert 0 < whole.sum() < len(whole)
+    np.testing.assert_array_equal(auto.matrix("kl")[whole], exact.matrix("kl")[whole])
+    assert auto.valid("kl").all()
+    frame = auto.to_frame()
+    assert set(frame["estimator"]) <= {"exact", "limit"}
+    finite = auto.matrices["kl"].estimator == "exact"
+    assert (finite & ~whole).any()
+    # Of size D of the finite step, not of its limit per unit of η².
+    np.testing.assert_allclose(auto.denominator("kl")[finite], exact.denominator("kl")[finite], rtol=0.1)
+
+
+def test_without_a_twin_auto_leaves_open_what_it_cannot_show(trained, probe):
+    model = net_on_digits(Own())
+    model.set_weights(trained.get_weights())
+    exact, auto = (srel_tf.measure(model, probe, "l1", learning_rate=1e-4, estimator=e) for e in ("exact", "auto"))
+    assert (auto.valid("l1").sum(axis=1) >= exact.valid("l1").sum(axis=1)).all()
+    assert 0 < auto.valid("l1").mean() < 0.9
+
+
+def net_on_digits(*layers):
+    keras.utils.set_random_seed(0)
+    inputs = x = keras.Input((8, 8, 1))
+    for layer in (L.Flatten(), L.Dense(64, activation="relu"), *layers, L.Dense(4)):
+        x = layer(x)
+    return compiled(x, inputs)
+
+
+def test_a_loss_in_float32_has_no_twin(probe):
+    """A loss of the user's is taken in float32, where p − y loses its digits whatever the model computes in."""
+
+    def own_loss(y, outputs):
+        return keras.losses.sparse_categorical_crossentropy(y, outputs, from_logits=True)
+
+    model = classifier("mlp", 4)
+    model.compile("sgd", own_loss)
+    own = srel_tf.measure(model, probe, "l1", learning_rate=1e-4, estimator="auto")
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    keras_own = srel_tf.measure(model, probe, "l1", learning_rate=1e-4, estimator="auto")
+    assert own.valid("l1").mean() < 0.99 <= keras_own.valid("l1").mean()
