@@ -45,7 +45,8 @@ def measure(
     learning_rate: η; None takes the optimizer's present one.
     estimator: "exact", the finite step as defined; "limit", η → 0 (Section 5), far cheaper, for update="sgd", with
         numerators and denominators per unit of η (`kl`: of η²); "auto", the rows of `exact` where the arithmetic
-        resolves them, else those of `limit`, as far as the two agree.
+        resolves them, else those of `limit`, as far as the two agree, else those of `exact` in a float64 copy of the
+        model, where it has one (`srel_tf.twin`).
     predictions: what D acts on. "auto": the softmax output for a classifier (class labels, two outputs or more), else
         the raw outputs; "softmax" or "raw" force one. A model may return logits or probabilities.
     batch_size: examples per forward pass. Where memory runs out it is halved as often as needed, with a warning that

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 import srel_tf
 from srel_tf.kinks import has_untold_kinks, kink_operations, undecided_share
+from tests import reference
 
 EPSILON = 2.0**-10  # A coarse arithmetic: values within 4 ε · (root mean square) of a kink are undecided.
 
@@ -123,19 +124,31 @@ def linear_net(layer, weights, outputs=2):
     return model
 
 
-@pytest.mark.parametrize("estimator", ["limit", "auto"])
-def test_limit_at_a_kink_is_undecided_in_float32_and_decided_beside_it(estimator):
-    """The second example's second unit is 1e-8, which the next rounding may take below zero."""
+class OwnReLU(keras.layers.ReLU):
+    """A layer of the user's, with which a model has no float64 twin."""
+
+
+def test_a_unit_at_its_kink_is_undecided_in_float32_and_decided_in_float64():
+    """The second example's second unit is 1e-8, which float32 may take below zero."""
     weights = np.array([[1.0, 0.5], [0.5, -1.0], [0.25, 1.0]], dtype="float32")
     x = np.array([[1, 0.5, 0.25], [1, 0.75, 0.25 + 3e-8], [0.25, 1, 0.5]], dtype="float32")
-    model, probe = linear_net(keras.layers.ReLU(), weights), srel_tf.ProbeSet(x, np.array([0, 1, 0]))
+    y, every = np.array([0, 1, 0]), np.arange(3)
     assert 0 < abs(float(x[1] @ weights[:, 1])) < 1e-7
-    result = srel_tf.measure(model, probe, learning_rate=1e-6, estimator=estimator)
+    model, without_twin = (linear_net(layer, weights) for layer in (keras.layers.ReLU(), OwnReLU()))
+    expected = reference.srels(
+        reference.clone(model, "float64"), x.astype("float64"), y, every, every, 1e-6, reference.MEASURES
+    )
+
+    def measured(model, estimator):
+        return srel_tf.measure(model, srel_tf.ProbeSet(x, y), learning_rate=1e-6, estimator=estimator)
+
+    limit, undecided, decided = measured(model, "limit"), measured(without_twin, "auto"), measured(model, "auto")
     for name in ("kl", "l1"):
-        valid = result.valid(name)
-        assert valid[np.ix_([0, 2], [0, 2])].all()
-        assert not valid[1, [0, 2]].any()
-        assert not valid[[0, 2], 1].any()
+        for valid in (limit.valid(name), undecided.valid(name)):
+            assert valid[np.ix_([0, 2], [0, 2])].all()
+            assert not valid[1, [0, 2]].any()
+            assert not valid[[0, 2], 1].any()
+        np.testing.assert_allclose(decided.matrix(name), expected[name], rtol=1e-3)
 
 
 def test_a_constant_background_under_max_pooling_leaves_the_limit_valid():

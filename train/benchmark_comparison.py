@@ -10,6 +10,7 @@ import tensorflow as tf
 from train.benchmark_procedures import (
     CLASSES,
     LEARNING_RATE,
+    SMALL,
     NaiveLoop,
     forward_pass,
     interleaved,
@@ -18,6 +19,7 @@ from train.benchmark_procedures import (
 )
 
 FORWARD, PUBLISHED = "forward pass", "published procedure"
+AUTO, AUTO_REPEATS = f"auto at η = {SMALL:g}", 2  # In float64 above all, which is slow.
 EACH = {FORWARD: 10, PUBLISHED: 2}  # Calls in a round.
 
 
@@ -33,7 +35,7 @@ def comparison(name="resnet18", points=60, repeats=5, torch_repeats=2, shape=(32
     """
     it = setup(name, points, shape)
     procedures = _in_tensorflow(it)
-    rounds = dict.fromkeys(procedures, repeats)
+    rounds = dict.fromkeys(procedures, repeats) | {AUTO: min(repeats, AUTO_REPEATS)}
     if torch_repeats:
         recipes = _in_torch(it)
         procedures |= recipes
@@ -62,6 +64,7 @@ def _in_tensorflow(it):
         FORWARD: lambda: forward(x),
         "limit": it.instrument("limit"),
         "exact": it.instrument("exact"),
+        AUTO: it.instrument("auto", SMALL),
         "naive loop": NaiveLoop(it.model, it.x, it.y),
         PUBLISHED: one_pair,
     }

@@ -12,6 +12,7 @@ from train.models import build_model
 
 CLASSES = 3
 LEARNING_RATE = 1e-4
+SMALL = 1e-6  # A step of the same net that float32 does not resolve.
 
 
 class Setup(NamedTuple):
@@ -25,9 +26,10 @@ class Setup(NamedTuple):
     def probe(self):
         return srel_tf.ProbeSet(self.x, self.y)
 
-    def instrument(self, estimator):
+    def instrument(self, estimator, learning_rate=None):
         """Measures `kl` and `l1` between all pairs."""
-        return srel_tf.Instrument(self.model, self.probe, srel_tf.Settings(estimator=estimator))
+        settings = srel_tf.Settings(estimator=estimator, learning_rate=learning_rate)
+        return srel_tf.Instrument(self.model, self.probe, settings)
 
 
 def setup(name="resnet18", points=60, shape=(32, 32, 3)):
