@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import warnings
 
 import numpy as np
 
@@ -17,7 +18,7 @@ class Auto:
     grows with η, and is a share 1/m at η itself of what it is at m·η. A unit that crosses its kink within η keeps its
     part in the gap whole at every larger step. Such units are few, and seen at the smaller enlargements.
 
-    What is still open then is the finite step of the model's `Twin` in float64, where it has one.
+    What is still open then is measured in float64, on the model's `Twin`, where it has one.
     """
 
     def __init__(self, task):
@@ -32,61 +33,61 @@ class Auto:
         self._loss_in_float64 = passes is not None and passes.loss.in_float64  # A loss in float32 spoils a twin.
 
     def __call__(self, learning_rate):
-        outputs = self._exact.outputs(learning_rate)
+        """learning_rate: η, or one for each source [n_s], NaN for those to leave out."""
+        rates = np.broadcast_to(learning_rate, [len(self._task.probe.sources)])
+        outputs = self._exact.outputs(rates)
         exact = self._exact.matrices(outputs)
-        if not open_rows(exact).any():
+        still_open = rates_of_open_rows(exact, rates)
+        if np.isnan(still_open).all():
             return exact
         changes = self._limit.changes()
         limit = self._limit.matrices(changes)
-        steps = [(np.ones(len(self._task.probe.sources)), exact)]
-        for times in enlargements(outputs, changes, learning_rate):
-            larger = np.where(open_rows(exact), learning_rate * times, np.nan)
-            steps.append((times, self._exact.matrices(self._exact.outputs(larger))))
+        steps = [(np.ones(len(rates)), exact)]
+        for times in enlargements(outputs, changes, rates):
+            steps.append((times, self._exact.matrices(self._exact.outputs(still_open * times))))
         found = {
             name: row_by_row(exact[name], of_limit(measure, limit[name], [(m, at[name]) for m, at in steps]))
             for name, measure in self._task.measures.items()
         }
-        return self._in_float64(found, learning_rate)
+        return self._in_float64(found, rates_of_open_rows(found, rates))
 
-    def _in_float64(self, found, learning_rate):
+    def _in_float64(self, found, still_open):
         """{measure: Matrices} with the rows that are still open from the twin, where it resolves more of them."""
-        still_open = open_rows(found)
-        if not still_open.any() or self._twin is None:
+        if np.isnan(still_open).all() or self._twin is None:
             return found
         try:
-            finer = self._twin(np.where(still_open, learning_rate, np.nan))
+            finer = self._twin(still_open)
         except NoTwin:
             return found
         return {name: row_by_row(entries, finer[name]) for name, entries in found.items()}
 
     @functools.cached_property
     def _twin(self):
-        """`ExactOfTwin`, made when first needed; None where the network has no twin."""
+        """`AutoOfTwin`, made when first needed; None where the network has no twin."""
         try:
-            return ExactOfTwin(self._task) if self._loss_in_float64 else None
+            return AutoOfTwin(self._task) if self._loss_in_float64 else None
         except NoTwin:
             return None
 
 
-class ExactOfTwin:
-    """`exact` of the network's `Twin`, at its weights of the moment. Raises `NoTwin`."""
+class AutoOfTwin:
+    """`auto` of the network's `Twin`, at its weights of the moment. Raises `NoTwin`."""
 
     def __init__(self, task):
         self._twin = Twin(task.network, task.data[0])
         task = task._replace(network=self._twin.network, data=tuple(as_float64(a) for a in task.data))
-        passes, reason = find_passes(task)
-        if passes is None:
-            raise NoTwin(reason)
-        self._exact = Exact(task, passes)
+        with warnings.catch_warnings(action="ignore"):  # They were said of the model itself.
+            self._auto = Auto(task)
 
     def __call__(self, learning_rate):
         self._twin.follow()
-        return self._exact(learning_rate)
+        return self._auto(learning_rate)
 
 
-def open_rows(of_measures):
-    """Sources [n_s] with an entry that is not valid in one of {measure: Matrices}."""
-    return ~np.all([entries.valid.all(axis=1) for entries in of_measures.values()], axis=0)
+def rates_of_open_rows(of_measures, rates):
+    """η [n_s] of the sources with an entry that is not valid in one of {measure: Matrices}, NaN for the others."""
+    whole = np.all([entries.valid.all(axis=1) for entries in of_measures.values()], axis=0)
+    return np.where(whole, np.nan, rates)
 
 
 # Times 1/m: the share of the gap at m·η that is taken to be there at η. It is a margin, found by trial: of the 165,000

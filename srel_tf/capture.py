@@ -4,6 +4,7 @@ Each layer that owns trainable weights is watched while the model runs (`srel_tf
 model, and works for functional, subclassed and nested models, for shared layers and for layers within layers alike.
 """
 
+import contextlib
 from typing import NamedTuple
 
 import keras
@@ -11,10 +12,8 @@ import tensorflow as tf
 
 from srel_tf.factors import Formed
 from srel_tf.layer_rules import rule_of
-from srel_tf.watching import Watched, observed, without_activation
-
-# Layers that call others in loops of their own, or in slices of the batch's axes: each is taken as one layer.
-CLOSED = (keras.layers.RNN, keras.layers.Bidirectional, keras.layers.TimeDistributed)
+from srel_tf.network import agree
+from srel_tf.watching import Watched, observed, weight_owners, without_activation
 
 
 class Call(NamedTuple):
@@ -35,35 +34,11 @@ class NotSeparable(Exception):
     """The gradients of single examples cannot be told apart from what layers saw."""
 
 
-def weight_owners(model):
-    """The innermost layers that own trainable weights, each once; nested models and layers are looked into."""
-    owners = {}
-
-    def visit(layer, within):
-        own = {id(v) for v in layer.trainable_variables}
-        if not own:
-            return
-        parts = [] if isinstance(layer, CLOSED) or rule_of(layer) else _parts(layer)
-        parts = [part for part in parts if not any(part is outer for outer in within)]
-        if own <= {id(v) for part in parts for v in part.trainable_variables}:
-            for part in parts:
-                visit(part, [*within, layer])
-        else:
-            owners[id(layer)] = layer
-
-    visit(model, [model])
-    return list(owners.values())
-
-
-def _parts(layer):
-    """The layers that a layer is made of."""
-    if isinstance(layer, keras.Model):
-        return layer.layers
-    return [v for v in keras.tree.flatten(list(vars(layer).values())) if isinstance(v, keras.Layer)]
-
-
 class Capture:
     """Runs a network on a batch and takes down the calls of its layers.
+
+    A layer that is called on the same for all examples, as one that embeds positions, is given a copy for each, so that
+    each has a signal of its own.
 
     Raises `NotSeparable` for models in which a weight is used outside the layer that owns it, or by two of them, or in
     which a layer's first axis is not the batch's.
@@ -82,18 +57,31 @@ class Capture:
             raise NotSeparable("the model itself owns weights")
         self._trained = {id(v): k for k, v in enumerate(network.variables)}
         self._batched = []  # Of each call, in order.
-        for size in (7, 5):
-            self._try(x, size)
+        self._constant = set()  # Numbers of the calls on the same for all examples.
+        self._constant = _constant_calls({size: self._try(x, size) for size in (7, 5)})
+        if self._constant:
+            self._check_copies(x)
 
     def _try(self, x, size):
-        """Trace a forward pass of some examples: what has an axis of the batch has it whatever their number."""
-        batch = tf.TensorSpec([size, *x.shape[1:]], x.dtype)
-        try:
-            tf.function(lambda b: self.forward(b)[0], autograph=False).get_concrete_function(batch)
-        except NotSeparable:
-            raise
-        except Exception as error:  # Whatever the user's layers may raise: the plain loop asks less of them.
-            raise NotSeparable(f"a batch of other size cannot be traced ({type(error).__name__}: {error})") from error
+        """The calls of a traced forward pass: what has an axis of the batch has it whatever the number of examples."""
+        calls = []
+
+        @tf.function(autograph=False)
+        def forward(batch):
+            predictions, seen = self.forward(batch)
+            calls.extend(seen)
+            return predictions
+
+        with _not_separable("a batch of other size cannot be traced"):
+            forward.get_concrete_function(tf.TensorSpec([size, *x.shape[1:]], x.dtype))
+        return calls
+
+    def _check_copies(self, x):
+        """`NotSeparable` unless the network returns the same where each example has a copy of what all share."""
+        with _not_separable("what is the same for all examples cannot be given to each"):
+            ours = tf.function(lambda b: self._network.as_outputs(self.forward(b)[0]), autograph=False)(x)
+        if not agree(ours.numpy(), self._network.outputs(x).numpy()):
+            raise NotSeparable("what is the same for all examples is not the same when each has a copy")
 
     def forward(self, x, tape=None):
         """(predictions, calls) of a batch; the tape watches each layer's output before its activation."""
@@ -105,7 +93,10 @@ class Capture:
             with without_activation(layer) as activation:
                 output = call(*arguments, **keywords)
             scope.active.pop()
-            self._check(layer, arguments, output, x)
+            self._check(layer, arguments, output)
+            if len(calls) in self._constant:
+                arguments = (_for_each(arguments[0], x.shape[0]), *arguments[1:])
+                output = _for_each(output, x.shape[0])
             if tape is not None:
                 tape.watch(output)
             batched = self._with_batch_axis(len(calls), (arguments, keywords), x.shape[0])
@@ -124,13 +115,13 @@ class Capture:
         if k == len(self._batched):
             self._batched.append(found)
         self._batched[k] = [a and b for a, b in zip(self._batched[k], found, strict=True)]
-        return tuple(self._batched[k])
+        return (True, *self._batched[k][1:]) if k in self._constant else tuple(self._batched[k])
 
-    def _check(self, layer, arguments, output, x):
+    def _check(self, layer, arguments, output):
         first = arguments[0] if arguments else None
         for t in (first, output):
-            if not tf.is_tensor(t) or not len(t.shape) or t.shape[0] != x.shape[0]:
-                raise NotSeparable(f"the first axis of what layer {layer.name!r} sees or returns is not the batch's")
+            if not tf.is_tensor(t) or not len(t.shape):
+                raise NotSeparable(f"layer {layer.name!r} does not see or return a tensor with an axis")
             if tf.is_symbolic_tensor(t) and t.graph is not tf.compat.v1.get_default_graph():
                 raise NotSeparable(f"layer {layer.name!r} is called inside a loop or a branch")
 
@@ -178,6 +169,39 @@ class Capture:
                 if id(variable) in self._trained:
                     found[self._trained[id(variable)]].append(factor)
         return found
+
+
+@contextlib.contextmanager
+def _not_separable(what):
+    """Whatever the user's layers may raise becomes `NotSeparable`: the plain loop asks less of them."""
+    try:
+        yield
+    except NotSeparable:
+        raise
+    except Exception as error:
+        first_line = str(error).split("\n", 1)[0]
+        raise NotSeparable(f"{what} ({type(error).__name__}: {first_line})") from error
+
+
+def _constant_calls(calls):
+    """The numbers of the calls that see and return the same first axis whatever the number of examples.
+
+    calls: {number of examples: the calls of a pass}. `NotSeparable` where it varies and is not the batch's.
+    """
+    found = set()
+    for k, of_passes in enumerate(zip(*calls.values(), strict=True)):
+        axes = [(call.arguments[0].shape[0], call.output.shape[0]) for call in of_passes]
+        if len(set(axes)) == 1:
+            found.add(k)
+        elif axes != [(n, n) for n in calls]:
+            name = of_passes[0].layer.name
+            raise NotSeparable(f"the first axis of what layer {name!r} sees or returns is not the batch's")
+    return found
+
+
+def _for_each(t, n):
+    """[n, …]: a copy for each example of a tensor that all share, with an axis of one for them or with none."""
+    return tf.repeat(t if t.shape[0] == 1 else t[None], n, axis=0)
 
 
 def _of_call(call, signal):

@@ -83,8 +83,7 @@ class Network:
         """Whether the outputs at each of a few examples are the same without the others, but for rounding."""
         together = self.outputs(x).numpy()
         alone = np.concatenate([self.outputs(x[i, None]).numpy() for i in range(x.shape[0])])
-        largest = np.abs(together).max(initial=0, where=np.isfinite(together))
-        return np.allclose(alone, together, rtol=1e-3, atol=1e-3 * largest, equal_nan=True)
+        return agree(alone, together)
 
     def unit_rows(self, by_x):
         """Gradients [n, …] as unit rows [n, m]; zeros for an integer input, which has none."""
@@ -107,6 +106,12 @@ class Network:
         """Within it the model has these trainable weights (None: its own), and drops whatever it would write."""
         mapping = [] if weights is None else list(zip(self.variables, weights, strict=True))
         return keras.StatelessScope(mapping, collect_losses=True)
+
+
+def agree(ours, theirs, share=1e-3):
+    """Whether outputs are the same but for rounding: apart by less than a share of the largest of `theirs`."""
+    largest = np.abs(theirs).max(initial=0, where=np.isfinite(theirs))
+    return np.allclose(ours, theirs, rtol=0, atol=share * largest, equal_nan=True)
 
 
 def as_matrix(outputs, model):

@@ -8,10 +8,9 @@ import random
 import warnings
 
 import keras
-import numpy as np
 import tensorflow as tf
 
-from srel_tf.network import Network
+from srel_tf.network import Network, agree
 from srel_tf.resolution import precision
 
 COARSE = (tf.float32, tf.float16, tf.bfloat16)
@@ -44,9 +43,7 @@ class Twin:
         for ours, theirs in zip(self.network.model.weights, self._original.model.weights, strict=True):
             ours.assign(tf.cast(theirs.value, ours.dtype))
         theirs, ours = self._original.outputs(self._x).numpy(), self.network.outputs(as_float64(self._x)).numpy()
-        largest = np.abs(theirs).max(initial=0, where=np.isfinite(theirs))
-        apart = AGREEMENT * precision(self._original.dtype) * largest
-        if not np.allclose(ours, theirs, rtol=0, atol=apart, equal_nan=True):
+        if not agree(ours, theirs, AGREEMENT * precision(self._original.dtype)):
             raise NoTwin("its copy returns other outputs")
 
 

@@ -1,4 +1,4 @@
-"""Watching layers while a model runs: their `call` is replaced by an observer's, and put back at the end."""
+"""Watching the layers that own weights while a model runs: their `call` is replaced by an observer's, and put back."""
 
 import contextlib
 import functools
@@ -6,6 +6,36 @@ import functools
 import keras
 
 from srel_tf.layer_rules import rule_of
+
+# Layers that call others in loops of their own, or in slices of the batch's axes: each is taken as one layer.
+CLOSED = (keras.layers.RNN, keras.layers.Bidirectional, keras.layers.TimeDistributed)
+
+
+def weight_owners(model):
+    """The innermost layers that own trainable weights, each once; nested models and layers are looked into."""
+    owners = {}
+
+    def visit(layer, within):
+        own = {id(v) for v in layer.trainable_variables}
+        if not own:
+            return
+        parts = [] if isinstance(layer, CLOSED) or rule_of(layer) else _parts(layer)
+        parts = [part for part in parts if not any(part is outer for outer in within)]
+        if own <= {id(v) for part in parts for v in part.trainable_variables}:
+            for part in parts:
+                visit(part, [*within, layer])
+        else:
+            owners[id(layer)] = layer
+
+    visit(model, [model])
+    return list(owners.values())
+
+
+def _parts(layer):
+    """The layers that a layer is made of."""
+    if isinstance(layer, keras.Model):
+        return layer.layers
+    return [v for v in keras.tree.flatten(list(vars(layer).values())) if isinstance(v, keras.Layer)]
 
 
 @contextlib.contextmanager

@@ -149,7 +149,20 @@ class OwnLoss(keras.Model):
         return keras.ops.mean((y_pred - target) ** 2) + keras.ops.mean(x) * keras.ops.mean(y_pred**2)
 
 
+class AcrossExamples(L.Layer):
+    """A dense layer that is called with examples on the second axis."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = L.Dense(2)
+
+    def call(self, x):
+        x = keras.ops.reshape(x, (-1, 8, 8))
+        return keras.ops.transpose(self.dense(keras.ops.transpose(x, (1, 0, 2))), (1, 0, 2))
+
+
 WITHOUT_CAPTURE = {
+    "examples on another axis": (lambda: net(AcrossExamples()), "cannot be given to each"),
     "a weight used outside its layer": (tied, "used outside"),
     "a loss of its own": (lambda: net(L.Conv2D(2, 3), model_class=OwnLoss), "computes its loss itself"),
     "a penalty on activities": (lambda: net(L.Dense(2, activity_regularizer="l2")), "adds losses"),
@@ -183,6 +196,41 @@ class Scaled(L.Layer):
         if self.fail:
             raise ArithmeticError("on purpose")
         return keras.ops.sin(x * self.scale)
+
+
+class Positions(L.Layer):
+    """Adds to rows of pixels what a layer makes of their numbers, which are the same for all examples."""
+
+    def __init__(self, layer, numbers):
+        super().__init__()
+        self.layer, self.numbers = layer, numbers
+
+    def call(self, x):
+        return keras.ops.reshape(x, (-1, 8, 8)) + self.layer(self.numbers())
+
+
+POSITIONS = {
+    "with no axis of examples": lambda: Positions(L.Embedding(8, 8), lambda: keras.ops.arange(8)),
+    "with an axis of one": lambda: Positions(L.Embedding(8, 8), lambda: keras.ops.arange(8)[None]),
+    "one position": lambda: Positions(L.Dense(8, activation="tanh"), lambda: keras.ops.ones((1, 1, 3))),
+    "without a rule": lambda: Positions(Scaled(), lambda: keras.ops.ones((8, 8))),
+}
+
+
+@double
+@pytest.mark.filterwarnings("ignore:no rule")
+@pytest.mark.parametrize("kind", POSITIONS)
+def test_layers_called_on_the_same_for_all_examples(kind, data):
+    """As in a transformer's embedding of positions. A warning that it goes source by source would be an error."""
+    model, x, y = net(POSITIONS[kind](), L.Dense(4, activation="tanh")), data[0][:5].astype("float64"), data[1][:5]
+    probe = srel_tf.ProbeSet(x, y)
+    moved = np.linalg.norm(jacobian_times_gradient(model, tf.constant(x), tf.constant(y)), axis=-1)
+    result = limit(model, probe, measures="raw_l2")
+    np.testing.assert_allclose(result.numerator("raw_l2"), moved, rtol=1e-9)
+    unwatched = keras.Model(model.inputs, model.outputs)  # The plain loop.
+    unwatched.compile("sgd", model.loss, run_eagerly=True)
+    finite, expected = (srel_tf.measure(m, probe, measures="raw_l2", learning_rate=0.1) for m in (model, unwatched))
+    np.testing.assert_allclose(finite.numerator("raw_l2"), expected.numerator("raw_l2"), rtol=1e-9)
 
 
 def test_layers_without_a_rule_are_said_once(data):
