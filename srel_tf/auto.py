@@ -30,7 +30,8 @@ class Auto:
         if passes is not None:
             passes.zeros_are_kinks = True  # The limit stands for a finite step here.
         self._limit = FirstOrderLimit(task, passes, reason, zeros_are_kinks=True)
-        self._loss_in_float64 = passes is not None and passes.loss.in_float64  # A loss in float32 spoils a twin.
+        # That of this moment, as `passes` have it. A loss in float32 spoils a twin.
+        self._loss = task.network.model.loss if passes is not None and passes.loss.in_float64 else None
 
     def __call__(self, learning_rate):
         """learning_rate: η, or one for each source [n_s], NaN for those to leave out."""
@@ -65,7 +66,7 @@ class Auto:
     def _twin(self):
         """`AutoOfTwin`, made when first needed; None where the network has no twin."""
         try:
-            return AutoOfTwin(self._task) if self._loss_in_float64 else None
+            return None if self._loss is None else AutoOfTwin(self._task, self._loss)
         except NoTwin:
             return None
 
@@ -73,8 +74,8 @@ class Auto:
 class AutoOfTwin:
     """`auto` of the network's `Twin`, at its weights of the moment. Raises `NoTwin`."""
 
-    def __init__(self, task):
-        self._twin = Twin(task.network, task.data[0])
+    def __init__(self, task, loss):
+        self._twin = Twin(task.network, task.data[0], loss)
         task = task._replace(network=self._twin.network, data=tuple(as_float64(a) for a in task.data))
         with warnings.catch_warnings(action="ignore"):  # They were said of the model itself.
             self._auto = Auto(task)

@@ -118,8 +118,7 @@ class Capture:
         return (True, *self._batched[k][1:]) if k in self._constant else tuple(self._batched[k])
 
     def _check(self, layer, arguments, output):
-        first = arguments[0] if arguments else None
-        for t in (first, output):
+        for t in (_first(arguments), output):
             if not tf.is_tensor(t) or not len(t.shape):
                 raise NotSeparable(f"layer {layer.name!r} does not see or return a tensor with an axis")
             if tf.is_symbolic_tensor(t) and t.graph is not tf.compat.v1.get_default_graph():
@@ -171,6 +170,11 @@ class Capture:
         return found
 
 
+def _first(arguments):
+    """What a layer sees, the first of several where it takes a list; None where it sees nothing."""
+    return next(iter(keras.tree.flatten(arguments)), None)
+
+
 @contextlib.contextmanager
 def _not_separable(what):
     """Whatever the user's layers may raise becomes `NotSeparable`: the plain loop asks less of them."""
@@ -190,7 +194,7 @@ def _constant_calls(calls):
     """
     found = set()
     for k, of_passes in enumerate(zip(*calls.values(), strict=True)):
-        axes = [(call.arguments[0].shape[0], call.output.shape[0]) for call in of_passes]
+        axes = [(_first(call.arguments).shape[0], call.output.shape[0]) for call in of_passes]
         if len(set(axes)) == 1:
             found.add(k)
         elif axes != [(n, n) for n in calls]:

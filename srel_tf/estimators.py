@@ -90,7 +90,7 @@ class FirstOrderLimit:
     def __init__(self, task, passes=None, reason=None, zeros_are_kinks=False):
         check_limit(task)
         self._task = task
-        self._passes, reason = (passes, None) if passes or reason else find_passes(task)
+        self._passes, reason = (passes, reason) if passes or reason else find_passes(task)
         own, batch_size = task.probe.own_columns, task.settings.batch_size
         if self._passes is None:
             warnings.warn(

@@ -131,6 +131,8 @@ class FiniteStep:
 
         signature = (network.dtype,) * 4
         wanted = tf.where(~tf.math.is_nan(learning_rates))
+        if tf.executing_eagerly():  # Where a loop over nothing would not know the shape of a row.
+            wanted = tf.range(x.shape[0])[:, None]
         found = tf.map_fn(one_source, wanted[:, 0], fn_output_signature=signature, parallel_iterations=1)
         return tuple(_placed(rows, wanted, x.shape[0]) for rows in found)
 

@@ -11,9 +11,16 @@ import tensorflow as tf
 ROUNDING = 4.0  # Units in the last place by which a typical pre-activation may be wrong.
 
 
-def kink_operations(graph, first):
-    """The operations with a kink that a forward pass has added to a graph which had `first` operations before."""
-    return [op for op in graph.get_operations()[first:] if op.type in _NEAR and op.outputs[0].dtype.is_floating]
+def kink_operations(graph, first, n):
+    """The operations with a kink that a forward pass of n examples has added to a graph of `first` operations.
+
+    Those alone that act on examples: what weights and constants are clipped to, no rounding decides.
+    """
+
+    def is_of_examples(t):
+        return t.dtype.is_floating and len(t.shape) > 0 and t.shape[0] == n
+
+    return [op for op in graph.get_operations()[first:] if op.type in _NEAR and is_of_examples(op.outputs[0])]
 
 
 def has_untold_kinks(graph):

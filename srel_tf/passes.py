@@ -53,7 +53,7 @@ class Passes:
             predictions, calls = self.capture.forward(x, tape)
             outputs = as_matrix(predictions, self.network.model)
             u = HEADS[self.head].of_outputs(outputs)
-        return Seen(tf.cast(outputs, self.network.dtype), u, calls, kink_operations(graph, first), tape)
+        return Seen(tf.cast(outputs, self.network.dtype), u, calls, kink_operations(graph, first, x.shape[0]), tape)
 
     def backward(self, seen, seeds):
         """Signals [n, M, …] at the output of each call of M functions of u, given by their seeds ∂/∂u [n, C];

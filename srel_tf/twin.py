@@ -5,6 +5,7 @@ that compute nothing in float32 of their own accord, which the bounds of a float
 """
 
 import random
+import types
 import warnings
 
 import keras
@@ -12,10 +13,12 @@ import tensorflow as tf
 
 from srel_tf.network import Network, agree
 from srel_tf.resolution import precision
+from srel_tf.watching import parts_of
 
 COARSE = (tf.float32, tf.float16, tf.bfloat16)
 EXAMPLES = 8  # On which the two are compared.
 AGREEMENT = 1024  # Last places of the largest output: far above rounding, far below another function.
+AT_MOST = 0.01  # Of the largest output: TensorFloat-32 has few places.
 
 
 class NoTwin(Exception):
@@ -23,28 +26,46 @@ class NoTwin(Exception):
 
 
 class Twin:
-    """A float64 copy of a functional or sequential model in float32, with its loss.
+    """A float64 copy of a functional or sequential model in float32.
 
-    network: the `Network` of the copy. x: examples [n, …] as the original takes them. Raises `NoTwin`.
+    original: the `Network` of the model. x: examples [n, …] as it takes them. loss: one of Keras's. Raises `NoTwin`.
+    network: the `Network` of the copy.
     """
 
-    def __init__(self, original, x):
-        self._original, self._x = original, x[:EXAMPLES]
+    def __init__(self, original, x, loss):
         if original.dtype == tf.float64:
             raise NoTwin("it is in float64 itself")
-        model = _made_again(original.model)
-        _check_same_weights(original.model, model)
-        _check_all_in_float64(model, self._x)
-        model.compile(optimizer=None, loss=original.model.loss, jit_compile=False)
-        self.network = Network(model)
+        self._original, self._x = original, x[:: max(1, x.shape[0] // EXAMPLES)]
+        state = random.getstate()  # Keras draws seeds from it for initialisers; training must not notice.
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Of a lambda: here nothing is saved.
+                self._model = _made_again(original.model)
+            _check_same_weights(original, self._model)
+            self._take_weights()
+            _check_all_in_float64(self._model, self._x)
+            self._model.compile(optimizer=None, loss=loss, jit_compile=False)
+            self.network = Network(self._model)
+        except NoTwin:
+            raise
+        except Exception as error:  # Whatever may be raised by a layer that its configuration does not describe.
+            raise NoTwin(f"it cannot be made again from its configuration ({type(error).__name__}: {error})") from error
+        finally:
+            random.setstate(state)
 
     def follow(self):
         """Take the original's weights as they are now. Raises `NoTwin` where outputs differ then."""
-        for ours, theirs in zip(self.network.model.weights, self._original.model.weights, strict=True):
-            ours.assign(tf.cast(theirs.value, ours.dtype))
+        self._take_weights()
         theirs, ours = self._original.outputs(self._x).numpy(), self.network.outputs(as_float64(self._x)).numpy()
-        if not agree(ours, theirs, AGREEMENT * precision(self._original.dtype)):
+        if not agree(ours, theirs, min(AGREEMENT * precision(self._original.dtype), AT_MOST)):
             raise NoTwin("its copy returns other outputs")
+
+    def _take_weights(self):
+        for ours, theirs in zip(self._model.weights, self._original.model.weights, strict=True):
+            ours.assign(tf.cast(theirs.value, ours.dtype))
+        for layer in _layers_within(self._model):
+            if isinstance(layer, keras.layers.Normalization):
+                layer.finalize_state()  # It works with constants made of its weights.
 
 
 def as_float64(array):
@@ -54,21 +75,32 @@ def as_float64(array):
 
 def _made_again(model):
     """An uncompiled float64 copy of a functional or sequential model, with weights of its own."""
-    state = random.getstate()  # Keras draws seeds from it for initialisers; training must not notice.
-    try:
-        with warnings.catch_warnings(action="ignore"):  # Of a lambda: here nothing is saved.
-            graph = keras.Model(model.inputs, model.outputs, name=model.name)  # Without loss and optimizer.
-            inputs = [keras.Input(batch_shape=x.shape, dtype=_finer(x.dtype), name=x.name) for x in model.inputs]
-            copy = keras.models.clone_model(graph, input_tensors=inputs, clone_function=_layer_made_again)
-    except NoTwin:
-        raise
-    except Exception as error:  # Whatever may be raised by a layer that its configuration does not describe.
-        raise NoTwin(f"it cannot be made again from its configuration ({type(error).__name__}: {error})") from error
-    finally:
-        random.setstate(state)
+    graph = keras.Model(model.inputs, model.outputs, name=model.name)  # Without loss and optimizer.
+    inputs = [keras.Input(batch_shape=x.shape, dtype=_finer(x.dtype), name=x.name) for x in model.inputs]
+    copy = keras.models.clone_model(graph, input_tensors=inputs, clone_function=_layer_made_again)
     if type(model).call not in (type(copy).call, keras.Sequential.call):
         raise NoTwin("it has a method `call` of its own")
+    for theirs, ours in zip(_layers_within(graph), _layers_within(copy), strict=True):
+        if _functions(theirs) != _functions(ours):  # Keras saves a user's `relu` by that name, and finds its own by it.
+            raise NoTwin(f"layer {theirs.name!r} has a function that is not Keras's own")
     return copy
+
+
+def _layers_within(layer):
+    """A layer and all that it is made of, each once, in an order that depends on their classes alone."""
+    found, waiting = [], [layer]
+    while waiting:
+        layer = waiting.pop()
+        if not any(layer is other for other in found):
+            found.append(layer)
+            waiting += parts_of(layer)
+    return found
+
+
+def _functions(layer):
+    """Activations and the like, but for the methods that Keras wraps for each layer."""
+    wrapped = ("build", "quantize")
+    return {k: v for k, v in vars(layer).items() if isinstance(v, types.FunctionType) and k not in wrapped}
 
 
 def _layer_made_again(layer):
@@ -103,25 +135,37 @@ def _finer(dtype):
     return "float64" if dtype == "float32" else dtype
 
 
-def _check_same_weights(model, copy):
-    """`NoTwin` unless both have weights of the same shapes in the same order, and train the same ones."""
+def _check_same_weights(original, copy):
+    """`NoTwin` unless a `Network`'s model and its copy have weights of the same shapes and penalties in the same order,
+    and the same ones are trained.
+    """
 
-    def described(m):
-        trained = {id(v) for v in m.trainable_variables}
-        return [(tuple(v.shape), id(v) in trained) for v in m.weights]
+    def described(weights, trained):
+        place = {id(v): k for k, v in enumerate(trained)}
+        return [(tuple(v.shape), place.get(id(v)), _penalty(v)) for v in weights]
 
-    def order(m):
-        place = {id(v): k for k, v in enumerate(m.weights)}
-        return [place[id(v)] for v in m.trainable_variables]
+    theirs = described(original.model.weights, original.variables)
+    if theirs != described(copy.weights, copy.trainable_variables):
+        raise NoTwin("its copy has other weights or penalties, or trains others")
 
-    if described(model) != described(copy) or order(model) != order(copy):
-        raise NoTwin("its copy has other weights, or trains others")
+
+def _penalty(variable):
+    """The configuration of a weight's regulariser, which need not be that of its layer's."""
+    regularizer = getattr(variable, "regularizer", None)
+    config = None if regularizer is None else keras.saving.serialize_keras_object(regularizer)
+    _check_own(config)
+    return config
 
 
 def _check_all_in_float64(model, x):
-    """`NoTwin` where anything within a forward pass is computed in less than float64."""
-    call = tf.function(lambda x: model(x, training=False), autograph=False)
-    graph = call.get_concrete_function(as_float64(x)).graph.as_graph_def()
+    """`NoTwin` where anything within a forward pass or a penalty is computed in less than float64."""
+
+    @tf.function(autograph=False)
+    def computed(x):
+        penalties = [v.regularizer(v.value) for v in model.trainable_variables if v.regularizer is not None]
+        return model(x, training=False), penalties
+
+    graph = computed.get_concrete_function(as_float64(x)).graph.as_graph_def()
     for node in [*graph.node, *(n for function in graph.library.function for n in function.node_def)]:
         if _is_coarse(node):
             raise NoTwin(f"its operation {node.name!r} computes in less than float64 whatever the model's precision")

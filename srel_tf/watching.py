@@ -19,7 +19,7 @@ def weight_owners(model):
         own = {id(v) for v in layer.trainable_variables}
         if not own:
             return
-        parts = [] if isinstance(layer, CLOSED) or rule_of(layer) else _parts(layer)
+        parts = [] if isinstance(layer, CLOSED) or rule_of(layer) else parts_of(layer)
         parts = [part for part in parts if not any(part is outer for outer in within)]
         if own <= {id(v) for part in parts for v in part.trainable_variables}:
             for part in parts:
@@ -31,7 +31,7 @@ def weight_owners(model):
     return list(owners.values())
 
 
-def _parts(layer):
+def parts_of(layer):
     """The layers that a layer is made of."""
     if isinstance(layer, keras.Model):
         return layer.layers

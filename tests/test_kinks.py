@@ -21,7 +21,7 @@ def share(function, x, signal):
         graph = tf.compat.v1.get_default_graph()
         first = len(graph.get_operations())
         function(x)
-        (op,) = kink_operations(graph, first)
+        (op,) = kink_operations(graph, first, x.shape[0])
         found.append(op.type)
         return undecided_share(op, [signal], EPSILON)
 
@@ -108,7 +108,7 @@ def test_only_operations_of_the_pass_are_found():
         tf.nn.relu(x)
         first = len(graph.get_operations())
         tf.nn.max_pool(tf.tanh(x), 2, 2, "VALID")
-        assert [op.type for op in kink_operations(graph, first)] == ["MaxPool"]
+        assert [op.type for op in kink_operations(graph, first, x.shape[0])] == ["MaxPool"]
         return x
 
     run(tf.zeros([1, 4, 4, 1]))

@@ -93,6 +93,22 @@ class Masked(L.Dense):
         return self._kernel * keras.ops.convert_to_tensor(np.arange(self._kernel.shape[0])[:, None] % 2.0)
 
 
+def adapted():
+    """Some of whose channels never vary: their spread is clipped, a kink that no example is at."""
+    layer = L.Normalization()
+    layer.adapt(np.random.default_rng(1).normal(size=(20, 6, 6, 2)) * [1.0, 0.0])
+    return layer
+
+
+class Attending(L.Layer):
+    def __init__(self):
+        super().__init__()
+        self.attention = L.Attention(use_scale=True)
+
+    def call(self, x):
+        return self.attention([x, x])
+
+
 IMAGES = {
     "dense": lambda: net(L.Flatten(), L.Dense(5, activation="tanh")),
     "dense at positions": lambda: net(L.Dense(5, activation="relu")),
@@ -129,6 +145,8 @@ IMAGES = {
     "prelu": lambda: net(L.Conv2D(2, 2), L.PReLU()),
     "penalty": lambda: net(L.Conv2D(2, 3, kernel_regularizer="l2"), L.Dense(3, bias_regularizer="l1")),
     "mean square": lambda: net(L.Conv2D(2, 2), loss="mse"),
+    "normalisation by the data": lambda: net(adapted(), L.Dense(3, activation="relu")),
+    "attention with a scale, of a list": lambda: net(L.Reshape((18, 4)), Attending()),
 }
 
 

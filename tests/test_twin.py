@@ -33,6 +33,13 @@ def net(*layers, model_class=keras.Model):
     return compiled(x, inputs, model_class)
 
 
+def adapted():
+    """It works with constants that are made of its weights."""
+    layer = L.Normalization()
+    layer.adapt(np.random.default_rng(2).normal(3, 2, size=[20, *SHAPE]))
+    return layer
+
+
 def sequential():
     keras.utils.set_random_seed(0)
     model = srel_tf.SRelSequential([keras.Input(SHAPE), L.Conv2D(3, 3, activation="gelu"), L.Flatten(), L.Dense(3)])
@@ -75,6 +82,7 @@ TWINS = {
     "transformer": transformer,
     "tokens": tokens,
     "penalty": lambda: net(L.Dense(3, kernel_regularizer="l2", activation="leaky_relu")),
+    "adapted": lambda: net(adapted(), L.Dense(2)),
     "rescaled": lambda: net(L.Rescaling(1 / 255), L.DepthwiseConv2D(3), L.PReLU()),
 }
 
@@ -90,9 +98,9 @@ def examples(model, n=5):
 def test_it_is_the_same_function_in_float64_with_the_weights_of_the_moment(kind):
     model = TWINS[kind]()
     x = examples(model)
-    twin = Twin(Network(model), x)
+    twin = Twin(Network(model), x, model.loss)
     rng = np.random.default_rng(1)
-    for weight in model.weights:  # Moving statistics too.
+    for weight in () if kind == "adapted" else model.weights:  # Moving statistics too.
         weight.assign(
             np.abs(rng.normal(size=weight.shape)) if "variance" in weight.path else rng.normal(size=weight.shape)
         )
@@ -105,7 +113,7 @@ def test_it_is_the_same_function_in_float64_with_the_weights_of_the_moment(kind)
     np.testing.assert_allclose(outputs, Network(model).outputs(x), rtol=1e-4, atol=1e-4)
     with double_precision():
         expected = reference.clone(model, "float64")(as_float64(x), training=False)
-    if kind not in ("nested", "rescaled"):  # Whose inner layers the plain copy leaves in float32.
+    if kind not in ("nested", "rescaled", "adapted"):  # Whose inner layers and constants a plain copy leaves as made.
         np.testing.assert_allclose(outputs, expected, rtol=1e-12, atol=1e-12)
     assert [v.name for v in twin.network.variables] == [v.name for v in model.trainable_variables]
 
@@ -134,6 +142,29 @@ class Subclassed(keras.Model):
 
 def squared(x):
     return x**2
+
+
+def relu(x):
+    """Keras would save it by its name, and find its own by that."""
+    return keras.ops.clip(x, 0, 3)
+
+
+def with_penalty(of):
+    """Keras penalises weights by what they were given when they were made, or later themselves."""
+    model = net(L.Dense(3))
+    layer = model.layers[1]
+    if of == "layer":
+        layer.kernel_regularizer = keras.regularizers.L2(0.1)
+    else:
+        layer.kernel.regularizer = keras.regularizers.L2(0.1)
+    return model
+
+
+def patched():
+    model = net(L.Dense(3))
+    layer, call = model.layers[1], model.layers[1].call
+    layer.call = lambda x: 2 * call(x)
+    return model
 
 
 def subclassed():
@@ -171,6 +202,14 @@ NONE = {
     "a subclass": (subclassed, "cannot be made again"),
     "a call of its own": (lambda: net(model_class=OwnCall), "`call` of its own"),
     "one weight frozen": (one_weight_frozen, "trains others"),
+    "a penalty that its layer was given too late": (lambda: with_penalty("layer"), "other weights or penalties"),
+    "a penalty that its weight alone has": (lambda: with_penalty("weight"), "other weights or penalties"),
+    "a penalty in float32": (
+        lambda: net(L.Dense(3, kernel_regularizer=keras.regularizers.OrthogonalRegularizer(0.1))),
+        "cannot be made again",
+    ),
+    "a function that is called as one of Keras's": (lambda: net(L.Dense(3, activation=relu)), "a function that is not"),
+    "a layer that is called in another way": (patched, "a function that is not"),
     "interpolation, which TensorFlow does in float32": (
         lambda: net(L.UpSampling2D(interpolation="bilinear")),
         "less than float64",
@@ -185,12 +224,12 @@ def test_there_is_none_where_it_may_be_another_function_or_not_in_float64(kind):
     make, reason = NONE[kind]
     model = make()
     with pytest.raises(NoTwin, match=reason):
-        Twin(Network(model), tf.zeros([2, *SHAPE], model.dtype))
+        Twin(Network(model), tf.zeros([2, *SHAPE], model.dtype), model.loss)
 
 
 def test_a_model_that_has_become_another_function_is_told():
     model = net(L.LeakyReLU(0.1))
-    twin = Twin(Network(model), examples(model))
+    twin = Twin(Network(model), examples(model), model.loss)
     twin.follow()
     model.layers[1].negative_slope = 0.9
     with pytest.raises(NoTwin, match="other outputs"):
@@ -202,11 +241,21 @@ def test_making_it_leaves_model_and_random_numbers_as_they_were():
     model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     random.seed(0)
     optimizer, state, numpy_state = model.optimizer, random.getstate(), np.random.get_state()[1].copy()
-    Twin(Network(model), examples(model)).follow()
+    Twin(Network(model), examples(model), model.loss).follow()
     assert random.getstate() == state
     np.testing.assert_array_equal(np.random.get_state()[1], numpy_state)
     assert model.optimizer is optimizer
     assert len(model.layers[1]._inbound_nodes) == 1
+
+
+def test_it_trains_what_the_network_trained_when_it_was_made():
+    model = net(L.Dense(3))
+    network, layer = Network(model), model.layers[1]
+    layer.trainable = False
+    with pytest.raises(NoTwin, match="trains others"):
+        Twin(network, examples(model), model.loss)
+    layer.trainable = True
+    Twin(network, examples(model), model.loss).follow()
 
 
 # --- what auto gains by it ----------------------------------------------------------------------------------------
@@ -263,6 +312,20 @@ def test_without_a_twin_auto_leaves_open_what_it_cannot_show(trained, probe):
     exact, auto = (srel_tf.measure(model, probe, "l1", learning_rate=1e-4, estimator=e) for e in ("exact", "auto"))
     assert (auto.valid("l1").sum(axis=1) >= exact.valid("l1").sum(axis=1)).all()
     assert 0 < auto.valid("l1").mean() < 0.9
+
+
+def test_auto_measures_a_model_that_runs_eagerly(trained, probe):
+    """Whose layers cannot be watched, so that it has no twin."""
+    eager = keras.Model(trained.inputs, trained.outputs)
+    eager.compile("sgd", trained.loss, run_eagerly=True)
+    with pytest.warns(UserWarning, match="the model runs eagerly; the limit is taken source by source"):
+        instrument = srel_tf.Instrument(eager, probe, srel_tf.Settings("kl", learning_rate=3e-4, estimator="auto"))
+    found = instrument()
+    graph = srel_tf.measure(trained, probe, "kl", learning_rate=3e-4, estimator="auto")
+    valid = found.valid("kl")
+    assert 0.5 < valid.mean() < 1
+    tolerance = 2 * MEASURES["kl"].tolerance * (1 + graph.matrix("kl"))
+    assert (np.abs(found.matrix("kl") - graph.matrix("kl")) <= tolerance)[valid].all()
 
 
 def net_on_digits(*layers):
