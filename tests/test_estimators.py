@@ -55,7 +55,7 @@ def net(*layers, **options):
 
 
 @double
-@pytest.mark.parametrize("softmax", [False, True])
+@pytest.mark.parametrize("softmax", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_exact_tends_to_limit_with_an_error_in_proportion_to_the_step(softmax, probe):
     model = net(L.Conv2D(3, 3, activation="tanh"), *([L.Flatten(), L.Dense(3), L.Softmax()] if softmax else []))
     if softmax:  # The last layer of `net` would follow it.
@@ -539,7 +539,7 @@ def test_limit_of_a_sure_sigmoid_keeps_the_contract():
 
 
 @double
-@pytest.mark.parametrize("softmax", [False, True], ids=["logits", "softmax"])
+@pytest.mark.parametrize("softmax", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["logits", "softmax"])
 def test_limit_of_raw_outputs_is_what_exact_tends_to(softmax, probe):
     """f = softmax or logits; the gap shrinks in proportion to η. The common shift of logits counts here."""
     model = classifier("mlp", softmax=softmax)

@@ -62,7 +62,11 @@ def net(value, softmax=False):
 
 @pytest.mark.parametrize(
     ("value", "update", "softmax"),
-    [(np.nan, "sgd", True), (np.inf, "sgd", False), (np.nan, "optimizer", False), (np.inf, "fresh_adam", False)],
+    [
+        (np.nan, "sgd", True),
+        (np.inf, "optimizer", False),
+        *(pytest.param(np.inf, rule, False, marks=pytest.mark.slow) for rule in ("sgd", "fresh_adam")),
+    ],
 )
 def test_a_gradient_that_is_no_number_breaks_its_own_row_alone(value, update, softmax):
     x, y = examples()
@@ -122,7 +126,12 @@ def convolutional():
 
 @pytest.mark.parametrize(
     ("estimator", "update"),
-    [("exact", "sgd"), ("exact", "optimizer"), ("exact", "fresh_adam"), ("limit", "sgd"), ("auto", "sgd")],
+    [
+        ("exact", "optimizer"),
+        ("limit", "sgd"),
+        ("auto", "sgd"),  # Both of exact and of limit.
+        *(pytest.param("exact", rule, marks=pytest.mark.slow) for rule in ("sgd", "fresh_adam")),
+    ],
 )
 def test_an_example_that_is_no_number_breaks_its_own_row_and_column_alone(estimator, update, in_double_precision):
     """The second of all, which is looked at before the others, too."""
@@ -191,9 +200,9 @@ def fit(model, **options):
 
 def test_memory_that_runs_out_in_fit_reduces_the_chunk_for_good(memory_for, in_double_precision):
     """In float64, in which chunks of other sizes round alike, but for the last places."""
-    expected = probed_net()
+    expected = probed_net(estimator="limit")
     fit(expected, epochs=2)
-    model, tried = probed_net(), memory_for(2)
+    model, tried = probed_net(estimator="limit"), memory_for(2)
     with pytest.warns(UserWarning, match=r"batch_size=128: from now on it is 1,") as said:
         fit(model, epochs=2)
     assert len([w for w in said if "out of memory" in str(w.message)]) == 1
@@ -209,8 +218,8 @@ def test_a_resumed_fit_begins_with_the_reduced_chunk(memory_for, in_double_preci
     memory_for(3)
     with srel_tf.FrameStore(tmp_path, write=True) as store:
         with pytest.warns(UserWarning, match="out of memory"):
-            fit(probed_net(), callbacks=[srel_tf.Checkpoint(store)])
-        model, checkpoint = probed_net(), srel_tf.Checkpoint(store)
+            fit(probed_net(estimator="limit"), callbacks=[srel_tf.Checkpoint(store)])
+        model, checkpoint = probed_net(estimator="limit"), srel_tf.Checkpoint(store)
         checkpoint.restore(model)
         tried = memory_for(3)
         fit(model, initial_epoch=1, epochs=2, callbacks=[checkpoint])

@@ -32,8 +32,8 @@ def sparse_on_logits(y, logits):
 
 def test_logits_and_softmax_models_agree(probe):
     logits, softmax = (classifier("cnn", softmax=s) for s in (False, True))
+    a, b = (srel_tf.measure(m, probe, measures=("kl", "l1", "l2"), learning_rate=0.1) for m in (logits, softmax))
     for measure in ("kl", "l1", "l2"):
-        a, b = (srel_tf.measure(m, probe, measures=measure, learning_rate=0.1) for m in (logits, softmax))
         np.testing.assert_allclose(a.matrix(measure), b.matrix(measure), rtol=1e-3)
         assert a.valid(measure).all()
         assert b.valid(measure).all()
@@ -81,8 +81,14 @@ def functional():
     return srel_tf.SRelModel(inputs, keras.layers.Dense(3)(hidden))
 
 
-@pytest.mark.parametrize("make", [Subclassed, sequential, functional])
-@pytest.mark.parametrize("eagerly", [False, True])
+@pytest.mark.parametrize(
+    ("make", "eagerly"),
+    [
+        *((make, False) for make in (Subclassed, sequential, functional)),
+        (functional, True),  # No layer is watched then, of whatever kind the model is.
+        *(pytest.param(make, True, marks=pytest.mark.slow) for make in (Subclassed, sequential)),
+    ],
+)
 def test_kinds_of_models_measure_the_same_inside_fit(make, eagerly, data, probe):
     x, y = data
     keras.utils.set_random_seed(5)

@@ -59,13 +59,20 @@ def trained(body, optimizer, update, **fit):
 @pytest.mark.parametrize(
     ("body", "optimizer", "update"),
     [
-        (plain, "adam", "sgd"),
+        # Each net, optimizer and rule; the slow ones are other pairs of them.
         (plain, "momentum", "fresh_adam"),
-        (with_dropout, "momentum", "sgd"),
         (with_dropout, "adam", "optimizer"),
-        (with_batch_norm, "adam", "sgd"),
-        (with_batch_norm, "momentum", "optimizer"),
+        (with_batch_norm, "momentum", "sgd"),
         (with_added_losses, "adam", "sgd"),
+        *(
+            pytest.param(*others, marks=pytest.mark.slow)
+            for others in (
+                (plain, "adam", "sgd"),
+                (with_dropout, "momentum", "sgd"),
+                (with_batch_norm, "adam", "sgd"),
+                (with_batch_norm, "momentum", "optimizer"),
+            )
+        ),
     ],
 )
 def test_training_with_a_probe_is_bit_identical(body, optimizer, update):

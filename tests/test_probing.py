@@ -25,6 +25,11 @@ def net(**compile_options):
     return model
 
 
+def attach(model, every, probe=PROBE, **options):
+    """A probe measured by `limit`, whose graph is made in a third of the time: when it is measured is looked at."""
+    model.attach_probe(probe, every, estimator="limit", **options)
+
+
 def fit(model, epochs=2, verbose=0, **kwargs):
     return model.fit(X, Y, batch_size=BATCH, epochs=epochs, verbose=verbose, **kwargs)
 
@@ -43,7 +48,7 @@ def epochs_of(frame):
 @pytest.mark.parametrize("every", [1, 3, 14, lambda n: n in (1, 5, 13), lambda n: False])
 def test_measures_at_exactly_the_steps_of_the_schedule(every):
     model = net()
-    model.attach_probe(PROBE, every)
+    attach(model, every)
     fit(model)
     is_due = every if callable(every) else lambda n: n % every == 0
     frame = model.srel_frame()
@@ -84,7 +89,7 @@ def test_the_optimizers_own_step_is_from_its_present_state():
 
 def test_epoch_is_the_number_of_epochs_done():
     model = net()
-    model.attach_probe(PROBE, every=3)
+    attach(model, every=3)
     fit(model, validation_data=(X, Y))
     epochs = epochs_of(model.srel_frame())
     assert epochs["min"].to_dict() == pytest.approx({n: n / STEPS for n in (0, 3, 6, 9, 12)})
@@ -93,7 +98,7 @@ def test_epoch_is_the_number_of_epochs_done():
 
 def test_a_second_fit_goes_on_and_measures_no_step_twice():
     model = net()
-    model.attach_probe(PROBE, every=7)
+    attach(model, every=7)
     fit(model, epochs=1)
     fit(model, epochs=2)
     frame = model.srel_frame()
@@ -103,7 +108,7 @@ def test_a_second_fit_goes_on_and_measures_no_step_twice():
 
 def test_initial_epoch():
     model = net()
-    model.attach_probe(PROBE, every=7)
+    attach(model, every=7)
     fit(model, epochs=4, initial_epoch=2)
     frame = model.srel_frame()
     assert steps_of(frame) == [0, 7, 14]
@@ -123,7 +128,7 @@ def test_data_of_unknown_length():
         examples, output_signature=(tf.TensorSpec([None, 5]), tf.TensorSpec([None], tf.int64))
     )
     model = net()
-    model.attach_probe(PROBE, every=2)
+    attach(model, every=2)
     model.fit(data, epochs=2, verbose=0)
     frame = model.srel_frame()
     assert steps_of(frame) == [0, 2, 4, 6, 8, 10]
@@ -148,7 +153,7 @@ def test_two_probes_in_one_fit():
 
 def test_learning_rate_is_the_one_in_force_at_that_step():
     model = net()
-    model.attach_probe(PROBE, every=7)
+    attach(model, every=7)
     fit(model, callbacks=[keras.callbacks.LearningRateScheduler(lambda epoch: (0.5, 0.25)[epoch])])
     # The scheduler acts at the start of an epoch, before the measurement of step 0 and after that of step 7.
     rates = model.srel_frame().groupby("step")["learning_rate"].unique()
@@ -168,7 +173,7 @@ class Stop(keras.callbacks.Callback):
 def test_steps_go_on_after_a_new_compile():
     """The net has had all these updates, whichever optimizer made them; no step is there twice."""
     model = net()
-    model.attach_probe(PROBE, every=5)
+    attach(model, every=5)
     fit(model, epochs=1)
     model.compile(keras.optimizers.SGD(0.5), model.loss)
     fit(model, epochs=1)
@@ -185,7 +190,7 @@ class StopTraining(keras.callbacks.Callback):
 @pytest.mark.parametrize("stop", [StopTraining(), Stop(4, RuntimeError("full disk"))])
 def test_an_epoch_that_was_broken_off_counts_as_far_as_it_went(stop):
     model = net()
-    model.attach_probe(PROBE, every=1)
+    attach(model, every=1)
     with contextlib.suppress(RuntimeError):
         fit(model, callbacks=[stop])
     done = 5 if isinstance(stop, StopTraining) else 4  # `Stop` acts before the probe sees the step.
@@ -202,7 +207,7 @@ def test_an_epoch_of_unknown_length_that_was_broken_off_has_no_fractions():
     """Nor those of the next one, which may be of other data."""
     data = tf.data.Dataset.from_tensor_slices((X, Y)).batch(BATCH).filter(lambda x, y: True)
     model = net()
-    model.attach_probe(PROBE, every=2)
+    attach(model, every=2)
     model.fit(data, verbose=0, callbacks=[StopTraining()])
     model.fit(data, verbose=0)
     epochs = epochs_of(model.srel_frame())["min"]
@@ -217,12 +222,12 @@ def test_a_probe_attached_later_counts_as_those_before_it(detach):
     """After data of unknown length, for which Keras counts an update too many, and after a new compile."""
     data = tf.data.Dataset.from_tensor_slices((X, Y)).batch(BATCH).filter(lambda x, y: True)
     model = net()
-    model.attach_probe(PROBE, every=STEPS)
+    attach(model, every=STEPS)
     model.fit(data, verbose=0)
     if detach:
         model.detach_probes()
     model.compile("sgd", model.loss)
-    model.attach_probe(PROBE, every=STEPS, run="later")
+    attach(model, every=STEPS, run="later")
     model.fit(data, verbose=0)
     frame = model.srel_frame()
     later = frame[frame["run"] == "later"]
@@ -235,7 +240,7 @@ def test_a_probe_attached_later_counts_as_those_before_it(detach):
 @pytest.mark.parametrize("error", [RuntimeError("full disk"), KeyboardInterrupt()])
 def test_what_was_measured_survives_the_end_of_fit(error):
     model = net()
-    model.attach_probe(PROBE, every=2)
+    attach(model, every=2)
     with pytest.raises(type(error)):
         fit(model, callbacks=Stop(4, error))  # a callback by itself is as good as a list
     assert steps_of(model.srel_frame()) == [0, 2, 4]
@@ -243,7 +248,7 @@ def test_what_was_measured_survives_the_end_of_fit(error):
 
 def test_a_line_says_what_measuring_costs(capsys):
     model = net()
-    model.attach_probe(PROBE, every=3)
+    attach(model, every=3)
     fit(model, verbose=2)
     lines = [line for line in capsys.readouterr().out.splitlines() if "S_rel" in line]
     assert len(lines) == 2  # one an epoch
@@ -254,7 +259,7 @@ def test_a_line_says_what_measuring_costs(capsys):
 
 def test_no_line_without_verbose(capsys):
     model = net()
-    model.attach_probe(PROBE, every=3)
+    attach(model, every=3)
     fit(model, verbose=0)
     assert capsys.readouterr().out == ""
 
@@ -325,8 +330,8 @@ def test_a_probe_whose_rows_could_not_be_told_from_anothers_is_refused():
 def test_two_schedules_of_one_series_may_take_turns_but_not_meet():
     """The same where a given η is the optimizer's own. What was measured before they met is kept."""
     model = net()
-    model.attach_probe(PROBE, every=lambda step: step % 2 == 0)
-    model.attach_probe(OTHERS, every=lambda step: step in (3, 4), learning_rate=np.float32(0.01))
+    attach(model, every=lambda step: step % 2 == 0)
+    attach(model, probe=OTHERS, every=lambda step: step in (3, 4), learning_rate=np.float32(0.01))
     with pytest.raises(OptionError, match=r"step 4 is due for two probes.*another run"):
         fit(model)
     assert steps_of(model.srel_frame()) == [0, 2, 3, 4]
@@ -334,7 +339,7 @@ def test_two_schedules_of_one_series_may_take_turns_but_not_meet():
 
 def test_detached_probes_measure_no_more():
     model = net()
-    model.attach_probe(PROBE, every=7)
+    attach(model, every=7)
     fit(model)
     model.detach_probes()
     assert len(model.srel_frame()) == 0
@@ -345,7 +350,7 @@ def test_detached_probes_measure_no_more():
 def test_an_unbuilt_model_is_built():
     model = srel_tf.SRelSequential([keras.layers.Dense(3)])
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    model.attach_probe(PROBE, every=100)
+    attach(model, every=100)
     assert model.built
     fit(model, epochs=1)
     assert steps_of(model.srel_frame()) == [0]

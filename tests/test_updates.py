@@ -23,6 +23,8 @@ OPTIMIZERS = {
     "clipped": lambda: Opt.SGD(0.1, clipnorm=0.5),
     "ema": lambda: Opt.SGD(0.1, use_ema=True, ema_momentum=0.5),
 }
+# Plain, or of another one's kind: Keras's own code makes the step of each. Adam with decay has a test of its own.
+SLOWER = ("sgd", "momentum", "amsgrad", "adamw")
 SOURCES, TARGETS = [0, 5], [1, 5, 8, 11]
 
 
@@ -50,7 +52,9 @@ def naive_matrix(model, x, y):
     return matrix
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOWER)) for name in OPTIMIZERS]
+)
 def test_optimizer_rule_is_the_live_optimizers_next_step(name, data):
     x, y = data
     model = classifier("mlp", optimizer=OPTIMIZERS[name]())

@@ -17,6 +17,7 @@ from train.regression_experiment import Watch, build, draw, followed, in_time, n
 
 SETTINGS = {"dimension": 4, "examples": 200, "iterations": 110, "sources": 25, "targets": 2, "learning-rate": 0.003}
 BASE = [text for name, value in SETTINGS.items() for text in (f"--{name}", str(value))]
+SHORT = ("--iterations", 21, "--estimator", "limit")  # Where S_rel is not looked at.
 TINY = [*BASE, "--width", "3", "--depth", "2"]
 
 
@@ -169,9 +170,7 @@ def test_other_settings_are_refused(done):
 
 
 def test_a_sweep_has_a_directory_a_net_and_a_table(tmp_path):
-    status, out, err, path = command(
-        tmp_path, "--width", 2, 5, "--depth", 1, "--seeds", 0, "--iterations", 21, base=BASE
-    )
+    status, out, err, path = command(tmp_path, "--width", 2, 5, "--depth", 1, "--seeds", 0, *SHORT, base=BASE)
     assert (status, err) == (0, "")
     table = srel_tf.read_frame(path / "sweep.csv")
     assert table["net"].tolist() == ["width 2, depth 1", "width 5, depth 1"]
@@ -189,7 +188,7 @@ def test_a_net_that_diverges_does_not_end_the_sweep(tmp_path, monkeypatch):
         train(settings, seed, directory)
 
     monkeypatch.setattr("train.regression.train", train_or_fail)
-    sweep = ("--width", 2, 3, "--depth", 1, "--seeds", 0, "--iterations", 21)
+    sweep = ("--width", 2, 3, "--depth", 1, "--seeds", 0, *SHORT)
     status, out, err, path = command(tmp_path, *sweep, base=BASE)
     assert status == 1
     assert "width 2, depth 1: the training loss became inf" in out
@@ -198,7 +197,7 @@ def test_a_net_that_diverges_does_not_end_the_sweep(tmp_path, monkeypatch):
 
 
 def test_divergence_is_an_error(tmp_path):
-    status, _, err, path = command(tmp_path, "--seeds", 0, "--learning-rate", 10)
+    status, _, err, path = command(tmp_path, "--seeds", 0, "--learning-rate", 10, *SHORT)
     assert status == 1
     assert "the training loss of seed 0 became" in err
     assert "lower --learning-rate" in err
