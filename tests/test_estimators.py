@@ -539,17 +539,14 @@ def test_limit_of_a_sure_sigmoid_keeps_the_contract():
 
 
 @double
-@pytest.mark.parametrize("softmax", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["logits", "softmax"])
+@pytest.mark.parametrize("softmax", [False, True], ids=["logits", "softmax"])
 def test_limit_of_raw_outputs_is_what_exact_tends_to(softmax, probe):
     """f = softmax or logits; the gap shrinks in proportion to η. The common shift of logits counts here."""
-    model = classifier("mlp", softmax=softmax)
-    names = ("l1", "raw_l1", "raw_l2")
+    model, names = classifier("mlp", softmax=softmax), ("l1", "raw_l1", "raw_l2")
     at_zero = limit(model, probe, measures=names)
+    steps = [srel_tf.measure(model, probe, names, learning_rate=eta) for eta in (1e-4, 1e-5)]
     for name in names:
-        gaps = [
-            np.abs(srel_tf.measure(model, probe, names, learning_rate=eta).matrix(name) - at_zero.matrix(name)).max()
-            for eta in (1e-4, 1e-5)
-        ]
+        gaps = [np.abs(step.matrix(name) - at_zero.matrix(name)).max() for step in steps]
         assert gaps[0] < 1e-2, name
         assert gaps[1] < 0.15 * gaps[0], name
     assert (np.abs(at_zero.matrix("raw_l1") - at_zero.matrix("l1")).max() < 1e-9) == softmax
