@@ -5,29 +5,13 @@ model, and works for functional, subclassed and nested models, for shared layers
 """
 
 import contextlib
-from typing import NamedTuple
 
 import keras
 import tensorflow as tf
 
-from srel_tf.factors import Formed
-from srel_tf.layer_rules import rule_of
+from srel_tf.calls import Call, factors_of
 from srel_tf.network import agree
 from srel_tf.watching import Watched, observed, weight_owners, without_activation
-
-
-class Call(NamedTuple):
-    """One call of a layer: its original `call` and arguments, and its output before the activation.
-
-    batched: which of the arguments' leaves have an entry for each example.
-    """
-
-    layer: keras.Layer
-    call: callable
-    arguments: tuple
-    keywords: dict
-    output: tf.Tensor
-    batched: tuple = ()
 
 
 class NotSeparable(Exception):
@@ -77,16 +61,36 @@ class Capture:
         return calls
 
     def _check_copies(self, x):
-        """`NotSeparable` unless the network returns the same where each example has a copy of what all share."""
-        with _not_separable("what is the same for all examples cannot be given to each"):
-            ours = tf.function(lambda b: self._network.as_outputs(self.forward(b)[0]), autograph=False)(x)
-        if not agree(ours.numpy(), self._network.outputs(x).numpy()):
-            raise NotSeparable("what is the same for all examples is not the same when each has a copy")
+        """`NotSeparable` unless the network returns the same where each example has a copy of what all share.
 
-    def forward(self, x, tape=None):
-        """(predictions, calls) of a batch; the tape watches each layer's output before its activation."""
+        With other weights, for those of positions may begin as zeros; and for two numbers of examples, for one may be
+        that of another axis by chance.
+        """
+        weights = [
+            w + tf.random.stateless_normal(w.shape, [k, 0], 0.0, 0.1, w.dtype)
+            for k, w in enumerate(self._network.weights)
+        ]
+        for size in (7, 5):
+            some = tf.gather(x, tf.range(size) % x.shape[0])
+
+            @tf.function(autograph=False)
+            def copied(x):
+                return self._network.as_outputs(self.forward(x, weights=weights)[0])
+
+            with _not_separable("what is the same for all examples cannot be given to each"):
+                ours = copied(some)
+            if not agree(ours.numpy(), self._network.outputs(some, weights).numpy()):
+                raise NotSeparable("what is the same for all examples is not the same when each has a copy")
+
+    def forward(self, x, tape=None, weights=()):
+        """(predictions, calls) of a batch; the tape watches each layer's output before its activation.
+
+        weights: those of the network, its own without any.
+        """
         calls = []
         scope = Watched(self._owner)
+        for update in zip(self._network.variables if weights else (), weights, strict=True):
+            scope.add_update(update)
 
         def observer(layer, call, arguments, keywords):
             scope.active.append(layer)
@@ -147,7 +151,7 @@ class Capture:
             with without_activation(layer) as activation:
                 output = call(*arguments, **keywords)
             seen = Call(layer, call, arguments, keywords, output)
-            factors = _of_call(seen, output[:, None])
+            factors = factors_of(seen, output[:, None])
             for v, outer in steps:
                 inputs = next(factor for variable, factor in factors if variable is v)
                 # A difference: TensorFlow's graph optimiser makes an empty node of a ReLU of the sum, and gives up.
@@ -164,7 +168,7 @@ class Capture:
         """
         found = [[] for _ in self._network.variables]
         for call, signal in zip(calls, signals, strict=True):
-            for variable, factor in _of_call(call, signal):
+            for variable, factor in factors_of(call, signal):
                 if id(variable) in self._trained:
                     found[self._trained[id(variable)]].append(factor)
         return found
@@ -206,37 +210,3 @@ def _constant_calls(calls):
 def _for_each(t, n):
     """[n, …]: a copy for each example of a tensor that all share, with an axis of one for them or with none."""
     return tf.repeat(t if t.shape[0] == 1 else t[None], n, axis=0)
-
-
-def _of_call(call, signal):
-    rule = rule_of(call.layer)
-
-    def again(x):
-        return call.call(x, *call.arguments[1:], **call.keywords)
-
-    factors = rule(call.layer, again, call.arguments[0], signal) if rule else None
-    told = {id(variable) for variable, _ in factors or ()}
-    return factors if told >= {id(v) for v in call.layer.trainable_variables} else by_differentiation(call, signal)
-
-
-def by_differentiation(call, signals):
-    """[(variable, Formed)] of any layer: it is called on each example alone and differentiated there."""
-    variables = call.layer.trainable_variables
-    n, m = signals.shape[:2]
-
-    def one_example(i):
-        given = call.arguments, call.keywords
-        leaves = [t[i, None] if b else t for t, b in zip(keras.tree.flatten(given), call.batched, strict=True)]
-        arguments, keywords = keras.tree.pack_sequence_as(given, leaves)
-        weights = [tf.convert_to_tensor(v.value) for v in variables]
-        with tf.GradientTape(watch_accessed_variables=False, persistent=True) as tape:
-            tape.watch(weights)
-            with keras.StatelessScope(list(zip(variables, weights, strict=True))), without_activation(call.layer):
-                output = call.call(*arguments, **keywords)
-        zero = tf.UnconnectedGradients.ZERO
-        rows = [tape.gradient(output, weights, signals[i, k][None], zero) for k in range(m)]
-        return tuple(tf.stack([tf.convert_to_tensor(r[v]) for r in rows]) for v in range(len(variables)))
-
-    dtypes = tuple(tf.as_dtype(v.dtype) for v in variables)
-    gradients = tf.map_fn(one_example, tf.range(n), fn_output_signature=dtypes, parallel_iterations=1)
-    return [(v, Formed(g)) for v, g in zip(variables, gradients, strict=True)]

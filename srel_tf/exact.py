@@ -5,6 +5,7 @@ the targets. Nothing is assigned to the model, nothing returns to Python between
 on the number of sources.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -85,16 +86,20 @@ class FiniteStep:
         def rows(x, y, learning_rates):
             return self._rows(x, y, x_targets, learning_rates)
 
+        n = x_sources.shape[0]
         # Not parallel_iterations: it runs one convolution kernel twice at a time, which crashes TensorFlow on a CPU.
-        lanes = np.array_split(np.arange(x_sources.shape[0]), LANES if self._rule.elementwise else 1)
+        lanes = LANES if self._rule.elementwise and n > 1 else 1
+        filled = np.minimum(np.arange(lanes * math.ceil(n / lanes)), n - 1)  # Of equal length, by one to leave out.
+        rates = tf.where(np.arange(len(filled)) < n, tf.gather(learning_rates, filled), np.nan)
+        per_source = tf.gather(x_sources, filled), tf.gather(y_sources, filled), rates
+        if not tf.executing_eagerly():
+            rows = tf.function(rows, jit_compile=False, autograph=False)  # Traced once for all lanes.
         dtypes = (self._network.dtype,) * 4
-        per_source = x_sources, y_sources, learning_rates
         parts = [
-            in_batches(rows, dtypes, min(SOURCE_BATCH, self._batch_size), *(tf.gather(a, lane) for a in per_source))
-            for lane in lanes
-            if len(lane)
+            in_batches(rows, dtypes, min(SOURCE_BATCH, self._batch_size), *lane)
+            for lane in zip(*(tf.split(a, lanes) for a in per_source), strict=True)
         ]
-        return [tf.concat(part, axis=0) for part in zip(*parts, strict=True)]
+        return [tf.concat(part, axis=0)[:n] for part in zip(*parts, strict=True)]
 
     def _rows(self, x, y, x_targets, learning_rates):
         network, rule = self._network, self._rule
@@ -186,7 +191,9 @@ class FiniteStep:
 
 def _placed(rows, indices, n):
     """[n, …] with `rows` at `indices` [k, 1], NaN elsewhere."""
-    return tf.tensor_scatter_nd_update(tf.fill([n, *rows.shape[1:]], tf.constant(np.nan, rows.dtype)), indices, rows)
+    shape = tf.concat([[n], tf.shape(rows)[1:]], axis=0)
+    placed = tf.tensor_scatter_nd_update(tf.fill(shape, tf.constant(np.nan, rows.dtype)), indices, rows)
+    return tf.ensure_shape(placed, [n, *rows.shape[1:]])
 
 
 def angle(a, b):

@@ -11,16 +11,27 @@ import tensorflow as tf
 ROUNDING = 4.0  # Units in the last place by which a typical pre-activation may be wrong.
 
 
-def kink_operations(graph, first, n):
-    """The operations with a kink that a forward pass of n examples has added to a graph of `first` operations.
+def kink_operations(graph, first, x):
+    """The operations with a kink that a forward pass of x [n, …] has added to a graph of `first` operations.
 
-    Those alone that act on examples: what weights and constants are clipped to, no rounding decides.
+    Two lists: those whose first axis is that of examples, and those that mix it with others. What weights and constants
+    are clipped to is in neither, for no rounding decides it.
     """
+    found = [op for op in graph.get_operations()[first:] if op.type in _NEAR and op.outputs[0].dtype.is_floating]
+    of_examples = [op for op in found if op.outputs[0].shape[:1] == x.shape[:1]]
+    return of_examples, [op for op in found if op not in of_examples and _depends_on(op, x)]
 
-    def is_of_examples(t):
-        return t.dtype.is_floating and len(t.shape) > 0 and t.shape[0] == n
 
-    return [op for op in graph.get_operations()[first:] if op.type in _NEAR and is_of_examples(op.outputs[0])]
+def _depends_on(op, x):
+    waiting, seen = [op], set()
+    while waiting:
+        op = waiting.pop()
+        if op is x.op:
+            return True
+        if op not in seen:
+            seen.add(op)
+            waiting += [t.op for t in op.inputs]
+    return False
 
 
 def has_untold_kinks(graph):
@@ -46,6 +57,11 @@ def undecided_share(op, signals, epsilon, zeros=False):
     return tf.math.divide_no_nan(touched, whole)
 
 
+def any_undecided(op, epsilon, zeros=False):
+    """1 where any unit is undecided, else 0: of an operation that does not tell which example a unit is of."""
+    return tf.cast(tf.reduce_any(_NEAR[op.type](op, epsilon, zeros)), op.outputs[0].dtype)
+
+
 def _sum_again(x):
     """A sum, formed anew: TensorFlow's graph optimiser stumbles over a second reader of a sum before a ReLU."""
     if x.op.type in ("Add", "AddV2"):
@@ -57,7 +73,8 @@ def _sum_again(x):
 def _near(distance, epsilon, zeros, scale=None):
     """Whether values are zero but for rounding; those that are exactly zero only if `zeros`."""
     size = distance if scale is None else scale
-    axes = list(range(1, len(size.shape)))
+    rank = len(size.shape)
+    axes = list(range(1, rank)) or list(range(rank))  # Of one axis alone a value would be compared with itself.
     typical = tf.sqrt(tf.reduce_mean(size * size, axis=axes, keepdims=True))
     return (tf.abs(distance) <= ROUNDING * epsilon * typical) & (zeros | (distance != 0))
 

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from srel_tf.capture import Capture, NotSeparable
 from srel_tf.factors import Outer
-from srel_tf.kinks import has_untold_kinks, kink_operations, undecided_share
+from srel_tf.kinks import any_undecided, has_untold_kinks, kink_operations, undecided_share
 from srel_tf.loss_signals import HEADS, LossSignals, slope
 from srel_tf.network import as_matrix
 from srel_tf.resolution import last_places_moved, precision
@@ -20,12 +20,15 @@ SIGNAL_MARGIN = 4.0  # Last places by which an output may be wrong.
 
 
 class Seen(NamedTuple):
-    """A forward pass of n examples: outputs and u [n, C], the layers' calls, operations with a kink, and its tape."""
+    """A forward pass of n examples: outputs and u [n, C], the layers' calls, operations with a kink (by example, and
+    those that mix examples with other axes), and its tape.
+    """
 
     outputs: tf.Tensor
     u: tf.Tensor
     calls: list
     kinks: list
+    mixed: list
     tape: tf.GradientTape
 
 
@@ -53,7 +56,7 @@ class Passes:
             predictions, calls = self.capture.forward(x, tape)
             outputs = as_matrix(predictions, self.network.model)
             u = HEADS[self.head].of_outputs(outputs)
-        return Seen(tf.cast(outputs, self.network.dtype), u, calls, kink_operations(graph, first, x.shape[0]), tape)
+        return Seen(tf.cast(outputs, self.network.dtype), u, calls, *kink_operations(graph, first, x), tape)
 
     def backward(self, seen, seeds):
         """Signals [n, M, …] at the output of each call of M functions of u, given by their seeds ∂/∂u [n, C];
@@ -66,6 +69,7 @@ class Passes:
         epsilon, n = precision(self.network.dtype), seen.u.shape[0]
         shares = zip(seen.kinks, by_source[len(seen.calls) :], strict=True)
         undecided = [undecided_share(*s, epsilon, self.zeros_are_kinks) for s in shares]
+        undecided += [tf.fill([n], any_undecided(op, epsilon, self.zeros_are_kinks)) for op in seen.mixed]
         undecided = tf.add_n([tf.zeros([n], self.network.dtype), *undecided])
         if self._has_untold_kinks and self.zeros_are_kinks:
             undecided = tf.ones([n], self.network.dtype)  # All may be.

@@ -161,7 +161,20 @@ class AcrossExamples(L.Layer):
         return keras.ops.transpose(self.dense(keras.ops.transpose(x, (1, 0, 2))), (1, 0, 2))
 
 
+class PairsOfPositions(L.Layer):
+    """A bias of pairs of positions, zero at first, for each of two heads alike: [8, 8] added to [n, 2, 8, 8]."""
+
+    def __init__(self):
+        super().__init__()
+        self.bias = L.Embedding(8, 8, embeddings_initializer="zeros")
+
+    def call(self, x):
+        x = keras.ops.reshape(x, (-1, 1, 8, 8)) * np.array([1.0, 2.0])[:, None, None]
+        return keras.ops.softmax(x + self.bias(keras.ops.arange(8)))
+
+
 WITHOUT_CAPTURE = {
+    "the same for all examples, but not one for each": (lambda: net(PairsOfPositions()), "cannot be given to each"),
     "examples on another axis": (lambda: net(AcrossExamples()), "cannot be given to each"),
     "a weight used outside its layer": (tied, "used outside"),
     "a loss of its own": (lambda: net(L.Conv2D(2, 3), model_class=OwnLoss), "computes its loss itself"),

@@ -21,7 +21,7 @@ def share(function, x, signal):
         graph = tf.compat.v1.get_default_graph()
         first = len(graph.get_operations())
         function(x)
-        (op,) = kink_operations(graph, first, x.shape[0])
+        (op,), _ = kink_operations(graph, first, x)
         found.append(op.type)
         return undecided_share(op, [signal], EPSILON)
 
@@ -101,6 +101,20 @@ def test_kinks_within_loops_and_functions_are_known_to_be_there():
     ]
 
 
+def test_operations_on_constants_are_no_kinks_of_examples():
+    @tf.function(autograph=False)
+    def run(x):
+        graph = tf.compat.v1.get_default_graph()
+        first = len(graph.get_operations())
+        clipped = tf.maximum(tf.constant([0.0, 0.1]), 1e-7)
+        mixed = tf.nn.relu(tf.reshape(x * clipped, [-1]))
+        tf.abs(tf.reshape(mixed, [-1, 2]))
+        assert [[op.type for op in ops] for ops in kink_operations(graph, first, x)] == [["Abs"], ["Relu"]]
+        return x
+
+    run(tf.ones([3, 2]))
+
+
 def test_only_operations_of_the_pass_are_found():
     @tf.function(autograph=False)
     def run(x):
@@ -108,7 +122,7 @@ def test_only_operations_of_the_pass_are_found():
         tf.nn.relu(x)
         first = len(graph.get_operations())
         tf.nn.max_pool(tf.tanh(x), 2, 2, "VALID")
-        assert [op.type for op in kink_operations(graph, first, x.shape[0])] == ["MaxPool"]
+        assert [[op.type for op in ops] for ops in kink_operations(graph, first, x)] == [["MaxPool"], []]
         return x
 
     run(tf.zeros([1, 4, 4, 1]))
@@ -126,6 +140,13 @@ def linear_net(layer, weights, outputs=2):
 
 class OwnReLU(keras.layers.ReLU):
     """A layer of the user's, with which a model has no float64 twin."""
+
+
+class Folded(keras.layers.Layer):
+    """A ReLU of the units of all examples in one axis."""
+
+    def call(self, x):
+        return keras.ops.reshape(keras.ops.relu(keras.ops.reshape(x, (-1,))), (-1, x.shape[1]))
 
 
 def test_a_unit_at_its_kink_is_undecided_in_float32_and_decided_in_float64():
@@ -146,6 +167,7 @@ def test_a_unit_at_its_kink_is_undecided_in_float32_and_decided_in_float64():
             assert valid[np.ix_([0, 2], [0, 2])].all()
             assert not valid[1, [0, 2]].any()
             assert not valid[[0, 2], 1].any()
+    assert not measured(linear_net(Folded(), weights), "limit").valid("l1").any()  # Whose unit it is cannot be told.
     # Of steps that float64 resolves, and of smaller ones, whose limit is then that of the float64 twin.
     for eta, kind, resolved in ((1e-6, "exact", 1e-6), (1e-14, "limit", 1e-9)):
         decided = measured(model, "auto", eta)

@@ -100,6 +100,13 @@ def adapted():
     return layer
 
 
+class Folded(L.Layer):
+    """A ReLU of the pixels of all examples in one axis."""
+
+    def call(self, x):
+        return keras.ops.reshape(keras.ops.relu(keras.ops.reshape(x, (-1, 2))), (-1, *x.shape[1:]))
+
+
 class Attending(L.Layer):
     def __init__(self):
         super().__init__()
@@ -146,6 +153,7 @@ IMAGES = {
     "penalty": lambda: net(L.Conv2D(2, 3, kernel_regularizer="l2"), L.Dense(3, bias_regularizer="l1")),
     "mean square": lambda: net(L.Conv2D(2, 2), loss="mse"),
     "normalisation by the data": lambda: net(adapted(), L.Dense(3, activation="relu")),
+    "a kink on another axis": lambda: net(Folded(), L.Dense(2)),
     "attention with a scale, of a list": lambda: net(L.Reshape((18, 4)), Attending()),
 }
 

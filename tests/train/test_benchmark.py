@@ -212,7 +212,8 @@ def test_all_parts_run_and_are_written(tmp_path, capsys):
     options = "--all --model mlp --points 3 --repeats 1 --torch-repeats 0 --sizes 3 --exact-up-to 0 --batch-size 2"
     assert benchmark.main([*options.split(), "--rounds", "1", "--out", str(tmp_path)]) == 0
     comparison = srel_tf.read_frame(tmp_path / "comparison.csv")
-    assert set(comparison["procedure"]) == {"forward pass", "limit", "exact", "naive loop", "published procedure"}
+    procedures = {"forward pass", "limit", "exact", "auto at η = 1e-06", "naive loop", "published procedure"}
+    assert set(comparison["procedure"]) == procedures
     growth = srel_tf.read_frame(tmp_path / "growth.csv")
     assert growth[["estimator", "points"]].to_numpy().tolist() == [["limit", 3]]
     assert (growth["peak"] > growth["memory"]).all()
