@@ -232,7 +232,9 @@ POSITIONS = {
 
 @double
 @pytest.mark.filterwarnings("ignore:no rule")
-@pytest.mark.parametrize("kind", POSITIONS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind == "with an axis of one")) for kind in POSITIONS]
+)
 def test_layers_called_on_the_same_for_all_examples(kind, data):
     """As in a transformer's embedding of positions. A warning that it goes source by source would be an error."""
     model, x, y = net(POSITIONS[kind](), L.Dense(4, activation="tanh")), data[0][:5].astype("float64"), data[1][:5]
@@ -477,7 +479,7 @@ def check_contract(name, result, expected, resolved):
     return result.valid(name).mean()
 
 
-@pytest.mark.parametrize(("body", "softmax"), [("mlp", True), ("resnet", False)])
+@pytest.mark.parametrize(("body", "softmax"), [pytest.param("mlp", True, marks=pytest.mark.slow), ("resnet", False)])
 def test_limit_and_auto_in_float32_keep_the_contract_at_every_stage(body, softmax):
     data = digits(4, per_class=10)
     probe, eta = srel_tf.ProbeSet.sample(*data, per_class=3), 1e-7

@@ -208,12 +208,23 @@ def test_multiply_adds_of_a_contraction_by_hand():
     assert square.contraction(2, 2, m=1) == 4 * (16 * (10 + 16) + 16 * 80)
 
 
-def test_all_parts_run_and_are_written(tmp_path, capsys):
-    options = "--all --model mlp --points 3 --repeats 1 --torch-repeats 0 --sizes 3 --exact-up-to 0 --batch-size 2"
-    assert benchmark.main([*options.split(), "--rounds", "1", "--out", str(tmp_path)]) == 0
+QUICK = "--model mlp --points 3 --repeats 1 --torch-repeats 0 --sizes 3 --exact-up-to 0 --batch-size 2 --rounds 1"
+
+
+def test_the_comparison_runs_and_is_written(tmp_path, capsys):
+    assert benchmark.main([*QUICK.split(), "--out", str(tmp_path)]) == 0
     comparison = srel_tf.read_frame(tmp_path / "comparison.csv")
     procedures = {"forward pass", "limit", "exact", "auto at η = 1e-06", "naive loop", "published procedure"}
     assert set(comparison["procedure"]) == procedures
+    assert {p.name for p in tmp_path.iterdir()} == {"comparison.csv", "comparison.json"}
+    printed = capsys.readouterr().out
+    assert "cores" in printed
+    assert "in units of 3 forward passes: exact" in printed
+
+
+@pytest.mark.slow
+def test_all_parts_run_and_are_written(tmp_path):
+    assert benchmark.main([*QUICK.split(), "--all", "--out", str(tmp_path)]) == 0
     growth = srel_tf.read_frame(tmp_path / "growth.csv")
     assert growth[["estimator", "points"]].to_numpy().tolist() == [["limit", 3]]
     assert (growth["peak"] > growth["memory"]).all()
@@ -223,8 +234,12 @@ def test_all_parts_run_and_are_written(tmp_path, capsys):
     )
     shares = srel_tf.read_frame(tmp_path / "shares.csv")
     assert ((shares["share"] > 0) & (shares["share"] < 1)).all()
-    assert {p.name for p in tmp_path.iterdir()} >= {"growth.png", "growth_exponents.csv", "shares.json"}
-    assert "cores" in capsys.readouterr().out
+    assert {p.name for p in tmp_path.iterdir()} >= {
+        "comparison.csv",
+        "growth.png",
+        "growth_exponents.csv",
+        "shares.json",
+    }
 
 
 @pytest.mark.parametrize("options", ["--points 2", "--repeats 0", "--sizes 30 30", "--rounds 0"])

@@ -131,6 +131,7 @@ def ends_as(path, uninterrupted):
     assert {p.name for p in (path / "seed-0").iterdir()} == {"frame.parquet", "history.csv", "seed.json"}
 
 
+@pytest.mark.slow
 def test_a_kill_before_the_first_save_and_one_at_the_end(tmp_path, uninterrupted):
     assert die("commit", 2, tmp_path)  # Its rows are flushed, and have no name yet.
     assert saved(tmp_path) == 0
