@@ -20,6 +20,13 @@ def pytest_configure(config):
     config.addinivalue_line("filterwarnings", r"error:::(srel_tf|train|tests)(\.|$)")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _without_graphs_of_other_modules():
+    """Each function that is alive makes the next dataset iterator of `fit` slower."""
+    yield
+    gc.collect()
+
+
 @pytest.fixture(autouse=True)
 def _fixed_seeds():
     keras.utils.set_random_seed(0)
