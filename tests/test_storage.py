@@ -2,6 +2,7 @@
 
 import collections
 import errno
+import io
 import itertools
 import json
 import os
@@ -599,7 +600,13 @@ def read_only():
     shutil.rmtree(place)
 
 
-def test_a_directory_that_may_not_be_written(read_only):
+@pytest.fixture
+def parquet():
+    """pandas imports its engine when it first writes, from an environment that another user may not be able to read."""
+    rows(0).to_parquet(io.BytesIO())
+
+
+def test_a_directory_that_may_not_be_written(parquet, read_only):
     with pytest.raises(StorageError, match=r"cannot write .*: Permission denied; make it writable or choose another"):
         FrameStore(read_only / "frame", write=True)
     with pytest.raises(StorageError, match=r"cannot write .*frame\.parquet: Permission denied"):
