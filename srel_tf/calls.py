@@ -24,19 +24,29 @@ class Call(NamedTuple):
     batched: tuple = ()
 
 
-def factors_of(call, signal):
-    """[(variable, its per-example gradients in factored form)] of a call with signals [n, M, …] at its output."""
+def factors_of(call, signal, scope):
+    """[(variable, its per-example gradients in factored form)] of a call with signals [n, M, …] at its output.
+
+    scope: a function that opens `Network.scope` with the weights that the call was made with.
+    """
     rule = rule_of(call.layer)
 
-    def again(x):
-        return call.call(x, *call.arguments[1:], **call.keywords)
+    def again(x, replaced=()):
+        """What the call returns for x, with other values of some weights [(variable, value)]."""
+        with scope() as within:
+            for update in replaced:
+                within.add_update(update)
+            return call.call(x, *call.arguments[1:], **call.keywords)
 
-    factors = rule(call.layer, again, call.arguments[0], signal) if rule else None
+    with scope():
+        factors = rule(call.layer, again, call.arguments[0], signal) if rule else None
     told = {id(variable) for variable, _ in factors or ()}
-    return factors if told >= {id(v) for v in call.layer.trainable_variables} else by_differentiation(call, signal)
+    if told >= {id(v) for v in call.layer.trainable_variables}:
+        return factors
+    return by_differentiation(call, signal, scope)
 
 
-def by_differentiation(call, signals):
+def by_differentiation(call, signals, scope):
     """[(variable, Formed)] of any layer: it is called on each example alone and differentiated there."""
     variables = call.layer.trainable_variables
     n, m = signals.shape[:2]
@@ -45,15 +55,17 @@ def by_differentiation(call, signals):
         given = call.arguments, call.keywords
         leaves = [t[i, None] if b else t for t, b in zip(keras.tree.flatten(given), call.batched, strict=True)]
         arguments, keywords = keras.tree.pack_sequence_as(given, leaves)
-        weights = [tf.convert_to_tensor(v.value) for v in variables]
-        with tf.GradientTape(watch_accessed_variables=False, persistent=True) as tape:
+        with scope() as within, tf.GradientTape(watch_accessed_variables=False, persistent=True) as tape:
+            weights = [tf.convert_to_tensor(v.value) for v in variables]
             tape.watch(weights)
-            with keras.StatelessScope(list(zip(variables, weights, strict=True))), without_activation(call.layer):
+            for update in zip(variables, weights, strict=True):
+                within.add_update(update)
+            with without_activation(call.layer):
                 output = call.call(*arguments, **keywords)
         zero = tf.UnconnectedGradients.ZERO
         rows = [tape.gradient(output, weights, signals[i, k][None], zero) for k in range(m)]
         return tuple(tf.stack([tf.convert_to_tensor(r[v]) for r in rows]) for v in range(len(variables)))
 
-    dtypes = tuple(tf.as_dtype(v.dtype) for v in variables)
+    dtypes = (signals.dtype,) * len(variables)
     gradients = tf.map_fn(one_example, tf.range(n), fn_output_signature=dtypes, parallel_iterations=1)
     return [(v, Formed(g)) for v, g in zip(variables, gradients, strict=True)]

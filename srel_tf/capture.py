@@ -5,6 +5,7 @@ model, and works for functional, subclassed and nested models, for shared layers
 """
 
 import contextlib
+import functools
 
 import keras
 import tensorflow as tf
@@ -82,15 +83,12 @@ class Capture:
             if not agree(ours.numpy(), self._network.outputs(some, weights).numpy()):
                 raise NotSeparable("what is the same for all examples is not the same when each has a copy")
 
-    def forward(self, x, tape=None, weights=()):
+    def forward(self, x, tape=None, weights=None):
         """(predictions, calls) of a batch; the tape watches each layer's output before its activation.
 
-        weights: those of the network, its own without any.
+        weights: those of the network; None takes its own.
         """
         calls = []
-        scope = Watched(self._owner)
-        for update in zip(self._network.variables if weights else (), weights, strict=True):
-            scope.add_update(update)
 
         def observer(layer, call, arguments, keywords):
             scope.active.append(layer)
@@ -107,7 +105,8 @@ class Capture:
             calls.append(Call(layer, call, arguments, keywords, output, batched))
             return output if activation is None else activation(output)
 
-        with scope, observed(self.layers, observer):
+        kind = functools.partial(Watched, owner=self._owner)
+        with self._network.scope(weights, kind) as scope, observed(self.layers, observer):
             predictions = self._network.model(x, training=False)
         if scope.stray:
             raise NotSeparable(f"the weight {scope.stray} is used outside the layer that owns it")
@@ -128,13 +127,14 @@ class Capture:
             if tf.is_symbolic_tensor(t) and t.graph is not tf.compat.v1.get_default_graph():
                 raise NotSeparable(f"layer {layer.name!r} is called inside a loop or a branch")
 
-    def outputs(self, x, weight, step):
+    def outputs(self, x, weight, step, weights=None):
         """f(x) [n, C] with other weights, each formed when its layer is called.
 
         weight(k): what stands in place of the network's k-th weight; or None, where step(k) is an `Outer` of one
-        position instead: what that weight is less by, which acts on what the layer sees without being formed.
+        position instead: what the k-th of `weights` (None: the network's own) is less by, which acts on what the layer
+        sees without being formed.
         """
-        scope, formed = keras.StatelessScope(collect_losses=True), set()
+        formed = set()
 
         def observer(layer, call, arguments, keywords):
             steps = []
@@ -151,24 +151,29 @@ class Capture:
             with without_activation(layer) as activation:
                 output = call(*arguments, **keywords)
             seen = Call(layer, call, arguments, keywords, output)
-            factors = factors_of(seen, output[:, None])
+            factors = factors_of(seen, output[:, None], lambda: self._network.scope(weights))
             for v, outer in steps:
                 inputs = next(factor for variable, factor in factors if variable is v)
                 # A difference: TensorFlow's graph optimiser makes an empty node of a ReLU of the sum, and gives up.
                 output = output - tf.reshape(outer.applied_to(inputs), output.shape)
             return output if activation is None else activation(output)
 
-        with scope, observed(self.layers, observer):
+        with self._network.scope(weights) as scope, observed(self.layers, observer):
             return self._network.as_outputs(self._network.model(x, training=False))
 
-    def factors(self, calls, signals):
+    def factors(self, calls, signals, weights=None):
         """Per-example gradients of each weight of the network, in factored form: a list of lists, one for each call.
 
         signals: for each call the tensor [n, M, …] of M functions' derivatives by its output.
+        weights: those that the calls were made with; None stands for the network's own.
         """
+
+        def scope():
+            return self._network.scope(weights)
+
         found = [[] for _ in self._network.variables]
         for call, signal in zip(calls, signals, strict=True):
-            for variable, factor in factors_of(call, signal):
+            for variable, factor in factors_of(call, signal, scope):
                 if id(variable) in self._trained:
                     found[self._trained[id(variable)]].append(factor)
         return found

@@ -1,28 +1,35 @@
-"""How S_rel is computed: the finite step as defined, or its limit η → 0.
+"""How S_rel is computed: the finite step as defined, or its limit η → 0, each in float32 or in float64.
 
 An estimator is made once for a model and a probe, and called at each measurement:
 `estimator(learning_rate) -> {measure: Matrices}`.
 """
 
+import functools
 import warnings
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from srel_tf import evaluation, resolution
+from srel_tf import evaluation
 from srel_tf import predictions as reading
-from srel_tf.errors import OptionError
+from srel_tf.errors import ModelError, OptionError
 from srel_tf.exact import FiniteStep
 from srel_tf.layer_rules import rule_of
 from srel_tf.limit import Limit
+from srel_tf.loss_signals import HEADS
 from srel_tf.passes import LossPasses, NotSeparable
+from srel_tf.precision import layers_within
+from srel_tf.resolution import DRAWS, perturbed, precision
 from srel_tf.tangents import Tangents
 from srel_tf.updates import RULES
 
+FURTHER_DIGITS = 2.0**10  # A derivative may lose so many times more than the outputs do: float64 has them to spare.
 
-class Task(NamedTuple):
+
+@dataclass(frozen=True)
+class Task:
     """What is to be measured: the network, x and y of the sources, x of the targets as tensors, probe, options."""
 
     network: object
@@ -30,6 +37,18 @@ class Task(NamedTuple):
     probe: object
     measures: dict
     settings: object
+
+    def in_precision(self, dtype):
+        """The same in another precision. `ModelError` where the model has a part that computes in less."""
+        network = self.network.in_precision(dtype)
+        x, y, x_targets = self.data
+        network.inspect(network.cast(x[:1]), y[:1])
+        try:
+            network.outputs(network.cast(x[:1]))
+        except tf.errors.OpError as error:
+            what = f"model {network.model.name!r} does not run in {dtype} ({error.message.splitlines()[0]})"
+            raise ModelError(what) from error
+        return replace(self, network=network, data=(network.cast(x), network.cast(y), network.cast(x_targets)))
 
     def kind(self, outputs, passes):
         """How to read outputs [n_t, C] of an engine (`predictions.kind_of_predictions`)."""
@@ -43,87 +62,130 @@ class Task(NamedTuple):
         as_they_are = kind == "probabilities" or (passes is not None and passes.head == "log")
         return {False: kind, True: kind if as_they_are else "raw"}
 
-    def loss_rounding(self, kind, own_before, passes):
-        """Relative error [n_s] of ∂ℓ/∂f of a loss that computes in Keras's floatx; none in float64."""
-        if passes is not None and passes.loss.in_float64:
-            return 0.0
-        p = reading.change(kind, own_before, own_before).before.numpy()  # f itself for raw outputs.
-        targets = reading.loss_targets(self.probe, kind, p.shape[-1])
-        epsilon = max(resolution.precision(self.network.dtype), np.finfo(keras.config.floatx()).eps)
-        error = resolution.signal_error(None if targets is None else p, targets, epsilon)
-        if passes is None and kind == "probabilities":
-            # ∇ℓ may come back through the softmax itself, whose derivative loses 1 − p as p − y does.
-            with np.errstate(divide="ignore"):
-                error = np.maximum(error, epsilon / (1 - p.max(axis=-1)))
-        return error
+    @functools.cached_property
+    def passes(self):
+        """(`LossPasses`, None), or (None, why the layers do not tell gradients of examples apart)."""
+        x, y, _ = self.data
+        try:
+            return LossPasses(self.network, x[:2], y[:2]), None
+        except NotSeparable as reason:
+            return None, reason
 
 
 class Exact:
     """The finite step (Definitions 1 and 2)."""
 
-    def __init__(self, task, passes=None):
+    def __init__(self, task):
         self._task = task
-        self._passes = passes or find_passes(task)[0]
+        self._passes, _ = task.passes
         rule = RULES[task.settings.update](task.network)
         own, batch_size = task.probe.own_columns, task.settings.batch_size
         self._engine = FiniteStep(task.network, rule, own, batch_size, self._passes)
+        self._method = "finite_step" + _suffix(task)
 
     def __call__(self, learning_rate):
-        return self.matrices(self.outputs(learning_rate))
-
-    def outputs(self, learning_rate):
-        """`exact.Outputs` for one η, or for one of each source [n_s], NaN for those to leave out."""
-        steps = np.broadcast_to(learning_rate, [len(self._task.probe.sources)])
-        return self._engine(*self._task.data, tf.constant(steps, self._task.network.dtype))
-
-    def matrices(self, outputs):
-        """{measure: Matrices} of `exact.Outputs`."""
+        """{measure: Matrices} for one η, or for one of each source [n_s], NaN for those to leave out."""
         task = self._task
+        steps = np.broadcast_to(learning_rate, [len(task.probe.sources)])
+        outputs = self._engine(*task.data, tf.constant(steps, task.network.dtype))
         kinds = task.kinds(outputs.before, self._passes)
-        gradient = outputs.gradient_error.numpy() + task.loss_rounding(kinds[False], outputs.own_before, self._passes)
-        return evaluation.of_finite_steps(outputs, kinds, task.measures, task.probe.own_columns, gradient)
+        return evaluation.of_finite_steps(outputs, kinds, task.measures, task.probe.own_columns, self._method)
 
 
 class FirstOrderLimit:
-    """The limit η → 0 (Section 5). Numerators and denominators are per unit of η (`kl`: of η²)."""
+    """The limit η → 0 (Section 5). Numerators and denominators are per unit of η (`kl`: of η²).
 
-    def __init__(self, task, passes=None, reason=None, zeros_are_kinks=False):
+    In float32 all of it is done again at perturbed weights, for a unit that rounding moves over a kink changes some
+    derivatives and no output. In float64 there are no such units, and digits to spare: the outputs alone are.
+    """
+
+    def __init__(self, task):
         check_limit(task)
         self._task = task
-        self._passes, reason = (passes, reason) if passes or reason else find_passes(task)
+        self._passes, reason = task.passes
         own, batch_size = task.probe.own_columns, task.settings.batch_size
+        self._method = "limit" + _suffix(task)
         if self._passes is None:
             warnings.warn(
                 f"model {task.network.model.name!r}: {reason}; the limit is taken source by source by forward-mode "
                 "differentiation, which costs a few forward passes of all targets for each",
                 stacklevel=5,
             )
-            self._engine = Tangents(task.network, task.data[0][:1], own, batch_size, zeros_are_kinks)
-            return
+            self._engine = Tangents(task.network, task.data[0][:1], own, batch_size)
+        else:
+            self._warn_of_slow_layers()
+            self._engine = Limit(self._passes, own, batch_size, self._differences_suffice())
+        self._outputs = tf.function(task.network.outputs, jit_compile=False, autograph=False)
+        if self._passes is None or task.network.opaque or _has_layers_of_ones_own(task.network.model):
+            self._check_derivative()
+
+    def _warn_of_slow_layers(self):
         slow = sorted({type(v).__name__ for v in self._passes.capture.layers if rule_of(v) is None})
         if slow:
             warnings.warn(
                 f"no rule in srel_tf.layer_rules for layers of type {', '.join(slow)}: their gradients are formed "
                 "example by example, which is right, and slower",
-                stacklevel=5,
+                stacklevel=6,
             )
-        self._engine = Limit(self._passes, own, batch_size, self._differences_suffice())
 
     def __call__(self, learning_rate):
-        return self.matrices(self.changes())
-
-    def changes(self):
-        """`limit.FirstOrder` as the model is now."""
-        return self._engine(*self._task.data)
-
-    def matrices(self, changes):
-        """{measure: Matrices} of `limit.FirstOrder`."""
-        task = self._task
+        task, weights = self._task, self._task.network.weights
+        changes = self._engine(*task.data, weights)
+        again, relative = [], None
+        if task.network.dtype == tf.float64:
+            relative = self._relative_noise(weights)
+        else:
+            again = [self._engine(*task.data, perturbed(weights, draw)) for draw in range(DRAWS)]
         kinds = task.kinds(changes.before, self._passes)
-        gradient = task.loss_rounding(kinds[False], changes.own_before, self._passes)
         if changes.head == "log":  # u are the logits of a softmax, whose outputs D acts on as they are.
             kinds = dict.fromkeys(kinds, "probabilities")
-        return evaluation.of_first_order(changes, kinds, task.measures, task.probe.own_columns, gradient)
+        own = task.probe.own_columns
+        return evaluation.of_first_order(changes, again, relative, kinds, task.measures, own, self._method)
+
+    def _check_derivative(self):
+        """`ModelError` where the predictions do not move as their derivative says: it does not see all they depend on.
+
+        Of the source that moves most, with steps of some sizes. Layers of Keras with derivatives of their own are known.
+        """
+        network, (x, y, x_targets) = self._task.network, self._task.data
+        weights = [tf.convert_to_tensor(w) for w in network.weights]
+        changes = self._engine(x, y, x_targets, weights)
+        moved = _differences(changes.moved)
+        i = np.nanargmax(np.where(np.isfinite(moved), moved, 0).sum(axis=1))
+        gradients, _ = network.loss_gradient(x[i, None], y[i, None], 1.0, weights)
+        lengths = [float(tf.linalg.global_norm(a)) for a in (weights, gradients)]
+        if not all(np.isfinite(lengths)) or not all(lengths) or not moved[i].max():
+            return
+
+        @tf.function(autograph=False, jit_compile=False)
+        def differentiated(weights):
+            head = changes.head if self._passes is None else self._passes.head
+            return tf.cast(HEADS[head].of_outputs(network.outputs(x_targets, weights)), tf.float64)
+
+        read = differentiated.python_function if network.model.run_eagerly else differentiated
+        before = read(weights)
+        tolerance, steps = (1e-2, (1e-7, 1e-6, 1e-5)) if network.dtype == tf.float64 else (1e-1, (1e-4, 1e-3, 1e-2))
+        for step in steps:
+            eta = step * lengths[0] / lengths[1]
+            after = read([w - eta * g for w, g in zip(weights, gradients, strict=True)])
+            apart = np.abs(_differences(after - before) / eta - moved[i])
+            if apart.max() <= tolerance * moved[i].max():
+                return
+        raise ModelError(
+            f"the predictions of model {network.model.name!r} do not move as their derivative says"
+            + (f" (operation {network.opaque!r} has none)" if network.opaque else "")
+            + ": it has no limit η → 0 that differentiation gives; use estimator='exact'"
+        )
+
+    def _relative_noise(self, weights):
+        """What rounding may change the derivatives by, as a share of the largest, read from the outputs."""
+        run = self._task.network.outputs if self._task.network.model.run_eagerly else self._outputs
+        x = self._task.data[2]
+        outputs, noisy = (run(x, w).numpy() for w in (weights, perturbed(weights, 0)))
+        finite = np.isfinite(outputs) & np.isfinite(noisy)
+        largest, moved = (np.abs(a).max(initial=0, where=finite) for a in (outputs, noisy - outputs))
+        least = precision(self._task.network.dtype)
+        return FURTHER_DIGITS * max(moved / largest if largest else 0, least)
 
     def _differences_suffice(self):
         """Whether neither D nor ℓ sees a shift that all outputs have in common."""
@@ -133,13 +195,89 @@ class FirstOrderLimit:
         return classifier and not raw and self._passes.loss.ignores_shifts_of(self._passes.head)
 
 
-def find_passes(task):
-    """(the network's `LossPasses`, or None where its layers do not tell gradients of examples apart; the reason)."""
-    x, y, _ = task.data
+def _has_layers_of_ones_own(model):
+    """Whether a model is made of layers that are not Keras's, whose derivatives nobody has tested."""
+    layers = [layer for layer in layers_within(model) if not isinstance(layer, keras.Model)]
+    return not all(type(layer).__module__.startswith("keras.") for layer in layers)
+
+
+def _differences(moved):
+    """The largest change of a difference of two outputs (of the output, where there is one), [...] of [..., C]."""
+    moved = np.asarray(moved)
+    return np.abs(moved[..., 0]) if moved.shape[-1] == 1 else np.ptp(moved, axis=-1)
+
+
+def _suffix(task):
+    return "_float64" if task.network.dtype == tf.float64 else ""
+
+
+class Completed:
+    """An estimator in float32, and its rows that float32 does not resolve in float64.
+
+    Rows with an entry that is not valid are measured again, and the finer of the two is taken.
+    """
+
+    def __init__(self, kind, task):
+        self._kind, self._task = kind, task
+        self._coarse = kind(task)
+
+    def __call__(self, learning_rate):
+        rates = np.broadcast_to(learning_rate, [len(self._task.probe.sources)])
+        found = self._coarse(rates)
+        unresolved = np.any([_unresolved(entries) for entries in found.values()], axis=0)
+        if not unresolved.any() or self._fine is None:
+            return found
+        finer = self._fine(np.where(unresolved, rates, np.nan))
+        return {name: row_by_row(entries, finer[name]) for name, entries in found.items()}
+
+    @functools.cached_property
+    def _fine(self):
+        """The estimator in float64, made when first needed; None, with a warning, where the model has no such form."""
+        try:
+            return self._kind(self._task.in_precision("float64"))
+        except ModelError as error:
+            warnings.warn(f"rows that float32 does not resolve stay invalid: {error}", stacklevel=6)
+            return None
+
+
+def _unresolved(entries):
+    """Which rows [n_s] of `Matrices` have an entry that is a number and not valid."""
+    numbers = np.isfinite(entries.numerator) & np.isfinite(entries.denominator)[:, None]
+    return (numbers & ~entries.valid).any(axis=1)
+
+
+def row_by_row(first, second):
+    """`Matrices` with the row of each source from the second where more of its entries are valid."""
+    better = second.valid.sum(axis=1) > first.valid.sum(axis=1)
+    return type(first)(
+        *(np.where(better if a.ndim == 1 else better[:, None], a, b) for a, b in zip(second, first, strict=True))
+    )
+
+
+def make_estimator(task):
+    """The estimator that the settings ask for.
+
+    precision "auto" is the model's own for "exact", float64 for "limit", and for "auto" float64 where the model's own
+    does not resolve a row.
+    """
+    settings, own = task.settings, task.network.dtype.name
+    kind = FirstOrderLimit if settings.estimator == "limit" else Exact
+    wanted = settings.precision
+    if wanted == "auto":
+        wanted = {"exact": own, "limit": "float64", "auto": "auto"}[settings.estimator]
+    if own == "float64" and wanted == "float32":
+        raise OptionError("precision='float32': the model's weights are in float64, of which float32 loses digits")
+    if wanted == own or own == "float64":
+        return kind(task)
+    if wanted == "auto":
+        return Completed(kind, task)
     try:
-        return LossPasses(task.network, x[:2], y[:2]), None
-    except NotSeparable as reason:
-        return None, reason
+        task = task.in_precision("float64")
+    except ModelError as error:
+        if settings.precision == "float64":
+            raise
+        warnings.warn(f"the limit is taken in float32: {error}", stacklevel=5)
+    return kind(task)
 
 
 def check_limit(task):

@@ -6,59 +6,89 @@ import numpy as np
 import tensorflow as tf
 
 from srel_tf import predictions as reading
-from srel_tf import resolution
+from srel_tf.resolution import error_bound, last_places_moved, noise_between
 from srel_tf.result import Matrices
 
 
-def of_finite_steps(outputs, kinds, measures, own, gradient):
+def of_finite_steps(outputs, kinds, measures, own, method):
     """{measure: Matrices} of the `exact.Outputs` around each update.
 
     kinds: how to read outputs: kinds[False] for most measures, kinds[True] for those of raw outputs.
-    own [n_s]: each source's column or −1; gradient [n_s]: relative error of the direction of its ∇ℓ.
+    own [n_s]: each source's column or −1. method: what `Matrices.method` calls it.
+    """
+    before, own_before = outputs.before, outputs.own_before
+    at_sample = tf.gather(before, outputs.sample)
+    moved_at_sample = tf.gather(outputs.after, outputs.sample, axis=1, batch_dims=1)
+    at_rest = tf.concat([outputs.noisy, last_places_moved(before)], axis=0)
+    own_at_rest = tf.concat([outputs.own_noisy, last_places_moved(own_before)], axis=0)
+
+    def evaluated(measure):
+        """Numerators, denominators, and noise of them."""
+        change = functools.partial(reading.change, kinds[measure.raw])
+
+        def numerator(old, new):
+            return measure.numerator(change(old, new)).numpy()
+
+        def denominator(old, new):
+            return measure.denominator(change(old, new)).numpy()
+
+        d, own_d = numerator(before, outputs.after), denominator(own_before, outputs.own_after)
+        # Of a target and of a source, where nothing is updated.
+        noise = noise_between(measure, numerator(before, before), numerator(before, at_rest)).max(axis=0)
+        own_noise = noise_between(
+            measure, denominator(own_before, own_before), denominator(own_before, own_at_rest)
+        ).max(axis=0)
+        # Of an update, at some targets and at its source.
+        of_update = noise_between(
+            measure, numerator(at_sample, moved_at_sample), numerator(at_sample, outputs.sampled)
+        ).max(axis=1)
+        of_own = noise_between(measure, own_d, denominator(own_before, outputs.own_sampled))
+        of_update = np.maximum(of_update, of_own)
+        return d, own_d, np.maximum(of_update[:, None], noise), np.maximum(of_update, own_noise)
+
+    return {name: assembled(measure, *evaluated(measure), own, method) for name, measure in measures.items()}
+
+
+def of_first_order(changes, again, relative, kinds, measures, own, method):
+    """{measure: Matrices} of `limit.FirstOrder` changes; numerator and denominator are per unit of η (KL: of η²).
+
+    again: the same at perturbed weights, from which the noise is read; or none, with `relative`, its share of the
+    largest change that a source causes.
     """
 
-    @functools.cache
-    def read(kind):
-        """Changes at targets and sources, and what rounding alone changes there."""
-        return (
-            reading.change(kind, outputs.before, outputs.after),
-            reading.change(kind, outputs.own_before, outputs.own_after),
-            Noise(kind, outputs.before, outputs.noisy),
-            Noise(kind, outputs.own_before, outputs.own_noisy),
-        )
+    def evaluated(measure):
+        d, own_d = _sizes(measure, kinds[measure.raw], changes)
+        if not again:
+            root = 1 / measure.degree
+            largest = np.maximum(d.max(axis=1, initial=0, where=np.isfinite(d)), own_d) ** root
+            return d, own_d, np.broadcast_to(relative * largest[:, None], d.shape), relative * largest
+        others = [_sizes(measure, kinds[measure.raw], one) for one in again]
+        noise = np.max([noise_between(measure, d, other) for other, _ in others], axis=0)
+        own_noise = np.max([noise_between(measure, own_d, other) for _, other in others], axis=0)
+        of_row, of_column = (noise.max(axis=axis, keepdims=True) for axis in (1, 0))
+        return d, own_d, np.maximum(noise, np.minimum(of_row, of_column)), own_noise
 
-    found = {}
-    for name, measure in measures.items():
-        moved, own_moved, noise, own_noise = read(kinds[measure.raw])
-        numerator, denominator = measure.numerator(moved).numpy(), measure.denominator(own_moved).numpy()
-        if measure.numerator is measure.denominator:
-            numerator = _with_own(numerator, denominator, own)
-        srel = _ratio(numerator, denominator)
-        bound = resolution.error_bound(
-            measure, srel, denominator, noise.of(measure.numerator), own_noise.of(measure.denominator), gradient
-        )
-        found[name] = matrices(measure, numerator, denominator, bound, "exact")
-    return found
+    return {name: assembled(measure, *evaluated(measure), own, method) for name, measure in measures.items()}
 
 
-def of_first_order(changes, kinds, measures, own, gradient):
-    """{measure: Matrices} of `limit.FirstOrder` changes; numerator and denominator are per unit of η (KL: of η²)."""
-    found = {}
-    for name, measure in measures.items():
+def _sizes(measure, kind, changes):
+    """D [n_s, n_t] and D at the sources [n_s] of `limit.FirstOrder` changes."""
+    head = changes.head
+    at_targets = reading.first_order_change(kind, head, changes.before, changes.moved, changes.slope)
+    at_sources = reading.first_order_change(kind, head, changes.own_before, changes.own_moved, changes.own_slope)
+    return measure.first_order(at_targets).numpy(), measure.first_order(at_sources).numpy()
 
-        def size(before, moved, slope, measure=measure, kind=kinds[measure.raw], sign=-1):
-            change = reading.first_order_change(kind, changes.head, before, moved, slope, sign)
-            return measure.first_order(change).numpy()
 
-        numerator = size(changes.before, changes.moved, changes.slope)
-        denominator = size(changes.own_before, changes.own_moved, changes.own_slope)
+def assembled(measure, numerator, denominator, noise, own_noise, own, method):
+    """`Matrices` of one method: an entry is valid if the bound of its error keeps to the measure's tolerance."""
+    if measure.numerator is measure.denominator:
         numerator = _with_own(numerator, denominator, own)
-        srel = _ratio(numerator, denominator)
-        noise = size(changes.before, changes.error, changes.slope, sign=1)
-        own_noise = size(changes.own_before, changes.own_error, changes.own_slope, sign=1)
-        bound = resolution.first_order_bound(measure, srel, denominator, noise, own_noise, gradient)
-        found[name] = matrices(measure, numerator, denominator, bound, "limit")
-    return found
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        srel = numerator / denominator[:, None]
+    bound = error_bound(measure, srel, denominator, noise, own_noise)
+    valid = np.isfinite(srel) & (bound <= measure.tolerance * (1 + np.abs(srel)))
+    methods = np.full(len(denominator), method, dtype=object)
+    return Matrices(numerator, denominator, np.where(valid, srel, np.nan), valid, bound, methods)
 
 
 def _with_own(numerator, denominator, own):
@@ -67,29 +97,3 @@ def _with_own(numerator, denominator, own):
     rows = np.flatnonzero(own >= 0)
     numerator[rows, own[rows]] = denominator[rows]
     return numerator
-
-
-def _ratio(numerator, denominator):
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        return numerator / denominator[:, None]
-
-
-def matrices(measure, numerator, denominator, bound, estimator):
-    """`Matrices` of one estimator: an entry is valid if the bound of its error keeps to the measure's tolerance."""
-    srel = _ratio(numerator, denominator)
-    valid = np.isfinite(srel) & (bound <= measure.tolerance * (1 + np.abs(srel)))
-    rows = np.full(len(denominator), estimator, dtype=object)
-    return Matrices(numerator, denominator, np.where(valid, srel, np.nan), valid, bound, rows)
-
-
-class Noise:
-    """Rounding noise of a D at given examples, read from outputs [draws, n, C] at perturbed weights."""
-
-    def __init__(self, kind, before, noisy):
-        self.at_rest = reading.change(kind, before, before)
-        noisy = tf.concat([noisy, resolution.last_places_moved(before)], axis=0)
-        self._perturbed = reading.change(kind, before, noisy)
-
-    def of(self, distance):
-        """The largest |D| that no update has caused, [n]."""
-        return np.abs(distance(self._perturbed) - distance(self.at_rest)).max(axis=0)

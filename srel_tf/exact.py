@@ -13,10 +13,11 @@ import tensorflow as tf
 
 from srel_tf.batches import in_batches
 from srel_tf.passes import SourceGradients
-from srel_tf.resolution import DRAWS, GRADIENT_MARGIN, perturbed
+from srel_tf.resolution import DRAWS, perturbed
 
 SOURCE_BATCH = 32  # Sources whose layer inputs and signals are held at a time.
 LANES = 2  # Independent loops over half of the sources each: they overlap each other's serial parts.
+SAMPLE = 4  # Targets of each source that are evaluated once more, at its perturbed update; the first is itself.
 
 
 class Outputs(NamedTuple):
@@ -25,7 +26,8 @@ class Outputs(NamedTuple):
     before [n_t, C], after [n_s, n_t, C]: at the targets.
     own_before, own_after [n_s, C]: at each source itself, for the denominator.
     noisy [DRAWS, n_t, C], own_noisy [DRAWS, n_s, C]: before any update, at weights perturbed by a rounding error.
-    gradient_error [n_s]: relative error of the direction of each source's gradient.
+    sample [n_s, m]: some columns of each source. sampled [n_s, m, C], own_sampled [n_s, C]: there and at itself, after
+    an update that starts from perturbed weights.
     """
 
     before: tf.Tensor
@@ -34,7 +36,9 @@ class Outputs(NamedTuple):
     own_after: tf.Tensor
     noisy: tf.Tensor
     own_noisy: tf.Tensor
-    gradient_error: tf.Tensor
+    sample: tf.Tensor
+    sampled: tf.Tensor
+    own_sampled: tf.Tensor
 
 
 class FiniteStep:
@@ -61,12 +65,11 @@ class FiniteStep:
 
     def _run(self, x_sources, y_sources, x_targets, learning_rates):
         before = self._forward(x_targets)
-        after, own_before, own_after, about = self._updated(x_sources, y_sources, x_targets, learning_rates)
+        sample = self._sample(x_targets.shape[0])
+        after, own_before, own_after, sampled = self._updated(
+            x_sources, y_sources, x_targets, learning_rates, sample
+        )
         noisy, own_noisy = self._noise(x_sources, x_targets, after=own_after)
-        if self._passes is None:
-            gradient_error = GRADIENT_MARGIN * self._turned(x_sources, y_sources, about, after=noisy)
-        else:
-            gradient_error = about[:, 0]
         column, is_target = tf.constant(self._own.clip(min=0)), tf.constant(self._own[:, None] >= 0)
         return Outputs(
             before=before,
@@ -75,23 +78,31 @@ class FiniteStep:
             own_after=tf.where(is_target, tf.gather(after, column, axis=1, batch_dims=1), own_after),
             noisy=noisy,
             own_noisy=own_noisy,
-            gradient_error=gradient_error,
+            sample=tf.constant(sample),
+            sampled=sampled[:, 1:],
+            own_sampled=sampled[:, 0],
         )
 
-    def _updated(self, x_sources, y_sources, x_targets, learning_rates):
-        """For each source: outputs after its update at the targets; before and after at itself; its gradient's error
-        [1] where layers tell it, else the direction of ∇_x ℓ.
+    def _sample(self, n_t):
+        """Columns [n_s, m] of the targets at which the noise of each source's update is read; all get their turn."""
+        m = min(SAMPLE - 1, n_t)
+        start = np.where(self._own >= 0, self._own + 1, np.arange(len(self._own)))
+        return (start[:, None] + np.arange(m) * max(1, n_t // m)) % n_t
+
+    def _updated(self, x_sources, y_sources, x_targets, learning_rates, sample):
+        """For each source: outputs after its update at the targets; before and after at itself; and after its
+        perturbed update at itself and at its sample of targets.
         """
 
-        def rows(x, y, learning_rates):
-            return self._rows(x, y, x_targets, learning_rates)
+        def rows(x, y, learning_rates, sample):
+            return self._rows(x, y, x_targets, learning_rates, sample)
 
         n = x_sources.shape[0]
         # Not parallel_iterations: it runs one convolution kernel twice at a time, which crashes TensorFlow on a CPU.
         lanes = LANES if self._rule.elementwise and n > 1 else 1
         filled = np.minimum(np.arange(lanes * math.ceil(n / lanes)), n - 1)  # Of equal length, by one to leave out.
         rates = tf.where(np.arange(len(filled)) < n, tf.gather(learning_rates, filled), np.nan)
-        per_source = tf.gather(x_sources, filled), tf.gather(y_sources, filled), rates
+        per_source = tf.gather(x_sources, filled), tf.gather(y_sources, filled), rates, tf.constant(sample[filled])
         if not tf.executing_eagerly():
             rows = tf.function(rows, jit_compile=False, autograph=False)  # Traced once for all lanes.
         dtypes = (self._network.dtype,) * 4
@@ -101,45 +112,60 @@ class FiniteStep:
         ]
         return [tf.concat(part, axis=0)[:n] for part in zip(*parts, strict=True)]
 
-    def _rows(self, x, y, x_targets, learning_rates):
-        network, rule = self._network, self._rule
-        factor = rule.gradient_factor(learning_rates)
-        captured = None if self._passes is None else SourceGradients(self._passes, x, y, factor)
-
-        def plain(i):
-            gradients, direction, own_before = network.loss_gradient(x[i, None], y[i, None], factor[i])
-            # NaN where the gradient is not finite, which a saturated net would hide: then nothing of the row is valid.
-            direction += 0.0 * tf.add_n([tf.reduce_sum(g) for g in gradients])
-            weights = rule.updated(network.weights, gradients, learning_rates[i])
-            return weights, direction[0], own_before[0]
-
-        def layerwise(i):
-            def updated(k):
-                w, gradient = network.weights[k], captured.of_weight(k, i)
-                return rule.updated([w], [gradient], learning_rates[i])[0]
-
-            def step(k):
-                return captured.step(k, i) if rule.is_gradient else None
-
-            if rule.elementwise:  # Each weight is formed where its layer is called.
-                weights = (updated, step)
-            else:
-                gradients = [captured.of_weight(k, i) for k in range(len(network.variables))]
-                weights = rule.updated(network.weights, gradients, learning_rates[i])
-            return weights, tf.cast(captured.error[i, None], network.dtype), captured.outputs[i]
+    def _rows(self, x, y, x_targets, learning_rates, sample):
+        make = self._layerwise if self._passes is not None and self._rule.elementwise else self._whole
+        exact = make(x, y, learning_rates, self._network.weights)
+        noisy = make(x, y, learning_rates, perturbed(self._network.weights, 0))
 
         def one_source(i):
-            weights, about, own_before = plain(i) if captured is None else layerwise(i)
-            after = self._forward(x_targets, weights)
-            own_after = own_before if (self._own >= 0).all() else self._outputs(x[i, None], weights)[0]
-            return after, own_before, own_after, about
+            weights, own_before, zero = exact(i)
+            after = self._forward(x_targets, weights) + zero
+            own_after = own_before if (self._own >= 0).all() else self._outputs(x[i, None], weights)[0] + zero
+            again = tf.concat([x[i, None], tf.gather(x_targets, sample[i])], axis=0)
+            return after, own_before, own_after, self._forward(again, noisy(i)[0])
 
-        signature = (network.dtype,) * 4
+        signature = (self._network.dtype,) * 4
         wanted = tf.where(~tf.math.is_nan(learning_rates))
         if tf.executing_eagerly():  # Where a loop over nothing would not know the shape of a row.
             wanted = tf.range(x.shape[0])[:, None]
         found = tf.map_fn(one_source, wanted[:, 0], fn_output_signature=signature, parallel_iterations=1)
         return tuple(_placed(rows, wanted, x.shape[0]) for rows in found)
+
+    def _whole(self, x, y, learning_rates, weights):
+        """i -> (all weights after the update on the i-th example, a list of tensors; its outputs before; and zero,
+        but NaN where its gradient is not finite, which a saturated net would hide).
+        """
+        network, rule = self._network, self._rule
+        factor = rule.gradient_factor(learning_rates)
+        captured = None if self._passes is None else SourceGradients(self._passes, x, y, factor, weights)
+
+        def updated(i):
+            if captured is None:
+                gradients, outputs = network.loss_gradient(x[i, None], y[i, None], factor[i], weights)
+                own_before = outputs[0]
+            else:
+                gradients = [captured.of_weight(k, i) for k in range(len(network.variables))]
+                own_before = captured.outputs[i]
+            zero = 0.0 * tf.add_n([tf.reduce_sum(g) for g in gradients])
+            return rule.updated(weights, gradients, learning_rates[i]), own_before, zero
+
+        return updated
+
+    def _layerwise(self, x, y, learning_rates, weights):
+        """The same, with each weight formed where its layer is called: the arguments of `Capture.outputs`."""
+        rule = self._rule
+        captured = SourceGradients(self._passes, x, y, rule.gradient_factor(learning_rates), weights)
+
+        def updated(i):
+            def weight(k):
+                return rule.updated([weights[k]], [captured.of_weight(k, i)], learning_rates[i])[0]
+
+            def step(k):
+                return captured.step(k, i) if rule.is_gradient else None
+
+            return (weight, step, weights), captured.outputs[i], tf.cast(captured.zero[i], self._network.dtype)
+
+        return updated
 
     def _noise(self, x_sources, x_targets, after):
         """Outputs [DRAWS, n_t, C] and [DRAWS, n_s, C] at weights that differ from w by a rounding error."""
@@ -150,19 +176,6 @@ class FiniteStep:
             return noisy, noisy if sources_are_targets else self._forward(x_sources, weights)
 
         return self._at_perturbed_weights(outputs, DRAWS, 2, after)
-
-    def _turned(self, x_sources, y_sources, directions, after):
-        """The largest angle by which the first pair of perturbations turns ∇_x ℓ of each source, [n_s]."""
-        dtypes = (self._network.dtype,) * 2
-
-        def angles(weights):
-            xy = x_sources, y_sources
-            turned, _ = in_batches(
-                lambda *xy: self._network.input_direction(*xy, weights), dtypes, self._batch_size, *xy
-            )
-            return (angle(turned, directions),)
-
-        return tf.reduce_max(self._at_perturbed_weights(angles, 2, 1, after)[0], axis=0)
 
     def _at_perturbed_weights(self, function, draws, num_outputs, after):
         """The tensors function(perturbed weights) for each draw, stacked: one after the other, and after `after`."""
@@ -194,9 +207,3 @@ def _placed(rows, indices, n):
     shape = tf.concat([[n], tf.shape(rows)[1:]], axis=0)
     placed = tf.tensor_scatter_nd_update(tf.fill(shape, tf.constant(np.nan, rows.dtype)), indices, rows)
     return tf.ensure_shape(placed, [n, *rows.shape[1:]])
-
-
-def angle(a, b):
-    """Angle between unit rows [n], exact for small ones. S_rel sees no sign and no length of a gradient."""
-    aligned = a * tf.sign(tf.reduce_sum(a * b, axis=-1, keepdims=True))
-    return tf.norm(aligned - b, axis=-1)

@@ -106,22 +106,6 @@ class Outer(NamedTuple):
         kernels = tf.matmul(self.seen[None], tf.transpose(self.signals, [1, 0, 2, 3, 4]), transpose_a=True)
         return tf.reshape(kernels, [*kernels.shape[:2], -1])
 
-    def squared_norm(self):
-        """‖∇‖² of each signal, [n, M]."""
-        m, g, t = self.signals.shape[1:4]
-
-        def by_gram(part):
-            a = part._input_products(part, "igtk,igsk->igts")
-            b = tf.matmul(part.signals, part.signals, transpose_b=True)
-            return tf.reduce_sum(a[:, None] * b, axis=[2, 3, 4])
-
-        def by_kernel(part):
-            return tf.transpose(tf.reduce_sum(part.formed() ** 2, axis=-1))
-
-        if self._gram_cost(self) <= m * t * self._size:
-            return in_parts(self, max(1, ENTRIES // (g * t * t * (1 + 2 * m))), by_gram)
-        return in_parts(self, max(1, ENTRIES // self._held(m)), by_kernel)
-
     def along(self, direction):
         """⟨∇ of each signal, a tensor of the variable's shape⟩, [n, M]."""
         dims = [d for side in self.dims for d in side]
@@ -172,10 +156,6 @@ class Lookup(NamedTuple):
         same = tf.cast(self.ids[:, None, :, None] == targets.ids[None, :, None, :], self.signals.dtype)
         return tf.einsum("ijts,ito,jmso->ijm", same, self.signals[:, 0], targets.signals)
 
-    def squared_norm(self):
-        same = tf.cast(self.ids[:, :, None] == self.ids[:, None, :], self.signals.dtype)
-        return tf.einsum("nts,nmto,nmso->nm", same, self.signals, self.signals)
-
     def along(self, direction):
         return tf.einsum("nto,nmto->nm", tf.gather(direction, self.ids), self.signals)
 
@@ -199,9 +179,6 @@ class Formed(NamedTuple):
         rows = tf.reshape(self.gradients[:, 0], [n_s, -1])
         columns = tf.reshape(targets.gradients, [n_t * m, -1])
         return tf.reshape(tf.matmul(rows, columns, transpose_b=True), [n_s, n_t, m])
-
-    def squared_norm(self):
-        return tf.reduce_sum(self._flat() ** 2, axis=-1)
 
     def along(self, direction):
         return tf.linalg.matvec(self._flat(), tf.reshape(direction, [-1]))

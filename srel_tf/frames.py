@@ -47,7 +47,7 @@ def _rows(result, measure, run, seed, epoch):
         "epoch": np.full(n_s * n_t, epoch, dtype=np.float64),
         "measure": measure,
         "update": result.update,
-        "estimator": np.repeat(entries.estimator, n_t),
+        "estimator": np.repeat(entries.method, n_t),
         "learning_rate": np.full(n_s * n_t, result.learning_rate, dtype=np.float64),
         "source_id": np.repeat(probe.ids[probe.sources], n_t),
         "source_class": np.repeat(probe.classes[probe.sources], n_t),

@@ -2,7 +2,7 @@
 
 A rule is one function: (layer, call, x, signals) -> [(variable, its gradient for each example, in factored form)], with
 `x` the layer's input [n, …], `signals` [n, M, …] = ∂(M functions)/∂(the layer's output before its activation), and
-`call` the layer as it was called, to be called again. Above each stands the identity that it fulfils. To add a layer,
+`call` the layer as it was called, to be called again: call(x, replaced=[(variable, value)]). Above each stands the identity that it fulfils. To add a layer,
 add one function here; layers without one take the generic path, which is right for any of them, and slower.
 """
 
@@ -160,9 +160,8 @@ def embedding(layer, call, x, signals):
 @rule(keras.layers.LayerNormalization, keras.layers.GroupNormalization, keras.layers.BatchNormalization)
 def normalization(layer, call, x, signals):
     gamma, beta = getattr(layer, "gamma", None), getattr(layer, "beta", None)
-    plain = [(v, f(v.shape, v.dtype)) for v, f in ((gamma, tf.ones), (beta, tf.zeros)) if v is not None]
-    with keras.StatelessScope(plain):
-        normalized = call(x)
+    plain = [(v, f(v.shape, signals.dtype)) for v, f in ((gamma, tf.ones), (beta, tf.zeros)) if v is not None]
+    normalized = call(x, replaced=plain)
     axes = [layer.axis] if isinstance(layer.axis, int) else list(layer.axis)
     kept = sorted(axis % len(x.shape) + 1 for axis in axes)  # `signals` have one axis more.
     summed = [axis for axis in range(2, len(signals.shape)) if axis not in kept]

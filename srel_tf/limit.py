@@ -22,7 +22,6 @@ class FirstOrder(NamedTuple):
     head: what was differentiated, a name of `loss_signals.HEADS`; the changes are those of u.
     before [n_t, C], own_before [n_s, C]: outputs f at targets and sources.
     moved [n_s, n_t, C], own_moved [n_s, C]: δ of u.
-    error, own_error: bounds of the rounding error of δ, of the same shapes.
     slope [n_t, C], own_slope [n_s, C]: df/du.
     """
 
@@ -31,16 +30,14 @@ class FirstOrder(NamedTuple):
     moved: tf.Tensor
     own_before: tf.Tensor
     own_moved: tf.Tensor
-    error: tf.Tensor
-    own_error: tf.Tensor
     slope: tf.Tensor | float = 1.0
     own_slope: tf.Tensor | float = 1.0
 
 
 class Limit:
-    """Callable engine, traced once: `engine(x_sources, y_sources, x_targets) -> FirstOrder`.
+    """Callable engine, traced once: `engine(x_sources, y_sources, x_targets, weights) -> FirstOrder`.
 
-    passes: the network's `LossPasses`.
+    weights: the network's, or others of the same shapes. passes: the network's `LossPasses`.
     own: int array [n_s], the column of each source among the targets, −1 where it is not one of them.
     differences: whether only differences of outputs count, and those to the last one are all that is looked at.
     batch_size: examples whose layer inputs and signals are held at a time.
@@ -51,55 +48,54 @@ class Limit:
         self._own, self._batch_size, self._differences = own, batch_size, differences
         self._compiled = tf.function(self._run, jit_compile=False, autograph=False)
 
-    def __call__(self, x_sources, y_sources, x_targets):
+    def __call__(self, x_sources, y_sources, x_targets, weights):
         head = "log_odds" if self._passes.head == "log_odds" else "outputs"  # `read` gives logits for "log".
-        return FirstOrder(head, *self._compiled(x_sources, y_sources, x_targets))
+        return FirstOrder(head, *self._compiled(x_sources, y_sources, x_targets, weights))
 
-    def _run(self, x_sources, y_sources, x_targets):
+    def _run(self, x_sources, y_sources, x_targets, weights):
         # A source that is no target is read as if it were one.
         n_t, outside = x_targets.shape[0], self._own < 0
         x = tf.concat([x_targets, tf.gather(x_sources, np.flatnonzero(outside))], axis=0)
         column = np.where(outside, n_t + np.cumsum(outside) - 1, self._own)
         one_batch = x.shape[0] <= self._batch_size and np.array_equal(column, np.arange(x.shape[0]))
-        of_all = self._square(x, y_sources) if one_batch else self._pairs(x_sources, y_sources, x)
-        outputs, slope, moved, error = of_all
-        own_moved, own_error = (tf.gather(t, column, axis=1, batch_dims=1) for t in (moved, error))
+        of_all = self._square(x, y_sources, weights) if one_batch else self._pairs(x_sources, y_sources, x, weights)
+        outputs, slope, moved = of_all
+        own_moved = tf.gather(moved, column, axis=1, batch_dims=1)
         outputs, own_outputs, slope, own_slope = (
             tf.gather(t, i) for t in (outputs, slope) for i in (np.arange(n_t), column)
         )
-        return outputs, moved[:, :n_t], own_outputs, own_moved, error[:, :n_t], own_error, slope, own_slope
+        return outputs, moved[:, :n_t], own_outputs, own_moved, slope, own_slope
 
-    def _square(self, x, y):
+    def _square(self, x, y, weights):
         """Sources that are the targets, in one batch: the loss's signal of each is the first of its outputs' own."""
-        seen = self._passes.forward(x)
-        r, size, signal_error = self._loss_signal(seen, y)
+        seen = self._passes.forward(x, weights)
+        r, size = self._loss_signal(seen, y)
         directions = turned_to(r, self._basis(seen))
         targets = self._targets(seen, directions)
-        sources = targets._replace(norms=targets.norms[:, :1], error=targets.error + signal_error)
         size *= tf.einsum("nc,nc->n", r, directions[:, 0])  # Its sign: the first direction is ±r.
-        return *self._outputs(seen.outputs), *self._contract(sources, size, targets, directions)
+        return *self._outputs(seen.outputs), self._contract(targets, size, targets, directions, weights)
 
-    def _pairs(self, x_sources, y_sources, x):
+    def _pairs(self, x_sources, y_sources, x, weights):
         """Batches of sources against batches of targets."""
-        dtypes = (tf.float64, tf.float64)
 
         def rows(x_batch, y_batch):
-            seen = self._passes.forward(x_batch)
-            r, size, signal_error = self._loss_signal(seen, y_batch)
-            signals, error = self._passes.backward(seen, [r])
-            sources = self._side(seen, signals, error + signal_error)
+            seen = self._passes.forward(x_batch, weights)
+            r, size = self._loss_signal(seen, y_batch)
+            sources = self._passes.factors(seen, self._passes.backward(seen, [r]))
 
             def columns(x_batch):
-                seen = self._passes.forward(x_batch)
+                seen = self._passes.forward(x_batch, weights)
                 directions = tf.tile(self._basis(seen)[None], [x_batch.shape[0], 1, 1])
                 targets = self._targets(seen, directions)
-                return tuple(tf.transpose(t, [1, 0, 2]) for t in self._contract(sources, size, targets, directions))
+                moved = self._contract(sources, size, targets, directions, weights)
+                return (tf.transpose(moved, [1, 0, 2]),)
 
-            return tuple(tf.transpose(t, [1, 0, 2]) for t in in_batches(columns, dtypes, self._batch_size, x))
+            moved = in_batches(columns, (tf.float64,), self._batch_size, x)[0]
+            return (tf.transpose(moved, [1, 0, 2]),)
 
         types = (self._network.dtype, tf.float64)
-        outputs = in_batches(lambda b: self._outputs(self._network.outputs(b)), types, self._batch_size, x)
-        return *outputs, *in_batches(rows, dtypes, self._batch_size, x_sources, y_sources)
+        outputs = in_batches(lambda b: self._outputs(self._network.outputs(b, weights)), types, self._batch_size, x)
+        return *outputs, *in_batches(rows, (tf.float64,), self._batch_size, x_sources, y_sources)
 
     def _outputs(self, outputs):
         return self._passes.read(outputs), self._passes.slope(outputs)
@@ -111,45 +107,26 @@ class Limit:
         return tf.constant(rows)
 
     def _targets(self, seen, directions):
-        """The functions ⟨direction, u⟩ of each example; directions [n, M, C]."""
-        return self._side(seen, *self._passes.backward(seen, tf.unstack(directions, axis=1)))
+        """Factored gradients of the functions ⟨direction, u⟩ of each example; directions [n, M, C]."""
+        return self._passes.factors(seen, self._passes.backward(seen, tf.unstack(directions, axis=1)))
 
     def _loss_signal(self, seen, y):
-        """∂ℓ/∂u of each example as a unit vector [n, C]; its length [n], which float32 may not hold; its error [n]."""
+        """∂ℓ/∂u of each example as a unit vector [n, C]; its length [n], which float32 may not hold."""
         r = self._passes.loss_signal(seen, y)
         size = tf.norm(r, axis=-1)
-        return tf.math.divide_no_nan(r, size[:, None]), size, self._passes.loss_signal_error(seen.u, y)
+        return tf.math.divide_no_nan(r, size[:, None]), size
 
-    def _side(self, seen, signals, error):
-        factors = self._passes.capture.factors(seen.calls, signals)
-        # A layer called k times: ‖Σ ∇‖² ≤ k Σ ‖∇‖².
-        norms = tf.add_n([len(one) * f.squared_norm() for one in factors for f in one])
-        return _Side(factors, tf.sqrt(tf.cast(norms, tf.float64)), error)
-
-    def _contract(self, sources, size, targets, directions):
-        """δ and the bound of its error, float64 [n_s, n_t, C]; the first signal of a source counts, times its size."""
-        products = [inner(s, t) for a, b in zip(sources.factors, targets.factors, strict=True) for s in a for t in b]
+    def _contract(self, sources, size, targets, directions, weights):
+        """δ, float64 [n_s, n_t, C]; the first signal of a source counts, times its size."""
+        products = [inner(s, t) for a, b in zip(sources, targets, strict=True) for s in a for t in b]
         moved = -tf.cast(tf.add_n(products), tf.float64) * size[:, None, None]
-        share = sources.error[:, None] + targets.error
-        error = (share * sources.norms * tf.abs(size)[:, None])[:, :, None] * targets.norms
-        penalty = self._passes.penalty()
+        penalty = self._passes.penalty(weights)
         if penalty is not None:
-            along = [f.along(r) for one, r in zip(targets.factors, penalty, strict=True) for f in one]
+            along = [f.along(r) for one, r in zip(targets, penalty, strict=True) for f in one]
             moved -= tf.cast(tf.add_n(along), tf.float64)
-            length = tf.cast(tf.linalg.global_norm(penalty), tf.float64)
-            error += targets.error[:, None] * length * targets.norms
         if self._differences:
             directions -= directions[:, :, -1:]
-        in_outputs = "ijm,jmc->ijc"
-        return tf.einsum(in_outputs, moved, directions), tf.einsum(in_outputs, error, tf.abs(directions))
-
-
-class _Side(NamedTuple):
-    """Sources or targets: factored gradients of M functions, their norms [n, M] and relative errors [n]."""
-
-    factors: list
-    norms: tf.Tensor
-    error: tf.Tensor
+        return tf.einsum("ijm,jmc->ijc", moved, directions)
 
 
 def turned_to(r, basis):

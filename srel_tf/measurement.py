@@ -11,9 +11,8 @@ import numpy as np
 import tensorflow as tf
 
 from srel_tf import predictions as reading
-from srel_tf.auto import Auto
 from srel_tf.errors import ChunkError, ModelError, OptionError, ProbeError, SRelError
-from srel_tf.estimators import Exact, FirstOrderLimit, Task
+from srel_tf.estimators import Task, make_estimator
 from srel_tf.measures import DEFINITIONS, RAW
 from srel_tf.network import Network, warn_of_batch_norm
 from srel_tf.probe import ProbeSet
@@ -22,7 +21,8 @@ from srel_tf.result import SRelResult
 from srel_tf.updates import RULES, learning_rate_now
 
 MEASURES = {**DEFINITIONS, **RAW, **PUBLISHED}
-ESTIMATORS = {"exact": Exact, "limit": FirstOrderLimit, "auto": Auto}
+ESTIMATORS = ("exact", "limit", "auto")
+PRECISIONS = ("auto", "float32", "float64")
 
 
 def measure(
@@ -34,6 +34,7 @@ def measure(
     estimator="exact",
     predictions="auto",
     batch_size=128,
+    precision="auto",
 ):
     """Measure S_rel(x', x) between all sources x and targets x' of a probe; the model is left untouched.
 
@@ -44,19 +45,22 @@ def measure(
     update: "sgd" (w⁺ = w − η∇ℓ, the definition), "optimizer" (the model's own next step), "fresh_adam".
     learning_rate: η; None takes the optimizer's present one.
     estimator: "exact", the finite step as defined; "limit", η → 0 (Section 5), far cheaper, for update="sgd", with
-        numerators and denominators per unit of η (`kl`: of η²); "auto", the rows of `exact` where the arithmetic
-        resolves them, else those of `limit`, as far as the two agree, else those of `exact` in a float64 copy of the
-        model, where it has one (`srel_tf.twin`).
+        numerators and denominators per unit of η (`kl`: of η²); "auto", the finite step, in float64 for the rows that
+        float32 does not resolve.
     predictions: what D acts on. "auto": the softmax output for a classifier (class labels, two outputs or more), else
         the raw outputs; "softmax" or "raw" force one. A model may return logits or probabilities.
     batch_size: examples per forward pass. Where memory runs out it is halved as often as needed, with a warning that
         names what was left. Batches of another size may be summed in another order: the last bits of a number may
         differ then, valid entries keep to their tolerance.
+    precision: "float32" or "float64", what a model with float32 weights is run in, as it is and without a copy; "auto":
+        float32 for "exact", float64 for "limit", and for "auto" float64 where float32 does not resolve a row. Models of
+        half or mixed precision are run in float32 or float64 with the weights that they hold; models with float64
+        weights in float64.
 
     Returns an `SRelResult`. Raises `OptionError`, `ProbeError`, `ModelError`, `BackendError`; `ChunkError` where memory
     does not hold batches of one example.
     """
-    settings = Settings(measures, update, learning_rate, estimator, predictions, batch_size)
+    settings = Settings(measures, update, learning_rate, estimator, predictions, batch_size, precision)
     return Instrument(model, probe, settings)()
 
 
@@ -70,6 +74,7 @@ class Settings:
     estimator: str = "exact"
     predictions: str = "auto"
     batch_size: int = 128
+    precision: str = "auto"
 
     def __post_init__(self):
         if not isinstance(self.measures, Iterable):
@@ -83,6 +88,7 @@ class Settings:
         check_choice("update rule", self.update, RULES)
         check_choice("estimator", self.estimator, ESTIMATORS)
         check_choice("predictions", self.predictions, reading.CHOICES)
+        check_choice("precision", self.precision, PRECISIONS)
         eta = self.learning_rate
         if eta is not None and not (_is_number(eta, numbers.Real) and 0 < eta < float("inf")):
             raise OptionError(f"learning_rate={eta!r}: give a positive number, or None for the optimizer's own")
@@ -129,6 +135,8 @@ class Instrument:
         num_outputs = self._num_outputs(model)
         reading.check_fit(settings.predictions, self._measures, probe, num_outputs)
         reading.check_label_form(probe, model.loss)
+        self._network.inspect(self._data[0][:1], self._data[1][:1])
+        self._network.check_examples_apart(self._data[0])
         self._task = Task(self._network, self._data, probe, self._measures, settings)
         self._make_estimator()
 
@@ -136,7 +144,7 @@ class Instrument:
         """A new one once training has built the optimizer, whose state the graph of the former one could not read."""
         optimizer = self._network.model.optimizer
         self._optimizer_built = optimizer is not None and optimizer.built
-        self._estimator = ESTIMATORS[self.settings.estimator](self._task)
+        self._estimator = make_estimator(self._task)
 
     def __call__(self):
         """Measure now: an `SRelResult`."""
@@ -184,7 +192,7 @@ class Instrument:
                 f"programs, or measure fewer than {n_s} sources x {n_t} targets at a time"
             ) from error
         self.settings = replace(self.settings, batch_size=size)
-        self._task = self._task._replace(settings=self.settings)
+        self._task = replace(self._task, settings=self.settings)
         self._make_estimator()
 
     def _check_loss(self, model):
@@ -237,4 +245,4 @@ def _named(ids):
 
 def _faults(entries):
     """Which sources of `Matrices` have no number at all; one whose update moves nothing has the number 0."""
-    return ~np.isfinite(entries.denominator) | (np.isnan(entries.bound).all(axis=1) & (entries.denominator != 0))
+    return ~np.isfinite(entries.denominator) | np.isnan(entries.numerator).all(axis=1)

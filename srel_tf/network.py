@@ -4,6 +4,7 @@ Every call runs inside `keras.StatelessScope`: whatever a layer or a metric woul
 losses) is dropped, so that measuring leaves no trace in the model.
 """
 
+import contextlib
 import inspect
 import warnings
 
@@ -12,22 +13,43 @@ import numpy as np
 import tensorflow as tf
 
 from srel_tf.errors import BackendError, ModelError
+from srel_tf.precision import computing_in, inspection, switches_to
 
 
 class Network:
-    """The model that is measured: outputs in inference mode, and the gradient of its compiled loss on one example."""
+    """The model that is measured: outputs in inference mode, and the gradient of its compiled loss on one example.
 
-    def __init__(self, model, needs_loss=True):
+    dtype: what it computes in; None takes that of its weights. The model itself stays as it is.
+    """
+
+    def __init__(self, model, needs_loss=True, dtype=None):
         check_model(model, needs_loss)
         self.model = model
-        self.variables = list(model.trainable_variables)
-        self.dtype = tf.as_dtype(self.variables[0].dtype)
+        self.dtype = tf.as_dtype(dtype or own_precision(model))
         self._loss_takes_training = "training" in inspect.signature(model.compute_loss).parameters
+        self._look_at_model()
+
+    def _look_at_model(self):
+        """Take down the weights and layers that there are now: a layer may make its own when it is first called."""
+        self.variables = list(self.model.trainable_variables)
+        floating = [v for v in self.model.variables if keras.backend.is_float_dtype(v.dtype)]
+        # The variables of TensorFlow behind Keras's own, whose values a `StatelessScope` replaces.
+        self.to_be_cast = {id(v): v.value for v in floating if v.dtype != self.dtype.name}
+        self._switches = switches_to(self.dtype, self.model)
+
+    def in_precision(self, dtype):
+        """The same model as a network that computes in `dtype`."""
+        return type(self)(self.model, needs_loss=self.model.compiled, dtype=dtype)
 
     @property
     def weights(self):
-        """The live trainable weights w, one tensor or tf.Variable a Keras variable."""
-        return [v.value for v in self.variables]
+        """The live trainable weights w in the network's precision, one tensor or tf.Variable a Keras variable."""
+        return [self.cast(v.value) for v in self.variables]
+
+    def cast(self, tensor):
+        """Floating-point numbers in the network's precision; integers as they are."""
+        same = tensor.dtype == self.dtype or not tensor.dtype.is_floating
+        return tensor if same else tf.cast(tensor, self.dtype)
 
     def outputs(self, x, weights=None):
         """f(x; weights) with `training=False`: [n, C] for x [n, ...]; the live weights when None."""
@@ -39,20 +61,49 @@ class Network:
         (an activation that is a layer).
         """
         num_outputs = self.outputs(x[:1]).shape[-1]
-        self.variables = list(self.model.trainable_variables)
+        self._look_at_model()
         return num_outputs
 
+    def inspect(self, x, y):
+        """Trace a forward pass and the loss of an example [1, …], and refuse what is no function of weights and
+        example in the network's precision. Sets `opaque`, the name of an operation that a derivative does not see.
+
+        Of a model that runs eagerly nobody sees the operations: it is believed.
+        """
+        self.opaque = None
+        if self.model.run_eagerly:
+            return
+
+        @tf.function(autograph=False, jit_compile=False)
+        def forward(weights):
+            predictions, loss = self._predictions_and_loss(x, y, weights)
+            return self.as_outputs(predictions), loss
+
+        weights = [tf.TensorSpec(v.shape, self.dtype) for v in self.variables]
+        graph = forward.get_concrete_function(weights).graph
+        found = inspection(graph, graph.inputs[: len(weights)], self.dtype)
+        name, self.opaque = self.model.name, found.opaque
+        if found.random:
+            raise ModelError(
+                f"model {name!r} draws random numbers in inference mode (operation {found.random!r}), so that its "
+                "predictions move without any update: draw only if training=True"
+            )
+        if found.coarse:
+            raise ModelError(
+                f"operation {found.coarse!r} of model {name!r} computes in less than {self.dtype.name} whatever its "
+                "layers' precision is: take the cast out of it, or let it cast to the type of its input"
+            )
+
     def loss_gradient(self, x, y, factor, weights=None):
-        """factor · ∇_w ℓ(w, (x, y)), one tensor a variable; direction of ∇_x ℓ [1, m]; f(x; w) [1, C], of one example.
+        """factor · ∇_w ℓ(w, (x, y)), one tensor a variable; f(x; w) [1, C], of one example.
 
         ℓ is the model's own `compute_loss`, regularisation and `add_loss` terms included.
         """
         weights = [tf.convert_to_tensor(w) for w in weights or self.weights]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch([x, *weights])
+            tape.watch(weights)
             predictions, loss = self._predictions_and_loss(x, y, weights)
-        by_x, *gradients = self.backward(tape, loss, [x, *weights], factor)
-        return gradients, self.unit_rows(by_x), self.as_outputs(predictions)
+        return self.backward(tape, loss, weights, factor), self.as_outputs(predictions)
 
     def backward(self, tape, loss, sources, factor):
         """factor · ∂loss/∂source for each source, zeros where unconnected, the factor in the network's precision."""
@@ -64,13 +115,13 @@ class Network:
         # A loss in float32 under a net in float64 would round η.
         return gradients if same else [g * tf.cast(factor, g.dtype) for g in gradients]
 
-    def input_direction(self, x, y, weights):
-        """∇_x ℓ / ‖∇_x ℓ‖ of each example of a batch as rows [n, m], zeros for integer inputs; and outputs [n, C]."""
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(x)
-            predictions, loss = self._predictions_and_loss(x, y, weights)
-        by_x = tape.gradient(loss, x, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-        return self.unit_rows(by_x), self.as_outputs(predictions)
+    def check_examples_apart(self, x):
+        """`ModelError` where the outputs at an example depend on the others of its batch."""
+        if not self.keeps_examples_apart(x[:2]):
+            raise ModelError(
+                f"the outputs of model {self.model.name!r} at an example depend on the other examples of the batch, so "
+                "that S_rel of two examples is not defined: take statistics of the batch out of inference mode"
+            )
 
     def has_added_losses(self, x, but_penalties=False):
         """Whether regularisers (if they count), activity regularisers or `add_loss` add to the compiled loss at x."""
@@ -85,13 +136,6 @@ class Network:
         alone = np.concatenate([self.outputs(x[i, None]).numpy() for i in range(x.shape[0])])
         return agree(alone, together)
 
-    def unit_rows(self, by_x):
-        """Gradients [n, …] as unit rows [n, m]; zeros for an integer input, which has none."""
-        if not by_x.dtype.is_floating:
-            return tf.zeros([by_x.shape[0], 1], self.dtype)
-        rows = tf.reshape(tf.cast(by_x, self.dtype), [by_x.shape[0], -1])
-        return tf.math.divide_no_nan(rows, tf.norm(rows, axis=-1, keepdims=True))
-
     def as_outputs(self, predictions):
         """What the model returned as outputs [n, C] in the network's precision."""
         return tf.cast(as_matrix(predictions, self.model), self.dtype)
@@ -102,10 +146,40 @@ class Network:
             training = {"training": False} if self._loss_takes_training else {}
             return predictions, self.model.compute_loss(x=x, y=y, y_pred=predictions, sample_weight=None, **training)
 
-    def scope(self, weights=None):
-        """Within it the model has these trainable weights (None: its own), and drops whatever it would write."""
-        mapping = [] if weights is None else list(zip(self.variables, weights, strict=True))
-        return keras.StatelessScope(mapping, collect_losses=True)
+    @contextlib.contextmanager
+    def scope(self, weights=None, kind=None):
+        """Within it the model computes in the network's precision and drops whatever it would write.
+
+        weights: the trainable weights that it has there, in that precision; None takes its own.
+        Hands out the `Scope`, or a subclass `kind` of it.
+        """
+        scope = (kind or Scope)(self)
+        for update in zip(self.variables, weights, strict=True) if weights is not None else ():
+            scope.add_update(update)  # The constructor's mapping would be cast to the variables' own precision.
+        with computing_in(self.dtype, self._switches), scope:
+            yield scope
+
+
+class Scope(keras.StatelessScope):
+    """Variables of another precision than a network's have their values cast; what is written is dropped."""
+
+    def __init__(self, network):
+        super().__init__(collect_losses=True)
+        self._network = network
+
+    def get_current_value(self, variable):
+        value = super().get_current_value(variable)
+        if value is None and id(variable) in self._network.to_be_cast:
+            value = self._network.cast(self._network.to_be_cast[id(variable)])
+        return value
+
+
+def own_precision(model):
+    """The precision in which a model is measured as it is: float64 for float64 weights, else float32.
+
+    Models of half or mixed precision are measured in float32, in which they hold their weights.
+    """
+    return "float64" if {v.dtype for v in model.trainable_variables} == {"float64"} else "float32"
 
 
 def agree(ours, theirs, share=1e-3):
@@ -137,7 +211,6 @@ def check_model(model, needs_loss=True):
         raise ModelError(f"model {model.name!r} is not compiled and has no loss: call model.compile(optimizer, loss)")
     if not model.trainable_variables:
         raise ModelError(f"model {model.name!r} has no trainable weights: an update moves nothing")
-    _check_precision(model)
     if model.distribute_strategy is not tf.distribute.get_strategy():
         raise ModelError(f"model {model.name!r} was built in the scope of a tf.distribute strategy: build it outside")
 
@@ -149,14 +222,4 @@ def warn_of_batch_norm(model):
             f"model {model.name!r} has batch normalisation: S_rel is measured in inference mode, so the fictitious "
             "update uses the moving statistics and leaves them as they are; training itself uses batch statistics",
             stacklevel=3,
-        )
-
-
-def _check_precision(model):
-    weights = {v.dtype for v in model.trainable_variables}
-    compute = {layer.compute_dtype for layer in (model, *model.layers)}
-    if len(weights) > 1 or not (weights | compute) <= {"float32", "float64"}:
-        raise ModelError(
-            f"model {model.name!r} has weights in {sorted(weights)} and computes in {sorted(compute)}: half and mixed "
-            "precision do not resolve the change of one update; build it with the dtype policy 'float32' or 'float64'"
         )

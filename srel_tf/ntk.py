@@ -31,6 +31,7 @@ def empirical_kernel(model, x1, x2=None, batch_size=128):
         num_outputs = network.num_outputs(x2)
     except ValueError as error:
         raise ProbeError(f"model {model.name!r} does not take examples of shape {x2.shape[1:]}: {error}") from error
+    network.check_examples_apart(x2)
     try:
         kernel = _by_layers(Passes(network, x2[:2]), num_outputs, batch_size)
     except NotSeparable:
@@ -53,8 +54,8 @@ def _by_layers(passes, num_outputs, batch_size):
 
     def factors(x):
         seen = passes.forward(x)
-        signals, _ = passes.backward(seen, [tf.constant(np.tile(e, [x.shape[0], 1])) for e in every_output])
-        return passes.capture.factors(seen.calls, signals)
+        signals = passes.backward(seen, [tf.constant(np.tile(e, [x.shape[0], 1])) for e in every_output])
+        return passes.factors(seen, signals)
 
     def kernel(x1, x2):
         def rows(x):

@@ -7,29 +7,20 @@ import tensorflow as tf
 
 from srel_tf.capture import Capture, NotSeparable
 from srel_tf.factors import Outer
-from srel_tf.kinks import any_undecided, has_untold_kinks, kink_operations, undecided_share
 from srel_tf.loss_signals import HEADS, LossSignals, slope
 from srel_tf.network import as_matrix
-from srel_tf.resolution import last_places_moved, precision
-
-# Last places by which a gradient may be wrong, relative to its norm. J Jᵀ, a product of two, was wrong by at most 4.5
-# of them in float32, in each of an MLP, a CNN and a residual net at every stage of training, and in ResNet-18.
-ROUNDING = 8.0
-KINK_MARGIN = 4.0  # On the share of a signal that hangs on units within rounding of a kink.
-SIGNAL_MARGIN = 4.0  # Last places by which an output may be wrong.
 
 
 class Seen(NamedTuple):
-    """A forward pass of n examples: outputs and u [n, C], the layers' calls, operations with a kink (by example, and
-    those that mix examples with other axes), and its tape.
+    """A forward pass of n examples at some weights (None: the model's own): outputs and u [n, C], the layers' calls,
+    and its tape.
     """
 
     outputs: tf.Tensor
     u: tf.Tensor
     calls: list
-    kinks: list
-    mixed: list
     tape: tf.GradientTape
+    weights: list | None
 
 
 class Passes:
@@ -39,45 +30,28 @@ class Passes:
     """
 
     head = "outputs"
-    _has_untold_kinks = False
-    zeros_are_kinks = False  # Whether units exactly at a kink count as undecided.
 
     def __init__(self, network, x):
         if network.model.run_eagerly:
             raise NotSeparable("the model runs eagerly")
-        if not network.keeps_examples_apart(x):
-            raise NotSeparable("the outputs at an example depend on the others of the batch")
         self.network, self.capture = network, Capture(network, x)
 
-    def forward(self, x):
-        graph = tf.compat.v1.get_default_graph()
-        first = len(graph.get_operations())
+    def forward(self, x, weights=None):
         with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
-            predictions, calls = self.capture.forward(x, tape)
+            predictions, calls = self.capture.forward(x, tape, weights)
             outputs = as_matrix(predictions, self.network.model)
             u = HEADS[self.head].of_outputs(outputs)
-        return Seen(tf.cast(outputs, self.network.dtype), u, calls, *kink_operations(graph, first, x), tape)
+        return Seen(tf.cast(outputs, self.network.dtype), u, calls, tape, weights)
 
     def backward(self, seen, seeds):
-        """Signals [n, M, …] at the output of each call of M functions of u, given by their seeds ∂/∂u [n, C];
-        and their relative error [n]: of rounding, and of units so close to a kink that rounding decides their side.
-        """
-        sources = [c.output for c in seen.calls] + [op.outputs[0] for op in seen.kinks]
-        by_seed = [self._gradients(seen, sources, seed) for seed in seeds]
-        by_source = list(zip(*by_seed, strict=True))
-        signals = [tf.stack(s, axis=1) for s in by_source[: len(seen.calls)]]
-        epsilon, n = precision(self.network.dtype), seen.u.shape[0]
-        shares = zip(seen.kinks, by_source[len(seen.calls) :], strict=True)
-        undecided = [undecided_share(*s, epsilon, self.zeros_are_kinks) for s in shares]
-        undecided += [tf.fill([n], any_undecided(op, epsilon, self.zeros_are_kinks)) for op in seen.mixed]
-        undecided = tf.add_n([tf.zeros([n], self.network.dtype), *undecided])
-        if self._has_untold_kinks and self.zeros_are_kinks:
-            undecided = tf.ones([n], self.network.dtype)  # All may be.
-        return signals, ROUNDING * epsilon + KINK_MARGIN * tf.cast(undecided, tf.float64)
+        """Signals [n, M, …] at the output of each call of M functions of u, given by their seeds ∂/∂u [n, C]."""
+        sources, zero = [c.output for c in seen.calls], tf.UnconnectedGradients.ZERO
+        by_seed = [seen.tape.gradient(seen.u, sources, tf.cast(seed, seen.u.dtype), zero) for seed in seeds]
+        return [tf.stack(s, axis=1) for s in zip(*by_seed, strict=True)]
 
-    def _gradients(self, seen, sources, seed):
-        zero = tf.UnconnectedGradients.ZERO
-        return [tf.convert_to_tensor(g) for g in seen.tape.gradient(seen.u, sources, tf.cast(seed, seen.u.dtype), zero)]
+    def factors(self, seen, signals):
+        """Per-example gradients of each weight in factored form (`Capture.factors`)."""
+        return self.capture.factors(seen.calls, signals, seen.weights)
 
 
 class LossPasses(Passes):
@@ -112,40 +86,23 @@ class LossPasses(Passes):
             predictions, _ = self.capture.forward(x)
             found.append(self.loss.head(as_matrix(predictions, self.network.model), y))
 
-        self._has_untold_kinks = has_untold_kinks(look.get_concrete_function(x, y).graph)
+        look.get_concrete_function(x, y)
         return found[-1]
 
     def loss_signal(self, seen, y):
         """∂ℓ/∂u of each example, float64 [n, C]."""
         return self.loss(tf.cast(seen.u, tf.float64), y, self.head)
 
-    def loss_signal_error(self, u, y):
-        """Relative error of ∂ℓ/∂u of each example [n], from the last places of u [n, C].
-
-        Of its direction alone: S_rel sees no length of a gradient, unless that is added to a penalty's. In a converged
-        net a last place of the outputs changes all of p − y by the same share.
-        """
-        signal = self.loss(tf.cast(u, tf.float64), y, self.head)
-        length = tf.norm(signal, axis=-1, keepdims=True)
-        along = tf.math.divide_no_nan(signal, length) * (0.0 if self._has_penalty else 1.0)
-
-        def error(u):
-            moved = self.loss(tf.cast(u, tf.float64), y, self.head) - signal
-            return tf.norm(moved - along * tf.reduce_sum(along * moved, axis=-1, keepdims=True), axis=-1)
-
-        errors = tf.stack([error(u) for u in tf.unstack(last_places_moved(u))])
-        return SIGNAL_MARGIN * tf.math.divide_no_nan(tf.reduce_max(errors, axis=0), length[:, 0])
-
     @property
     def _has_penalty(self):
         return any(v.regularizer is not None for v in self.network.variables)
 
-    def penalty(self):
+    def penalty(self, weights=None):
         """∇ of the regularisers' penalty, which all sources share, one tensor a weight; None where there is none."""
         variables = self.network.variables
         if not self._has_penalty:
             return None
-        weights = [tf.convert_to_tensor(v.value) for v in variables]
+        weights = [tf.convert_to_tensor(w) for w in weights or self.network.weights]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(weights)
             terms = [v.regularizer(w) for v, w in zip(variables, weights, strict=True) if v.regularizer is not None]
@@ -156,17 +113,15 @@ class LossPasses(Passes):
 class SourceGradients:
     """∇ℓ of each example of a batch, from one forward and one backward pass."""
 
-    def __init__(self, passes, x, y, factor):
+    def __init__(self, passes, x, y, factor, weights=None):
         """factor [n] multiplies the gradients: η enters where back-propagation starts."""
-        self._variables = passes.network.variables
-        seen = passes.forward(x)
+        self._variables, self._dtype = passes.network.variables, passes.network.dtype
+        seen = passes.forward(x, weights)
         signal = passes.loss_signal(seen, y) * tf.cast(factor, tf.float64)[:, None]
-        signals, error = passes.backward(seen, [signal])
-        self._factors = passes.capture.factors(seen.calls, signals)
-        self._penalty, self._factor = passes.penalty(), factor
+        self._factors = passes.factors(seen, passes.backward(seen, [signal]))
+        self._penalty, self._factor = passes.penalty(weights), factor
         self.outputs = passes.read(seen.outputs)
-        # Relative error [n] of each gradient.
-        self.error = error + passes.loss_signal_error(seen.u, y) + _zero_where_finite(self._factors)
+        self.zero = _zero_where_finite(self._factors)
 
     def step(self, k, i):
         """factor · ∂ℓ_i/∂(the k-th weight) as an `Outer` of one position, or None where it is none."""
@@ -177,11 +132,11 @@ class SourceGradients:
 
     def of_weight(self, k, i):
         """factor · ∂ℓ_i/∂(the k-th weight)."""
-        shape, dtype = self._variables[k].shape, self._variables[k].dtype
+        shape = self._variables[k].shape
         parts = [tf.reshape(f.gradient(i), shape) for f in self._factors[k]]
         if self._penalty is not None:
-            parts.append(self._penalty[k] * tf.cast(self._factor[i], dtype))
-        return tf.add_n(parts) if parts else tf.zeros(shape, dtype)
+            parts.append(self._penalty[k] * tf.cast(self._factor[i], self._dtype))
+        return tf.add_n(parts) if parts else tf.zeros(shape, self._dtype)
 
 
 def _zero_where_finite(factors):

@@ -50,13 +50,13 @@ def change(kind, before, after):
     return probability_change(*(log_probabilities(outputs, kind == "probabilities") for outputs in (before, after)))
 
 
-def first_order_change(kind, head, before, moved, slope, sign=-1):
+def first_order_change(kind, head, before, moved, slope):
     """The `Change` of predictions whose u (a head of `loss_signals`) moves by `moved` [..., C], to first order in it.
 
     slope: df/du.
 
     For a classifier only differences of `moved` count: softmax does not see a common shift of logits, and changes of
-    probabilities sum to zero. With sign=+1, and bounds of the errors of `moved` in its place, it bounds each entry's.
+    probabilities sum to zero.
     """
     before, moved = tf.cast(before, tf.float64), slope * tf.cast(moved, tf.float64)
     if kind == "raw":
@@ -64,11 +64,11 @@ def first_order_change(kind, head, before, moved, slope, sign=-1):
     log_g = log_probabilities(before, kind == "probabilities")
     g = tf.exp(log_g)
     if kind == "probabilities" and head == "outputs":
-        difference = moved + sign * tf.reduce_mean(moved, axis=-1, keepdims=True)
+        difference = moved - tf.reduce_mean(moved, axis=-1, keepdims=True)
         return Change(g, g, difference, log_g, tf.math.divide_no_nan(difference, g))
     # δ_c − Σ_k g_k δ_k, where the class of probability one would cancel.
     others = tf.reduce_sum(g * moved, axis=-1, keepdims=True) - g * moved
-    d = -tf.math.expm1(log_g) * moved + sign * others
+    d = -tf.math.expm1(log_g) * moved - others
     return Change(g, g, g * d, log_g, d)
 
 
@@ -104,11 +104,3 @@ def check_label_form(probe, loss):
         raise ProbeError(f"y holds class indices, shape {probe.y.shape}, and the loss {name} needs one-hot rows")
     if name == "sparsecategoricalcrossentropy" and one_hot:
         raise ProbeError(f"y holds rows, shape {probe.y.shape}, and the loss {name} needs class indices [n]")
-
-
-def loss_targets(probe, kind, num_outputs):
-    """What the loss pulls the predictions of the sources to, [n_s, C]; None where y has another shape than they."""
-    if kind != "raw":
-        return None if probe.labels is None else np.eye(num_outputs)[probe.labels[probe.sources]]
-    y = np.asarray(probe.y, dtype=np.float64).reshape(len(probe), -1)[probe.sources]
-    return y if y.shape[-1] == num_outputs else None

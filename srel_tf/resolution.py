@@ -1,12 +1,13 @@
 """What the arithmetic resolves: which entries of S_rel are numbers and which are rounding noise.
 
-The noise is measured, not assumed. Rounding inside a net acts like a relative change of each weight by about one
-unit in the last place (backward error), so a few evaluations at weights perturbed that much, read by the same measure
-D, show how large a D the arithmetic produces where nothing moved. It contains the rounding of w⁺ to w's grid too.
+The noise is measured in each measurement, not assumed. Rounding inside a net acts like a relative change of each weight
+by about one unit in the last place (backward error). So what is measured is evaluated once more at weights that are
+perturbed that much: gradients, updated weights and predictions. The difference, read by the same D, is the noise of D.
+It contains what rounding does to gradients, units that rounding moves over a kink, and how a far step amplifies both.
 
 D is a norm of the change (KL: the square of one, to leading order). With noise N at the target and N₀ at the source,
 the triangle inequality bounds the error of S = D/D₀ by (N + S·N₀)/D₀. An entry is valid if that bound, with a margin
-for the few draws, is within the measure's tolerance · (1 + S): the contract that the tests hold against float64.
+for what few evaluations miss, is within the measure's tolerance · (1 + S).
 """
 
 import warnings
@@ -14,9 +15,8 @@ import warnings
 import numpy as np
 import tensorflow as tf
 
-DRAWS = 4  # Perturbed evaluations from which the noise is read; every second one is the opposite of the first.
-MARGIN = 8.0  # On the largest of them: accumulated sums round more than their factors do.
-GRADIENT_MARGIN = 4.0  # On the angle by which rounding turns a gradient.
+DRAWS = 2  # Perturbed evaluations from which noise is read; the second is the opposite of the first.
+MARGIN = 8.0  # On the largest noise that was measured.
 
 
 def precision(dtype):
@@ -65,44 +65,21 @@ def last_places_moved(outputs):
     return outputs * tf.constant(moves[:, None, :], outputs.dtype)
 
 
-def signal_error(predictions, targets, epsilon):
-    """Relative error of ∂ℓ/∂f at each source [n_s] of a loss that subtracts predictions and targets [n_s, C].
+def noise_between(measure, values, again):
+    """How far D is apart in two evaluations, as a norm: of its square root for a D that is the square of one.
 
-    The difference (cross-entropy: p − y) has rounding errors of `epsilon` times their size; where it has almost
-    vanished, few of its digits are left. One output has but one direction.
-    """
-    if predictions is None or predictions.shape[-1] == 1:
-        return 0.0
-    residual = np.linalg.norm(predictions - targets, axis=-1)
-    scale = np.maximum(np.abs(predictions).max(axis=-1), np.abs(targets).max(axis=-1))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return scale * epsilon / residual
-
-
-def error_bound(measure, srel, denominator, noise, own_noise, gradient):
-    """Bound of the error of S [n_s, n_t], from the noise of D at targets [n_t] and sources [n_s] and of ∇ℓ [n_s].
-
-    A wrong direction of ∇ℓ adds its share of the largest change that the update causes to numerator and denominator.
-    """
-    root = 1 / measure.degree  # KL is the square of a norm: S^½ obeys the triangle inequality.
-    s = np.abs(srel) ** root
-    noise, own_noise, denominator = (np.abs(a) ** root for a in (noise, own_noise, denominator))
-    largest = np.where(np.isfinite(s), s, 0).max(axis=1, initial=1, keepdims=True)
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        rounding = MARGIN * (noise[None, :] + s * own_noise[:, None]) / denominator[:, None]
-        bound = rounding + gradient[:, None] * largest * (1 + s)
-        return bound if measure.degree == 1 else 2 * s * bound + bound**2
-
-
-def first_order_bound(measure, srel, denominator, noise, own_noise, gradient):
-    """Bound of the error of S [n_s, n_t] in the limit, from D of the bounds of the changes' own errors:
-    noise [n_s, n_t] at targets, own_noise [n_s] at sources; gradient [n_s]: relative error of ∂ℓ/∂f.
+    Infinite where only the second is no number; zero where the first is none, for such an entry is not valid anyway.
     """
     root = 1 / measure.degree
-    s = np.abs(srel) ** root
-    noise, own_noise, denominator = (np.abs(a) ** root for a in (noise, own_noise, denominator))
-    largest = np.where(np.isfinite(s), s, 0).max(axis=1, initial=1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        apart = np.abs(np.abs(again) ** root - np.abs(values) ** root)
+    return np.where(np.isfinite(values), np.where(np.isfinite(again), apart, np.inf), 0.0)
+
+
+def error_bound(measure, srel, denominator, noise, own_noise):
+    """Bound of the error of S [n_s, n_t], from the `noise_between` of D at targets [n_s, n_t] and at sources [n_s]."""
+    root = 1 / measure.degree  # KL is the square of a norm: S^½ obeys the triangle inequality.
+    s, denominator = np.abs(srel) ** root, np.abs(denominator) ** root
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        bound = (noise + s * own_noise[:, None]) / denominator[:, None]
-        bound += np.broadcast_to(gradient, denominator.shape)[:, None] * largest * (1 + s)
+        bound = MARGIN * (noise + s * own_noise[:, None]) / denominator[:, None]
         return bound if measure.degree == 1 else 2 * s * bound + bound**2

@@ -12,7 +12,8 @@ from srel_tf.probe import ProbeSet
 class Matrices(NamedTuple):
     """One measure: numerator, srel, valid [n_s, n_t] and denominator [n_s]; srel is NaN where valid is False.
 
-    bound [n_s, n_t]: of the rounding error of S. estimator [n_s]: "exact" or "limit", what gave each row.
+    bound [n_s, n_t]: of the rounding error of S. method [n_s]: how each row was computed, "finite_step", "limit",
+    "finite_step_float64" or "limit_float64".
     """
 
     numerator: np.ndarray
@@ -20,7 +21,7 @@ class Matrices(NamedTuple):
     srel: np.ndarray
     valid: np.ndarray
     bound: np.ndarray
-    estimator: np.ndarray
+    method: np.ndarray
 
 
 class SRelResult(NamedTuple):

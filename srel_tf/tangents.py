@@ -10,41 +10,31 @@ import tensorflow as tf
 from srel_tf.batches import in_batches
 from srel_tf.limit import FirstOrder
 from srel_tf.loss_signals import HEADS, head_of, slope
-from srel_tf.resolution import MARGIN, perturbed
-
-DRAWS = 2  # Perturbed evaluations from which the rounding error is read, in opposite directions.
 
 
 class Tangents:
-    """Callable engine: `engine(x_sources, y_sources, x_targets) -> FirstOrder`; the arguments of `limit.Limit`.
+    """Callable engine: `engine(x_sources, y_sources, x_targets, weights) -> FirstOrder`; as `limit.Limit`."""
 
-    zeros_are_kinks: whether units exactly at a kink count as undecided. A weight of zero stays zero under relative
-    perturbations, and so does the unit; it is then moved by a last place of one.
-    """
-
-    def __init__(self, network, x, own, batch_size, zeros_are_kinks=False):
+    def __init__(self, network, x, own, batch_size):
         self._network, self._own, self._batch_size = network, own, batch_size
         self._head = _head(network, x)
-        self._zeros_are_kinks = zeros_are_kinks
         self._compiled = tf.function(self._run, jit_compile=False, autograph=False)
 
     def __call__(self, *arguments):
         run = self._run if self._network.model.run_eagerly else self._compiled
         return FirstOrder(self._head, *run(*arguments))
 
-    def _run(self, x_sources, y_sources, x_targets):
+    def _run(self, x_sources, y_sources, x_targets, weights):
         n_t, outside = x_targets.shape[0], self._own < 0
         x = tf.concat([x_targets, tf.gather(x_sources, np.flatnonzero(outside))], axis=0)
         column = np.where(outside, n_t + np.cumsum(outside) - 1, self._own)
-        weights = [tf.convert_to_tensor(w) for w in self._network.weights]
+        weights = [tf.convert_to_tensor(w) for w in weights]
         moved = self._moved(x_sources, y_sources, x, weights)
-        noisy = [self._moved(x_sources, y_sources, x, self._perturbed(weights, draw)) for draw in range(DRAWS)]
-        error = MARGIN * tf.reduce_max(tf.abs(tf.stack(noisy) - moved), axis=0)
-        own_moved, own_error = (tf.gather(t, column, axis=1, batch_dims=1) for t in (moved, error))
+        own_moved = tf.gather(moved, column, axis=1, batch_dims=1)
         outputs, own_outputs, slope, own_slope = (
             tf.gather(t, i) for t in self._outputs(x, weights) for i in (np.arange(n_t), column)
         )
-        return outputs, moved[:, :n_t], own_outputs, own_moved, error[:, :n_t], own_error, slope, own_slope
+        return outputs, moved[:, :n_t], own_outputs, own_moved, slope, own_slope
 
     def _outputs(self, x, weights):
         """Outputs f and df/du at x, [n, C] each."""
@@ -55,19 +45,12 @@ class Tangents:
 
         return in_batches(one_batch, (self._network.dtype, tf.float64), self._batch_size, x)
 
-    def _perturbed(self, weights, draw):
-        moved = perturbed(weights, draw)
-        if not self._zeros_are_kinks:
-            return moved
-        ones = perturbed([tf.ones_like(w) for w in weights], draw)
-        return [tf.where(w == 0, one - 1, v) for w, one, v in zip(weights, ones, moved, strict=True)]
-
     def _moved(self, x_sources, y_sources, x, weights):
         """δ of u, float64 [n_s, n, C], at these weights."""
         network = self._network
 
         def one_source(i):
-            gradients, _, _ = network.loss_gradient(x_sources[i, None], y_sources[i, None], 1.0, weights)
+            gradients, _ = network.loss_gradient(x_sources[i, None], y_sources[i, None], 1.0, weights)
             return -tf.cast(along(network, self._head, weights, gradients, x, self._batch_size), tf.float64)
 
         sources = tf.range(x_sources.shape[0])

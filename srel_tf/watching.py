@@ -6,6 +6,7 @@ import functools
 import keras
 
 from srel_tf.layer_rules import rule_of
+from srel_tf.network import Scope
 
 # Layers that call others in loops of their own, or in slices of the batch's axes: each is taken as one layer.
 CLOSED = (keras.layers.RNN, keras.layers.Bidirectional, keras.layers.TimeDistributed)
@@ -72,11 +73,14 @@ def without_activation(layer):
         layer.activation = activation
 
 
-class Watched(keras.StatelessScope):
-    """Notes a trainable weight that is read while the layer that owns it is not being called."""
+class Watched(Scope):
+    """Notes a trainable weight that is read while the layer that owns it is not being called.
 
-    def __init__(self, owner):
-        super().__init__(collect_losses=True)
+    owner: {id of a trainable variable: the layer that owns it}.
+    """
+
+    def __init__(self, network, owner):
+        super().__init__(network)
         self._owner = owner
         self.active = []
         self.stray = None

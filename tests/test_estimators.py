@@ -335,127 +335,247 @@ def test_training_does_not_notice(estimator, data, probe):
             model.attach_probe(probe, every=1, estimator=estimator, learning_rate=1e-6)
         model.fit(*data, batch_size=6, epochs=2, shuffle=False, verbose=0)
         weights.append(model.get_weights())
-    assert set(model.srel_frame()["estimator"]) <= {"limit", "exact"}
     assert model.srel_frame()["step"].nunique() == 5
     for with_probe, without in zip(*weights, strict=True):
         np.testing.assert_array_equal(with_probe, without)
 
 
-# --- auto --------------------------------------------------------------------------------------------------------
-
-
-class Same(L.Layer):
-    """A layer of the user's, with which a model has no float64 twin (tests/test_twin.py)."""
-
-    def call(self, x):
-        return keras.ops.copy(x)
+# --- precision ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def mlp():
-    return net(L.Flatten(), L.Dense(64, activation="relu"), Same())
+    return net(L.Flatten(), L.Dense(64, activation="relu"))
 
 
 @pytest.fixture(scope="module")
 def at(mlp, data):
-    """eta -> results of exact and auto for the same net, whose changes at 1e-4 float32 resolves in part."""
-    model, probe = mlp, srel_tf.ProbeSet(*data)
-    exact, auto = (
-        srel_tf.Instrument(model, probe, srel_tf.Settings(measures=DEFINITIONS, estimator=e)) for e in ("exact", "auto")
-    )
+    """eta -> results of exact, in float32 and float64, and auto for the same net."""
+    settings = ({"estimator": "exact"}, {"estimator": "exact", "precision": "float64"}, {"estimator": "auto"})
+    probe = srel_tf.ProbeSet(*data)
+    instruments = [srel_tf.Instrument(mlp, probe, srel_tf.Settings(measures=DEFINITIONS, **s)) for s in settings]
 
     def measured(eta):
-        model.optimizer.learning_rate = eta
-        return exact(), auto()
+        mlp.optimizer.learning_rate = eta
+        return [instrument() for instrument in instruments]
 
     return measured
 
 
-def test_auto_takes_the_rows_of_exact_that_float32_resolves(at):
-    exact, auto = at(0.1)
+def test_auto_takes_the_rows_that_float32_resolves_and_the_others_from_float64(at):
+    seen = set()
+    for eta in (1e-8, 1e-4, 1e-2):
+        single, double, auto = at(eta)
+        for name in DEFINITIONS:
+            rows = auto.matrices[name].method
+            seen.add(frozenset(rows))
+            for method, other in (("finite_step", single), ("finite_step_float64", double)):
+                assert set(other.matrices[name].method) == {method}
+                for of in ("matrix", "numerator", "denominator"):
+                    ours, theirs = (getattr(result, of)(name)[rows == method] for result in (auto, other))
+                    np.testing.assert_allclose(ours, theirs, rtol=1e-9 if method.endswith("float64") else 0)
+            assert auto.valid(name).all()
+            assert single.valid(name)[rows == "finite_step"].all()
+    assert seen == {
+        frozenset({"finite_step"}),
+        frozenset({"finite_step_float64"}),
+        frozenset({"finite_step", "finite_step_float64"}),
+    }
+
+
+def test_frame_says_what_was_asked_and_how_each_row_was_computed(at):
+    for result in at(1e-4):
+        for _, rows in result.to_frame().groupby(["measure", "source_id"]):
+            assert set(rows["estimator"]) == {result.estimator}
+            assert rows["method"].nunique() == 1
+
+
+def in_float64(model, probe, eta, dtype="float64"):
+    """S_rel of the l1 norm by the naive version in float64."""
+    with double_precision():
+        every = np.arange(len(probe))
+        copy = reference.clone(model, dtype)
+        return reference.srel(copy, probe.x, probe.y, every, every, eta, reference.norm(1))
+
+
+class Own(keras.Model):
+    """A subclass with a layer and an activation of its own, that a configuration does not describe."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = L.Dense(16, activation=lambda x: x * keras.ops.sigmoid(1.7 * x))
+        self.inner = keras.Sequential([L.Dense(8), Scaled()])
+        self.last = L.Dense(3)
+
+    def call(self, x):
+        return self.last(self.inner(self.first(keras.ops.reshape(x, (-1, 64)))))
+
+
+@pytest.mark.filterwarnings("ignore:no rule")
+@pytest.mark.parametrize("estimator", ["exact", "limit", "auto"])
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16", "mixed_bfloat16"])
+def test_models_of_ones_own_are_run_in_float64_as_they_are(policy, estimator, data):
+    """Beside the same class built in float64 with the same weights."""
+    x, y = data
+    models = []
+    for name in (policy, "float64"):
+        before = keras.config.dtype_policy()
+        keras.config.set_dtype_policy(name)
+        try:
+            models.append(Own())
+            models[-1](x)
+        finally:
+            keras.config.set_dtype_policy(before)
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, dtype=name)
+        models[-1].compile(keras.optimizers.SGD(1e-6), loss)
+    models[1].set_weights(models[0].get_weights())
+    probe = srel_tf.ProbeSet(x, y)
+    ours, expected = (
+        srel_tf.measure(model, probe, DEFINITIONS, estimator=estimator, precision="float64") for model in models
+    )
     for name in DEFINITIONS:
-        assert (auto.matrices[name].estimator == "exact").all()
-        np.testing.assert_array_equal(auto.matrix(name), exact.matrix(name))
+        assert ours.valid(name).all()
+        np.testing.assert_allclose(ours.matrix(name), expected.matrix(name), rtol=1e-7)
+    assert {layer.compute_dtype for layer in models[0].layers} == {keras.DTypePolicy(policy).compute_dtype}
 
 
-def test_auto_takes_the_limit_below_that_and_both_between(at, mlp, data):
-    s, kinds = limit(mlp, srel_tf.ProbeSet(*data)), set()
-    for eta in (1e-8, 1e-4, 3e-4):
-        exact, auto = at(eta)
-        for name in DEFINITIONS:
-            rows = auto.matrices[name].estimator
-            kinds.add(frozenset(rows))
-            for one, source in (("exact", exact), ("limit", s)):
-                np.testing.assert_array_equal(auto.numerator(name)[rows == one], source.numerator(name)[rows == one])
-                np.testing.assert_array_equal(
-                    auto.denominator(name)[rows == one], source.denominator(name)[rows == one]
-                )
-            assert (auto.valid(name).sum(axis=1) >= exact.valid(name).sum(axis=1)).all()
-    assert kinds == {frozenset({"limit"}), frozenset({"exact"}), frozenset({"exact", "limit"})}
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_mixed_precision_is_measured_in_float32_with_the_weights_it_holds(policy, data):
+    x, y = data
+    results = []
+    for name in (policy, "float32"):
+        keras.utils.set_random_seed(1)
+        keras.config.set_dtype_policy(name)
+        try:
+            results.append(srel_tf.measure(net(L.Conv2D(3, 3)), srel_tf.ProbeSet(x, y), learning_rate=0.1))
+        finally:
+            keras.config.set_dtype_policy("float32")
+    for name in ("kl", "l1"):
+        np.testing.assert_array_equal(results[0].matrix(name), results[1].matrix(name))
 
 
-def test_exact_and_limit_agree_where_both_are_valid(at):
-    """An entry of `auto` from `limit` that `exact` resolves too is within the tolerances of both."""
-    seen = 0
-    for eta in (7e-5, 1e-4):
-        exact, auto = at(eta)
-        for name in DEFINITIONS:
-            both = exact.valid(name) & auto.valid(name) & (auto.matrices[name].estimator == "limit")[:, None]
-            a, b = exact.matrix(name)[both], auto.matrix(name)[both]
-            assert (np.abs(a - b) <= 2 * MEASURES[name].tolerance * (1 + b)).all()
-            seen += both.sum()
-    assert seen > 50
+class Casting(L.Layer):
+    """A layer that computes in a precision of its own."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        self.own = dtype
+
+    def call(self, x):
+        return keras.ops.cast(keras.ops.tanh(keras.ops.cast(x, self.own)), x.dtype)
 
 
-def test_frame_of_auto_names_what_gave_each_row_and_its_statistics_are_one(at):
-    _, result = at(1e-4)
-    frame = result.to_frame()
-    for name, rows in frame.groupby("measure"):
-        by_source = rows.groupby("source_id")["estimator"].unique()
-        assert [list(e) for e in by_source] == [[e] for e in result.matrices[name].estimator]
-    assert set(result.matrices["l1"].estimator) == {"exact", "limit"}
-    for table, rows in ((srel_tf.smooth(frame), 9), (srel_tf.separation(frame), 1)):
-        assert (table.groupby("measure").size() == rows).all()
-        assert (table.loc[table["measure"] == "l1", "estimator"] == "auto").all()
+def test_layers_that_compute_in_float32_by_themselves_are_refused_or_said(data):
+    model, probe = net(L.Dense(4), Casting("float32")), srel_tf.ProbeSet(*data)
+    for estimator in ("exact", "limit", "auto"):
+        with pytest.raises(srel_tf.ModelError, match="casting.*less than float64"):
+            srel_tf.measure(model, probe, estimator=estimator, precision="float64")
+    with pytest.warns(UserWarning, match="limit is taken in float32: operation .*casting"):
+        assert set(limit(model, probe).matrices["l1"].method) == {"limit"}
+    with pytest.warns(UserWarning, match="stay invalid: operation .*casting"):
+        auto = srel_tf.measure(model, probe, learning_rate=1e-9, estimator="auto")
+    assert not auto.valid("l1").all()
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("estimator", ["exact", "limit", "auto"])
+def test_half_precision_within_a_layer_is_refused(nested, estimator, data):
+    layer = Casting("float16")
+    model = net(L.Dense(4), keras.Sequential([layer]) if nested else layer)
+    with pytest.raises(srel_tf.ModelError, match="casting.*less than float32"):
+        srel_tf.measure(model, srel_tf.ProbeSet(*data), estimator=estimator)
+
+
+def test_casts_that_no_weight_reaches_are_no_fault(data):
+    model = net(Casting("float32"), L.Dense(4))
+    result = srel_tf.measure(model, srel_tf.ProbeSet(*data), learning_rate=1e-7, precision="float64")
+    assert result.valid("l1").all()
+
+
+class Sampling(L.Layer):
+    def __init__(self):
+        super().__init__()
+        self.seeds = keras.random.SeedGenerator(3)
+
+    def call(self, x):
+        return x + keras.random.normal(keras.ops.shape(x), seed=self.seeds)
+
+
+class Noisy(L.Layer):
+    def call(self, x):
+        return x + tf.random.normal(tf.shape(x), dtype=x.dtype)
+
+
+DRAWING = {"keras": Sampling, "tensorflow": Noisy, "dropout": lambda: L.Lambda(lambda x: tf.nn.dropout(x, 0.5))}
+
+
+@pytest.mark.parametrize("estimator", ["exact", "limit", "auto"])
+@pytest.mark.parametrize("kind", DRAWING)
+def test_layers_that_draw_in_inference_mode_are_refused_by_name(kind, estimator, data):
+    layer = DRAWING[kind]()
+    with pytest.raises(srel_tf.ModelError, match=f"random numbers.*{layer.name}"):
+        srel_tf.measure(net(layer, L.Dense(3)), srel_tf.ProbeSet(*data), estimator=estimator)
+
+
+class InNumpy(L.Layer):
+    """What only runs eagerly, and hides a derivative."""
+
+    def call(self, x):
+        return x + keras.ops.convert_to_tensor(np.tanh(3 * np.asarray(x)), x.dtype)
+
+    def compute_output_spec(self, x):
+        return keras.KerasTensor(x.shape, x.dtype)
+
+
+class Stopped(L.Layer):
+    def call(self, x):
+        return x + keras.ops.stop_gradient(keras.ops.tanh(3 * x))
+
+
+@pytest.mark.filterwarnings("ignore:.*forward-mode")
+@pytest.mark.parametrize(("layer", "eager"), [(InNumpy, True), (Stopped, True), (Stopped, False)])
+def test_a_derivative_that_does_not_see_all_is_refused_and_the_finite_step_is_not(layer, eager, data):
+    x, y = data
+    model = net(L.Flatten(), L.Dense(4), layer(), run_eagerly=eager)
+    probe = srel_tf.ProbeSet(x, y)
+    with pytest.raises(srel_tf.ModelError, match="do not move as their derivative says"):
+        limit(model, probe)
+    before = model(x, training=False).numpy()
+    result = srel_tf.measure(model, probe, "raw_l1", learning_rate=0.1)
+    with tf.GradientTape() as tape:
+        loss = model.compute_loss(x=None, y=y[:1], y_pred=model(x[:1], training=False))
+    weights = model.get_weights()
+    for v, g in zip(model.trainable_variables, tape.gradient(loss, model.trainable_variables), strict=True):
+        v.assign_sub(0.1 * g)
+    moved = np.abs(model(x, training=False).numpy() - before).sum(axis=1)
+    model.set_weights(weights)
+    np.testing.assert_allclose(result.matrix("raw_l1")[0], moved / moved[0], rtol=1e-3)
 
 
 @pytest.mark.filterwarnings("ignore:.*forward-mode")
 @pytest.mark.parametrize("penalty", [None, "l2"])
-def test_auto_claims_nothing_where_the_function_is_not_differentiable(penalty):
+def test_auto_takes_the_finite_step_where_the_function_is_not_differentiable(penalty):
     """A background of zeros under a bias of zero: any step takes the units off their kink, and no limit is near.
 
-    With a penalty on activities the limit is taken source by source.
+    With a penalty on activities each source goes by itself.
     """
     model = net(L.Conv2D(3, 3, activation="relu", activity_regularizer=penalty))
     x, y = digits(per_class=2)
     x[:, :, 6:] = 0
-    result = srel_tf.measure(model, srel_tf.ProbeSet(x, y), DEFINITIONS, learning_rate=1e-7, estimator="auto")
-    with double_precision():
-        twin = reference.clone(model, "float64")
-        exact = srel_tf.measure(twin, srel_tf.ProbeSet(x, y), DEFINITIONS, learning_rate=1e-7)
-        apart = np.abs(exact.matrix("l1") - limit(twin, srel_tf.ProbeSet(x, y)).matrix("l1"))
-    assert (apart > 1e-3 * (1 + exact.matrix("l1"))).any()
-    for name in DEFINITIONS:
-        check_contract(name, result, exact.matrix(name), exact.valid(name))
-
-
-@pytest.mark.filterwarnings("ignore:no rule")
-def test_auto_claims_nothing_where_kinks_lie_within_a_loop():
-    """A recurrent layer's ReLUs stay at zero over leading zeros, where nothing outside the loop sees them."""
-    inputs = keras.Input((6, 4))
-    keras.utils.set_random_seed(0)
-    model = compiled(inputs, L.Dense(3)(L.SimpleRNN(5, activation="relu")(inputs)))
-    x = np.random.default_rng(0).normal(size=(8, 6, 4)).astype("float32")
-    x[:, :3] = 0
-    probe = srel_tf.ProbeSet(x, np.arange(8) % 3)
+    probe = srel_tf.ProbeSet(x, y)
     result = srel_tf.measure(model, probe, DEFINITIONS, learning_rate=1e-7, estimator="auto")
-    with double_precision():
-        twin = reference.clone(model, "float64")
-        exact = srel_tf.measure(twin, probe, DEFINITIONS, learning_rate=1e-7)
-        apart = np.abs(exact.matrix("l1") - limit(twin, probe).matrix("l1"))
-    assert (apart > 1e-3 * (1 + exact.matrix("l1"))).any()
-    for name in DEFINITIONS:
-        check_contract(name, result, exact.matrix(name), exact.valid(name))
+    expected = in_float64(model, probe, 1e-7)
+    apart = np.abs(expected - limit(model, probe).matrix("l1"))
+    assert (apart > 1e-3 * (1 + expected)).any()
+    assert check_contract("l1", result, expected, True) == 1
+
+
+def test_precision_is_checked(data):
+    model, probe = net(L.Dense(2)), srel_tf.ProbeSet(*data)
+    with pytest.raises(srel_tf.OptionError, match="unknown precision 'half': choose from auto, float32, float64"):
+        srel_tf.measure(model, probe, precision="half")
+    with double_precision(), pytest.raises(srel_tf.OptionError, match="weights are in float64"):
+        srel_tf.measure(net(L.Dense(2)), probe, precision="float32")
 
 
 @pytest.mark.parametrize("estimator", ["limit", "auto"])

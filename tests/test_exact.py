@@ -219,7 +219,7 @@ def test_sources_without_a_learning_rate_are_left_out(wanted, layerwise, data):
     rates = np.full(5, np.nan)
     rates[wanted] = 0.3
     some = engine(*arguments, tf.constant(rates))
-    for name in ("after", "own_after", "gradient_error"):
+    for name in ("after", "own_after", "sampled", "own_sampled"):
         whole, part = (getattr(outputs, name).numpy() for outputs in (every, some))
         np.testing.assert_array_equal(part[wanted], whole[wanted])
         assert np.isnan(np.delete(part, wanted, axis=0)).all()

@@ -9,7 +9,6 @@ import tensorflow as tf
 
 import srel_tf
 from srel_tf import ChunkError
-from srel_tf.auto import enlargements
 from srel_tf.exact import FiniteStep
 from srel_tf.limit import Limit
 from srel_tf.tangents import Tangents
@@ -151,18 +150,6 @@ def test_an_example_that_is_no_number_breaks_its_own_row_and_column_alone(estima
         assert expected.valid(measure).all()
         np.testing.assert_allclose(result.matrix(measure)[others], expected.matrix(measure), rtol=1e-9)
         assert result.valid(measure).sum() == expected.valid(measure).size
-
-
-def test_a_target_that_is_no_number_changes_no_enlargement_of_steps():
-    rng = np.random.default_rng(0)
-    before, own = rng.normal(size=(4, 3)), rng.normal(size=(2, 3))
-    noisy = before + rng.normal(size=(2, 4, 3)) * 1e-7
-    changes = SimpleNamespace(own_slope=1.0, own_moved=tf.constant(own * 1e-3))
-    expected = enlargements(SimpleNamespace(before=tf.constant(before), noisy=tf.constant(noisy)), changes, 0.01)
-    before[2], noisy[:, 2] = np.nan, np.inf
-    found = enlargements(SimpleNamespace(before=tf.constant(before), noisy=tf.constant(noisy)), changes, 0.01)
-    np.testing.assert_array_equal(found, expected)
-    assert (expected[1] > 2).all()
 
 
 @pytest.fixture

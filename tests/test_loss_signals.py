@@ -132,25 +132,3 @@ def test_a_converged_float32_net_keeps_the_digits_of_its_signal():
     p = others / others.sum(axis=1, keepdims=True)
     p[[0, 1], [0, 1]] = -(p.sum(axis=1) - p.max(axis=1))
     np.testing.assert_allclose(signal, p.astype(float), rtol=2e-3, atol=0)
-
-
-def signal_error(logits, penalty=None):
-    inputs = keras.Input((3,))
-    model = keras.Model(inputs, L.Dense(3, kernel_regularizer=penalty)(inputs))
-    model.compile("sgd", losses.SparseCategoricalCrossentropy(from_logits=True))
-    passes = passes_of(model, np.zeros((2, 3), "float32"), np.array([0, 0]))
-    return passes.loss_signal_error(tf.constant([logits], tf.float32), tf.constant([0])).numpy()[0]
-
-
-def test_error_of_a_signal_is_that_of_its_direction():
-    """A last place of the logits changes all of p − y by the same share where one of the others stands out; next to a
-    penalty's gradient the length counts too; and where two others are alike, a last place turns the signal."""
-    alone, with_penalty, alike = (
-        signal_error([30.0, 5.0, -20.0]),
-        signal_error([30.0, 5.0, -20.0], "l2"),
-        signal_error([30.0, 5.0, 4.9]),
-    )
-    last_place = 30 * np.finfo("float32").eps
-    assert alone < 1e-3 * last_place
-    assert last_place < with_penalty < 8 * last_place
-    assert 0.1 * last_place < alike < 8 * last_place

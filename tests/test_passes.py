@@ -50,7 +50,7 @@ def two_paths(model, x, y, factor=0.7):
 
     gradients, outputs = of_batch()
     for i in range(len(x)):
-        alone, _, output = network.loss_gradient(x[i, None], y[i, None], factor)
+        alone, output = network.loss_gradient(x[i, None], y[i, None], factor)
         if passes.head == "log":  # The logits stand for the softmax.
             np.testing.assert_allclose(tf.nn.softmax(outputs[i, None]), output, rtol=1e-10)
             output = outputs[i, None]
@@ -181,8 +181,6 @@ def test_regression_losses(data):
 
 
 REFUSED = {
-    "an operation across the batch": with_operation,
-    "a user's layer across the batch": lambda: net(MixesTheBatch(), L.Dense(2)),
     "a weight used outside its layer": tied,
     "a penalty on activities": lambda: net(L.Dense(2, activity_regularizer="l2")),
     "eager execution": eager,
@@ -196,3 +194,10 @@ def test_other_models_take_one_backward_pass_a_source(name, data):
     with pytest.raises(NotSeparable):
         LossPasses(Network(model), tf.constant(x[:2], tf.float64), tf.constant(y[:2]))
     assert srel_tf.measure(model, srel_tf.ProbeSet(x, y), learning_rate=0.1).valid("kl").any()
+
+
+@pytest.mark.parametrize("make", [with_operation, lambda: net(MixesTheBatch(), L.Dense(2))], ids=["operation", "layer"])
+@pytest.mark.parametrize("estimator", ["exact", "limit", "auto"])
+def test_models_that_mix_the_batch_are_refused(make, estimator, data):
+    with pytest.raises(srel_tf.ModelError, match="depend on the other examples"):
+        srel_tf.measure(make(), srel_tf.ProbeSet(*data), learning_rate=0.1, estimator=estimator)

@@ -114,28 +114,28 @@ def test_noise_of_a_sum_that_cancels_is_seen():
 def test_error_bound_contains_the_error_of_a_perturbed_ratio():
     """The triangle inequality behind the bound, on random norms and squares of norms."""
     rng = np.random.default_rng(0)
+    d, d0 = rng.uniform(0.1, 10, size=(2, 1000))
+    n, n0 = rng.uniform(0, 1e-3, size=(2, 1000))
+    noisy, noisy0 = d + rng.uniform(-1, 1, 1000) * n, d0 + rng.uniform(-1, 1, 1000) * n0
     for name in ("l1", "kl"):
         measure = MEASURES[name]
-        d, d0 = rng.uniform(0.1, 10, size=(2, 1000))
-        n, n0 = rng.uniform(0, 1e-3, size=(2, 1000))
-        noisy, noisy0 = d + rng.uniform(-1, 1, 1000) * n, d0 + rng.uniform(-1, 1, 1000) * n0
         power = measure.degree
         srel = (noisy / noisy0) ** power
-        bounds = np.array(
-            [
-                resolution.error_bound(measure, *(np.array(v) for v in row), np.zeros(1))
-                for row in zip(
-                    srel[:, None, None],
-                    noisy0[:, None] ** power,
-                    n[:, None] ** power,
-                    n0[:, None] ** power,
-                    strict=True,
-                )
-            ]
-        ).ravel()
+        noise = resolution.noise_between(measure, d**power, (d + n) ** power)
+        np.testing.assert_allclose(noise, n, rtol=1e-9)
+        bounds = resolution.error_bound(measure, srel[:, None], noisy0**power, n[:, None], n0)[:, 0]
         errors = np.abs(srel - (d / d0) ** power)
         assert (errors <= bounds).all()
-        assert (bounds < 20 * resolution.MARGIN * (n + n0) * srel.clip(min=1) * 10).all()
+        root = srel ** (1 / power)
+        first_order = power * root ** (power - 1) * (n + root * n0) / noisy0
+        assert (bounds < 2 * resolution.MARGIN * first_order).all()
+
+
+def test_noise_of_what_is_no_number():
+    """An entry that is a number once and none at perturbed weights is not known at all; of others nothing is said."""
+    first, second = np.array([1.0, np.nan, np.inf, 2.0]), np.array([np.nan, 1.0, 1.0, np.inf])
+    noise = resolution.noise_between(MEASURES["l1"], first, second)
+    np.testing.assert_array_equal(noise, [np.inf, 0, 0, np.inf])
 
 
 def test_a_relu_at_its_kink_is_not_resolved():
