@@ -16,6 +16,7 @@ import tensorflow as tf
 TOLERANCE = {"kl": 2e-3, "l1": 1e-3, "l2": 1e-3, "raw_l1": 1e-3, "raw_l2": 1e-3}
 NEGLIGIBLE = 0.05  # Of the tolerance: two references that are nearer than this are one.
 NUDGE = 1e-15  # Relative change of the weights in the repetition.
+LARGEST_EXPONENT = 11_000  # Its exponential is finite in extended precision.
 
 
 @contextlib.contextmanager
@@ -44,9 +45,9 @@ class Reference:
         self._x, self._y = tf.constant(x, tf.float64), tf.constant(y)
         self._softmax = softmax
         self._variables = [v.value for v in self._net.trainable_variables]
-        self._predict = tf.function(self._predict, jit_compile=False)
-        self._gradient = tf.function(self._gradient, jit_compile=False)
-        self._slope = tf.function(self._slope, jit_compile=False)
+        self._predict = tf.function(self._predict, autograph=False, jit_compile=False)
+        self._gradient = tf.function(self._gradient, autograph=False, jit_compile=False)
+        self._slope = tf.function(self._slope, autograph=False, jit_compile=False)
 
     def srel(self, weights, etas):
         """{η: {measure: S [n, n], NaN where float64 does not resolve it}}; η = 0 is the limit η → 0."""
@@ -149,12 +150,14 @@ def srel_row(outputs, change, source, softmax=False, limit=False):
 def distances_of_a_step(outputs, change, softmax):
     """{measure: D [n]} of two predictions, from the first and from the change, so that nothing cancels here."""
     if softmax:
-        p, d = outputs, np.log1p(change / outputs)
+        log_p, d = np.log(outputs), np.log1p(change / outputs)
     else:
-        p = probabilities(outputs)
-        top = change.max(axis=-1, keepdims=True)
-        d = change - top - np.log1p((p * np.expm1(change - top)).sum(axis=-1, keepdims=True))
-    return {"kl": (p * divergence(d)).sum(axis=-1), **norms(p * np.expm1(d), change)}
+        log_p = log_softmax(outputs)
+        d = change_of_log_softmax(log_p, change)
+    p, p_plus, small = np.exp(log_p), np.exp(log_p + d), np.abs(d) < 0.1
+    terms = np.where(small, p * divergence(np.where(small, d, 0)), p_plus * (d - 1) + p)
+    moved = np.where(small, p * np.expm1(np.where(small, d, 0)), p_plus - p)
+    return {"kl": terms.sum(axis=-1), **norms(moved, change)}
 
 
 def distances_in_the_limit(outputs, change, softmax):
@@ -162,7 +165,7 @@ def distances_in_the_limit(outputs, change, softmax):
     if softmax:
         p, d = outputs, change / outputs
     else:
-        p = probabilities(outputs)
+        p = np.exp(log_softmax(outputs))
         d = change - (p * change).sum(axis=-1, keepdims=True)
     return {"kl": (p * d**2).sum(axis=-1) / 2, **norms(p * d, change)}
 
@@ -176,16 +179,26 @@ def norms(of_probabilities, of_outputs):
     }
 
 
-def probabilities(logits):
-    e = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True)
+def log_softmax(logits):
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def change_of_log_softmax(log_p, change):
+    """log p⁺ − log p = Δz − log Σ p e^Δz; Δz is taken relative to that of the likeliest class, which may be large."""
+    relative = change - np.take_along_axis(change, log_p.argmax(axis=-1)[..., None], axis=-1)
+    spread = np.log1p((np.exp(log_p) * np.expm1(relative)).sum(axis=-1, keepdims=True))
+    after = log_p + relative
+    top = after.max(axis=-1, keepdims=True)
+    spread_of_large = top + np.log(np.exp(after - top).sum(axis=-1, keepdims=True))
+    large = relative.max(axis=-1, keepdims=True) > LARGEST_EXPONENT
+    return relative - np.where(large, spread_of_large, spread)
 
 
 def divergence(d):
-    """e^d d − e^d + 1; near 0 by its series Σ dᵏ (k − 1) / k!, whose terms do not cancel."""
-    small = np.where(np.abs(d) < 0.1, d, 0)
-    series, term = 0 * small, small.copy()
+    """e^d d − e^d + 1 near 0, by its series Σ dᵏ (k − 1) / k!, whose terms do not cancel."""
+    series, term = 0 * d, d
     for k in range(2, 15):
-        term = term * small / k
+        term = term * d / k
         series = series + (k - 1) * term
-    return np.where(np.abs(d) < 0.1, series, np.exp(d) * d - np.exp(d) + 1)
+    return series
