@@ -8,6 +8,7 @@ f(w − ηg) − f(w) = −η ∫₀¹ J(w − tηg) g dt.
 """
 
 import contextlib
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -16,6 +17,7 @@ import tensorflow as tf
 TOLERANCE = {"kl": 2e-3, "l1": 1e-3, "l2": 1e-3, "raw_l1": 1e-3, "raw_l2": 1e-3}
 NEGLIGIBLE = 0.05  # Of the tolerance: two references that are nearer than this are one.
 NUDGE = 1e-15  # Relative change of the weights in the repetition.
+ORDERS = (2, 4)  # Of two quadratures, which are one where the derivative is smooth along the step.
 LARGEST_EXPONENT = 11_000  # Its exponential is finite in extended precision.
 
 
@@ -30,6 +32,13 @@ def double_precision():
     finally:
         keras.config.set_floatx(floatx)
         keras.config.set_dtype_policy(policy)
+
+
+class Place(NamedTuple):
+    """Trainable weights and the outputs [n, C] there."""
+
+    weights: list
+    outputs: np.ndarray
 
 
 class Reference:
@@ -55,55 +64,57 @@ class Reference:
         rows = {eta: {measure: np.full((n, n), np.nan) for measure in TOLERANCE} for eta in keys}
         with double_precision():
             self._net.set_weights(weights)
-            places = self._points(weights)
+            places = self._places()
             for source in range(n):
-                gradients = [self._at(place, self._gradient, tf.constant(source)) for place in places]
+                gradients = [self._at(place.weights, self._gradient, tf.constant(source)) for place in places]
                 for eta in keys:
                     found = self._row(places, gradients, source, eta)
                     for measure, row in found.items():
                         rows[eta][measure][source] = row
-            self._assign(places[0])
+            self._assign(places[0].weights)
         return rows
 
-    def _points(self, weights):
-        """The trainable weights, and those of the repetition."""
+    def _places(self):
+        """The net's place, and that of the repetition."""
         draw = np.random.default_rng(0)
         exact = [v.numpy() for v in self._variables]
         nudged = [w * (1 + NUDGE * draw.standard_normal(w.shape)) for w in exact]
-        return exact, nudged
+        return [Place(weights, self._at(weights, self._predict).numpy()) for weights in (exact, nudged)]
 
     def _row(self, places, gradients, source, eta):
         """{measure: S [n]} of one source."""
         compute = self._limit_change if eta == 0 else self._step_change
-        pairs = [compute(*place, eta) for place in zip(places, gradients, strict=True)]
-        first, second = (srel_row(*pair, source, self._softmax, limit=eta == 0) for pair in pairs)
-        row = {m: first[m] if np.all(close(first[m], second[m], m)) else None for m in TOLERANCE}
+        changes = [compute(place, g, eta) for place, g in zip(places, gradients, strict=True)]
+        first, second = (
+            srel_row(place.outputs, change, source, self._softmax, limit=eta == 0)
+            for place, change in zip(places, changes, strict=True)
+        )
+        resolved = eta == 0 or is_resolved(places[0].outputs, changes[0], source)
+        row = {m: first[m] if resolved and np.all(close(first[m], second[m], m)) else None for m in TOLERANCE}
         if eta and any(s is None for s in row.values()):
-            outputs = pairs[0][0]
-            coarse, fine = (self._integral(places[0], gradients[0], eta, order) for order in (2, 4))
+            outputs = places[0].outputs
+            coarse, fine = (self._integral(places[0], gradients[0], eta, order) for order in ORDERS)
             coarse, fine = (srel_row(outputs, change, source, self._softmax) for change in (coarse, fine))
             for m in (m for m in TOLERANCE if row[m] is None):
-                row[m] = np.where(close(coarse[m], fine[m], m), fine[m], np.nan)
+                row[m] = np.where(close(fine[m], coarse[m], m), fine[m], np.nan)
         return {m: np.full(len(self._x), np.nan) if s is None else s for m, s in row.items()}
 
-    def _step_change(self, weights, gradient, eta):
-        """(outputs, their change by the step), [n, C] each."""
-        before = self._at(weights, self._predict)
-        after = self._at([w - eta * g for w, g in zip(weights, gradient, strict=True)], self._predict)
-        return before, after - before
+    def _step_change(self, place, gradient, eta):
+        """The change of the outputs by the step, [n, C]."""
+        after = [w - eta * g for w, g in zip(place.weights, gradient, strict=True)]
+        return self._at(after, self._predict).numpy() - place.outputs
 
-    def _limit_change(self, weights, gradient, eta):
-        """(outputs, −J g), [n, C] each."""
-        outputs, slope = self._at(weights, self._slope, gradient)
-        return outputs.numpy(), -slope.numpy()
+    def _limit_change(self, place, gradient, eta):
+        """−J g [n, C]."""
+        return -self._at(place.weights, self._slope, gradient).numpy()
 
-    def _integral(self, weights, gradient, eta, order):
+    def _integral(self, place, gradient, eta, order):
         """The change of the outputs by Gauss-Legendre quadrature of its derivative along the step."""
         nodes, shares = np.polynomial.legendre.leggauss(order)
         change = 0.0
         for node, share in zip((nodes + 1) / 2, shares / 2, strict=True):
-            there = [w - eta * node * g for w, g in zip(weights, gradient, strict=True)]
-            change = change - eta * share * self._at(there, self._slope, gradient)[1].numpy()
+            on_the_way = [w - eta * node * g for w, g in zip(place.weights, gradient, strict=True)]
+            change = change - eta * share * self._at(on_the_way, self._slope, gradient).numpy()
         return change
 
     def _at(self, weights, function, *arguments):
@@ -127,16 +138,31 @@ class Reference:
         return [tf.convert_to_tensor(g) for g in tape.gradient(loss, self._variables)]
 
     def _slope(self, direction):
-        """(outputs, their derivative along a direction of the weights), [n, C] each."""
-        with tf.autodiff.ForwardAccumulator(self._variables, direction) as accumulator:
-            outputs = self._net(self._x, training=False)
-        return outputs, accumulator.jvp(outputs)
+        """The derivative of the outputs along a direction of the weights, [n, C].
+
+        Jᵀu is linear in u, so its product with the direction has the derivative J · direction with respect to u.
+        TensorFlow's forward mode does not go through the loops of recurrent layers; this does.
+        """
+        with tf.GradientTape() as outer:
+            u = tf.ones_like(self._net(self._x, training=False))
+            outer.watch(u)
+            with tf.GradientTape() as inner:
+                outputs = self._net(self._x, training=False)
+            gradients = inner.gradient(outputs, self._variables, output_gradients=u)
+            product = tf.add_n([tf.reduce_sum(g * d) for g, d in zip(gradients, direction, strict=True)])
+        return outer.gradient(product, u)
 
 
 def close(s, other, measure):
     """Whether two references are one, [n]; False where either is not finite."""
     with np.errstate(invalid="ignore"):
         return np.abs(s - other) <= NEGLIGIBLE * TOLERANCE[measure] * (1 + np.abs(s))
+
+
+def is_resolved(outputs, change, source):
+    """Whether the rounding of the outputs themselves is negligible beside their change at the source."""
+    rounding = np.finfo(np.float64).eps * np.abs(outputs).max()
+    return rounding <= NEGLIGIBLE * min(TOLERANCE.values()) * np.abs(change[source]).max()
 
 
 def srel_row(outputs, change, source, softmax=False, limit=False):

@@ -10,7 +10,6 @@ import numpy as np
 from srel_tf.files import write_json
 from train.zoo import LOSSES, NETS, STATISTICS, TRAINED
 
-MOMENTUM = 0.9  # Of the moving statistics in training: an epoch has five updates, Keras's 0.99 would lag behind.
 SAVE_EVERY = 120  # Seconds.
 EPOCHS = 5  # Between two looks at the loss.
 
@@ -60,11 +59,9 @@ class Training:
         x, y = self._net.data()
         start = saved = time.perf_counter()
         epochs = 0
-        if stage == STATISTICS:
-            set_momentum(model, 0.0)
-            model(x, training=True)
-        set_momentum(model, MOMENTUM)
         while True:
+            if stage in (STATISTICS, TRAINED):
+                take_statistics(model, x)
             loss, accuracy = model.evaluate(x, y, batch_size=50, verbose=0)
             now = time.perf_counter()
             if _reached(stage, loss, accuracy):
@@ -72,7 +69,7 @@ class Training:
             if now - start > 60 * self._minutes:
                 self._save_partly(stage, model)
                 raise NotConverged(
-                    f"{self._name}: loss {loss:.1e} and accuracy {accuracy:.3f} after {epochs} epochs, not yet {stage!r}: "
+                    f"{self._name}: loss {loss:.1e}, accuracy {accuracy:.3f} after {epochs} epochs, not yet {stage!r}: "
                     + ("run again to train on" if self._cache else "give more --minutes, or --cache to train on later")
                 )
             if now - saved > SAVE_EVERY:
@@ -80,8 +77,9 @@ class Training:
                 saved = now
             model.fit(x, y, batch_size=30, epochs=EPOCHS, verbose=0)
             epochs += EPOCHS
-        print(f"{self._name}, {stage}: loss {loss:.1e}, {epochs} epochs, {now - start:.0f} s", file=sys.stderr, flush=True)
-        return {"loss": loss, "accuracy": accuracy, "seconds": now - start, "epochs": epochs}
+        seconds = now - start
+        print(f"{self._name}, {stage}: loss {loss:.1e}, {epochs} epochs, {seconds:.0f} s", file=sys.stderr, flush=True)
+        return {"loss": loss, "accuracy": accuracy, "seconds": seconds, "epochs": epochs}
 
     def _keep(self, stage, weights, outcome):
         if self._cache:
@@ -116,9 +114,15 @@ def _reached(stage, loss, accuracy):
     return below is None or loss < below
 
 
-def set_momentum(model, momentum):
-    """Set the momentum of all moving statistics."""
-    for layer in model._flatten_layers():
-        if isinstance(layer, keras.layers.BatchNormalization):
+def take_statistics(model, x):
+    """Give all batch normalisation the statistics of x, in the place of moving ones."""
+    norms = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
+    momenta = [layer.momentum for layer in norms]
+    try:
+        for layer in norms:
+            layer.momentum = 0.0
+        if norms:
+            model(x, training=True)
+    finally:
+        for layer, momentum in zip(norms, momenta, strict=True):
             layer.momentum = momentum
-    model.make_train_function(force=True)  # The traced one holds the former momentum.
