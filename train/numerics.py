@@ -1,199 +1,200 @@
-"""What float32 resolves: the estimators `exact` and `auto` beside float64, at every stage of training and any η.
+"""The contract on real nets: S_rel of each estimator beside float64, at every stage of training and any η.
 
-    python -m train.numerics                 an MLP, a CNN and a residual net on scikit-learn's digits
-    python -m train.numerics --out DIR       also DIR/numerics.csv (each net) and DIR/numerics.md (the table)
+    python -m train.numerics                          an MLP, a CNN and a residual net, each with logits and a softmax
+    python -m train.numerics --zoo                    also keras.applications, a ViT, an LSTM and others
+    python -m train.numerics --nets vit MobileNetV2   these
+    python -m train.numerics --out DIR                also DIR/numerics.csv and DIR/numerics.md; goes on where it was
+    python -m train.numerics --cache DIR              keeps trained weights
 
 An entry that is called valid must be within 1e-3 · (1 + S) of float64 for ℓ1 and ℓ2, within 2e-3 · (1 + S) for KL.
-Errors are given in that unit: above 1 an entry is outside the contract.
+Errors are given in that unit: above 1 an entry is outside the contract. The reference (`train.zoo_reference`) makes
+each net again in float64 and shares no code with srel_tf.
 """
 
 import argparse
-import contextlib
+import statistics
 import sys
+import time
+import warnings
+from dataclasses import fields, replace
 from pathlib import Path
 
-import keras
-import numpy as np
 import pandas as pd
-from keras import layers
+import tensorflow as tf
 
 import srel_tf
-from train.data import load
 from train.experiment import make_repeatable
-from train.models import build_model
-from train.numerics_table import TOLERANCE, as_markdown, comparison, progress, summary
+from train.numerics_table import as_markdown, comparison, summary, total
+from train.zoo import NETS, SMALL
+from train.zoo_reference import TOLERANCE, Reference
+from train.zoo_training import NotConverged, Training
 
-ETAS = tuple(10.0**k for k in range(-8, 0))
-STAGES = {"initialisation": np.inf, "mid-training": 0.3, "converged": 1e-4}  # Training loss, nats.
-NEGLIGIBLE = 0.05  # A share of the tolerance.
-
-
-class NotConverged(RuntimeError):
-    """Training ended above the loss that a stage asks for."""
+ESTIMATORS = ("exact", "limit", "auto")
 
 
 def parser():
     p = argparse.ArgumentParser(prog="python -m train.numerics", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    p.add_argument("--nets", nargs="+", default=list(NETS), choices=list(NETS), help="each with logits and a softmax")
-    p.add_argument("--per-class", type=int, default=3, help="probe points of each of 10 digits")
-    p.add_argument("--max-epochs", type=int, default=2000, help="by which training must have converged")
+    p.add_argument("--nets", nargs="+", choices=list(NETS), metavar="NET", help=f"of {', '.join(NETS)}")
+    p.add_argument("--zoo", action="store_true", help="all nets")
+    p.add_argument("--stages", nargs="+", metavar="STAGE", help="these stages only")
+    p.add_argument("--etas", nargs="+", type=float, metavar="ETA", help="instead of each net's own")
+    p.add_argument("--estimators", nargs="+", choices=ESTIMATORS, default=list(ESTIMATORS))
+    p.add_argument("--precision", help="as in srel_tf.Settings, whose default is used without this option")
+    p.add_argument("--per-class", type=int, help="probe points of each class, instead of each net's own")
+    p.add_argument("--minutes", type=float, default=30.0, help="within which each stage must be reached")
     p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--cache", type=Path, help="directory for the weights of each stage")
     p.add_argument("--out", type=Path, help="directory for the tables")
+    p.add_argument("--train-only", action="store_true", help="fill --cache, measure nothing")
     return p
 
 
 def main(arguments=None):
-    """Run the command; the exit status: 1 where a valid entry is outside the contract."""
+    """Run the command; the exit status: 1 if a valid entry is outside the contract or a stage was not reached."""
     args = parser().parse_args(arguments)
     make_repeatable(args.seed)
-    data = load("digits").train
-    probe = srel_tf.ProbeSet.sample(data.x, data.y, per_class=args.per_class, seed=args.seed)
-    parts = []
-    for name in args.nets:
-        parts.append(of_net(name, data, probe, args))
-        print(f"{name}: {progress(parts[-1])}", file=sys.stderr, flush=True)
-    rows = pd.concat(parts, ignore_index=True)
-    table = summary(rows)
-    text = as_markdown(table)
-    print(text)
-    outside = int(rows["exact_outside"].sum() + rows["auto_outside"].sum())
-    print(f"\n{outside} valid entries outside the contract, of {rows['exact_valid'].sum() + rows['auto_valid'].sum()}")
-    if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        rows.to_csv(args.out / "numerics.csv", index=False)
-        (args.out / "numerics.md").write_text(text + "\n", encoding="utf-8")
-        print(f"tables: {args.out / 'numerics.csv'}, {args.out / 'numerics.md'}")
-    return 1 if outside else 0
+    names = args.nets or list(NETS if args.zoo else SMALL)
+    table, complete = Table(args), True
+    for name in names:
+        try:
+            of_net(name, args, table)
+        except NotConverged as error:
+            complete = False
+            print(error, file=sys.stderr, flush=True)
+    if not args.train_only:
+        complete = table.finish(names) and complete
+    return 0 if complete else 1
 
 
-def residual(input_shape, num_classes):
-    """Two residual blocks without normalisation."""
-    inputs = keras.Input(input_shape)
-    x = layers.Conv2D(16, 3, padding="same")(inputs)
-    for _ in range(2):
-        inner = layers.Conv2D(16, 3, padding="same", activation="relu")(x)
-        x = layers.ReLU()(layers.Add()([x, layers.Conv2D(16, 3, padding="same")(inner)]))
-    return keras.Model(inputs, layers.Dense(num_classes)(layers.GlobalAveragePooling2D()(x)))
+def of_net(name, args, table):
+    """Measure one net at each of its stages."""
+    net, side = NETS[name], None
+    for stage, weights, outcome in Training(name, args.seed, args.cache, args.minutes).stages():
+        if args.train_only or (args.stages and stage not in args.stages) or table.has(name, stage):
+            continue
+        side = side or Measuring(net, args)
+        start = time.perf_counter()
+        reference = side.reference(weights)
+        between = time.perf_counter()
+        rows = list(side.rows(weights, reference))
+        table.add([{"net": name, "stage": stage, "loss": outcome["loss"], **row} for row in rows])
+        seconds = f"{between - start:.0f} s reference, {time.perf_counter() - between:.0f} s measuring"
+        print(f"{name}, {stage}: {seconds}", file=sys.stderr, flush=True)
 
 
-NETS = {
-    "mlp": lambda shape, classes: build_model("mlp", shape, classes),
-    "cnn": lambda shape, classes: build_model("cnn", shape, classes),
-    "residual": residual,
-}
+class Table:
+    """The rows of all nets, kept in `--out` as they come."""
+
+    def __init__(self, args):
+        self._path = args.out / "numerics.csv" if args.out else None
+        chosen = {n: getattr(args, n) for n in ("precision", "estimators", "etas", "per_class", "seed")}
+        self._settings = " ".join(f"{name}={value}" for name, value in chosen.items() if value is not None)
+        known = self._path is not None and self._path.exists()
+        self.rows = pd.read_csv(self._path, keep_default_na=True) if known else pd.DataFrame()
+
+    def has(self, name, stage):
+        """Whether this pair was measured with the same settings."""
+        return bool(len(self.rows)) and bool((self._of(name, stage) & (self.rows["settings"] == self._settings)).any())
+
+    def add(self, rows):
+        """Put in the rows of one net and stage, in the place of former ones."""
+        new = pd.DataFrame(rows).assign(settings=self._settings)
+        if len(self.rows):
+            former = self.rows[~self._of(new["net"][0], new["stage"][0])]
+            new = pd.concat([former, new], ignore_index=True) if len(former) else new
+        self.rows = new
+        if self._path:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = self._path.with_suffix(".tmp")
+            self.rows.to_csv(unfinished, index=False)
+            unfinished.replace(self._path)
+
+    def finish(self, names):
+        """Print the summary of these nets; whether no entry is outside."""
+        rows = self.rows[self.rows["net"].isin(names)] if len(self.rows) else self.rows
+        if not len(rows):
+            print("nothing was measured")
+            return False
+        text = f"{as_markdown(summary(rows))}\n\n{total(rows)}"
+        print(text)
+        if self._path:
+            self._path.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
+            print(f"tables: {self._path}, {self._path.with_suffix('.md')}")
+        return not rows["outside"].sum()
+
+    def _of(self, name, stage):
+        return (self.rows["net"] == name) & (self.rows["stage"] == stage)
 
 
-def compiled(name, end, probe, optimizer):
-    """The net in Keras's present precision, with its loss in that precision too."""
-    net = NETS[name](probe.x.shape[1:], 10)
-    if end == "softmax":
-        net = keras.Model(net.inputs, layers.Softmax()(net.outputs[0]))
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=end == "logits", dtype=keras.config.floatx())
-    net.compile(optimizer, loss, jit_compile=False)
-    return net
+class Measuring:
+    """One net in float32 with its instruments, and its reference."""
 
+    def __init__(self, net, args):
+        x, y = net.data()
+        self._probe = srel_tf.ProbeSet.sample(x, y, per_class=args.per_class or net.per_class, seed=args.seed)
+        self._etas = tuple(args.etas or net.etas)
+        self._net = net.compiled()
+        settings = srel_tf.Settings(measures=tuple(TOLERANCE))
+        if args.precision is not None:
+            settings = replace(settings, precision=args.precision)
+        self._instruments = {e: self._instrument(replace(settings, estimator=e)) for e in args.estimators}
+        self._singles = {}
+        if any(field.name == "precision" for field in fields(settings)) and args.precision != "float32":
+            single = replace(settings, precision="float32")
+            self._singles = {e: self._instrument(replace(single, estimator=e)) for e in args.estimators}
+        self._reference = Reference(net.compiled, self._probe.x, self._probe.y, net.softmax)
 
-def of_net(name, data, probe, args):
-    """One row a (stage, end, η, measure) of one net, as a data frame.
+    def reference(self, weights):
+        """{η: {measure: S}}, NaN where there is none; η = 0 is the limit."""
+        return self._reference.srel(weights, self._etas)
 
-    It is trained with logits; the net that ends in a softmax is the same function of the same weights.
-    """
-    keras.utils.set_random_seed(args.seed)
-    trained = compiled(name, "logits", probe, keras.optimizers.Adam(3e-3))
-    ends = {end: Ends(name, end, probe) for end in ("logits", "softmax")}
-    rows = []
-    for stage, below in STAGES.items():
-        loss = train_until(trained, data, below, args.max_epochs)
-        for end, nets in ends.items():
-            about = {"net": name, "end": end, "stage": stage, "loss": loss}
-            rows += [{**about, **row} for row in nets.rows(trained.get_weights())]
-    return pd.DataFrame(rows)
-
-
-class Ends:
-    """A net with one of its ends, in float32 and in float64, ready to be measured at any weights."""
-
-    def __init__(self, name, end, probe):
-        self._net = compiled(name, end, probe, "sgd")
-        self._singles = {estimator: instrument(self._net, probe, estimator) for estimator in ("exact", "auto")}
-        with double_precision():
-            self._twin = compiled(name, end, probe, "sgd")
-            self._doubles = {estimator: instrument(self._twin, probe, estimator) for estimator in ("exact", "limit")}
-
-    def rows(self, weights):
-        """One row a (η, measure)."""
+    def rows(self, weights, reference):
+        """Yield one row a (estimator, η, measure); the limit has one η, 0."""
         self._net.set_weights(weights)
-        self._twin.set_weights(weights)
-        with double_precision():
-            reference = Reference(self._twin, self._doubles)
-        for eta in ETAS:
-            measured = {estimator: at(self._net, eta, one) for estimator, one in self._singles.items()}
-            for measure in TOLERANCE:
-                yield {"eta": eta, "measure": measure, **comparison(measured, measure, *reference.of(eta, measure))}
+        forward = self._forward_seconds()
+        for estimator, instrument in self._instruments.items():
+            etas = (0.0,) if estimator == "limit" else self._etas
+            results = {eta: self._measure(instrument, eta) for eta in (None, *etas)}  # The first call traces.
+            about = {
+                "estimator": estimator,
+                "seconds": statistics.median(result.seconds for eta, result in results.items() if eta is not None),
+                "float32_seconds": self._float32_seconds(estimator, etas[0]),
+                "forward_seconds": forward,
+            }
+            for eta in etas:
+                for measure in TOLERANCE:
+                    found = comparison(results[eta], measure, reference[eta][measure])
+                    yield {**about, "eta": eta, "measure": measure, **found}
+
+    def _instrument(self, settings):
+        with _silence():
+            return srel_tf.Instrument(self._net, self._probe, settings)
+
+    def _measure(self, instrument, eta):
+        """A measurement with η; of the limit, with any."""
+        self._net.optimizer.learning_rate = eta or self._etas[0]
+        with _silence():
+            return instrument()
+
+    def _float32_seconds(self, estimator, eta):
+        if estimator not in self._singles:
+            return float("nan")
+        return [self._measure(self._singles[estimator], eta).seconds for _ in range(2)][1]
+
+    def _forward_seconds(self):
+        """Of a float32 forward pass of all probe points."""
+        forward = tf.function(lambda x: self._net(x, training=False), jit_compile=False)
+        x, seconds = tf.constant(self._probe.x), []
+        for _ in range(6):
+            start = time.perf_counter()
+            forward(x).numpy()
+            seconds.append(time.perf_counter() - start)
+        return statistics.median(seconds[1:])
 
 
-def instrument(net, probe, estimator):
-    return srel_tf.Instrument(net, probe, srel_tf.Settings(measures=tuple(TOLERANCE), estimator=estimator))
-
-
-def at(net, eta, instrument):
-    """A measurement with η."""
-    net.optimizer.learning_rate = eta
-    return instrument()
-
-
-def train_until(net, data, below, max_epochs):
-    """Train until the loss of the whole training set is below a value; that loss."""
-
-    def loss():
-        return net.evaluate(data.x, data.y, batch_size=512, verbose=0)
-
-    if (now := loss()) < below:
-        return now
-    for _ in range(max_epochs):
-        running = net.fit(data.x, data.y, batch_size=128, verbose=0).history["loss"][-1]
-        if running < 2 * below and (now := loss()) < below:  # Evaluated where it may be so.
-            return now
-    raise NotConverged(f"{net.name}: training loss {loss():.2e} after {max_epochs} epochs, above {below:g}")
-
-
-class Reference:
-    """S_rel of the float64 net for every η of `ETAS`.
-
-    `exact` where float64 resolves it by its own bound. Below that, at the smallest η of a converged net (a change of
-    1e-16 of the outputs), S differs from its limit by a share that is proportional to η: the gap between the two at
-    the next η' that float64 resolves, times η/η', is what the limit is wrong by. Where that is below `NEGLIGIBLE`
-    tolerances the limit is the reference; elsewhere there is none, and the entry is counted apart.
-    """
-
-    def __init__(self, twin, instruments):
-        self._limit = instruments["limit"]()
-        self._exact = {eta: at(twin, eta, instruments["exact"]) for eta in ETAS}
-
-    def of(self, eta, measure):
-        """(S_rel, whether there is a reference), [n_s, n_t] each."""
-        limit, exact = self._limit.matrix(measure), self._exact[eta].matrix(measure)
-        gap = np.full(limit.shape, np.inf)
-        for other in sorted((e for e in ETAS if e > eta), reverse=True):
-            there = self._exact[other]
-            apart = np.abs(there.matrix(measure) - limit) * eta / other
-            gap = np.where(there.valid(measure), apart, gap)
-        close = gap <= NEGLIGIBLE * TOLERANCE[measure] * (1 + limit)  # False where the limit is NaN.
-        s = np.where(self._exact[eta].valid(measure), exact, np.where(close, limit, np.nan))
-        return s, np.isfinite(s)
-
-
-@contextlib.contextmanager
-def double_precision():
-    """Layers, losses and penalties in float64."""
-    policy, floatx = keras.config.dtype_policy(), keras.config.floatx()
-    keras.config.set_floatx("float64")
-    keras.config.set_dtype_policy("float64")
-    try:
-        yield
-    finally:
-        keras.config.set_floatx(floatx)
-        keras.config.set_dtype_policy(policy)
+def _silence():
+    """The table says what is invalid."""
+    return warnings.catch_warnings(action="ignore", category=UserWarning)
 
 
 if __name__ == "__main__":

@@ -1,69 +1,87 @@
-"""The table of `train.numerics`: valid shares and errors of `exact` and `auto` beside the reference in float64."""
+"""The tables of `train.numerics`: valid shares, errors and costs of each estimator beside the float64 reference."""
 
 import numpy as np
 import pandas as pd
 
-TOLERANCE = {"kl": 2e-3, "l1": 1e-3, "l2": 1e-3}
+from train.zoo_reference import TOLERANCE
+
+COUNTS = ["entries", "valid", "outside", "unreferenced"]
 
 
-def comparison(measured, measure, reference, known):
-    """Valid shares and errors of `exact` and `auto` against the reference."""
-    found = {"entries": reference.size, "reference": int(known.sum())}
-    for estimator, result in measured.items():
-        valid, s = result.valid(measure), result.matrix(measure)
-        error = np.abs(s - reference)[valid & known] / (TOLERANCE[measure] * (1 + reference[valid & known]))
-        found |= {
-            f"{estimator}_valid": int(valid.sum()),
-            f"{estimator}_worst": error.max(initial=0.0) if len(error) else np.nan,
-            f"{estimator}_outside": int((error > 1).sum()),
-            f"{estimator}_unchecked": int((valid & ~known).sum()),
-        }
-    single, auto = (measured[estimator].matrices[measure] for estimator in ("exact", "auto"))
-    limit = auto.estimator == "limit"
-    # The same step gives the same numerators to the bit.
-    float64 = ~limit & ~np.isclose(auto.numerator, single.numerator, rtol=0, atol=0, equal_nan=True).all(axis=1)
-    return found | {"sources": len(limit), "limit_rows": int(limit.sum()), "float64_rows": int(float64.sum())}
+def comparison(result, measure, reference):
+    """Counts and the worst error of the valid entries of one measure, as a dict.
+
+    reference: S [n_s, n_t], NaN where there is none. The error is in units of tolerance · (1 + S). unreferenced: valid
+    entries that nothing was compared with.
+    """
+    valid, s = result.valid(measure), result.matrix(measure)
+    known = np.isfinite(reference)
+    with np.errstate(invalid="ignore"):
+        error = np.abs(s - reference) / (TOLERANCE[measure] * (1 + reference))
+    error = np.where(np.isfinite(s), error, np.inf)
+    error = np.where(valid & known, error, -1.0)
+    row = {
+        "entries": s.size,
+        "valid": int(valid.sum()),
+        "outside": int((error > 1).sum()),
+        "unreferenced": int((valid & ~known).sum()),
+        "without_reference": int((~known).sum()),
+    }
+    source, target = np.unravel_index(error.argmax(), error.shape)
+    if error[source, target] < 0:
+        return row | {"worst": np.nan, "worst_s": np.nan, "worst_reference": np.nan, "worst_pair": ""}
+    return row | {
+        "worst": error[source, target],
+        "worst_s": s[source, target],
+        "worst_reference": reference[source, target],
+        "worst_pair": f"{source} {target}",
+    }
 
 
 def summary(rows):
-    """All nets together: one row a (stage, η, measure)."""
-    groups = rows.groupby(["stage", "eta", "measure"], sort=False)
-    total, worst = groups.sum(numeric_only=True), groups.max(numeric_only=True)
-    table = pd.DataFrame(index=total.index)
-    for estimator in ("exact", "auto"):
-        table[f"{estimator} valid"] = total[f"{estimator}_valid"] / total["entries"]
-        table[f"{estimator} worst"] = worst[f"{estimator}_worst"]
-        table[f"{estimator} outside"] = total[f"{estimator}_outside"]
-        table[f"{estimator} unchecked"] = total[f"{estimator}_unchecked"]
-    for kind in ("limit", "float64"):
-        table[f"rows from {kind}"] = total[f"{kind}_rows"] / total["sources"]
-    table["no reference"] = 1 - total["reference"] / total["entries"]
-    return table
+    """One row a (net, stage, estimator) of the rows of each η and measure."""
+    groups = rows.groupby(["net", "stage", "estimator"], sort=False)
+    table = groups[COUNTS].sum()
+    table.insert(0, "η", groups["eta"].agg(_range))
+    table.insert(2, "valid share", table.pop("valid") / table["entries"])
+    table["worst"] = groups["worst"].max()
+    for name in ("seconds", "float32_seconds", "forward_seconds"):
+        table[name] = groups[name].first()
+    table["over_float32"] = table["seconds"] / table["float32_seconds"]
+    table["forward_passes"] = table["seconds"] / table["forward_seconds"]
+    return table.reset_index()
+
+
+def _range(etas):
+    low, high = etas.min(), etas.max()
+    if high == 0:
+        return "→ 0"
+    return f"{low:.0e}" if low == high else f"{low:.0e} … {high:.0e}"
 
 
 def as_markdown(table):
-    """The table as Markdown; errors in units of tolerance · (1 + S)."""
-    names = ["exact valid", "auto valid", "rows from limit", "rows from float64", "exact worst", "auto worst"]
-    counts = ["exact outside", "auto outside", "exact unchecked", "auto unchecked"]
+    """The summary as Markdown; errors in units of tolerance · (1 + S)."""
     lines = [
-        "| stage | η | measure | valid: exact | valid: auto | rows of auto from limit | in float64 "
-        "| worst error: exact | worst error: auto | outside | unchecked |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| net | stage | η | estimator | entries | valid | outside | worst error | unreferenced | seconds "
+        "| × float32 | forward passes |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for (stage, eta, measure), row in table.iterrows():
-        shares = [f"{100 * row[name]:.1f} %" for name in names[:4]]
-        errors = ["–" if np.isnan(row[name]) else f"{row[name]:.2f}" for name in names[4:]]
-        outside, unchecked = ("{:.0f}, {:.0f}".format(*row[pair]) for pair in (counts[:2], counts[2:]))
-        lines.append(
-            f"| {stage} | {eta:.0e} | {measure} | {' | '.join(shares)} | {' | '.join(errors)} "
-            f"| {outside} | {unchecked} |"
-        )
+    for row in table.itertuples(index=False):
+        cells = [row.net, row.stage, getattr(row, "η", row[2]), row.estimator, f"{row.entries:,}"]
+        cells += [f"{100 * row[5]:.1f} %", f"{row.outside:,}", _number(row.worst, ".2f"), f"{row.unreferenced:,}"]
+        cells += [_number(row.seconds, ".3f"), _number(row.over_float32, ".1f"), _number(row.forward_passes, ".1f")]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def progress(rows):
-    """One line on a net: its losses, valid shares and worst errors."""
-    losses = ", ".join(f"{loss:.1e}" for loss in rows["loss"].unique())
-    shares = (f"{name} {rows[f'{name}_valid'].sum() / rows['entries'].sum():.1%} valid" for name in ("exact", "auto"))
-    worst = max(rows["exact_worst"].max(), rows["auto_worst"].max())
-    return f"losses {losses}; {', '.join(shares)}; worst error {worst:.2f}"
+def _number(value, form):
+    return "–" if pd.isna(value) else format(value, form)
+
+
+def total(rows):
+    """One line on all rows."""
+    valid, outside, unreferenced = (rows[name].sum() for name in ("valid", "outside", "unreferenced"))
+    return (
+        f"{outside:,} of {valid:,} valid entries outside the contract, {unreferenced:,} of them without a reference; "
+        f"worst error {_number(rows['worst'].max(), '.2f')} tolerances"
+    )

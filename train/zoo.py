@@ -1,0 +1,193 @@
+"""Nets on which `train.numerics` compares S_rel with float64: keras.applications, small nets, ill-conditioned ones.
+
+Each `Net` has a constructor that takes Keras's present dtype policy, images, labels and the stages of its training.
+All learn scikit-learn's digits.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers
+from sklearn.datasets import load_digits
+
+from train.models import build_model
+
+# Loss of the whole training set (nats) below which a stage begins. None: no training.
+LOSSES = {"initialisation": None, "mid-training": 0.3, "converged": 1e-4}
+UNTRAINED, STATISTICS, TRAINED = "untrained", "statistics", "accuracy 1.0"
+
+
+@dataclass(frozen=True)
+class Net:
+    """One net of the zoo.
+
+    build: () -> uncompiled model that returns logits, or probabilities if `softmax`.
+    data: () -> images float32 [n, ...], labels int64 [n].
+    stages: names, in the order of training.
+    per_class: probe points of each class.
+    etas: step lengths of the finite step.
+    learning_rate: of Adam, in training.
+    weights_of: name of the net whose training gives the weights; None: the net itself.
+    """
+
+    build: Callable
+    data: Callable
+    stages: tuple
+    per_class: int
+    etas: tuple
+    learning_rate: float = 1e-3
+    softmax: bool = False
+    weights_of: str | None = None
+
+    def compiled(self, optimizer="sgd"):
+        """A new net in Keras's present precision, with a loss in that precision."""
+        net = self.build()
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=not self.softmax, dtype=keras.config.floatx())
+        net.compile(optimizer, loss, metrics=["accuracy"], jit_compile=False)
+        return net
+
+
+@functools.cache
+def digits(classes, per_class):
+    """Digits 0 .. classes-1: images float32 [n, 8, 8, 1] in [0, 1] and labels int64 [n], `per_class` of each."""
+    images, labels = load_digits(return_X_y=True)
+    chosen = np.concatenate([np.flatnonzero(labels == label)[:per_class] for label in range(classes)])
+    return (images[chosen].reshape(-1, 8, 8, 1) / 16).astype("float32"), labels[chosen].astype("int64")
+
+
+def resized(size, low, high):
+    """150 images of five digits, resized to [size, size, 3], intensities from `low` to `high`."""
+    x, y = digits(5, 30)
+    x = tf.image.resize(x, (size, size)).numpy().repeat(3, axis=-1)
+    return (low + (high - low) * x).astype("float32"), y
+
+
+def shifted():
+    """90 images of three digits as 64 numbers in 1000 ± 0.1."""
+    x, y = digits(3, 30)
+    return (1000 + 0.1 * (2 * x.reshape(-1, 64).astype("float64") - 1)).astype("float32"), y
+
+
+def batch_norm():
+    """Dense layers with batch normalisation, whose first layer sees inputs with a large mean and a small spread."""
+    inputs = keras.Input((64,))
+    x = inputs
+    for units in (256, 64):
+        x = layers.ReLU()(layers.BatchNormalization()(layers.Dense(units)(x)))
+    return keras.Model(inputs, layers.Dense(3)(x))
+
+
+def residual():
+    """Two residual blocks without normalisation."""
+    inputs = keras.Input((8, 8, 1))
+    x = layers.Conv2D(16, 3, padding="same")(inputs)
+    for _ in range(2):
+        inner = layers.Conv2D(16, 3, padding="same", activation="relu")(x)
+        x = layers.ReLU()(layers.Add()([x, layers.Conv2D(16, 3, padding="same")(inner)]))
+    return keras.Model(inputs, layers.Dense(10)(layers.GlobalAveragePooling2D()(x)))
+
+
+class Positions(layers.Layer):
+    """Add a trained vector to each token."""
+
+    def build(self, input_shape):
+        self.table = self.add_weight(shape=input_shape[1:], initializer=keras.initializers.RandomNormal(stddev=0.02))
+
+    def call(self, tokens):
+        return tokens + self.table
+
+
+def vit():
+    """A vision transformer: 16 patches of 2×2, two blocks of width 32."""
+    inputs = keras.Input((8, 8, 1))
+    x = Positions()(layers.Reshape((16, 32))(layers.Conv2D(32, 2, strides=2)(inputs)))
+    for _ in range(2):
+        normed = layers.LayerNormalization()(x)
+        x = layers.Add()([x, layers.MultiHeadAttention(num_heads=4, key_dim=8)(normed, normed)])
+        hidden = layers.Dense(64, activation="gelu")(layers.LayerNormalization()(x))
+        x = layers.Add()([x, layers.Dense(32)(hidden)])
+    return keras.Model(inputs, layers.Dense(10)(layers.GlobalAveragePooling1D()(layers.LayerNormalization()(x))))
+
+
+def lstm():
+    """Two LSTM layers; an image is a sequence of its 8 rows."""
+    inputs = keras.Input((8, 8, 1))
+    x = layers.LSTM(32, return_sequences=True)(layers.Reshape((8, 8))(inputs))
+    return keras.Model(inputs, layers.Dense(10)(layers.LSTM(32)(x)))
+
+
+def _with_softmax(build):
+    net = build()
+    return keras.Model(net.inputs, layers.Softmax()(net.outputs[0]))
+
+
+def _application(name, size):
+    return getattr(keras.applications, name)(
+        weights=None, input_shape=(size, size, 3), classes=5, classifier_activation=None
+    )
+
+
+def _powers(*exponents):
+    return tuple(float(f"1e{k}") for k in exponents)
+
+
+def _deep(name, size=32, low=-1, high=1, normalised=True, learning_rate=1e-3):
+    """A net of keras.applications; low, high: the intensities that it expects."""
+    return Net(
+        build=functools.partial(_application, name, size),
+        data=functools.partial(resized, size, low, high),
+        stages=(UNTRAINED, STATISTICS, TRAINED) if normalised else (UNTRAINED, TRAINED),
+        per_class=2,
+        etas=_powers(-6, -4, -3, -2, -1),
+        learning_rate=learning_rate,
+    )
+
+
+def _small(build, **options):
+    return Net(
+        build=build,
+        data=functools.partial(digits, 10, 30),
+        stages=tuple(LOSSES),
+        per_class=6,
+        etas=_powers(*range(-8, 0)),
+        **options,
+    )
+
+
+_BODIES = {
+    "mlp": functools.partial(build_model, "mlp", (8, 8, 1), 10),
+    "cnn": functools.partial(build_model, "cnn", (8, 8, 1), 10),
+    "residual": residual,
+}
+SMALL = {name: _small(build) for name, build in _BODIES.items()} | {
+    f"{name}-softmax": _small(functools.partial(_with_softmax, build), softmax=True, weights_of=name)
+    for name, build in _BODIES.items()
+}
+NETS = SMALL | {
+    "batch_norm": Net(
+        batch_norm, shifted, (UNTRAINED, STATISTICS, TRAINED), per_class=20, etas=_powers(*range(-8, 0))
+    ),
+    "vit": _small(vit),
+    "lstm": _small(lstm),
+    "resnet18": Net(
+        functools.partial(build_model, "resnet18", (32, 32, 3), 5),
+        functools.partial(resized, 32, -1, 1),
+        tuple(LOSSES),
+        per_class=2,
+        etas=_powers(*range(-6, 0)),
+        learning_rate=3e-4,
+    ),
+    "MobileNetV2": _deep("MobileNetV2"),
+    "EfficientNetB0": _deep("EfficientNetB0", low=0, high=255),
+    "EfficientNetV2B0": _deep("EfficientNetV2B0", low=0, high=255),
+    "DenseNet121": _deep("DenseNet121"),
+    "InceptionV3": _deep("InceptionV3", size=75),
+    "ResNet50": _deep("ResNet50"),
+    "NASNetMobile": _deep("NASNetMobile"),
+    "ConvNeXtTiny": _deep("ConvNeXtTiny", low=0, high=255, normalised=False, learning_rate=3e-4),
+    "VGG16": _deep("VGG16", normalised=False, learning_rate=1e-4),
+}
