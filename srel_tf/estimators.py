@@ -116,8 +116,8 @@ class FirstOrderLimit:
             self._warn_of_slow_layers()
             self._engine = Limit(self._passes, own, batch_size, self._differences_suffice())
         self._outputs = tf.function(task.network.outputs, jit_compile=False, autograph=False)
-        if self._passes is None or task.network.opaque or _has_layers_of_ones_own(task.network.model):
-            self._check_derivative()
+        own_layers = _has_layers_of_ones_own(task.network.model)
+        self._is_checked = not (self._passes is None or task.network.opaque or own_layers)
 
     def _warn_of_slow_layers(self):
         slow = sorted({type(v).__name__ for v in self._passes.capture.layers if rule_of(v) is None})
@@ -131,6 +131,9 @@ class FirstOrderLimit:
     def __call__(self, learning_rate):
         task, weights = self._task, self._task.network.weights
         changes = self._engine(*task.data, weights)
+        if not self._is_checked:
+            self._check_derivative(changes)
+            self._is_checked = True
         again, relative = [], None
         if task.network.dtype == tf.float64:
             relative = self._relative_noise(weights)
@@ -142,16 +145,17 @@ class FirstOrderLimit:
         own = task.probe.own_columns
         return evaluation.of_first_order(changes, again, relative, kinds, task.measures, own, self._method)
 
-    def _check_derivative(self):
+    def _check_derivative(self, changes):
         """`ModelError` where the predictions do not move as their derivative says: it does not see all they depend on.
 
         Of the source that moves most, with steps of some sizes. Layers of Keras with derivatives of their own are known.
         """
         network, (x, y, x_targets) = self._task.network, self._task.data
         weights = [tf.convert_to_tensor(w) for w in network.weights]
-        changes = self._engine(x, y, x_targets, weights)
         moved = _differences(changes.moved)
-        i = np.nanargmax(np.where(np.isfinite(moved), moved, 0).sum(axis=1))
+        finite = np.isfinite(moved).any(axis=0)
+        moved = np.where(np.isfinite(moved), moved, 0)
+        i = moved.sum(axis=1).argmax()
         gradients, _ = network.loss_gradient(x[i, None], y[i, None], 1.0, weights)
         lengths = [float(tf.linalg.global_norm(a)) for a in (weights, gradients)]
         if not all(np.isfinite(lengths)) or not all(lengths) or not moved[i].max():
@@ -169,7 +173,7 @@ class FirstOrderLimit:
             eta = step * lengths[0] / lengths[1]
             after = read([w - eta * g for w, g in zip(weights, gradients, strict=True)])
             apart = np.abs(_differences(after - before) / eta - moved[i])
-            if apart.max() <= tolerance * moved[i].max():
+            if apart[finite].max(initial=0) <= tolerance * moved[i].max():
                 return
         raise ModelError(
             f"the predictions of model {network.model.name!r} do not move as their derivative says"

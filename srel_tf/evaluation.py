@@ -17,13 +17,12 @@ def of_finite_steps(outputs, kinds, measures, own, method):
     own [n_s]: each source's column or −1. method: what `Matrices.method` calls it.
     """
     before, own_before = outputs.before, outputs.own_before
-    at_sample = tf.gather(before, outputs.sample)
-    moved_at_sample = tf.gather(outputs.after, outputs.sample, axis=1, batch_dims=1)
     at_rest = tf.concat([outputs.noisy, last_places_moved(before)], axis=0)
     own_at_rest = tf.concat([outputs.own_noisy, last_places_moved(own_before)], axis=0)
+    at_sample, columns = tf.gather(before, outputs.sample), outputs.sample.numpy()
 
     def evaluated(measure):
-        """Numerators, denominators, and noise of them."""
+        """Numerators and denominators, and the noise of them and of updates."""
         change = functools.partial(reading.change, kinds[measure.raw])
 
         def numerator(old, new):
@@ -33,18 +32,16 @@ def of_finite_steps(outputs, kinds, measures, own, method):
             return measure.denominator(change(old, new)).numpy()
 
         d, own_d = numerator(before, outputs.after), denominator(own_before, outputs.own_after)
-        # Of a target and of a source, where nothing is updated.
         noise = noise_between(measure, numerator(before, before), numerator(before, at_rest)).max(axis=0)
         own_noise = noise_between(
             measure, denominator(own_before, own_before), denominator(own_before, own_at_rest)
         ).max(axis=0)
-        # Of an update, at some targets and at its source.
-        of_update = noise_between(
-            measure, numerator(at_sample, moved_at_sample), numerator(at_sample, outputs.sampled)
-        ).max(axis=1)
-        of_own = noise_between(measure, own_d, denominator(own_before, outputs.own_sampled))
-        of_update = np.maximum(of_update, of_own)
-        return d, own_d, np.maximum(of_update[:, None], noise), np.maximum(of_update, own_noise)
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            s = np.take_along_axis(d, columns, axis=1) / own_d[:, None]
+            again = numerator(at_sample, outputs.sampled) / denominator(own_before, outputs.own_sampled)[:, :, None]
+            of_updates = noise_between(measure, s, again) / (1 + np.abs(s) ** (1 / measure.degree))
+        of_updates = of_updates.max(axis=(0, 2), initial=0, where=np.isfinite(s))
+        return d, own_d, np.broadcast_to(noise, d.shape), own_noise, of_updates
 
     return {name: assembled(measure, *evaluated(measure), own, method) for name, measure in measures.items()}
 
@@ -61,12 +58,12 @@ def of_first_order(changes, again, relative, kinds, measures, own, method):
         if not again:
             root = 1 / measure.degree
             largest = np.maximum(d.max(axis=1, initial=0, where=np.isfinite(d)), own_d) ** root
-            return d, own_d, np.broadcast_to(relative * largest[:, None], d.shape), relative * largest
+            return d, own_d, np.broadcast_to(relative * largest[:, None], d.shape), relative * largest, 0.0
         others = [_sizes(measure, kinds[measure.raw], one) for one in again]
         noise = np.max([noise_between(measure, d, other) for other, _ in others], axis=0)
         own_noise = np.max([noise_between(measure, own_d, other) for _, other in others], axis=0)
         of_row, of_column = (noise.max(axis=axis, keepdims=True) for axis in (1, 0))
-        return d, own_d, np.maximum(noise, np.minimum(of_row, of_column)), own_noise
+        return d, own_d, np.maximum(noise, np.minimum(of_row, of_column)), own_noise, 0.0
 
     return {name: assembled(measure, *evaluated(measure), own, method) for name, measure in measures.items()}
 
@@ -79,13 +76,13 @@ def _sizes(measure, kind, changes):
     return measure.first_order(at_targets).numpy(), measure.first_order(at_sources).numpy()
 
 
-def assembled(measure, numerator, denominator, noise, own_noise, own, method):
+def assembled(measure, numerator, denominator, noise, own_noise, of_updates, own, method):
     """`Matrices` of one method: an entry is valid if the bound of its error keeps to the measure's tolerance."""
     if measure.numerator is measure.denominator:
         numerator = _with_own(numerator, denominator, own)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         srel = numerator / denominator[:, None]
-    bound = error_bound(measure, srel, denominator, noise, own_noise)
+    bound = error_bound(measure, srel, denominator, noise, own_noise, of_updates)
     valid = np.isfinite(srel) & (bound <= measure.tolerance * (1 + np.abs(srel)))
     methods = np.full(len(denominator), method, dtype=object)
     return Matrices(numerator, denominator, np.where(valid, srel, np.nan), valid, bound, methods)

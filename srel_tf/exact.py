@@ -17,7 +17,7 @@ from srel_tf.resolution import DRAWS, perturbed
 
 SOURCE_BATCH = 32  # Sources whose layer inputs and signals are held at a time.
 LANES = 2  # Independent loops over half of the sources each: they overlap each other's serial parts.
-SAMPLE = 4  # Targets of each source that are evaluated once more, at its perturbed update; the first is itself.
+SAMPLE = 2  # Targets of each source that are evaluated again, at its update from perturbed weights.
 
 
 class Outputs(NamedTuple):
@@ -26,8 +26,8 @@ class Outputs(NamedTuple):
     before [n_t, C], after [n_s, n_t, C]: at the targets.
     own_before, own_after [n_s, C]: at each source itself, for the denominator.
     noisy [DRAWS, n_t, C], own_noisy [DRAWS, n_s, C]: before any update, at weights perturbed by a rounding error.
-    sample [n_s, m]: some columns of each source. sampled [n_s, m, C], own_sampled [n_s, C]: there and at itself, after
-    an update that starts from perturbed weights.
+    sample [n_s, m]: some columns of each source. sampled [DRAWS, n_s, m, C], own_sampled [DRAWS, n_s, C]: there and at
+    itself, after an update that is computed at the perturbed weights.
     """
 
     before: tf.Tensor
@@ -65,11 +65,11 @@ class FiniteStep:
 
     def _run(self, x_sources, y_sources, x_targets, learning_rates):
         before = self._forward(x_targets)
+        after, own_before, own_after = self._updated(x_sources, y_sources, x_targets, learning_rates)
         sample = self._sample(x_targets.shape[0])
-        after, own_before, own_after, sampled = self._updated(
-            x_sources, y_sources, x_targets, learning_rates, sample
+        noisy, own_noisy, sampled = self._noise(
+            x_sources, y_sources, x_targets, learning_rates, sample, after=own_after
         )
-        noisy, own_noisy = self._noise(x_sources, x_targets, after=own_after)
         column, is_target = tf.constant(self._own.clip(min=0)), tf.constant(self._own[:, None] >= 0)
         return Outputs(
             before=before,
@@ -79,62 +79,68 @@ class FiniteStep:
             noisy=noisy,
             own_noisy=own_noisy,
             sample=tf.constant(sample),
-            sampled=sampled[:, 1:],
-            own_sampled=sampled[:, 0],
+            sampled=sampled[:, :, 1:],
+            own_sampled=sampled[:, :, 0],
         )
 
     def _sample(self, n_t):
         """Columns [n_s, m] of the targets at which the noise of each source's update is read; all get their turn."""
-        m = min(SAMPLE - 1, n_t)
+        m = min(SAMPLE, n_t)
         start = np.where(self._own >= 0, self._own + 1, np.arange(len(self._own)))
         return (start[:, None] + np.arange(m) * max(1, n_t // m)) % n_t
 
-    def _updated(self, x_sources, y_sources, x_targets, learning_rates, sample):
-        """For each source: outputs after its update at the targets; before and after at itself; and after its
-        perturbed update at itself and at its sample of targets.
-        """
+    def _updated(self, x_sources, y_sources, x_targets, learning_rates):
+        """For each source: outputs after its update at the targets; before and after at itself."""
 
-        def rows(x, y, learning_rates, sample):
-            return self._rows(x, y, x_targets, learning_rates, sample)
+        def rows(x, y, learning_rates):
+            return self._rows(x, y, x_targets, learning_rates)
 
         n = x_sources.shape[0]
         # Not parallel_iterations: it runs one convolution kernel twice at a time, which crashes TensorFlow on a CPU.
         lanes = LANES if self._rule.elementwise and n > 1 else 1
         filled = np.minimum(np.arange(lanes * math.ceil(n / lanes)), n - 1)  # Of equal length, by one to leave out.
         rates = tf.where(np.arange(len(filled)) < n, tf.gather(learning_rates, filled), np.nan)
-        per_source = tf.gather(x_sources, filled), tf.gather(y_sources, filled), rates, tf.constant(sample[filled])
+        per_source = tf.gather(x_sources, filled), tf.gather(y_sources, filled), rates
         if not tf.executing_eagerly():
             rows = tf.function(rows, jit_compile=False, autograph=False)  # Traced once for all lanes.
-        dtypes = (self._network.dtype,) * 4
+        dtypes = (self._network.dtype,) * 3
         parts = [
             in_batches(rows, dtypes, min(SOURCE_BATCH, self._batch_size), *lane)
             for lane in zip(*(tf.split(a, lanes) for a in per_source), strict=True)
         ]
         return [tf.concat(part, axis=0)[:n] for part in zip(*parts, strict=True)]
 
-    def _rows(self, x, y, x_targets, learning_rates, sample):
-        make = self._layerwise if self._passes is not None and self._rule.elementwise else self._whole
-        exact = make(x, y, learning_rates, self._network.weights)
-        noisy = make(x, y, learning_rates, perturbed(self._network.weights, 0))
+    def _rows(self, x, y, x_targets, learning_rates):
+        updated = self._updates(x, y, learning_rates, self._network.weights)
 
         def one_source(i):
-            weights, own_before, zero = exact(i)
+            weights, own_before, zero = updated(i)
             after = self._forward(x_targets, weights) + zero
             own_after = own_before if (self._own >= 0).all() else self._outputs(x[i, None], weights)[0] + zero
-            again = tf.concat([x[i, None], tf.gather(x_targets, sample[i])], axis=0)
-            return after, own_before, own_after, self._forward(again, noisy(i)[0])
+            return after, own_before, own_after
 
-        signature = (self._network.dtype,) * 4
+        return self._for_each_source(one_source, learning_rates, 3)
+
+    def _for_each_source(self, function, learning_rates, num_outputs):
+        """The tensors function(i), stacked; NaN for a source that is left out."""
+        n = learning_rates.shape[0]
+        signature = (self._network.dtype,) * num_outputs
         wanted = tf.where(~tf.math.is_nan(learning_rates))
         if tf.executing_eagerly():  # Where a loop over nothing would not know the shape of a row.
-            wanted = tf.range(x.shape[0])[:, None]
-        found = tf.map_fn(one_source, wanted[:, 0], fn_output_signature=signature, parallel_iterations=1)
-        return tuple(_placed(rows, wanted, x.shape[0]) for rows in found)
+            wanted = tf.range(n)[:, None]
+        found = tf.map_fn(function, wanted[:, 0], fn_output_signature=signature, parallel_iterations=1)
+        return tuple(_placed(rows, wanted, n) for rows in found)
+
+    def _updates(self, x, y, learning_rates, weights):
+        """i -> (the weights after the update on the i-th example, as `_outputs` takes them; its outputs before; and
+        zero, but NaN where its gradient is not finite, which a saturated net would hide).
+        """
+        if self._passes is not None and self._rule.elementwise:
+            return self._layerwise(x, y, learning_rates, weights)
+        return self._whole(x, y, learning_rates, weights)
 
     def _whole(self, x, y, learning_rates, weights):
-        """i -> (all weights after the update on the i-th example, a list of tensors; its outputs before; and zero,
-        but NaN where its gradient is not finite, which a saturated net would hide).
-        """
+        """`_updates` with all weights as a list of tensors."""
         network, rule = self._network, self._rule
         factor = rule.gradient_factor(learning_rates)
         captured = None if self._passes is None else SourceGradients(self._passes, x, y, factor, weights)
@@ -152,7 +158,7 @@ class FiniteStep:
         return updated
 
     def _layerwise(self, x, y, learning_rates, weights):
-        """The same, with each weight formed where its layer is called: the arguments of `Capture.outputs`."""
+        """`_updates` with each weight formed where its layer is called: the arguments of `Capture.outputs`."""
         rule = self._rule
         captured = SourceGradients(self._passes, x, y, rule.gradient_factor(learning_rates), weights)
 
@@ -167,26 +173,35 @@ class FiniteStep:
 
         return updated
 
-    def _noise(self, x_sources, x_targets, after):
-        """Outputs [DRAWS, n_t, C] and [DRAWS, n_s, C] at weights that differ from w by a rounding error."""
+    def _noise(self, x_sources, y_sources, x_targets, learning_rates, sample, after):
+        """At each draw of perturbed weights: outputs before any update at targets [n_t, C] and sources [n_s, C]; and
+        after each source's update at itself and its sample of targets [n_s, 1 + m, C].
+        """
+        sources_are_targets = np.array_equal(self._own, np.arange(x_targets.shape[0]))
 
-        def outputs(weights):
+        def one_draw(draw):
+            weights = perturbed(self._network.weights, draw)
+
+            def sampled(x, y, learning_rates, sample):
+                x = tf.identity(x)  # A tensor of this loop, as layers are to see it.
+                updated = self._updates(x, y, learning_rates, weights)
+
+                def one_source(i):
+                    again = tf.concat([x[i, None], tf.gather(x_targets, sample[i])], axis=0)
+                    return (self._forward(again, updated(i)[0]),)
+
+                return self._for_each_source(one_source, learning_rates, 1)
+
             noisy = self._forward(x_targets, weights)
-            sources_are_targets = np.array_equal(self._own, np.arange(x_targets.shape[0]))
-            return noisy, noisy if sources_are_targets else self._forward(x_sources, weights)
+            own_noisy = noisy if sources_are_targets else self._forward(x_sources, weights)
+            per_source = x_sources, y_sources, learning_rates, tf.constant(sample)
+            size = min(SOURCE_BATCH, self._batch_size)
+            return noisy, own_noisy, in_batches(sampled, (self._network.dtype,), size, *per_source)[0]
 
-        return self._at_perturbed_weights(outputs, DRAWS, 2, after)
-
-    def _at_perturbed_weights(self, function, draws, num_outputs, after):
-        """The tensors function(perturbed weights) for each draw, stacked: one after the other, and after `after`."""
-        with tf.control_dependencies([after]):
-            draws = tf.identity(tf.range(draws))
-        return tf.map_fn(
-            lambda draw: function(perturbed(self._network.weights, draw)),
-            draws,
-            fn_output_signature=(self._network.dtype,) * num_outputs,
-            parallel_iterations=1,
-        )
+        with tf.control_dependencies([after]):  # One after the other: the memory is for one.
+            draws = tf.identity(tf.range(DRAWS))
+        signature = (self._network.dtype,) * 3
+        return tf.map_fn(one_draw, draws, fn_output_signature=signature, parallel_iterations=1)
 
     def _forward(self, x, weights=None):
         """Outputs at x."""

@@ -87,7 +87,7 @@ def computing_in(dtype, switches):
 class Inspection(NamedTuple):
     """What stands in the graph of a forward pass. Each is the name of the first such operation, or None.
 
-    coarse: it computes in less than the network's precision what depends on the weights. Only that makes an error: the
+    coarse: it casts what depends on the weights to less than the network's precision. Only that makes an error: the
         rest is the same before and after an update.
     random: it draws random numbers. opaque: a derivative does not see what it does (stop_gradient, Python functions).
     """
@@ -95,9 +95,6 @@ class Inspection(NamedTuple):
     coarse: str | None
     random: str | None
     opaque: str | None
-
-
-OPAQUE = {"StopGradient", "PreventGradient", "PyFunc", "PyFuncStateless", "EagerPyFunc"}
 
 
 def inspection(graph, weights, dtype):
@@ -112,7 +109,7 @@ def inspection(graph, weights, dtype):
     return Inspection(
         coarse=first(_depending_on(weights), lambda node: _is_coarse(node, coarse_types)),
         random=first(graph.get_operations(), _is_random),
-        opaque=first(graph.get_operations(), lambda node: node.op in OPAQUE),
+        opaque=first(graph.get_operations(), _is_opaque),
     )
 
 
@@ -137,15 +134,17 @@ def _with_called(node, bodies):
 
 
 def _is_coarse(node, types):
-    """Whether a node gives or takes one of these types. A constant and a cast of whole numbers to it are exact."""
-    if node.op == "Const":
-        return False
-    if node.op == "Cast":
-        from_floating = tf.as_dtype(node.attr["SrcT"].type).is_floating
-        return from_floating and tf.as_dtype(node.attr["DstT"].type) in types
-    found = [t for attribute in node.attr.values() for t in (attribute.type, *attribute.list.type) if t]
-    return any(tf.as_dtype(t) in types for t in found)
+    """Whether a node casts floating-point numbers to one of these types. Casts of whole numbers are exact."""
+    from_floating = node.op == "Cast" and tf.as_dtype(node.attr["SrcT"].type).is_floating
+    return from_floating and tf.as_dtype(node.attr["DstT"].type) in types
 
 
 def _is_random(node):
     return "Random" in node.op or node.op in ("Multinomial", "TruncatedNormal", "ParameterizedTruncatedNormal")
+
+
+def _is_opaque(node):
+    # TensorFlow's variance stops the gradient of the mean, by which its derivative is zero.
+    of_variance = node.name.endswith("moments/StopGradient")
+    opaque = ("StopGradient", "PreventGradient", "PyFunc", "PyFuncStateless", "EagerPyFunc")
+    return node.op in opaque and not of_variance

@@ -6,8 +6,9 @@ perturbed that much: gradients, updated weights and predictions. The difference,
 It contains what rounding does to gradients, units that rounding moves over a kink, and how a far step amplifies both.
 
 D is a norm of the change (KL: the square of one, to leading order). With noise N at the target and N₀ at the source,
-the triangle inequality bounds the error of S = D/D₀ by (N + S·N₀)/D₀. An entry is valid if that bound, with a margin
-for what few evaluations miss, is within the measure's tolerance · (1 + S).
+the triangle inequality bounds the error of S = D/D₀ by (N + S·N₀)/D₀. What an update does to S is read from S itself at
+some targets: it does not see the length of a gradient. An entry is valid if the larger of both, with a margin for what
+few evaluations miss, is within the measure's tolerance · (1 + S).
 """
 
 import warnings
@@ -76,10 +77,15 @@ def noise_between(measure, values, again):
     return np.where(np.isfinite(values), np.where(np.isfinite(again), apart, np.inf), 0.0)
 
 
-def error_bound(measure, srel, denominator, noise, own_noise):
-    """Bound of the error of S [n_s, n_t], from the `noise_between` of D at targets [n_s, n_t] and at sources [n_s]."""
+def error_bound(measure, srel, denominator, noise, own_noise, of_updates=0.0):
+    """Bound of the error of S [n_s, n_t].
+
+    noise, own_noise: `noise_between` of D at targets [n_s, n_t] and at sources [n_s].
+    of_updates [n_s]: noise of S by the update itself, as a share of 1 + S (of its root, as the others).
+    """
     root = 1 / measure.degree  # KL is the square of a norm: S^½ obeys the triangle inequality.
     s, denominator = np.abs(srel) ** root, np.abs(denominator) ** root
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        bound = MARGIN * (noise + s * own_noise[:, None]) / denominator[:, None]
+        of_readings = (noise + s * own_noise[:, None]) / denominator[:, None]
+        bound = MARGIN * np.maximum(of_readings, np.reshape(of_updates, [-1, 1]) * (1 + s))
         return bound if measure.degree == 1 else 2 * s * bound + bound**2
