@@ -1,5 +1,7 @@
 """Fictitious update rules against really stepping a clone with a real optimizer."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -61,18 +63,18 @@ def small_net(optimizer, dtype="float32"):
 
 
 def gradients(model, example):
-    x = np.random.default_rng(example).normal(size=(1, 4, 4, 1))
-    with tf.GradientTape() as tape:
-        loss = model.loss(np.array([example % 3]), model(x.astype(model.compute_dtype)))
-    return tape.gradient(loss, model.trainable_variables)
+    """Made-up ones: a rule is asked what it does with a gradient, wherever that comes from."""
+    random = np.random.default_rng(example)
+    return [tf.constant(random.normal(size=v.shape) * 0.1, v.dtype) for v in model.trainable_variables]
 
 
-def trained(make, steps=3):
-    """A small net after a few updates, and its gradients of two other examples."""
-    model = small_net(make())
+@functools.cache
+def trained(name, steps=2):
+    """A small net after a few updates of an optimizer; no test may change it."""
+    model = small_net(OPTIMIZERS[name]())
     for step in range(steps):
         model.optimizer.apply_gradients(zip(gradients(model, step), model.trainable_variables, strict=True))
-    return model, [gradients(model, example) for example in (10, 11)]
+    return model
 
 
 def copy_of(model, make, dtype="float32"):
@@ -112,8 +114,8 @@ def assert_same(ours, theirs, rtol=0.0):
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_optimizer_rule_is_the_real_step_bit_for_bit_and_leaves_the_model_alone(name):
-    model, (gradient, _) = trained(OPTIMIZERS[name])
-    before = state_of(model)
+    model = trained(name)
+    before, gradient = state_of(model), gradients(model, 10)
     ours = by_rule(model, gradient)
     assert_same(ours, really_stepped(copy_of(model, OPTIMIZERS[name]), gradient))
     assert_same(state_of(model), before)
@@ -122,19 +124,281 @@ def test_optimizer_rule_is_the_real_step_bit_for_bit_and_leaves_the_model_alone(
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_optimizer_rule_in_float64_is_the_step_of_a_float64_copy(name):
-    model, (gradient, _) = trained(OPTIMIZERS[name])
-    gradient = [tf.cast(g, tf.float64) * (1 + 1e-9) for g in gradient]  # No float32 numbers.
+    model = trained(name)
+    gradient = [tf.cast(g, tf.float64) * (1 + 1e-9) for g in gradients(model, 10)]  # No float32 numbers.
+    dtypes = [a.dtype for a in state_of(model)]
     ours = by_rule(model, gradient, tf.float64)
     with double_precision():
         theirs = really_stepped(copy_of(model, OPTIMIZERS[name], "float64"), gradient)
     assert_same(ours, theirs, rtol=1e-13)
-    assert all(v.dtype == "float32" for v in [*model.variables, *model.optimizer.variables] if "iter" not in v.path)
+    assert [v.dtype for v in [*model.variables, *model.optimizer.variables]] == dtypes
+    assert keras.config.floatx() == "float32"
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+# The state of a new one: zeros, a constant, the weights; and what is decided when it is built.
+@pytest.mark.parametrize("name", ["Adam moving average", "Adagrad", "ScheduleFreeAdamW", "Muon", "Adafactor schedule"])
 def test_optimizer_rule_before_training_is_the_first_step_of_a_new_optimizer(name):
-    model, (gradient, _) = trained(OPTIMIZERS[name], steps=0)
+    model = small_net(OPTIMIZERS[name]())
+    variables, gradient = model.optimizer.variables, gradients(model, 10)
     ours = by_rule(model, gradient)
     assert_same(ours, really_stepped(copy_of(model, OPTIMIZERS[name]), gradient))
     assert not model.optimizer.built
-    assert len(model.optimizer.variables) <= 2
+    assert model.optimizer.variables == variables
+
+
+@pytest.mark.parametrize("name", ["Adam moving average", "Muon"])
+def test_each_source_of_a_loop_in_a_graph_starts_from_the_same_state(name):
+    model = trained(name)
+    before, two = state_of(model), [gradients(model, example) for example in (10, 11)]
+    rule, eta = OptimizerStep(Network(model)), tf.constant(ETA)
+    stacked = [tf.stack(pair) for pair in zip(*two, strict=True)]
+
+    @tf.function(autograph=False)
+    def steps():
+        def step(gradient):
+            return tuple(rule.updated([v.value for v in model.trainable_variables], list(gradient), eta))
+
+        return tf.map_fn(step, tuple(stacked), fn_output_signature=(tf.float32,) * len(stacked), parallel_iterations=1)
+
+    ours = steps()
+    for row, gradient in enumerate(two):
+        theirs = really_stepped(copy_of(model, OPTIMIZERS[name]), gradient)
+        assert_same([w[row].numpy() for w in ours], theirs, rtol=1e-6)  # A graph may order products otherwise.
+    assert_same(state_of(model), before)
+
+
+@pytest.mark.parametrize("parts", [0, 1, 2])
+def test_with_gradient_accumulation_the_gradient_stands_for_the_mean_of_a_complete_accumulation(parts):
+    """Keras takes k times the same gradient, and updates once. What is collected by now does not count."""
+
+    def make():
+        return Opt.Adam(ETA, gradient_accumulation_steps=3, clipnorm=0.5)
+
+    model = small_net(make())
+    for step in range(3):
+        model.optimizer.apply_gradients(zip(gradients(model, step), model.trainable_variables, strict=True))
+    reference, gradient = copy_of(model, make), gradients(model, 10)
+    for _ in range(2):
+        really_stepped(reference, gradient)
+    theirs = really_stepped(reference, gradient)
+    for part in range(parts):
+        model.optimizer.apply_gradients(zip(gradients(model, 20 + part), model.trainable_variables, strict=True))
+    assert_same(by_rule(model, gradient), theirs, rtol=1e-6)
+
+
+def test_a_loss_scale_does_not_change_the_step():
+    def scaled():
+        return Opt.SGD(ETA, momentum=0.9, loss_scale_factor=128.0)
+
+    model = small_net(scaled())
+    gradient = gradients(model, 10)
+    for _ in range(2):
+        really_stepped(model, gradient)
+    theirs = really_stepped(copy_of(model, scaled), [g * 128.0 for g in gradient])
+    assert_same(by_rule(model, gradient), theirs)
+    wrapped = small_net(Opt.LossScaleOptimizer(Opt.SGD(ETA, momentum=0.9), initial_scale=128.0))
+    for _ in range(2):
+        really_stepped(wrapped, gradient)
+    assert_same(by_rule(wrapped, gradient), theirs)
+
+
+def test_weights_without_a_gradient_and_rows_of_a_table_are_updated_as_in_training():
+    """Keras lets weights without a gradient be, weight decay included, and Adagrad squares each row that it gets."""
+    keras.utils.set_random_seed(0)
+    layers = [keras.layers.Embedding(5, 3), keras.layers.Flatten(), keras.layers.Dense(2)]
+    model = keras.Sequential([keras.Input((3,), dtype="int32"), *layers])
+    model.compile(Opt.Adagrad(ETA, weight_decay=0.5), "mse")
+    _, kernel, bias = model.trainable_variables
+    rows = tf.IndexedSlices(tf.constant(np.random.default_rng(0).normal(size=(3, 3)), tf.float32), [1, 1, 2], [5, 3])
+    gradient = [rows, tf.ones_like(kernel), None]
+    ours = by_rule(model, gradient)
+    before = bias.numpy()
+    with pytest.warns(UserWarning, match="Gradients do not exist"):
+        theirs = really_stepped(model, gradient)
+    assert_same(ours, theirs)
+    np.testing.assert_array_equal(ours[2], before)
+
+
+class TwoOptimizers(Opt.Optimizer):
+    def __init__(self):
+        super().__init__(learning_rate=ETA)
+        self.inner = {"first": Opt.SGD(ETA), "second": Opt.Adam(ETA)}
+
+
+class OwnRate(Opt.SGD):
+    @property
+    def learning_rate(self):
+        return 2 * self._learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, value):
+        self._learning_rate.assign(value)
+
+
+class Counting(Opt.SGD):
+    def __init__(self):
+        super().__init__(ETA)
+        self.counter = tf.Variable(0)
+
+    def update_step(self, gradient, variable, learning_rate):
+        self.counter.assign_add(1)
+        super().update_step(gradient, variable, learning_rate)
+
+
+class Hidden(Opt.SGD):
+    """It writes to a Keras variable where nobody finds it."""
+
+    def __init__(self):
+        super().__init__(ETA)
+        self.helper = type("Helper", (), {})()
+        self.helper.counter = keras.Variable(0)
+
+    def update_step(self, gradient, variable, learning_rate):
+        self.assign(self.helper.counter, self.helper.counter + 1)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: None, "needs an optimizer: call model.compile"),
+        (
+            lambda: Opt.MultiOptimizer(lambda variable: Opt.SGD(ETA)),
+            "MultiOptimizer.* compile the model with one of them",
+        ),
+        (TwoOptimizers, "TwoOptimizers.* compile the model with one of them"),
+        (OwnRate, "cannot set the learning rate of .*OwnRate"),
+        (Counting, "Counting.* holds the TensorFlow variable .* add_variable"),
+        (Hidden, r"cannot run .*Hidden.* \(AttributeError.*use update='sgd'"),
+    ],
+)
+def test_optimizers_that_cannot_be_run_on_copies_are_refused_by_name(make, message):
+    model = small_net(make())
+    with pytest.raises(srel_tf.ModelError, match=message):
+        by_rule(model, gradients(model, 10)) if make is Hidden else OptimizerStep(Network(model))
+
+
+def test_a_layer_made_trainable_after_the_optimizer_was_built_is_named():
+    model = small_net(Opt.Adam(ETA))
+    model.layers[0].trainable = False
+    model.optimizer.build(model.trainable_variables)
+    model.layers[0].trainable = True
+    with pytest.raises(srel_tf.ModelError, match=r"built before net/conv/kernel, .* 2 of 8 weights: .*compile"):
+        OptimizerStep(Network(model))
+
+
+def test_a_layer_frozen_after_the_optimizer_was_built_keeps_its_weights():
+    model = small_net(Opt.Adam(ETA))
+    model.optimizer.build(model.trainable_variables)
+    model.layers[0].trainable = False
+    gradient = gradients(model, 10)
+    assert_same(by_rule(model, gradient), really_stepped(model, gradient))
+
+
+def test_fresh_adam_is_its_formula_in_float64_too():
+    random = np.random.default_rng(0)
+    w, g, eta = random.normal(size=(5, 3)), random.normal(size=(5, 3)), 1e-3
+    [ours] = FreshAdam(None).updated([tf.constant(w)], [tf.constant(g)], tf.constant(eta, tf.float64))
+    np.testing.assert_allclose(ours, w - eta * g / (np.abs(g) + 1e-8), rtol=1e-15)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return digits(per_class=4)
+
+
+def matrix_of(model, data, **settings):
+    probe = srel_tf.ProbeSet(*data, sources=SOURCES, targets=TARGETS)
+    return srel_tf.measure(model, probe, measures="kl", **settings).matrix("kl")
+
+
+def naive_matrix(model, data):
+    """S_rel by `train_on_batch` on the model itself, which is put back after each source."""
+    (x, y), variables = data, [*model.variables, *model.optimizer.variables]
+    state, after = [v.numpy() for v in variables], reference.clone(model)
+    matrix = np.empty((len(SOURCES), len(TARGETS)))
+    for row, i in enumerate(SOURCES):
+        model.train_on_batch(x[[i]], y[[i]])
+        after.set_weights(model.get_weights())
+        for variable, value in zip(variables, state, strict=True):
+            variable.assign(value)
+        moved = [reference.kl(*(net(x[[j]]).numpy()[0] for net in (model, after))) for j in [*TARGETS, i]]
+        matrix[row] = np.array(moved[:-1]) / moved[-1]
+    return matrix
+
+
+def excluding_muon(model):
+    return Opt.Muon(ETA, exclude_layers=[model.layers[-1].name])
+
+
+def excluding_adamw(model):
+    optimizer = Opt.AdamW(ETA, weight_decay=5.0)
+    optimizer.exclude_from_weight_decay(var_names=["bias"], var_list=[model.layers[-1].kernel])
+    return optimizer
+
+
+@pytest.mark.usefixtures("in_double_precision")
+@pytest.mark.parametrize("make", [excluding_muon, excluding_adamw])
+def test_an_instrument_measures_the_step_of_a_new_optimizer_and_later_that_of_the_trained_one(make, data):
+    model = classifier("mlp")
+    model.compile(make(model), model.loss)
+    model.layers[-1].kernel.constraint = keras.constraints.MaxNorm(0.5)
+    for layer in model.layers[2:]:
+        layer.bias.assign_add(np.full(layer.bias.shape, 0.5))  # Its decay would show.
+    probe = srel_tf.ProbeSet(*data, sources=SOURCES, targets=TARGETS)
+    instrument = srel_tf.Instrument(model, probe, srel_tf.Settings("kl", update="optimizer"))
+    first, weights = instrument(), model.get_weights()
+    assert not model.optimizer.built
+    model.optimizer.build(model.trainable_variables)
+    np.testing.assert_allclose(first.matrix("kl"), naive_matrix(model, data), rtol=1e-9)
+    for kept, now in zip(weights, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(kept, now)
+    for _ in range(3):
+        model.train_on_batch(*data)
+    before, later = state_of(model), instrument().matrix("kl")
+    for kept, now in zip(before, state_of(model), strict=True):
+        np.testing.assert_array_equal(kept, now)
+    np.testing.assert_allclose(later, naive_matrix(model, data), rtol=1e-9)
+    assert not np.allclose(first.matrix("kl"), later, rtol=1e-3)
+
+
+@pytest.mark.usefixtures("in_double_precision")
+def test_a_schedule_gives_its_present_rate_unless_another_is_given(data):
+    model = classifier("mlp", optimizer=Opt.Adam(Opt.schedules.ExponentialDecay(0.05, 2, 0.5)))
+    model.fit(*data, batch_size=4, verbose=0)
+    np.testing.assert_allclose(matrix_of(model, data, update="optimizer"), naive_matrix(model, data), rtol=1e-9)
+    model.compile(Opt.SGD(Opt.schedules.ExponentialDecay(0.05, 2, 0.5)), model.loss)
+    ours, plain = (matrix_of(model, data, update=rule, learning_rate=0.2) for rule in ("optimizer", "sgd"))
+    np.testing.assert_allclose(ours, plain, rtol=1e-10)
+
+
+@pytest.mark.usefixtures("in_double_precision")
+def test_rows_of_an_optimizer_that_accumulates_gradients_are_those_of_its_updates(data):
+    model = classifier("mlp", optimizer=Opt.SGD(0.1, gradient_accumulation_steps=4))
+    model.train_on_batch(*data)
+    ours, plain = (matrix_of(model, data, update=rule) for rule in ("optimizer", "sgd"))
+    np.testing.assert_allclose(ours, plain, rtol=1e-10)
+
+
+@pytest.mark.usefixtures("in_double_precision")
+def test_fresh_adam_is_the_first_step_of_a_new_adam(data):
+    model = classifier("mlp")
+    matrix = matrix_of(model, data, update="fresh_adam", learning_rate=1e-3)
+    expected = reference.srel(model, *data, SOURCES, TARGETS, None, reference.kl, lambda: reference.fresh_adam(1e-3))
+    np.testing.assert_allclose(matrix, expected, rtol=1e-6)  # Keras forms 1 − β₂ᵗ in float32.
+
+
+def test_learning_rate_defaults_to_the_optimizers_and_can_be_set(data):
+    probe = srel_tf.ProbeSet(*data, sources=SOURCES, targets=TARGETS)
+    model = classifier("mlp", optimizer=Opt.SGD(0.25))
+    own, fixed = (srel_tf.measure(model, probe, measures="kl", learning_rate=eta) for eta in (None, 0.5))
+    assert (own.learning_rate, fixed.learning_rate) == (0.25, 0.5)
+    model.optimizer.learning_rate = 0.5
+    np.testing.assert_array_equal(srel_tf.measure(model, probe, measures="kl").matrix("kl"), fixed.matrix("kl"))
+    assert not np.allclose(own.matrix("kl"), fixed.matrix("kl"), rtol=1e-3)
+
+
+def test_an_optimizer_without_a_learning_rate_of_its_own_is_named(data):
+    model = classifier("mlp", optimizer=Opt.MultiOptimizer(lambda variable: Opt.SGD(ETA)))
+    with pytest.raises(srel_tf.ModelError, match=r"MultiOptimizer.* no single learning rate .*pass learning_rate="):
+        matrix_of(model, data)
+    assert np.isfinite(matrix_of(model, data, learning_rate=0.1)).all()
