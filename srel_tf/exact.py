@@ -110,6 +110,8 @@ class FiniteStep:
             gradients, direction, own_before = network.loss_gradient(x[i, None], y[i, None], factor[i])
             # NaN where the gradient is not finite, which a saturated net would hide: then nothing of the row is valid.
             direction += 0.0 * tf.add_n([tf.reduce_sum(g) for g in gradients])
+            if not rule.elementwise:
+                gradients = rule.as_in_training(x[i, None], y[i, None], network.weights, gradients)
             weights = rule.updated(network.weights, gradients, learning_rates[i])
             return weights, direction[0], own_before[0]
 
@@ -125,6 +127,7 @@ class FiniteStep:
                 weights = (updated, step)
             else:
                 gradients = [captured.of_weight(k, i) for k in range(len(network.variables))]
+                gradients = rule.as_in_training(x[i, None], y[i, None], network.weights, gradients)
                 weights = rule.updated(network.weights, gradients, learning_rates[i])
             return weights, tf.cast(captured.error[i, None], network.dtype), captured.outputs[i]
 

@@ -1,9 +1,10 @@
 """Fictitious update rules: the weights w⁺ that one step on one example would give. The model keeps its own.
 
 A rule is called inside the engine's graph: `rule.updated(weights, gradients, learning_rate) -> list of tensors`, with
-gradients that have been multiplied by `rule.gradient_factor(learning_rate)`. An `elementwise` rule may be given a part
-of the weights; the others look at all of them together, and hold variables, so that one source is served at a time.
-A rule `is_gradient` whose update is −the gradient that it is given.
+gradients that have been multiplied by `rule.gradient_factor(learning_rate)`. It computes in the dtype of the weights.
+An `elementwise` rule may be given a part of the weights. The others look at all weights together, and hold variables,
+so that one source is served at a time; their gradients go through `rule.as_in_training(x, y, weights, gradients)`
+first. A rule `is_gradient` if its update is −the gradient that it is given.
 """
 
 import contextlib
@@ -70,6 +71,7 @@ class OptimizerStep:
     elementwise = False  # Clipping by the global norm needs all gradients; and all sources share the copies.
 
     def __init__(self, network):
+        self._network = network
         self._weights = list(network.variables)
         self._live = _own_optimizer(network.model)
         _check_alone(self._live)
@@ -92,6 +94,20 @@ class OptimizerStep:
         with _in_precision_of(copies, self._variables), _OnCopies(copies, self._variables) as scope:
             self._apply([None if g is None else tf.cast(g, dtype) for g in gradients])
             return [tf.identity(scope.get_current_value(v)) for v in self._weights]
+
+    def as_in_training(self, x, y, weights, gradients):
+        """The gradients of an example [1, …] in the form that the optimizer gets from a tape in training.
+
+        It gets None if the loss does not depend on a weight, which it then leaves alone, weight decay included; and
+        `tf.IndexedSlices` for rows of a table. If a row occurs twice, most optimizers make another step of these
+        than of their sum. Other gradients are those given.
+        """
+        weights = [tf.convert_to_tensor(w) for w in weights]
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(weights)
+            _, loss = self._network._predictions_and_loss(x, y, weights)
+        taped = tape.gradient(loss, weights)
+        return [ours if isinstance(g, tf.Tensor) else g for ours, g in zip(gradients, taped, strict=True)]
 
     def _reset(self, copies, weights, learning_rate):
         """Give the copies the weights, the learning rate, and the optimizer's present state."""

@@ -326,6 +326,33 @@ def naive_matrix(model, data):
     return matrix
 
 
+@pytest.mark.usefixtures("in_double_precision")
+@pytest.mark.parametrize("loop", [False, True])
+def test_a_word_that_occurs_twice_and_a_weight_outside_the_loss_are_updated_as_in_training(loop):
+    """The loss has no gradient by the weights of `fixed`, whose decay would move the predictions.
+
+    loop: one backward pass a source, for the model has a loss of its own besides.
+    """
+    x, y = np.array([[1, 1, 2, 1], [0, 2, 3, 3], [4, 0, 1, 2]]), np.array([0.3, -1.0, 2.0])
+    inputs = keras.Input((4,), dtype="int32")
+    regularizer = keras.regularizers.L2(1e-3) if loop else None
+    hidden = keras.layers.Flatten()(keras.layers.Embedding(5, 3)(inputs))
+    fixed = keras.layers.Lambda(tf.stop_gradient)(keras.layers.Dense(1, "tanh")(hidden))
+    outputs = keras.layers.Dense(1, activity_regularizer=regularizer)(keras.layers.Concatenate()([hidden, fixed]))
+    model = keras.Model(inputs, outputs)
+    model.compile(Opt.Adagrad(0.1, weight_decay=0.5), "mse")
+    with pytest.warns(UserWarning, match="Gradients do not exist"):
+        model.fit(x, y, verbose=0)
+    ours = srel_tf.measure(model, srel_tf.ProbeSet(x, y), "l2", "optimizer", predictions="raw").matrix("l2")
+    state, before, moved = state_of(model), model.predict(x, verbose=0), []
+    for i in range(3):
+        model.train_on_batch(x[[i]], y[[i]])
+        moved.append(np.abs(model.predict(x, verbose=0) - before)[:, 0])
+        for variable, value in zip([*model.variables, *model.optimizer.variables], state, strict=True):
+            variable.assign(value)
+    np.testing.assert_allclose(ours, np.array(moved) / np.diag(moved)[:, None], rtol=1e-9)
+
+
 def excluding_muon(model):
     return Opt.Muon(ETA, exclude_layers=[model.layers[-1].name])
 
