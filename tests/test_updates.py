@@ -354,7 +354,7 @@ def test_a_word_that_occurs_twice_and_a_weight_outside_the_loss_are_updated_as_i
 
 
 def excluding_muon(model):
-    return Opt.Muon(ETA, exclude_layers=[model.layers[-1].name])
+    return Opt.Muon(ETA, exclude_layers=[f"^{model.layers[-1].name}/"])
 
 
 def excluding_adamw(model):
