@@ -36,7 +36,7 @@ OPTIMIZERS = {
     "Lion": lambda: Opt.Lion(ETA),
     "Lamb weight decay": lambda: Opt.Lamb(ETA, weight_decay=0.5),
     "Adafactor": lambda: Opt.Adafactor(2.0),
-    "Adafactor schedule": lambda: Opt.Adafactor(lambda: 2.0),  # It is limited by relative_step unless it is callable.
+    "Adafactor schedule": lambda: Opt.Adafactor(lambda: 2.0),  # Adafactor asks whether its rate is callable.
     "Adagrad": lambda: Opt.Adagrad(ETA),
     "Adadelta": lambda: Opt.Adadelta(ETA),
     "RMSprop": lambda: Opt.RMSprop(ETA, momentum=0.5, centered=True),
