@@ -153,6 +153,8 @@ class FiniteStep:
                 gradients = [captured.of_weight(k, i) for k in range(len(network.variables))]
                 own_before = captured.outputs[i]
             zero = 0.0 * tf.add_n([tf.reduce_sum(g) for g in gradients])
+            if not rule.elementwise:
+                gradients = rule.as_in_training(x[i, None], y[i, None], weights, gradients)
             return rule.updated(weights, gradients, learning_rates[i]), own_before, zero
 
         return updated
