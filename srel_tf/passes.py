@@ -21,7 +21,7 @@ SIGNAL_MARGIN = 4.0  # Last places by which an output may be wrong.
 
 class Seen(NamedTuple):
     """A forward pass of n examples: outputs and u [n, C], the layers' calls, operations with a kink (by example, and
-    those that mix examples with other axes), and its tape.
+    those that mix examples with other axes), its tape, and Keras's mask of the outputs or None.
     """
 
     outputs: tf.Tensor
@@ -30,6 +30,7 @@ class Seen(NamedTuple):
     kinks: list
     mixed: list
     tape: tf.GradientTape
+    mask: tf.Tensor | None = None
 
 
 class Passes:
@@ -56,7 +57,8 @@ class Passes:
             predictions, calls = self.capture.forward(x, tape)
             outputs = as_matrix(predictions, self.network.model)
             u = HEADS[self.head].of_outputs(outputs)
-        return Seen(tf.cast(outputs, self.network.dtype), u, calls, *kink_operations(graph, first, x), tape)
+        mask = getattr(predictions, "_keras_mask", None)
+        return Seen(tf.cast(outputs, self.network.dtype), u, calls, *kink_operations(graph, first, x), tape, mask)
 
     def backward(self, seen, seeds):
         """Signals [n, M, …] at the output of each call of M functions of u, given by their seeds ∂/∂u [n, C];
@@ -117,7 +119,7 @@ class LossPasses(Passes):
 
     def loss_signal(self, seen, y):
         """∂ℓ/∂u of each example, float64 [n, C]."""
-        return self.loss(tf.cast(seen.u, tf.float64), y, self.head)
+        return self.loss(tf.cast(seen.u, tf.float64), y, self.head, seen.mask)
 
     def loss_signal_error(self, u, y):
         """Relative error of ∂ℓ/∂u of each example [n], from the last places of u [n, C].
