@@ -14,7 +14,7 @@ KINDS = {
     "binary_crossentropy": "binary",
     "binary_focal_crossentropy": "binary",
 }
-FunctionLoss = keras.losses.MeanSquaredError.__base__  # Keras's class around a loss function; it exports no name for it.
+FunctionLoss = keras.losses.MeanSquaredError.__base__  # Keras's class around a function, which has no public name.
 
 
 class CompiledLoss(NamedTuple):

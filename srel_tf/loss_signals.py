@@ -34,7 +34,7 @@ class Head(NamedTuple):
 LOGITS_OF = {"log": "Softmax", "log_odds": "Sigmoid"}  # The operation that outputs come from.
 
 
-def _operation(f):
+def operation(f):
     """The operation that a tensor of a graph comes from, None without a graph."""
     while tf.is_symbolic_tensor(f) and f.op.type == "Identity":
         f = f.op.inputs[0]
@@ -43,8 +43,8 @@ def _operation(f):
 
 def head_of(f):
     """The name of the head that outputs f are known to have by the operation they come from; "outputs" by none."""
-    op = _operation(f)
-    return next((head for head, operation in LOGITS_OF.items() if op is not None and op.type == operation), "outputs")
+    op = operation(f)
+    return next((head for head, name in LOGITS_OF.items() if op is not None and op.type == name), "outputs")
 
 
 def slope(head, f):
@@ -60,7 +60,7 @@ def _logits(head, otherwise):
     """What a softmax or a sigmoid was taken of; where outputs f came about in another way, `otherwise(f)`."""
 
     def of_outputs(f):
-        op = _operation(f)
+        op = operation(f)
         return op.inputs[0] if op is not None and op.type == LOGITS_OF[head] else otherwise(f)
 
     return of_outputs
@@ -122,8 +122,8 @@ class LossSignals:
     def __call__(self, u, y, head, mask=None):
         """∂ℓ_i/∂u_i, float64 [n, C], from u float64 [n, C].
 
-        mask: Keras's mask of the outputs, bool [n, …]. Keras leaves out of the loss what is False there, so that ℓ of an
-        example without a True is zero.
+        mask: Keras's mask of the outputs, bool [n, …]. Keras leaves out of the loss what is False there, so that the
+        loss of an example without a True is zero.
         """
         if self._loss is None:
             return self._signals_one_by_one(u, y, head, mask)

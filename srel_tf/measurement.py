@@ -5,6 +5,7 @@ import time
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -12,6 +13,7 @@ import tensorflow as tf
 
 from srel_tf import predictions as reading
 from srel_tf.auto import Auto
+from srel_tf.compiled_loss import compiled_loss
 from srel_tf.errors import ChunkError, ModelError, OptionError, ProbeError, SRelError
 from srel_tf.estimators import Exact, FirstOrderLimit, Task
 from srel_tf.measures import DEFINITIONS, RAW
@@ -47,8 +49,13 @@ def measure(
         numerators and denominators per unit of η (`kl`: of η²); "auto", the rows of `exact` where the arithmetic
         resolves them, else those of `limit`, as far as the two agree, else those of `exact` in a float64 copy of the
         model, where it has one (`srel_tf.twin`).
-    predictions: what D acts on. "auto": the softmax output for a classifier (class labels, two outputs or more), else
-        the raw outputs; "softmax" or "raw" force one. A model may return logits or probabilities.
+    predictions: what D acts on. "auto": the softmax of a classifier, else the raw outputs; "softmax" or "raw" force
+        one. A model is a classifier if it has two outputs or more and either a categorical cross-entropy for its loss
+        (sparse or not, focal, generalized) or a softmax at its end. It is none under a binary cross-entropy, or if it
+        ends in a sigmoid: those take each output by itself. Under a loss of your own, a model that ends in neither is a
+        classifier if y holds class indices (integers [n]). The probe's rows play no part: rows with one label and rows
+        with several are read alike, and keep their class names in the frame. A model may return logits or
+        probabilities. `srel_tf.predictions.read_as` has the table.
     batch_size: examples per forward pass. Where memory runs out it is halved as often as needed, with a warning that
         names what was left. Batches of another size may be summed in another order: the last bits of a number may
         differ then, valid entries keep to their tolerance.
@@ -127,9 +134,16 @@ class Instrument:
         self._data = tf.gather(x, probe.sources), tf.gather(y, probe.sources), tf.gather(x, probe.targets)
         self._check_loss(model)
         num_outputs = self._num_outputs(model)
-        reading.check_fit(settings.predictions, self._measures, probe, num_outputs)
-        reading.check_label_form(probe, model.loss)
-        self._task = Task(self._network, self._data, probe, self._measures, settings)
+        loss = compiled_loss(model, probe.y.shape, num_outputs)
+        self._probe = reading.labelled(probe, loss)
+        kind, reason = self._read_as(loss, num_outputs)
+        reading.check_fit(kind, reason, self._measures, self._probe, num_outputs, loss)
+        self._check_targets(model)
+        options = SimpleNamespace(**{**vars(settings), "predictions": kind})
+        self._task = Task(self._network, self._data, self._probe, self._measures, options)
+        self._zero_gradients = set()  # Numbers of the sources that a warning has named.
+        check = self._gradient_is_zero
+        self._has_zero_gradient = check if model.run_eagerly else tf.function(check, autograph=False)
         self._make_estimator()
 
     def _make_estimator(self):
@@ -155,7 +169,27 @@ class Instrument:
             seconds=time.perf_counter() - start,
         )
         _warn_of_faults(result)
+        self._warn_of_zero_gradients(result)
         return result
+
+    def _warn_of_zero_gradients(self, result):
+        """Name each source once whose gradient is zero: its update moves nothing, and its row has no valid entry."""
+        x, y, _ = self._data
+        rows = [i for i in np.flatnonzero(_unmoved(result)) if i not in self._zero_gradients]
+        rows = [i for i in rows if self._has_zero_gradient(x[i, None], y[i, None])]
+        self._zero_gradients.update(rows)
+        if rows:
+            named = _named(self._probe.ids[self._probe.sources][rows])
+            warnings.warn(
+                f"the update of {len(rows)} of {len(x)} sources ({named}) moves nothing: the gradient is zero (a hinge "
+                "that is satisfied, an example that is masked or ignored, dead units), so that their rows are NaN and "
+                "not valid; leave them out of ProbeSet(sources=...)",
+                stacklevel=3,
+            )
+
+    def _gradient_is_zero(self, x, y):
+        gradients, *_ = self._network.loss_gradient(x, y, 1.0)
+        return tf.reduce_all([tf.reduce_all(g == 0) for g in gradients])
 
     def _matrices(self, learning_rate):
         """What the estimator gives; in smaller batches from now on where memory runs out."""
@@ -184,13 +218,37 @@ class Instrument:
                 f"programs, or measure fewer than {n_s} sources x {n_t} targets at a time"
             ) from error
         self.settings = replace(self.settings, batch_size=size)
-        self._task = self._task._replace(settings=self.settings)
+        self._task.settings.batch_size = size
         self._make_estimator()
+
+    def _read_as(self, loss, num_outputs):
+        """How to read the model's outputs, and why they are read as raw ones, as `predictions.read_as` says."""
+        choice = self.settings.predictions
+        is_open = choice != "raw" and num_outputs > 1
+        activation = reading.last_activation(self._network, self._data[0][:1]) if is_open else None
+        kind, reason = reading.read_as(choice, loss, activation, self._probe.y, num_outputs)
+        reading.warn_of_unclear_targets(reason, self._probe, num_outputs)
+        return kind, reason
 
     def _check_loss(self, model):
         own = type(model).compute_loss is not keras.Model.compute_loss
         if model.loss is None and not own and not self._network.has_added_losses(self._data[0][:1]):
             raise ModelError(f"model {model.name!r} is compiled without a loss: call model.compile(optimizer, loss)")
+
+    def _check_targets(self, model):
+        """`ProbeError` if the loss does not take the probe's y."""
+        x, y = (array[:1] for array in self._data[:2])
+        try:
+            with self._network.scope():
+                predictions = model(x, training=False)
+                model.compute_loss(x=x, y=y, y_pred=predictions, sample_weight=None)
+        except SRelError:
+            raise
+        except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
+            raise ProbeError(
+                f"the loss of model {model.name!r} does not take targets of shape {self._probe.y.shape} and dtype "
+                f"{self._probe.y.dtype} for outputs of shape {tuple(predictions.shape)}: {error}"
+            ) from error
 
     def _num_outputs(self, model):
         try:
@@ -229,6 +287,18 @@ def _warn_of_faults(result):
             "infinity in their prediction: their columns are NaN and not valid",
             stacklevel=3,
         )
+
+
+def _unmoved(result):
+    """Which sources may have a zero gradient, [n_s]: their own prediction has not moved by a bit.
+
+    If a source is not a target, batches of two sizes gave its prediction before and after, which may round apart: then
+    it is enough that no entry of its row is valid.
+    """
+    of_measures = result.matrices.values()
+    still = np.all([entries.denominator == 0 for entries in of_measures], axis=0)
+    unresolved = ~np.any([entries.valid.any(axis=1) for entries in of_measures], axis=0)
+    return still | (unresolved & (result.probe.own_columns < 0))
 
 
 def _named(ids):
