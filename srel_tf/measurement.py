@@ -239,7 +239,7 @@ class Instrument:
         """`ProbeError` if the loss does not take the probe's y."""
         x, y = (array[:1] for array in self._data[:2])
         try:
-            with self._network.scope():
+            with self._network.scope(self._network.weights):
                 predictions = model(x, training=False)
                 model.compute_loss(x=x, y=y, y_pred=predictions, sample_weight=None)
         except SRelError:
