@@ -182,8 +182,8 @@ class Instrument:
             named = _named(self._probe.ids[self._probe.sources][rows])
             warnings.warn(
                 f"the update of {len(rows)} of {len(x)} sources ({named}) moves nothing: the gradient is zero (a hinge "
-                "that is satisfied, an example that is masked or ignored, dead units), so that their rows are NaN and "
-                "not valid; leave them out of ProbeSet(sources=...)",
+                "that is satisfied, an example that is masked or ignored, dead or saturated units), so that their rows "
+                "are NaN and not valid; leave them out of ProbeSet(sources=...)",
                 stacklevel=3,
             )
 
