@@ -30,13 +30,17 @@ FURTHER_DIGITS = 2.0**10  # A derivative may lose so many times more than the ou
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be measured: the network, x and y of the sources, x of the targets as tensors, probe, options."""
+    """What is to be measured: the network, x and y of the sources, x of the targets as tensors, probe, options.
+
+    read_as: how to read outputs (`predictions.read_as`).
+    """
 
     network: object
     data: tuple
     probe: object
     measures: dict
     settings: object
+    read_as: str
 
     def in_precision(self, dtype):
         """The same in another precision. `ModelError` where the model has a part that computes in less."""
@@ -54,7 +58,7 @@ class Task:
         """How to read outputs [n_t, C] of an engine (`predictions.kind_of_predictions`)."""
         if passes is not None and passes.head == "log":
             return "logits"
-        return reading.kind_of_predictions(self.settings.predictions, self.probe, self.network.model, outputs.numpy())
+        return reading.kind_of_predictions(self.read_as, self.probe, self.network.model, outputs.numpy())
 
     def kinds(self, outputs, passes):
         """`kind` by whether a measure is of raw outputs: those of a model that ends in a softmax are probabilities."""
@@ -193,10 +197,8 @@ class FirstOrderLimit:
 
     def _differences_suffice(self):
         """Whether neither D nor ℓ sees a shift that all outputs have in common."""
-        num_outputs = self._passes.network.outputs(self._task.data[0][:1]).shape[-1]
-        classifier = reading.is_classifier(self._task.settings.predictions, self._task.probe, num_outputs)
-        raw = any(measure.raw for measure in self._task.measures.values())
-        return classifier and not raw and self._passes.loss.ignores_shifts_of(self._passes.head)
+        raw = self._task.read_as == "raw" or any(measure.raw for measure in self._task.measures.values())
+        return not raw and self._passes.loss.ignores_shifts_of(self._passes.head)
 
 
 def _has_layers_of_ones_own(model):

@@ -10,23 +10,18 @@ import keras
 import tensorflow as tf
 
 from srel_tf.capture import NotSeparable
+from srel_tf.compiled_loss import function_and_options, single_loss
 
-SOFTMAX_LOSSES = (keras.losses.SparseCategoricalCrossentropy, keras.losses.CategoricalCrossentropy)
-SOFTMAX_FUNCTIONS = (keras.losses.sparse_categorical_crossentropy, keras.losses.categorical_crossentropy)
-MEANS_AS_CLASSES = (
-    *SOFTMAX_LOSSES,
-    keras.losses.BinaryCrossentropy,
-    keras.losses.MeanSquaredError,
-    keras.losses.MeanAbsoluteError,
-    keras.losses.Huber,
-)
-MEANS_AS_FUNCTIONS = (
-    *SOFTMAX_FUNCTIONS,
-    keras.losses.binary_crossentropy,
-    keras.losses.mean_squared_error,
-    keras.losses.mean_absolute_error,
-    keras.losses.huber,
-)
+losses = keras.losses
+SOFTMAX_LOSSES = (losses.SparseCategoricalCrossentropy, losses.CategoricalCrossentropy)
+MEANS = {  # Keras's functions that return a loss of each example, and their classes.
+    losses.sparse_categorical_crossentropy: losses.SparseCategoricalCrossentropy,
+    losses.categorical_crossentropy: losses.CategoricalCrossentropy,
+    losses.binary_crossentropy: losses.BinaryCrossentropy,
+    losses.mean_squared_error: losses.MeanSquaredError,
+    losses.mean_absolute_error: losses.MeanAbsoluteError,
+    losses.huber: losses.Huber,
+}
 
 
 class Head(NamedTuple):
@@ -39,7 +34,7 @@ class Head(NamedTuple):
 LOGITS_OF = {"log": "Softmax", "log_odds": "Sigmoid"}  # The operation that outputs come from.
 
 
-def _operation(f):
+def operation(f):
     """The operation that a tensor of a graph comes from, None without a graph."""
     while tf.is_symbolic_tensor(f) and f.op.type == "Identity":
         f = f.op.inputs[0]
@@ -48,8 +43,8 @@ def _operation(f):
 
 def head_of(f):
     """The name of the head that outputs f are known to have by the operation they come from; "outputs" by none."""
-    op = _operation(f)
-    return next((head for head, operation in LOGITS_OF.items() if op is not None and op.type == operation), "outputs")
+    op = operation(f)
+    return next((head for head, name in LOGITS_OF.items() if op is not None and op.type == name), "outputs")
 
 
 def slope(head, f):
@@ -65,7 +60,7 @@ def _logits(head, otherwise):
     """What a softmax or a sigmoid was taken of; where outputs f came about in another way, `otherwise(f)`."""
 
     def of_outputs(f):
-        op = _operation(f)
+        op = operation(f)
         return op.inputs[0] if op is not None and op.type == LOGITS_OF[head] else otherwise(f)
 
     return of_outputs
@@ -87,7 +82,7 @@ class LossSignals:
 
     def __init__(self, network):
         self._network = network
-        self._loss = None if network.model.loss is None else _as_function(network.model)
+        self._loss = _mean_of_examples(network.model)
 
     @property
     def in_float64(self):
@@ -95,12 +90,18 @@ class LossSignals:
         return self._loss is not None
 
     def ignores_shifts_of(self, head):
-        """Whether ℓ stays the same when all of u moves by the same, as the cross-entropy of a softmax does."""
-        loss = keras.losses.get(self._network.model.loss) if self.in_float64 else None
-        if not isinstance(loss, SOFTMAX_LOSSES) and loss not in SOFTMAX_FUNCTIONS:
+        """Whether ℓ stays the same if all of u moves by the same, as the cross-entropy of a class index does.
+
+        TensorFlow takes p − y for the gradient of the cross-entropy of a row y, whatever y sums to. It is therefore not
+        known here that the gradient for a row has no part along the shift.
+        """
+        return isinstance(self._loss, losses.SparseCategoricalCrossentropy) and self._takes_logits(head)
+
+    def _takes_logits(self, head):
+        """Whether u are the logits that a cross-entropy with a softmax inside is taken from."""
+        if not isinstance(self._loss, SOFTMAX_LOSSES):
             return False
-        from_logits = isinstance(loss, keras.losses.Loss) and loss.get_config()["from_logits"]
-        return head == "log" or (head == "outputs" and from_logits)
+        return head == "log" or (head == "outputs" and self._loss.from_logits)
 
     def head(self, predictions, y):
         """The name of the head: logits where `predictions` [n, C] are a softmax or a sigmoid, else these themselves.
@@ -113,22 +114,45 @@ class LossSignals:
             return head
         with tf.GradientTape() as tape:
             tape.watch(predictions)
-            loss = self._one_by_one(y, predictions) if self._loss is None else self._loss(y, predictions)
+            loss = self._one_by_one(y, predictions) if self._loss is None else self._of_examples(y, predictions)
         if tape.gradient(loss, predictions) is None:
             raise NotSeparable("the loss does not depend on the outputs themselves")
         return "outputs"
 
-    def __call__(self, u, y, head):
-        """∂ℓ_i/∂u_i, float64 [n, C], from u float64 [n, C]."""
-        if self._loss is not None:
-            signal = self._gradient(u, lambda f: self._loss(y, f), head)
-            return _balanced(signal, u) if self.ignores_shifts_of(head) else signal
-        rows = tf.map_fn(
-            lambda i: self._gradient(u[i, None], lambda f: self._one_by_one(y[i, None], f), head)[0],
-            tf.range(u.shape[0]),
-            fn_output_signature=tf.float64,
-        )
-        return rows
+    def __call__(self, u, y, head, mask=None):
+        """∂ℓ_i/∂u_i, float64 [n, C], from u float64 [n, C].
+
+        mask: Keras's mask of the outputs, bool [n, …]. Keras leaves out of the loss what is False there, so that the
+        loss of an example without a True is zero.
+        """
+        if self._loss is None:
+            return self._signals_one_by_one(u, y, head, mask)
+        signal = self._gradient(u, lambda f: self._of_examples(y, f), head)
+        if self._takes_logits(head):
+            signal = _balanced(signal, u, self._sum_of_signal(y))
+        if mask is not None:
+            # The mean over what is left has the weight one: a loss of one example is masked as a whole or not at all.
+            left = tf.reduce_any(tf.reshape(tf.cast(mask, tf.bool), [u.shape[0], -1]), axis=1, keepdims=True)
+            signal = tf.where(left, signal, tf.zeros_like(signal))
+        return signal
+
+    def _of_examples(self, y, outputs):
+        """The loss of each example [n]. y [n] gets an axis, without which it would be broadcast along the outputs."""
+        return self._loss.call(y[:, None] if len(y.shape) == 1 else y, outputs)
+
+    def _sum_of_signal(self, y):
+        """Σ_c (p − y)_c = 1 − Σ_c y_c of each example, after Keras's label smoothing."""
+        if isinstance(self._loss, losses.SparseCategoricalCrossentropy):
+            return tf.zeros([], tf.float64)
+        sums = tf.reduce_sum(tf.cast(y, tf.float64), axis=-1, keepdims=True)
+        return (1 - self._loss.label_smoothing) * (1 - sums)
+
+    def _signals_one_by_one(self, u, y, head, mask):
+        def signal(i):
+            of_one = None if mask is None else mask[i, None]
+            return self._gradient(u[i, None], lambda f: self._one_by_one(y[i, None], f, of_one), head)[0]
+
+        return tf.map_fn(signal, tf.range(u.shape[0]), fn_output_signature=tf.float64)
 
     def _gradient(self, u, loss, head):
         with tf.GradientTape() as tape:
@@ -136,30 +160,36 @@ class LossSignals:
             value = tf.reduce_sum(loss(HEADS[head].to_outputs(u)))
         return tf.cast(tape.gradient(value, u, unconnected_gradients=tf.UnconnectedGradients.ZERO), tf.float64)
 
-    def _one_by_one(self, y, predictions):
-        with self._network.scope(self._network.weights):  # Penalties come along, and do not depend on predictions.
+    def _one_by_one(self, y, predictions, mask=None):
+        if mask is not None:
+            predictions._keras_mask = mask  # Where Keras's losses look for it.
+        with self._network.scope(self._network.weights):  # Includes penalties, which do not depend on predictions.
             return self._network.model.compute_loss(x=None, y=y, y_pred=predictions, sample_weight=None)
 
 
-def _balanced(signal, u):
-    """The entry of the largest u taken from the others, for all sum to zero: p − 1 loses its digits near one."""
+def _balanced(signal, u, total):
+    """The signal, which sums to `total`, with the entry of the largest u taken from the others.
+
+    p − 1 loses its digits if p is close to one.
+    """
     largest = tf.one_hot(tf.argmax(u, axis=-1), tf.shape(u)[-1], on_value=True, off_value=False)
     others = tf.where(largest, tf.zeros_like(signal), signal)
-    return tf.where(largest, -tf.reduce_sum(others, axis=-1, keepdims=True), signal)
+    return tf.where(largest, total - tf.reduce_sum(others, axis=-1, keepdims=True), signal)
 
 
-def _as_function(model):
-    """(y, outputs [n, C]) -> each example's loss [n], in the outputs' precision; None where that is not known."""
-    if isinstance(model.loss, (list, tuple, dict)) or (model.get_compile_config() or {}).get("loss_weights"):
+def _mean_of_examples(model):
+    """The compiled loss if it is known to be the mean of the examples' own losses, as one of the classes of `MEANS`."""
+    loss = single_loss(model)
+    loss = MEANS[loss]() if loss in MEANS else loss
+    if type(loss) not in MEANS.values() or loss.reduction not in ("sum_over_batch_size", "mean"):
         return None
-    loss = keras.losses.get(model.loss)
-    if not isinstance(loss, keras.losses.Loss):
-        return loss if loss in MEANS_AS_FUNCTIONS else None
-    config = loss.get_config()
-    known = (
-        type(loss) in MEANS_AS_CLASSES
-        and loss.reduction in ("sum_over_batch_size", "mean")
-        and config.get("axis", -1) == -1
-        and config.get("ignore_class") is None
-    )
-    return loss.call if known else None
+    _, options = function_and_options(loss)
+    plain = options.get("axis", -1) == -1 and options.get("ignore_class") is None and not _has_loss_weights(model)
+    return loss if plain else None
+
+
+def _has_loss_weights(model):
+    try:
+        return bool((model.get_compile_config() or {}).get("loss_weights"))
+    except Exception:  # An optimizer or a metric of the user's may have no configuration, and raise anything.
+        return True

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from srel_tf import predictions as reading
+from srel_tf.compiled_loss import compiled_loss
 from srel_tf.errors import ChunkError, ModelError, OptionError, ProbeError, SRelError
 from srel_tf.estimators import Task, make_estimator
 from srel_tf.measures import DEFINITIONS, RAW
@@ -47,8 +48,13 @@ def measure(
     estimator: "exact", the finite step as defined; "limit", η → 0 (Section 5), far cheaper, for update="sgd", with
         numerators and denominators per unit of η (`kl`: of η²); "auto", the finite step, in float64 for the rows that
         float32 does not resolve.
-    predictions: what D acts on. "auto": the softmax output for a classifier (class labels, two outputs or more), else
-        the raw outputs; "softmax" or "raw" force one. A model may return logits or probabilities.
+    predictions: what D acts on. "auto": the softmax of a classifier, else the raw outputs; "softmax" or "raw" force
+        one. A model is a classifier if it has two outputs or more and either a categorical cross-entropy for its loss
+        (sparse or not, focal, generalized) or a softmax at its end. It is none under a binary cross-entropy, or if it
+        ends in a sigmoid: those take each output by itself. Under a loss of your own, a model that ends in neither is a
+        classifier if y holds class indices (integers [n]). The probe's rows play no part: rows with one label and rows
+        with several are read alike, and keep their class names in the frame. A model may return logits or
+        probabilities. `srel_tf.predictions.read_as` has the table.
     batch_size: examples per forward pass. Where memory runs out it is halved as often as needed, with a warning that
         names what was left. Batches of another size may be summed in another order: the last bits of a number may
         differ then, valid entries keep to their tolerance.
@@ -133,11 +139,17 @@ class Instrument:
         self._data = tf.gather(x, probe.sources), tf.gather(y, probe.sources), tf.gather(x, probe.targets)
         self._check_loss(model)
         num_outputs = self._num_outputs(model)
-        reading.check_fit(settings.predictions, self._measures, probe, num_outputs)
-        reading.check_label_form(probe, model.loss)
+        loss = compiled_loss(model, probe.y.shape, num_outputs)
+        self._probe = reading.labelled(probe, loss)
+        self._check_targets(model)
         self._network.inspect(self._data[0][:1], self._data[1][:1])
         self._network.check_examples_apart(self._data[0])
-        self._task = Task(self._network, self._data, probe, self._measures, settings)
+        kind, reason = self._read_as(loss, num_outputs)
+        reading.check_fit(kind, reason, self._measures, self._probe, num_outputs, loss)
+        self._task = Task(self._network, self._data, self._probe, self._measures, settings, kind)
+        self._zero_gradients = set()  # Numbers of the sources that a warning has named.
+        check = self._gradient_is_zero
+        self._has_zero_gradient = check if model.run_eagerly else tf.function(check, autograph=False)
         self._make_estimator()
 
     def _make_estimator(self):
@@ -163,7 +175,27 @@ class Instrument:
             seconds=time.perf_counter() - start,
         )
         _warn_of_faults(result)
+        self._warn_of_zero_gradients(result)
         return result
+
+    def _warn_of_zero_gradients(self, result):
+        """Name each source once whose gradient is zero: its update moves nothing, and its row has no valid entry."""
+        x, y, _ = self._data
+        rows = [i for i in np.flatnonzero(_unmoved(result)) if i not in self._zero_gradients]
+        rows = [i for i in rows if self._has_zero_gradient(x[i, None], y[i, None])]
+        self._zero_gradients.update(rows)
+        if rows:
+            named = _named(self._probe.ids[self._probe.sources][rows])
+            warnings.warn(
+                f"the update of {len(rows)} of {len(x)} sources ({named}) moves nothing: the gradient is zero (a hinge "
+                "that is satisfied, an example that is masked or ignored, dead or saturated units), so that their rows "
+                "are NaN and not valid; leave them out of ProbeSet(sources=...)",
+                stacklevel=3,
+            )
+
+    def _gradient_is_zero(self, x, y):
+        gradients, *_ = self._network.loss_gradient(x, y, 1.0)
+        return tf.reduce_all([tf.reduce_all(g == 0) for g in gradients])
 
     def _matrices(self, learning_rate):
         """What the estimator gives; in smaller batches from now on where memory runs out."""
@@ -195,10 +227,32 @@ class Instrument:
         self._task = replace(self._task, settings=self.settings)
         self._make_estimator()
 
+    def _read_as(self, loss, num_outputs):
+        """How to read the model's outputs, and why they are read as raw ones, as `predictions.read_as` says."""
+        choice, activation = self.settings.predictions, self._network.activation
+        kind, reason = reading.read_as(choice, loss, activation, self._probe.y, num_outputs)
+        reading.warn_of_unclear_targets(reason, self._probe, num_outputs)
+        return kind, reason
+
     def _check_loss(self, model):
         own = type(model).compute_loss is not keras.Model.compute_loss
         if model.loss is None and not own and not self._network.has_added_losses(self._data[0][:1]):
             raise ModelError(f"model {model.name!r} is compiled without a loss: call model.compile(optimizer, loss)")
+
+    def _check_targets(self, model):
+        """`ProbeError` if the loss does not take the probe's y."""
+        x, y = (array[:1] for array in self._data[:2])
+        try:
+            with self._network.scope(self._network.weights):
+                predictions = model(x, training=False)
+                model.compute_loss(x=x, y=y, y_pred=predictions, sample_weight=None)
+        except SRelError:
+            raise
+        except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
+            raise ProbeError(
+                f"the loss of model {model.name!r} does not take targets of shape {self._probe.y.shape} and dtype "
+                f"{self._probe.y.dtype} for outputs of shape {tuple(predictions.shape)}: {error}"
+            ) from error
 
     def _num_outputs(self, model):
         try:
@@ -237,6 +291,18 @@ def _warn_of_faults(result):
             "infinity in their prediction: their columns are NaN and not valid",
             stacklevel=3,
         )
+
+
+def _unmoved(result):
+    """Which sources may have a zero gradient, [n_s]: their own prediction has not moved by a bit.
+
+    If a source is not a target, batches of two sizes gave its prediction before and after, which may round apart: then
+    it is enough that no entry of its row is valid.
+    """
+    of_measures = result.matrices.values()
+    still = np.all([entries.denominator == 0 for entries in of_measures], axis=0)
+    unresolved = ~np.any([entries.valid.any(axis=1) for entries in of_measures], axis=0)
+    return still | (unresolved & (result.probe.own_columns < 0))
 
 
 def _named(ids):

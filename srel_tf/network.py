@@ -66,23 +66,27 @@ class Network:
 
     def inspect(self, x, y):
         """Trace a forward pass and the loss of an example [1, …], and refuse what is no function of weights and
-        example in the network's precision. Sets `opaque`, the name of an operation that a derivative does not see.
+        example in the network's precision.
 
-        Of a model that runs eagerly nobody sees the operations: it is believed.
+        Sets `opaque`, the name of an operation that a derivative does not see, and `activation`, "softmax",
+        "log_softmax" or "sigmoid" if that is the model's last operation; None stands for any other. Of a model that
+        runs eagerly nobody sees the operations: it is believed.
         """
-        self.opaque = None
+        self.opaque = self.activation = None
         if self.model.run_eagerly:
             return
+        last = []
 
         @tf.function(autograph=False, jit_compile=False)
         def forward(weights):
             predictions, loss = self._predictions_and_loss(x, y, weights)
+            last.append(predictions)
             return self.as_outputs(predictions), loss
 
         weights = [tf.TensorSpec(v.shape, self.dtype) for v in self.variables]
         graph = forward.get_concrete_function(weights).graph
         found = inspection(graph, graph.inputs[: len(weights)], self.dtype)
-        name, self.opaque = self.model.name, found.opaque
+        name, self.opaque, self.activation = self.model.name, found.opaque, activation_of(last[-1])
         if found.random:
             raise ModelError(
                 f"model {name!r} draws random numbers in inference mode (operation {found.random!r}), so that its "
@@ -172,6 +176,17 @@ class Scope(keras.StatelessScope):
         if value is None and id(variable) in self._network.to_be_cast:
             value = self._network.cast(self._network.to_be_cast[id(variable)])
         return value
+
+
+ACTIVATIONS = {"Softmax": "softmax", "LogSoftmax": "log_softmax", "Sigmoid": "sigmoid"}  # By TensorFlow's operations.
+
+
+def activation_of(output):
+    """The activation that a tensor of a graph is the result of, one of `ACTIVATIONS`, or None."""
+    op = output.op
+    while op.type == "Identity":
+        op = op.inputs[0].op
+    return ACTIVATIONS.get(op.type)
 
 
 def own_precision(model):

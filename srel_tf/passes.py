@@ -13,7 +13,7 @@ from srel_tf.network import as_matrix
 
 class Seen(NamedTuple):
     """A forward pass of n examples at some weights (None: the model's own): outputs and u [n, C], the layers' calls,
-    and its tape.
+    its tape, and Keras's mask of the outputs or None.
     """
 
     outputs: tf.Tensor
@@ -21,6 +21,7 @@ class Seen(NamedTuple):
     calls: list
     tape: tf.GradientTape
     weights: list | None
+    mask: tf.Tensor | None = None
 
 
 class Passes:
@@ -41,7 +42,8 @@ class Passes:
             predictions, calls = self.capture.forward(x, tape, weights)
             outputs = as_matrix(predictions, self.network.model)
             u = HEADS[self.head].of_outputs(outputs)
-        return Seen(tf.cast(outputs, self.network.dtype), u, calls, tape, weights)
+        mask = getattr(predictions, "_keras_mask", None)
+        return Seen(tf.cast(outputs, self.network.dtype), u, calls, tape, weights, mask)
 
     def backward(self, seen, seeds):
         """Signals [n, M, …] at the output of each call of M functions of u, given by their seeds ∂/∂u [n, C]."""
@@ -91,7 +93,7 @@ class LossPasses(Passes):
 
     def loss_signal(self, seen, y):
         """∂ℓ/∂u of each example, float64 [n, C]."""
-        return self.loss(tf.cast(seen.u, tf.float64), y, self.head)
+        return self.loss(tf.cast(seen.u, tf.float64), y, self.head, seen.mask)
 
     @property
     def _has_penalty(self):

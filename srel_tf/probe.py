@@ -1,5 +1,6 @@
 """The examples between which S_rel is measured."""
 
+import copy
 import hashlib
 
 import numpy as np
@@ -10,10 +11,11 @@ from srel_tf.errors import ProbeError
 class ProbeSet:
     """Examples x [n, ...] with labels or targets y, some of them sources (cause an update), some targets (are read).
 
-    y: class indices [n] (integers; floating-point numbers are regression targets), one-hot rows [n, C], or
-        regression targets (floating point, [n] or [n, C]); it goes to the
-        model's loss as it is.
-    class_names: name of class 0, 1, …; without them a class is called by its number.
+    y: class indices [n], one-hot or multi-hot rows [n, C], or regression targets [n] or [n, C]; it goes to the model's
+        loss as it is. Integers [n] are class indices. Floating-point numbers [n] are class indices if the model's loss
+        takes such indices (a sparse cross-entropy), else regression targets.
+    class_names: name of class 0, 1, …; without them a class is called by its number. Rows with a single 1 have the
+        class of its column, other rows and regression targets have none.
     ids: unique integers or strings that name the examples in frames; default 0 … n−1.
     sources, targets: index arrays into x; by default all examples are both.
 
@@ -42,8 +44,14 @@ class ProbeSet:
         """
         x, y = np.asarray(x), np.asarray(y)
         labels = class_labels(y)
+        of_floats = labels is None and _are_whole(y)
+        if of_floats:  # Who draws from classes says that these are class indices.
+            labels = y.reshape(len(y)).astype(np.int64)
         if labels is None:
-            raise ProbeError(f"y of shape {y.shape} and dtype {y.dtype} holds no class labels: use ProbeSet(x, y)")
+            raise ProbeError(
+                f"y of shape {y.shape} and dtype {y.dtype} holds no class labels: give class indices or one-hot rows, "
+                "or choose the examples yourself, with ProbeSet(x, y)"
+            )
         if len(x) != len(labels):
             raise ProbeError(f"x of shape {x.shape} and y of shape {y.shape}: give as many labels as examples")
         for name, value, least in (("per_class", per_class, 1), ("seed", seed, 0)):
@@ -54,7 +62,22 @@ class ProbeSet:
         if len(set(numbers)) < len(numbers) or not numbers:
             raise ProbeError(f"classes={classes!r}: name at least one class, and none twice")
         positions = np.concatenate([_draw(labels, number, per_class, seed) for number in numbers])
-        return cls(x[positions], y[positions], class_names=class_names, ids=positions)
+        probe = cls(x[positions], y[positions], class_names=class_names, ids=positions)
+        return probe.with_class_indices() if of_floats else probe
+
+    def with_class_indices(self):
+        """The same probe with its floating-point y read as class indices. `ProbeError` if one of them is not whole."""
+        y = self.y.reshape(len(self.y), -1)[:, 0]
+        broken = np.flatnonzero(y != np.floor(y))
+        if len(broken):
+            raise ProbeError(
+                f"y is {y[broken[0]]} for example {self.ids[broken[0]]}, and the loss takes class indices: give whole "
+                "numbers, or compile with a regression loss"
+            )
+        probe = copy.copy(self)
+        probe.labels = y.astype(np.int64)
+        probe.classes = _names_of(probe.labels, self.class_names, len(y))
+        return probe
 
     def __len__(self):
         return len(self.x)
@@ -83,6 +106,11 @@ def class_labels(y):
         one_hot = ((y == 0) | (y == 1)).all() and (y.sum(axis=1) == 1).all()
         return y.argmax(axis=1) if one_hot else None
     return y.reshape(len(y)).astype(np.int64) if y.dtype.kind in "biu" and y.size == len(y) else None
+
+
+def _are_whole(y):
+    """Whether y is one floating-point number an example, [n] or [n, 1], and all of them are whole."""
+    return y.dtype.kind == "f" and y.size == len(y) and bool((y == np.floor(y)).all())
 
 
 def _check_examples(x, y):

@@ -195,7 +195,8 @@ def test_a_source_that_moves_nothing_is_undefined(data):
     inputs = keras.Input((8, 8, 1))
     model = keras.Model(inputs, keras.layers.Dense(3, use_bias=False)(keras.layers.Flatten()(inputs)))
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    result = srel_tf.measure(model, srel_tf.ProbeSet(x, y), measures=("kl", "l1", "l2"), learning_rate=0.1)
+    with pytest.warns(UserWarning, match=r"\(ids 0\) moves nothing: the gradient is zero"):
+        result = srel_tf.measure(model, srel_tf.ProbeSet(x, y), measures=("kl", "l1", "l2"), learning_rate=0.1)
     for name in ("kl", "l1", "l2"):
         assert np.isnan(result.matrix(name)[0]).all()
         assert not result.valid(name)[0].any()

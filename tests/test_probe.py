@@ -43,6 +43,28 @@ def test_sample_takes_the_classes_in_the_order_wanted():
     assert ProbeSet.sample(X, Y, per_class=1).classes.tolist() == ["0", "1", "2"]
 
 
+def test_sample_takes_whole_floating_point_numbers_for_class_indices():
+    whole, broken = Y.astype("float32"), Y + 0.5
+    probe = ProbeSet.sample(X, whole, per_class=4, classes=["owl", "cat"], class_names=NAMES)
+    np.testing.assert_array_equal(probe.ids, ProbeSet.sample(X, Y, 4, classes=[2, 0]).ids)
+    assert probe.classes.tolist() == ["owl"] * 4 + ["cat"] * 4
+    np.testing.assert_array_equal(probe.y, whole[probe.ids])  # goes to the loss as it is
+    with pytest.raises(ProbeError, match="give class indices or one-hot rows"):
+        ProbeSet.sample(X, broken)
+
+
+def test_floating_point_numbers_read_as_class_indices():
+    probe = ProbeSet(X, Y.astype(float), class_names=NAMES)
+    read = probe.with_class_indices()
+    np.testing.assert_array_equal(read.labels, Y)
+    assert read.classes.tolist() == [NAMES[label] for label in Y]
+    assert probe.labels is None  # stays as it is
+    with pytest.raises(ProbeError, match=r"y is 0\.5 for example b"):
+        ProbeSet(X[:3], np.array([2, 0.5, 1]), ids=["a", "b", "c"]).with_class_indices()
+    with pytest.raises(ProbeError, match=r"label 2 of example 0 .* 2 class names"):
+        ProbeSet(X[:2], np.array([2.0, 0]), class_names=NAMES[:2]).with_class_indices()
+
+
 def test_sample_draws_without_replacement_and_keeps_positions():
     probe = ProbeSet.sample(X, Y, per_class=20, class_names=NAMES)  # all there are
     assert sorted(probe.ids) == list(range(60))
