@@ -152,7 +152,7 @@ class FirstOrderLimit:
     def _check_derivative(self, changes):
         """`ModelError` where the predictions do not move as their derivative says: it does not see all they depend on.
 
-        Of the source that moves most, with steps of some sizes. Layers of Keras with derivatives of their own are known.
+        Of the source that moves most, with steps of some sizes.
         """
         network, (x, y, x_targets) = self._task.network, self._task.data
         weights = [tf.convert_to_tensor(w) for w in network.weights]

@@ -2,8 +2,9 @@
 
 A rule is one function: (layer, call, x, signals) -> [(variable, its gradient for each example, in factored form)], with
 `x` the layer's input [n, …], `signals` [n, M, …] = ∂(M functions)/∂(the layer's output before its activation), and
-`call` the layer as it was called, to be called again: call(x, replaced=[(variable, value)]). Above each stands the identity that it fulfils. To add a layer,
-add one function here; layers without one take the generic path, which is right for any of them, and slower.
+`call` the layer as it was called, to be called again: call(x), or call(x, replaced=[(variable, value)]) with other
+values of some weights. Above each stands the identity that it fulfils. To add a layer, add one function here; layers
+without one take the generic path, which is right for any of them, and slower.
 """
 
 import math

@@ -46,7 +46,7 @@ class Switch(NamedTuple):
 
 
 def switches_to(dtype, model):
-    """The `Switch`es that make all layers of a model, and inputs of models within it, compute in `dtype`.
+    """The `Switch`es that make all layers, variables and symbolic inputs of a model be of `dtype`.
 
     Quantised layers are left out: their policy chooses what they compute, not only in which precision.
     """
@@ -58,13 +58,22 @@ def switches_to(dtype, model):
         if floating and {layer.compute_dtype, layer.variable_dtype} != {name} and layer.quantization_mode is None:
             # The setter of `dtype_policy` would write into a `DTypePolicyMap`, which is saved with the model.
             found.append(Switch(layer, "_dtype_policy", policy))
-        # A functional model casts what it is given to the precision of its symbolic inputs.
-        inputs = layer.inputs if isinstance(layer, keras.Model) and hasattr(layer, "inputs") else None
-        for holder in [layer, *keras.tree.flatten(inputs or [])]:
-            if isinstance(holder, (keras.KerasTensor, keras.layers.InputLayer)):
-                if keras.backend.is_float_dtype(holder.dtype) and holder.dtype != name:
-                    found.append(Switch(holder, "_dtype", name))
+    found += [Switch(holder, "_dtype", name) for holder in _typed(model) if _is_other_float(holder.dtype, name)]
     return found
+
+
+def _typed(model):
+    """What has a type of its own: variables, and symbolic inputs, to whose type a functional model casts its data."""
+    yield from model.variables
+    for layer in layers_within(model):
+        if isinstance(layer, keras.layers.InputLayer):
+            yield layer
+        if isinstance(layer, keras.Model):
+            yield from keras.tree.flatten(getattr(layer, "inputs", None) or [])
+
+
+def _is_other_float(dtype, name):
+    return keras.backend.is_float_dtype(dtype) and dtype != name
 
 
 @contextlib.contextmanager

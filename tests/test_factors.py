@@ -83,7 +83,7 @@ def test_the_cheaper_way_is_taken(monkeypatch):
 def test_parts_hold_what_is_seen_at_all_positions(monkeypatch):
     """Many positions and few weights: the patches are larger than the gradients that are formed of them."""
     monkeypatch.setattr("srel_tf.factors.ENTRIES", 3000)
-    factor, whole = outer(20, 2, 100, groups=1, k=8, o=2)
+    factor, _ = outer(20, 2, 100, groups=1, k=8, o=2)
     assert not factor._pairwise(factor)
     assert max(factor.parts(factor)) * 100 * 8 <= 3000
 

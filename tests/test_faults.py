@@ -1,7 +1,5 @@
 """Faults while measuring: they stay where they are, are named, and cost nothing that was measured."""
 
-from types import SimpleNamespace
-
 import keras
 import numpy as np
 import pytest
