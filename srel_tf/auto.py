@@ -82,7 +82,8 @@ class AutoOfTwin:
 
     def __call__(self, learning_rate):
         self._twin.follow()
-        return self._auto(learning_rate)
+        found = self._auto(learning_rate)
+        return {name: entries._replace(method=entries.method + "_float64") for name, entries in found.items()}
 
 
 def rates_of_open_rows(of_measures, rates):

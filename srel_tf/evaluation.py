@@ -37,7 +37,7 @@ def of_finite_steps(outputs, kinds, measures, own, gradient):
         bound = resolution.error_bound(
             measure, srel, denominator, noise.of(measure.numerator), own_noise.of(measure.denominator), gradient
         )
-        found[name] = matrices(measure, numerator, denominator, bound, "exact")
+        found[name] = matrices(measure, numerator, denominator, bound, "finite_step")
     return found
 
 
@@ -74,11 +74,11 @@ def _ratio(numerator, denominator):
         return numerator / denominator[:, None]
 
 
-def matrices(measure, numerator, denominator, bound, estimator):
-    """`Matrices` of one estimator: an entry is valid if the bound of its error keeps to the measure's tolerance."""
+def matrices(measure, numerator, denominator, bound, method):
+    """`Matrices` of one method: an entry is valid if the bound of its error keeps to the measure's tolerance."""
     srel = _ratio(numerator, denominator)
     valid = np.isfinite(srel) & (bound <= measure.tolerance * (1 + np.abs(srel)))
-    rows = np.full(len(denominator), estimator, dtype=object)
+    rows = np.full(len(denominator), method, dtype=object)
     return Matrices(numerator, denominator, np.where(valid, srel, np.nan), valid, bound, rows)
 
 

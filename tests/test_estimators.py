@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 import srel_tf
+from srel_tf.frames import METHODS
 from srel_tf.measurement import MEASURES
 from srel_tf.theory import DiagonalQuadratic, HomogeneousPredictor
 from srel_tf.theory.keras_models import homogeneous_network
@@ -335,7 +336,9 @@ def test_training_does_not_notice(estimator, data, probe):
             model.attach_probe(probe, every=1, estimator=estimator, learning_rate=1e-6)
         model.fit(*data, batch_size=6, epochs=2, shuffle=False, verbose=0)
         weights.append(model.get_weights())
-    assert set(model.srel_frame()["estimator"]) <= {"limit", "exact"}
+    frame = model.srel_frame()
+    assert set(frame["estimator"]) == {estimator}
+    assert set(frame["method"]) <= ({"limit"} if estimator == "limit" else {*METHODS})
     assert model.srel_frame()["step"].nunique() == 5
     for with_probe, without in zip(*weights, strict=True):
         np.testing.assert_array_equal(with_probe, without)
@@ -374,7 +377,7 @@ def at(mlp, data):
 def test_auto_takes_the_rows_of_exact_that_float32_resolves(at):
     exact, auto = at(0.1)
     for name in DEFINITIONS:
-        assert (auto.matrices[name].estimator == "exact").all()
+        assert (auto.matrices[name].method == "finite_step").all()
         np.testing.assert_array_equal(auto.matrix(name), exact.matrix(name))
 
 
@@ -383,15 +386,15 @@ def test_auto_takes_the_limit_below_that_and_both_between(at, mlp, data):
     for eta in (1e-8, 1e-4, 3e-4):
         exact, auto = at(eta)
         for name in DEFINITIONS:
-            rows = auto.matrices[name].estimator
+            rows = auto.matrices[name].method
             kinds.add(frozenset(rows))
-            for one, source in (("exact", exact), ("limit", s)):
+            for one, source in (("finite_step", exact), ("limit", s)):
                 np.testing.assert_array_equal(auto.numerator(name)[rows == one], source.numerator(name)[rows == one])
                 np.testing.assert_array_equal(
                     auto.denominator(name)[rows == one], source.denominator(name)[rows == one]
                 )
             assert (auto.valid(name).sum(axis=1) >= exact.valid(name).sum(axis=1)).all()
-    assert kinds == {frozenset({"limit"}), frozenset({"exact"}), frozenset({"exact", "limit"})}
+    assert kinds == {frozenset({"limit"}), frozenset({"finite_step"}), frozenset({"finite_step", "limit"})}
 
 
 def test_exact_and_limit_agree_where_both_are_valid(at):
@@ -400,23 +403,23 @@ def test_exact_and_limit_agree_where_both_are_valid(at):
     for eta in (7e-5, 1e-4):
         exact, auto = at(eta)
         for name in DEFINITIONS:
-            both = exact.valid(name) & auto.valid(name) & (auto.matrices[name].estimator == "limit")[:, None]
+            both = exact.valid(name) & auto.valid(name) & (auto.matrices[name].method == "limit")[:, None]
             a, b = exact.matrix(name)[both], auto.matrix(name)[both]
             assert (np.abs(a - b) <= 2 * MEASURES[name].tolerance * (1 + b)).all()
             seen += both.sum()
     assert seen > 50
 
 
-def test_frame_of_auto_names_what_gave_each_row_and_its_statistics_are_one(at):
+def test_frame_of_auto_names_the_method_of_each_row_and_its_statistics_are_one(at):
     _, result = at(1e-4)
     frame = result.to_frame()
     for name, rows in frame.groupby("measure"):
-        by_source = rows.groupby("source_id")["estimator"].unique()
-        assert [list(e) for e in by_source] == [[e] for e in result.matrices[name].estimator]
-    assert set(result.matrices["l1"].estimator) == {"exact", "limit"}
+        by_source = rows.groupby("source_id")["method"].unique()
+        assert [list(e) for e in by_source] == [[e] for e in result.matrices[name].method]
+    assert set(result.matrices["l1"].method) == {"finite_step", "limit"}
     for table, rows in ((srel_tf.smooth(frame), 9), (srel_tf.separation(frame), 1)):
         assert (table.groupby("measure").size() == rows).all()
-        assert (table.loc[table["measure"] == "l1", "estimator"] == "auto").all()
+        assert (table["estimator"] == "auto").all()
 
 
 @pytest.mark.filterwarnings("ignore:.*forward-mode")

@@ -169,13 +169,13 @@ def test_a_unit_at_its_kink_is_undecided_in_float32_and_decided_in_float64():
             assert not valid[[0, 2], 1].any()
     assert not measured(linear_net(Folded(), weights), "limit").valid("l1").any()  # Whose unit it is cannot be told.
     # Of steps that float64 resolves, and of smaller ones, whose limit is then that of the float64 twin.
-    for eta, kind, resolved in ((1e-6, "exact", 1e-6), (1e-14, "limit", 1e-9)):
+    for eta, kind, resolved in ((1e-6, "finite_step_float64", 1e-6), (1e-14, "limit_float64", 1e-9)):
         decided = measured(model, "auto", eta)
         expected = reference.srels(double, x.astype("float64"), y, every, every, resolved, reference.MEASURES)
         assert decided.valid("kl").all()
         for name in ("kl", "l1") if eta == resolved else ("l1",):  # The naive KL of 1e-18 is itself rounding.
             np.testing.assert_allclose(decided.matrix(name), expected[name], rtol=1e-3)
-            assert decided.matrices[name].estimator[1] == kind
+            assert decided.matrices[name].method[1] == kind
 
 
 def test_a_constant_background_under_max_pooling_leaves_the_limit_valid():

@@ -307,7 +307,6 @@ def test_a_probe_whose_rows_could_not_be_told_from_anothers_is_refused():
         {"every": 5},
         {"measures": "l1"},
         {"batch_size": 1},
-        {"estimator": "auto"},
         {"probe": srel_tf.ProbeSet(X[:2], Y[:2], ids=[9, 3], sources=[1], targets=[0, 1])},
     ):
         with pytest.raises(ProbeError, match=r"step 0 is due for both.*give one of them another run"):
@@ -317,6 +316,7 @@ def test_a_probe_whose_rows_could_not_be_told_from_anothers_is_refused():
         {"update": "fresh_adam"},
         {"learning_rate": 0.5},
         {"estimator": "limit"},
+        {"estimator": "auto"},
         {"run": "b"},
         {"seed": 2},
         {"probe": srel_tf.ProbeSet(X, Y, ids=np.arange(28) + 4)},

@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 import srel_tf
+from srel_tf.frames import METHODS
 from srel_tf.measurement import MEASURES
 from srel_tf.network import Network
 from srel_tf.twin import NoTwin, Twin, as_float64
@@ -297,13 +298,17 @@ def test_auto_is_whole_where_float32_resolves_few_and_the_limit_is_another_numbe
             assert valid.mean() >= 0.99
             assert (np.abs(found.matrix(name) - expected[name]) <= tolerance)[valid].all()
             assert eta == 1e-4 or (np.abs(slope.matrix(name) - expected[name]) > tolerance).any()
-            whole, finite = single.valid(name).all(axis=1), found.matrices[name].estimator == "exact"
+            whole, finite = single.valid(name).all(axis=1), np.char.startswith(
+                found.matrices[name].method.astype(str), "finite_step"
+            )
             np.testing.assert_array_equal(found.matrix(name)[whole], single.matrix(name)[whole])
             assert (finite & ~whole).any()
             # Of size D of the finite step, not of its limit per unit of η or η².
             np.testing.assert_allclose(found.denominator(name)[finite], single.denominator(name)[finite], rtol=0.2)
     assert whole.any()
-    assert set(found.to_frame()["estimator"]) <= {"exact", "limit"}
+    frame = found.to_frame()
+    assert set(frame["estimator"]) == {"auto"}
+    assert "finite_step_float64" in set(frame["method"]) <= {*METHODS}
 
 
 def test_without_a_twin_auto_leaves_open_what_it_cannot_show(trained, probe):

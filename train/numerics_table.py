@@ -18,11 +18,10 @@ def comparison(measured, measure, reference, known):
             f"{estimator}_outside": int((error > 1).sum()),
             f"{estimator}_unchecked": int((valid & ~known).sum()),
         }
-    single, auto = (measured[estimator].matrices[measure] for estimator in ("exact", "auto"))
-    limit = auto.estimator == "limit"
-    # The same step gives the same numerators to the bit.
-    float64 = ~limit & ~np.isclose(auto.numerator, single.numerator, rtol=0, atol=0, equal_nan=True).all(axis=1)
-    return found | {"sources": len(limit), "limit_rows": int(limit.sum()), "float64_rows": int(float64.sum())}
+    methods = measured["auto"].matrices[measure].method.tolist()
+    limit_rows = methods.count("limit") + methods.count("limit_float64")
+    finite_rows = methods.count("finite_step_float64")
+    return found | {"sources": len(methods), "limit_rows": limit_rows, "float64_rows": finite_rows}
 
 
 def summary(rows):

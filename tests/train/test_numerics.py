@@ -12,11 +12,9 @@ from train import numerics, numerics_table
 class Measured:
     """A result of one measure with S_rel `s`, NaN where it is not valid."""
 
-    def __init__(self, s, rows=None, numerator=None):
+    def __init__(self, s, methods=("finite_step",)):
         self._s = np.array(s)
-        numerator = self._s if numerator is None else np.array(numerator)
-        rows = np.array(rows or ["exact"] * len(self._s), dtype=object)
-        self.matrices = {"l1": SimpleNamespace(estimator=rows, numerator=numerator)}
+        self.matrices = {"l1": SimpleNamespace(method=np.array(methods, dtype=object))}
 
     def valid(self, measure):
         return np.isfinite(self._s)
@@ -31,10 +29,8 @@ def test_counts_of_valid_entries_and_errors_in_units_of_the_tolerance():
         np.array([[1.0, 3.0], [1.0, 0.0], [nan, 1.0]]),
         np.array([[True, True], [True, True], [False, True]]),
     )
-    exact = Measured([[1.0, 3.0], [nan, nan], [2.0, 1.003]], numerator=np.ones((3, 2)))
-    auto = Measured(
-        [[1.0, 3.0], [1.001, 0.0], [1.0, 1.0]], ["exact", "limit", "exact"], numerator=[[1, 1], [7, 7], [1, 2]]
-    )
+    exact = Measured([[1.0, 3.0], [nan, nan], [2.0, 1.003]])
+    auto = Measured([[1.0, 3.0], [1.001, 0.0], [1.0, 1.0]], ["finite_step", "limit_float64", "finite_step_float64"])
     found = numerics_table.comparison({"exact": exact, "auto": auto}, "l1", reference, known)
     assert {k: found[k] for k in ("entries", "reference", "sources", "limit_rows", "float64_rows")} == {
         "entries": 6, "reference": 5, "sources": 3, "limit_rows": 1, "float64_rows": 1,
