@@ -12,11 +12,19 @@ from srel_tf.errors import FrameError, OptionError, StorageError
 from srel_tf.files import check_regular, replacing
 
 COLUMNS = (
-    "run", "seed", "step", "epoch", "measure", "update", "estimator", "learning_rate",
+    "run", "seed", "step", "epoch", "measure", "update", "estimator", "method", "learning_rate",
     "source_id", "source_class", "target_id", "target_class", "numerator", "denominator", "srel", "valid",
 )  # fmt: skip
 
-# What makes a measurement: two rows that agree in these come from one matrix.
+# How a row was computed, whichever estimator was asked for: by a finite step or as the limit η → 0. The names in
+# _float64 are of rows that were computed in float64.
+METHODS = ("finite_step", "finite_step_float64", "limit", "limit_float64")
+
+# Frames that were written before there was a column `method` named it in the column `estimator`.
+METHOD_OF_ESTIMATOR = {"exact": "finite_step", "limit": "limit"}
+
+# What makes a measurement: two rows that agree in these come from one matrix. `method` is not among them: the rows of
+# one "auto" matrix are computed in several ways.
 MATRIX = ["run", "seed", "step", "epoch", "measure", "update", "estimator", "learning_rate"]
 
 
@@ -47,7 +55,8 @@ def _rows(result, measure, run, seed, epoch):
         "epoch": np.full(n_s * n_t, epoch, dtype=np.float64),
         "measure": measure,
         "update": result.update,
-        "estimator": np.repeat(entries.method, n_t),
+        "estimator": result.estimator,
+        "method": np.repeat(entries.method, n_t),
         "learning_rate": np.full(n_s * n_t, result.learning_rate, dtype=np.float64),
         "source_id": np.repeat(probe.ids[probe.sources], n_t),
         "source_class": np.repeat(probe.classes[probe.sources], n_t),
@@ -62,21 +71,17 @@ def _rows(result, measure, run, seed, epoch):
 
 
 def rule_names(frame):
-    """What to call the fictitious step of each row: its update rule; where a run has several of that name at a time,
-    "limit", or the rule with its η ("sgd η=0.001") and, of several estimators, with its estimator.
+    """Name the fictitious step of each row, for tables and legends.
+
+    The name is the update rule ("sgd"), with ", auto" for that estimator; estimator "limit" is called "limit", whatever
+    its η. If a run has several η of one rule and estimator at one step, the names of both say η ("sgd η=0.001").
     """
-    rules = frame[["run", "step", "update", "estimator", "learning_rate"]].drop_duplicates()
-    names = rules["update"].astype(str)
-    at_once = rules.assign(finite=rules["learning_rate"].where(rules["estimator"] != "limit"))
-    at_once = at_once.groupby(["run", "step", "update"], dropna=False)
-    etas, estimators = at_once["finite"].transform("nunique"), at_once["estimator"].transform("nunique")
-    is_limit, several = rules["estimator"] == "limit", (estimators > 1) | (etas > 1)
-    finite = names + (" η=" + rules["learning_rate"].map("{:.3g}".format)).where(etas > 1, "")
-    others = rules["estimator"].where(~is_limit).groupby([rules["run"], rules["step"], rules["update"]], dropna=False)
-    finite += (", " + rules["estimator"]).where(others.transform("nunique") > 1, "")
-    rules["rule"] = finite.mask(is_limit & several, "limit")
-    named = frame[rules.columns.drop("rule")].merge(rules, how="left")
-    return pd.Series(named["rule"].to_numpy(), index=frame.index, name="rule")
+    update, estimator, eta = frame["update"].astype(str), frame["estimator"].astype(str), frame["learning_rate"]
+    at_one_step = eta.groupby([frame["run"], frame["step"], update, estimator], dropna=False)
+    has_several = (at_one_step.transform("nunique") > 1).groupby([update, estimator]).transform("any")
+    names = update + (" η=" + eta.map("{:g}".format)).where(has_several, "")
+    names = names.mask(estimator == "auto", names + ", auto").mask(estimator == "limit", "limit")
+    return names.rename("rule")
 
 
 def empty():
@@ -90,8 +95,8 @@ def merged(parts):
     Two probes of the same settings make one measurement of a step, as for `srel_tf.smooth`.
     """
     frame = pd.concat(parts, ignore_index=True)
-    matrix = frame.groupby([name for name in MATRIX if name != "estimator"], dropna=False, sort=False).ngroup()
-    # "auto" names what gave each row. Measurements of a step in the order of the probes and their measures.
+    matrix = frame.groupby(MATRIX, dropna=False, sort=False).ngroup()
+    # The measurements of one step are in the order of the probes and their measures.
     order = frame[["step"]].assign(matrix=matrix).sort_values(["step", "matrix"], kind="stable").index
     return frame.loc[order].reset_index(drop=True)
 
@@ -105,7 +110,7 @@ def check_columns(frame, needed):
         raise FrameError(f"the frame lacks the columns {missing}: it has {list(frame.columns)}")
 
 
-_TEXT = ("run", "measure", "update", "estimator", "source_class", "target_class")
+_TEXT = ("run", "measure", "update", "estimator", "method", "source_class", "target_class")
 _IDS = ("source_id", "target_id")
 
 
@@ -141,6 +146,23 @@ _WRITERS = {".parquet": _write_parquet, ".csv": lambda frame, file: frame.to_csv
 _READERS = {".parquet": pd.read_parquet, ".csv": _read_csv}
 
 
+def lacks_method(columns):
+    """Whether these are the columns of a frame of an earlier version, which had no `method`.
+
+    Tables of statistics have no `source_id`, and never have a `method`.
+    """
+    return "method" not in columns and {"estimator", "source_id", "target_id", "srel", "valid"} <= set(columns)
+
+
+def with_method(frame):
+    """Add the column `method` to a frame of an earlier version; any other table is returned as it is."""
+    if not lacks_method(frame.columns):
+        return frame
+    method = frame["estimator"].astype(str).map(METHOD_OF_ESTIMATOR)
+    frame.insert(frame.columns.get_loc("estimator") + 1, "method", method)
+    return frame
+
+
 def write_frame(frame, path):
     """Write a frame as `.parquet` or `.csv`; a crash or a full disk leaves the old file whole.
 
@@ -168,6 +190,10 @@ def arrow_errors():
 def read_frame(path):
     """Read a frame that `write_frame` wrote. `FrameError` where there is none, or where it is damaged.
 
+    A frame of an earlier version has no column `method`: it gets one ("exact" is "finite_step", "limit" is "limit").
+    The rows of estimator "auto" in such a frame keep the estimator that they were saved with, which is "exact" or
+    "limit", for it named their method; whether such a row was computed in float64 is not known.
+
     Ids in a `.csv` are integers if all of them are written so (7, not 007), else strings; `.parquet` keeps their type.
     """
     path = Path(path)
@@ -176,7 +202,7 @@ def read_frame(path):
         raise FrameError(f"there is no frame {path}")
     try:
         check_regular(path)
-        return _READERS[path.suffix](path)
+        return with_method(_READERS[path.suffix](path))
     except StorageError as error:
         raise FrameError(f"there is no frame {path}: it is no regular file") from error
     except Exception as error:  # pandas and pyarrow raise whatever a damaged file leads them to.

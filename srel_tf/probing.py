@@ -78,7 +78,7 @@ class Probing(keras.callbacks.Callback):
         return (
             (self._run, self._seed, mine.update) == (other._run, other._seed, theirs.update)
             and bool({*mine.measures} & {*theirs.measures})
-            and (mine.estimator == theirs.estimator or "auto" in (mine.estimator, theirs.estimator))
+            and mine.estimator == theirs.estimator
             and all(
                 bool({*self.probe.ids[a].tolist()} & {*other.probe.ids[b].tolist()})
                 for a, b in ((self.probe.sources, other.probe.sources), (self.probe.targets, other.probe.targets))

@@ -12,8 +12,7 @@ from srel_tf.probe import ProbeSet
 class Matrices(NamedTuple):
     """One measure: numerator, srel, valid [n_s, n_t] and denominator [n_s]; srel is NaN where valid is False.
 
-    bound [n_s, n_t]: of the rounding error of S. method [n_s]: how each row was computed, "finite_step", "limit",
-    "finite_step_float64" or "limit_float64".
+    bound [n_s, n_t]: of the rounding error of S. method [n_s]: how each row was computed, one of `frames.METHODS`.
     """
 
     numerator: np.ndarray
@@ -27,8 +26,8 @@ class Matrices(NamedTuple):
 class SRelResult(NamedTuple):
     """S_rel between all sources (rows) and targets (columns) of a probe, for each measure.
 
-    matrices: {measure: Matrices}; learning_rate: η of the fictitious step; step: optimizer updates applied before;
-    seconds: what the measurement took.
+    matrices: {measure: Matrices}; estimator: what was asked, "exact", "limit" or "auto"; learning_rate: η of the
+    fictitious step; step: optimizer updates applied before; seconds: what the measurement took.
     """
 
     probe: ProbeSet

@@ -9,15 +9,14 @@ from srel_tf.frames import MATRIX, check_columns
 from srel_tf.stored import StoredFrame
 
 NEEDED = [*MATRIX, "source_class", "target_class", "source_id", "target_id", "srel", "valid"]
-SERIES = ["run", "seed", "measure", "update"]
 
 
 def smooth(frame, diagonal=True):
     """S^{k,smooth} of Definition 3: the mean of S_rel over the pairs of a source class and a target class.
 
     frame: a DataFrame, or a `StoredFrame` (`scan_frame`), which is read piece by piece.
-    In the paper's words the target class is c1, the source class (where the update was sampled) c2. What estimator
-    "auto" measured is one matrix, under that name, whichever estimator gave its rows.
+    In the paper's words the target class is c1, the source class (where the update was sampled) c2. The rows of an
+    estimator, as it was asked for, are one matrix, whatever their `method`.
     diagonal: whether the pairs of an example with itself, which are 1 by definition, count, as they do in the paper.
 
     Returns one row a (run, step, measure, update, estimator, …, source_class, target_class) with `mean` and `median`
@@ -25,10 +24,9 @@ def smooth(frame, diagonal=True):
     Raises `FrameError` for missing columns.
     """
     if isinstance(frame, StoredFrame):
-        auto = auto_series(frame.pieces(NEEDED))
-        return pd.concat([_smooth(pooled(p, auto), diagonal) for p in frame.pieces(NEEDED)], ignore_index=True)
+        return pd.concat([_smooth(piece, diagonal) for piece in frame.pieces(NEEDED)], ignore_index=True)
     check_columns(frame, NEEDED)
-    return _smooth(pooled(frame), diagonal)
+    return _smooth(frame, diagonal)
 
 
 def _smooth(frame, diagonal):
@@ -50,10 +48,9 @@ def separation(frame):
     Raises `FrameError` for missing columns or a frame without classes.
     """
     if isinstance(frame, StoredFrame):
-        auto = auto_series(frame.pieces(NEEDED))
-        return pd.concat([_separations(pooled(p, auto)) for p in frame.pieces(NEEDED)], ignore_index=True)
+        return pd.concat([_separations(piece) for piece in frame.pieces(NEEDED)], ignore_index=True)
     check_columns(frame, NEEDED)
-    return _separations(pooled(frame))
+    return _separations(frame)
 
 
 def _separations(frame):
@@ -66,42 +63,6 @@ def _separations(frame):
     ]
     columns = [*MATRIX, "auc", "median_intra", "median_inter", "ratio_of_medians", "n_intra", "n_inter"]
     return pd.DataFrame(rows, columns=columns).astype({name: frame[name].dtype for name in MATRIX})
-
-
-def pooled(frame, auto=None):
-    """The frame with the rows of estimator "auto", which name what gave each of them, under that one label again.
-
-    They are those of a (run, seed, measure, update, η) in which both estimators occur and no source of a step has both:
-    two measurements of the same sources, one by `exact` and one by `limit`, stay apart. auto: what `auto_series` gave
-    for the whole, where the frame is a piece of one.
-    """
-    auto = auto_series([frame]) if auto is None else auto
-    if not len(auto):
-        return frame
-    keys = [*SERIES, "learning_rate"]
-    is_auto = frame[keys].merge(auto.assign(auto=True), how="left", on=keys)["auto"].notna().to_numpy()
-    return frame.assign(estimator=frame["estimator"].astype(object).mask(is_auto, "auto"))
-
-
-def auto_series(pieces):
-    """The (run, seed, measure, update, η) that estimator "auto" measured, of a frame in pieces that cut no measurement.
-
-    An η of its own makes a series only where several were measured at a step: a schedule of the training is one series.
-    """
-    source = [*SERIES, "step", "epoch", "learning_rate", "source_id"]
-    matrix = [*SERIES, "step", "learning_rate", "estimator"]
-    found = []
-    for piece in pieces:
-        estimators = piece[[*source, "estimator"]].drop_duplicates()
-        estimators["several"] = estimators.duplicated(source, keep=False)
-        found.append(estimators.groupby(matrix, dropna=False, observed=True)["several"].any().reset_index())
-    every = pd.concat(found, ignore_index=True)
-    at_once = every.groupby([*SERIES, "step"], dropna=False, observed=True)["learning_rate"].transform("nunique")
-    at_once = at_once.groupby([every[name] for name in SERIES], dropna=False, observed=True).transform("max")
-    every["eta"] = every["learning_rate"].where(at_once > 1, 0.0)
-    by_series = every.groupby([*SERIES, "eta"], dropna=False, observed=True)
-    is_auto = (by_series["estimator"].transform("nunique") > 1) & ~by_series["several"].transform("any").astype(bool)
-    return every.loc[is_auto, [*SERIES, "learning_rate"]].drop_duplicates()
 
 
 def auc(higher, lower):

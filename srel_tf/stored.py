@@ -5,26 +5,29 @@ from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset
 
 from srel_tf.errors import FrameError, SRelError
-from srel_tf.frames import MATRIX, check_columns, empty
+from srel_tf.frames import MATRIX, METHOD_OF_ESTIMATOR, check_columns, empty, lacks_method
 
 ROWS_AT_A_TIME = 2**17
-_ONE_MATRIX = [name for name in MATRIX if name != "estimator"]  # "auto" names what gave each row.
 
 
 class StoredFrame:
     """The rows of Parquet files, one file after the other. `srel_tf.smooth` and `separation` take it as a frame.
 
-    dataset: the `pyarrow.dataset.Dataset` for queries of your own; None without files.
+    A file of an earlier version has no column `method`: it is filled in as by `srel_tf.read_frame`.
+
+    dataset: the `pyarrow.dataset.Dataset` for queries of your own, in which a `method` to be filled in is null; None
+    without files.
     Raises `FrameError` for files that are no frames.
     """
 
     def __init__(self, files):
         self._names = [str(Path(file)) for file in files]
         with self._as_frame_errors():
-            self.dataset = pa.dataset.dataset(self._names, format="parquet") if self._names else None
+            self.dataset = _with_method(pa.dataset.dataset(self._names, format="parquet")) if self._names else None
 
     @property
     def schema(self):
@@ -37,16 +40,19 @@ class StoredFrame:
         with self._as_frame_errors():
             return self.dataset.count_rows() if self._names else 0
 
-    def read(self):
-        """All rows, in memory."""
+    def read(self, where=None):
+        """Read all rows into memory, or those that the `pyarrow.compute` expression `where` chooses."""
+        if not self._names:
+            return empty()
         with self._as_frame_errors():
-            return self.dataset.to_table().to_pandas() if self._names else empty()
+            return self.dataset.to_table(columns=self._filled_in(self.schema.names), filter=where).to_pandas()
 
     def tables(self, rows, columns=None):
         """Arrow tables of `rows` rows each, the last one of fewer, whatever the files' own pieces are."""
         if not self._names:
             return
         with self._as_frame_errors():
+            columns = self._filled_in(self.schema.names if columns is None else columns)
             scanner = self.dataset.scanner(columns=columns, batch_size=rows, batch_readahead=1, fragment_readahead=1)
             rest = scanner.projected_schema.empty_table()
             for batch in scanner.to_batches():
@@ -57,20 +63,20 @@ class StoredFrame:
             if rest.num_rows:
                 yield rest.combine_chunks()
 
-    def pieces(self, columns=None, rows=ROWS_AT_A_TIME):
-        """DataFrames of about `rows` rows, or of one measurement where that has more; none cuts a measurement in two.
+    def pieces(self, columns=None, rows=None):
+        """Yield DataFrames of about `rows` rows, more if one measurement has more; none cuts a measurement in two.
 
-        Raises `FrameError` where the rows of a measurement do not stand together.
+        rows: `ROWS_AT_A_TIME` if None. Raises `FrameError` where the rows of a measurement do not stand together.
         """
         seen, rest = set(), empty()[list(columns) if columns else list(empty().columns)]
         if not self._names:
             yield rest
-        for table in self.tables(rows, columns):
+        for table in self.tables(rows or ROWS_AT_A_TIME, columns):
             with self._as_frame_errors():
                 part = table.to_pandas()
             check_columns(part, [*MATRIX, *(columns or ())])
             frame = pd.concat([rest, part], ignore_index=True) if len(rest) else part
-            matrix = frame.groupby(_ONE_MATRIX, dropna=False, sort=False).ngroup().to_numpy()
+            matrix = frame.groupby(MATRIX, dropna=False, sort=False).ngroup().to_numpy()
             last = int((matrix == matrix[-1]).argmax())  # Where the last measurement, which may go on, begins.
             rest = frame.iloc[last:]
             if last:
@@ -87,6 +93,17 @@ class StoredFrame:
         seen |= names
         return piece
 
+    def _filled_in(self, columns):
+        """{name: expression} of these columns, where `method` is taken from `estimator` in rows that have none."""
+        expressions = {name: pc.field(name) for name in columns}
+        text = self.schema.field("method").type if "method" in self.schema.names else pa.null()
+        if "method" in columns and text != pa.null():  # An empty frame has columns without a type.
+            estimator, method = pc.field("estimator").cast(text), pa.scalar(None, text)
+            for name, method_of_it in METHOD_OF_ESTIMATOR.items():
+                method = pc.if_else(estimator == name, pa.scalar(method_of_it, text), method)
+            expressions["method"] = pc.coalesce(pc.field("method"), method)
+        return expressions
+
     @contextlib.contextmanager
     def _as_frame_errors(self):
         try:
@@ -97,6 +114,16 @@ class StoredFrame:
             raise FrameError(
                 f"{self._names[0]} and {len(self._names) - 1} files more hold no frame, or a damaged one: {error}"
             ) from error
+
+
+def _with_method(dataset):
+    """The dataset with a column `method`, null in the rows of an earlier version; other tables stay as they are."""
+    schema = dataset.schema
+    if not lacks_method(schema.names):
+        return dataset
+    text = schema.field("estimator").type
+    text = text.value_type if pa.types.is_dictionary(text) else text
+    return dataset.replace_schema(schema.insert(schema.get_field_index("estimator") + 1, pa.field("method", text)))
 
 
 def column_differences(there, now):

@@ -3,6 +3,7 @@
 import numpy as np
 
 from srel_tf import ProbeSet
+from srel_tf.frames import METHODS
 from srel_tf.result import Matrices, SRelResult
 
 CLASS_NAMES = ["cat", "dog", "owl"]
@@ -14,8 +15,15 @@ def probe(per_class=2, classes=2, sources=None, targets=None, ids=None):
     return ProbeSet(np.ones((len(y), 1)), y, CLASS_NAMES[:classes], ids, sources, targets)
 
 
-def result(probe, step=0, measures=("kl", "l1"), update="sgd", learning_rate=0.1, invalid=0.0, seed=0, digits=15):
-    """A result of random entries, a share `invalid` of which is undefined; few `digits` make ties."""
+def result(
+    probe, step=0, measures=("kl", "l1"), update="sgd", learning_rate=0.1, invalid=0.0, seed=0, digits=15,
+    estimator="exact",
+):  # fmt: skip
+    """A result of random entries, a share `invalid` of which is undefined; few `digits` make ties.
+
+    The rows of estimator "auto" are computed by all methods in turn.
+    """
+    methods = {"exact": ["finite_step"], "limit": ["limit"], "auto": METHODS}[estimator]
     rng = np.random.default_rng([seed, 0 if step is None else step])
     matrices = {}
     for measure in measures:
@@ -23,6 +31,6 @@ def result(probe, step=0, measures=("kl", "l1"), update="sgd", learning_rate=0.1
         srel = rng.uniform(0, 3, (len(probe.sources), len(probe.targets))).round(digits)
         numerator = srel * denominator[:, None]
         valid = rng.random(srel.shape) >= invalid
-        bound, rows = np.zeros_like(srel), np.full(len(denominator), "exact", dtype=object)
-        matrices[measure] = Matrices(numerator, denominator, np.where(valid, srel, np.nan), valid, bound, rows)
-    return SRelResult(probe, matrices, update, "exact", learning_rate, step, seconds=0.25)
+        bound, method = np.zeros_like(srel), np.resize(np.array(methods, dtype=object), len(denominator))
+        matrices[measure] = Matrices(numerator, denominator, np.where(valid, srel, np.nan), valid, bound, method)
+    return SRelResult(probe, matrices, update, estimator, learning_rate, step, seconds=0.25)

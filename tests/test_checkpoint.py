@@ -180,7 +180,7 @@ def test_two_probes_of_the_same_settings_in_one_store(tmp_path):
     """Their rows stand together, so that the statistics of the stored frame are those of the frame."""
     model = net(measures=("l1", "kl"))
     other = srel_tf.ProbeSet(X[4:7], Y[4:7], ids=[4, 5, 6])
-    model.attach_probe(other, every=1, measures=("l1", "kl"), seed=np.int64(3))
+    model.attach_probe(other, every=1, measures=("l1", "kl"), seed=np.int64(3), estimator="limit")
     with FrameStore(tmp_path / "frame", write=True) as store:
         model.fit(X, Y, batch_size=4, verbose=0, callbacks=[Checkpoint(store, every=1)])
         stored = store.scan()

@@ -335,7 +335,10 @@ def test_training_does_not_notice(estimator, data, probe):
             model.attach_probe(probe, every=1, estimator=estimator, learning_rate=1e-6)
         model.fit(*data, batch_size=6, epochs=2, shuffle=False, verbose=0)
         weights.append(model.get_weights())
-    assert model.srel_frame()["step"].nunique() == 5
+    frame = model.srel_frame()
+    assert set(frame["estimator"]) == {estimator}
+    assert set(frame["method"]) <= {"limit": {"limit_float64"}, "auto": {"finite_step", "finite_step_float64"}}[estimator]
+    assert frame["step"].nunique() == 5
     for with_probe, without in zip(*weights, strict=True):
         np.testing.assert_array_equal(with_probe, without)
 

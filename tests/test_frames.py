@@ -4,12 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from srel_tf import FrameError, ProbeSet, frames, read_frame, write_frame
+from srel_tf import FrameError, ProbeSet, frames, read_frame, separation, smooth, write_frame
 from srel_tf.frames import rule_names
 from tests.made_up import probe, result
 
 SCHEMA = [
-    *("run", "seed", "step", "epoch", "measure", "update", "estimator", "learning_rate"),
+    *("run", "seed", "step", "epoch", "measure", "update", "estimator", "method", "learning_rate"),
     *("source_id", "source_class", "target_id", "target_class", "numerator", "denominator", "srel", "valid"),
 ]
 
@@ -44,8 +44,17 @@ def test_one_row_a_measure_source_and_target():
     class_of = dict(zip(range(6), ["cat"] * 3 + ["dog"] * 3, strict=True))
     assert frame["source_class"].tolist() == [class_of[i] for i in frame["source_id"]]
     assert frame["target_class"].tolist() == [class_of[i] for i in frame["target_id"]]
-    constant = frame[["run", "seed", "step", "epoch", "update", "estimator", "learning_rate"]].drop_duplicates()
-    assert constant.to_numpy().tolist() == [["a", 5, 12, 1.5, "sgd", "exact", 0.1]]
+    constant = frame[[*frames.MATRIX, "method"]].drop(columns="measure").drop_duplicates()
+    assert constant.to_numpy().tolist() == [["a", 5, 12, 1.5, "sgd", "exact", 0.1, "finite_step"]]
+
+
+@pytest.mark.parametrize("estimator", ["exact", "limit", "auto"])
+def test_estimator_is_what_was_asked_and_method_how_each_row_was_computed(estimator):
+    made, frame = frame_of(estimator=estimator)
+    assert set(frame["estimator"]) == {estimator}
+    expected = [m.method[i] for m in made.matrices.values() for i in range(2) for _ in range(4)]
+    assert frame["method"].tolist() == expected
+    assert len(set(expected)) == (2 if estimator == "auto" else 1)
 
 
 def test_no_seed_no_step_no_epoch():
@@ -138,17 +147,56 @@ def test_check_columns():
         frames.check_columns([1], ["srel"])
 
 
+def frame_of_an_earlier_version(estimators=("exact", "limit")):
+    """What a version without `method` wrote: `estimator` names the method of each source's row."""
+    frame = frame_of()[1].drop(columns="method")
+    frame["estimator"] = np.where(frame["source_id"] == 4, *estimators)
+    return frame.astype({"estimator": "str"})
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv"])
+def test_a_frame_of_an_earlier_version_gets_its_methods(tmp_path, suffix):
+    old = frame_of_an_earlier_version()
+    frame = read_frame(write_frame(old, tmp_path / f"frame{suffix}"))
+    assert list(frame.columns) == SCHEMA
+    assert frame["method"].tolist() == ["finite_step" if s == 4 else "limit" for s in frame["source_id"]]
+    pd.testing.assert_frame_equal(frame[old.columns], old, check_exact=True)
+    pd.testing.assert_frame_equal(read_frame(write_frame(frame, tmp_path / f"again{suffix}")), frame)
+
+
+def test_a_method_that_nothing_tells_is_missing(tmp_path):
+    frame = read_frame(write_frame(frame_of_an_earlier_version(["exact", "other"]), tmp_path / "frame.parquet"))
+    assert frame["method"].isna().tolist() == (frame["source_id"] != 4).tolist()
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv"])
+def test_statistics_get_no_method(tmp_path, suffix):
+    for table in (smooth(frame_of()[1]), separation(frame_of()[1])):
+        assert "method" not in read_frame(write_frame(table, tmp_path / f"table{suffix}"))
+
+
 def test_rule_names_tell_apart_what_was_measured_at_once():
     rules = [("sgd", "exact", 1e-4), ("sgd", "exact", 1e-3), ("sgd", "limit", 1e-4), ("optimizer", "exact", 1e-4)]
     columns = ["update", "estimator", "learning_rate"]
     frame = pd.DataFrame(rules * 2, columns=columns).assign(run="a", step=[0] * 4 + [1] * 4)
     assert rule_names(frame).tolist() == ["sgd η=0.0001", "sgd η=0.001", "limit", "optimizer"] * 2
+    # The name of a rule is the same at the steps at which only one of two η was measured.
+    assert rule_names(frame.drop(index=5)).tolist() == [*rule_names(frame)[:5], "limit", "optimizer"]
     scheduled = pd.DataFrame({"update": "sgd", "estimator": "exact", "learning_rate": [0.1, 0.05], "step": [0, 1]})
     assert rule_names(scheduled.assign(run="a")).tolist() == ["sgd", "sgd"]
-    alone = pd.DataFrame({"update": "sgd", "estimator": "limit", "learning_rate": [0.1], "step": [0], "run": "a"})
-    assert rule_names(alone).tolist() == ["sgd"]
-    both = pd.DataFrame([*rules[:1], ("sgd", "auto", 1e-4)], columns=columns, index=[7, 3]).assign(run="a", step=0)
-    pd.testing.assert_series_equal(rule_names(both), pd.Series(["sgd, exact", "sgd, auto"], index=[7, 3], name="rule"))
+    assert rule_names(frame.assign(learning_rate=np.nan)).tolist() == ["sgd", "sgd", "limit", "optimizer"] * 2
+
+
+def test_a_rule_name_does_not_depend_on_the_other_estimators():
+    index = [7, 3, 5]
+    frame = pd.DataFrame({"update": "sgd", "estimator": ["exact", "auto", "limit"], "run": "a", "step": 0}, index)
+    names = pd.Series(["sgd", "sgd, auto", "limit"], index, name="rule", dtype="str")
+    pd.testing.assert_series_equal(rule_names(frame.assign(learning_rate=0.1)), names)
+    for row in index:
+        assert rule_names(frame.assign(learning_rate=0.1).loc[[row]]).tolist() == [names[row]]
+    several = pd.concat([frame.assign(learning_rate=eta) for eta in (0.1, 0.1234)])
+    etas = ["sgd η=0.1", "sgd η=0.1, auto", "limit", "sgd η=0.1234", "sgd η=0.1234, auto", "limit"]
+    assert rule_names(several).tolist() == etas
 
 
 def test_rows_of_several_probes_stand_together_by_measurement():
@@ -173,8 +221,7 @@ def test_rows_of_several_probes_stand_together_by_measurement():
 
 
 def test_the_rows_of_one_probe_stay_in_their_order():
-    auto = result(probe(2, 2), 3).to_frame(run="a", seed=None, epoch=np.nan)
-    auto.loc[::8, "estimator"] = "limit"
+    auto = result(probe(2, 2), 3, estimator="auto").to_frame(run="a", seed=None, epoch=np.nan)
     pd.testing.assert_frame_equal(frames.merged([auto]), auto)
 
 

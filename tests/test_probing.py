@@ -4,6 +4,7 @@ import contextlib
 
 import keras
 import numpy as np
+import pandas as pd
 import pytest
 import tensorflow as tf
 
@@ -307,7 +308,6 @@ def test_a_probe_whose_rows_could_not_be_told_from_anothers_is_refused():
         {"every": 5},
         {"measures": "l1"},
         {"batch_size": 1},
-        {"estimator": "auto"},
         {"probe": srel_tf.ProbeSet(X[:2], Y[:2], ids=[9, 3], sources=[1], targets=[0, 1])},
     ):
         with pytest.raises(ProbeError, match=r"step 0 is due for both.*give one of them another run"):
@@ -317,6 +317,7 @@ def test_a_probe_whose_rows_could_not_be_told_from_anothers_is_refused():
         {"update": "fresh_adam"},
         {"learning_rate": 0.5},
         {"estimator": "limit"},
+        {"estimator": "auto"},
         {"run": "b"},
         {"seed": 2},
         {"probe": srel_tf.ProbeSet(X, Y, ids=np.arange(28) + 4)},
@@ -325,6 +326,23 @@ def test_a_probe_whose_rows_could_not_be_told_from_anothers_is_refused():
         model.detach_probes()
         model.attach_probe(PROBE, measures=["kl", "l1"], seed=1)
         model.attach_probe(**{"probe": PROBE, "seed": 1, **other})
+
+
+def test_probes_of_all_estimators_share_a_frame_and_stay_apart():
+    """Of the same examples at the same steps: each row tells its estimator, and the statistics are those of each."""
+    model = net()
+    for estimator in ("exact", "limit", "auto"):
+        model.attach_probe(PROBE, STEPS, measures="l1", estimator=estimator, learning_rate=1e-5)
+    fit(model, epochs=1)
+    frame = model.srel_frame()
+    assert not frame.duplicated([*srel_tf.frames.MATRIX, "source_id", "target_id"]).any()
+    pairs = srel_tf.smooth(frame)
+    for estimator, methods in (("exact", {"finite_step"}), ("limit", {"limit"}), ("auto", {*srel_tf.frames.METHODS})):
+        rows = frame[frame["estimator"] == estimator]
+        assert set(rows["method"]) <= methods
+        assert steps_of(rows) == [0, STEPS]
+        alone = pairs[pairs["estimator"] == estimator].reset_index(drop=True)
+        pd.testing.assert_frame_equal(alone, srel_tf.smooth(rows))
 
 
 def test_two_schedules_of_one_series_may_take_turns_but_not_meet():

@@ -171,48 +171,38 @@ def test_frames_that_do_not_fit():
             separation(frame.assign(source_class=nameless))
 
 
-def by_source(frame, limit):
-    """The frame with the rows of some (step, source) by `limit`, as estimator "auto" gives them."""
-    rows = zip(frame["step"], frame["source_id"], strict=True)
-    return frame.assign(estimator=["limit" if row in limit else "exact" for row in rows])
-
-
-@pytest.mark.parametrize("limit", [{(9, 0), (9, 4)}, {(9, i) for i in range(6)}], ids=["some", "all late ones"])
 @pytest.mark.parametrize("seed", [None, 3])
-def test_rows_of_auto_are_one_matrix_at_every_step(limit, seed):
-    frame = one_run(seed=seed)
-    mixed = by_source(frame, limit)
+def test_rows_of_auto_are_one_matrix(seed):
+    """Whatever the methods of its rows: the numbers are those of the same entries under one estimator."""
+    exact, auto = (one_run(seed=seed, estimator=estimator) for estimator in ("exact", "auto"))
+    assert set(auto["method"]) == {*frames.METHODS}
     for statistic in (smooth, separation):
-        expected, found = statistic(frame), statistic(mixed)
-        assert (found["estimator"] == "auto").all()
-        columns = [name for name in expected if name != "estimator"]
-        pd.testing.assert_frame_equal(found[columns], expected[columns])
+        pd.testing.assert_frame_equal(statistic(auto), statistic(exact).assign(estimator="auto"))
 
 
-def test_two_estimators_of_the_same_sources_stay_apart():
-    exact = one_run(steps=[0])
-    both = pd.concat([exact, exact.assign(estimator="limit", srel=2.0)], ignore_index=True)
-    auto = by_source(one_run("b"), {(0, 1)})
-    pairs = smooth(pd.concat([both, auto], ignore_index=True))
-    assert set(map(tuple, pairs[["run", "estimator"]].to_numpy())) == {("", "exact"), ("", "limit"), ("b", "auto")}
-    assert len(pairs[pairs["estimator"] == "exact"]) == len(smooth(exact))
-    assert (pairs.loc[(pairs["estimator"] == "limit") & (pairs["n_valid"] > 0), "mean"] == 2).all()
+def test_two_probes_of_one_run_by_two_estimators_stay_apart():
+    """Their sources differ, so that no source says that there are two measurements; 0.2 and 0.9 are not 0.55."""
+    cats = [
+        result(probe(2, 1, ids=ids), estimator=estimator, measures=["l1"]).to_frame("a", 0, 0.0).assign(srel=srel)
+        for ids, estimator, srel in (([0, 1], "exact", 0.2), ([2, 3], "limit", 0.9))
+    ]
+    pairs = smooth(pd.concat(cats, ignore_index=True))
+    assert pairs[["estimator", "mean", "n_pairs"]].to_numpy().tolist() == [["exact", 0.2, 4], ["limit", 0.9, 4]]
 
 
-def test_finite_steps_and_a_limit_of_other_rates_are_no_auto():
-    """η is recorded as it is: the training's is a float32, 0.001 is not; several at a step are several series."""
-    rows = [("exact", 1e-3), ("exact", 1e-2), ("limit", float(np.float32(1e-3)))]
-    parts = [one_run(steps=[s]).assign(estimator=e, learning_rate=eta) for s in (0, 9) for e, eta in rows]
-    apart = smooth(pd.concat(parts, ignore_index=True))
-    assert set(zip(apart["estimator"], apart["learning_rate"], strict=True)) == set(rows)
-    # One rate of two is measured by auto: its sources come from both estimators.
-    mixed = parts[1].copy()
-    first = mixed["source_id"] == mixed["source_id"].iloc[0]
-    mixed["estimator"] = mixed["estimator"].mask(first, "limit")
-    pooled = smooth(pd.concat([parts[0], mixed, parts[3], parts[4]], ignore_index=True))
-    found = pooled.groupby("learning_rate")["estimator"].unique().map(list).to_dict()
-    assert found == {1e-3: ["exact"], 1e-2: ["auto"]}
-    # A schedule changes η from step to step: one series, be a step wholly of one estimator.
-    limit = parts[5].assign(learning_rate=5e-3)
-    scheduled = smooth(pd.concat([mixed, limit], ignore_index=True))
+def test_estimators_of_the_same_sources_stay_apart():
+    every = [one_run(estimator=estimator, draw=i) for i, estimator in enumerate(("exact", "limit", "auto"))]
+    together = pd.concat(every, ignore_index=True)
+    for statistic in (smooth, separation):
+        apart = pd.concat([statistic(one) for one in every], ignore_index=True)
+        pd.testing.assert_frame_equal(statistic(together), apart)
+
+
+def test_finite_steps_of_several_rates_stay_apart_and_a_schedule_is_followed():
+    rates = [("exact", 1e-3), ("exact", 1e-2), ("auto", 1e-2)]
+    parts = [one_run(steps=[s], estimator=e, learning_rate=eta) for s in (0, 9) for e, eta in rates]
+    pairs = smooth(pd.concat(parts, ignore_index=True))
+    assert set(zip(pairs["estimator"], pairs["learning_rate"], strict=True)) == set(rates)
+    scheduled = smooth(pd.concat([parts[2], parts[5].assign(learning_rate=5e-3)], ignore_index=True))
+    assert scheduled.groupby("step")["learning_rate"].unique().map(list).to_dict() == {0: [1e-2], 9: [5e-3]}
     assert set(scheduled["estimator"]) == {"auto"}

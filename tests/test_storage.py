@@ -18,6 +18,8 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute
 import pytest
 
 import srel_tf
@@ -77,7 +79,10 @@ def test_an_empty_store(tmp_path):
         assert store.about is None
         assert list(store.read().columns) == list(srel_tf.frames.COLUMNS)
         assert len(smooth(store.scan())) == len(separation(store.scan())) == 0
-        assert len(srel_tf.read_frame(store.export(tmp_path / "frame.parquet"))) == 0
+        exported = store.export(tmp_path / "frame.parquet")
+    for frame in (srel_tf.read_frame(exported), scan_frame(exported).read()):
+        assert len(frame) == 0
+        assert list(frame.columns) == list(srel_tf.frames.COLUMNS)
 
 
 def test_clear_and_delete(store):
@@ -652,6 +657,68 @@ def test_rows_that_do_not_stand_together_are_refused(tmp_path):
         store.append(rows(0).tail(62))
         with pytest.raises(FrameError, match="do not stand together"):
             list(store.scan().pieces(rows=8))
+
+
+def earlier_version(frame, limit=()):
+    """Rows as a version without `method` wrote them, those of some sources by the limit."""
+    by_limit = frame["source_id"].isin(limit)
+    return frame.assign(estimator=frame["estimator"].mask(by_limit, "limit")).drop(columns="method")
+
+
+def its_methods(frame):
+    return frame["estimator"].map({"exact": "finite_step", "limit": "limit"})
+
+
+@pytest.mark.parametrize("first_is_old", [True, False])
+def test_files_of_an_earlier_version_get_their_methods(tmp_path, first_is_old):
+    """A row has the `method` of its file; if the file has none, it is taken from the estimator."""
+    old = earlier_version(rows(0), limit=[1, 4])
+    new = rows(3, estimator="auto")
+    files = [tmp_path / "old.parquet", tmp_path / "new.parquet"]
+    for file, frame in zip(files, (old, new), strict=True):
+        srel_tf.write_frame(frame, file)
+    expected = [old.assign(method=its_methods(old))[[*new.columns]], new]
+    if not first_is_old:
+        files, expected = files[::-1], expected[::-1]
+    expected = pd.concat(expected, ignore_index=True)
+    frame = srel_tf.StoredFrame(files)
+    pd.testing.assert_frame_equal(frame.read(), expected, check_exact=True)
+    columns = ["method", "srel"]
+    parts = pd.concat([table.to_pandas() for table in frame.tables(50, columns)], ignore_index=True)
+    pd.testing.assert_frame_equal(parts, expected[columns], check_exact=True)
+    late = frame.read(pa.compute.field("step") == 3)
+    pd.testing.assert_frame_equal(late, expected[expected["step"] == 3].reset_index(drop=True), check_exact=True)
+
+
+def test_a_store_of_an_earlier_version_goes_on(tmp_path):
+    old = earlier_version(rows(0))
+    with FrameStore(tmp_path / "frame", write=True) as store:
+        store.append(old)
+    with FrameStore(tmp_path / "frame", write=True) as store:
+        store.append(rows(3))
+        expected = all_rows(0, 3)
+        pd.testing.assert_frame_equal(store.read(), expected, check_exact=True)
+        pd.testing.assert_frame_equal(smooth(store.scan()), smooth(expected), check_exact=True)
+        exported = store.export(tmp_path / "frame.parquet", more=rows(6))
+    pd.testing.assert_frame_equal(srel_tf.read_frame(exported), all_rows(0, 3, 6), check_exact=True)
+
+
+def test_statistics_of_an_old_auto_frame_keep_the_estimators_it_was_saved_with(tmp_path, monkeypatch):
+    """Its rows alternate: where a piece would cut one of the two off, reading it in pieces is refused."""
+    old = earlier_version(rows(0), limit=[1, 4])
+    path = srel_tf.write_frame(old, tmp_path / "frame.parquet")
+    for pairs in (smooth(scan_frame(path)), smooth(scan_frame(path).read())):
+        for estimator in ("exact", "limit"):
+            of_estimator = pairs[pairs["estimator"] == estimator].reset_index(drop=True)
+            pd.testing.assert_frame_equal(of_estimator, smooth(old[old["estimator"] == estimator]))
+    monkeypatch.setattr("srel_tf.stored.ROWS_AT_A_TIME", 10)
+    with pytest.raises(FrameError, match="do not stand together: read the frame into memory"):
+        smooth(scan_frame(path))
+
+
+def test_statistics_on_the_disk_have_no_method(store, tmp_path):
+    path = srel_tf.write_frame(smooth(store.read()), tmp_path / "pairs.parquet")
+    pd.testing.assert_frame_equal(scan_frame(path).read(), smooth(store.read()), check_exact=True)
 
 
 def test_there_is_no_frame(tmp_path):

@@ -132,14 +132,14 @@ def _keys(frame, names):
 def _rows(frame, key):
     """All rows with these values."""
     wanted = functools.reduce(operator.and_, (pc.field(name) == value for name, value in key.items()))
-    return frame.dataset.to_table(filter=wanted).to_pandas()
+    return frame.read(wanted)
 
 
 def matrices(frame, steps):
     """The rows of the first seed at `steps`, of the measures `SHOWN`."""
     first = frame.dataset.head(1)["seed"][0].as_py()
     wanted = pc.field("step").isin(list(steps)) & pc.field("measure").isin(SHOWN) & (pc.field("seed") == first)
-    rows = frame.dataset.to_table(filter=wanted).to_pandas()
+    rows = frame.read(wanted)
     missing = sorted(set(steps) - set(rows["step"]))
     if missing:
         raise FrameError(f"--matrices: steps {missing} of seed {first} were not measured")

@@ -19,14 +19,8 @@ def parse_rules(names, measures, training_rate, learning_rate=None, estimator="e
 
     names: RULE, or RULE@η for a step of its own; "limit" is η → 0 of sgd, which the `published_` measures lack.
     training_rate: the η of those without one. learning_rate, estimator: of those that do not say.
-    Raises `OptionError` for an η that is no positive number and for two names of one rule,
-    and for limit beside estimator auto.
+    Raises `OptionError` for an η that is no positive number and for two names of one rule.
     """
-    if "limit" in names and estimator == "auto":
-        raise OptionError(
-            "--update limit with --estimator auto: the rows that auto takes from the limit could not be told from it; "
-            "use --estimator exact, or leave limit out"
-        )
     rules = {}
     for name in names:
         rule = _parse(name, tuple(measures), learning_rate, estimator)

@@ -23,7 +23,7 @@ def moves(directories):
     """
     rows = []
     for data, protocol, entries in load_matrices(directories):
-        finite = entries[(entries["measure"] == "l1") & (entries["estimator"] != "limit")]
+        finite = entries[(entries["measure"] == "l1") & entries["method"].str.startswith("finite_step")]
         same = (finite["source_class"] == finite["target_class"]).map({True: INTRA, False: INTER})
         own = finite["source_id"] == finite["target_id"]
         of_rule = finite.assign(kind=same.mask(own, "source")).groupby(["rule", "step", "kind"], sort=False)

@@ -63,7 +63,8 @@ def made_up(step, rng):
         {
             **{"run": "made-up", "seed": pd.array([0], "Int64").repeat(ROWS)},
             **{"step": pd.array([step], "Int64").repeat(ROWS), "epoch": step / 100},
-            **{"measure": np.repeat(["kl", "l1"], n * n), "update": "sgd", "estimator": "exact", "learning_rate": 0.1},
+            **{"measure": np.repeat(["kl", "l1"], n * n), "update": "sgd"},
+            **{"estimator": "exact", "method": "finite_step", "learning_rate": 0.1},
             **{"source_id": np.tile(np.repeat(np.arange(n), n), 2), "source_class": np.tile(np.repeat(labels, n), 2)},
             **{"target_id": np.tile(np.arange(n), 2 * n), "target_class": np.tile(labels, 2 * n)},
             **{"numerator": srel * denominator, "denominator": denominator, "srel": srel, "valid": srel < 10},

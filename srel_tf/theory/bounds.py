@@ -38,7 +38,8 @@ def lemma_c1_bound(t, alpha_squared, beta_squared, b1, b2, p_squared, q_squared,
     else:
         t2_star = max(0.0, np.log(2 * b1 / alpha_squared) / q_squared) if b1 > 0 else 0.0
         t2_star = np.nextafter(t2_star, np.inf)  # the lemma's t₂* is positive
-    numerator = alpha_squared - b1 * np.exp(-q_squared * t2_star)
+    with np.errstate(over="ignore"):  # The check below raises if the exponential overflows.
+        numerator = alpha_squared - (b1 * np.exp(-q_squared * t2_star) if b1 else 0.0)
     if numerator <= 0:
         raise AssumptionError(f"Lemma C.1 needs α² − b₁e^(−q²t₂*) > 0; at t2_star={t2_star:g} it is {numerator:g}.")
     # t₁*: from here on the denominator of f is positive, even where β² − b₂ < 0.

@@ -45,13 +45,8 @@ class DiagonalQuadratic:
         return 4 * self.theta * self.a
 
     def squares(self, w0, t):
-        """Eq. 36: w_r(t)² = a_r / (b_r + (a_r/w_r(0)² − b_r) e^{−4θa_r t}), [T, n].
-
-        Written as a w₀² / (a E − b w₀² expm1(−4θat)) with E = e^{−4θat}: no difference, and w₀ = 0 is let in.
-        """
-        start = self._initial(w0) ** 2
-        exponent = -as_times(t)[:, None] * self.rates
-        return self.a * start / (self.a * tf.exp(exponent) - self.b * start * tf.math.expm1(exponent))
+        """Eq. 36: w_r(t)² = a_r / (b_r + (a_r/w_r(0)² − b_r) e^{−4θa_r t}), [T, n]; 0 at all times for w_r(0) = 0."""
+        return self._magnitudes(self._initial(w0), as_times(t))[0] ** 2
 
     def weights(self, w0, t):
         """Eq. 36 with the sign of w(0), which the flow keeps.
@@ -65,7 +60,8 @@ class DiagonalQuadratic:
         Raises:
             AssumptionError: w(0) outside the range, negative times. ShapeError: w0 that does not fit.
         """
-        return tf.sign(self._initial(w0)) * tf.sqrt(self.squares(w0, t))
+        w0 = self._initial(w0)
+        return tf.sign(w0) * self._magnitudes(w0, as_times(t))[0]
 
     def srel(self, w0, t, beta_target, beta_source, absolute=True):
         """Eq. 13: S_rel as the fictitious step goes to zero.
@@ -81,7 +77,7 @@ class DiagonalQuadratic:
             [T], or [T, P]; NaN where the denominator is zero.
         """
         target, source = self._feature_pair(beta_target, beta_source)
-        squares = self.squares(w0, t)
+        squares = scaled(self.weights(w0, t)) ** 2
         above = tf.matmul(squares, tf.reshape(target * source, [-1, target.shape[-1]]), transpose_b=True)
         below = tf.matmul(squares, tf.reshape(source**2, [-1, source.shape[-1]]), transpose_b=True)
         srel = ratio_or_nan(tf.abs(above) if absolute else above, below)
@@ -90,7 +86,7 @@ class DiagonalQuadratic:
     def residual(self, w0, t, beta):
         """y − f = Σ_r β_rr (a_r/b_r − w_r²) along the flow for realisable labels y = α + Σ_r β_rr a_r/b_r.
 
-        No two nearby numbers are subtracted: a/b − w² = (a/b) (a − b w₀²) E / (a E − b w₀² expm1(−4θat)).
+        No two nearby numbers are subtracted: a/b − w² = (a/b − w₀²) e^{−4θat} w²/w₀².
 
         Args:
             w0: [n]. t: [T]. beta: [n], or [P, n].
@@ -100,11 +96,8 @@ class DiagonalQuadratic:
         """
         beta = as_tensor(beta, "beta", (1, 2))
         check_last_axis(beta, self.a.shape[0], "beta", "as many as a")
-        start = self._initial(w0) ** 2
-        exponent = -as_times(t)[:, None] * self.rates
-        decay = tf.exp(exponent)
-        gap = (self.a / self.b) * (self.a - self.b * start) * decay
-        gap /= self.a * decay - self.b * start * tf.math.expm1(exponent)
+        w0 = self._initial(w0)
+        gap = (self.a - self.b * w0**2) / self.b * self._magnitudes(w0, as_times(t))[1] ** 2
         residual = tf.matmul(gap, tf.reshape(beta, [-1, beta.shape[-1]]), transpose_b=True)
         return residual if beta.shape.rank == 2 else residual[:, 0]
 
@@ -120,13 +113,27 @@ class DiagonalQuadratic:
         sampled = tf.reduce_any(source * (self.a - self.b * self._initial(w0) ** 2) != 0, -1)
         return tf.where(sampled, srel, tf.constant(np.nan, tf.float64))
 
+    def _magnitudes(self, w0, times):
+        """|w_r(t)| and e^{−2θa_r t} |w_r(t)|/|w_r(0)|, [T, n] each.
+
+        From eq. 36 as 1/w² = e^{−4θat}/w₀² + (b/a) (1 − e^{−4θat}): a sum of squares, neither of which is a difference.
+        """
+        exponent = -times[:, None] * self.rates
+        at_rest, one = w0 == 0, tf.ones_like(w0)  # A weight of 0 is a fixed point; it has no 1/w₀.
+        start = tf.exp(exponent / 2) / tf.where(at_rest, one, tf.abs(w0))
+        end = tf.sqrt(-self.b / self.a * tf.math.expm1(exponent))
+        # 1/|w| is the root of start² + end². The larger one is taken out, so that no square overflows.
+        larger, smaller = tf.maximum(start, end), tf.minimum(start, end)
+        inverse = larger * tf.sqrt(1 + (smaller / larger) ** 2)
+        return tf.where(at_rest, 0 * one, 1 / inverse), tf.where(at_rest, one, start / inverse)
+
     def _initial(self, w0):
         w0 = as_tensor(w0, "w0", 1)
         check_last_axis(w0, self.a.shape[0], "w0", "as many as a")
         if self.initial == "any" or not tf.executing_eagerly():
             return w0
         limit, squares = self.a.numpy() / self.b.numpy(), w0.numpy() ** 2
-        outside = (squares <= 0) | (squares >= limit)
+        outside = (w0.numpy() == 0) | (squares >= limit)  # A square may be 0 because it underflows.
         if outside.any():
             r = int(np.flatnonzero(outside)[0])
             raise AssumptionError(
@@ -142,6 +149,11 @@ class DiagonalQuadratic:
             raise ShapeError(f"beta_target {tuple(target.shape)} and beta_source {tuple(source.shape)} must agree.")
         check_last_axis(source, self.a.shape[0], "beta_source", "as many as a")
         return target, source
+
+
+def scaled(weights):
+    """Divide each row of weights [..., n] by its largest magnitude, which cancels in S_rel. Rows of zeros stay zero."""
+    return tf.math.divide_no_nan(weights, tf.reduce_max(tf.abs(weights), -1, keepdims=True))
 
 
 def quadratic_srel(weights, beta_target, beta_source, step):
@@ -166,6 +178,7 @@ def quadratic_srel(weights, beta_target, beta_source, step):
         given = f"{tuple(beta_target.shape)} and beta_source {tuple(beta_source.shape)}"
         raise ShapeError(f"beta_target {given} must agree.")
     check_last_axis(beta_source, weights.shape[-1], "beta_source", "one feature a weight")
+    weights = scaled(weights)
     if beta_source.shape.rank == 2:
         weights = weights[..., None, :]
     moved = weights**2 * (2 + step * beta_source) * beta_source

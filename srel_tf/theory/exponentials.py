@@ -15,11 +15,19 @@ def exponential_sum(coefficients, rates, times):
     """
     magnitude = tf.abs(coefficients)
     present = magnitude > 0
-    logs = tf.math.log(tf.where(present, magnitude, tf.ones_like(magnitude))) - times[:, None, None] * rates
-    logs = tf.where(present, logs, tf.constant(-np.inf, tf.float64))
-    largest = tf.reduce_max(logs, -1)
-    largest = tf.where(tf.math.is_finite(largest), largest, tf.zeros_like(largest))
-    return tf.reduce_sum(tf.sign(coefficients) * tf.exp(logs - largest[..., None]), -1), largest
+    infinity = tf.constant(np.inf, tf.float64)
+    # The decay of the slowest mode is taken out first: beside a large r t, a logarithm of c would lose its digits.
+    slowest = _finite_or_zero(tf.reduce_min(tf.where(present, rates, infinity), -1))  # [P]
+    beside = rates - slowest[:, None]
+    logs = tf.math.log(tf.where(present, magnitude, tf.ones_like(magnitude))) - times[:, None, None] * beside
+    logs = tf.where(present, logs, -infinity)
+    largest = _finite_or_zero(tf.reduce_max(logs, -1))
+    mantissa = tf.reduce_sum(tf.sign(coefficients) * tf.exp(logs - largest[..., None]), -1)
+    return mantissa, largest - times[:, None] * slowest
+
+
+def _finite_or_zero(values):
+    return tf.where(tf.math.is_finite(values), values, tf.zeros_like(values))
 
 
 def at_the_start(times, start, mantissa, logarithm):

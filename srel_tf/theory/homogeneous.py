@@ -51,7 +51,7 @@ class HomogeneousPredictor:
             [..., B], or [...]; NaN where the denominator is zero.
         """
         target, source, single = self._feature_pair(x_target, x_source)
-        power = self._weights(weights, source) ** (2 * (self.degree - 1))
+        power = self._scaled(weights, source) ** (2 * (self.degree - 1))
         srel = ratio_or_nan(tf.abs(self._pair(target * source, power)), tf.abs(self._pair(source**2, power)))
         return self._unbatch(srel, single)
 
@@ -98,7 +98,7 @@ class HomogeneousPredictor:
         `srel_limit`.
         """
         target, source, single = self._feature_pair(x_target, x_source)
-        power = self._weights(weights, source) ** (2 * (self.degree - 1))
+        power = self._scaled(weights, source) ** (2 * (self.degree - 1))
         norms = tf.reduce_sum(tf.norm(power, axis=-1), -1)[..., None]
         bound = ratio_or_nan(_proximity(target, source) * norms, tf.abs(self._pair(source**2, power)))
         return self._unbatch(bound, single)
@@ -192,6 +192,11 @@ class HomogeneousPredictor:
         if weights.shape.rank < 2 or weights.shape[-2:] != beta.shape[-2:]:
             raise ShapeError(f"weights must be [..., {beta.shape[1]}, {beta.shape[2]}], not {tuple(weights.shape)}.")
         return weights
+
+    def _scaled(self, weights, beta):
+        """Divide the weights by their largest magnitude, which cancels in ratios of powers, so that none underflows."""
+        weights = self._weights(weights, beta)
+        return tf.math.divide_no_nan(weights, tf.reduce_max(tf.abs(weights), [-2, -1], keepdims=True))
 
 
 def _broadcasts(shape, whole):

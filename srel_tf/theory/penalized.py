@@ -146,11 +146,12 @@ class PenalizedRegression:
             t: [T], times >= 0.
             source, target: rows of `features`, (k, i) and (c, j) in the paper; two integers, or two lists [P].
             numerator: "theorem", eq. 4; "published" takes T = c I + h hᵀ/N in the numerator alone, as the
-                published script does (S_rel(x, x) is then not 1).
+                published script does (S_rel(x, x) is then not 1, unless N = 1).
 
         Returns:
             [T]; an axis I comes first if w0 has it, an axis P last if source and target have it. NaN where the
-            prediction at the source does not change (a zero feature vector, say).
+            prediction at the source does not change (a zero feature vector, say). Equal features have S_rel = 1, and
+            with one feature (p = 1) it is |h'|/|h|, whatever W is: also where the gradient itself vanishes.
 
         Raises:
             AssumptionError: negative times. ShapeError: w0 or indices that do not fit. OptionError: `numerator`.
@@ -173,7 +174,7 @@ class PenalizedRegression:
 
         c = self.coefficient
         own, cross = self._inner(sources, sources), self._inner(targets, sources)  # ⟨h, h⟩ and ⟨h', h⟩
-        if numerator == "theorem":
+        if numerator == "theorem" or self.size == 1:  # They are the same for N = 1.
             change_source = below + common * (c * at_source + own * at_source)
             change_target = above + common * (c * at_target + cross * at_source)
         else:  # The published numerator need not vanish, so nothing is left out.
@@ -182,8 +183,19 @@ class PenalizedRegression:
             fit_target = tf.gather(self._stationary_fit(), targets) + slowest[..., None] * at_target
             label = tf.gather(self.one_hot, examples)
             change_target = c * fit_target + cross * (fit_source / self.size - label)
-        srel = ratio_or_nan(tf.norm(change_target, axis=-1), tf.norm(change_source, axis=-1))
+        # Relative to the largest change at the source, whose square may under- or overflow.
+        largest = tf.reduce_max(tf.abs(change_source), -1, keepdims=True)
+        relative = (tf.math.divide_no_nan(change, largest) for change in (change_target, change_source))
+        srel = ratio_or_nan(*(tf.norm(change, axis=-1) for change in relative))
+        if numerator == "theorem" or self.size == 1:
+            srel = self._of_multiples(srel, sources, targets)
         return srel if source.ndim else srel[..., 0]
+
+    def _of_multiples(self, srel, sources, targets):
+        """S_rel [..., P] with |h'|/|h| where h' is a multiple of h: W, and the rounding of its gradient, cancel."""
+        above, below = (tf.reduce_max(tf.abs(self._rows(rows)), -1) for rows in (targets, sources))
+        is_multiple = tf.constant((sources == targets) | (self.width == 1)) & (below > 0)
+        return tf.where(is_multiple, ratio_or_nan(above, below), srel)
 
     def _initial(self, w0):
         w0 = as_tensor(w0, "w0", (2, 3))

@@ -47,6 +47,16 @@ def test_rows_land_where_they_belong_whatever_their_order():
 
 
 @ALL
+def test_a_measurement_by_several_methods_is_one(check):
+    """What was asked makes a group; how each row was computed does not."""
+    frame, _ = simple(estimator="auto")
+    methods = np.resize(["finite_step", "limit", "limit_float64"], len(frame))
+    mixed = checks()[check](frame.assign(method=methods))
+    assert set(mixed["estimator"]) == {"auto"}
+    pd.testing.assert_frame_equal(mixed, checks()[check](frame))
+
+
+@ALL
 def test_unsorted_rows_make_no_difference(check):
     frame, _ = simple()
     shuffled = frame.sample(frac=1, random_state=1)

@@ -43,6 +43,15 @@ def test_lemma_c1_is_tight_for_a_late_t2_star():
     np.testing.assert_allclose(bound, lemma_c1_ratio(t, 1.0, 2.0, 5.0, 3.0, 0.5, 0.7), rtol=1e-12)
 
 
+def test_lemma_c1_without_b1_knows_no_t2_star():
+    """b₁ = 0: α² − b₁e^{−q²t₂*} is α² for any t₂*, also where the exponential overflows."""
+    t = np.array([0.0, 1.0, 1e6])
+    bound = lemma_c1_bound(t, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0, t2_star=-1e6)
+    np.testing.assert_allclose(bound, 1 / (1 + 2 * np.exp(-t)), rtol=1e-15)
+    with pytest.raises(AssumptionError, match="it is -inf"):
+        lemma_c1_bound(t, 1.0, 1.0, 0.1, 1.0, 1.0, 1.0, t2_star=-1e6)
+
+
 def test_lemma_c1_is_nan_where_it_claims_nothing():
     bound = lemma_c1_bound([0.0, 5.0, 10.0], 1.0, 2.0, 5.0, 3.0, 0.5, 0.7, t2_star=7.0).numpy()
     np.testing.assert_array_equal(np.isnan(bound), [True, True, False])

@@ -22,8 +22,23 @@ def model(**options):
 def squares_mp(w0, t):
     values = []
     for a, b, w in zip(exact(A), exact(B), exact(w0), strict=True):
-        values.append(a / (b + (a / w**2 - b) * mp.exp(-4 * mp.mpf(THETA) * a * mp.mpf(float(t)))))
+        decay = mp.exp(-4 * mp.mpf(THETA) * a * mp.mpf(float(t)))
+        values.append(a * w**2 / (a * decay + b * w**2 * (1 - decay)))  # Eq. 36, times w(0)² above and below.
     return values
+
+
+def srel_mp(w0, t, eta=None):
+    """Eq. 13, or with η Definition 1 taken literally, with 120 digits."""
+    squares, target, source = squares_mp(w0, t), exact(TARGET), exact(SOURCE)
+    if eta is None:
+        return abs(dot([u * v for u, v in zip(target, source, strict=True)], squares)) / dot(
+            [v * v for v in source], squares
+        )
+    gap = dot(source, [mp.mpf(a) / mp.mpf(b) - s for a, b, s in zip(A, B, squares, strict=True)])
+    w = [mp.sqrt(s) for s in squares]
+    stepped = [v + 2 * mp.mpf(eta) * gap * b * v for v, b in zip(w, source, strict=True)]
+    moved = [p**2 - q**2 for p, q in zip(stepped, w, strict=True)]
+    return abs(dot(target, moved) / dot(source, moved))
 
 
 def test_weights_solve_equation_33():
@@ -60,19 +75,41 @@ def test_digits_hold_for_fifty_relaxation_times():
     limit = model().srel(W0, times, TARGET, SOURCE).numpy()
     finite = model().srel_finite(W0, times, TARGET, SOURCE, 0.05).numpy()
     residual = model().residual(W0, times, SOURCE).numpy()
-    target, source = exact(TARGET), exact(SOURCE)
     for i, t in enumerate(times):
         squares = squares_mp(W0, t)
-        truth = abs(dot([u * v for u, v in zip(target, source, strict=True)], squares))
-        truth /= dot([v * v for v in source], squares)
-        assert abs(limit[i] / truth - 1) < 1e-12
-        gap = dot(source, [mp.mpf(a) / mp.mpf(b) - s for a, b, s in zip(A, B, squares, strict=True)])
+        assert abs(limit[i] / srel_mp(W0, t) - 1) < 1e-12
+        gap = dot(exact(SOURCE), [mp.mpf(a) / mp.mpf(b) - s for a, b, s in zip(A, B, squares, strict=True)])
         assert abs(residual[i] / gap - 1) < 1e-10
-        # Definition 1 taken literally, with 120 digits to spare.
-        w = [mp.sqrt(s) for s in squares]
-        stepped = [v + 2 * mp.mpf(0.05) * gap * b * v for v, b in zip(w, source, strict=True)]
-        moved = [p**2 - q**2 for p, q in zip(stepped, w, strict=True)]
-        assert abs(finite[i] / abs(dot(target, moved) / dot(source, moved)) - 1) < 1e-10
+        assert abs(finite[i] / srel_mp(W0, t, 0.05) - 1) < 1e-10
+
+
+@pytest.mark.parametrize("w0", [[0.0, -1.2, 3.0], [0.5, 0.0, 0.0], [0.0, 1e-170, 0.3], [1e-170, 3e-170, -2e-170]])
+def test_weights_that_start_at_zero_or_close_to_it(w0):
+    """Zero is a fixed point of eq. 33. Up to times at which e^{−4θat}, and beyond which its root, underflow."""
+    m, times = model(initial="any"), np.array([0.0, 1.0, 1e3, 3e4, 1e6])
+    weights, squares = m.weights(w0, times).numpy(), m.squares(w0, times).numpy()
+    limit, finite = m.srel(w0, times, TARGET, SOURCE).numpy(), m.srel_finite(w0, times, TARGET, SOURCE, 1e-3).numpy()
+    residual = m.residual(w0, times, SOURCE).numpy()
+    with mp.workdps(400):
+        for i, t in enumerate(times):
+            truth = squares_mp(w0, t)
+            np.testing.assert_allclose(squares[i], np.array(truth, float), rtol=1e-12, atol=1e-300)
+            np.testing.assert_allclose(weights[i], np.sign(w0) * [float(mp.sqrt(s)) for s in truth], rtol=1e-12)
+            gap = dot(exact(SOURCE), [mp.mpf(a) / mp.mpf(b) - s for a, b, s in zip(A, B, truth, strict=True)])
+            np.testing.assert_allclose(residual[i], float(gap), rtol=1e-10, atol=1e-300)
+            assert abs(limit[i] / srel_mp(w0, t) - 1) < 1e-12
+            if abs(gap) > 1e-300:  # Below, 400 digits are not enough for the difference of Definition 1.
+                assert abs(finite[i] / srel_mp(w0, t, 1e-3) - 1) < 1e-10
+
+
+def test_a_zero_weight_beside_another_one_late():
+    """Of w(0) = (0, 0.5) only w₂ moves: S_rel is β₂(x')/β₂(x) at all times, for the limit and for any step."""
+    m, t = DiagonalQuadratic([1.0, 2.0], [1.0, 1.0], 1.0, initial="any"), [0.0, 1.0, 1e3, 1e6, 1e300]
+    np.testing.assert_allclose(m.srel([0.0, 0.5], t, [1.0, 3.0], [2.0, 1.0]), 3, rtol=1e-15)
+    np.testing.assert_allclose(m.srel_finite([0.0, 0.5], t, [1.0, 3.0], [2.0, 1.0], 0.1), 3, rtol=1e-15)
+    np.testing.assert_allclose(m.residual([0.0, 0.5], t[2:], [2.0, 1.0]), 2, rtol=1e-15)  # a₁/b₁ of the one at rest
+    assert np.isnan(m.srel([0.0, 0.0], t, [1.0, 3.0], [2.0, 1.0])).all()  # Nothing moves.
+    assert np.isnan(m.srel_finite([0.0, 0.0], t, [1.0, 3.0], [2.0, 1.0], 0.1)).all()
 
 
 def test_residual_that_underflows_does_not_take_srel_with_it():

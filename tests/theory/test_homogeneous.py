@@ -190,6 +190,16 @@ def test_bad_input_is_named():
         HomogeneousPredictor(lambda x: x, beta, 2)(weights, x)
 
 
+def test_powers_of_small_weights_do_not_underflow():
+    """Eq. 31 and Theorem 5.1 are ratios of equal powers of the weights: their scale cancels."""
+    predictor = HomogeneousPredictor(lambda x: tf.zeros(len(x), tf.float64), lambda x: x[:, None, :], degree=3)
+    weights, target, source = np.array([[1.0, -2.0]]), [1.0, 2.0], [2.0, -1.0]
+    for method in (predictor.srel_limit, predictor.srel_bound):
+        small, expected = method(weights * 1e-100, target, source), method(weights, target, source)
+        np.testing.assert_allclose(small, expected, rtol=1e-14)
+        assert np.isnan(method(weights * 0, target, source))
+
+
 def test_zero_denominator_is_nan():
     h = predictor(2)
     _, x_target, x_source = draw(1)

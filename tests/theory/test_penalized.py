@@ -141,8 +141,52 @@ def test_a_single_example_stays_defined_however_late():
     model = PenalizedRegression([[1.0, -2.0, 0.5]], [0], 2, 1.0, 1.0)
     t = np.array([0.0, 50.0, 5000.0]) / model.rates.numpy()[0]
     np.testing.assert_array_equal(model.srel(np.ones((2, 3)), t, 0, 0), 1)
-    published = model.srel(np.ones((2, 3)), [0.0, 1.0, 3.0], 0, 0, numerator="published")  # 1/N = 1: eq. 4 itself
-    np.testing.assert_allclose(published, 1, rtol=1e-6)
+    published = model.srel(np.ones((2, 3)), t, 0, 0, numerator="published")  # 1/N = 1: eq. 4 itself
+    np.testing.assert_array_equal(published, 1)
+
+
+@pytest.mark.parametrize("ridge", ["paper", "loss"])
+def test_one_feature_has_one_srel(ridge):
+    """p = 1: eq. 4 is |h'|/|h| whatever W and t are, also where the gradient (or all but its rounding) vanishes.
+
+    Small whole numbers, as many examples as classes, so that gradients at the start or at the end vanish often.
+    """
+    t, rows = [0.0, 1.0, 10.0, 100.0, 1e4], np.array([0, 0, 1, 1])
+    w0 = np.array([[a, b] for a in (0.0, 0.3, 0.5, 1.0) for b in (0.0, 0.5)])[..., None]
+    for h in ([1.0, 1.0], [1.0, 3.0], [3.0, -2.0], [2.0, 0.5], [-1.0, 1.0]):
+        for labels in ([0, 0], [0, 1], [1, 1]):
+            for lam in (0.5, 1.0, 3.0):
+                srel = PenalizedRegression(np.array(h)[:, None], labels, 2, lam, 1.0, ridge).srel(
+                    w0, t, rows, [0, 1, 0, 1]
+                )
+                expected = np.abs([1, h[1] / h[0], h[0] / h[1], 1])
+                np.testing.assert_allclose(srel, np.broadcast_to(expected, [8, 5, 4]), rtol=1e-14)
+    single = PenalizedRegression([[1.0]], [0], 1, 1.0, 1.0, ridge)  # N = K = p = 1, from W* on.
+    np.testing.assert_array_equal(single.srel(single.stationary_weights(), t, 0, 0), 1)
+
+
+def test_equal_examples_of_several_features_late():
+    """All gradients vanish alike, and e^{−θ²μt} of their mode faster than that of the penalty alone."""
+    model = PenalizedRegression(np.ones((2, 2)), [0, 0], 1, 1.0, 1.0)
+    t = np.array([0.0, 50.0, 5000.0]) / model.coefficient
+    np.testing.assert_array_equal(model.srel([[0.3, 0.7]], t, [0, 0], [0, 1]), 1)
+
+
+@pytest.mark.parametrize("scale", [1e-100, 1e100])
+def test_squares_of_changes_neither_overflow_nor_underflow(scale):
+    """S_rel of features s·h, penalty s²λ and weights W/s is that of h, λ and W, at the times t/s²."""
+    model, features, labels, w0 = make()
+    scaled, t = PenalizedRegression(features * scale, labels, 3, LAM * scale**2, THETA), np.array([0.0, 1.0])
+    expected = model.srel(w0, t, 1, 4)
+    np.testing.assert_allclose(scaled.srel(w0 / scale, t / scale**2, 1, 4), expected, rtol=1e-10)
+
+
+def test_features_close_to_zero():
+    """Only the penalty is left: the change at x' is c W h', up to a share of 1e-160."""
+    _, features, labels, w0 = make()
+    model = PenalizedRegression(features * 1e-160, labels, 3, LAM, THETA)
+    expected = np.linalg.norm(w0 @ features[4]) / np.linalg.norm(w0 @ features[1])
+    np.testing.assert_allclose(model.srel(w0, [0.0, 1.0], 1, 4), expected, rtol=1e-12)
 
 
 def test_unpenalised_srel_is_constant_in_time():

@@ -3,12 +3,14 @@
 import mpmath as mp
 import numpy as np
 import pytest
+import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
 
 from srel_tf.errors import AssumptionError, ShapeError
 from srel_tf.theory import ReLUGate, relu_risk_srel
+from srel_tf.theory.exponentials import exponential_sum
 from tests.theory.reference import relu_gate_srel_mp
 
 
@@ -111,6 +113,16 @@ def test_a_mode_that_vanishes_early_does_not_take_srel_with_it():
     gate = ReLUGate([1.0, 1.0], np.diag([1.0, 100.0]))
     srel = gate.srel([0.0, 0.0], [0.0, 1.0, 50.0], [1.0, 2.0], [0.0, 1.0], 1e-3).numpy()
     np.testing.assert_allclose(srel, 2.0, rtol=1e-12)
+
+
+def test_modes_of_one_rate_keep_their_digits_however_late():
+    """Their coefficients −2 and 10 share e^{−t/2}: beside t = 1e20 their logarithms would be equal, and cancel."""
+    w_star, w0, x_target = [1.0, -2.0], [3.0, 3.0], [2.0, -3.0]
+    for t in (1e2, 1e10, 1e20, 1e300):
+        np.testing.assert_allclose(ReLUGate(w_star).srel(w0, t, x_target, w_star, 0.1), [8 / 5], rtol=1e-14)
+    terms = (tf.constant(values, tf.float64) for values in ([[-2.0, 10.0]], [0.5, 0.5], [1e12]))
+    mantissa, logarithm = exponential_sum(*terms)
+    np.testing.assert_allclose([mantissa[0, 0], logarithm[0, 0]], [0.8, np.log(10) - 5e11], rtol=1e-15)
 
 
 def test_source_on_the_wrong_side_is_nan():

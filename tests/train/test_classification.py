@@ -24,7 +24,7 @@ from train.data import load
 # 406 training images: 4 updates an epoch, measured at 0, 2 and 4.
 TINY = "--model mlp --epochs 1 --batch-size 100 --every 2 --per-class 2 --update sgd fresh_adam".split()  # noqa: SIM905
 SCHEMA = [
-    *("run", "seed", "step", "epoch", "measure", "update", "estimator", "learning_rate"),
+    *("run", "seed", "step", "epoch", "measure", "update", "estimator", "method", "learning_rate"),
     *("source_id", "source_class", "target_id", "target_class", "numerator", "denominator", "srel", "valid"),
 ]
 

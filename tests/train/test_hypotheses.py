@@ -222,7 +222,7 @@ def cases():
 @pytest.mark.parametrize("name", ["penalised", "gate", "path", "pairs", "random"])
 def test_theory_frames_have_the_schema(cases, name):
     frame = cases[name].frame
-    assert set(frame.columns) == {*SCHEMA} - {"numerator", "denominator"}
+    assert set(frame.columns) == {*SCHEMA} - {"method", "numerator", "denominator"}
     assert frame["seed"].nunique() == 10
     assert not frame.duplicated(["seed", "step", "source_id", "target_id"]).any()
     assert (frame["srel"][frame["valid"]] >= 0).all()
@@ -230,7 +230,7 @@ def test_theory_frames_have_the_schema(cases, name):
 
 
 SCHEMA = [
-    *("run", "seed", "step", "epoch", "measure", "update", "estimator", "learning_rate"),
+    *("run", "seed", "step", "epoch", "measure", "update", "estimator", "method", "learning_rate"),
     *("source_id", "source_class", "target_id", "target_class", "numerator", "denominator", "srel", "valid"),
 ]
 

@@ -58,6 +58,8 @@ def test_rules():
         ("fresh_adam", None, "exact", ("kl", "published_kl")),
     ]
     assert parse_rules(["sgd"], ["kl"], 0.1, 0.5, "auto")[0].learning_rate == 0.5
+    beside_auto = parse_rules(["sgd", "limit"], ["kl"], 0.1, estimator="auto")
+    assert [rule.estimator for rule in beside_auto] == ["auto", "limit"]
 
 
 @pytest.mark.parametrize(
@@ -74,8 +76,6 @@ def test_rules():
 def test_rules_that_do_not_exist(names, message):
     with pytest.raises(OptionError, match=message):
         parse_rules(names, ["kl"], 1e-4)
-    with pytest.raises(OptionError, match="--estimator auto"):
-        parse_rules(["sgd", "limit"], ["kl"], 1e-4, estimator="auto")
     with pytest.raises(OptionError, match="no measure given has a limit"):
         parse_rules(["limit"], ["published_kl"], 1e-4)
 

@@ -258,6 +258,18 @@ def test_how_far_a_step_moves_predictions(run, results):
         assert row[kind] == pytest.approx(np.median(frame.loc[rows, "numerator"]), rel=1e-12)
 
 
+def test_a_step_of_auto_moves_predictions_only_in_rows_of_finite_steps(tmp_path):
+    """Rows of the limit are per unit of η, whatever estimator asked for them."""
+    frame = result(probe(4, 2), measures=["l1"], estimator="auto").to_frame("seed-0", 0, 0.0)
+    srel_tf.write_frame(frame, tmp_path / "matrices.parquet")
+    (found,) = single_matrices.moves({("made-up", "crossed"): tmp_path}).to_dict("records")
+    finite = frame[frame["source_id"] % 4 < 2]  # The methods take turns: finite_step, finite_step_float64, two limits.
+    own, same = finite["source_id"] == finite["target_id"], finite["source_class"] == finite["target_class"]
+    assert found["rule"] == "sgd, auto"
+    for kind, rows in (("source", own), ("intra", same & ~own), ("inter", ~same)):
+        assert found[kind] == pytest.approx(np.median(finite.loc[rows, "numerator"]), rel=1e-12)
+
+
 @pytest.fixture(scope="module")
 def published(run):
     """Our own curves of fresh_adam in the published form, doubled: ranges do not overlap where they are narrow."""
