@@ -3,7 +3,7 @@
 import numbers
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import keras
@@ -22,6 +22,7 @@ from srel_tf.result import SRelResult
 from srel_tf.updates import RULES, learning_rate_now
 
 MEASURES = {**DEFINITIONS, **RAW, **PUBLISHED}
+OTHERS_MODULES = ("keras.", "srel_tf.")  # Their `train_step` minimises the compiled loss.
 ESTIMATORS = {"exact": Exact, "limit": FirstOrderLimit, "auto": Auto}
 
 
@@ -34,6 +35,7 @@ def measure(
     estimator="exact",
     predictions="auto",
     batch_size=128,
+    loss=None,
 ):
     """Measure S_rel(x', x) between all sources x and targets x' of a probe; the model is left untouched.
 
@@ -52,11 +54,13 @@ def measure(
     batch_size: examples per forward pass. Where memory runs out it is halved as often as needed, with a warning that
         names what was left. Batches of another size may be summed in another order: the last bits of a number may
         differ then, valid entries keep to their tolerance.
+    loss: a function (y_true [n, …], y_pred) -> [n] or scalar that takes the place of the compiled loss, for a model
+        whose own `train_step` minimises another one. Penalties of the model and of its layers are added as in training.
 
     Returns an `SRelResult`. Raises `OptionError`, `ProbeError`, `ModelError`, `BackendError`; `ChunkError` where memory
     does not hold batches of one example.
     """
-    settings = Settings(measures, update, learning_rate, estimator, predictions, batch_size)
+    settings = Settings(measures, update, learning_rate, estimator, predictions, batch_size, loss)
     return Instrument(model, probe, settings)()
 
 
@@ -70,6 +74,7 @@ class Settings:
     estimator: str = "exact"
     predictions: str = "auto"
     batch_size: int = 128
+    loss: Callable | None = None
 
     def __post_init__(self):
         if not isinstance(self.measures, Iterable):
@@ -88,6 +93,8 @@ class Settings:
             raise OptionError(f"learning_rate={eta!r}: give a positive number, or None for the optimizer's own")
         if not _is_number(self.batch_size, numbers.Integral) or self.batch_size < 1:
             raise OptionError(f"batch_size={self.batch_size!r}: give a positive number of examples")
+        if self.loss is not None and not callable(self.loss):
+            raise OptionError(f"loss={self.loss!r}: give a function (y_true, y_pred) -> loss, or None for compile's")
 
 
 def check_choice(what, name, choices):
@@ -121,15 +128,18 @@ class Instrument:
         self.settings = settings
         self._probe = probe
         self._measures = {name: MEASURES[name] for name in settings.measures}
-        self._network = Network(model)
+        self._network = Network(model, loss=settings.loss)
         warn_of_batch_norm(model)
+        if settings.loss is None:
+            _warn_of_own_train_step(model)
         x, y = (self._as_fit_gives_it(a) for a in (probe.x, probe.y))
         self._data = tf.gather(x, probe.sources), tf.gather(y, probe.sources), tf.gather(x, probe.targets)
         self._check_loss(model)
         num_outputs = self._num_outputs(model)
         reading.check_fit(settings.predictions, self._measures, probe, num_outputs)
-        reading.check_label_form(probe, model.loss)
+        reading.check_label_form(probe, settings.loss or model.loss)
         self._task = Task(self._network, self._data, probe, self._measures, settings)
+        self._no_step = False  # Whether it has been said that η = 0 moves nothing.
         self._make_estimator()
 
     def _make_estimator(self):
@@ -155,7 +165,19 @@ class Instrument:
             seconds=time.perf_counter() - start,
         )
         _warn_of_faults(result)
+        self._warn_of_no_step(result)
         return result
+
+    def _warn_of_no_step(self, result):
+        """Say once why all entries are NaN where η = 0, as in the first step of a warm-up."""
+        if result.learning_rate == 0 and not self._no_step and not any(m.valid.any() for m in result.matrices.values()):
+            self._no_step = True
+            warnings.warn(
+                f"the learning rate is 0 at step {result.step}, say at the beginning of a warm-up: a step of length 0 "
+                "moves nothing, and S_rel is 0/0, NaN and not valid, as long as it is 0; pass learning_rate=... to "
+                "measure with an η of your own",
+                stacklevel=3,
+            )
 
     def _matrices(self, learning_rate):
         """What the estimator gives; in smaller batches from now on where memory runs out."""
@@ -189,8 +211,12 @@ class Instrument:
 
     def _check_loss(self, model):
         own = type(model).compute_loss is not keras.Model.compute_loss
-        if model.loss is None and not own and not self._network.has_added_losses(self._data[0][:1]):
-            raise ModelError(f"model {model.name!r} is compiled without a loss: call model.compile(optimizer, loss)")
+        given = self.settings.loss is not None or model.loss is not None
+        if not given and not own and not self._network.has_added_losses(self._data[0][:1]):
+            raise ModelError(
+                f"model {model.name!r} is compiled without a loss: call model.compile(optimizer, loss), or pass "
+                "loss=..., a function (y_true, y_pred) -> loss"
+            )
 
     def _num_outputs(self, model):
         try:
@@ -227,6 +253,17 @@ def _warn_of_faults(result):
         warnings.warn(
             f"{targets.sum()} of {len(targets)} targets ({_named(probe.ids[probe.targets][targets])}) have a NaN or an "
             "infinity in their prediction: their columns are NaN and not valid",
+            stacklevel=3,
+        )
+
+
+def _warn_of_own_train_step(model):
+    """Say that the loss which is measured need not be the loss which the model's own `train_step` minimises."""
+    owners = [c for c in type(model).__mro__ if "train_step" in vars(c) and not c.__module__.startswith(OTHERS_MODULES)]
+    if owners:
+        warnings.warn(
+            f"{owners[0].__name__} has a train_step of its own: S_rel is of the compiled loss; if train_step minimises "
+            "another one, pass loss=..., a function (y_true, y_pred) -> loss",
             stacklevel=3,
         )
 

@@ -17,9 +17,9 @@ from srel_tf.errors import BackendError, ModelError
 class Network:
     """The model that is measured: outputs in inference mode, and the gradient of its compiled loss on one example."""
 
-    def __init__(self, model, needs_loss=True):
+    def __init__(self, model, needs_loss=True, loss=None):
         check_model(model, needs_loss)
-        self.model = model
+        self.model, self.loss = model, loss
         self.variables = list(model.trainable_variables)
         self.dtype = tf.as_dtype(self.variables[0].dtype)
         self._loss_takes_training = "training" in inspect.signature(model.compute_loss).parameters
@@ -99,6 +99,9 @@ class Network:
     def _predictions_and_loss(self, x, y, weights):
         with self.scope(weights):
             predictions = self.model(x, training=False)
+            if self.loss is not None:  # In place of the compiled loss; penalties are added as `compute_loss` does it.
+                penalties = [keras.ops.sum(penalty) for penalty in self.model.losses]
+                return predictions, keras.ops.sum([keras.ops.mean(self.loss(y, predictions)), *penalties])
             training = {"training": False} if self._loss_takes_training else {}
             return predictions, self.model.compute_loss(x=x, y=y, y_pred=predictions, sample_weight=None, **training)
 
