@@ -245,8 +245,8 @@ class Checkpoint(keras.callbacks.Callback):
         stored = probing.recorder.stored_step
         if self._store.about and None not in (step, stored) and step <= stored:
             raise StorageError(
-                f"the training has gone back to step {probing.progress.step}, and {self._store.path} holds its rows up "
-                f"to step {stored}: call restore(model) before fit, or begin with FrameStore(path, write=True, "
+                f"the training has gone back and is at step {probing.progress.step}, and {self._store.path} holds rows "
+                f"up to step {stored}: call restore(model) before fit, or begin with FrameStore(path, write=True, "
                 "anew=True)"
             )
 

@@ -24,6 +24,11 @@ class Reached(NamedTuple):
     batches: int
     length: int | None
 
+    @property
+    def is_known(self):
+        """Whether the number of epochs is known."""
+        return not np.isnan(self.epochs) and (not self.batches or self.length is not None)
+
 
 class Progress:
     """Counts optimizer updates and epochs from what the optimizer counts and from Keras's calls of a callback.
@@ -71,8 +76,6 @@ class Progress:
 
     def begin_epoch(self, epoch, length):
         """Note that Keras's epoch `epoch` begins, of `length` batches (None if unknown)."""
-        if self.reached is not None and self.reached.batches and not self.reached.length:
-            self.reached = Reached(np.nan, 0, None)  # The length of an epoch that was broken off stays unknown.
         done = self._epochs_done
         # Keras counts the epochs of each fit from initial_epoch. It does not notice that a callback goes back.
         self._done = float(epoch) if np.isnan(done) or (epoch > done and not self._went_back) else done
@@ -80,7 +83,7 @@ class Progress:
         self._length = length and length + self._skipped
         self._skipped = 0
         self._knots.append(self._knot())
-        if self.reached is None:
+        if self.reached is None or not self.reached.is_known:
             self.reached = Reached(self._done, self._since, self._length)
 
     def begin_batch(self):
@@ -160,14 +163,15 @@ class Progress:
         knots = [*self._knots, self._knot()]
         self.batches = _counts(self.optimizer)[0]
         counts, epochs = [knot.count for knot in knots], [knot.epochs for knot in knots]
+        collected = self.batches % (_accumulation(_inner(self.optimizer)) or 1)  # Batches since the last update.
+        # Nothing is known of the time before the first knot.
+        self._done, reached = np.interp([self.batches, self.batches - collected], counts, epochs, left=np.nan).tolist()
+        self.reached = Reached(reached, 0, None)
         self._knots = [knot for knot in knots if knot.count <= self.batches]
-        # Of the time before the first knot nothing is known.
-        self._done = float(np.interp(self.batches, counts, epochs)) if self._knots else np.nan
         self.phantom = self._knots[-1].phantom if self._knots else self.phantom
         self._since, self._went_back = 0, True
         self._read()
         self._knots.append(self._knot())
-        self.reached = Reached(self._done, 0, None) if self._knots[:-1] else None
 
 
 def _counts(optimizer):
