@@ -130,11 +130,11 @@ class Instrument:
         self._measures = {name: MEASURES[name] for name in settings.measures}
         self._network = Network(model, loss=settings.loss)
         warn_of_batch_norm(model)
-        if settings.loss is None:
-            _warn_of_own_train_step(model)
         x, y = (self._as_fit_gives_it(a) for a in (probe.x, probe.y))
         self._data = tf.gather(x, probe.sources), tf.gather(y, probe.sources), tf.gather(x, probe.targets)
         self._check_loss(model)
+        if settings.loss is None:
+            _warn_of_own_train_step(model)
         num_outputs = self._num_outputs(model)
         reading.check_fit(settings.predictions, self._measures, probe, num_outputs)
         reading.check_label_form(probe, settings.loss or model.loss)
@@ -211,7 +211,7 @@ class Instrument:
 
     def _check_loss(self, model):
         own = type(model).compute_loss is not keras.Model.compute_loss
-        given = self.settings.loss is not None or model.loss is not None
+        given = self.settings.loss is not None or _has_loss(model)
         if not given and not own and not self._network.has_added_losses(self._data[0][:1]):
             raise ModelError(
                 f"model {model.name!r} is compiled without a loss: call model.compile(optimizer, loss), or pass "
@@ -255,6 +255,14 @@ def _warn_of_faults(result):
             "infinity in their prediction: their columns are NaN and not valid",
             stacklevel=3,
         )
+
+
+def _has_loss(model):
+    """Whether a model is compiled with a loss. Without one, Keras has a method of the name `loss`."""
+    keras_method = getattr(keras.Model, "loss", None)
+    return model.loss is not None and (
+        keras_method is None or getattr(model.loss, "__func__", None) is not keras_method
+    )
 
 
 def _warn_of_own_train_step(model):

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from srel_tf.errors import BackendError, ModelError
+from srel_tf.errors import BackendError, ModelError, OptionError
 
 
 class Network:
@@ -99,11 +99,18 @@ class Network:
     def _predictions_and_loss(self, x, y, weights):
         with self.scope(weights):
             predictions = self.model(x, training=False)
-            if self.loss is not None:  # In place of the compiled loss; penalties are added as `compute_loss` does it.
-                penalties = [keras.ops.sum(penalty) for penalty in self.model.losses]
-                return predictions, keras.ops.sum([keras.ops.mean(self.loss(y, predictions)), *penalties])
+            if self.loss is not None:
+                return predictions, self._loss_that_was_given(y, predictions)
             training = {"training": False} if self._loss_takes_training else {}
             return predictions, self.model.compute_loss(x=x, y=y, y_pred=predictions, sample_weight=None, **training)
+
+    def _loss_that_was_given(self, y, predictions):
+        """The loss of the settings, which takes the place of the compiled one; penalties as `compute_loss` adds them."""
+        loss = self.loss(y, predictions)
+        if not tf.is_tensor(loss) or len(loss.shape) > 1:
+            shape = getattr(loss, "shape", type(loss).__name__)
+            raise OptionError(f"loss={self.loss!r} returned {shape}: give a function (y_true, y_pred) -> [n] or scalar")
+        return keras.ops.sum([keras.ops.mean(loss), *(keras.ops.sum(penalty) for penalty in self.model.losses)])
 
     def scope(self, weights=None):
         """Within it the model has these trainable weights (None: its own), and drops whatever it would write."""

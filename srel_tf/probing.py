@@ -22,7 +22,7 @@ from srel_tf.measurement import Instrument
 from srel_tf.progress import Progress
 from srel_tf.recorder import Recorder
 from srel_tf.schedules import as_schedule
-from srel_tf.traced import WEIGHTED, warn_of_stale_trace, warn_once, weighs_examples
+from srel_tf.traced import WEIGHTED, is_traced, note_trace, warn_of_stale_trace, warn_once, weighs_examples
 from srel_tf.updates import learning_rate_now
 
 SAME_ROWS = (
@@ -99,8 +99,8 @@ class Probing(keras.callbacks.Callback):
                 f"model {self.model.name!r} is compiled without an optimizer: there are no updates to count; call "
                 "model.compile(optimizer, loss)"
             )
-        if self.model.run_eagerly:
-            self._instrument = None  # Each training step runs the layers' own Python code, which may have changed.
+        if not is_traced(self.model):
+            self._instrument = None  # The training step will run the Python code of layers that may have changed.
         self._make_instrument()
         if self.progress.begin_fit(self.model.optimizer):
             self._forget_later_steps()
@@ -127,6 +127,8 @@ class Probing(keras.callbacks.Callback):
             self._check_counting(self.progress.batches - before[1])
         if weighs_examples(self.model):
             warn_once(self.model, WEIGHTED)
+        if not is_traced(self.model):
+            note_trace(self.model)  # The model's own train_step has not called the one that notes it.
         if self.model.stop_training or self.progress.is_last_batch:
             self._measure_if_due()
 
@@ -155,13 +157,13 @@ class Probing(keras.callbacks.Callback):
         self._held = None
 
     def _make_instrument(self):
-        """Make an instrument if Keras has made its training step anew, say because `compile` was called.
+        """Make an instrument for the training step as Keras has it, say after a call of `compile`.
 
-        Otherwise the instrument stays as it is, as Keras's traced training step does.
+        While Keras keeps a traced training step, the instrument stays as it is, too.
         """
-        trained = [id(v) for v in self.model.trainable_variables] if self.model.run_eagerly else None
-        made_for = self.model.train_function, trained
-        if self._instrument is None or self._made_for != made_for:
+        made_for = self.model.train_function, [id(v) for v in self.model.trainable_variables]
+        same_step = self._instrument is not None and self._made_for[0] is made_for[0]
+        if not same_step or (self._made_for != made_for and not is_traced(self.model)):
             self._instrument, self._made_for = Instrument(self.model, self.probe, self._settings), made_for
 
     def _measure_if_due(self):

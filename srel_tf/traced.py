@@ -30,11 +30,11 @@ class Traced(NamedTuple):
     weighted: bool
 
 
-def note_trace(model, data):
+def note_trace(model, data=None):
     """Note what `train_step(data)` of a model trains. Called in each trace of it, or at each step without a trace."""
     variables = {id(v): v for v in model.trainable_variables}
-    _, _, weights = keras.utils.unpack_x_y_sample_weight(data)
-    traced = Traced(model.train_function, variables, {*variables}, _rate(model), weights is not None)
+    weighted = data is not None and keras.utils.unpack_x_y_sample_weight(data)[2] is not None
+    traced = Traced(model.train_function, variables, {*variables}, _rate(model), weighted)
     former = _traced(model)
     if former is not None and not model.run_eagerly:
         traced = Traced(
@@ -45,6 +45,11 @@ def note_trace(model, data):
             former.weighted or traced.weighted,
         )
     object.__setattr__(model, "_srel_traced", traced)  # Past Keras's tracking of attributes.
+
+
+def is_traced(model):
+    """Whether Keras keeps a trace of the training step, so that later changes of the model have no effect on it."""
+    return not model.run_eagerly and _traced(model) is not None
 
 
 def note_weights(model, given):
@@ -60,9 +65,9 @@ def weighs_examples(model):
 
 def warn_of_stale_trace(model):
     """Say so if a layer was frozen, or a schedule was set, too late to have an effect on the training."""
-    traced = _traced(model)
-    if traced is None or model.run_eagerly:
+    if not is_traced(model):
         return
+    traced = _traced(model)
     now = {id(v): v for v in model.trainable_variables}
     common = traced.common & {*now}
     changed = sorted({v.path.rpartition("/")[0] for i, v in {**traced.variables, **now}.items() if i not in common})
@@ -90,7 +95,7 @@ def warn_once(model, text):
 
 
 def _traced(model):
-    """The `Traced` of Keras's present training step; None if it has not been traced, or by another `train_step`."""
+    """The `Traced` of Keras's present training step; None if no trace of it was noted."""
     traced = getattr(model, "_srel_traced", None)
     return traced if traced is not None and traced.train_function is model.train_function else None
 
