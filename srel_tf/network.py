@@ -105,7 +105,7 @@ class Network:
             return predictions, self.model.compute_loss(x=x, y=y, y_pred=predictions, sample_weight=None, **training)
 
     def _loss_that_was_given(self, y, predictions):
-        """The loss of the settings, which takes the place of the compiled one; penalties as `compute_loss` adds them."""
+        """The loss of the settings in place of the compiled one, and penalties as `compute_loss` adds them."""
         loss = self.loss(y, predictions)
         if not tf.is_tensor(loss) or len(loss.shape) > 1:
             shape = getattr(loss, "shape", type(loss).__name__)
