@@ -259,10 +259,8 @@ def _warn_of_faults(result):
 
 def _has_loss(model):
     """Whether a model is compiled with a loss. Without one, Keras has a method of the name `loss`."""
-    keras_method = getattr(keras.Model, "loss", None)
-    return model.loss is not None and (
-        keras_method is None or getattr(model.loss, "__func__", None) is not keras_method
-    )
+    function = getattr(model.loss, "__func__", model.loss)
+    return function is not None and function is not getattr(keras.Model, "loss", None)
 
 
 def _warn_of_own_train_step(model):
