@@ -139,7 +139,7 @@ class Instrument:
         reading.check_fit(settings.predictions, self._measures, probe, num_outputs)
         reading.check_label_form(probe, settings.loss or model.loss)
         self._task = Task(self._network, self._data, probe, self._measures, settings)
-        self._no_step = False  # Whether it has been said that η = 0 moves nothing.
+        self._no_step = False  # Whether it has been said why the step moves nothing.
         self._make_estimator()
 
     def _make_estimator(self):
@@ -169,15 +169,24 @@ class Instrument:
         return result
 
     def _warn_of_no_step(self, result):
-        """Say once why all entries are NaN where η = 0, as in the first step of a warm-up."""
-        if result.learning_rate == 0 and not self._no_step and not any(m.valid.any() for m in result.matrices.values()):
-            self._no_step = True
-            warnings.warn(
-                f"the learning rate is 0 at step {result.step}, say at the beginning of a warm-up: a step of length 0 "
-                "moves nothing, and S_rel is 0/0, NaN and not valid, as long as it is 0; pass learning_rate=... to "
-                "measure with an η of your own",
-                stacklevel=3,
+        """Say once why all entries are NaN if the fictitious step has no length."""
+        if self._no_step or any(matrices.valid.any() for matrices in result.matrices.values()):
+            return
+        collected = getattr(self._network.model.optimizer, "gradient_accumulation_steps", None)
+        if result.learning_rate == 0:
+            reason = (
+                f"the learning rate is 0 at step {result.step}, say at the beginning of a warm-up; pass "
+                "learning_rate=... to measure with an η of your own"
             )
+        elif collected and self.settings.update == "optimizer":
+            reason = (
+                f"the optimizer collects the gradients of {collected} batches for an update, and the next batch is not "
+                "the last of them; use update='sgd', or measure before the last one, as fit with a probe does"
+            )
+        else:
+            return
+        self._no_step = True
+        warnings.warn(f"the step moves nothing, and S_rel is 0/0, NaN and not valid: {reason}", stacklevel=3)
 
     def _matrices(self, learning_rate):
         """What the estimator gives; in smaller batches from now on where memory runs out."""

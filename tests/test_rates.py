@@ -194,7 +194,7 @@ def test_a_rate_of_zero_is_named():
     """In warm-up, once a fit."""
     warm_up = keras.optimizers.schedules.PolynomialDecay(0.0, 2 * STEPS, 0.5)
     model = net(warm_up, estimator="exact")
-    with pytest.warns(UserWarning, match=r"rate is 0 at step 0.*moves nothing.*learning_rate=") as caught:
+    with pytest.warns(UserWarning, match=r"moves nothing.*rate is 0 at step 0.*learning_rate=") as caught:
         rates = fit(model, epochs=1)
     assert sum("rate is 0" in str(warning.message) for warning in caught) == 1
     frame = model.srel_frame()
