@@ -67,10 +67,11 @@ class Progress:
 
     def begin_fit(self, optimizer):
         """Note that `fit` begins. Returns whether the training has gone back since the last look."""
-        # An error after an update, but before the end of its batch, has hidden that batch.
-        hidden = self._within_batch and optimizer is self.optimizer and _counts(optimizer)[0] > self.batches
-        self._within_batch = False
-        went_back = self.look(optimizer, int(hidden))
+        went_back = False
+        if self._within_batch:  # An error has hidden the end of this batch, which may have made an update before.
+            went_back = self.look(self.optimizer, int(_counts(self.optimizer)[0] > self.batches))
+            self._within_batch = False
+        went_back |= self.look(optimizer)
         self._went_back = False
         return went_back
 
