@@ -86,14 +86,14 @@ def check(model, taken, updates):
     np.testing.assert_allclose(rates[:-1], taken, rtol=1e-5)
 
 
-METHODS = ["on_epoch_begin", "on_train_batch_begin", "on_train_batch_end", "on_test_end"]
+METHODS = ["on_epoch_begin", "on_train_batch_begin", "on_train_batch_end"]
 KERAS = {
     "LearningRateScheduler": lambda: keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate / (2 + epoch)),
     "ReduceLROnPlateau": lambda: keras.callbacks.ReduceLROnPlateau("loss", 0.5, patience=1, mode="max", min_delta=0),
 }
 
 
-@pytest.mark.parametrize("callback", [*METHODS, *KERAS])
+@pytest.mark.parametrize("callback", [*METHODS, pytest.param("on_test_end", marks=pytest.mark.slow), *KERAS])
 def test_rates_that_a_callback_sets(callback):
     model = net()
     callbacks = [KERAS[callback]() if callback in KERAS else SetRate(callback)]
@@ -118,7 +118,7 @@ SCHEDULES = {
 
 
 @pytest.mark.parametrize("accumulated", [None, 3])
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", ["decay", pytest.param("pieces", marks=pytest.mark.slow)])
 def test_schedules(schedule, accumulated):
     """Keras's schedules count batches; of those whose gradients are accumulated the last one's rate is taken."""
     model = net(SCHEDULES[schedule](), accumulated)

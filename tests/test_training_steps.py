@@ -469,29 +469,23 @@ WEIGHS = "fit weighs the examples"
 
 
 @pytest.mark.filterwarnings("ignore:`shuffle=True` was passed")
-@pytest.mark.parametrize("data", WEIGHTED)
+@pytest.mark.parametrize("data", [*WEIGHTED][:-1] + [pytest.param("generator", marks=pytest.mark.slow)])
 def test_weights_of_examples_are_named(data):
     """Once, for all probes."""
     options = WEIGHTED[data]
-    model = net(estimator="limit")
+    model, probe = net(attach=False), PROBE
     if data == "class_weight":
         model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), jit_compile=False)
-        model.detach_probes()
-        model.attach_probe(srel_tf.ProbeSet(X[:3], [0, 1, 0]), every=STEPS, measures="l1", estimator="limit")
-    model.attach_probe(
-        srel_tf.ProbeSet(X[:3], [0, 1, 0] if data == "class_weight" else Y[:3]),
-        every=STEPS,
-        measures="l1",
-        estimator="limit",
-        run="b",
-    )
+        probe = srel_tf.ProbeSet(X[:3], [0, 1, 0])
+    for run in ("a", "b") if data == "sample_weight" else ("a",):
+        model.attach_probe(probe, every=100, measures="l1", estimator="limit", run=run)
     with pytest.warns(UserWarning, match=WEIGHS) as caught:
         model.fit(**options, epochs=2, verbose=0)
     assert sum(WEIGHS in str(w.message) for w in caught) == 1
 
 
 @pytest.mark.filterwarnings("ignore:`shuffle=True` was passed")
-@pytest.mark.parametrize("data", PLAIN)
+@pytest.mark.parametrize("data", ["arrays", *(pytest.param(d, marks=pytest.mark.slow) for d in [*PLAIN][1:])])
 def test_examples_without_weights_are_not(data):
     model = net()
     with warnings.catch_warnings():
