@@ -43,10 +43,16 @@ class Checkpoint(keras.callbacks.Callback):
     training is stopped within it (the rows of that part have no `epoch` then); and under an optimizer with `use_ema`,
     whose averages take the weights' place when a `fit` ends, so that no two of them make one epoch, at its end only.
     It comes last among the callbacks, so that it saves what the others did; models with probes see to that.
+    A state saved at step n comes with the rows of the steps before n. Those of n itself are measured when the training
+    goes on, with the η that the next update takes; at the end of a `fit` they are saved with the η in force there, and
+    stay so in the store if a later `fit` begins with another rate.
+    A store holds one training. If this one goes back to a step before the rows that are saved (say by Keras's
+    `BackupAndRestore`), nothing more is saved: `restore` goes back to the saved state.
     note: a dict that JSON can hold, saved with each state (`FrameStore.about`).
     companions: objects with a `state` that JSON can hold and that can be set, say a callback with a history of its own.
     Raises `OptionError` for another `every`; during `fit`, `StorageError` where the disk fails, and before it where the
-    store holds a training that has not been restored: its rows and these would stand in one frame.
+    store holds a training that has not been restored, or rows of later steps than the training has: its rows and these
+    would stand in one frame.
     """
 
     def __init__(self, store, every=None, companions=(), note=None):
@@ -59,6 +65,7 @@ class Checkpoint(keras.callbacks.Callback):
         self._position = self._before = Position(0, 0)  # `_before`: where the present fit began.
         self._metrics, self._saved, self._due, self._stop = None, None, False, False
         self._left, self._cut = None, False  # Batches of the epoch, None where unknown; whether it ends before them.
+        self._updates = 0
 
     def restore(self, model, example=None):
         """Put `model`, compiled, its probes attached, into the saved state; the `Position` to go on from.
@@ -87,7 +94,6 @@ class Checkpoint(keras.callbacks.Callback):
             assign(variables(model), [arrays[f"v{i}"] for i in range(as_count(about["variables"]))])
             for probing, state in zip(_probings(model), about["probes"], strict=True):
                 probing.resume(state, model, *self._position)
-                probing.recorder.forget()  # What was measured after this state will be measured again.
             for companion, state in zip(self._companions, about["companions"], strict=True):
                 companion.state = state
             if self._metrics:
@@ -156,6 +162,9 @@ class Checkpoint(keras.callbacks.Callback):
                 "restored: call restore(model) before fit, or begin with FrameStore(path, write=True, anew=True)"
             )
         self._goes_on = True
+        for probing in _probings(self.model):
+            self._check_later_than_stored(probing, probing.progress.step + 1)
+        self._updates = int(self.model.optimizer.iterations)
         self._about = self._about or describe(self.model)  # As compiled: a learning rate may change in training.
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -170,7 +179,9 @@ class Checkpoint(keras.callbacks.Callback):
         self._position = Position(self._position.epoch, self._position.batch + 1)
         steps = self.params.get("steps")
         self._left = steps and max(steps - batch - 1, 0)
-        self._due |= self._every is not None and int(self.model.optimizer.iterations) % self._every == 0
+        updates, before = int(self.model.optimizer.iterations), self._updates
+        self._updates = updates  # The same after several batches, with gradient_accumulation_steps.
+        self._due |= self._every is not None and updates // self._every != before // self._every
         if self._left == 0:  # An epoch's last step is saved with the epoch.
             return
         averages = self.model.optimizer.use_ema
@@ -200,6 +211,8 @@ class Checkpoint(keras.callbacks.Callback):
     def save(self):
         """Save now. Raises `StorageError`; what was saved before is whole then."""
         frame = self.unsaved(self.model)
+        for probing in _probings(self.model):
+            self._check_later_than_stored(probing, probing.recorder.first_step)
         state = variables(self.model)
         metrics = self.model.metrics_variables if self._position.batch else []
         probings = _probings(self.model)
@@ -216,14 +229,26 @@ class Checkpoint(keras.callbacks.Callback):
             "companions": [c.state for c in self._companions],
             "note": self._note,
         }
-        self._store.commit(frame, arrays, about)
+        try:
+            self._store.commit(frame, arrays, about)
+        finally:  # Ctrl-C may come after the commit.
+            self._forget_saved(self.model)
         self._due, self._saved = False, self._position
-        self._forget_saved(self.model)
 
     def unsaved(self, model):
         """The rows that the probes of `model` measured and that are not in the store; None without probes."""
         self._forget_saved(model)
         return model.srel_frame() if _probings(model) else None
+
+    def _check_later_than_stored(self, probing, step):
+        """`StorageError` if the store would get rows of this step (None: of no step) and has rows of later ones."""
+        stored = probing.recorder.stored_step
+        if self._store.about and None not in (step, stored) and step <= stored:
+            raise StorageError(
+                f"the training has gone back and is at step {probing.progress.step}, and {self._store.path} holds rows "
+                f"up to step {stored}: call restore(model) before fit, or begin with FrameStore(path, write=True, "
+                "anew=True)"
+            )
 
     def _forget_saved(self, model):
         """Drop from memory what the store holds; also where an interrupt came between the saving and this."""

@@ -23,6 +23,15 @@ def describe(model):
     return _as_json(about)
 
 
+def describe_loss(loss):
+    """A loss that is a setting, as JSON holds it; None for None. Functions are known by their names."""
+    if loss is None:
+        return None
+    if isinstance(loss, keras.losses.Loss):
+        return _as_json([type(loss).__name__, loss.get_config()])
+    return f"{getattr(loss, '__module__', '')}.{getattr(loss, '__qualname__', type(loss).__name__)}"
+
+
 def _config(layer):
     """What a layer or model says of itself; None for a class of the user's own that says nothing."""
     try:

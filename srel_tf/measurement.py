@@ -3,7 +3,7 @@
 import numbers
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import keras
@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from srel_tf import predictions as reading
-from srel_tf.compiled_loss import compiled_loss
+from srel_tf.compiled_loss import CompiledLoss, compiled_loss
 from srel_tf.errors import ChunkError, ModelError, OptionError, ProbeError, SRelError
 from srel_tf.estimators import Task, make_estimator
 from srel_tf.measures import DEFINITIONS, RAW
@@ -24,6 +24,7 @@ from srel_tf.updates import RULES, learning_rate_now
 MEASURES = {**DEFINITIONS, **RAW, **PUBLISHED}
 ESTIMATORS = ("exact", "limit", "auto")
 PRECISIONS = ("auto", "float32", "float64")
+OTHERS_MODULES = ("keras.", "srel_tf.")  # Their `train_step` minimises the compiled loss.
 
 
 def measure(
@@ -36,6 +37,7 @@ def measure(
     predictions="auto",
     batch_size=128,
     precision="auto",
+    loss=None,
 ):
     """Measure S_rel(x', x) between all sources x and targets x' of a probe; the model is left untouched.
 
@@ -62,11 +64,13 @@ def measure(
         float32 for "exact", float64 for "limit", and for "auto" float64 where float32 does not resolve a row. Models of
         half or mixed precision are run in float32 or float64 with the weights that they hold; models with float64
         weights in float64.
+    loss: a function (y_true [n, …], y_pred) -> [n] or scalar that takes the place of the compiled loss, for a model
+        whose own `train_step` minimises another one. Penalties of the model and of its layers are added as in training.
 
     Returns an `SRelResult`. Raises `OptionError`, `ProbeError`, `ModelError`, `BackendError`; `ChunkError` where memory
     does not hold batches of one example.
     """
-    settings = Settings(measures, update, learning_rate, estimator, predictions, batch_size, precision)
+    settings = Settings(measures, update, learning_rate, estimator, predictions, batch_size, precision, loss)
     return Instrument(model, probe, settings)()
 
 
@@ -81,6 +85,7 @@ class Settings:
     predictions: str = "auto"
     batch_size: int = 128
     precision: str = "auto"
+    loss: Callable | None = None
 
     def __post_init__(self):
         if not isinstance(self.measures, Iterable):
@@ -100,6 +105,8 @@ class Settings:
             raise OptionError(f"learning_rate={eta!r}: give a positive number, or None for the optimizer's own")
         if not _is_number(self.batch_size, numbers.Integral) or self.batch_size < 1:
             raise OptionError(f"batch_size={self.batch_size!r}: give a positive number of examples")
+        if self.loss is not None and not callable(self.loss):
+            raise OptionError(f"loss={self.loss!r}: give a function (y_true, y_pred) -> loss, or None for compile's")
 
 
 def check_choice(what, name, choices):
@@ -133,13 +140,15 @@ class Instrument:
         self.settings = settings
         self._probe = probe
         self._measures = {name: MEASURES[name] for name in settings.measures}
-        self._network = Network(model)
+        self._network = Network(model, loss=settings.loss)
         warn_of_batch_norm(model)
         x, y = (self._as_fit_gives_it(a) for a in (probe.x, probe.y))
         self._data = tf.gather(x, probe.sources), tf.gather(y, probe.sources), tf.gather(x, probe.targets)
         self._check_loss(model)
+        if settings.loss is None:
+            _warn_of_own_train_step(model)
         num_outputs = self._num_outputs(model)
-        loss = compiled_loss(model, probe.y.shape, num_outputs)
+        loss = CompiledLoss("own", "given") if settings.loss else compiled_loss(model, probe.y.shape, num_outputs)
         self._probe = reading.labelled(probe, loss)
         self._check_targets(model)
         self._network.inspect(self._data[0][:1], self._data[1][:1])
@@ -148,6 +157,7 @@ class Instrument:
         reading.check_fit(kind, reason, self._measures, self._probe, num_outputs, loss)
         self._task = Task(self._network, self._data, self._probe, self._measures, settings, kind)
         self._zero_gradients = set()  # Numbers of the sources that a warning has named.
+        self._said_no_step = False
         check = self._gradient_is_zero
         self._has_zero_gradient = check if model.run_eagerly else tf.function(check, autograph=False)
         self._make_estimator()
@@ -175,8 +185,22 @@ class Instrument:
             seconds=time.perf_counter() - start,
         )
         _warn_of_faults(result)
-        self._warn_of_zero_gradients(result)
+        if learning_rate == 0:
+            self._warn_of_no_step(result)
+        else:
+            self._warn_of_zero_gradients(result)
         return result
+
+    def _warn_of_no_step(self, result):
+        """Say once why all entries are NaN if η is zero."""
+        if not self._said_no_step:
+            self._said_no_step = True
+            warnings.warn(
+                f"the step moves nothing, and S_rel is 0/0, NaN and not valid: the learning rate is 0 at step "
+                f"{result.step}, say at the beginning of a warm-up; pass learning_rate=... to measure with an η of your "
+                "own",
+                stacklevel=3,
+            )
 
     def _warn_of_zero_gradients(self, result):
         """Name each source once whose gradient is zero: its update moves nothing, and its row has no valid entry."""
@@ -236,8 +260,12 @@ class Instrument:
 
     def _check_loss(self, model):
         own = type(model).compute_loss is not keras.Model.compute_loss
-        if model.loss is None and not own and not self._network.has_added_losses(self._data[0][:1]):
-            raise ModelError(f"model {model.name!r} is compiled without a loss: call model.compile(optimizer, loss)")
+        given = self.settings.loss is not None or _has_loss(model)
+        if not given and not own and not self._network.has_added_losses(self._data[0][:1]):
+            raise ModelError(
+                f"model {model.name!r} is compiled without a loss: call model.compile(optimizer, loss), or pass "
+                "loss=..., a function (y_true, y_pred) -> loss"
+            )
 
     def _check_targets(self, model):
         """`ProbeError` if the loss does not take the probe's y."""
@@ -245,7 +273,7 @@ class Instrument:
         try:
             with self._network.scope(self._network.weights):
                 predictions = model(x, training=False)
-                model.compute_loss(x=x, y=y, y_pred=predictions, sample_weight=None)
+            self._network.predictions_and_loss(x, y, self._network.weights)
         except SRelError:
             raise
         except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
@@ -303,6 +331,23 @@ def _unmoved(result):
     still = np.all([entries.denominator == 0 for entries in of_measures], axis=0)
     unresolved = ~np.any([entries.valid.any(axis=1) for entries in of_measures], axis=0)
     return still | (unresolved & (result.probe.own_columns < 0))
+
+
+def _has_loss(model):
+    """Whether a model is compiled with a loss. Without one, Keras has a method of the name `loss`."""
+    function = getattr(model.loss, "__func__", model.loss)
+    return function is not None and function is not getattr(keras.Model, "loss", None)
+
+
+def _warn_of_own_train_step(model):
+    """Say that the loss which is measured need not be the loss which the model's own `train_step` minimises."""
+    owners = [c for c in type(model).__mro__ if "train_step" in vars(c) and not c.__module__.startswith(OTHERS_MODULES)]
+    if owners:
+        warnings.warn(
+            f"{owners[0].__name__} has a train_step of its own: S_rel is of the compiled loss; if train_step minimises "
+            "another one, pass loss=..., a function (y_true, y_pred) -> loss",
+            stacklevel=3,
+        )
 
 
 def _named(ids):

@@ -8,6 +8,7 @@ from srel_tf.errors import ModelError, OptionError, ProbeError
 from srel_tf.measurement import Settings
 from srel_tf.probe import ProbeSet
 from srel_tf.probing import Probing
+from srel_tf.traced import note_trace, note_weights
 
 
 class SRelMixin:
@@ -32,13 +33,15 @@ class SRelMixin:
         run="",
         seed=None,
         log_dir=None,
+        precision="auto",
+        loss=None,
     ):
         """Measure `probe` during each coming `fit`; builds the model if it is not built yet.
 
         every: an int or any `step -> bool`. Step n means that n optimizer updates have been applied; step 0 counts.
             After a new `compile`, whose optimizer counts from 0, the steps go on.
-        measures, update, learning_rate, estimator, predictions, batch_size: as for `srel_tf.measure`;
-            learning_rate=None is the optimizer's at each measurement.
+        measures, update, learning_rate, estimator, predictions, batch_size, loss: as for `srel_tf.measure`;
+            learning_rate=None is the rate that the next update takes, also where a callback or a schedule sets it.
         run, seed: go into the frame's columns of these names.
         log_dir: TensorBoard directory for a scalar per class pair and a heat map of each matrix.
 
@@ -49,11 +52,11 @@ class SRelMixin:
         """
         if not isinstance(probe, ProbeSet):
             raise ProbeError(f"attach_probe expects a srel_tf.ProbeSet, got {type(probe).__name__}")
-        settings = Settings(measures, update, learning_rate, estimator, predictions, batch_size)
+        settings = Settings(measures, update, learning_rate, estimator, predictions, batch_size, precision, loss)
         probing = Probing(probe, every, settings, run, seed)
         probing.check_beside(self._probings)
-        if self._counting is not None:
-            probing.counting = self._counting
+        if self._progress is not None:
+            probing.progress = self._progress.copy()
         if not self.built:
             self(keras.ops.convert_to_tensor(probe.x[:1]), training=False)
         if log_dir is not None:
@@ -64,7 +67,7 @@ class SRelMixin:
 
     def detach_probes(self):
         """Remove all probes and what they measured. Steps and epochs go on for probes that are attached later."""
-        object.__setattr__(self, "_srel_counting", self._counting)
+        object.__setattr__(self, "_srel_progress", self._progress)
         self._set_probings([])
 
     def srel_frame(self):
@@ -88,16 +91,22 @@ class SRelMixin:
             # A checkpoint comes last: it saves the measurements of its own step too.
             last = [c for c in callbacks if isinstance(c, Checkpoint)]
             callbacks = [*(c for c in callbacks if c not in last), *self._probings, *last]
+        note_weights(self, any(kwargs.get(name) is not None for name in ("class_weight", "sample_weight")))
         return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
+
+    def train_step(self, data):
+        """Train as Keras does. Notes for warnings what Keras traces, and adds nothing to the graph."""
+        note_trace(self, data)
+        return super().train_step(data)
 
     @property
     def _probings(self):
         return getattr(self, "_srel_probings", [])
 
     @property
-    def _counting(self):
-        """Steps and epochs as the first probe counts them, or did before it was detached; None before there was one."""
-        return self._probings[0].counting if self._probings else getattr(self, "_srel_counting", None)
+    def _progress(self):
+        """Steps and epochs as the first probe counts them, or did before it was detached; None without any so far."""
+        return self._probings[0].progress if self._probings else getattr(self, "_srel_progress", None)
 
     def _set_probings(self, probings):
         # Past Keras's attribute tracking: probes are no part of the model, and are not saved with it.

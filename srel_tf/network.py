@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from srel_tf.errors import BackendError, ModelError
+from srel_tf.errors import BackendError, ModelError, OptionError
 from srel_tf.precision import computing_in, inspection, switches_to
 
 
@@ -20,11 +20,12 @@ class Network:
     """The model that is measured: outputs in inference mode, and the gradient of its compiled loss on one example.
 
     dtype: what it computes in; None takes that of its weights. The model itself stays as it is.
+    loss: a function (y, outputs) -> [n] or scalar in place of the compiled loss, or None.
     """
 
-    def __init__(self, model, needs_loss=True, dtype=None):
+    def __init__(self, model, needs_loss=True, dtype=None, loss=None):
         check_model(model, needs_loss)
-        self.model = model
+        self.model, self.loss = model, loss
         self.dtype = tf.as_dtype(dtype or own_precision(model))
         self._loss_takes_training = "training" in inspect.signature(model.compute_loss).parameters
         self._look_at_model()
@@ -39,7 +40,7 @@ class Network:
 
     def in_precision(self, dtype):
         """The same model as a network that computes in `dtype`."""
-        return type(self)(self.model, needs_loss=self.model.compiled, dtype=dtype)
+        return type(self)(self.model, needs_loss=self.model.compiled, dtype=dtype, loss=self.loss)
 
     @property
     def weights(self):
@@ -79,7 +80,7 @@ class Network:
 
         @tf.function(autograph=False, jit_compile=False)
         def forward(weights):
-            predictions, loss = self._predictions_and_loss(x, y, weights)
+            predictions, loss = self.predictions_and_loss(x, y, weights)
             last.append(predictions)
             return self.as_outputs(predictions), loss
 
@@ -106,7 +107,7 @@ class Network:
         weights = [tf.convert_to_tensor(w) for w in weights or self.weights]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(weights)
-            predictions, loss = self._predictions_and_loss(x, y, weights)
+            predictions, loss = self.predictions_and_loss(x, y, weights)
         return self.backward(tape, loss, weights, factor), self.as_outputs(predictions)
 
     def backward(self, tape, loss, sources, factor):
@@ -144,11 +145,22 @@ class Network:
         """What the model returned as outputs [n, C] in the network's precision."""
         return tf.cast(as_matrix(predictions, self.model), self.dtype)
 
-    def _predictions_and_loss(self, x, y, weights):
+    def predictions_and_loss(self, x, y, weights):
+        """What the model returns for x, and the loss of these examples, with these weights."""
         with self.scope(weights):
             predictions = self.model(x, training=False)
+            if self.loss is not None:
+                return predictions, self._loss_that_was_given(y, predictions)
             training = {"training": False} if self._loss_takes_training else {}
             return predictions, self.model.compute_loss(x=x, y=y, y_pred=predictions, sample_weight=None, **training)
+
+    def _loss_that_was_given(self, y, predictions):
+        """The loss of the settings in place of the compiled one, and penalties as `compute_loss` adds them."""
+        loss = self.loss(y, predictions)
+        if not tf.is_tensor(loss) or len(loss.shape) > 1:
+            shape = getattr(loss, "shape", type(loss).__name__)
+            raise OptionError(f"loss={self.loss!r} returned {shape}: give a function (y_true, y_pred) -> [n] or scalar")
+        return keras.ops.sum([keras.ops.mean(loss), *(keras.ops.sum(penalty) for penalty in self.model.losses)])
 
     @contextlib.contextmanager
     def scope(self, weights=None, kind=None):

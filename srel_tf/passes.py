@@ -65,6 +65,8 @@ class LossPasses(Passes):
     def __init__(self, network, x, y):
         super().__init__(network, x)
         model = network.model
+        if network.loss is not None:
+            raise NotSeparable("the loss is a function of the user's own")
         if type(model).compute_loss is not keras.Model.compute_loss or model.loss is None:
             raise NotSeparable("the model computes its loss itself")
         if network.has_added_losses(x, but_penalties=True):

@@ -1,19 +1,29 @@
 """The Keras callback that measures on schedule, between the training steps of `model.fit`.
 
 It runs outside the training graph, which therefore stays bit for bit that of a model without a probe.
+
+Step n is measured just before the batch that makes update n+1, after all other callbacks, so that η is the rate that
+this update takes. The last step of an epoch is measured at the end of its last batch, for `fit` may end there. If `fit`
+goes on and a callback has set another rate by then, the step is measured again, and the new rows replace the old ones.
 """
 
 import dataclasses
 import json
 
 import keras
+import numpy as np
+import tensorflow as tf
 
-from srel_tf.errors import OptionError, ProbeError
+from srel_tf.errors import ModelError, OptionError, ProbeError
 from srel_tf.files import differences
 from srel_tf.frames import check_seed
+from srel_tf.identity import describe_loss
 from srel_tf.measurement import Instrument
+from srel_tf.progress import Progress
 from srel_tf.recorder import Recorder
 from srel_tf.schedules import as_schedule
+from srel_tf.traced import WEIGHTED, is_traced, note_trace, warn_of_stale_trace, warn_once, weighs_examples
+from srel_tf.updates import learning_rate_now
 
 SAME_ROWS = (
     "their rows would agree in run, seed, step, measure, update, estimator, η and ids, so that the frame could not "
@@ -32,7 +42,8 @@ class Probing(keras.callbacks.Callback):
         self._every, self._run, self._seed = every, run, seed
         self._about = _as_json(
             {
-                **dataclasses.asdict(settings),
+                **{field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)},
+                "loss": describe_loss(settings.loss),
                 "probe": probe.fingerprint,
                 "every": None if callable(every) else every,
                 "run": run,
@@ -41,20 +52,12 @@ class Probing(keras.callbacks.Callback):
         )
         self._is_due = as_schedule(every)
         self.listeners = []  # Called with each result.
-        self._instrument = None
-        self._epochs = self._epochs_done = self._batches = self._batches_before = self._skipped = 0
-        self._optimizer, self._iterations, self._phantom, self._last_step = None, 0, 0, None
-        self._last_rate, self._rivals = None, []
-        self._seconds, self._cut = [], False
-
-    @property
-    def counting(self):
-        """Where the model is in its training; set, a probe that is attached later counts as the others do."""
-        return self._optimizer, self._phantom, self._epochs_done
-
-    @counting.setter
-    def counting(self, counting):
-        self._optimizer, self._phantom, self._epochs_done = counting
+        self.progress = Progress()
+        self._instrument = self._made_for = None
+        self._held = None  # (result, epoch) of the last step of the epoch before, until the next batch settles its η.
+        self._counts = False  # Whether the optimizer is known to count the updates of this fit.
+        self._norms = None  # Of the weights before the present batch, until `_counts`.
+        self._rivals, self._seconds = [], []
 
     def check_beside(self, others):
         """`ProbeError` where the frame could not tell rows of this probe from those of another one of the model."""
@@ -91,64 +94,135 @@ class Probing(keras.callbacks.Callback):
                 f"steps_per_execution={self.model.steps_per_execution}: Keras would run several updates between two "
                 "looks at the model, so that S_rel could not be measured at the steps asked for; compile with 1"
             )
-        if self.model.optimizer is not self._optimizer:
-            if self._optimizer is not None:  # Compiled anew: a new optimizer counts from 0, the steps go on.
-                self._phantom -= int(self._optimizer.iterations) - int(self.model.optimizer.iterations)
-            self._optimizer = self.model.optimizer
-        # A new one for each fit: compile() or layer.trainable may have changed since the last.
-        self._instrument = Instrument(self.model, self.probe, self._settings)
+        if self.model.optimizer is None:
+            raise ModelError(
+                f"model {self.model.name!r} is compiled without an optimizer: there are no updates to count; call "
+                "model.compile(optimizer, loss)"
+            )
+        if not is_traced(self.model):
+            self._instrument = None  # The training step will run the Python code of layers that may have changed.
+        self._make_instrument()
+        if self.progress.begin_fit(self.model.optimizer):
+            self._forget_later_steps()
+        self._counts = False
 
     def on_epoch_begin(self, epoch, logs=None):
         self._report()
-        self.recorder.epoch_ended(None)  # Whatever the length of one that was broken off.
-        self._epochs = max(epoch, self._epochs_done)  # Keras counts each fit from initial_epoch.
-        self._batches = self._batches_before = self._skipped
-        self._skipped = 0
-        self._iterations = int(self._optimizer.iterations)
-        self._measure_if_due()
+        self.recorder.epoch_ended(None)  # The length of an epoch that was broken off stays unknown.
+        self._look()
+        self.progress.begin_epoch(epoch, self.params.get("steps"))
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self._look()
+        if self.progress.updates_next:
+            self._measure_if_due()
+        if not self._counts:
+            self._norms = _norms(self.model)
+        self.progress.begin_batch()
 
     def on_train_batch_end(self, batch, logs=None):
-        self._batches += 1
-        self._iterations = int(self._optimizer.iterations)
-        if self._steps:
-            self._epochs_done = self._epochs + self._batches / self._steps
-        self._cut = self.model.stop_training  # By another callback, after this step.
-        self._measure_if_due()
+        before = self.progress.optimizer, self.progress.batches
+        self._look(batches=1)
+        if not self._counts and self.progress.optimizer is before[0]:
+            self._check_counting(self.progress.batches - before[1])
+        if weighs_examples(self.model):
+            warn_once(self.model, WEIGHTED)
+        if not is_traced(self.model):
+            note_trace(self.model)  # The model's own train_step has not called the one that notes it.
+        if self.model.stop_training or self.progress.is_last_batch:
+            self._measure_if_due()
 
     def on_epoch_end(self, epoch, logs=None):
-        if not self._steps and not self._cut:
-            self._epochs_done = self._epochs + 1
-            self.recorder.epoch_ended(self._batches)
-        # Where data of unknown length runs out, Keras may count the update that found no batch.
-        self._phantom += int(self._optimizer.iterations) - self._iterations
+        length = self.progress.end_epoch()
+        if length:
+            self.recorder.epoch_ended(length)
+        self._look()
+        goes_on = epoch + 1 < self.params["epochs"] and not self.model.stop_training
+        newest = self.recorder.newest
+        if goes_on and newest is not None and newest.step == self.progress.step:
+            (self._held,) = self.recorder.withdraw(newest.step)
 
     def on_train_end(self, logs=None):
         self._report()
 
-    @property
-    def _steps(self):
-        """Batches of the present epoch, None where Keras does not know."""
-        steps = self.params.get("steps")
-        return steps and steps + self._batches_before
+    def _look(self, batches=0):
+        optimizer = self.progress.optimizer
+        if self.progress.look(self.model.optimizer, batches):
+            self._forget_later_steps()
+        self._counts &= self.progress.optimizer is optimizer
+
+    def _forget_later_steps(self):
+        """Drop what was measured of states that the training has left by going back; it will be measured again."""
+        self.recorder.withdraw(self.progress.step)
+        self._held = None
+
+    def _make_instrument(self):
+        """Make an instrument for the training step as Keras has it, say after a call of `compile`.
+
+        While Keras keeps a traced training step, the instrument stays as it is, too.
+        """
+        made_for = self.model.train_function, [id(v) for v in self.model.trainable_variables]
+        same_step = self._instrument is not None and self._made_for[0] is made_for[0]
+        if not same_step or (self._made_for != made_for and not is_traced(self.model)):
+            self._instrument, self._made_for = Instrument(self.model, self.probe, self._settings), made_for
 
     def _measure_if_due(self):
-        step = self._iterations - self._phantom
-        if step == self._last_step or not self._is_due(step):
+        step = self.progress.step
+        if step == self.recorder.last_step and not self._has_another_rate(self.recorder.newest):
             return
+        if not self._is_due(step):
+            return
+        held, self._held = self._held, None
+        if held is not None and held[0].step == step and not self._has_another_rate(held[0]):
+            result, epoch = held
+            self.recorder.add(result, epoch, 0, None)
+            return
+        self.recorder.withdraw(step)
+        self._make_instrument()
+        warn_of_stale_trace(self.model)
         result = self._instrument()._replace(step=step)
-        if any((other._last_step, other._last_rate) == (step, result.learning_rate) for other in self._rivals):
+        if any(_is_series(other.recorder.newest, step, result.learning_rate) for other in self._rivals):
             raise OptionError(f"step {step} is due for two probes: {SAME_ROWS}")
-        self._last_step, self._last_rate, self._settings = step, result.learning_rate, self._instrument.settings
-        self.recorder.add(result, self._epochs, self._batches, self._steps)
+        self._settings = self._instrument.settings
+        self.recorder.add(result, *self.progress.reached)
         self._seconds.append(result.seconds)
         for listener in self.listeners:
             listener(result)
+
+    def _has_another_rate(self, result):
+        """Whether the next update takes another η than `result` was measured with; False if a store has taken it."""
+        return result is not None and result.learning_rate != learning_rate_now(
+            self.model, self._settings.learning_rate
+        )
+
+    def _check_counting(self, batches):
+        """Look whether the optimizer has counted what the last batch did to the weights."""
+        self._counts = batches != 0
+        if batches > 1:
+            warn_once(
+                self.model,
+                f"the optimizer of model {self.model.name!r} made {batches} updates in one batch: S_rel is measured "
+                "between batches, and steps within one are left out; give `every` a multiple of that number",
+            )
+        if not batches and not np.array_equal(self._norms, _norms(self.model), equal_nan=True):
+            raise ModelError(
+                f"the weights of model {self.model.name!r} have moved, and its compiled optimizer "
+                f"({type(self.model.optimizer).__name__}) has made no update: train_step uses another optimizer, so "
+                "that there are no steps to count and no η to take; compile the model with the optimizer that trains "
+                "it, or measure in a loop of your own with srel_tf.Instrument(model, probe, "
+                "srel_tf.Settings(learning_rate=...))"
+            )
 
     @property
     def state(self):
         """What a later process needs to go on, as JSON holds it."""
         size = self._settings.batch_size  # Smaller than asked for once memory has run out.
-        return {"last_step": self._last_step, "phantom": self._phantom, "batch_size": size, "about": self._about}
+        return {
+            "last_step": self.recorder.last_step,
+            "phantom": self.progress.phantom,
+            "batch_size": size,
+            "about": self._about,
+        }
 
     def differences(self, state):
         """A line for each option that was another one where `state` was saved, the probe's fingerprint among them."""
@@ -167,9 +241,10 @@ class Probing(keras.callbacks.Callback):
             raise ValueError(f"last_step={last!r} is no step up to {done}, where the training is")
         if not _is_whole(size) or not 1 <= size <= self._settings.batch_size:
             raise ValueError(f"batch_size={size!r} is not from 1 to the {self._settings.batch_size} asked for")
-        self._last_step, self._phantom = last, phantom
         self._settings = dataclasses.replace(self._settings, batch_size=size)
-        self._optimizer, self._epochs_done, self._skipped = model.optimizer, epoch, batch
+        self.recorder.forget()  # What was measured after this state will be measured again.
+        self.recorder.stored_step, self._held = last, None
+        self.progress.resume(model.optimizer, phantom, epoch, batch)
 
     def _report(self):
         """A line on the cost of the measurements since the last one; between epochs, so as to leave the bar alone."""
@@ -181,6 +256,14 @@ class Probing(keras.callbacks.Callback):
                 flush=True,
             )
         self._seconds = []
+
+
+def _is_series(result, step, learning_rate):
+    return result is not None and (result.step, result.learning_rate) == (step, learning_rate)
+
+
+def _norms(model):
+    return np.array([float(tf.norm(tf.cast(v.value, "float64"))) for v in model.trainable_variables])
 
 
 def _is_whole(value):

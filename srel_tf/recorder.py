@@ -1,4 +1,4 @@
-"""What was measured during training, until someone takes it, as one tidy frame."""
+"""Measurements of a training as one tidy frame, until a store takes them."""
 
 import uuid
 
@@ -13,6 +13,7 @@ class Recorder:
 
     epoch is the number of epochs done, a fraction within an epoch; NaN while the length of the first epoch is unknown
     (a generator, say), filled in by `epoch_ended`.
+    stored_step: the step of the latest rows that a store has taken, None if it has none.
     """
 
     def __init__(self, run, seed):
@@ -20,6 +21,7 @@ class Recorder:
         self._name, self._count = uuid.uuid4().hex, 0
         self._measured = []  # (number, result, epoch): matrices take an eighth of the memory of their rows.
         self._pending = {}  # number: (epochs done, batches of this epoch done)
+        self.stored_step = None
 
     def add(self, result, epochs, batches, batches_per_epoch):
         """Append a result that was measured after `epochs` whole epochs and `batches` of the next one."""
@@ -43,6 +45,27 @@ class Recorder:
         return pd.concat(rows, ignore_index=True) if rows else frames.empty()
 
     @property
+    def newest(self):
+        """The latest result that no store has taken; None if there is none."""
+        return self._measured[-1][1] if self._measured else None
+
+    @property
+    def first_step(self):
+        """The step of the earliest result that no store has taken; None if there is none."""
+        return self._measured[0][1].step if self._measured else None
+
+    @property
+    def last_step(self):
+        """The latest step that was measured; None if there is none."""
+        return self.newest.step if self._measured else self.stored_step
+
+    def withdraw(self, step):
+        """Drop the results of this step and later ones. Returns them as [(result, epoch)]."""
+        withdrawn = [(result, epoch) for _, result, epoch in self._measured if result.step >= step]
+        self._measured = [entry for entry in self._measured if entry[1].step < step]
+        return withdrawn
+
+    @property
     def mark(self):
         """{name of this recorder: number of measurements so far}, to be saved with them."""
         return {self._name: self._count}
@@ -53,4 +76,7 @@ class Recorder:
         What was dropped for a mark is not dropped again, and marks of other recorders drop nothing.
         """
         count = (self.mark if marks is None else marks).get(self._name, 0)
+        taken = [entry[1].step for entry in self._measured if entry[0] < count]
+        if taken and marks is not None:
+            self.stored_step = taken[-1]
         self._measured = [entry for entry in self._measured if entry[0] >= count]  # One act, whatever interrupts.

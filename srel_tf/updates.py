@@ -105,7 +105,7 @@ class OptimizerStep:
         weights = [tf.convert_to_tensor(w) for w in weights]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(weights)
-            _, loss = self._network._predictions_and_loss(x, y, weights)
+            _, loss = self._network.predictions_and_loss(x, y, weights)
         taped = tape.gradient(loss, weights)
         return [ours if isinstance(g, tf.Tensor) else g for ours, g in zip(gradients, taped, strict=True)]
 

@@ -87,3 +87,20 @@ def test_what_was_saved_is_forgotten_once():
     recorder.epoch_ended(6)
     assert epochs_of(recorder) == {3: [0.5]}
     assert len(other.frame()) == 2 * 2 * 16
+
+
+def test_results_of_later_steps_are_withdrawn():
+    recorder = Recorder("", None)
+    assert (recorder.first_step, recorder.last_step, recorder.newest) == (None, None, None)
+    for step in range(4):
+        recorder.add(result(PROBE, step), 0, step, 8)
+    withdrawn = recorder.withdraw(2)
+    assert [(r.step, epoch) for r, epoch in withdrawn] == [(2, 0.25), (3, 0.375)]
+    assert (recorder.first_step, recorder.last_step, recorder.newest.step) == (0, 1, 1)
+    mark = recorder.mark
+    recorder.add(*withdrawn[0], 0, None)
+    recorder.forget(mark)  # A store has the results before the mark.
+    assert epochs_of(recorder) == {2: [0.25]}
+    assert (recorder.stored_step, recorder.first_step, recorder.last_step) == (1, 2, 2)
+    recorder.withdraw(0)
+    assert (recorder.last_step, recorder.newest) == (1, None)

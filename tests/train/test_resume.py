@@ -185,7 +185,9 @@ def test_kills_while_classes_are_selected(tmp_path):
 
 
 def test_ctrl_c_ends_after_the_step_and_says_how_to_go_on(tmp_path, uninterrupted, monkeypatch):
-    """The signal comes in the middle of the 12th update's callbacks; that update is measured and saved."""
+    """The signal comes in the middle of the 12th update's callbacks. That update is saved, and its step is measured
+    before the 13th, when the command goes on.
+    """
 
     def interrupt(self, batch, logs=None):
         if int(self.model.optimizer.iterations) == 12:
@@ -198,7 +200,8 @@ def test_ctrl_c_ends_after_the_step_and_says_how_to_go_on(tmp_path, uninterrupte
     assert status == 130
     assert "the same command with --resume goes on" in err
     store = FrameStore(tmp_path / "seed-0" / "frame.parts")
-    assert sorted(store.read()["step"].unique()) == list(range(13))
+    assert sorted(store.read()["step"].unique()) == list(range(12))
+    assert store.about["step"] == 12
     seconds = store.about["companions"][1]
     assert signal.getsignal(signal.SIGINT) is before
     begun = time.perf_counter()
