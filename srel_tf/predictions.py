@@ -2,6 +2,7 @@
 
 import warnings
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -69,21 +70,30 @@ def _reason_for_raw(choice, loss, activation, y, num_outputs):
 def last_activation(network, x):
     """The activation that the outputs at x come from: "softmax", "log_softmax" or "sigmoid"; None for any other.
 
-    None too if the model runs eagerly, or if its last operation is inside a function or a loop of its own.
+    None too if the last operation is inside a function or a loop of the model's own.
     """
     if network.model.run_eagerly:
-        return None
+        return _eager_activation(network.outputs(x))
     found = []
     look = tf.function(lambda batch: found.append(operation(network.outputs(batch))), autograph=False)
     look.get_concrete_function(x)
     return ACTIVATIONS.get(found[-1].type)
 
 
+def _eager_activation(outputs):
+    """The same of outputs without a graph, with which Keras keeps what its softmax or sigmoid was taken of."""
+    logits = getattr(outputs, "_keras_logits", None)
+    if logits is None:
+        return None
+    fitting = [a for a in ("softmax", "sigmoid") if np.array_equal(outputs, keras.activations.get(a)(logits))]
+    return fitting[0] if len(fitting) == 1 else None
+
+
 def kind_of_predictions(choice, probe, model, outputs):
     """ "raw", "logits" or "probabilities": `choice` of `read_as`, by the values of `outputs` [n, C] if it is "softmax".
 
-    The values count for outputs of a classifier whose last operation is not known, or is none that makes
-    probabilities: a model that divides by a sum itself, an average of softmaxes, a model that runs eagerly.
+    The values count for a classifier whose last operation is not known, or does not make probabilities by itself: a
+    model that divides by a sum, say, or takes the mean of several softmaxes.
     Raises `ModelError` if the loss expects probabilities and the model does not return them.
     """
     if choice != "softmax":
