@@ -22,7 +22,7 @@ class CompiledLoss(NamedTuple):
 
     kind: "sparse" and "categorical" are losses of one class among several, given as an index or as a row; "binary" is
         a loss of each output by itself; "other" is any other loss of Keras's; "own" is a loss that Keras does not
-        know: the user's function, class or `compute_loss`, or several losses.
+        know: the user's function or class, `add_loss` or `compute_loss` without a compiled loss, or several losses.
     name: what to call it in messages.
     from_logits: whether the loss takes logits; None if it has no such option.
     ignore_class: the label that has no loss; None if there is none.
@@ -36,11 +36,9 @@ class CompiledLoss(NamedTuple):
 
 def compiled_loss(model, y_shape, num_outputs):
     """The `CompiledLoss` of a model of `num_outputs` outputs for targets of shape `y_shape`."""
-    if type(model).compute_loss is not keras.Model.compute_loss:
-        return CompiledLoss("own", "compute_loss")
     loss = single_loss(model, y_shape, num_outputs)
     if loss is None:
-        return CompiledLoss("own", "of add_loss, or several losses")
+        return CompiledLoss("own", "of your own")
     function, options = function_and_options(loss)
     name = getattr(function, "__name__", type(function).__name__)
     if not (getattr(function, "__module__", None) or "").startswith("keras."):

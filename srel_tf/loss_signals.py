@@ -184,11 +184,11 @@ def _mean_of_examples(model):
     if type(loss) not in MEANS.values() or loss.reduction not in ("sum_over_batch_size", "mean"):
         return None
     _, options = function_and_options(loss)
-    plain = options.get("axis", -1) == -1 and options.get("ignore_class") is None and not _has_loss_weights(model)
+    plain = options.get("axis", -1) == -1 and options.get("ignore_class") is None and not _may_have_loss_weights(model)
     return loss if plain else None
 
 
-def _has_loss_weights(model):
+def _may_have_loss_weights(model):
     try:
         return bool((model.get_compile_config() or {}).get("loss_weights"))
     except Exception:  # An optimizer or a metric of the user's may have no configuration, and raise anything.

@@ -75,6 +75,7 @@ class Network:
         """
         self.opaque = self.activation = None
         if self.model.run_eagerly:
+            self.activation = eager_activation(self.outputs(x))
             return
         last = []
 
@@ -199,6 +200,15 @@ def activation_of(output):
     while op.type == "Identity":
         op = op.inputs[0].op
     return ACTIVATIONS.get(op.type)
+
+
+def eager_activation(outputs):
+    """The same of outputs without a graph, with which Keras keeps what its softmax or sigmoid was taken of."""
+    logits = getattr(outputs, "_keras_logits", None)
+    if logits is None:
+        return None
+    fitting = [a for a in ("softmax", "sigmoid") if np.array_equal(outputs, keras.activations.get(a)(logits))]
+    return fitting[0] if len(fitting) == 1 else None
 
 
 def own_precision(model):

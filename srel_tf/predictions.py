@@ -2,6 +2,7 @@
 
 import warnings
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -67,8 +68,8 @@ def _reason_for_raw(choice, loss, activation, y, num_outputs):
 def kind_of_predictions(choice, probe, model, outputs):
     """ "raw", "logits" or "probabilities": `choice` of `read_as`, by the values of `outputs` [n, C] if it is "softmax".
 
-    The values count for outputs of a classifier whose last operation is not known, or is none that makes
-    probabilities: a model that divides by a sum itself, an average of softmaxes, a model that runs eagerly.
+    The values count for a classifier whose last operation is not known, or does not make probabilities by itself: a
+    model that divides by a sum, say, or takes the mean of several softmaxes.
     Raises `ModelError` if the loss expects probabilities and the model does not return them.
     """
     if choice != "softmax":
