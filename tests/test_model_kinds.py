@@ -187,6 +187,25 @@ def test_scalar_regression_and_a_model_that_returns_a_vector(data):
     assert set(results[0].to_frame()["source_class"]) == {""}
 
 
+@pytest.mark.usefixtures("in_double_precision")
+@pytest.mark.parametrize("reduction", ["sum", "sum_over_batch_size"])
+def test_an_activity_penalty_beside_a_sum_over_the_batch(reduction):
+    """The losses of a batch's examples do not add up to the batch's: only those of single examples count."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(12, 5)), rng.normal(size=(12, 2))
+    keras.utils.set_random_seed(0)
+    hidden = keras.layers.Dense(8, activation="tanh", activity_regularizer=keras.regularizers.L2(0.1))
+    model = keras.Sequential([keras.Input((5,)), hidden, keras.layers.Dense(2)])
+    model.compile("sgd", keras.losses.MeanSquaredError(reduction=reduction))
+    result = srel_tf.measure(model, srel_tf.ProbeSet(x, y), measures=("l1", "l2"), learning_rate=0.01)
+    distances = {"l1": reference.raw_norm(1), "l2": reference.raw_norm(2)}
+    expected = reference.srels(model, x, y, range(12), range(12), 0.01, distances)
+    for measure in ("l1", "l2"):
+        ratios = result.numerator(measure) / result.denominator(measure)[:, None]
+        np.testing.assert_allclose(ratios, expected[measure], rtol=1e-9)
+        assert result.valid(measure).all()
+
+
 def refused(error, match, call):
     with pytest.raises(error, match=match) as caught:
         call()
