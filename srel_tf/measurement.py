@@ -196,9 +196,8 @@ class Instrument:
         if not self._said_no_step:
             self._said_no_step = True
             warnings.warn(
-                f"the step moves nothing, and S_rel is 0/0, NaN and not valid: the learning rate is 0 at step "
-                f"{result.step}, say at the beginning of a warm-up; pass learning_rate=... to measure with an η of your "
-                "own",
+                "the step moves nothing, and S_rel is 0/0, NaN and not valid: the learning rate is 0 at step "
+                f"{result.step}, say at the beginning of a warm-up; pass learning_rate=... to measure with another η",
                 stacklevel=3,
             )
 

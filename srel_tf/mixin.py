@@ -41,7 +41,8 @@ class SRelMixin:
         every: an int or any `step -> bool`. Step n means that n optimizer updates have been applied; step 0 counts.
             After a new `compile`, whose optimizer counts from 0, the steps go on.
         measures, update, learning_rate, estimator, predictions, batch_size, precision, loss: as for
-            `srel_tf.measure`; learning_rate=None is the rate that the next update takes, also where a callback or a schedule sets it.
+            `srel_tf.measure`; learning_rate=None is the rate that the next update takes, also where a callback or a
+            schedule sets it.
         run, seed: go into the frame's columns of these names.
         log_dir: TensorBoard directory for a scalar per class pair and a heat map of each matrix.
 

@@ -337,7 +337,9 @@ def test_training_does_not_notice(estimator, data, probe):
         weights.append(model.get_weights())
     frame = model.srel_frame()
     assert set(frame["estimator"]) == {estimator}
-    assert set(frame["method"]) <= {"limit": {"limit_float64"}, "auto": {"finite_step", "finite_step_float64"}}[estimator]
+    assert (
+        set(frame["method"]) <= {"limit": {"limit_float64"}, "auto": {"finite_step", "finite_step_float64"}}[estimator]
+    )
     assert frame["step"].nunique() == 5
     for with_probe, without in zip(*weights, strict=True):
         np.testing.assert_array_equal(with_probe, without)

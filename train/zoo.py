@@ -168,9 +168,7 @@ SMALL = {name: _small(build) for name, build in _BODIES.items()} | {
     for name, build in _BODIES.items()
 }
 NETS = SMALL | {
-    "batch_norm": Net(
-        batch_norm, shifted, (UNTRAINED, STATISTICS, TRAINED), per_class=20, etas=_powers(*range(-8, 0))
-    ),
+    "batch_norm": Net(batch_norm, shifted, (UNTRAINED, STATISTICS, TRAINED), per_class=20, etas=_powers(*range(-8, 0))),
     "vit": _small(vit),
     "lstm": _small(lstm),
     "resnet18": Net(
