@@ -469,7 +469,7 @@ WEIGHS = "fit weighs the examples"
 
 
 @pytest.mark.filterwarnings("ignore:`shuffle=True` was passed")
-@pytest.mark.parametrize("data", [*WEIGHTED][:-1] + [pytest.param("generator", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("data", [*[*WEIGHTED][:-1], pytest.param("generator", marks=pytest.mark.slow)])
 def test_weights_of_examples_are_named(data):
     """Once, for all probes."""
     options = WEIGHTED[data]
