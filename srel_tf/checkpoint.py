@@ -65,7 +65,7 @@ class Checkpoint(keras.callbacks.Callback):
         self._position = self._before = Position(0, 0)  # `_before`: where the present fit began.
         self._metrics, self._saved, self._due, self._stop = None, None, False, False
         self._left, self._cut = None, False  # Batches of the epoch, None where unknown; whether it ends before them.
-        self._updates = 0
+        self._updates = 0  # The optimizer's count after the last batch.
 
     def restore(self, model, example=None):
         """Put `model`, compiled, its probes attached, into the saved state; the `Position` to go on from.
@@ -241,7 +241,10 @@ class Checkpoint(keras.callbacks.Callback):
         return model.srel_frame() if _probings(model) else None
 
     def _check_later_than_stored(self, probing, step):
-        """`StorageError` if the store would get rows of this step (None: of no step) and has rows of later ones."""
+        """Raise `StorageError` if the store holds rows of `step`, the next one to be saved, or of later steps.
+
+        step: None if there is nothing to save.
+        """
         stored = probing.recorder.stored_step
         if self._store.about and None not in (step, stored) and step <= stored:
             raise StorageError(

@@ -24,7 +24,7 @@ from srel_tf.updates import RULES, learning_rate_now
 MEASURES = {**DEFINITIONS, **RAW, **PUBLISHED}
 ESTIMATORS = ("exact", "limit", "auto")
 PRECISIONS = ("auto", "float32", "float64")
-OTHERS_MODULES = ("keras.", "srel_tf.")  # Their `train_step` minimises the compiled loss.
+LIBRARIES = ("keras.", "srel_tf.")  # Modules whose `train_step` minimises the compiled loss.
 
 
 def measure(
@@ -340,7 +340,7 @@ def _has_loss(model):
 
 def _warn_of_own_train_step(model):
     """Say that the loss which is measured need not be the loss which the model's own `train_step` minimises."""
-    owners = [c for c in type(model).__mro__ if "train_step" in vars(c) and not c.__module__.startswith(OTHERS_MODULES)]
+    owners = [c for c in type(model).__mro__ if "train_step" in vars(c) and not c.__module__.startswith(LIBRARIES)]
     if owners:
         warnings.warn(
             f"{owners[0].__name__} has a train_step of its own: S_rel is of the compiled loss; if train_step minimises "

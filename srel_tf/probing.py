@@ -56,7 +56,7 @@ class Probing(keras.callbacks.Callback):
         self._instrument = self._made_for = None
         self._held = None  # (result, epoch) of the last step of the epoch before, until the next batch settles its η.
         self._counts = False  # Whether the optimizer is known to count the updates of this fit.
-        self._norms = None  # Of the weights before the present batch, until `_counts`.
+        self._norms = None  # Norms of the weights before the present batch, taken as long as `_counts` is False.
         self._rivals, self._seconds = [], []
 
     def check_beside(self, others):
@@ -152,7 +152,7 @@ class Probing(keras.callbacks.Callback):
         self._counts &= self.progress.optimizer is optimizer
 
     def _forget_later_steps(self):
-        """Drop what was measured of states that the training has left by going back; it will be measured again."""
+        """Drop the results of the present step and later ones, which the training will make again."""
         self.recorder.withdraw(self.progress.step)
         self._held = None
 

@@ -336,7 +336,11 @@ def test_probes_of_all_estimators_share_a_frame_and_stay_apart():
     frame = model.srel_frame()
     assert not frame.duplicated([*srel_tf.frames.MATRIX, "source_id", "target_id"]).any()
     pairs = srel_tf.smooth(frame)
-    for estimator, methods in (("exact", {"finite_step"}), ("limit", {"limit_float64"}), ("auto", {*srel_tf.frames.METHODS})):
+    for estimator, methods in (
+        ("exact", {"finite_step"}),
+        ("limit", {"limit_float64"}),
+        ("auto", {*srel_tf.frames.METHODS}),
+    ):
         rows = frame[frame["estimator"] == estimator]
         assert set(rows["method"]) <= methods
         assert steps_of(rows) == [0, STEPS]

@@ -236,7 +236,8 @@ def test_seeds_side_by_side_are_stopped_with_the_command(tmp_path, number):
     for store in stores:
         with srel_tf.FrameStore(store, write=True) as opened:  # Nobody holds it any more.
             rows = opened.read()
-            assert rows["step"].max() == opened.about["step"] < 240
+            # The step of the saved state is measured when the training goes on.
+            assert rows["step"].max() + 1 == opened.about["step"] < 240
             assert (rows.groupby(["step", "update"]).size() == 81).all()
 
 
