@@ -104,7 +104,6 @@ class FirstOrderLimit:
     """
 
     def __init__(self, task):
-        check_limit(task)
         self._task = task
         self._passes, reason = task.passes
         own, batch_size = task.probe.own_columns, task.settings.batch_size
@@ -268,6 +267,8 @@ def make_estimator(task):
     """
     settings, own = task.settings, task.network.dtype.name
     kind = FirstOrderLimit if settings.estimator == "limit" else Exact
+    if kind is FirstOrderLimit:
+        check_limit(task)
     wanted = settings.precision
     if wanted == "auto":
         wanted = {"exact": own, "limit": "float64", "auto": "auto"}[settings.estimator]

@@ -583,14 +583,25 @@ def test_precision_is_checked(data):
         srel_tf.measure(net(L.Dense(2)), probe, precision="float32")
 
 
-@pytest.mark.parametrize("estimator", ["limit", "auto"])
-def test_what_has_no_limit_is_refused(estimator, probe):
+def test_what_has_no_limit_is_refused(probe):
     model = classifier("mlp")
     for update in ("optimizer", "fresh_adam"):
         with pytest.raises(srel_tf.OptionError, match=f"update='{update}'.*estimator='exact'"):
-            srel_tf.measure(model, probe, update=update, estimator=estimator)
+            srel_tf.measure(model, probe, update=update, estimator="limit")
     with pytest.raises(srel_tf.OptionError, match=r"published_kl.*use estimator='exact'"):
-        srel_tf.measure(model, probe, measures=("kl", "published_kl"), estimator=estimator)
+        srel_tf.measure(model, probe, measures=("kl", "published_kl"), estimator="limit")
+
+
+@pytest.mark.parametrize("update", ["optimizer", "fresh_adam"])
+def test_auto_serves_every_rule_and_measure(update, mlp, data):
+    names = ("kl", "published_l2")
+    probe, settings = srel_tf.ProbeSet(*data), {"update": update, "learning_rate": 1e-9}
+    auto = srel_tf.measure(mlp, probe, names, estimator="auto", **settings)
+    double = srel_tf.measure(mlp, probe, names, precision="float64", **settings)
+    assert set(auto.matrices["kl"].method) == {"finite_step_float64"}
+    for name in names:
+        np.testing.assert_array_equal(auto.matrix(name), double.matrix(name))
+    assert auto.valid("kl").all()
 
 
 # --- the contract ------------------------------------------------------------------------------------------------
