@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from srel_tf import evaluation
 from srel_tf import predictions as reading
+from srel_tf.batches import in_batches
 from srel_tf.errors import ModelError, OptionError
 from srel_tf.exact import FiniteStep
 from srel_tf.layer_rules import rule_of
@@ -100,7 +101,7 @@ class FirstOrderLimit:
     """The limit η → 0 (Section 5). Numerators and denominators are per unit of η (`kl`: of η²).
 
     In float32 all of it is done again at perturbed weights, for a unit that rounding moves over a kink changes some
-    derivatives and no output. In float64 there are no such units, and digits to spare: the outputs alone are.
+    derivatives and no output. In float64 there are no such units, and digits to spare: outputs and ∂ℓ/∂u alone are.
     """
 
     def __init__(self, task):
@@ -118,7 +119,7 @@ class FirstOrderLimit:
         else:
             self._warn_of_slow_layers()
             self._engine = Limit(self._passes, own, batch_size, self._differences_suffice())
-        self._outputs = tf.function(task.network.outputs, jit_compile=False, autograph=False)
+        self._compiled_look = tf.function(self._look, jit_compile=False, autograph=False)
         own_layers = _has_layers_of_ones_own(task.network.model)
         self._is_checked = not (self._passes is None or task.network.opaque or own_layers)
 
@@ -185,14 +186,35 @@ class FirstOrderLimit:
         )
 
     def _relative_noise(self, weights):
-        """What rounding may change the derivatives by, as a share of the largest, read from the outputs."""
-        run = self._task.network.outputs if self._task.network.model.run_eagerly else self._outputs
-        x = self._task.data[2]
-        outputs, noisy = (run(x, w).numpy() for w in (weights, perturbed(weights, 0)))
+        """What rounding may change the derivatives of each source by, as a share of the largest, [n_s]."""
+        run = self._look if self._task.network.model.run_eagerly else self._compiled_look
+        (outputs, signals), (noisy, noisy_signals) = (
+            [t.numpy() for t in run(w)] for w in (weights, perturbed(weights, 0))
+        )
         finite = np.isfinite(outputs) & np.isfinite(noisy)
         largest, moved = (np.abs(a).max(initial=0, where=finite) for a in (outputs, noisy - outputs))
         least = precision(self._task.network.dtype)
-        return FURTHER_DIGITS * max(moved / largest if largest else 0, least)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            of_signals = np.linalg.norm(noisy_signals - signals, axis=-1) / np.linalg.norm(signals, axis=-1)
+        of_signals = np.where(np.isnan(of_signals), 0, of_signals)
+        return FURTHER_DIGITS * np.maximum(of_signals, max(moved / largest if largest else 0, least))
+
+    def _look(self, weights):
+        """Outputs [n_t, C] at the targets and ∂ℓ/∂u [n_s, C] at the sources (ones where only all of ∇ℓ is known)."""
+        task, passes = self._task, self._passes
+        x, y, x_targets = task.data
+
+        def outputs(x):
+            return (task.network.outputs(x, weights),)
+
+        def signals(x, y):
+            return (passes.loss_signal(passes.forward(tf.identity(x), weights), y),)
+
+        size = task.settings.batch_size
+        at_targets = in_batches(outputs, (task.network.dtype,), size, x_targets)[0]
+        if passes is None:
+            return at_targets, tf.ones([x.shape[0], 1])
+        return at_targets, in_batches(signals, (tf.float64,), size, x, y)[0]
 
     def _differences_suffice(self):
         """Whether neither D nor ℓ sees a shift that all outputs have in common."""

@@ -49,7 +49,7 @@ def of_finite_steps(outputs, kinds, measures, own, method):
 def of_first_order(changes, again, relative, kinds, measures, own, method):
     """{measure: Matrices} of `limit.FirstOrder` changes; numerator and denominator are per unit of η (KL: of η²).
 
-    again: the same at perturbed weights, from which the noise is read; or none, with `relative`, its share of the
+    again: the same at perturbed weights, from which the noise is read; or none, with `relative` [n_s], its share of the
     largest change that a source causes.
     """
 
@@ -58,7 +58,7 @@ def of_first_order(changes, again, relative, kinds, measures, own, method):
         if not again:
             root = 1 / measure.degree
             largest = np.maximum(d.max(axis=1, initial=0, where=np.isfinite(d)), own_d) ** root
-            return d, own_d, np.broadcast_to(relative * largest[:, None], d.shape), relative * largest, 0.0
+            return d, own_d, np.broadcast_to((relative * largest)[:, None], d.shape), relative * largest, 0.0
         others = [_sizes(measure, kinds[measure.raw], one) for one in again]
         noise = np.max([noise_between(measure, d, other) for other, _ in others], axis=0)
         own_noise = np.max([noise_between(measure, own_d, other) for _, other in others], axis=0)

@@ -679,6 +679,19 @@ def test_limit_of_a_sure_softmax_keeps_the_contract_under_any_loss(model_class):
         assert check_contract(name, single, double.matrix(name), double.valid(name)) > least
 
 
+@pytest.mark.filterwarnings("ignore:the update of .* moves nothing")  # Where it is zero to the bit.
+@pytest.mark.parametrize("estimator", ["limit", "auto"])
+def test_a_gradient_that_is_zero_but_for_rounding_is_no_gradient(estimator):
+    """Mean absolute errors from targets of zero: their sum is that of the probabilities, one whatever the weights."""
+    inputs = keras.Input((3,))
+    model = compiled(inputs, L.Dense(3, activation="softmax")(inputs), keras.losses.MeanAbsoluteError())
+    x = np.random.default_rng(0).normal(size=(6, 3)).astype("float32")
+    probe = srel_tf.ProbeSet(x, np.zeros((6, 3)))
+    result = srel_tf.measure(model, probe, DEFINITIONS, learning_rate=0.1, estimator=estimator)
+    for name in DEFINITIONS:
+        assert not result.valid(name).any()
+
+
 def test_limit_of_a_sure_sigmoid_keeps_the_contract():
     """Where f is close to one, float32 has lost the digits of 1 − f, on which df depends."""
     x = np.stack([np.linspace(-16, 16, 12), np.arange(12) % 5], axis=1).astype("float32")
