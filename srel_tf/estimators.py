@@ -26,7 +26,7 @@ from srel_tf.resolution import DRAWS, perturbed, precision
 from srel_tf.tangents import Tangents
 from srel_tf.updates import RULES
 
-FURTHER_DIGITS = 2.0**10  # A derivative may lose so many times more than the outputs do: float64 has them to spare.
+FURTHER_DIGITS = 2.0**7  # A derivative may lose so many times more than the outputs do: float64 has them to spare.
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Task:
         """The same in another precision. `ModelError` where the model has a part that computes in less."""
         network = self.network.in_precision(dtype)
         x, y, x_targets = self.data
-        network.inspect(network.cast(x[:1]), y[:1])
+        network.inspect(network.cast(x[:1]), network.cast(y[:1]))
         try:
             network.outputs(network.cast(x[:1]))
         except tf.errors.OpError as error:
@@ -239,42 +239,83 @@ def _suffix(task):
 
 
 class Completed:
-    """An estimator in float32, and its rows that float32 does not resolve in float64.
+    """The finite step in float32, and its rows that float32 does not resolve in float64.
 
-    Rows with an entry that is not valid are measured again, and the finer of the two is taken.
+    A step that is below the resolution of float64, too, has the S_rel of its limit, if a step that is `LONGER` times as
+    long agrees with the limit within the tolerance. Of each row the method with the most valid entries is taken.
     """
 
-    def __init__(self, kind, task):
-        self._kind, self._task = kind, task
-        self._coarse = kind(task)
+    def __init__(self, task):
+        self._task = task
+        self._single = Exact(task)
 
     def __call__(self, learning_rate):
         rates = np.broadcast_to(learning_rate, [len(self._task.probe.sources)])
-        found = self._coarse(rates)
-        unresolved = np.any([_unresolved(entries) for entries in found.values()], axis=0)
-        if not unresolved.any() or self._fine is None:
-            return found
-        finer = self._fine(np.where(unresolved, rates, np.nan))
-        return {name: row_by_row(entries, finer[name]) for name, entries in found.items()}
+        found = self._single(rates)
+        unresolved = _unresolved_rows(found)
+        if unresolved.any() and self._double is not None:
+            found = row_by_row(found, self._double(np.where(unresolved, rates, np.nan)))
+            unresolved = _unresolved_rows(found)
+            if unresolved.any() and self._limit is not None:
+                longer = self._double(np.where(unresolved, LONGER * rates, np.nan))
+                limit = self._limit(rates)
+                found = row_by_row(found, {name: agreeing(m, limit[name], longer[name]) for name, m in self._measures})
+        return found
+
+    @property
+    def _measures(self):
+        return self._task.measures.items()
 
     @functools.cached_property
-    def _fine(self):
-        """The estimator in float64, made when first needed; None, with a warning, where the model has no such form."""
+    def _task_in_float64(self):
+        """None, with a warning, where the model has no such form."""
         try:
-            return self._kind(self._task.in_precision("float64"))
+            return self._task.in_precision("float64")
         except ModelError as error:
-            warnings.warn(f"rows that float32 does not resolve stay invalid: {error}", stacklevel=6)
+            warnings.warn(f"rows that float32 does not resolve stay invalid: {error}", stacklevel=7)
             return None
 
+    @functools.cached_property
+    def _double(self):
+        """The finite step in float64, made when first needed, or None."""
+        return None if self._task_in_float64 is None else Exact(self._task_in_float64)
 
-def _unresolved(entries):
-    """Which rows [n_s] of `Matrices` have an entry that is a number and not valid."""
-    numbers = np.isfinite(entries.numerator) & np.isfinite(entries.denominator)[:, None]
-    return (numbers & ~entries.valid).any(axis=1)
+    @functools.cached_property
+    def _limit(self):
+        """The limit in float64, made when first needed; None for rules and measures that have none."""
+        try:
+            check_limit(self._task_in_float64)
+        except OptionError:
+            return None
+        return FirstOrderLimit(self._task_in_float64)
+
+
+LONGER = 1000.0
+
+
+def agreeing(measure, limit, step):
+    """`Matrices` of the limit, valid where those of a finite step are and agree within the measure's tolerance."""
+    with np.errstate(invalid="ignore"):
+        agree = np.abs(limit.srel - step.srel) <= measure.tolerance * (1 + np.abs(limit.srel))
+    valid = limit.valid & step.valid & agree
+    return limit._replace(valid=valid, srel=np.where(valid, limit.srel, np.nan))
+
+
+def _unresolved_rows(found):
+    """Which rows [n_s] of {measure: Matrices} have an entry that is a number and not valid."""
+    rows = []
+    for entries in found.values():
+        numbers = np.isfinite(entries.numerator) & np.isfinite(entries.denominator)[:, None]
+        rows.append((numbers & ~entries.valid).any(axis=1))
+    return np.any(rows, axis=0)
 
 
 def row_by_row(first, second):
-    """`Matrices` with the row of each source from the second where more of its entries are valid."""
+    """{measure: Matrices} with the row of each source from the second where more of its entries are valid."""
+    return {name: _better_rows(entries, second[name]) for name, entries in first.items()}
+
+
+def _better_rows(first, second):
     better = second.valid.sum(axis=1) > first.valid.sum(axis=1)
     return type(first)(
         *(np.where(better if a.ndim == 1 else better[:, None], a, b) for a, b in zip(second, first, strict=True))
@@ -299,7 +340,7 @@ def make_estimator(task):
     if wanted == own or own == "float64":
         return kind(task)
     if wanted == "auto":
-        return Completed(kind, task)
+        return Completed(task)
     try:
         task = task.in_precision("float64")
     except ModelError as error:

@@ -17,8 +17,8 @@ def of_finite_steps(outputs, kinds, measures, own, method):
     own [n_s]: each source's column or −1. method: what `Matrices.method` calls it.
     """
     before, own_before = outputs.before, outputs.own_before
-    at_rest = tf.concat([outputs.noisy, last_places_moved(before)], axis=0)
-    own_at_rest = tf.concat([outputs.own_noisy, last_places_moved(own_before)], axis=0)
+    at_rest = _with_noise(before, outputs.noisy, kinds[False])
+    own_at_rest = _with_noise(own_before, outputs.own_noisy, kinds[False])
     at_sample, columns = tf.gather(before, outputs.sample), outputs.sample.numpy()
 
     def evaluated(measure):
@@ -36,14 +36,35 @@ def of_finite_steps(outputs, kinds, measures, own, method):
         own_noise = noise_between(
             measure, denominator(own_before, own_before), denominator(own_before, own_at_rest)
         ).max(axis=0)
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            s = np.take_along_axis(d, columns, axis=1) / own_d[:, None]
-            again = numerator(at_sample, outputs.sampled) / denominator(own_before, outputs.own_sampled)[:, :, None]
-            of_updates = noise_between(measure, s, again) / (1 + np.abs(s) ** (1 / measure.degree))
-        of_updates = of_updates.max(axis=(0, 2), initial=0, where=np.isfinite(s))
+        of_sample = noise_between(
+            measure, np.take_along_axis(d, columns, axis=1), numerator(at_sample, outputs.sampled)
+        ).max(axis=(0, 2), initial=0)
+        of_own = noise_between(measure, own_d, denominator(own_before, outputs.own_sampled)).max(axis=0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            of_updates = np.maximum(of_sample, of_own) / np.abs(own_d) ** (1 / measure.degree)
+        # A row whose few evaluations agree by chance is as noisy as the others.
+        known = np.isfinite(own_d) & (own_d != 0)
+        of_updates = np.maximum(of_updates, np.median(of_updates[known]) if known.any() else 0)
         return d, own_d, np.broadcast_to(noise, d.shape), own_noise, of_updates
 
     return {name: assembled(measure, *evaluated(measure), own, method) for name, measure in measures.items()}
+
+
+NEIGHBOURS = 8  # Examples whose noise each example is tried with, for its own may be small by chance.
+
+
+def _with_noise(before, noisy, kind):
+    """Outputs before any update [n, C] with rounding noise, [draws, n, C].
+
+    noisy [DRAWS, n, C]: at perturbed weights. The noise of some other examples is added to each as well (as a share of
+    the outputs where these are probabilities), and each is moved by its last places.
+    """
+    share = before if kind == "probabilities" else tf.ones_like(before)
+    noise = tf.math.divide_no_nan(noisy - before, share)
+    noise = tf.where(tf.math.is_finite(noise), noise, tf.zeros_like(noise))
+    shifts = range(1, min(NEIGHBOURS, before.shape[0]))
+    others = [before + share * tf.roll(noise, shift, axis=1) for shift in shifts]
+    return tf.concat([noisy, *others, last_places_moved(before)], axis=0)
 
 
 def of_first_order(changes, again, relative, kinds, measures, own, method):
@@ -78,19 +99,15 @@ def _sizes(measure, kind, changes):
 
 def assembled(measure, numerator, denominator, noise, own_noise, of_updates, own, method):
     """`Matrices` of one method: an entry is valid if the bound of its error keeps to the measure's tolerance."""
+    of_updates = np.broadcast_to(np.reshape(of_updates, [-1, 1]), numerator.shape)
     if measure.numerator is measure.denominator:
-        numerator = _with_own(numerator, denominator, own)
+        rows = np.flatnonzero(own >= 0)
+        numerator, of_updates = np.array(numerator), np.array(of_updates)
+        numerator[rows, own[rows]] = denominator[rows]  # S_rel(x, x) = 1 to the last bit, whatever the update.
+        of_updates[rows, own[rows]] = 0
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         srel = numerator / denominator[:, None]
     bound = error_bound(measure, srel, denominator, noise, own_noise, of_updates)
     valid = np.isfinite(srel) & (bound <= measure.tolerance * (1 + np.abs(srel)))
     methods = np.full(len(denominator), method, dtype=object)
     return Matrices(numerator, denominator, np.where(valid, srel, np.nan), valid, bound, methods)
-
-
-def _with_own(numerator, denominator, own):
-    """S_rel(x, x) = 1 to the last bit: the numerator at a source's own column is its denominator."""
-    numerator = np.array(numerator)
-    rows = np.flatnonzero(own >= 0)
-    numerator[rows, own[rows]] = denominator[rows]
-    return numerator

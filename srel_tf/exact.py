@@ -17,7 +17,8 @@ from srel_tf.resolution import DRAWS, perturbed
 
 SOURCE_BATCH = 32  # Sources whose layer inputs and signals are held at a time.
 LANES = 2  # Independent loops over half of the sources each: they overlap each other's serial parts.
-SAMPLE = 2  # Targets of each source that are evaluated again, at its update from perturbed weights.
+SAMPLE = 2  # Targets of each source that are evaluated again, at its update from perturbed weights;
+SAMPLES = 32  # more for few sources: so many in all.
 
 
 class Outputs(NamedTuple):
@@ -85,7 +86,7 @@ class FiniteStep:
 
     def _sample(self, n_t):
         """Columns [n_s, m] of the targets at which the noise of each source's update is read; all get their turn."""
-        m = min(SAMPLE, n_t)
+        m = min(n_t, max(SAMPLE, math.ceil(SAMPLES / len(self._own))))
         start = np.where(self._own >= 0, self._own + 1, np.arange(len(self._own)))
         return (start[:, None] + np.arange(m) * max(1, n_t // m)) % n_t
 

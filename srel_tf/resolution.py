@@ -2,13 +2,14 @@
 
 The noise is measured in each measurement, not assumed. Rounding inside a net acts like a relative change of each weight
 by about one unit in the last place (backward error). So what is measured is evaluated once more at weights that are
-perturbed that much: gradients, updated weights and predictions. The difference, read by the same D, is the noise of D.
-It contains what rounding does to gradients, units that rounding moves over a kink, and how a far step amplifies both.
+perturbed by several such units: gradients, updated weights and predictions. The difference, read by the same D, is the
+noise of D. It contains what rounding does to gradients, units that rounding may move over a kink, and how a far step
+amplifies both. A larger perturbation, not a factor on the noise of a small one: it moves more units over their kinks.
 
 D is a norm of the change (KL: the square of one, to leading order). With noise N at the target and N₀ at the source,
-the triangle inequality bounds the error of S = D/D₀ by (N + S·N₀)/D₀. What an update does to S is read from S itself at
-some targets: it does not see the length of a gradient. An entry is valid if the larger of both, with a margin for what
-few evaluations miss, is within the measure's tolerance · (1 + S).
+the triangle inequality bounds the error of S = D/D₀ by (N + S·N₀)/D₀. N is read twice: without any update at all
+targets, and at the source and some targets after the update, for all of its row. An entry is valid if the larger of
+both is within the measure's tolerance · (1 + S).
 """
 
 import warnings
@@ -17,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 DRAWS = 2  # Perturbed evaluations from which noise is read; the second is the opposite of the first.
-MARGIN = 8.0  # On the largest noise that was measured.
+UNITS = 8.0  # In the last place, by which weights and outputs are perturbed.
 
 
 def precision(dtype):
@@ -38,7 +39,7 @@ def precision(dtype):
 
 
 def perturbed(weights, draw):
-    """The weights with what each input of a layer is multiplied by moved up or down by a last place; no global state.
+    """The weights with what each input of a layer is multiplied by moved up or down by `UNITS`; no global state.
 
     That is the effect of rounding the inputs. One sign for all outputs of a layer costs a fraction of one for each.
     Draws 2k and 2k + 1 are opposite: a ReLU's input that rounding may take either way takes one way in each.
@@ -50,19 +51,20 @@ def perturbed(weights, draw):
 def _perturbed(w, seed, direction):
     inputs = [*w.shape[:-1], 1] if len(w.shape) > 1 else w.shape
     up = tf.random.stateless_uniform(inputs, seed) < 0.5
-    move = tf.cast(direction, w.dtype) * precision(w.dtype)
+    move = tf.cast(direction, w.dtype) * UNITS * precision(w.dtype)
     return w * tf.where(up, 1 + move, 1 - move)
 
 
 def last_places_moved(outputs):
-    """Outputs [n, C] with each entry moved by its last place, [⌈log₂ C⌉, n, C]: up or down by a bit of its index.
+    """Outputs [n, C] with each entry moved by `UNITS` of its last place, [⌈log₂ C⌉, n, C]: up or down by a bit of its
+    index.
 
     Any two outputs move apart in one of these patterns, while a few random draws, rounded to the grid of the outputs,
     can by chance leave a difference of two as it was.
     """
     num_outputs = outputs.shape[-1]
     bits = np.arange(num_outputs) >> np.arange(max(1, (num_outputs - 1).bit_length()))[:, None] & 1
-    moves = 1 + precision(outputs.dtype) * (2 * bits - 1)
+    moves = 1 + UNITS * precision(outputs.dtype) * (2 * bits - 1)
     return outputs * tf.constant(moves[:, None, :], outputs.dtype)
 
 
@@ -81,11 +83,11 @@ def error_bound(measure, srel, denominator, noise, own_noise, of_updates=0.0):
     """Bound of the error of S [n_s, n_t].
 
     noise, own_noise: `noise_between` of D at targets [n_s, n_t] and at sources [n_s].
-    of_updates [n_s]: noise of S by the update itself, as a share of 1 + S (of its root, as the others).
+    of_updates [n_s, n_t]: noise of D by the update itself, as a share of D at the source.
     """
     root = 1 / measure.degree  # KL is the square of a norm: S^½ obeys the triangle inequality.
     s, denominator = np.abs(srel) ** root, np.abs(denominator) ** root
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         of_readings = (noise + s * own_noise[:, None]) / denominator[:, None]
-        bound = MARGIN * np.maximum(of_readings, np.reshape(of_updates, [-1, 1]) * (1 + s))
+        bound = np.maximum(of_readings, of_updates * (1 + s))
         return bound if measure.degree == 1 else 2 * s * bound + bound**2

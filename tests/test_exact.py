@@ -222,6 +222,8 @@ def test_sources_without_a_learning_rate_are_left_out(wanted, layerwise, data):
     some = engine(*arguments, tf.constant(rates))
     for name in ("after", "own_after", "sampled", "own_sampled"):
         whole, part = (getattr(outputs, name).numpy() for outputs in (every, some))
+        if name.endswith("sampled"):  # The first axis is that of draws.
+            whole, part = (np.moveaxis(a, 0, 1) for a in (whole, part))
         np.testing.assert_array_equal(part[wanted], whole[wanted])
         assert np.isnan(np.delete(part, wanted, axis=0)).all()
     for name in ("before", "noisy"):
@@ -244,11 +246,11 @@ def test_one_trace_serves_all_measurements(data):
     traces.clear()
     model.attach_probe(srel_tf.ProbeSet(x, y), every=1)
     model.fit(x, y, epochs=1, batch_size=12, verbose=0)
-    once = len(traces)
+    assert traces
     traces.clear()
     model.fit(x, y, epochs=5, batch_size=12, verbose=0)
     assert model.srel_frame()["step"].nunique() == 7
-    assert len(traces) == once
+    assert not traces
 
 
 @pytest.mark.parametrize("softmax", [False, True], ids=["logits", "softmax"])

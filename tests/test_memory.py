@@ -37,7 +37,7 @@ def peak():
 before = peak()
 for n in (32, 96):
     srel_tf.measure(model, srel_tf.ProbeSet(x[:n], np.arange(n) % 2), estimator="limit")
-    print((peak() - before) / (4 * 64 * 64 * 7 * 7 * 16))
+    print((peak() - before) / (8 * 64 * 64 * 7 * 7 * 16))
 """
 
 
@@ -55,6 +55,6 @@ def test_memory_stays_below_four_times_the_weights_whatever_the_number_of_source
 
 
 def test_limit_does_not_hold_the_patches_of_all_examples():
-    """In units of what one example's 7 × 7 convolution sees, 12.8 MB of patches; those of 20 are held at a time."""
+    """In units of what one example's 7 × 7 convolution sees in float64, 25.7 MB of patches; those of 20 are held."""
     few, many = peaks(OF_PATCHES)
     assert (many - few) / (96 - 32) < 0.75
