@@ -241,8 +241,8 @@ def _suffix(task):
 class Completed:
     """The finite step in float32, and its rows that float32 does not resolve in float64.
 
-    A step that is below the resolution of float64, too, has the S_rel of its limit, if a step that is `LONGER` times as
-    long agrees with the limit within the tolerance. Of each row the method with the most valid entries is taken.
+    A step that is below the resolution of float64, too, has the S_rel of its limit, if one of the steps that are `LONGER`
+    times as long agrees with the limit within the tolerance. Of each row the method with the most valid entries is taken.
     """
 
     def __init__(self, task):
@@ -257,9 +257,11 @@ class Completed:
             found = row_by_row(found, self._double(np.where(unresolved, rates, np.nan)))
             unresolved = _unresolved_rows(found)
             if unresolved.any() and self._limit is not None:
-                longer = self._double(np.where(unresolved, LONGER * rates, np.nan))
                 limit = self._limit(rates)
-                found = row_by_row(found, {name: agreeing(m, limit[name], longer[name]) for name, m in self._measures})
+                for times in LONGER:
+                    longer = self._double(np.where(unresolved, times * rates, np.nan))
+                    agree = {name: agreeing(m, limit[name], longer[name]) for name, m in self._measures}
+                    found = row_by_row(found, agree)
         return found
 
     @property
@@ -290,7 +292,7 @@ class Completed:
         return FirstOrderLimit(self._task_in_float64)
 
 
-LONGER = 1000.0
+LONGER = (1e3, 1e5)
 
 
 def agreeing(measure, limit, step):

@@ -79,7 +79,9 @@ def of_first_order(changes, again, relative, kinds, measures, own, method):
         if not again:
             root = 1 / measure.degree
             largest = np.maximum(d.max(axis=1, initial=0, where=np.isfinite(d)), own_d) ** root
-            return d, own_d, np.broadcast_to((relative * largest)[:, None], d.shape), relative * largest, 0.0
+            with np.errstate(invalid="ignore"):
+                noise = relative * largest
+            return d, own_d, np.broadcast_to(noise[:, None], d.shape), noise, 0.0
         others = [_sizes(measure, kinds[measure.raw], one) for one in again]
         noise = np.max([noise_between(measure, d, other) for other, _ in others], axis=0)
         own_noise = np.max([noise_between(measure, own_d, other) for _, other in others], axis=0)
