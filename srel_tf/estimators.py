@@ -195,7 +195,9 @@ class FirstOrderLimit:
         largest, moved = (np.abs(a).max(initial=0, where=finite) for a in (outputs, noisy - outputs))
         least = precision(self._task.network.dtype)
         with np.errstate(divide="ignore", invalid="ignore"):
-            of_signals = np.linalg.norm(noisy_signals - signals, axis=-1) / np.linalg.norm(signals, axis=-1)
+            moved_signals = np.linalg.norm(noisy_signals - signals, axis=-1)
+            moved_signals = np.maximum(moved_signals, np.nanmedian(moved_signals))  # Some do not move by chance.
+            of_signals = moved_signals / np.linalg.norm(signals, axis=-1)
         of_signals = np.where(np.isnan(of_signals), 0, of_signals)
         return FURTHER_DIGITS * np.maximum(of_signals, max(moved / largest if largest else 0, least))
 
@@ -241,8 +243,9 @@ def _suffix(task):
 class Completed:
     """The finite step in float32, and its rows that float32 does not resolve in float64.
 
-    A step that is below the resolution of float64, too, has the S_rel of its limit, if one of the steps that are `LONGER`
-    times as long agrees with the limit within the tolerance. Of each row the method with the most valid entries is taken.
+    A step that is below the resolution of float64, too, has the S_rel of its limit, if one of the steps that are
+    `LONGER` times as long agrees with the limit within the tolerance. Of each row the method with the most valid
+    entries is taken.
     """
 
     def __init__(self, task):
