@@ -92,8 +92,7 @@ class LossSignals:
     def ignores_shifts_of(self, head):
         """Whether ℓ stays the same if all of u moves by the same, as the cross-entropy of a class index does.
 
-        TensorFlow takes p − y for the gradient of the cross-entropy of a row y, whatever y sums to. It is therefore not
-        known here that the gradient for a row has no part along the shift.
+        The cross-entropy of a row y ignores them only if y sums to one, which is not known here.
         """
         return isinstance(self._loss, losses.SparseCategoricalCrossentropy) and self._takes_logits(head)
 
@@ -129,7 +128,7 @@ class LossSignals:
             return self._signals_one_by_one(u, y, head, mask)
         signal = self._gradient(u, lambda f: self._of_examples(y, f), head)
         if self._takes_logits(head):
-            signal = _balanced(signal, u, self._sum_of_signal(y))
+            signal = tf.where(self._sums_to_zero(y), _balanced(signal, u), signal)
         if mask is not None:
             # The mean over what is left has the weight one: a loss of one example is masked as a whole or not at all.
             left = tf.reduce_any(tf.reshape(tf.cast(mask, tf.bool), [u.shape[0], -1]), axis=1, keepdims=True)
@@ -140,12 +139,15 @@ class LossSignals:
         """The loss of each example [n]. y [n] gets an axis, without which it would be broadcast along the outputs."""
         return self._loss.call(y[:, None] if len(y.shape) == 1 else y, outputs)
 
-    def _sum_of_signal(self, y):
-        """Σ_c (p − y)_c = 1 − Σ_c y_c of each example, after Keras's label smoothing."""
+    def _sums_to_zero(self, y):
+        """Whether Σ_c (p − y)_c = 0 for each example, bool [] or [n, 1]: its labels sum to one.
+
+        For other rows TensorFlow's gradient is p − y, and p Σ_c y_c − y under `enable_op_determinism`. Nothing cancels
+        in either.
+        """
         if isinstance(self._loss, losses.SparseCategoricalCrossentropy):
-            return tf.zeros([], tf.float64)
-        sums = tf.reduce_sum(tf.cast(y, tf.float64), axis=-1, keepdims=True)
-        return (1 - self._loss.label_smoothing) * (1 - sums)
+            return True
+        return tf.reduce_sum(tf.cast(y, tf.float64), axis=-1, keepdims=True) == 1
 
     def _signals_one_by_one(self, u, y, head, mask):
         def signal(i):
@@ -167,14 +169,14 @@ class LossSignals:
             return self._network.model.compute_loss(x=None, y=y, y_pred=predictions, sample_weight=None)
 
 
-def _balanced(signal, u, total):
-    """The signal, which sums to `total`, with the entry of the largest u taken from the others.
+def _balanced(signal, u):
+    """The signal, which sums to zero, with the entry of the largest u taken from the others.
 
     p − 1 loses its digits if p is close to one.
     """
     largest = tf.one_hot(tf.argmax(u, axis=-1), tf.shape(u)[-1], on_value=True, off_value=False)
     others = tf.where(largest, tf.zeros_like(signal), signal)
-    return tf.where(largest, total - tf.reduce_sum(others, axis=-1, keepdims=True), signal)
+    return tf.where(largest, -tf.reduce_sum(others, axis=-1, keepdims=True), signal)
 
 
 def _mean_of_examples(model):

@@ -8,6 +8,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import pytest
+import tensorflow as tf
+from tensorflow.python.framework.config import disable_op_determinism  # TensorFlow has no public name for it.
 
 from tests.nets import double_precision
 
@@ -37,3 +39,11 @@ def in_double_precision():
     """Layers, losses and penalties in float64."""
     with double_precision():
         yield
+
+
+@pytest.fixture
+def deterministic_operations():
+    """TensorFlow's deterministic operations. Some have another gradient than the usual ones."""
+    tf.config.experimental.enable_op_determinism()
+    yield
+    disable_op_determinism()

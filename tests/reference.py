@@ -86,12 +86,17 @@ def srel(model, x, y, sources, targets, learning_rate, distance, make_optimizer=
 
 
 def srels(model, x, y, sources, targets, learning_rate, distances, make_optimizer=None):
-    """The same for several distances {name: distance}, of the same steps: {name: S_rel [n_s, n_t]}."""
+    """The same for several distances {name: distance}, of the same steps: {name: S_rel [n_s, n_t]}.
+
+    NaN where the step does not move the prediction at its own source: 0/0.
+    """
     before = model(x, training=False).numpy()
     matrices = {name: np.empty((len(sources), len(targets))) for name in distances}
     for row, i in enumerate(sources):
         optimizer = None if make_optimizer is None else make_optimizer()
         after = stepped(model, x[i : i + 1], y[i : i + 1], learning_rate, optimizer)(x, training=False).numpy()
         for name, distance in distances.items():
-            matrices[name][row] = [distance(before[j], after[j]) / distance(before[i], after[i]) for j in targets]
+            numerators = np.array([distance(before[j], after[j]) for j in targets])
+            with np.errstate(all="ignore"):
+                matrices[name][row] = numerators / np.float64(distance(before[i], after[i]))
     return matrices

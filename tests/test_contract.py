@@ -110,7 +110,8 @@ def check(build, x, y, weights, etas, estimators=("exact", "limit", "auto")):
                     used = float(model.optimizer.learning_rate.numpy())
                     expected = reference.srels(exact, x.astype("float64"), y, sources, every, used, DISTANCES)
             for name, s in expected.items():
-                valid = result.valid(name) & np.isfinite(s)
+                valid = result.valid(name)
+                assert np.isfinite(s[valid]).all(), (estimator, eta, name)
                 error = np.abs(result.matrix(name) - s)[valid] / (1 + s[valid]) / MEASURES[name].tolerance
                 assert (error <= 1).all(), (estimator, eta, name, error.max())
             shares[estimator, eta] = np.mean([result.valid(name) for name in NAMES])

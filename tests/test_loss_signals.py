@@ -92,6 +92,15 @@ def test_changes_are_those_of_the_tape(name):
 
 
 @double
+@pytest.mark.usefixtures("deterministic_operations")
+def test_rows_of_several_labels_with_deterministic_operations():
+    """Their gradient is p Σ y − y there, and p − y by the usual operation."""
+    loss, y, outputs, activation = CASES["categorical, rows of several labels"]()
+    signals = check_signals(loss, y, outputs, activation)
+    assert np.allclose(signals.sum(axis=1), 0)
+
+
+@double
 @pytest.mark.parametrize(
     ("name", "head"),
     [

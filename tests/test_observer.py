@@ -8,7 +8,7 @@ import tensorflow as tf
 import srel_tf
 from tests.nets import digits
 
-tf.config.experimental.enable_op_determinism()
+pytestmark = pytest.mark.usefixtures("deterministic_operations")
 
 
 def plain(x):
