@@ -33,7 +33,7 @@ FURTHER_DIGITS = 2.0**7  # A derivative may lose so many times more than the out
 class Task:
     """What is to be measured: the network, x and y of the sources, x of the targets as tensors, probe, options.
 
-    read_as: how to read outputs (`predictions.read_as`).
+    loss: the `CompiledLoss`. read_as: how to read outputs (`predictions.read_as`).
     """
 
     network: object
@@ -41,6 +41,7 @@ class Task:
     probe: object
     measures: dict
     settings: object
+    loss: object
     read_as: str
 
     def in_precision(self, dtype):
@@ -59,7 +60,7 @@ class Task:
         """How to read outputs [n_t, C] of an engine (`predictions.kind_of_predictions`)."""
         if passes is not None and passes.head == "log":
             return "logits"
-        return reading.kind_of_predictions(self.read_as, self.probe, self.network.model, outputs.numpy())
+        return reading.kind_of_predictions(self.read_as, self.loss, self.network.model, outputs.numpy())
 
     def kinds(self, outputs, passes):
         """`kind` by whether a measure is of raw outputs: those of a model that ends in a softmax are probabilities."""
@@ -188,35 +189,44 @@ class FirstOrderLimit:
     def _relative_noise(self, weights):
         """What rounding may change the derivatives of each source by, as a share of the largest, [n_s]."""
         run = self._look if self._task.network.model.run_eagerly else self._compiled_look
-        (outputs, signals), (noisy, noisy_signals) = (
-            [t.numpy() for t in run(w)] for w in (weights, perturbed(weights, 0))
-        )
+        outputs, noisy, lengths, moved_signals = (t.numpy() for t in run(weights, perturbed(weights, 0)))
         finite = np.isfinite(outputs) & np.isfinite(noisy)
         largest, moved = (np.abs(a).max(initial=0, where=finite) for a in (outputs, noisy - outputs))
         least = precision(self._task.network.dtype)
         with np.errstate(divide="ignore", invalid="ignore"):
-            moved_signals = np.linalg.norm(noisy_signals - signals, axis=-1)
             moved_signals = np.maximum(moved_signals, np.nanmedian(moved_signals))  # Some do not move by chance.
-            of_signals = moved_signals / np.linalg.norm(signals, axis=-1)
+            of_signals = moved_signals / lengths
         of_signals = np.where(np.isnan(of_signals), 0, of_signals)
         return FURTHER_DIGITS * np.maximum(of_signals, max(moved / largest if largest else 0, least))
 
-    def _look(self, weights):
-        """Outputs [n_t, C] at the targets and ∂ℓ/∂u [n_s, C] at the sources (ones where only all of ∇ℓ is known)."""
+    def _look(self, weights, noisy):
+        """Outputs [n_t, C] at the targets with both weights; length of ∂ℓ/∂u of each source, and of its change, [n_s].
+
+        Where the layers do not tell examples apart, ∇ℓ is in the place of ∂ℓ/∂u.
+        """
         task, passes = self._task, self._passes
         x, y, x_targets = task.data
 
         def outputs(x):
-            return (task.network.outputs(x, weights),)
+            return task.network.outputs(x, weights), task.network.outputs(x, noisy)
 
         def signals(x, y):
-            return (passes.loss_signal(passes.forward(tf.identity(x), weights), y),)
+            x = tf.identity(x)  # A tensor of this loop, as layers are to see it.
+            signal, other = (passes.loss_signal(passes.forward(x, w), y) for w in (weights, noisy))
+            return tf.norm(signal, axis=-1), tf.norm(other - signal, axis=-1)
 
-        size = task.settings.batch_size
-        at_targets = in_batches(outputs, (task.network.dtype,), size, x_targets)[0]
+        def gradients(i):
+            gradient, other = (task.network.loss_gradient(x[i, None], y[i, None], 1.0, w)[0] for w in (weights, noisy))
+            return tf.linalg.global_norm(gradient), tf.linalg.global_norm(
+                [b - a for a, b in zip(gradient, other, strict=True)]
+            )
+
+        dtype, size = task.network.dtype, task.settings.batch_size
+        at_targets = in_batches(outputs, (dtype, dtype), size, x_targets)
         if passes is None:
-            return at_targets, tf.ones([x.shape[0], 1])
-        return at_targets, in_batches(signals, (tf.float64,), size, x, y)[0]
+            sources = tf.range(x.shape[0])
+            return *at_targets, *tf.map_fn(gradients, sources, fn_output_signature=(dtype, dtype))
+        return *at_targets, *in_batches(signals, (tf.float64, tf.float64), size, x, y)
 
     def _differences_suffice(self):
         """Whether neither D nor ℓ sees a shift that all outputs have in common."""

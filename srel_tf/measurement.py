@@ -155,7 +155,7 @@ class Instrument:
         self._network.check_examples_apart(self._data[0])
         kind, reason = self._read_as(loss, num_outputs)
         reading.check_fit(kind, reason, self._measures, self._probe, num_outputs, loss)
-        self._task = Task(self._network, self._data, self._probe, self._measures, settings, kind)
+        self._task = Task(self._network, self._data, self._probe, self._measures, settings, loss, kind)
         self._zero_gradients = set()  # Numbers of the sources that a warning has named.
         self._said_no_step = False
         check = self._gradient_is_zero

@@ -5,7 +5,6 @@ import warnings
 import numpy as np
 import tensorflow as tf
 
-from srel_tf.compiled_loss import compiled_loss
 from srel_tf.errors import ModelError, OptionError, ProbeError
 from srel_tf.measures import Change, log_probabilities, probability_change, raw_change
 
@@ -64,12 +63,12 @@ def _reason_for_raw(choice, loss, activation, y, num_outputs):
     return f"the loss {loss.name} is not one of a classifier, and the model does not end in a softmax"
 
 
-def kind_of_predictions(choice, probe, model, outputs):
+def kind_of_predictions(choice, loss, model, outputs):
     """ "raw", "logits" or "probabilities": `choice` of `read_as`, by the values of `outputs` [n, C] if it is "softmax".
 
     The values count for a classifier whose last operation is not known, or does not make probabilities by itself: a
     model that divides by a sum, say, or takes the mean of several softmaxes.
-    Raises `ModelError` if the loss expects probabilities and the model does not return them.
+    loss: `CompiledLoss`. Raises `ModelError` if it expects probabilities and the model does not return them.
     """
     if choice != "softmax":
         return choice
@@ -78,7 +77,6 @@ def kind_of_predictions(choice, probe, model, outputs):
         outputs = outputs[finite]  # One target whose prediction is NaN does not change how the others are read.
     if _on_simplex(outputs):
         return "probabilities"
-    loss = compiled_loss(model, probe.y.shape, outputs.shape[-1])
     if finite.any() and loss.from_logits is False:
         raise ModelError(
             f"the loss {loss.name} of model {model.name!r} expects probabilities that sum to one (from_logits=False), "

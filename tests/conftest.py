@@ -31,7 +31,10 @@ def _without_graphs_of_other_modules():
 
 @pytest.fixture(autouse=True)
 def _fixed_seeds():
+    """The same seeds for each test, and TensorFlow's usual operations, whatever the test before it has set."""
     keras.utils.set_random_seed(0)
+    yield
+    disable_op_determinism()
 
 
 @pytest.fixture
@@ -45,5 +48,3 @@ def in_double_precision():
 def deterministic_operations():
     """TensorFlow's deterministic operations. Some have another gradient than the usual ones."""
     tf.config.experimental.enable_op_determinism()
-    yield
-    disable_op_determinism()

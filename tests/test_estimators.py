@@ -676,14 +676,16 @@ def test_limit_of_a_sure_softmax_keeps_the_contract_under_any_loss(model_class):
 
 
 @pytest.mark.filterwarnings("ignore:the update of .* moves nothing")  # Where it is zero to the bit.
+@pytest.mark.filterwarnings("ignore:model .*forward-mode")
+@pytest.mark.parametrize("own", [None, keras.losses.mean_absolute_error])
 @pytest.mark.parametrize("estimator", ["limit", "auto"])
-def test_a_gradient_that_is_zero_but_for_rounding_is_no_gradient(estimator):
+def test_a_gradient_that_is_zero_but_for_rounding_is_no_gradient(estimator, own):
     """Mean absolute errors from targets of zero: their sum is that of the probabilities, one whatever the weights."""
     inputs = keras.Input((3,))
     model = compiled(inputs, L.Dense(3, activation="softmax")(inputs), keras.losses.MeanAbsoluteError())
     x = np.random.default_rng(0).normal(size=(6, 3)).astype("float32")
     probe = srel_tf.ProbeSet(x, np.zeros((6, 3)))
-    result = srel_tf.measure(model, probe, DEFINITIONS, learning_rate=0.1, estimator=estimator)
+    result = srel_tf.measure(model, probe, DEFINITIONS, learning_rate=0.1, estimator=estimator, loss=own)
     for name in DEFINITIONS:
         assert not result.valid(name).any()
 

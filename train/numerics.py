@@ -8,7 +8,8 @@
 
 An entry that is called valid must be within 1e-3 · (1 + S) of float64 for ℓ1 and ℓ2, within 2e-3 · (1 + S) for KL.
 Errors are given in that unit: above 1 an entry is outside the contract. The reference (`train.zoo_reference`) makes
-each net again in float64 and shares no code with srel_tf.
+each net again in float64 and shares no code with srel_tf. Seconds are those of the processor, of all threads together,
+so that other programs on the machine hardly change them.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import statistics
 import sys
 import time
 import warnings
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -138,10 +139,11 @@ class Measuring:
         if args.precision is not None:
             settings = replace(settings, precision=args.precision)
         self._instruments = {e: self._instrument(replace(settings, estimator=e)) for e in args.estimators}
-        self._singles = {}
-        if any(field.name == "precision" for field in fields(settings)) and args.precision != "float32":
-            single = replace(settings, precision="float32")
-            self._singles = {e: self._instrument(replace(single, estimator=e)) for e in args.estimators}
+        # With precision="float32", `auto` is `exact`.
+        self._single = {
+            e: self._instrument(replace(settings, estimator="limit" if e == "limit" else "exact", precision="float32"))
+            for e in args.estimators
+        }
         self._reference = Reference(net.compiled, self._probe.x, self._probe.y, net.softmax)
 
     def reference(self, weights):
@@ -151,14 +153,18 @@ class Measuring:
     def rows(self, weights, reference):
         """Yield one row a (estimator, η, measure); the limit has one η, 0."""
         self._net.set_weights(weights)
-        forward = self._forward_seconds()
+        forward = self._seconds_of_forward()
         for estimator, instrument in self._instruments.items():
             etas = (0.0,) if estimator == "limit" else self._etas
-            results = {eta: self._measure(instrument, eta) for eta in (None, *etas)}  # The first call traces.
+            results, seconds = {}, []
+            for eta in (None, *etas):  # The first call traces.
+                start = time.process_time()
+                results[eta] = self._measure(instrument, eta)
+                seconds.append(time.process_time() - start)
             about = {
                 "estimator": estimator,
-                "seconds": statistics.median(result.seconds for eta, result in results.items() if eta is not None),
-                "float32_seconds": self._float32_seconds(estimator, etas[0]),
+                "seconds": statistics.median(seconds[1:]),
+                "float32_seconds": self._seconds_in_float32(estimator, etas[0]),
                 "forward_seconds": forward,
             }
             for eta in etas:
@@ -176,19 +182,22 @@ class Measuring:
         with _silence():
             return instrument()
 
-    def _float32_seconds(self, estimator, eta):
-        if estimator not in self._singles:
-            return float("nan")
-        return [self._measure(self._singles[estimator], eta).seconds for _ in range(2)][1]
+    def _seconds_in_float32(self, estimator, eta):
+        seconds = []
+        for _ in range(2):  # The first call traces.
+            start = time.process_time()
+            self._measure(self._single[estimator], eta)
+            seconds.append(time.process_time() - start)
+        return seconds[1]
 
-    def _forward_seconds(self):
+    def _seconds_of_forward(self):
         """Of a float32 forward pass of all probe points."""
         forward = tf.function(lambda x: self._net(x, training=False), jit_compile=False)
         x, seconds = tf.constant(self._probe.x), []
         for _ in range(6):
-            start = time.perf_counter()
+            start = time.process_time()
             forward(x).numpy()
-            seconds.append(time.perf_counter() - start)
+            seconds.append(time.process_time() - start)
         return statistics.median(seconds[1:])
 
 

@@ -62,7 +62,7 @@ def _range(etas):
 def as_markdown(table):
     """The summary as Markdown; errors in units of tolerance · (1 + S)."""
     lines = [
-        "| net | stage | η | estimator | entries | valid | outside | worst error | unreferenced | seconds "
+        "| net | stage | η | estimator | entries | valid | outside | worst error | unreferenced | CPU seconds "
         "| × float32 | forward passes |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
