@@ -204,29 +204,32 @@ class FirstOrderLimit:
 
         Where the layers do not tell examples apart, ∇ℓ is in the place of ∂ℓ/∂u.
         """
-        task, passes = self._task, self._passes
-        x, y, x_targets = task.data
+        (x, y, x_targets), network, passes = self._task.data, self._task.network, self._passes
+        pair, size = (weights, noisy), self._task.settings.batch_size
 
-        def outputs(x):
-            return task.network.outputs(x, weights), task.network.outputs(x, noisy)
+        def at_targets(x):
+            return tuple(network.outputs(x, w) for w in pair)
 
-        def signals(x, y):
+        def at_sources(x, y):
             x = tf.identity(x)  # A tensor of this loop, as layers are to see it.
-            signal, other = (passes.loss_signal(passes.forward(x, w), y) for w in (weights, noisy))
-            return tf.norm(signal, axis=-1), tf.norm(other - signal, axis=-1)
+            seen = [passes.forward(x, w) for w in pair]
+            signal, other = (passes.loss_signal(one, y) for one in seen)
+            return *(one.outputs for one in seen), tf.norm(signal, axis=-1), tf.norm(other - signal, axis=-1)
 
         def gradients(i):
-            gradient, other = (task.network.loss_gradient(x[i, None], y[i, None], 1.0, w)[0] for w in (weights, noisy))
-            return tf.linalg.global_norm(gradient), tf.linalg.global_norm(
-                [b - a for a, b in zip(gradient, other, strict=True)]
-            )
+            gradient, other = (network.loss_gradient(x[i, None], y[i, None], 1.0, w)[0] for w in pair)
+            moved = [b - a for a, b in zip(gradient, other, strict=True)]
+            return tf.linalg.global_norm(gradient), tf.linalg.global_norm(moved)
 
-        dtype, size = task.network.dtype, task.settings.batch_size
-        at_targets = in_batches(outputs, (dtype, dtype), size, x_targets)
+        dtypes, doubles = (network.dtype,) * 2, (tf.float64,) * 2
         if passes is None:
-            sources = tf.range(x.shape[0])
-            return *at_targets, *tf.map_fn(gradients, sources, fn_output_signature=(dtype, dtype))
-        return *at_targets, *in_batches(signals, (tf.float64, tf.float64), size, x, y)
+            lengths = tf.map_fn(gradients, tf.range(x.shape[0]), fn_output_signature=dtypes)
+            return *in_batches(at_targets, dtypes, size, x_targets), *lengths
+        found = in_batches(at_sources, dtypes + doubles, size, x, y)
+        outputs, lengths = found[:2], found[2:]
+        if not np.array_equal(self._task.probe.own_columns, np.arange(x_targets.shape[0])):
+            outputs = in_batches(at_targets, dtypes, size, x_targets)
+        return *outputs, *lengths
 
     def _differences_suffice(self):
         """Whether neither D nor ℓ sees a shift that all outputs have in common."""

@@ -19,7 +19,8 @@ def of_finite_steps(outputs, kinds, measures, own, method):
     before, own_before = outputs.before, outputs.own_before
     at_rest = _with_noise(before, outputs.noisy, kinds[False])
     own_at_rest = _with_noise(own_before, outputs.own_noisy, kinds[False])
-    at_sample, columns = tf.gather(before, outputs.sample), outputs.sample.numpy()
+    own_after = outputs.own_after
+    after_at_sample = tf.gather(outputs.after, outputs.sample, axis=1, batch_dims=1)
 
     def evaluated(measure):
         """Numerators and denominators, and the noise of them and of updates."""
@@ -31,23 +32,24 @@ def of_finite_steps(outputs, kinds, measures, own, method):
         def denominator(old, new):
             return measure.denominator(change(old, new)).numpy()
 
-        d, own_d = numerator(before, outputs.after), denominator(own_before, outputs.own_after)
-        noise = noise_between(measure, numerator(before, before), numerator(before, at_rest)).max(axis=0)
-        own_noise = noise_between(
-            measure, denominator(own_before, own_before), denominator(own_before, own_at_rest)
-        ).max(axis=0)
-        of_sample = noise_between(
-            measure, np.take_along_axis(d, columns, axis=1), numerator(at_sample, outputs.sampled)
-        ).max(axis=(0, 2), initial=0)
-        of_own = noise_between(measure, own_d, denominator(own_before, outputs.own_sampled)).max(axis=0)
+        d, own_d = numerator(before, outputs.after), denominator(own_before, own_after)
+        noise = _noise(measure, numerator, before, at_rest)
+        own_noise = _noise(measure, denominator, own_before, own_at_rest)
+        of_own_update = _noise(measure, denominator, own_after, outputs.own_sampled)
+        of_sample = _noise(measure, numerator, after_at_sample, outputs.sampled).max(axis=1, initial=0)
         with np.errstate(divide="ignore", invalid="ignore"):
-            of_updates = np.maximum(of_sample, of_own) / np.abs(own_d) ** (1 / measure.degree)
+            of_updates = np.maximum(of_own_update, of_sample) / np.abs(own_d) ** (1 / measure.degree)
         # A row whose few evaluations agree by chance is as noisy as the others.
         known = np.isfinite(own_d) & (own_d != 0)
         of_updates = np.maximum(of_updates, np.median(of_updates[known]) if known.any() else 0)
         return d, own_d, np.broadcast_to(noise, d.shape), own_noise, of_updates
 
     return {name: assembled(measure, *evaluated(measure), own, method) for name, measure in measures.items()}
+
+
+def _noise(measure, distance, outputs, again):
+    """How far D says that predictions lie apart by rounding, [n]: outputs [n, C] and the same again, [draws, n, C]."""
+    return noise_between(measure, distance(outputs, outputs), distance(outputs, again)).max(axis=0)
 
 
 NEIGHBOURS = 8  # Examples whose noise each example is tried with, for its own may be small by chance.

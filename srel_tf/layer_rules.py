@@ -10,9 +10,9 @@ without one take the generic path, which is right for any of them, and slower.
 import math
 
 import keras
-import numpy as np
 import tensorflow as tf
 
+from srel_tf.convolution import windows
 from srel_tf.factors import Formed, Lookup, Outer, under_windows
 
 RULES = {}
@@ -118,7 +118,7 @@ def conv(layer, call, x, signals):
     pixels = tf.transpose(tf.reshape(x, [n, -1, g, k]), [0, 2, 1, 3])
     back = tf.transpose(tf.reshape(signals, [n, m, -1, g, o]), [0, 1, 3, 2, 4])
     dims = ((g,), (*window, k), (o,))
-    kernel = Outer(pixels, back, dims, _groups_before_outputs(window), _windows(layer, x))
+    kernel = Outer(pixels, back, dims, _groups_before_outputs(window), windows(layer, x))
     return [(layer.kernel, kernel), *_bias(layer, signals)]
 
 
@@ -184,7 +184,7 @@ def _depthwise(layer, kernel, x, signals):
     *window, c, q = kernel.shape
     n, m = signals.shape[:2]
     pixels = tf.reshape(x, [n, 1, -1, c])
-    seen = tf.reshape(under_windows(pixels, _windows(layer, x)), [n, -1, math.prod(window), c])
+    seen = tf.reshape(under_windows(pixels, windows(layer, x)), [n, -1, math.prod(window), c])
     seen = tf.transpose(seen, [0, 3, 1, 2])
     back = tf.transpose(tf.reshape(signals, [n, m, -1, c, q]), [0, 1, 3, 2, 4])
     return Outer(seen, back, ((c,), tuple(window), (q,)), _groups_before_outputs(window[:-1]))
@@ -205,27 +205,3 @@ def _channels_last(layer, x, signals):
 def _last(t, axis):
     """The tensor with one of its axes moved to the end."""
     return tf.transpose(t, [*(a for a in range(len(t.shape)) if a != axis), axis])
-
-
-def _windows(layer, x):
-    """Which pixels the kernel lies over at each position, int32 [T, J] into the P pixels of x [n, …, channels].
-
-    Entries that lie over padding are P.
-    """
-    index = np.arange(math.prod(x.shape[1:-1]), dtype=np.int32).reshape(x.shape[1:-1])
-    spans = [(k - 1) * d + 1 for k, d in zip(layer.kernel_size, layer.dilation_rate, strict=True)]
-    sides = zip(index.shape, spans, layer.strides, strict=True)
-    index = np.pad(index, [_padding(layer.padding, *side) for side in sides], constant_values=index.size)
-    windows = np.lib.stride_tricks.sliding_window_view(index, spans)
-    windows = windows[tuple(slice(None, None, step) for step in (*layer.strides, *layer.dilation_rate))]
-    return windows.reshape(-1, math.prod(layer.kernel_size))
-
-
-def _padding(padding, size, span, step):
-    """Zeros before and after an axis, as TensorFlow pads it."""
-    if padding == "valid":
-        return 0, 0
-    if padding == "causal":
-        return span - 1, 0
-    total = max((math.ceil(size / step) - 1) * step + span - size, 0)
-    return total // 2, total - total // 2

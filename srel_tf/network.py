@@ -12,8 +12,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from srel_tf.convolution import convolutions_of, quick_convolutions
 from srel_tf.errors import BackendError, ModelError, OptionError
-from srel_tf.precision import computing_in, inspection, switches_to
+from srel_tf.precision import computing_in, inspection, layers_within, switches_to
 
 
 class Network:
@@ -37,6 +38,7 @@ class Network:
         # The variables of TensorFlow behind Keras's own, whose values a `StatelessScope` replaces.
         self.to_be_cast = {id(v): v.value for v in floating if v.dtype != self.dtype.name}
         self._switches = switches_to(self.dtype, self.model)
+        self._convolutions = convolutions_of(layers_within(self.model))
 
     def in_precision(self, dtype):
         """The same model as a network that computes in `dtype`."""
@@ -173,7 +175,7 @@ class Network:
         scope = (kind or Scope)(self)
         for update in zip(self.variables, weights, strict=True) if weights is not None else ():
             scope.add_update(update)  # The constructor's mapping would be cast to the variables' own precision.
-        with computing_in(self.dtype, self._switches), scope:
+        with computing_in(self.dtype, self._switches), quick_convolutions(self._convolutions), scope:
             yield scope
 
 
