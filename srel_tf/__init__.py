@@ -4,7 +4,6 @@ S_rel(x', x) is the change of the prediction at the target x' over the change at
 update on x ("Dynamics of Local Elasticity During Training of Neural Nets", Definitions 1–3).
 """
 
-from srel_tf.checkpoint import Checkpoint
 from srel_tf.errors import (
     AssumptionError,
     BackendError,
@@ -17,15 +16,16 @@ from srel_tf.errors import (
     SRelError,
     StorageError,
 )
-from srel_tf.frames import read_frame, rule_names, write_frame
+from srel_tf.fit.checkpoint import Checkpoint
+from srel_tf.fit.mixin import SRelMixin, SRelModel, SRelSequential
+from srel_tf.frames.lazy import StoredFrame
+from srel_tf.frames.schema import read_frame, rule_names, write_frame
+from srel_tf.frames.stats import auc, separation, smooth
+from srel_tf.frames.store import FrameStore, scan_frame
 from srel_tf.measurement import Instrument, Settings, measure
-from srel_tf.mixin import SRelMixin, SRelModel, SRelSequential
 from srel_tf.ntk import empirical_kernel
 from srel_tf.probe import ProbeSet
 from srel_tf.result import SRelResult
-from srel_tf.stats import auc, separation, smooth
-from srel_tf.storage import FrameStore, scan_frame
-from srel_tf.stored import StoredFrame
 
 __all__ = [
     "AssumptionError",

@@ -10,14 +10,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from srel_tf import predictions as reading
-from srel_tf.compiled_loss import CompiledLoss, compiled_loss
 from srel_tf.errors import ChunkError, ModelError, OptionError, ProbeError, SRelError
-from srel_tf.estimators import Task, make_estimator
-from srel_tf.measures import DEFINITIONS, RAW
-from srel_tf.network import Network, warn_of_batch_norm
+from srel_tf.estimators.choose import make_estimator
+from srel_tf.estimators.plan import Task
+from srel_tf.gradients.compiled_loss import CompiledLoss, compiled_loss
+from srel_tf.gradients.network import Network, warn_of_batch_norm
+from srel_tf.measures import outputs as reading
+from srel_tf.measures.distances import DEFINITIONS, RAW
+from srel_tf.measures.published import PUBLISHED
 from srel_tf.probe import ProbeSet
-from srel_tf.published import PUBLISHED
 from srel_tf.result import SRelResult
 from srel_tf.updates import RULES, learning_rate_now
 
@@ -44,7 +45,8 @@ def measure(
     model: built, compiled `keras.Model`; ℓ is its compiled loss, regularisation included, for each source alone.
     probe: `ProbeSet` of n_s sources and n_t targets.
     measures: "kl" (Definition 2), "l1", "l2" (Definition 1), "raw_l1", "raw_l2" (Definition 1 on what the model
-        returns, say logits, where "l1" is of its softmax), "published_kl", "published_l2" (`srel_tf.published`).
+        returns, say logits, where "l1" is of its softmax), "published_kl" and "published_l2" of
+        `srel_tf.measures.published`.
     update: "sgd" (w⁺ = w − η∇ℓ, the definition), "optimizer" (the model's own next step), "fresh_adam".
     learning_rate: η; None takes the optimizer's present one.
     estimator: "exact", the finite step as defined; "limit", η → 0 (Section 5), far cheaper, for update="sgd", with
@@ -56,7 +58,7 @@ def measure(
         ends in a sigmoid: those take each output by itself. Under a loss of your own, a model that ends in neither is a
         classifier if y holds class indices (integers [n]). The probe's rows play no part: rows with one label and rows
         with several are read alike, and keep their class names in the frame. A model may return logits or
-        probabilities. `srel_tf.predictions.read_as` has the table.
+        probabilities. `srel_tf.measures.outputs.read_as` has the table.
     batch_size: examples per forward pass. Where memory runs out it is halved as often as needed, with a warning that
         names what was left. Batches of another size may be summed in another order: the last bits of a number may
         differ then, valid entries keep to their tolerance.

@@ -3,12 +3,12 @@
 import numpy as np
 import tensorflow as tf
 
-from srel_tf.batches import in_batches
+from srel_tf.engines.forward_mode import along
 from srel_tf.errors import OptionError, ProbeError
-from srel_tf.factors import inner
-from srel_tf.network import Network, warn_of_batch_norm
-from srel_tf.passes import NotSeparable, Passes
-from srel_tf.tangents import along
+from srel_tf.gradients.backprop import NotSeparable, Passes
+from srel_tf.gradients.batching import in_batches
+from srel_tf.gradients.factored import inner
+from srel_tf.gradients.network import Network, warn_of_batch_norm
 
 
 def empirical_kernel(model, x1, x2=None, batch_size=128):

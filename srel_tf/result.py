@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from srel_tf.errors import OptionError
-from srel_tf.frames import tidy
+from srel_tf.frames.schema import tidy
 from srel_tf.probe import ProbeSet
 
 
@@ -51,7 +51,7 @@ class SRelResult(NamedTuple):
         return self._of(measure).denominator
 
     def valid(self, measure):
-        """Whether the arithmetic resolves each entry, bool [n_s, n_t] (see `srel_tf.resolution`)."""
+        """Whether the arithmetic resolves each entry, bool [n_s, n_t] (see `srel_tf.numerics.rounding`)."""
         return self._of(measure).valid
 
     def to_frame(self, run="", seed=None, epoch=np.nan):

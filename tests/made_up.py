@@ -3,7 +3,7 @@
 import numpy as np
 
 from srel_tf import ProbeSet
-from srel_tf.frames import METHODS
+from srel_tf.frames.schema import METHODS
 from srel_tf.result import Matrices, SRelResult
 
 CLASS_NAMES = ["cat", "dog", "owl"]

@@ -56,45 +56,81 @@ def modules(*packages):
     return found
 
 
-ENGINES = modules("srel_tf.exact", "srel_tf.measures", "srel_tf.published", "srel_tf.updates", "srel_tf.resolution")
-TRAINING = [f"srel_tf.{name}" for name in ("mixin", "probing", "recorder", "schedules", "measurement", "exact")]
-TABLES = ("arrays", "files", "frames", "index", "stored", "storage", "stats", "hypotheses", "plotting")
-RULES = {
-    "engines and measures know no tables": (ENGINES, ["pandas", "srel_tf.frames", "srel_tf.result"]),
-    "tables and figures know no nets": (
-        modules(
-            *(
-                f"srel_tf.{n}"
-                for n in ("files", "frames", "index", "stored", "storage", "stats", "hypotheses", "plotting")
-            )
-        ),
-        ["tensorflow", "keras"],
-    ),
-    "theory knows nothing of training": (modules("srel_tf.theory"), [*TRAINING, "train"]),
-    "the library knows no experiments": (modules("srel_tf"), ["train", "tests"]),
-    "measuring knows nothing of fit": (
-        modules("srel_tf.measurement", "srel_tf.exact"),
-        ["srel_tf.mixin", "srel_tf.probing", "srel_tf.recorder"],
-    ),
+# What each room of srel_tf may import of the others.
+ROOMS = {
+    "errors": (),
+    "files": ("errors",),
+    "probe": ("errors",),
+    "measures": ("errors",),
+    "updates": ("errors",),
+    "gradients": ("errors",),
+    "numerics": ("errors",),
+    "frames": ("errors", "files"),
+    "theory": ("errors",),
+    "hypotheses": ("errors", "frames"),
+    "plotting": ("errors", "frames"),
+    "result": ("errors", "frames", "probe"),
+    "engines": ("errors", "gradients", "numerics", "updates"),
+    "ntk": ("errors", "engines", "gradients"),
+    "estimators": ("errors", "engines", "gradients", "measures", "numerics", "result", "updates"),
+    "measurement": ("errors", "estimators", "gradients", "measures", "probe", "result", "updates"),
+    "fit": ("errors", "files", "frames", "measurement", "plotting", "probe", "updates"),
+}
+# Libraries that no module of a room reaches.
+UNKNOWN = {
+    "measures": ("keras", "pandas"),
+    "gradients": ("pandas",),
+    "numerics": ("keras", "pandas"),
+    "engines": ("pandas",),
+    "updates": ("pandas",),
+    "files": ("tensorflow", "keras", "pandas"),
+    "frames": ("tensorflow", "keras"),
+    "hypotheses": ("tensorflow", "keras"),
+    "plotting": ("tensorflow", "keras"),
 }
 
 
-@pytest.mark.parametrize("rule", RULES)
-def test_imports_point_one_way(rule):
-    members, forbidden = RULES[rule]
-    wrong = {name: [i for i in reach(name) if within(i, forbidden)] for name in members}
+def room_of(name):
+    """The room of a module of srel_tf; "" for the package itself."""
+    return name.split(".")[1] if "." in name else ""
+
+
+def test_every_module_has_a_room():
+    assert {room_of(name) for name in modules("srel_tf")} == {"", *ROOMS}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_imports_point_one_way(room):
+    for name in modules(f"srel_tf.{room}"):
+        imported = [other for other in DIRECT[name] if within(other, ["srel_tf"])]
+        assert {room_of(other) for other in imported} <= {room, *ROOMS[room]}, name
+
+
+def test_rooms_are_in_an_order():
+    """No room is allowed one that comes after it."""
+    order = list(ROOMS)
+    assert all(order.index(other) < order.index(room) for room in ROOMS for other in ROOMS[room])
+
+
+@pytest.mark.parametrize("room", UNKNOWN)
+def test_what_a_room_does_not_know(room):
+    wrong = {n: [i for i in reach(n) if within(i, UNKNOWN[room])] for n in modules(f"srel_tf.{room}")}
     assert not {name: imported for name, imported in wrong.items() if imported}
+
+
+def test_the_library_knows_no_experiments():
+    assert not [n for n in modules("srel_tf") if any(within(i, ["train", "tests"]) for i in reach(n))]
 
 
 def test_the_library_loads_figures_only_when_asked():
     """`import srel_tf` reaches plotting and TensorBoard within functions only."""
     for name in modules("srel_tf"):
-        if not within(name, ["srel_tf.plotting", "srel_tf.tensorboard"]):
+        if not within(name, ["srel_tf.plotting", "srel_tf.fit.tensorboard"]):
             tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
             for function in [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]:
                 function.body = [ast.Pass()]
             drawn = imports_of(ast.unparse(tree))
-            wrong = ["matplotlib", "seaborn", "srel_tf.plotting", "srel_tf.tensorboard"]
+            wrong = ["matplotlib", "seaborn", "srel_tf.plotting", "srel_tf.fit.tensorboard"]
             assert not [i for i in drawn if within(i, wrong)], name
 
 
@@ -162,9 +198,9 @@ def test_chains_are_followed():
 @pytest.mark.parametrize(
     "source",
     [
-        "from srel_tf import exact",
-        "from srel_tf.exact import FiniteStep",
-        "import srel_tf.recorder",
+        "from srel_tf import engines",
+        "from srel_tf.engines.finite_step import FiniteStep",
+        "import srel_tf.fit.recorder",
         "import srel_tf\nsrel_tf.frames.tidy",
         "from srel_tf.plotting.style import new_figure",
         "from srel_tf.plotting import new_figure",

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 import srel_tf
-from srel_tf.network import Network
+from srel_tf.gradients.network import Network
 from srel_tf.updates import FreshAdam, OptimizerStep, learning_rate_now
 from tests import reference
 from tests.nets import classifier, digits, double_precision

@@ -38,7 +38,7 @@ class LinearMap(NamedTuple):
         return self.groups * self.positions * self.inputs * self.outputs
 
     def contraction(self, n_s, n_t, m):
-        """Multiply-adds of ⟨∇ of n_s losses, ∇ of m outputs at n_t targets⟩, in the way `srel_tf.factors` takes.
+        """Multiply-adds of ⟨∇ of n_s losses, ∇ of m outputs at n_t targets⟩, as `srel_tf.gradients.factored` does.
 
         Products of inputs, or of their pixels, times products of signals, which pay an elementwise pass as well; or
         both gradients formed. The sources are targets: their losses' gradients are the first of the targets' own.

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from srel_tf.errors import FrameError
-from srel_tf.frames import check_columns
+from srel_tf.frames.schema import check_columns
 from srel_tf.hypotheses.proximity import join
 from srel_tf.hypotheses.series import FALL, NEGLIGIBLE, cube, groups, log2, slopes
 from srel_tf.hypotheses.verdicts import MIN_SEEDS, check_confidence, decide, of_jackknife, table

@@ -6,7 +6,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from srel_tf.errors import FrameError, OptionError
-from srel_tf.frames import check_columns
+from srel_tf.frames.schema import check_columns
 from srel_tf.hypotheses.series import cube, groups
 from srel_tf.hypotheses.verdicts import check_confidence, decide, of_permutations, table
 

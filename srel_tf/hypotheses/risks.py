@@ -13,7 +13,7 @@ A seed counts where its risk falls to less than half and S_rel was measured at 3
 import numpy as np
 
 from srel_tf.errors import FrameError
-from srel_tf.frames import check_columns
+from srel_tf.frames.schema import check_columns
 from srel_tf.hypotheses.series import NEGLIGIBLE, replicates, slopes
 from srel_tf.hypotheses.verdicts import of_median_pair
 

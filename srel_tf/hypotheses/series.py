@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from srel_tf.errors import FrameError
-from srel_tf.frames import check_columns
+from srel_tf.frames.schema import check_columns
 
 GROUP = ["measure", "update", "estimator"]
 NEEDED = ["run", "seed", "step", *GROUP, "source_id", "target_id", "srel", "valid"]

@@ -3,7 +3,7 @@
 import seaborn as sns
 
 from srel_tf.errors import FrameError
-from srel_tf.frames import check_columns, rule_names
+from srel_tf.frames.schema import check_columns, rule_names
 from srel_tf.plotting.style import MEASURE_NAMES, WIDE, class_palette, new_figure, population_deviation
 
 NEEDED = [

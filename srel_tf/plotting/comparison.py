@@ -3,7 +3,7 @@
 import seaborn as sns
 
 from srel_tf.errors import FrameError
-from srel_tf.frames import check_columns
+from srel_tf.frames.schema import check_columns
 from srel_tf.plotting.style import MEASURE_NAMES, WIDE, new_figure
 
 

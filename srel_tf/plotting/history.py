@@ -2,7 +2,7 @@
 
 import seaborn as sns
 
-from srel_tf.frames import check_columns
+from srel_tf.frames.schema import check_columns
 from srel_tf.plotting.style import new_figure, population_deviation
 
 

@@ -5,7 +5,7 @@ import seaborn as sns
 from matplotlib.colors import LogNorm
 
 from srel_tf.errors import FrameError
-from srel_tf.frames import check_columns
+from srel_tf.frames.schema import check_columns
 from srel_tf.plotting.style import MEASURE_NAMES, new_figure
 
 

@@ -4,7 +4,7 @@ import seaborn as sns
 from matplotlib.lines import Line2D
 
 from srel_tf.errors import FrameError
-from srel_tf.frames import check_columns
+from srel_tf.frames.schema import check_columns
 from srel_tf.plotting.style import class_palette, new_figure
 
 PALETTE = sns.color_palette("colorblind")

@@ -4,7 +4,7 @@ import seaborn as sns
 from matplotlib.ticker import LogFormatter
 
 from srel_tf.errors import FrameError
-from srel_tf.frames import check_columns
+from srel_tf.frames.schema import check_columns
 from srel_tf.plotting.style import MEASURE_NAMES, measure_palette, new_figure, population_deviation
 
 COLUMNS = 3

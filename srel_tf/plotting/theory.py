@@ -4,7 +4,7 @@ import numpy as np
 import seaborn as sns
 
 from srel_tf.errors import FrameError
-from srel_tf.frames import check_columns
+from srel_tf.frames.schema import check_columns
 from srel_tf.plotting.style import new_figure
 
 PALETTE = sns.color_palette("colorblind")

@@ -119,7 +119,7 @@ def test_twenty_kills(tmp_path, capsys):
 
 def die(where, at, path):
     """Run until the `at`-th act on files of a first save or of a seed's end; whether it died there (else it ended)."""
-    arguments = [sys.executable, "-m", "tests.dying", where, str(at), *QUICK, "--out", str(path), "--resume"]
+    arguments = [sys.executable, "-m", "tests.frames.dying", where, str(at), *QUICK, "--out", str(path), "--resume"]
     status = subprocess.run(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False).returncode
     assert status in (0, -signal.SIGKILL)
     return status != 0

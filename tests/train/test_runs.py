@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 import srel_tf
-from tests.dying import Died, dying
+from tests.frames.dying import Died, dying
 from train.runs import RunDirectory, RunDirectoryError, write_json
 
 ABOUT = {"data": "abc", "probe_ids": [1, 2]}

@@ -1,0 +1,1 @@
+"""Changes of all predictions by the update on each source. Knows gradients and update rules."""

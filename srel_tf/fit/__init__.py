@@ -1,0 +1,1 @@
+"""Measuring inside `model.fit`. Knows Keras's callbacks."""

@@ -1,0 +1,1 @@
+"""A Keras model as a function of its weights, and gradients of single examples, layer by layer."""

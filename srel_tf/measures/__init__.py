@@ -1,0 +1,1 @@
+"""How far an update moves a prediction: how outputs are read, and the distances D between them. Knows tensors only."""

@@ -1,0 +1,1 @@
+"""Which entries are numbers, and which are rounding noise. Knows arrays."""

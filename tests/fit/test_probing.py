@@ -1,0 +1,377 @@
+"""Probes in `fit`: exactly the steps asked for, once each, with their place in the training, whatever happens."""
+
+import contextlib
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+import tensorflow as tf
+
+import srel_tf
+from srel_tf import OptionError, ProbeError
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(28, 5)).astype(np.float32)
+Y = RNG.integers(0, 3, 28)
+BATCH = 4
+STEPS = 7  # an epoch
+PROBE = srel_tf.ProbeSet(X[:4], Y[:4], targets=[0, 1, 3])
+
+
+def net(**compile_options):
+    model = srel_tf.SRelSequential([keras.Input((5,)), keras.layers.Dense(6, "tanh"), keras.layers.Dense(3)])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("sgd", loss, jit_compile=False, **compile_options)
+    return model
+
+
+def attach(model, every, probe=PROBE, **options):
+    """A probe measured by `limit`, whose graph is made in a third of the time: when it is measured is looked at."""
+    model.attach_probe(probe, every, estimator="limit", **options)
+
+
+def fit(model, epochs=2, verbose=0, **kwargs):
+    return model.fit(X, Y, batch_size=BATCH, epochs=epochs, verbose=verbose, **kwargs)
+
+
+def steps_of(frame):
+    """The measurements in order; each must be whole and be there once."""
+    rows = len(PROBE.sources) * len(PROBE.targets) * frame["measure"].nunique()
+    assert (frame.groupby(["step", "update"], sort=False).size() == rows).all()
+    return list(dict.fromkeys(frame["step"]))
+
+
+def epochs_of(frame):
+    return frame.groupby("step")["epoch"].agg(["min", "max"])
+
+
+@pytest.mark.parametrize("every", [1, 3, 14, lambda n: n in (1, 5, 13), lambda n: False])
+def test_measures_at_exactly_the_steps_of_the_schedule(every):
+    model = net()
+    attach(model, every)
+    fit(model)
+    is_due = every if callable(every) else lambda n: n % every == 0
+    frame = model.srel_frame()
+    assert steps_of(frame) == [n for n in range(2 * STEPS + 1) if is_due(n)]
+    assert list(frame.columns) == list(srel_tf.frames.schema.COLUMNS)
+
+
+def test_step_n_is_the_model_after_n_updates():
+    """A measurement in `fit` equals measure() on a net that went through the same n updates by itself."""
+    model, twin = net(), net()
+    twin.set_weights(model.get_weights())
+    model.attach_probe(PROBE, lambda n: n in (2, 7))
+    fit(model, epochs=1, shuffle=False)
+    frame = model.srel_frame()
+    for step in range(STEPS + 1):
+        if step in (2, 7):
+            expected = srel_tf.measure(twin, PROBE).to_frame()
+            measured = frame[frame["step"] == step]
+            assert (expected["step"] == step).all()
+            np.testing.assert_allclose(measured["srel"], expected["srel"], rtol=1e-4)
+        batch = slice(step * BATCH, (step + 1) * BATCH)
+        if step < STEPS:
+            twin.train_on_batch(X[batch], Y[batch])
+
+
+def test_the_optimizers_own_step_is_from_its_present_state():
+    """In the first `fit`, which begins before the optimizer has any state: Adam's moments count all the same."""
+    model = net()
+    model.compile("adam", model.loss)
+    model.attach_probe(PROBE, every=STEPS, update="optimizer")
+    fit(model, epochs=1)
+    last = model.srel_frame().query("step == @STEPS")
+    expected = srel_tf.measure(model, PROBE, update="optimizer").to_frame()
+    np.testing.assert_allclose(last["numerator"], expected["numerator"], rtol=1e-5)
+    fresh = srel_tf.measure(model, PROBE, update="fresh_adam").to_frame()
+    assert not np.allclose(last["numerator"], fresh["numerator"], rtol=0.1)
+
+
+def test_epoch_is_the_number_of_epochs_done():
+    model = net()
+    attach(model, every=3)
+    fit(model, validation_data=(X, Y))
+    epochs = epochs_of(model.srel_frame())
+    assert epochs["min"].to_dict() == pytest.approx({n: n / STEPS for n in (0, 3, 6, 9, 12)})
+    assert (epochs["min"] == epochs["max"]).all()
+
+
+def test_a_second_fit_goes_on_and_measures_no_step_twice():
+    model = net()
+    attach(model, every=7)
+    fit(model, epochs=1)
+    fit(model, epochs=2)
+    frame = model.srel_frame()
+    assert steps_of(frame) == [0, 7, 14, 21]
+    assert epochs_of(frame)["min"].tolist() == [0, 1, 2, 3]
+
+
+def test_initial_epoch():
+    model = net()
+    attach(model, every=7)
+    fit(model, epochs=4, initial_epoch=2)
+    frame = model.srel_frame()
+    assert steps_of(frame) == [0, 7, 14]
+    assert epochs_of(frame)["min"].tolist() == [2, 3, 4]
+
+
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")
+@pytest.mark.filterwarnings("ignore:`shuffle=True` was passed")
+def test_data_of_unknown_length():
+    """Keras's optimizer counts an update more than it makes at the end of each epoch here; the steps are right."""
+
+    def examples():
+        for i in range(0, 20, BATCH):
+            yield X[i : i + BATCH], Y[i : i + BATCH]
+
+    data = tf.data.Dataset.from_generator(
+        examples, output_signature=(tf.TensorSpec([None, 5]), tf.TensorSpec([None], tf.int64))
+    )
+    model = net()
+    attach(model, every=2)
+    model.fit(data, epochs=2, verbose=0)
+    frame = model.srel_frame()
+    assert steps_of(frame) == [0, 2, 4, 6, 8, 10]
+    assert epochs_of(frame)["min"].to_dict() == pytest.approx({n: n / 5 for n in range(0, 11, 2)})
+
+
+def test_two_probes_in_one_fit():
+    model = net()
+    model.attach_probe(PROBE, every=4, measures="l1", run="a", seed=1)
+    model.attach_probe(PROBE, every=6, measures="kl", update="fresh_adam", learning_rate=1e-3, run="b", seed=2)
+    fit(model)
+    frame = model.srel_frame()
+    first, second = (frame[frame["update"] == update] for update in ("sgd", "fresh_adam"))
+    assert len(first) + len(second) == len(frame)
+    assert steps_of(first) == [0, 4, 8, 12]
+    assert steps_of(second) == [0, 6, 12]
+    for part, expected in ((first, ("l1", 0.01, "a", 1)), (second, ("kl", 1e-3, "b", 2))):
+        found = part[["measure", "learning_rate", "run", "seed"]].drop_duplicates()
+        assert tuple(found.iloc[0]) == pytest.approx(expected)
+        assert len(found) == 1
+
+
+def test_learning_rate_is_the_one_in_force_at_that_step():
+    model = net()
+    attach(model, every=7)
+    fit(model, callbacks=[keras.callbacks.LearningRateScheduler(lambda epoch: (0.5, 0.25)[epoch])])
+    # The scheduler acts at the start of an epoch; no update follows step 14. More in `tests/fit/test_rates.py`.
+    rates = model.srel_frame().groupby("step")["learning_rate"].unique()
+    assert [list(r) for r in rates] == [[0.5], [0.25], [0.25]]
+
+
+class Stop(keras.callbacks.Callback):
+    def __init__(self, batch, error):
+        super().__init__()
+        self._batch, self._error = batch, error
+
+    def on_train_batch_end(self, batch, logs=None):
+        if batch == self._batch:
+            raise self._error
+
+
+def test_steps_go_on_after_a_new_compile():
+    """The net has had all these updates, whichever optimizer made them; no step is there twice."""
+    model = net()
+    attach(model, every=5)
+    fit(model, epochs=1)
+    model.compile(keras.optimizers.SGD(0.5), model.loss)
+    fit(model, epochs=1)
+    frame = model.srel_frame()
+    assert steps_of(frame) == [0, 5, 10]
+    assert frame.groupby("step")["learning_rate"].first().tolist() == pytest.approx([0.01, 0.01, 0.5])
+
+
+class StopTraining(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        self.model.stop_training = batch == 4
+
+
+@pytest.mark.parametrize("stop", [StopTraining(), Stop(4, RuntimeError("full disk"))])
+def test_an_epoch_that_was_broken_off_counts_as_far_as_it_went(stop):
+    model = net()
+    attach(model, every=1)
+    with contextlib.suppress(RuntimeError):
+        fit(model, callbacks=[stop])
+    done = 5 if isinstance(stop, StopTraining) else 4  # `Stop` acts before the probe sees the step.
+    assert steps_of(model.srel_frame()) == list(range(done + 1))
+    fit(model, epochs=1)
+    frame = epochs_of(model.srel_frame())
+    assert (frame["min"] == frame["max"]).all()
+    assert frame["min"].to_dict() == pytest.approx({n: n / STEPS for n in range(5 + STEPS + 1)})
+
+
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")
+def test_an_epoch_of_unknown_length_that_was_broken_off_has_no_fractions():
+    """Nor those of the next one, which may be of other data."""
+    data = tf.data.Dataset.from_tensor_slices((X, Y)).batch(BATCH).filter(lambda x, y: True)
+    model = net()
+    attach(model, every=2)
+    model.fit(data, verbose=0, callbacks=[StopTraining()])
+    model.fit(data, verbose=0)
+    epochs = epochs_of(model.srel_frame())["min"]
+    assert steps_of(model.srel_frame()) == [0, 2, 4, 6, 8, 10, 12]
+    assert epochs.isna().to_dict() == {n: n in (2, 4) for n in epochs.index}
+    assert epochs[6] == pytest.approx(1 / STEPS)
+
+
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")
+@pytest.mark.parametrize("detach", [False, True])
+def test_a_probe_attached_later_counts_as_those_before_it(detach):
+    """After data of unknown length, for which Keras counts an update too many, and after a new compile."""
+    data = tf.data.Dataset.from_tensor_slices((X, Y)).batch(BATCH).filter(lambda x, y: True)
+    model = net()
+    attach(model, every=STEPS)
+    model.fit(data, verbose=0)
+    if detach:
+        model.detach_probes()
+    model.compile("sgd", model.loss)
+    attach(model, every=STEPS, run="later")
+    model.fit(data, verbose=0)
+    frame = model.srel_frame()
+    later = frame[frame["run"] == "later"]
+    assert steps_of(later) == [7, 14]
+    assert epochs_of(later)["min"].tolist() == [1, 2]
+    if not detach:
+        assert epochs_of(frame[frame["run"] == ""])["min"].to_dict() == {0: 0, 7: 1, 14: 2}
+
+
+@pytest.mark.parametrize("error", [RuntimeError("full disk"), KeyboardInterrupt()])
+def test_what_was_measured_survives_the_end_of_fit(error):
+    model = net()
+    attach(model, every=2)
+    with pytest.raises(type(error)):
+        fit(model, callbacks=Stop(4, error))  # a callback by itself is as good as a list
+    assert steps_of(model.srel_frame()) == [0, 2, 4]
+
+
+def test_a_line_says_what_measuring_costs(capsys):
+    model = net()
+    attach(model, every=3)
+    fit(model, verbose=2)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "S_rel" in line]
+    assert len(lines) == 2  # one an epoch
+    assert "3 measurements, 4 sources x 3 targets" in lines[0]  # steps 0, 3, 6
+    assert "2 measurements, 4 sources x 3 targets" in lines[1]  # 9, 12
+    assert all(float(line.split(", ")[-1].removesuffix(" s each")) > 0 for line in lines)
+
+
+def test_no_line_without_verbose(capsys):
+    model = net()
+    attach(model, every=3)
+    fit(model, verbose=0)
+    assert capsys.readouterr().out == ""
+
+
+def test_several_steps_per_execution_are_refused():
+    model = net(steps_per_execution=2)
+    model.attach_probe(PROBE, every=2)
+    with pytest.raises(OptionError, match="steps_per_execution=2"):
+        fit(model)
+    assert model.optimizer.iterations == 0
+
+
+def test_attach_checks_what_it_is_given():
+    with pytest.raises(ProbeError, match=r"srel_tf\.ProbeSet, got tuple"):
+        net().attach_probe((X, Y))
+    with pytest.raises(OptionError, match="every=0"):
+        net().attach_probe(PROBE, every=0)
+    with pytest.raises(OptionError, match=r"'kk'.*kl, l1"):
+        net().attach_probe(PROBE, measures=["kk"])
+    for seed in ("a", 1.5, True, 2**63):
+        with pytest.raises(OptionError, match=f"seed={seed!r}"):
+            net().attach_probe(PROBE, seed=seed)
+    model = net()
+    model.attach_probe(PROBE, seed=np.int32(3))
+    with pytest.raises(OptionError, match="list of callbacks"):
+        fit(model, callbacks=keras.callbacks.CallbackList())
+
+
+def test_ids_of_two_types_are_refused():
+    model = net()
+    model.attach_probe(PROBE)
+    with pytest.raises(ProbeError, match=r"integers, .* strings.*of one type"):
+        model.attach_probe(srel_tf.ProbeSet(X[:2], Y[:2], ids=["a", "b"]), run="b")
+
+
+OTHERS = srel_tf.ProbeSet(X[10:14], Y[10:14], targets=[0, 1, 3])  # By the same ids.
+
+
+def test_a_probe_whose_rows_could_not_be_told_from_anothers_is_refused():
+    model = net()
+    model.attach_probe(PROBE, measures=["kl", "l1"], seed=1)
+    for other in (
+        {},
+        {"probe": OTHERS},
+        {"every": 5},
+        {"measures": "l1"},
+        {"batch_size": 1},
+        {"probe": srel_tf.ProbeSet(X[:2], Y[:2], ids=[9, 3], sources=[1], targets=[0, 1])},
+    ):
+        with pytest.raises(ProbeError, match=r"step 0 is due for both.*give one of them another run"):
+            model.attach_probe(**{"probe": PROBE, "seed": 1, **other})
+    for other in (
+        {"measures": "l2"},
+        {"update": "fresh_adam"},
+        {"learning_rate": 0.5},
+        {"estimator": "limit"},
+        {"estimator": "auto"},
+        {"run": "b"},
+        {"seed": 2},
+        {"probe": srel_tf.ProbeSet(X, Y, ids=np.arange(28) + 4)},
+        {"probe": srel_tf.ProbeSet(X[:4], Y[:4], sources=[0, 1, 3], targets=[2])},
+    ):
+        model.detach_probes()
+        model.attach_probe(PROBE, measures=["kl", "l1"], seed=1)
+        model.attach_probe(**{"probe": PROBE, "seed": 1, **other})
+
+
+def test_probes_of_all_estimators_share_a_frame_and_stay_apart():
+    """Of the same examples at the same steps: each row tells its estimator, and the statistics are those of each."""
+    model = net()
+    for estimator in ("exact", "limit", "auto"):
+        model.attach_probe(PROBE, STEPS, measures="l1", estimator=estimator, learning_rate=1e-5)
+    fit(model, epochs=1)
+    frame = model.srel_frame()
+    assert not frame.duplicated([*srel_tf.frames.schema.MATRIX, "source_id", "target_id"]).any()
+    pairs = srel_tf.smooth(frame)
+    for estimator, methods in (
+        ("exact", {"finite_step"}),
+        ("limit", {"limit_float64"}),
+        ("auto", {*srel_tf.frames.schema.METHODS}),
+    ):
+        rows = frame[frame["estimator"] == estimator]
+        assert set(rows["method"]) <= methods
+        assert steps_of(rows) == [0, STEPS]
+        alone = pairs[pairs["estimator"] == estimator].reset_index(drop=True)
+        pd.testing.assert_frame_equal(alone, srel_tf.smooth(rows))
+
+
+def test_two_schedules_of_one_series_may_take_turns_but_not_meet():
+    """The same where a given η is the optimizer's own. What was measured before they met is kept."""
+    model = net()
+    attach(model, every=lambda step: step % 2 == 0)
+    attach(model, probe=OTHERS, every=lambda step: step in (3, 4), learning_rate=np.float32(0.01))
+    with pytest.raises(OptionError, match=r"step 4 is due for two probes.*another run"):
+        fit(model)
+    assert steps_of(model.srel_frame()) == [0, 2, 3, 4]
+
+
+def test_detached_probes_measure_no_more():
+    model = net()
+    attach(model, every=7)
+    fit(model)
+    model.detach_probes()
+    assert len(model.srel_frame()) == 0
+    fit(model)
+    assert len(model.srel_frame()) == 0
+
+
+def test_an_unbuilt_model_is_built():
+    model = srel_tf.SRelSequential([keras.layers.Dense(3)])
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    attach(model, every=100)
+    assert model.built
+    fit(model, epochs=1)
+    assert steps_of(model.srel_frame()) == [0]
