@@ -448,7 +448,7 @@ def test_what_a_commit_costs_does_not_grow(tmp_path, monkeypatch):
     sys.addaudithook(listed)  # For good: it ends with `counting`.
     monkeypatch.setattr(os, "replace", replace)
     monkeypatch.setattr("srel_tf.frames.index.PARTS", 5)
-    frame = rows(0).head(1)
+    frame = rows(0).link(1)
     with FrameStore(tmp_path / "frame", write=True) as store:
         for number in range(80):
             counting = True
@@ -652,7 +652,7 @@ def test_statistics_of_a_stored_frame_are_those_of_the_frame(store, monkeypatch)
 
 def test_rows_that_do_not_stand_together_are_refused(tmp_path):
     with FrameStore(tmp_path / "frame", write=True) as store:
-        store.append(rows(0).head(10))
+        store.append(rows(0).link(10))
         store.append(rows(3))
         store.append(rows(0).tail(62))
         with pytest.raises(FrameError, match="do not stand together"):
