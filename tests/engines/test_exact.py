@@ -222,7 +222,7 @@ def test_sources_without_a_learning_rate_are_left_out(wanted, layerwise, data):
     some = engine(*arguments, tf.constant(rates))
     for name in ("after", "after_at_source", "sampled", "sampled_at_source"):
         whole, part = (getattr(outputs, name).numpy() for outputs in (every, some))
-        if name.endswith("sampled"):  # The first axis is that of draws.
+        if name.startswith("sampled"):  # The first axis is that of draws.
             whole, part = (np.moveaxis(a, 0, 1) for a in (whole, part))
         np.testing.assert_array_equal(part[wanted], whole[wanted])
         assert np.isnan(np.delete(part, wanted, axis=0)).all()
