@@ -285,7 +285,7 @@ def test_an_index_cannot_lead_elsewhere(store, name):
     index = read_json(store.path / "index.json")
     index.pop("sha256")
     index["parts"][1]["file"] = name
-    write_json(store.path / "index.json", {**index, "sha256": srel_tf.frames.index.seal(index)})
+    write_json(store.path / "index.json", {**index, "sha256": srel_tf.frames.index.checksum(index)})
     with pytest.raises(StorageError, match="name other places"):
         FrameStore(store.path)
 
@@ -320,7 +320,7 @@ def test_a_state_runs_no_code(store, monkeypatch, tmp_path):
     index = read_json(store.path / "index.json")
     index.pop("sha256")
     index["state"] |= {"bytes": file.stat().st_size, "sha256": srel_tf.files.sha256(file)}
-    write_json(store.path / "index.json", {**index, "sha256": srel_tf.frames.index.seal(index)})
+    write_json(store.path / "index.json", {**index, "sha256": srel_tf.frames.index.checksum(index)})
     with pytest.raises(StorageError, match="holds no arrays"):
         FrameStore(store.path).state()
     assert not (tmp_path / "unpickled").exists()
@@ -332,7 +332,7 @@ def test_a_state_runs_no_code(store, monkeypatch, tmp_path):
 @pytest.fixture
 def paged(tmp_path, monkeypatch):
     """Pages of 3 parts: the index names 4 … 6, the first of which fill two pages."""
-    monkeypatch.setattr("srel_tf.frames.index.PARTS", 3)
+    monkeypatch.setattr("srel_tf.frames.index.PARTS_PER_PAGE", 3)
     with FrameStore(tmp_path / "frame", write=True) as made:
         for step in range(7):
             made.append(rows(step, measures=["l1"]))
@@ -395,7 +395,7 @@ def forge(file, change):
         content = read_json(index)
         content["before"] |= srel_tf.files.fingerprint(file)
     content.pop("sha256", None)
-    write_json(index, {**content, "sha256": srel_tf.frames.index.seal(content)})
+    write_json(index, {**content, "sha256": srel_tf.frames.index.checksum(content)})
 
 
 PART_0 = {"file": "part-000000.parquet", "rows": 36, "fault": ""}
@@ -447,7 +447,7 @@ def test_what_a_commit_costs_does_not_grow(tmp_path, monkeypatch):
     counting = False
     sys.addaudithook(listed)  # For good: it ends with `counting`.
     monkeypatch.setattr(os, "replace", replace)
-    monkeypatch.setattr("srel_tf.frames.index.PARTS", 5)
+    monkeypatch.setattr("srel_tf.frames.index.PARTS_PER_PAGE", 5)
     frame = rows(0).head(1)
     with FrameStore(tmp_path / "frame", write=True) as store:
         for number in range(80):
