@@ -74,7 +74,7 @@ ROOMS = {
     "ntk": ("errors", "engines", "gradients"),
     "estimators": ("errors", "engines", "gradients", "measures", "numerics", "result", "updates"),
     "measurement": ("errors", "estimators", "gradients", "measures", "probe", "result", "updates"),
-    "fit": ("errors", "files", "frames", "measurement", "plotting", "probe", "updates"),
+    "fit": ("errors", "files", "frames", "measurement", "plotting", "probe", "result", "updates"),
 }
 # Libraries that no module of a room reaches.
 UNKNOWN = {

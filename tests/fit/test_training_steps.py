@@ -418,8 +418,8 @@ def test_a_loss_of_the_users_in_fit():
     fit(model)
     expected = srel_tf.measure(model, PROBE, "l1", loss=absolute).matrix("l1").ravel()
     np.testing.assert_allclose(srel(model, STEPS), expected, rtol=1e-5)
-    (probing,) = model._probings
-    assert probing.state["about"]["loss"] == f"{__name__}.absolute"
+    (callback,) = model._srel_callbacks
+    assert callback.state["about"]["loss"] == f"{__name__}.absolute"
 
 
 def test_a_loss_that_is_none():
