@@ -58,9 +58,9 @@ class ProbeSet:
         _check_examples(self.x, self.y)
         n = len(self.x)
         self.labels = class_labels(self.y)
-        self.class_names = None if class_names is None else tuple(str(name) for name in class_names)
+        self.class_names = None if class_names is None else _as_text(class_names)
         self.classes = _class_of_each(self.labels, self.class_names, n)
-        self.ids = np.arange(n) if ids is None else _as_ids(ids, n)
+        self.ids = _as_ids(ids, n)
         self.sources = _as_indices("sources", sources, n)
         self.targets = _as_indices("targets", targets, n)
 
@@ -89,10 +89,8 @@ class ProbeSet:
             ProbeError: For an unknown class or a class with too few examples.
         """
         x, y = np.asarray(x), np.asarray(y)
-        labels = class_labels(y)
-        are_floats = labels is None and _are_whole_floats(y)
-        if are_floats:
-            labels = y.reshape(len(y)).astype(np.int64)
+        are_floats = _are_whole_floats(y)
+        labels = y.reshape(len(y)).astype(np.int64) if are_floats else class_labels(y)
         if labels is None:
             raise ProbeError(
                 f"y of shape {y.shape} and dtype {y.dtype} holds no class labels: give class indices or one-hot rows, "
@@ -215,17 +213,27 @@ def _check_label_range(labels: np.ndarray, num_names: int) -> None:
         raise ProbeError(f"label {labels[first]} of example {first} is out of range of the {num_names} class names")
 
 
-def _as_ids(ids: ArrayLike, n: int) -> np.ndarray:
-    """Convert ids to int64 or str [n]. Only two types are allowed, so that frames of several probes can be joined."""
-    ids = np.asarray(ids)
-    are_strings = _are_strings(ids)
-    if not are_strings and not _fit_int64(ids):
-        raise ProbeError(f"ids={ids!r}: give integers or strings")
-    ids = ids.astype(str if are_strings else np.int64)
-    num_different = len(np.unique(ids))
-    if num_different != n or ids.shape != (n,):
+def _as_text(names: Iterable[object]) -> tuple[str, ...]:
+    return tuple(str(name) for name in names)
+
+
+def _as_ids(ids: ArrayLike | None, n: int) -> np.ndarray:
+    """Check ids of n examples; None means 0 … n−1. Returns int64 or str [n]."""
+    if ids is None:
+        return np.arange(n)
+    ids = _as_int64_or_str(np.asarray(ids))
+    if ids.shape != (n,) or len(np.unique(ids)) != n:
         raise ProbeError(f"ids must be {n} different values, one an example; got shape {ids.shape}")
     return ids
+
+
+def _as_int64_or_str(ids: np.ndarray) -> np.ndarray:
+    """Convert ids. Only two types are allowed, so that frames of several probes can be joined."""
+    if _are_strings(ids):
+        return ids.astype(str)
+    if _fit_int64(ids):
+        return ids.astype(np.int64)
+    raise ProbeError(f"ids={ids!r}: give integers or strings")
 
 
 def _are_strings(ids: np.ndarray) -> bool:
@@ -257,7 +265,7 @@ def _are_integers_in_range(indices: np.ndarray, n: int) -> bool:
 
 def _class_index(wanted: Any, class_names: Sequence[object] | None, labels: np.ndarray) -> int:
     """Find the index of a class that is given by its name or its index."""
-    names = [] if class_names is None else [str(name) for name in class_names]
+    names = list(_as_text(class_names or ()))
     if str(wanted) in names:
         return names.index(str(wanted))
     if not isinstance(wanted, str) and wanted >= 0 and wanted in labels:

@@ -190,11 +190,13 @@ class SRelCallback(keras.callbacks.Callback):
         if length:
             self.recorder.epoch_ended(length)
         self._observe()
-        is_last_epoch = epoch + 1 >= self.params["epochs"] or self.model.stop_training
+        is_last_epoch = epoch + 1 >= self.params["epochs"]
+        if is_last_epoch or self.model.stop_training:
+            return
         newest = self.recorder.newest
-        is_of_this_step = newest is not None and newest.step == self.clock.step
-        if is_of_this_step and not is_last_epoch:
-            (self._held,) = self.recorder.withdraw(self.clock.step)
+        step = self.clock.step
+        if newest is not None and newest.step == step:
+            (self._held,) = self.recorder.withdraw(step)
 
     def on_train_end(self, logs: JsonObject | None = None) -> None:
         self._report()
@@ -322,7 +324,8 @@ class SRelCallback(keras.callbacks.Callback):
         Raises:
             ValueError: For a state that no training can have left.
         """
-        self._check_state(state, int(model.optimizer.iterations))
+        updates = int(model.optimizer.iterations)
+        self._check_state(state, updates)
         self._settings = dataclasses.replace(self._settings, batch_size=state["batch_size"])
         self.recorder.forget()  # What was measured after this state will be measured again.
         self.recorder.stored_step = state["last_step"]
@@ -331,12 +334,14 @@ class SRelCallback(keras.callbacks.Callback):
 
     def _check_state(self, state: JsonObject, updates: int) -> None:
         """Raise `ValueError` unless the numbers of a state fit an optimizer that has counted `updates` updates."""
-        count_offset, last_step, size = state["phantom"], state["last_step"], state["batch_size"]
+        count_offset = state["phantom"]
         if not _is_integer(count_offset) or count_offset > updates:
             raise ValueError(f"phantom={count_offset!r} is no number of the {updates} updates")
         step = updates - count_offset
+        last_step = state["last_step"]
         if last_step is not None and not _is_integer_in(last_step, 0, step):
             raise ValueError(f"last_step={last_step!r} is no step up to {step}, where the training is")
+        size = state["batch_size"]
         largest = self._settings.batch_size
         if not _is_integer_in(size, 1, largest):
             raise ValueError(f"batch_size={size!r} is not from 1 to the {largest} asked for")
@@ -345,9 +350,10 @@ class SRelCallback(keras.callbacks.Callback):
         """Print the cost of the measurements since the last report; between epochs, to leave the progress bar alone."""
         if self._seconds and self.params.get("verbose"):
             num_sources, num_targets = len(self.probe.sources), len(self.probe.targets)
-            mean = sum(self._seconds) / len(self._seconds)
+            num_measurements = len(self._seconds)
+            mean = sum(self._seconds) / num_measurements
             print(
-                f"S_rel ({self._settings.update}): {len(self._seconds)} measurements, "
+                f"S_rel ({self._settings.update}): {num_measurements} measurements, "
                 f"{num_sources} sources x {num_targets} targets, {mean:.3g} s each",
                 flush=True,
             )

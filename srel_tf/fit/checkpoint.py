@@ -171,8 +171,10 @@ class Checkpoint(keras.callbacks.Callback):
     def _verify(self, model: keras.Model, state: SavedState) -> None:
         """Raise `StorageError` if the state was saved with another model, optimizer, loss, probe or option."""
         lines = differences(state.fingerprint, training_fingerprint(model))
-        for i, (callback, saved) in enumerate(zip(_srel_callbacks(model), state.probes, strict=True)):
-            lines += [f"  probe {i}, {line.strip()}" for line in callback.differences(saved)]
+        pairs = zip(_srel_callbacks(model), state.probes, strict=True)
+        for i, (callback, saved) in enumerate(pairs):
+            for line in callback.differences(saved):
+                lines.append(f"  probe {i}, {line.strip()}")
         if lines:
             raise StorageError(
                 f"the state saved in {self._store.path} is that of another training; go on as it was begun, or start "
@@ -316,7 +318,7 @@ class Checkpoint(keras.callbacks.Callback):
         callbacks = _srel_callbacks(self.model)
         marks: dict[str, int] = {}
         for callback in callbacks:
-            marks |= callback.recorder.mark
+            marks.update(callback.recorder.mark)
         return {
             "epoch": self._position.epoch,
             "batch": self._position.batch,
@@ -354,8 +356,8 @@ class Checkpoint(keras.callbacks.Callback):
 
     def _has_measured_stored_rows(self) -> bool:
         """Return whether a probe of the model has measured rows that the store holds."""
-        names = {name for callback in _srel_callbacks(self.model) for name in callback.recorder.mark}
-        return not names.isdisjoint(_marks(self._store.about))
+        stored_names = _marks(self._store.about).keys()
+        return any(callback.recorder.mark.keys() & stored_names for callback in _srel_callbacks(self.model))
 
     def _forget_saved(self, model: keras.Model) -> None:
         """Drop from memory what the store holds, also if an interrupt prevented this right after saving."""

@@ -111,7 +111,9 @@ class TrainingClock:
         epochs = self._epochs_done
         # Keras counts the epochs of each fit from initial_epoch. It does not notice that a callback goes back.
         is_ahead = epoch > epochs and not self._went_back
-        self._epochs = float(epoch) if np.isnan(epochs) or is_ahead else epochs
+        if np.isnan(epochs) or is_ahead:
+            epochs = float(epoch)
+        self._epochs = epochs
         self._epoch_batches = self._drawn_batches = self._resumed_batches
         self._epoch_length = length and length + self._resumed_batches
         self._resumed_batches = 0
@@ -220,9 +222,11 @@ class TrainingClock:
         """Find the place at which the optimizer had its present count, by interpolating between waypoints."""
         waypoints = [*self._waypoints, self._waypoint()]
         self.batches = _counts(self.optimizer).batches
-        collected = self.batches % (_accumulation(_inner(self.optimizer)) or 1)  # Batches since the last update.
+        batches_per_update = _accumulation(_inner(self.optimizer)) or 1
+        batches_at_step = self.batches - self.batches % batches_per_update
+        epochs_at_step = _epochs_at(batches_at_step, waypoints)
+        self.reached = Reached(epochs_at_step, 0, None)
         self._epochs = _epochs_at(self.batches, waypoints)
-        self.reached = Reached(_epochs_at(self.batches - collected, waypoints), 0, None)
         self._waypoints = [waypoint for waypoint in self._waypoints if waypoint.num_batches <= self.batches]
         if self._waypoints:
             self.count_offset = self._waypoints[-1].count_offset

@@ -57,10 +57,12 @@ class TensorBoardWriter:
             for pair in smooth(frame).itertuples():
                 classes = f"{pair.source_class} to {pair.target_class}"
                 tf.summary.scalar(f"{prefix}_{pair.measure}/{classes}", pair.mean)
-            for measure, matrix in result.matrices.items():
-                if matrix.valid.any():
-                    figure = plot_matrix(frame, measure)
-                    tf.summary.image(f"{prefix}_{measure}", _as_image(figure))
+            for measure, matrices in result.matrices.items():
+                if not matrices.valid.any():
+                    continue
+                figure = plot_matrix(frame, measure)
+                image = _as_image(figure)
+                tf.summary.image(f"{prefix}_{measure}", image)
         self._writer.flush()
 
 
