@@ -22,21 +22,28 @@ from srel_tf.frames.lazy import StoredFrame
 from srel_tf.frames.schema import read_frame, rule_names, write_frame
 from srel_tf.frames.stats import auc, separation, smooth
 from srel_tf.frames.store import FrameStore, scan_frame
-from srel_tf.measurement import Instrument, Settings, measure
-from srel_tf.ntk import empirical_kernel
+from srel_tf.gradients.factored import EmbeddingGradient, ExplicitGradient, OuterProductGradient
+from srel_tf.gradients.layer_rules import register_layer_rule
+from srel_tf.measurement import Instrument, measure
+from srel_tf.measures.registry import register_measure
+from srel_tf.ntk import empirical_kernel, empirical_ntk
 from srel_tf.probe import ProbeSet
 from srel_tf.result import SRelResult
+from srel_tf.settings import Settings
 
 __all__ = [
     "AssumptionError",
     "BackendError",
     "Checkpoint",
     "ChunkError",
+    "EmbeddingGradient",
+    "ExplicitGradient",
     "FrameError",
     "FrameStore",
     "Instrument",
     "ModelError",
     "OptionError",
+    "OuterProductGradient",
     "ProbeError",
     "ProbeSet",
     "SRelError",
@@ -50,8 +57,11 @@ __all__ = [
     "StoredFrame",
     "auc",
     "empirical_kernel",
+    "empirical_ntk",
     "measure",
     "read_frame",
+    "register_layer_rule",
+    "register_measure",
     "rule_names",
     "scan_frame",
     "separation",

@@ -1,53 +1,80 @@
-"""Fictitious update rules: the weights w⁺ that one step on one example would give. The model keeps its own.
+"""Fictitious update rules: the weights w⁺ after one step on one example. The model keeps its own weights.
 
-A rule is called inside the engine's graph: `rule.updated(weights, gradients, learning_rate) -> list of tensors`, with
-gradients that have been multiplied by `rule.gradient_factor(learning_rate)`. It computes in the dtype of the weights.
-An `elementwise` rule may be given a part of the weights. The others look at all weights together, and hold variables,
-so that one source is served at a time; their gradients go through `rule.as_in_training(x, y, weights, gradients)`
-first. A rule `is_gradient` if its update is −the gradient that it is given.
+A rule runs inside the engine's graph and computes in the dtype of the weights.
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
 
 import keras
 import tensorflow as tf
 
 from srel_tf.errors import ModelError
+from srel_tf.gradients.network import Network
 
 ADAM_EPSILON = 1e-8
 
 
-class Sgd:
+class UpdateRule(Protocol):
+    """A fictitious update rule; made for a network.
+
+    Attributes:
+        elementwise: whether the rule can be given some of the weights. Other rules see all weights together and hold
+            variables, so that they serve one source at a time.
+        is_gradient: whether the update is minus the gradient that the rule is given.
+    """
+
+    elementwise: bool
+    is_gradient: bool
+
+    def gradient_factor(self, learning_rate: tf.Tensor) -> tf.Tensor:
+        """Return the factor of the gradients that `updated` is given, in the shape of η."""
+
+    def updated(self, weights: Sequence, gradients: Sequence, learning_rate: tf.Tensor) -> list[tf.Tensor]:
+        """Return w⁺ for weights w and gradients of the same shapes; learning_rate: η []."""
+
+    def as_in_training(self, x: tf.Tensor, y: tf.Tensor, weights: list, gradients: list) -> list:
+        """Return the gradients of an example [1, ...] in the form that a tape gives; for rules not elementwise."""
+
+
+class _Elementwise:
+    elementwise = True
+
+    def as_in_training(self, x: tf.Tensor, y: tf.Tensor, weights: list, gradients: list) -> list:
+        return gradients
+
+
+class Sgd(_Elementwise):
     """w⁺ = w − η ∇ℓ: the update of Definitions 1 and 2."""
 
-    elementwise, is_gradient = True, True
+    is_gradient = True
 
-    def __init__(self, network):
+    def __init__(self, network: Network) -> None:
         del network
 
-    def gradient_factor(self, learning_rate):
-        return learning_rate  # η enters where back-propagation starts: that saves a pass over the weights.
+    def gradient_factor(self, learning_rate: tf.Tensor) -> tf.Tensor:
+        return learning_rate  # η multiplies the loss: that saves a pass over the weights.
 
-    def updated(self, weights, gradients, learning_rate):
+    def updated(self, weights: Sequence, gradients: Sequence, learning_rate: tf.Tensor) -> list[tf.Tensor]:
         return [w - g for w, g in zip(weights, gradients, strict=True)]
 
 
-class FreshAdam:
+class FreshAdam(_Elementwise):
     """The first step of a new Adam (Kingma & Ba, Algorithm 1, ε = 1e-8), as in the published code.
 
-    With both moments at zero the bias corrections leave m̂ = g and v̂ = g², so that w⁺ = w − η g / (|g| + ε).
+    With both moments at zero the bias corrections give m̂ = g and v̂ = g², so that w⁺ = w − η g / (|g| + ε).
     """
 
-    elementwise, is_gradient = True, False
+    is_gradient = False
 
-    def __init__(self, network):
+    def __init__(self, network: Network) -> None:
         del network
 
-    def gradient_factor(self, learning_rate):
+    def gradient_factor(self, learning_rate: tf.Tensor) -> tf.Tensor:
         return tf.ones_like(learning_rate)
 
-    def updated(self, weights, gradients, learning_rate):
+    def updated(self, weights: Sequence, gradients: Sequence, learning_rate: tf.Tensor) -> list[tf.Tensor]:
         return [
             w - tf.cast(learning_rate, g.dtype) * (g / (tf.abs(g) + ADAM_EPSILON))
             for w, g in zip(weights, gradients, strict=True)
@@ -55,22 +82,25 @@ class FreshAdam:
 
 
 class OptimizerStep:
-    """What the model's own optimizer would do next with that gradient, from its present state, which stays as it is.
+    """The next step of the model's own optimizer from its present state, which stays as it is.
 
-    The optimizer's own code runs, on copies of its variables and of the weights that are reset before each source. It
+    The optimizer's own code runs on copies of its variables and of the weights, which are reset before each source. It
     sees the model's Keras variables as in training: path, name, shape, constraint, exclusion from weight decay. Two
-    options of training say how a gradient is collected, and not what is done with it:
+    options of training concern how a gradient is collected:
 
-    - gradient_accumulation_steps: the gradient is taken for the mean gradient of a complete accumulation.
-    - A loss scale (loss_scale_factor, LossScaleOptimizer): the gradient is taken for the one after its division.
+    - gradient_accumulation_steps: the gradient counts as the mean gradient of a complete accumulation.
+    - A loss scale (loss_scale_factor, LossScaleOptimizer): the gradient counts as the one after unscaling.
 
     An optimizer that is not built yet is measured as a new one of the same configuration.
+
+    Raises:
+        ModelError: if the model has no optimizer, or one that cannot run on copies.
     """
 
     is_gradient = False
-    elementwise = False  # Clipping by the global norm needs all gradients; and all sources share the copies.
+    elementwise = False  # Clipping by the global norm needs all gradients, and all sources share the copies.
 
-    def __init__(self, network):
+    def __init__(self, network: Network) -> None:
         self._network = network
         self._weights = list(network.variables)
         self._live = _own_optimizer(network.model)
@@ -80,12 +110,12 @@ class OptimizerStep:
         _check_weights_are_known(self._optimizer, self._weights)
         variables = [*self._weights, self._learning_rate, *_held(self._optimizer, keras.Variable)]
         self._variables = list({id(v): v for v in variables}.values())
-        self._copies = {}
+        self._copies: dict[tf.DType, list[tf.Variable]] = {}
 
-    def gradient_factor(self, learning_rate):
+    def gradient_factor(self, learning_rate: tf.Tensor) -> tf.Tensor:
         return tf.ones_like(learning_rate)
 
-    def updated(self, weights, gradients, learning_rate):
+    def updated(self, weights: Sequence, gradients: Sequence, learning_rate: tf.Tensor) -> list[tf.Tensor]:
         dtype = weights[0].dtype
         if dtype not in self._copies:
             self._copies[dtype] = [_copy(v, dtype) for v in self._variables]
@@ -95,12 +125,12 @@ class OptimizerStep:
             self._apply([None if g is None else tf.cast(g, dtype) for g in gradients])
             return [tf.identity(scope.get_current_value(v)) for v in self._weights]
 
-    def as_in_training(self, x, y, weights, gradients):
-        """The gradients of an example [1, …] in the form that the optimizer gets from a tape in training.
+    def as_in_training(self, x: tf.Tensor, y: tf.Tensor, weights: list, gradients: list) -> list:
+        """Return the gradients of an example [1, ...] in the form that the optimizer gets from a tape in training.
 
-        It gets None if the loss does not depend on a weight, which it then leaves alone, weight decay included; and
-        `tf.IndexedSlices` for rows of a table. If a row occurs twice, most optimizers make another step of these
-        than of their sum. Other gradients are those given.
+        It gets None for a weight that the loss does not depend on, and leaves that weight alone, weight decay included.
+        It gets `tf.IndexedSlices` for rows of a table. If a row occurs twice, most optimizers make a step of the slices
+        that differs from the step of their sum. Other gradients are those given.
         """
         weights = [tf.convert_to_tensor(w) for w in weights]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -109,7 +139,7 @@ class OptimizerStep:
         taped = tape.gradient(loss, weights)
         return [ours if isinstance(g, tf.Tensor) else g for ours, g in zip(gradients, taped, strict=True)]
 
-    def _reset(self, copies, weights, learning_rate):
+    def _reset(self, copies: list, weights: Sequence, learning_rate: tf.Tensor) -> None:
         """Give the copies the weights, the learning rate, and the optimizer's present state."""
         values = {id(v): w for v, w in zip(self._weights, weights, strict=True)}
         values[id(self._learning_rate)] = learning_rate
@@ -118,11 +148,11 @@ class OptimizerStep:
         for copy, v in zip(copies, self._variables, strict=True):
             copy.assign(tf.cast(values.get(id(v), v.value), copy.dtype))
 
-    def _apply(self, gradients):
-        """Do what `fit` does with gradients."""
+    def _apply(self, gradients: list) -> None:
+        """Apply gradients as `fit` does."""
         pairs = zip(gradients, self._weights, strict=True)
         try:
-            # Keras would leave weights without a gradient alone, too, and warn of them.
+            # Keras also leaves weights without a gradient alone, but warns of them.
             self._optimizer.apply_gradients([(g, v) for g, v in pairs if g is not None])
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ModelError(
@@ -132,16 +162,16 @@ class OptimizerStep:
 
 
 class _OnCopies(keras.StatelessScope):
-    """Within it Keras variables are read from and written to their copies, and no other variable is written to.
+    """Read and write copies instead of Keras variables; write no other variable.
 
-    The copies are TensorFlow variables, as Keras's TensorFlow backend hands them to `update_step`.
+    The copies are TensorFlow variables, which Keras's TensorFlow backend passes to `update_step`.
     """
 
-    def __init__(self, copies, variables):
+    def __init__(self, copies: list, variables: list) -> None:
         super().__init__()
         self._copies = {id(v): copy for v, copy in zip(variables, copies, strict=True)}
 
-    def get_current_value(self, variable):
+    def get_current_value(self, variable: keras.Variable) -> Any:
         if id(variable) in self._copies:
             return self._copies[id(variable)]
         value = super().get_current_value(variable)
@@ -150,7 +180,7 @@ class _OnCopies(keras.StatelessScope):
                 value = tf.convert_to_tensor(variable.value)  # A tensor cannot be assigned to.
         return value
 
-    def add_update(self, update):
+    def add_update(self, update: tuple) -> None:
         variable, value = update
         if id(variable) in self._copies:
             self._copies[id(variable)].assign(value)
@@ -159,9 +189,10 @@ class _OnCopies(keras.StatelessScope):
 
 
 @contextlib.contextmanager
-def _in_precision_of(copies, variables):
-    """Within it variables have the dtype of their copies, to which Keras rounds what is assigned to them, and Keras
-    makes tensors of Python's numbers in it.
+def _in_precision_of(copies: list, variables: list) -> Iterator[None]:
+    """Give variables, and Keras's floatx, the dtype of the copies while it is open.
+
+    Keras rounds what is assigned to a variable to the variable's dtype, and Python numbers to floatx.
     """
     changed = [(v, v._dtype, copy.dtype.name) for v, copy in zip(variables, copies, strict=True)]
     changed = [(v, own, dtype) for v, own, dtype in changed if own != dtype]
@@ -180,15 +211,15 @@ def _in_precision_of(copies, variables):
 class _Given(keras.optimizers.schedules.LearningRateSchedule):
     """A schedule that returns a given variable at every step. Optimizers may ask whether η is from a schedule."""
 
-    def __init__(self, learning_rate):
+    def __init__(self, learning_rate: keras.Variable) -> None:
         self._learning_rate = learning_rate
 
-    def __call__(self, step=None):
+    def __call__(self, step: Any = None) -> keras.Variable:
         return self._learning_rate
 
 
-def _own_optimizer(model):
-    """The optimizer that makes the model's updates, without a `LossScaleOptimizer` around it."""
+def _own_optimizer(model: keras.Model) -> keras.optimizers.Optimizer:
+    """Return the optimizer that makes the model's updates, without a `LossScaleOptimizer` around it."""
     optimizer = model.optimizer
     if optimizer is None:
         raise ModelError("update='optimizer' needs an optimizer: call model.compile(optimizer=...)")
@@ -197,16 +228,16 @@ def _own_optimizer(model):
     return optimizer
 
 
-def _twin(live, weights, learning_rate):
-    """An optimizer that has all that the live one has, variables included, but for its η, which is a given variable.
+def _twin(live: keras.optimizers.Optimizer, weights: list, learning_rate: keras.Variable) -> keras.optimizers.Optimizer:
+    """Return an optimizer that shares all attributes of the live one, but has a given variable as its η.
 
-    If the live one is not built, the twin is built, with variables of its own.
+    If the live one is not built, the twin is built with variables of its own.
     """
     twin = object.__new__(type(live))
     if live.built:
         vars(twin).update(vars(live))
     else:
-        # Attributes are set, not copied, because lists of the live one would note variables that the twin adds to them.
+        # Attributes are set, not copied: lists of the live one would record variables that the twin adds to them.
         keras.optimizers.Optimizer.__init__(twin, learning_rate=1.0, name=live.name)
         of_base_class = set(vars(twin))
         for name, value in vars(live).items():
@@ -225,8 +256,8 @@ def _twin(live, weights, learning_rate):
     return twin
 
 
-def _check_alone(optimizer):
-    """`ModelError` for what a copy could not keep from being written to: other optimizers, TensorFlow variables."""
+def _check_alone(optimizer: keras.optimizers.Optimizer) -> None:
+    """Raise `ModelError` for state that copies do not protect: other optimizers, TensorFlow variables."""
     if not hasattr(optimizer, "learning_rate") or _held(optimizer, keras.optimizers.Optimizer):
         raise ModelError(
             f"update='optimizer' does not support {_named(optimizer)}, which passes updates on to other optimizers: "
@@ -240,12 +271,12 @@ def _check_alone(optimizer):
         )
 
 
-def _held(optimizer, kind):
-    """The objects of a class among an optimizer's attributes, and in their lists and dictionaries."""
+def _held(optimizer: keras.optimizers.Optimizer, kind: type) -> list:
+    """Return the objects of a class among an optimizer's attributes, and in their lists and dictionaries."""
     return [part for part in keras.tree.flatten(list(vars(optimizer).values())) if isinstance(part, kind)]
 
 
-def _check_weights_are_known(optimizer, weights):
+def _check_weights_are_known(optimizer: keras.optimizers.Optimizer, weights: list) -> None:
     known = {id(v) for v in optimizer._trainable_variables}
     unknown = [v.path for v in weights if id(v) not in known]
     if unknown:
@@ -255,26 +286,26 @@ def _check_weights_are_known(optimizer, weights):
         )
 
 
-def _copy(variable, dtype):
-    """A new TensorFlow variable in place of a Keras variable's own: of its name and identity, in `dtype` if real."""
+def _copy(variable: keras.Variable, dtype: tf.DType) -> tf.Variable:
+    """Return a TensorFlow variable that replaces a Keras variable's own: same name and identity, in `dtype` if real."""
     original = variable.value
     dtype = dtype if original.dtype.is_floating else original.dtype
     with tf.init_scope(), tf.name_scope(""):
         name = original.name.removesuffix(":0")
         copy = tf.Variable(tf.zeros(original.shape, dtype), trainable=original.trainable, name=name)
-    copy._unique_id = original._unique_id  # By it an optimizer finds the slots of a weight.
+    copy._unique_id = original._unique_id  # An optimizer finds the slots of a weight by it.
     return copy
 
 
-def _named(optimizer):
+def _named(optimizer: keras.optimizers.Optimizer) -> str:
     return f"optimizer {optimizer.name!r} ({type(optimizer).__name__})"
 
 
-RULES: dict[str, Callable] = {"sgd": Sgd, "fresh_adam": FreshAdam, "optimizer": OptimizerStep}
+RULES: dict[str, Callable[[Network], UpdateRule]] = {"sgd": Sgd, "fresh_adam": FreshAdam, "optimizer": OptimizerStep}
 
 
-def learning_rate_now(model, fixed=None):
-    """η: `fixed`, or the learning rate that the model's optimizer has at this moment. `ModelError` without either."""
+def learning_rate_now(model: keras.Model, fixed: float | None = None) -> float:
+    """Return η: `fixed`, or the present learning rate of the model's optimizer. `ModelError` if there is neither."""
     if fixed is not None:
         return float(fixed)
     if model.optimizer is None:

@@ -62,8 +62,8 @@ ROOMS = {
     "files": ("errors",),
     "probe": ("errors",),
     "measures": ("errors",),
-    "updates": ("errors",),
     "gradients": ("errors",),
+    "updates": ("errors", "gradients"),
     "numerics": ("errors",),
     "frames": ("errors", "files"),
     "theory": ("errors",),
@@ -72,8 +72,12 @@ ROOMS = {
     "result": ("errors", "frames", "probe"),
     "engines": ("errors", "gradients", "numerics", "updates"),
     "ntk": ("errors", "engines", "gradients"),
-    "estimators": ("errors", "engines", "gradients", "measures", "numerics", "result", "updates"),
-    "measurement": ("errors", "estimators", "gradients", "measures", "probe", "result", "updates"),
+    "estimators": ("errors", "engines", "gradients", "measures", "numerics", "probe", "result", "updates"),
+    "settings": ("errors", "measures", "updates"),
+    "faults": ("result",),
+    "measurement": (
+        *("errors", "estimators", "faults", "gradients", "measures", "probe", "result", "settings", "updates"),
+    ),
     "fit": ("errors", "files", "frames", "measurement", "plotting", "probe", "result", "updates"),
 }
 # Libraries that no module of a room reaches.

@@ -42,7 +42,7 @@ OPTIMIZERS = {
     "RMSprop": lambda: Opt.RMSprop(ETA, momentum=0.5, centered=True),
     "Ftrl": lambda: Opt.Ftrl(ETA, l1_regularization_strength=1e-3, l2_shrinkage_regularization_strength=0.1),
     "Muon": lambda: Opt.Muon(ETA),  # A layer of the net below has the name "embedding".
-    "Muon excluded layer": lambda: Opt.Muon(ETA, exclude_layers=["head"], exclude_embeddings=False),
+    "Muon excluded layer": lambda: Opt.Muon(ETA, exclude_layers=["link"], exclude_embeddings=False),
     "ScheduleFreeAdamW": lambda: Opt.ScheduleFreeAdamW(ETA, warmup_steps=10),
 }
 
@@ -55,7 +55,7 @@ def small_net(optimizer, dtype="float32"):
         keras.layers.Flatten(dtype=dtype),
         keras.layers.Dense(5, "tanh", kernel_constraint=keras.constraints.MaxNorm(0.5), dtype=dtype, name="embedding"),
         keras.layers.Dense(4, "tanh", dtype=dtype, name="middle"),
-        keras.layers.Dense(3, dtype=dtype, name="head"),
+        keras.layers.Dense(3, dtype=dtype, name="link"),
     ]
     model = keras.Sequential([keras.Input((4, 4, 1)), *layers], name="net")
     model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))

@@ -73,7 +73,7 @@ def measure_one(estimator, points, model):
             forward(batch)
 
     forward_all()
-    passes = [seconds(forward_all) for _ in range(5)]
+    backprop = [seconds(forward_all) for _ in range(5)]
     before = peak_memory()
     instrument = it.instrument(estimator)
     first = seconds(instrument)
@@ -82,7 +82,7 @@ def measure_one(estimator, points, model):
         times.append(seconds(instrument))
     peak = peak_memory()
     about = {"estimator": estimator, "points": points, "seconds": float(np.median(times)), "measurements": len(times)}
-    return {**about, "first": first, "forward": float(np.median(passes)), "memory": peak - before, "peak": peak}
+    return {**about, "first": first, "forward": float(np.median(backprop)), "memory": peak - before, "peak": peak}
 
 
 def peak_memory():

@@ -97,7 +97,7 @@ def _srel(moved):
 
 
 def published_pair(model, x, y, source, target_class):
-    """One (source, class) pair as the published code does it: a new net, a new Adam, one step, two passes."""
+    """One (source, class) pair as the published code does it: a new net, a new Adam, one step, two backprop."""
     targets = tf.constant(x[y == target_class])
     xs, ys = tf.constant(x[[source]]), tf.constant(y[[source]])
     copy = keras.models.clone_model(model)

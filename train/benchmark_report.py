@@ -38,17 +38,17 @@ def print_comparison(table, model, points):
     print(f"\n{model}, {points} sources × {points} targets; medians of calls in turn")
     print(f"{'':40}{'time':>10}  {'timings':>7}  {'forward passes':>14}  {'published / it':>14}")
     for row in table.itertuples():
-        ratios = f"{row.forward_passes:14.1f}  {row.published_over_it:14.1f}"
+        ratios = f"{row.forward_backprop:14.1f}  {row.published_over_it:14.1f}"
         print(f"{row.procedure:40}{row.seconds:8.3f} s  {row.timings:7}  {ratios}")
     loops = table.set_index("procedure")["forward_passes"] / points
-    print(f"in units of {points} forward passes: exact {loops['exact']:.2f}, naive loop {loops['naive loop']:.2f}")
+    print(f"in units of {points} forward backprop: exact {loops['exact']:.2f}, naive loop {loops['naive loop']:.2f}")
     print("the published procedure is scaled up from the (source, class) pairs that were timed", flush=True)
 
 
 def print_growth_row(row):
-    passes = row["seconds"] / row["forward"]
+    backprop = row["seconds"] / row["forward"]
     print(
-        f"  {row['estimator']:6}{row['points']:6} points  {row['seconds']:8.2f} s ({passes:7.1f} forward passes; "
+        f"  {row['estimator']:6}{row['points']:6} points  {row['seconds']:8.2f} s ({backprop:7.1f} forward passes; "
         f"{row['first']:.1f} s with tracing)  {row['memory'] / 1e6:7.0f} MB above a forward pass, "
         f"{row['peak'] / 1e9:.2f} GB in all",
         flush=True,

@@ -71,7 +71,7 @@ def linear_maps(model):
 def needed(maps, n, classes):
     """Multiply-adds of n sources × n targets: rows (estimator, part, multiply_adds).
 
-    S_rel of a softmax sees differences of outputs only, so that the limit needs classes − 1 backward passes. Signals
+    S_rel of a softmax sees differences of outputs only, so that the limit needs classes − 1 backward backprop. Signals
     need not go back through a first layer.
     """
     forward = sum(a.forward for a in maps)

@@ -1,227 +1,327 @@
-"""The finite-step engine: outputs before and after each source's fictitious update, as Definitions 1 and 2 say.
+"""The finite-step engine: outputs before and after each source's fictitious update (Definitions 1 and 2).
 
-A loop over sources inside one `tf.function`: gradient of one example, updated weights as tensors, one forward pass over
-the targets. Nothing is assigned to the model, nothing returns to Python between sources, and the memory does not depend
-on the number of sources.
+A loop over sources inside one `tf.function`: the gradient of one example, the updated weights as tensors, one forward
+pass over the targets. Nothing is assigned to the model, nothing returns to Python between sources, and the memory does
+not depend on the number of sources.
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import tensorflow as tf
 
-from srel_tf.gradients.backprop import SourceGradients
-from srel_tf.gradients.batching import in_batches
+from srel_tf.gradients.backprop import LossBackprop, SourceGradients
+from srel_tf.gradients.batching import map_batches
+from srel_tf.gradients.network import Network
 from srel_tf.numerics.rounding import DRAWS, perturbed
+from srel_tf.updates import UpdateRule
 
-SOURCE_BATCH = 32  # Sources whose layer inputs and signals are held at a time.
+SOURCE_BATCH = 32  # Sources whose layer inputs and output gradients are held at a time.
 LANES = 2  # Independent loops over half of the sources each: they overlap each other's serial parts.
-SAMPLE = 2  # Targets of each source that are evaluated again, at its update from perturbed weights;
-SAMPLES = 32  # more for few sources: so many in all.
+SAMPLE = 2  # Targets of each source at which its update is evaluated again, at least.
+SAMPLES = 32  # Targets of all sources together at which updates are evaluated again, at least.
 
 
 class Outputs(NamedTuple):
-    """Network outputs (`LossPasses.read`) around each source's update; n_s sources, n_t targets, C outputs.
+    """Outputs f, as `LossBackprop.read` returns them, around each source's update.
 
-    before [n_t, C], after [n_s, n_t, C]: at the targets.
-    own_before, own_after [n_s, C]: at each source itself, for the denominator.
-    noisy [DRAWS, n_t, C], own_noisy [DRAWS, n_s, C]: before any update, at weights perturbed by a rounding error.
-    sample [n_s, m]: some columns of each source. sampled [DRAWS, n_s, m, C], own_sampled [DRAWS, n_s, C]: there and at
-    itself, after an update that is computed at the perturbed weights.
+    n_s sources, n_t targets, C outputs.
+
+    Attributes:
+        before: at the targets, [n_t, C].
+        after: at the targets after each source's update, [n_s, n_t, C].
+        before_at_source, after_at_source: at each source itself, [n_s, C].
+        noisy, noisy_at_source: before any update, at weights perturbed by rounding, [DRAWS, n_t or n_s, C].
+        sample: m columns of each source, [n_s, m].
+        sampled, sampled_at_source: there and at the source after its update, with gradient and update computed at the
+            perturbed weights, [DRAWS, n_s, m, C] and [DRAWS, n_s, C].
     """
 
     before: tf.Tensor
     after: tf.Tensor
-    own_before: tf.Tensor
-    own_after: tf.Tensor
+    before_at_source: tf.Tensor
+    after_at_source: tf.Tensor
     noisy: tf.Tensor
-    own_noisy: tf.Tensor
+    noisy_at_source: tf.Tensor
     sample: tf.Tensor
     sampled: tf.Tensor
-    own_sampled: tf.Tensor
+    sampled_at_source: tf.Tensor
 
 
-class FiniteStep:
-    """Callable engine, traced once: `engine(x_sources, y_sources, x_targets, learning_rates) -> Outputs`.
+class Update(NamedTuple):
+    """The update on one source.
 
-    learning_rates [n_s]: η of each source; NaN leaves a source out, whose outputs are then NaN.
-    passes: the network's `LossPasses`, or None for one forward and one backward pass a source.
-    own: int array [n_s], the column of each source among the targets, −1 where it is not one of them. Where it is, its
-    own outputs are read from that column, so that S_rel(x, x) is 1 exactly.
+    Attributes:
+        outputs: the network after the update, x [n, ...] -> f [n, C].
+        before: f at the source before the update, [C].
+        zero: 0 if the gradient is finite, else NaN, which a saturated net would hide.
     """
 
-    def __init__(self, network, rule, own, batch_size, passes=None):
+    outputs: Callable[[tf.Tensor], tf.Tensor]
+    before: tf.Tensor
+    zero: tf.Tensor
+
+
+class Updates(Protocol):
+    """The updates on a batch of sources."""
+
+    def __getitem__(self, i: tf.Tensor) -> Update: ...
+
+
+class FiniteStepEngine:
+    """Callable engine, traced once: `engine(x_sources, y_sources, x_targets, learning_rates) -> Outputs`.
+
+    learning_rates [n_s] holds η of each source. NaN leaves a source out; its outputs are then NaN.
+
+    Args:
+        network: the network.
+        rule: the update rule.
+        source_column: int [n_s], the column of each source among the targets, −1 if it is no target. A source that is a
+            target is read from its column, so that S_rel(x, x) is 1 exactly.
+        batch_size: examples of one forward pass.
+        backprop: of the network, or None for one forward and one backward pass a source.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        rule: UpdateRule,
+        source_column: np.ndarray,
+        batch_size: int,
+        backprop: LossBackprop | None = None,
+    ) -> None:
         self._network = network
-        self._passes = passes
+        self._backprop = backprop
         self._rule = rule
-        self._own = own
+        self._source_column = source_column
         self._batch_size = batch_size
-        # XLA on the CPU is slow for convolutions, and one setting everywhere gives one answer everywhere.
+        # XLA is slow for convolutions on a CPU, and one setting everywhere gives one answer everywhere.
         self._compiled = tf.function(self._run, jit_compile=False, autograph=False)
 
-    def __call__(self, *arguments):
+    def __call__(self, *arguments: tf.Tensor) -> Outputs:
         run = self._run if self._network.model.run_eagerly else self._compiled
         return run(*arguments)
 
-    def _run(self, x_sources, y_sources, x_targets, learning_rates):
-        before = self._forward(x_targets)
-        after, own_before, own_after = self._updated(x_sources, y_sources, x_targets, learning_rates)
+    def _run(
+        self, x_sources: tf.Tensor, y_sources: tf.Tensor, x_targets: tf.Tensor, learning_rates: tf.Tensor
+    ) -> Outputs:
+        sources = x_sources, y_sources, learning_rates
+        before = self._forward(self._unchanged, x_targets)
+        after, before_at_source, after_at_source = self._around_updates(sources, x_targets)
         sample = self._sample(x_targets.shape[0])
-        noisy, own_noisy, sampled = self._noise(
-            x_sources, y_sources, x_targets, learning_rates, sample, after=own_after
-        )
-        column, is_target = tf.constant(self._own.clip(min=0)), tf.constant(self._own[:, None] >= 0)
+        noisy, noisy_at_source, sampled = self._perturbed_outputs(sources, x_targets, sample, after_at_source)
+
+        column = tf.constant(self._source_column.clip(min=0))
+        is_target = tf.constant(self._source_column[:, None] >= 0)
+        after_in_column = tf.gather(after, column, axis=1, batch_dims=1)
         return Outputs(
             before=before,
             after=after,
-            own_before=tf.where(is_target, tf.gather(before, column), own_before),
-            own_after=tf.where(is_target, tf.gather(after, column, axis=1, batch_dims=1), own_after),
+            before_at_source=tf.where(is_target, tf.gather(before, column), before_at_source),
+            after_at_source=tf.where(is_target, after_in_column, after_at_source),
             noisy=noisy,
-            own_noisy=own_noisy,
+            noisy_at_source=noisy_at_source,
             sample=tf.constant(sample),
             sampled=sampled[:, :, 1:],
-            own_sampled=sampled[:, :, 0],
+            sampled_at_source=sampled[:, :, 0],
         )
 
-    def _sample(self, n_t):
-        """Columns [n_s, m] of the targets at which the noise of each source's update is read; all get their turn."""
-        m = min(n_t, max(SAMPLE, math.ceil(SAMPLES / len(self._own))))
-        start = np.where(self._own >= 0, self._own + 1, np.arange(len(self._own)))
-        return (start[:, None] + np.arange(m) * max(1, n_t // m)) % n_t
+    def _sample(self, n_t: int) -> np.ndarray:
+        """Choose columns [n_s, m] at which the noise of each source's update is read; all targets take turns."""
+        n_s = len(self._source_column)
+        m = min(n_t, max(SAMPLE, math.ceil(SAMPLES / n_s)))
+        start = np.where(self._source_column >= 0, self._source_column + 1, np.arange(n_s))
+        spacing = max(1, n_t // m)
+        return (start[:, None] + np.arange(m) * spacing) % n_t
 
-    def _updated(self, x_sources, y_sources, x_targets, learning_rates):
-        """For each source: outputs after its update at the targets; before and after at itself."""
+    def _around_updates(self, sources: tuple, x_targets: tf.Tensor) -> list[tf.Tensor]:
+        """Return outputs after each update at the targets, and before and after it at its source."""
 
         def rows(x, y, learning_rates):
-            return self._rows(x, y, x_targets, learning_rates)
+            updates = self._updates(x, y, learning_rates, self._network.weights)
 
-        n = x_sources.shape[0]
+            def of_source(i):
+                update = updates[i]
+                after = self._forward(update.outputs, x_targets) + update.zero
+                after_at_source = update.before
+                if (self._source_column < 0).any():
+                    after_at_source = update.outputs(x[i, None])[0] + update.zero
+                return after, update.before, after_at_source
+
+            return self._for_each_source(of_source, learning_rates, 3)
+
+        n = sources[0].shape[0]
         # Not parallel_iterations: it runs one convolution kernel twice at a time, which crashes TensorFlow on a CPU.
         lanes = LANES if self._rule.elementwise and n > 1 else 1
-        filled = np.minimum(np.arange(lanes * math.ceil(n / lanes)), n - 1)  # Of equal length, by one to leave out.
-        rates = tf.where(np.arange(len(filled)) < n, tf.gather(learning_rates, filled), np.nan)
-        per_source = tf.gather(x_sources, filled), tf.gather(y_sources, filled), rates
         if not tf.executing_eagerly():
             rows = tf.function(rows, jit_compile=False, autograph=False)  # Traced once for all lanes.
-        dtypes = (self._network.dtype,) * 3
-        parts = [
-            in_batches(rows, dtypes, min(SOURCE_BATCH, self._batch_size), *lane)
-            for lane in zip(*(tf.split(a, lanes) for a in per_source), strict=True)
+        batch_size = min(SOURCE_BATCH, self._batch_size)
+        of_lanes = [
+            map_batches(rows, (self._network.dtype,) * 3, batch_size, *lane)
+            for lane in _lanes_of_equal_length(sources, lanes)
         ]
-        return [tf.concat(part, axis=0)[:n] for part in zip(*parts, strict=True)]
+        return [tf.concat(parts, axis=0)[:n] for parts in zip(*of_lanes, strict=True)]
 
-    def _rows(self, x, y, x_targets, learning_rates):
-        updated = self._updates(x, y, learning_rates, self._network.weights)
+    def _perturbed_outputs(
+        self, sources: tuple, x_targets: tf.Tensor, sample: np.ndarray, after: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Return the noisy outputs of `Outputs`: at targets, at sources, and after updates [DRAWS, n_s, 1 + m, C]."""
+        sources_are_targets = np.array_equal(self._source_column, np.arange(x_targets.shape[0]))
 
-        def one_source(i):
-            weights, own_before, zero = updated(i)
-            after = self._forward(x_targets, weights) + zero
-            own_after = own_before if (self._own >= 0).all() else self._outputs(x[i, None], weights)[0] + zero
-            return after, own_before, own_after
-
-        return self._for_each_source(one_source, learning_rates, 3)
-
-    def _for_each_source(self, function, learning_rates, num_outputs):
-        """The tensors function(i), stacked; NaN for a source that is left out."""
-        n = learning_rates.shape[0]
-        signature = (self._network.dtype,) * num_outputs
-        wanted = tf.where(~tf.math.is_nan(learning_rates))
-        if tf.executing_eagerly():  # Where a loop over nothing would not know the shape of a row.
-            wanted = tf.range(n)[:, None]
-        found = tf.map_fn(function, wanted[:, 0], fn_output_signature=signature, parallel_iterations=1)
-        return tuple(_placed(rows, wanted, n) for rows in found)
-
-    def _updates(self, x, y, learning_rates, weights):
-        """i -> (the weights after the update on the i-th example, as `_outputs` takes them; its outputs before; and
-        zero, but NaN where its gradient is not finite, which a saturated net would hide).
-        """
-        if self._passes is not None and self._rule.elementwise:
-            return self._layerwise(x, y, learning_rates, weights)
-        return self._whole(x, y, learning_rates, weights)
-
-    def _whole(self, x, y, learning_rates, weights):
-        """`_updates` with all weights as a list of tensors."""
-        network, rule = self._network, self._rule
-        factor = rule.gradient_factor(learning_rates)
-        captured = None if self._passes is None else SourceGradients(self._passes, x, y, factor, weights)
-
-        def updated(i):
-            if captured is None:
-                gradients, outputs = network.loss_gradient(x[i, None], y[i, None], factor[i], weights)
-                own_before = outputs[0]
-            else:
-                gradients = [captured.of_weight(k, i) for k in range(len(network.variables))]
-                own_before = captured.outputs[i]
-            zero = 0.0 * tf.add_n([tf.reduce_sum(g) for g in gradients])
-            if not rule.elementwise:
-                gradients = rule.as_in_training(x[i, None], y[i, None], weights, gradients)
-            return rule.updated(weights, gradients, learning_rates[i]), own_before, zero
-
-        return updated
-
-    def _layerwise(self, x, y, learning_rates, weights):
-        """`_updates` with each weight formed where its layer is called: the arguments of `Capture.outputs`."""
-        rule = self._rule
-        captured = SourceGradients(self._passes, x, y, rule.gradient_factor(learning_rates), weights)
-
-        def updated(i):
-            def weight(k):
-                return rule.updated([weights[k]], [captured.of_weight(k, i)], learning_rates[i])[0]
-
-            def step(k):
-                return captured.step(k, i) if rule.is_gradient else None
-
-            return (weight, step, weights), captured.outputs[i], tf.cast(captured.zero[i], self._network.dtype)
-
-        return updated
-
-    def _noise(self, x_sources, y_sources, x_targets, learning_rates, sample, after):
-        """At each draw of perturbed weights: outputs before any update at targets [n_t, C] and sources [n_s, C]; and
-        after each source's update at itself and its sample of targets [n_s, 1 + m, C].
-        """
-        sources_are_targets = np.array_equal(self._own, np.arange(x_targets.shape[0]))
-
-        def one_draw(draw):
+        def of_draw(draw):
             weights = perturbed(self._network.weights, draw)
 
-            def sampled(x, y, learning_rates, sample):
-                x = tf.identity(x)  # A tensor of this loop, as layers are to see it.
-                updated = self._updates(x, y, learning_rates, weights)
+            def after_updates(x, y, learning_rates, columns):
+                x = tf.identity(x)  # Layers must see a tensor of this loop.
+                updates = self._updates(x, y, learning_rates, weights)
 
-                def one_source(i):
-                    again = tf.concat([x[i, None], tf.gather(x_targets, sample[i])], axis=0)
-                    return (self._forward(again, updated(i)[0]),)
+                def of_source(i):
+                    source_and_sample = tf.concat([x[i, None], tf.gather(x_targets, columns[i])], axis=0)
+                    return (self._forward(updates[i].outputs, source_and_sample),)
 
-                return self._for_each_source(one_source, learning_rates, 1)
+                return self._for_each_source(of_source, learning_rates, 1)
 
-            noisy = self._forward(x_targets, weights)
-            own_noisy = noisy if sources_are_targets else self._forward(x_sources, weights)
-            per_source = x_sources, y_sources, learning_rates, tf.constant(sample)
-            size = min(SOURCE_BATCH, self._batch_size)
-            return noisy, own_noisy, in_batches(sampled, (self._network.dtype,), size, *per_source)[0]
+            def unchanged(x):
+                return self._outputs(x, weights)
 
-        with tf.control_dependencies([after]):  # One after the other: the memory is for one.
+            noisy = self._forward(unchanged, x_targets)
+            noisy_at_source = noisy if sources_are_targets else self._forward(unchanged, sources[0])
+            batch_size = min(SOURCE_BATCH, self._batch_size)
+            dtypes = (self._network.dtype,)
+            sampled = map_batches(after_updates, dtypes, batch_size, *sources, tf.constant(sample))[0]
+            return noisy, noisy_at_source, sampled
+
+        with tf.control_dependencies([after]):  # One after the other, since the memory is for one.
             draws = tf.identity(tf.range(DRAWS))
         signature = (self._network.dtype,) * 3
-        return tf.map_fn(one_draw, draws, fn_output_signature=signature, parallel_iterations=1)
+        return tf.map_fn(of_draw, draws, fn_output_signature=signature, parallel_iterations=1)
 
-    def _forward(self, x, weights=None):
-        """Outputs at x."""
+    def _updates(self, x: tf.Tensor, y: tf.Tensor, learning_rates: tf.Tensor, weights: list) -> Updates:
+        if self._backprop is not None and self._rule.elementwise:
+            return LayerwiseUpdates(self._backprop, self._rule, x, y, learning_rates, weights)
+        return WholeUpdates(self._network, self._outputs, self._backprop, self._rule, x, y, learning_rates, weights)
+
+    def _for_each_source(self, function: Callable, learning_rates: tf.Tensor, num_outputs: int) -> tuple:
+        """Stack the tensors of function(i); NaN for a source that is left out."""
+        n = learning_rates.shape[0]
+        wanted = tf.where(~tf.math.is_nan(learning_rates))
+        if tf.executing_eagerly():  # An eager map_fn over zero elements cannot infer the shape of a row.
+            wanted = tf.range(n)[:, None]
+        signature = (self._network.dtype,) * num_outputs
+        stacked = tf.map_fn(function, wanted[:, 0], fn_output_signature=signature, parallel_iterations=1)
+        return tuple(_placed(rows, wanted, n) for rows in stacked)
+
+    def _forward(self, outputs: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor) -> tf.Tensor:
+        """Evaluate `outputs` at x [n, ...] in batches, [n, C]."""
         dtypes = (self._network.dtype,)
-        return in_batches(lambda batch: (self._outputs(batch, weights),), dtypes, self._batch_size, x)[0]
+        return map_batches(lambda batch: (outputs(batch),), dtypes, self._batch_size, x)[0]
 
-    def _outputs(self, x, weights):
-        """f(x; weights): a list of tensors, or the functions `weight` and `step` of `Capture.outputs`."""
-        if isinstance(weights, tuple):
-            outputs = self._passes.capture.outputs(x, *weights)
+    def _unchanged(self, x: tf.Tensor) -> tf.Tensor:
+        return self._outputs(x, None)
+
+    def _outputs(self, x: tf.Tensor, weights: list | None) -> tf.Tensor:
+        """f(x; weights) as D reads it; None takes the present weights."""
+        outputs = self._network.outputs(x, weights)
+        return outputs if self._backprop is None else self._backprop.read(outputs)
+
+
+class LayerwiseUpdates:
+    """Updates from one forward and one backward pass of all sources; each weight is formed when its layer is called.
+
+    Args:
+        backprop: of the network.
+        rule: an elementwise update rule.
+        x, y: the sources [n, ...].
+        learning_rates: η of each source, [n].
+        weights: the weights before the update.
+    """
+
+    def __init__(
+        self,
+        backprop: LossBackprop,
+        rule: UpdateRule,
+        x: tf.Tensor,
+        y: tf.Tensor,
+        learning_rates: tf.Tensor,
+        weights: list,
+    ) -> None:
+        self._backprop, self._rule = backprop, rule
+        self._learning_rates, self._weights = learning_rates, weights
+        self._gradients = SourceGradients(backprop, x, y, rule.gradient_factor(learning_rates), weights)
+
+    def __getitem__(self, i: tf.Tensor) -> Update:
+        gradients, rule, weights = self._gradients, self._rule, self._weights
+
+        def new_weight(k):
+            return rule.updated([weights[k]], [gradients.of_weight(k, i)], self._learning_rates[i])[0]
+
+        def rank_one_step(k):
+            return gradients.rank_one_step(k, i) if rule.is_gradient else None
+
+        def outputs(x):
+            return self._backprop.read(self._backprop.layer_io.outputs(x, new_weight, rank_one_step, weights))
+
+        zero = tf.cast(gradients.zero[i], self._backprop.network.dtype)
+        return Update(outputs, gradients.outputs[i], zero)
+
+
+class WholeUpdates:
+    """Updates with all weights formed at once, for any model and rule.
+
+    Args:
+        network: the network.
+        read_outputs: (x, weights) -> f [n, C] as D reads it.
+        backprop: of the network, or None for one backward pass a source.
+        rule, x, y, learning_rates, weights: as for `LayerwiseUpdates`.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        read_outputs: Callable[[tf.Tensor, Any], tf.Tensor],
+        backprop: LossBackprop | None,
+        rule: UpdateRule,
+        x: tf.Tensor,
+        y: tf.Tensor,
+        learning_rates: tf.Tensor,
+        weights: list,
+    ) -> None:
+        self._network, self._read_outputs, self._rule = network, read_outputs, rule
+        self._x, self._y, self._learning_rates, self._weights = x, y, learning_rates, weights
+        self._factor = rule.gradient_factor(learning_rates)
+        self._gradients = None if backprop is None else SourceGradients(backprop, x, y, self._factor, weights)
+
+    def __getitem__(self, i: tf.Tensor) -> Update:
+        x, y = self._x[i, None], self._y[i, None]
+        if self._gradients is None:
+            gradients, outputs = self._network.loss_gradient(x, y, self._factor[i], self._weights)
+            before = outputs[0]
         else:
-            outputs = self._network.outputs(x, weights)
-        return outputs if self._passes is None else self._passes.read(outputs)
+            gradients = [self._gradients.of_weight(k, i) for k in range(len(self._weights))]
+            before = self._gradients.outputs[i]
+        zero = 0.0 * tf.add_n([tf.reduce_sum(g) for g in gradients])
+        if not self._rule.elementwise:
+            gradients = self._rule.as_in_training(x, y, self._weights, gradients)
+        weights = self._rule.updated(self._weights, gradients, self._learning_rates[i])
+        return Update(lambda x: self._read_outputs(x, weights), before, zero)
 
 
-def _placed(rows, indices, n):
-    """[n, …] with `rows` at `indices` [k, 1], NaN elsewhere."""
+def _lanes_of_equal_length(sources: tuple, lanes: int) -> zip:
+    """Split x, y and η of all sources; the last lane is padded with a source whose η is NaN."""
+    x, y, learning_rates = sources
+    n = x.shape[0]
+    indices = np.arange(lanes * math.ceil(n / lanes))
+    rows = np.minimum(indices, n - 1)
+    rates = tf.where(indices < n, tf.gather(learning_rates, rows), np.nan)
+    padded = tf.gather(x, rows), tf.gather(y, rows), rates
+    return zip(*(tf.split(array, lanes) for array in padded), strict=True)
+
+
+def _placed(rows: tf.Tensor, indices: tf.Tensor, n: int) -> tf.Tensor:
+    """Return [n, ...] with `rows` at `indices` [k, 1] and NaN elsewhere."""
     shape = tf.concat([[n], tf.shape(rows)[1:]], axis=0)
-    placed = tf.tensor_scatter_nd_update(tf.fill(shape, tf.constant(np.nan, rows.dtype)), indices, rows)
+    nan = tf.fill(shape, tf.constant(np.nan, rows.dtype))
+    placed = tf.tensor_scatter_nd_update(nan, indices, rows)
     return tf.ensure_shape(placed, [n, *rows.shape[1:]])

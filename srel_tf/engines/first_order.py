@@ -1,142 +1,161 @@
-"""The first-order engine: how fast each prediction moves as η → 0, from one forward and a few backward passes.
+"""The first-order engine: the derivative of each prediction along each source's step, for all pairs at once.
 
     δ_ij = −J(x_j) ∇ℓ(w, x_i)
 
-J the Jacobian of the outputs by the trainable weights. Both factors are sums over the layers of products of what a
-layer saw and of the signal that came back to it, for all examples of a batch at once (`srel_tf.gradients.capture`).
-δ is contracted layer by layer (`srel_tf.gradients.factored`), so that neither J nor a gradient of all weights is held.
+J is the Jacobian of the outputs with respect to the trainable weights. Both factors are sums over layers of products of
+layer inputs and gradients at layer outputs, for all examples of a batch at once (`srel_tf.gradients.layer_io`). δ is
+contracted layer by layer (`srel_tf.gradients.factored`), so that neither J nor a gradient of all weights is held.
 """
-
-from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from srel_tf.gradients.batching import in_batches
-from srel_tf.gradients.factored import inner
+from srel_tf.engines.joined import FirstOrder, JoinedExamples
+from srel_tf.gradients.backprop import ForwardPass, LossBackprop
+from srel_tf.gradients.batching import map_batches
+from srel_tf.gradients.factored import FactoredGradient, inner
 
 
-class FirstOrder(NamedTuple):
-    """First-order changes per unit of η; n_s sources, n_t targets, C outputs.
-
-    head: what was differentiated, a name of `loss_signals.HEADS`; the changes are those of u.
-    before [n_t, C], own_before [n_s, C]: outputs f at targets and sources.
-    moved [n_s, n_t, C], own_moved [n_s, C]: δ of u.
-    slope [n_t, C], own_slope [n_s, C]: df/du.
-    """
-
-    head: str
-    before: tf.Tensor
-    moved: tf.Tensor
-    own_before: tf.Tensor
-    own_moved: tf.Tensor
-    slope: tf.Tensor | float = 1.0
-    own_slope: tf.Tensor | float = 1.0
-
-
-class Limit:
+class FirstOrderEngine:
     """Callable engine, traced once: `engine(x_sources, y_sources, x_targets, weights) -> FirstOrder`.
 
-    weights: the network's, or others of the same shapes. passes: the network's `LossPasses`.
-    own: int array [n_s], the column of each source among the targets, −1 where it is not one of them.
-    differences: whether only differences of outputs count, and those to the last one are all that is looked at.
-    batch_size: examples whose layer inputs and signals are held at a time.
+    weights are the network's, or others of the same shapes.
+
+    Args:
+        backprop: of the network.
+        source_column: int [n_s], the column of each source among the targets, −1 if it is no target.
+        batch_size: examples whose layer inputs and output gradients are held at a time.
+        differences: whether only differences of outputs count. The engine then computes differences from the last one.
     """
 
-    def __init__(self, passes, own, batch_size, differences):
-        self._passes, self._network = passes, passes.network
-        self._own, self._batch_size, self._differences = own, batch_size, differences
+    def __init__(self, backprop: LossBackprop, source_column: np.ndarray, batch_size: int, differences: bool) -> None:
+        self._backprop, self._network = backprop, backprop.network
+        self._source_column, self._batch_size = source_column, batch_size
+        self._differences = differences
         self._compiled = tf.function(self._run, jit_compile=False, autograph=False)
 
-    def __call__(self, x_sources, y_sources, x_targets, weights):
-        head = "log_odds" if self._passes.head == "log_odds" else "outputs"  # `read` gives logits for "log".
-        return FirstOrder(head, *self._compiled(x_sources, y_sources, x_targets, weights))
+    def __call__(self, x_sources: tf.Tensor, y_sources: tf.Tensor, x_targets: tf.Tensor, weights: list) -> FirstOrder:
+        # For a softmax `read` returns the logits u themselves.
+        link = "sigmoid" if self._backprop.link == "sigmoid" else "identity"
+        return FirstOrder(link, *self._compiled(x_sources, y_sources, x_targets, weights))
 
-    def _run(self, x_sources, y_sources, x_targets, weights):
-        # A source that is no target is read as if it were one.
-        n_t, outside = x_targets.shape[0], self._own < 0
-        x = tf.concat([x_targets, tf.gather(x_sources, np.flatnonzero(outside))], axis=0)
-        column = np.where(outside, n_t + np.cumsum(outside) - 1, self._own)
-        one_batch = x.shape[0] <= self._batch_size and np.array_equal(column, np.arange(x.shape[0]))
-        of_all = self._square(x, y_sources, weights) if one_batch else self._pairs(x_sources, y_sources, x, weights)
-        outputs, slope, moved = of_all
-        own_moved = tf.gather(moved, column, axis=1, batch_dims=1)
-        outputs, own_outputs, slope, own_slope = (
-            tf.gather(t, i) for t in (outputs, slope) for i in (np.arange(n_t), column)
-        )
-        return outputs, moved[:, :n_t], own_outputs, own_moved, slope, own_slope
+    def _run(
+        self, x_sources: tf.Tensor, y_sources: tf.Tensor, x_targets: tf.Tensor, weights: list
+    ) -> tuple[tf.Tensor, ...]:
+        joined = JoinedExamples.of(x_sources, x_targets, self._source_column)
+        if joined.are_the_sources and joined.x.shape[0] <= self._batch_size:
+            return joined.split(*self._one_batch(joined.x, y_sources, weights))
+        return joined.split(*self._pairs_of_batches(x_sources, y_sources, joined.x, weights))
 
-    def _square(self, x, y, weights):
-        """Sources that are the targets, in one batch: the loss's signal of each is the first of its outputs' own."""
-        seen = self._passes.forward(x, weights)
-        r, size = self._loss_signal(seen, y)
-        directions = turned_to(r, self._basis(seen))
-        targets = self._targets(seen, directions)
-        size *= tf.einsum("nc,nc->n", r, directions[:, 0])  # Its sign: the first direction is ±r.
-        return *self._outputs(seen.outputs), self._contract(targets, size, targets, directions, weights)
+    def _one_batch(self, x: tf.Tensor, y: tf.Tensor, weights: list) -> tuple[tf.Tensor, ...]:
+        """Return f, df/du and δ if the sources are the targets: one backward pass less.
 
-    def _pairs(self, x_sources, y_sources, x, weights):
-        """Batches of sources against batches of targets."""
+        The gradients of the loss are those of the first direction, which points along ∂ℓ/∂u.
+        """
+        forward_pass = self._backprop.forward(x, weights)
+        unit, length = self._unit_output_gradient(forward_pass, y)
+        directions = directions_from(unit, self._basis(forward_pass))
+        gradients = self._gradients_along(forward_pass, directions)
+        sign = tf.einsum("nc,nc->n", unit, directions[:, 0])  # The first direction is ± the unit vector.
+        moved = self._contract(gradients, sign * length, gradients, directions, weights)
+        return *self._read(forward_pass.outputs), moved
+
+    def _pairs_of_batches(
+        self, x_sources: tf.Tensor, y_sources: tf.Tensor, x: tf.Tensor, weights: list
+    ) -> tuple[tf.Tensor, ...]:
+        """Return f, df/du and δ from batches of sources against batches of targets."""
 
         def rows(x_batch, y_batch):
-            seen = self._passes.forward(x_batch, weights)
-            r, size = self._loss_signal(seen, y_batch)
-            sources = self._passes.factors(seen, self._passes.backward(seen, [r]))
+            forward_pass = self._backprop.forward(x_batch, weights)
+            unit, length = self._unit_output_gradient(forward_pass, y_batch)
+            sources = self._backprop.gradients(forward_pass, [unit])
 
             def columns(x_batch):
-                seen = self._passes.forward(x_batch, weights)
-                directions = tf.tile(self._basis(seen)[None], [x_batch.shape[0], 1, 1])
-                targets = self._targets(seen, directions)
-                moved = self._contract(sources, size, targets, directions, weights)
+                forward_pass = self._backprop.forward(x_batch, weights)
+                directions = tf.tile(self._basis(forward_pass)[None], [x_batch.shape[0], 1, 1])
+                targets = self._gradients_along(forward_pass, directions)
+                moved = self._contract(sources, length, targets, directions, weights)
                 return (tf.transpose(moved, [1, 0, 2]),)
 
-            moved = in_batches(columns, (tf.float64,), self._batch_size, x)[0]
+            moved = map_batches(columns, (tf.float64,), self._batch_size, x)[0]
             return (tf.transpose(moved, [1, 0, 2]),)
 
-        types = (self._network.dtype, tf.float64)
-        outputs = in_batches(lambda b: self._outputs(self._network.outputs(b, weights)), types, self._batch_size, x)
-        return *outputs, *in_batches(rows, (tf.float64,), self._batch_size, x_sources, y_sources)
+        def read(x_batch):
+            return self._read(self._network.outputs(x_batch, weights))
 
-    def _outputs(self, outputs):
-        return self._passes.read(outputs), self._passes.slope(outputs)
+        outputs = map_batches(read, (self._network.dtype, tf.float64), self._batch_size, x)
+        moved = map_batches(rows, (tf.float64,), self._batch_size, x_sources, y_sources)
+        return *outputs, *moved
 
-    def _basis(self, seen):
-        """Orthonormal directions of u, rows [M, C]: a basis of all, or of those that sum to zero, as differences do."""
-        c = seen.u.shape[-1]
-        rows = np.linalg.qr(np.eye(c)[:, :-1] - 1 / c)[0].T if self._differences else np.eye(c)
-        return tf.constant(rows)
+    def _read(self, outputs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return self._backprop.read(outputs), self._backprop.link_derivative(outputs)
 
-    def _targets(self, seen, directions):
-        """Factored gradients of the functions ⟨direction, u⟩ of each example; directions [n, M, C]."""
-        return self._passes.factors(seen, self._passes.backward(seen, tf.unstack(directions, axis=1)))
+    def _basis(self, forward_pass: ForwardPass) -> tf.Tensor:
+        """Orthonormal directions of u as rows [M, C]: a basis, or one of the directions that sum to zero."""
+        n_outputs = forward_pass.u.shape[-1]
+        identity = np.eye(n_outputs)
+        if not self._differences:
+            return tf.constant(identity)
+        sums_to_zero, _ = np.linalg.qr(identity[:, :-1] - 1 / n_outputs)
+        return tf.constant(sums_to_zero.T)
 
-    def _loss_signal(self, seen, y):
-        """∂ℓ/∂u of each example as a unit vector [n, C]; its length [n], which float32 may not hold."""
-        r = self._passes.loss_signal(seen, y)
-        size = tf.norm(r, axis=-1)
-        return tf.math.divide_no_nan(r, size[:, None]), size
+    def _gradients_along(self, forward_pass: ForwardPass, directions: tf.Tensor) -> list[list[FactoredGradient]]:
+        """Per-example gradients of ⟨direction, u⟩ for each of the directions [n, M, C]."""
+        return self._backprop.gradients(forward_pass, tf.unstack(directions, axis=1))
 
-    def _contract(self, sources, size, targets, directions, weights):
-        """δ, float64 [n_s, n_t, C]; the first signal of a source counts, times its size."""
-        products = [inner(s, t) for a, b in zip(sources, targets, strict=True) for s in a for t in b]
-        moved = -tf.cast(tf.add_n(products), tf.float64) * size[:, None, None]
-        penalty = self._passes.penalty(weights)
+    def _unit_output_gradient(self, forward_pass: ForwardPass, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """∂ℓ/∂u of each example as a unit vector [n, C], and its length [n], which float32 may not represent."""
+        gradient = self._backprop.output_gradient(forward_pass, y)
+        length = tf.norm(gradient, axis=-1)
+        return tf.math.divide_no_nan(gradient, length[:, None]), length
+
+    def _contract(
+        self,
+        sources: list[list[FactoredGradient]],
+        length: tf.Tensor,
+        targets: list[list[FactoredGradient]],
+        directions: tf.Tensor,
+        weights: list,
+    ) -> tf.Tensor:
+        """δ, float64 [n_s, n_t, C].
+
+        Args:
+            sources: gradients of each weight; the first function of each source counts.
+            length: [n_s], multiplies them.
+            targets: gradients along the directions.
+            directions: [n_t, M, C].
+            weights: those of the regularisers' penalty.
+        """
+        products: list[tf.Tensor] = [
+            inner(source, target)  # type: ignore[type-var]  # Both are of one kind: they are of one call.
+            for of_sources, of_targets in zip(sources, targets, strict=True)
+            for source in of_sources
+            for target in of_targets
+        ]
+        moved_along = -tf.cast(tf.add_n(products), tf.float64) * length[:, None, None]
+        penalty = self._backprop.penalty_gradient(weights)
         if penalty is not None:
-            along = [f.along(r) for one, r in zip(targets, penalty, strict=True) for f in one]
-            moved -= tf.cast(tf.add_n(along), tf.float64)
+            by_penalty = [
+                target.along(gradient)
+                for of_targets, gradient in zip(targets, penalty, strict=True)
+                for target in of_targets
+            ]
+            moved_along -= tf.cast(tf.add_n(by_penalty), tf.float64)
         if self._differences:
-            directions -= directions[:, :, -1:]
-        return tf.einsum("ijm,jmc->ijc", moved, directions)
+            directions = directions - directions[:, :, -1:]
+        return tf.einsum("ijm,jmc->ijc", moved_along, directions)
 
 
-def turned_to(r, basis):
-    """Orthonormal rows [M, C] turned so that the first is ±r, for each of n unit vectors r in their span: [n, M, C].
+def directions_from(unit: tf.Tensor, basis: tf.Tensor) -> tf.Tensor:
+    """Return orthonormal rows [n, M, C] with the span of `basis` [M, C] whose first row is ± a unit vector of the span.
 
-    By a reflection. Where r [n, C] is zero or not finite, any turn will do.
+    A Householder reflection of the basis for each of the unit vectors [n, C]. Any reflection will do for a vector that
+    is zero or not finite.
     """
-    r = r @ tf.transpose(basis)
-    r = tf.where(tf.reduce_all(tf.math.is_finite(r), axis=-1, keepdims=True), r, tf.zeros_like(r))
-    first = tf.one_hot(0, r.shape[-1], dtype=r.dtype)
-    v = r + tf.where(r[:, :1] < 0, -first, first)
-    v /= tf.norm(v, axis=-1, keepdims=True)
-    return basis - 2 * v[:, :, None] * (v @ basis)[:, None]
+    coordinates = unit @ tf.transpose(basis)
+    finite = tf.reduce_all(tf.math.is_finite(coordinates), axis=-1, keepdims=True)
+    coordinates = tf.where(finite, coordinates, tf.zeros_like(coordinates))
+    first = tf.one_hot(0, coordinates.shape[-1], dtype=coordinates.dtype)
+    normal = coordinates + tf.where(coordinates[:, :1] < 0, -first, first)
+    normal /= tf.norm(normal, axis=-1, keepdims=True)
+    return basis - 2 * normal[:, :, None] * (normal @ basis)[:, None]

@@ -1,77 +1,88 @@
 """The limit η → 0 for any model: each source's gradient is pushed forward through the targets, one after the other.
 
-δ_i = −J ∇ℓ(w, x_i) is the derivative of the outputs along −∇ℓ: forward-mode differentiation gives it for all targets in
-one pass, with nothing known of the model's layers.
+δ_i = −J ∇ℓ(w, x_i) is the derivative of the outputs along −∇ℓ. Forward-mode differentiation gives it for all targets in
+one pass and needs no knowledge of the model's layers.
 """
 
 import numpy as np
 import tensorflow as tf
 
-from srel_tf.engines.first_order import FirstOrder
-from srel_tf.gradients.batching import in_batches
-from srel_tf.gradients.output_gradients import HEADS, head_of, slope
+from srel_tf.engines.joined import FirstOrder, JoinedExamples
+from srel_tf.gradients.batching import map_batches
+from srel_tf.gradients.network import Network
+from srel_tf.gradients.output_gradients import LINKS, link_derivative, link_of
 
 
-class Tangents:
-    """Callable engine: `engine(x_sources, y_sources, x_targets, weights) -> FirstOrder`; as `limit.Limit`."""
+class ForwardModeEngine:
+    """Callable engine: `engine(x_sources, y_sources, x_targets, weights) -> FirstOrder`; see `FirstOrderEngine`.
 
-    def __init__(self, network, x, own, batch_size):
-        self._network, self._own, self._batch_size = network, own, batch_size
-        self._head = _head(network, x)
+    Args:
+        network: the network.
+        x: one example [1, ...].
+        source_column: int [n_s], the column of each source among the targets, −1 if it is no target.
+        batch_size: targets of one pass.
+    """
+
+    def __init__(self, network: Network, x: tf.Tensor, source_column: np.ndarray, batch_size: int) -> None:
+        self._network, self._source_column, self._batch_size = network, source_column, batch_size
+        self._link = _traced_link(network, x)
         self._compiled = tf.function(self._run, jit_compile=False, autograph=False)
 
-    def __call__(self, *arguments):
+    def __call__(self, *arguments: tf.Tensor) -> FirstOrder:
         run = self._run if self._network.model.run_eagerly else self._compiled
-        return FirstOrder(self._head, *run(*arguments))
+        return FirstOrder(self._link, *run(*arguments))
 
-    def _run(self, x_sources, y_sources, x_targets, weights):
-        n_t, outside = x_targets.shape[0], self._own < 0
-        x = tf.concat([x_targets, tf.gather(x_sources, np.flatnonzero(outside))], axis=0)
-        column = np.where(outside, n_t + np.cumsum(outside) - 1, self._own)
+    def _run(
+        self, x_sources: tf.Tensor, y_sources: tf.Tensor, x_targets: tf.Tensor, weights: list
+    ) -> tuple[tf.Tensor, ...]:
+        joined = JoinedExamples.of(x_sources, x_targets, self._source_column)
         weights = [tf.convert_to_tensor(w) for w in weights]
-        moved = self._moved(x_sources, y_sources, x, weights)
-        own_moved = tf.gather(moved, column, axis=1, batch_dims=1)
-        outputs, own_outputs, slope, own_slope = (
-            tf.gather(t, i) for t in self._outputs(x, weights) for i in (np.arange(n_t), column)
-        )
-        return outputs, moved[:, :n_t], own_outputs, own_moved, slope, own_slope
+        moved = self._moved(x_sources, y_sources, joined.x, weights)
+        outputs, derivative = self._outputs(joined.x, weights)
+        return joined.split(outputs, derivative, moved)
 
-    def _outputs(self, x, weights):
-        """Outputs f and df/du at x, [n, C] each."""
+    def _outputs(self, x: tf.Tensor, weights: list) -> tuple[tf.Tensor, ...]:
+        """f and df/du at x, [n, C] each."""
 
-        def one_batch(batch):
+        def of_batch(batch):
             outputs = self._network.outputs(batch, weights)
-            return outputs, slope(self._head, outputs)
+            return outputs, link_derivative(self._link, outputs)
 
-        return in_batches(one_batch, (self._network.dtype, tf.float64), self._batch_size, x)
+        return map_batches(of_batch, (self._network.dtype, tf.float64), self._batch_size, x)
 
-    def _moved(self, x_sources, y_sources, x, weights):
-        """δ of u, float64 [n_s, n, C], at these weights."""
+    def _moved(self, x_sources: tf.Tensor, y_sources: tf.Tensor, x: tf.Tensor, weights: list) -> tf.Tensor:
+        """δ of u, float64 [n_s, n, C]."""
         network = self._network
 
-        def one_source(i):
+        def of_source(i):
             gradients, _ = network.loss_gradient(x_sources[i, None], y_sources[i, None], 1.0, weights)
-            return -tf.cast(along(network, self._head, weights, gradients, x, self._batch_size), tf.float64)
+            return -tf.cast(along(network, self._link, weights, gradients, x, self._batch_size), tf.float64)
 
         sources = tf.range(x_sources.shape[0])
-        return tf.map_fn(one_source, sources, fn_output_signature=tf.float64, parallel_iterations=1)
+        return tf.map_fn(of_source, sources, fn_output_signature=tf.float64, parallel_iterations=1)
 
 
-def _head(network, x):
-    """What is differentiated: the logits where the outputs are a softmax or a sigmoid of some, else the outputs."""
+def _traced_link(network: Network, x: tf.Tensor) -> str:
+    """Return the name of the link of the network's outputs; "identity" for a model that runs eagerly."""
     if network.model.run_eagerly:
-        return "outputs"
-    found = []
-    tf.function(lambda b: found.append(head_of(network.outputs(b))), autograph=False).get_concrete_function(x)
-    return found[-1]
+        return "identity"
+    links = []
+
+    @tf.function(autograph=False)
+    def trace(x):
+        links.append(link_of(network.outputs(x)))
+
+    trace.get_concrete_function(x)
+    return links[-1]
 
 
-def along(network, head, weights, direction, x, batch_size):
-    """The derivative of u at x along a direction in weight space, [n, C]."""
+def along(network: Network, link: str, weights: list, direction: list, x: tf.Tensor, batch_size: int) -> tf.Tensor:
+    """Return the derivative of u at x along a direction in weight space, [n, C]."""
+    tangents = [tf.convert_to_tensor(d) for d in direction]
 
-    def derivative(batch):
-        with tf.autodiff.ForwardAccumulator(weights, [tf.convert_to_tensor(d) for d in direction]) as forward:
-            u = HEADS[head].of_outputs(network.outputs(batch, weights))
+    def of_batch(batch):
+        with tf.autodiff.ForwardAccumulator(weights, tangents) as forward:
+            u = LINKS[link].of_outputs(network.outputs(batch, weights))
         return (forward.jvp(u, tf.UnconnectedGradients.ZERO),)
 
-    return in_batches(derivative, (network.dtype,), batch_size, x)[0]
+    return map_batches(of_batch, (network.dtype,), batch_size, x)[0]

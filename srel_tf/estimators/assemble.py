@@ -1,117 +1,189 @@
-"""From what an engine returns to S_rel: D of each change, its ratio, and which entries the arithmetic resolves."""
-
-import functools
+"""From the outputs of an engine to S_rel: D of each change, its ratio, and the entries that the arithmetic resolves."""
 
 import numpy as np
 import tensorflow as tf
 
-from srel_tf.measures import outputs as reading
-from srel_tf.numerics.rounding import error_bound, last_places_moved, noise_between
+from srel_tf.engines.finite_step import Outputs
+from srel_tf.engines.joined import FirstOrder
+from srel_tf.measures.distances import Distance, Measure
+from srel_tf.measures.outputs import change_of_outputs, first_order_change
+from srel_tf.numerics.rounding import Noise, error_bound, last_places_moved, noise_between
 from srel_tf.result import Matrices
 
+NEIGHBOURS = 8  # Examples whose noise each example is evaluated with, since its own may be small by chance.
 
-def of_finite_steps(outputs, kinds, measures, own, method):
-    """{measure: Matrices} of the `exact.Outputs` around each update.
 
-    kinds: how to read outputs: kinds[False] for most measures, kinds[True] for those of raw outputs.
-    own [n_s]: each source's column or −1. method: what `Matrices.method` calls it.
+def from_finite_steps(
+    outputs: Outputs, kinds: dict[bool, str], measures: dict[str, Measure], source_column: np.ndarray, method: str
+) -> dict[str, Matrices]:
+    """Return the `Matrices` of each measure from outputs around each update.
+
+    Args:
+        outputs: of the finite-step engine.
+        kinds: how to read outputs; kinds[True] is for measures of raw outputs, kinds[False] for the others.
+        measures: by name.
+        source_column: int [n_s], the column of each source or −1.
+        method: for `Matrices.method`.
     """
-    before, own_before = outputs.before, outputs.own_before
-    at_rest = _with_noise(before, outputs.noisy, kinds[False])
-    own_at_rest = _with_noise(own_before, outputs.own_noisy, kinds[False])
-    own_after = outputs.own_after
-    after_at_sample = tf.gather(outputs.after, outputs.sample, axis=1, batch_dims=1)
+    reader = FiniteStepReader(outputs, kinds)
+    return {
+        name: assembled(measure, *reader.distances(measure), reader.noise(measure), source_column, method)
+        for name, measure in measures.items()
+    }
 
-    def evaluated(measure):
-        """Numerators and denominators, and the noise of them and of updates."""
-        change = functools.partial(reading.change, kinds[measure.raw])
 
-        def numerator(old, new):
-            return measure.numerator(change(old, new)).numpy()
+class FiniteStepReader:
+    """Reads D, and the noise of D, off the outputs of the finite-step engine."""
 
-        def denominator(old, new):
-            return measure.denominator(change(old, new)).numpy()
+    def __init__(self, outputs: Outputs, kinds: dict[bool, str]) -> None:
+        self._outputs, self._kinds = outputs, kinds
+        self._noisy = _with_noise(outputs.before, outputs.noisy, kinds[False])
+        self._noisy_at_source = _with_noise(outputs.before_at_source, outputs.noisy_at_source, kinds[False])
+        self._after_at_sample = tf.gather(outputs.after, outputs.sample, axis=1, batch_dims=1)
 
-        d, own_d = numerator(before, outputs.after), denominator(own_before, own_after)
-        noise = _noise(measure, numerator, before, at_rest)
-        own_noise = _noise(measure, denominator, own_before, own_at_rest)
-        of_own_update = _noise(measure, denominator, own_after, outputs.own_sampled)
-        of_sample = _noise(measure, numerator, after_at_sample, outputs.sampled).max(axis=1, initial=0)
+    def distances(self, measure: Measure) -> tuple[np.ndarray, np.ndarray]:
+        """Return the numerators [n_s, n_t] and denominators [n_s]."""
+        numerator = self._between(measure, measure.numerator, self._outputs.before, self._outputs.after)
+        return numerator, self._denominator(measure)
+
+    def _denominator(self, measure: Measure) -> np.ndarray:
+        outputs = self._outputs
+        return self._between(measure, measure.denominator, outputs.before_at_source, outputs.after_at_source)
+
+    def noise(self, measure: Measure) -> Noise:
+        """Return the noise of D."""
+        outputs = self._outputs
+        at_targets = self._noise_of(measure, measure.numerator, outputs.before, self._noisy)
+        at_sources = self._noise_of(measure, measure.denominator, outputs.before_at_source, self._noisy_at_source)
+        shape = (len(at_sources), len(at_targets))
+        of_updates = self._noise_of_updates(measure)
+        return Noise(np.broadcast_to(at_targets, shape), at_sources, np.broadcast_to(of_updates[:, None], shape))
+
+    def _noise_of_updates(self, measure: Measure) -> np.ndarray:
+        """Noise by each source's update as a share of D at the source, [n_s]."""
+        outputs = self._outputs
+        at_source = self._noise_of(measure, measure.denominator, outputs.after_at_source, outputs.sampled_at_source)
+        at_sample = self._noise_of(measure, measure.numerator, self._after_at_sample, outputs.sampled)
+        denominator = self._denominator(measure)
+        size = np.abs(denominator) ** (1 / measure.degree)
         with np.errstate(divide="ignore", invalid="ignore"):
-            of_updates = np.maximum(of_own_update, of_sample) / np.abs(own_d) ** (1 / measure.degree)
+            share = np.maximum(at_source, at_sample.max(axis=1, initial=0)) / size
         # A row whose few evaluations agree by chance is as noisy as the others.
-        known = np.isfinite(own_d) & (own_d != 0)
-        of_updates = np.maximum(of_updates, np.median(of_updates[known]) if known.any() else 0)
-        return d, own_d, np.broadcast_to(noise, d.shape), own_noise, of_updates
+        known = np.isfinite(denominator) & (denominator != 0)
+        return np.maximum(share, np.median(share[known]) if known.any() else 0)
 
-    return {name: assembled(measure, *evaluated(measure), own, method) for name, measure in measures.items()}
+    def _noise_of(
+        self, measure: Measure, distance: Distance, outputs: tf.Tensor, outputs_again: tf.Tensor
+    ) -> np.ndarray:
+        """D between outputs [..., C] and noisy ones [draws, ..., C] as a norm, the largest of the draws [...]."""
+        of_nothing = self._between(measure, distance, outputs, outputs)
+        of_noise = self._between(measure, distance, outputs, outputs_again)
+        return noise_between(measure.degree, of_nothing, of_noise).max(axis=0)
+
+    def _between(self, measure: Measure, distance: Distance, before: tf.Tensor, after: tf.Tensor) -> np.ndarray:
+        return distance(change_of_outputs(self._kinds[measure.raw], before, after)).numpy()
 
 
-def _noise(measure, distance, outputs, again):
-    """How far D says that predictions lie apart by rounding, [n]: outputs [n, C] and the same again, [draws, n, C]."""
-    return noise_between(measure, distance(outputs, outputs), distance(outputs, again)).max(axis=0)
+def _with_noise(before: tf.Tensor, noisy: tf.Tensor, kind: str) -> tf.Tensor:
+    """Return outputs before any update with rounding noise, [draws, n, C].
 
-
-NEIGHBOURS = 8  # Examples whose noise each example is tried with, for its own may be small by chance.
-
-
-def _with_noise(before, noisy, kind):
-    """Outputs before any update [n, C] with rounding noise, [draws, n, C].
-
-    noisy [DRAWS, n, C]: at perturbed weights. The noise of some other examples is added to each as well (as a share of
-    the outputs where these are probabilities), and each is moved by its last places.
+    Args:
+        before: outputs [n, C].
+        noisy: at perturbed weights [DRAWS, n, C]. The noise of some other examples is also added to each example, as a
+            share of the outputs if these are probabilities. Further draws move the last places of the outputs.
+        kind: how the outputs are read.
     """
-    share = before if kind == "probabilities" else tf.ones_like(before)
-    noise = tf.math.divide_no_nan(noisy - before, share)
+    scale = before if kind == "probabilities" else tf.ones_like(before)
+    noise = tf.math.divide_no_nan(noisy - before, scale)
     noise = tf.where(tf.math.is_finite(noise), noise, tf.zeros_like(noise))
     shifts = range(1, min(NEIGHBOURS, before.shape[0]))
-    others = [before + share * tf.roll(noise, shift, axis=1) for shift in shifts]
-    return tf.concat([noisy, *others, last_places_moved(before)], axis=0)
+    with_noise_of_others = [before + scale * tf.roll(noise, shift, axis=1) for shift in shifts]
+    return tf.concat([noisy, *with_noise_of_others, last_places_moved(before)], axis=0)
 
 
-def of_first_order(changes, again, relative, kinds, measures, own, method):
-    """{measure: Matrices} of `limit.FirstOrder` changes; numerator and denominator are per unit of η (KL: of η²).
+def from_first_order(
+    changes: FirstOrder,
+    changes_again: list[FirstOrder],
+    relative_noise: np.ndarray | None,
+    kinds: dict[bool, str],
+    measures: dict[str, Measure],
+    source_column: np.ndarray,
+    method: str,
+) -> dict[str, Matrices]:
+    """Return the `Matrices` of each measure from first-order changes; D is per unit of η (KL: of η²).
 
-    again: the same at perturbed weights, from which the noise is read; or none, with `relative` [n_s], its share of the
-    largest change that a source causes.
+    Args:
+        changes: of an engine.
+        changes_again: the same at perturbed weights; the noise is read from them. Empty if there is `relative_noise`.
+        relative_noise: [n_s], noise as a share of the largest change that each source causes.
+        kinds, measures, source_column, method: as for `from_finite_steps`.
     """
-
-    def evaluated(measure):
-        d, own_d = _sizes(measure, kinds[measure.raw], changes)
-        if not again:
-            root = 1 / measure.degree
-            largest = np.maximum(d.max(axis=1, initial=0, where=np.isfinite(d)), own_d) ** root
-            with np.errstate(invalid="ignore"):
-                noise = relative * largest
-            return d, own_d, np.broadcast_to(noise[:, None], d.shape), noise, 0.0
-        others = [_sizes(measure, kinds[measure.raw], one) for one in again]
-        noise = np.max([noise_between(measure, d, other) for other, _ in others], axis=0)
-        own_noise = np.max([noise_between(measure, own_d, other) for _, other in others], axis=0)
-        of_row, of_column = (noise.max(axis=axis, keepdims=True) for axis in (1, 0))
-        return d, own_d, np.maximum(noise, np.minimum(of_row, of_column)), own_noise, 0.0
-
-    return {name: assembled(measure, *evaluated(measure), own, method) for name, measure in measures.items()}
+    matrices = {}
+    for name, measure in measures.items():
+        kind = kinds[measure.raw]
+        numerator, denominator = _first_order_distances(measure, kind, changes)
+        if relative_noise is not None:
+            noise = _scaled_noise(measure, relative_noise, numerator, denominator)
+        else:
+            again = [_first_order_distances(measure, kind, other) for other in changes_again]
+            noise = _noise_of_repetitions(measure, numerator, denominator, again)
+        matrices[name] = assembled(measure, numerator, denominator, noise, source_column, method)
+    return matrices
 
 
-def _sizes(measure, kind, changes):
-    """D [n_s, n_t] and D at the sources [n_s] of `limit.FirstOrder` changes."""
-    head = changes.head
-    at_targets = reading.first_order_change(kind, head, changes.before, changes.moved, changes.slope)
-    at_sources = reading.first_order_change(kind, head, changes.own_before, changes.own_moved, changes.own_slope)
+def _first_order_distances(measure: Measure, kind: str, changes: FirstOrder) -> tuple[np.ndarray, np.ndarray]:
+    """D at the targets [n_s, n_t] and at the sources [n_s]."""
+    assert measure.first_order is not None
+    at_targets = first_order_change(kind, changes.link, changes.before, changes.moved, changes.link_derivative)
+    at_sources = first_order_change(
+        kind,
+        changes.link,
+        changes.before_at_source,
+        changes.moved_at_source,
+        changes.link_derivative_at_source,
+    )
     return measure.first_order(at_targets).numpy(), measure.first_order(at_sources).numpy()
 
 
-def assembled(measure, numerator, denominator, noise, own_noise, of_updates, own, method):
-    """`Matrices` of one method: an entry is valid if the bound of its error keeps to the measure's tolerance."""
-    of_updates = np.broadcast_to(np.reshape(of_updates, [-1, 1]), numerator.shape)
+def _scaled_noise(measure: Measure, relative: np.ndarray, numerator: np.ndarray, denominator: np.ndarray) -> Noise:
+    at_targets = numerator.max(axis=1, initial=0, where=np.isfinite(numerator))
+    largest = np.maximum(at_targets, denominator) ** (1 / measure.degree)
+    with np.errstate(invalid="ignore"):
+        noise = relative * largest
+    return Noise(np.broadcast_to(noise[:, None], numerator.shape), noise, np.zeros(numerator.shape))
+
+
+def _noise_of_repetitions(
+    measure: Measure, numerator: np.ndarray, denominator: np.ndarray, again: list[tuple[np.ndarray, np.ndarray]]
+) -> Noise:
+    """Noise from repetitions; an entry has at least the smaller one of the largest noise of its row and column."""
+    entries = np.max([noise_between(measure.degree, numerator, other) for other, _ in again], axis=0)
+    at_sources = np.max([noise_between(measure.degree, denominator, other) for _, other in again], axis=0)
+    of_row, of_column = entries.max(axis=1, keepdims=True), entries.max(axis=0, keepdims=True)
+    at_targets = np.maximum(entries, np.minimum(of_row, of_column))
+    return Noise(at_targets, at_sources, np.zeros(numerator.shape))
+
+
+def assembled(
+    measure: Measure,
+    numerator: np.ndarray,
+    denominator: np.ndarray,
+    noise: Noise,
+    source_column: np.ndarray,
+    method: str,
+) -> Matrices:
+    """Return the `Matrices` of one measure: entries whose error is bounded by tolerance · (1 + S) are valid."""
     if measure.numerator is measure.denominator:
-        rows = np.flatnonzero(own >= 0)
-        numerator, of_updates = np.array(numerator), np.array(of_updates)
-        numerator[rows, own[rows]] = denominator[rows]  # S_rel(x, x) = 1 to the last bit, whatever the update.
-        of_updates[rows, own[rows]] = 0
+        # S_rel(x, x) = 1 to the last bit, whatever the update.
+        rows = np.flatnonzero(source_column >= 0)
+        diagonal = rows, source_column[rows]
+        numerator, of_updates = np.array(numerator), np.array(noise.of_updates)
+        numerator[diagonal] = denominator[rows]
+        of_updates[diagonal] = 0
+        noise = noise._replace(of_updates=of_updates)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         srel = numerator / denominator[:, None]
-    bound = error_bound(measure, srel, denominator, noise, own_noise, of_updates)
+    bound = error_bound(measure.degree, srel, denominator, noise)
     valid = np.isfinite(srel) & (bound <= measure.tolerance * (1 + np.abs(srel)))
     methods = np.full(len(denominator), method, dtype=object)
     return Matrices(numerator, denominator, np.where(valid, srel, np.nan), valid, bound, methods)

@@ -1,4 +1,4 @@
-"""The finite step, in float64 where float32 does not resolve it, and its limit where float64 does not, either."""
+"""The finite step in float32; in float64 for rows that float32 does not resolve; the limit below that."""
 
 import functools
 import warnings
@@ -6,91 +6,102 @@ import warnings
 import numpy as np
 
 from srel_tf.errors import ModelError, OptionError
-from srel_tf.estimators.exact import Exact
-from srel_tf.estimators.limit import FirstOrderLimit, check_limit
+from srel_tf.estimators.exact import ExactEstimator
+from srel_tf.estimators.limit import LimitEstimator, check_limit
+from srel_tf.estimators.plan import MeasurementPlan
+from srel_tf.measures.distances import Measure
+from srel_tf.result import Matrices
 
-LONGER = (1e3, 1e5)  # Times the step: steps with which the limit is compared.
+LONGER = (1e3, 1e5)  # Lengths, in units of the step, of the steps that the limit is compared with.
 
 
-class Completed:
-    """The finite step in float32, and its rows that float32 does not resolve in float64.
+class AutoEstimator:
+    """The finite step in float32, and in float64 for the rows that float32 does not resolve.
 
-    A step that is below the resolution of float64, too, has the S_rel of its limit, if one of the steps that are
-    `LONGER` times as long agrees with the limit within the tolerance. Of each row the method with the most valid
-    entries is taken.
+    A row that float64 does not resolve either gets the S_rel of its limit, if a step that is `LONGER` times as long
+    agrees with the limit within the tolerance. Each row is that of the method with the most valid entries.
     """
 
-    def __init__(self, task):
-        self._task = task
-        self._single = Exact(task)
+    def __init__(self, plan: MeasurementPlan) -> None:
+        self._plan = plan
+        self._exact = ExactEstimator(plan)
 
-    def __call__(self, learning_rate):
-        rates = np.broadcast_to(learning_rate, [len(self._task.probe.sources)])
-        found = self._single(rates)
-        unresolved = _unresolved_rows(found)
-        if unresolved.any() and self._double is not None:
-            found = row_by_row(found, self._double(np.where(unresolved, rates, np.nan)))
-            unresolved = _unresolved_rows(found)
-            if unresolved.any() and self._limit is not None:
-                limit = self._limit(rates)
-                for times in LONGER:
-                    longer = self._double(np.where(unresolved, times * rates, np.nan))
-                    agree = {name: agreeing(m, limit[name], longer[name]) for name, m in self._measures}
-                    found = row_by_row(found, agree)
-        return found
-
-    @property
-    def _measures(self):
-        return self._task.measures.items()
+    def __call__(self, learning_rate: float) -> dict[str, Matrices]:
+        """Return {measure: Matrices} for one η."""
+        rates = np.broadcast_to(learning_rate, [len(self._plan.probe.sources)])
+        matrices = self._exact(rates)
+        unresolved = _unresolved_rows(matrices)
+        if not unresolved.any() or self._exact_in_float64 is None:
+            return matrices
+        matrices = row_by_row(matrices, self._exact_in_float64(_only(unresolved, rates)))
+        unresolved = _unresolved_rows(matrices)
+        if not unresolved.any() or self._limit is None:
+            return matrices
+        limit = self._limit(rates)
+        for times in LONGER:
+            longer_step = self._exact_in_float64(_only(unresolved, times * rates))
+            confirmed = {
+                name: agreeing(measure, limit[name], longer_step[name]) for name, measure in self._plan.measures.items()
+            }
+            matrices = row_by_row(matrices, confirmed)
+        return matrices
 
     @functools.cached_property
-    def _task_in_float64(self):
-        """None, with a warning, where the model has no such form."""
+    def _plan_in_float64(self) -> MeasurementPlan | None:
+        """None, with a warning, if the model does not run in float64."""
         try:
-            return self._task.in_precision("float64")
+            return self._plan.in_precision("float64")
         except ModelError as error:
             warnings.warn(f"rows that float32 does not resolve stay invalid: {error}", stacklevel=7)
             return None
 
     @functools.cached_property
-    def _double(self):
-        """The finite step in float64, made when first needed, or None."""
-        return None if self._task_in_float64 is None else Exact(self._task_in_float64)
+    def _exact_in_float64(self) -> ExactEstimator | None:
+        """Made when first needed."""
+        return None if self._plan_in_float64 is None else ExactEstimator(self._plan_in_float64)
 
     @functools.cached_property
-    def _limit(self):
-        """The limit in float64, made when first needed; None for rules and measures that have none."""
+    def _limit(self) -> LimitEstimator | None:
+        """The limit in float64, made when first needed; None for rules and measures that have no limit."""
+        assert self._plan_in_float64 is not None
         try:
-            check_limit(self._task_in_float64)
+            check_limit(self._plan_in_float64)
         except OptionError:
             return None
-        return FirstOrderLimit(self._task_in_float64)
+        return LimitEstimator(self._plan_in_float64)
 
 
-def agreeing(measure, limit, step):
-    """`Matrices` of the limit, valid where those of a finite step are and agree within the measure's tolerance."""
+def _only(rows: np.ndarray, rates: np.ndarray) -> np.ndarray:
+    """η of these rows; NaN leaves the others out."""
+    return np.where(rows, rates, np.nan)
+
+
+def agreeing(measure: Measure, limit: Matrices, step: Matrices) -> Matrices:
+    """Return the limit's matrices, valid where a finite step is valid and agrees within the measure's tolerance."""
     with np.errstate(invalid="ignore"):
         agree = np.abs(limit.srel - step.srel) <= measure.tolerance * (1 + np.abs(limit.srel))
     valid = limit.valid & step.valid & agree
     return limit._replace(valid=valid, srel=np.where(valid, limit.srel, np.nan))
 
 
-def _unresolved_rows(found):
-    """Which rows [n_s] of {measure: Matrices} have an entry that is a number and not valid."""
-    rows = []
-    for entries in found.values():
-        numbers = np.isfinite(entries.numerator) & np.isfinite(entries.denominator)[:, None]
-        rows.append((numbers & ~entries.valid).any(axis=1))
-    return np.any(rows, axis=0)
+def _unresolved_rows(matrices: dict[str, Matrices]) -> np.ndarray:
+    """Rows [n_s] with an entry that is a number and not valid, of any measure."""
+    of_measures = []
+    for m in matrices.values():
+        numbers = np.isfinite(m.numerator) & np.isfinite(m.denominator)[:, None]
+        of_measures.append((numbers & ~m.valid).any(axis=1))
+    return np.any(of_measures, axis=0)
 
 
-def row_by_row(first, second):
-    """{measure: Matrices} with the row of each source from the second where more of its entries are valid."""
-    return {name: _better_rows(entries, second[name]) for name, entries in first.items()}
+def row_by_row(first: dict[str, Matrices], second: dict[str, Matrices]) -> dict[str, Matrices]:
+    """Return matrices with the row of each source from the second if more of its entries are valid there."""
+    return {name: _better_rows(matrices, second[name]) for name, matrices in first.items()}
 
 
-def _better_rows(first, second):
+def _better_rows(first: Matrices, second: Matrices) -> Matrices:
     better = second.valid.sum(axis=1) > first.valid.sum(axis=1)
-    return type(first)(
-        *(np.where(better if a.ndim == 1 else better[:, None], a, b) for a, b in zip(second, first, strict=True))
-    )
+
+    def chosen(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return np.where(better if a.ndim == 1 else better[:, None], b, a)
+
+    return Matrices(*(chosen(a, b) for a, b in zip(first, second, strict=True)))

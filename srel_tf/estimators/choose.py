@@ -5,36 +5,46 @@ An estimator is made once for a model and a probe, and called at each measuremen
 """
 
 import warnings
+from collections.abc import Callable
+from typing import TypeAlias
 
 from srel_tf.errors import ModelError, OptionError
-from srel_tf.estimators.auto import Completed
-from srel_tf.estimators.exact import Exact
-from srel_tf.estimators.limit import FirstOrderLimit, check_limit
+from srel_tf.estimators.auto import AutoEstimator
+from srel_tf.estimators.exact import ExactEstimator
+from srel_tf.estimators.limit import LimitEstimator, check_limit
+from srel_tf.estimators.plan import MeasurementPlan
+from srel_tf.result import Matrices
+
+Estimator: TypeAlias = Callable[[float], dict[str, Matrices]]
 
 
-def make_estimator(task):
-    """The estimator that the settings ask for.
+def make_estimator(plan: MeasurementPlan) -> Estimator:
+    """Return the estimator that the settings ask for.
 
-    precision "auto" is the model's own for "exact", float64 for "limit", and for "auto" float64 where the model's own
-    does not resolve a row.
+    precision="auto" is the model's own precision for "exact", float64 for "limit", and for "auto" float64 for rows that
+    the model's own precision does not resolve.
+
+    Raises:
+        OptionError: if a measure or rule has no limit, or the precision does not suit the model.
+        ModelError: if precision="float64" and the model does not run in float64.
     """
-    settings, own = task.settings, task.network.dtype.name
-    kind = FirstOrderLimit if settings.estimator == "limit" else Exact
-    if kind is FirstOrderLimit:
-        check_limit(task)
+    settings, own = plan.settings, plan.network.dtype.name
+    make = LimitEstimator if settings.estimator == "limit" else ExactEstimator
+    if settings.estimator == "limit":
+        check_limit(plan)
     wanted = settings.precision
     if wanted == "auto":
         wanted = {"exact": own, "limit": "float64", "auto": "auto"}[settings.estimator]
     if own == "float64" and wanted == "float32":
         raise OptionError("precision='float32': the model's weights are in float64, of which float32 loses digits")
     if wanted == own or own == "float64":
-        return kind(task)
+        return make(plan)
     if wanted == "auto":
-        return Completed(task)
+        return AutoEstimator(plan)
     try:
-        task = task.in_precision("float64")
+        plan = plan.in_precision("float64")
     except ModelError as error:
         if settings.precision == "float64":
             raise
         warnings.warn(f"the limit is taken in float32: {error}", stacklevel=5)
-    return kind(task)
+    return make(plan)

@@ -1,63 +1,81 @@
-"""What is to be measured: the model, the data and the options of one instrument."""
+"""The model, the data and the options of one instrument."""
 
 import functools
 from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from srel_tf.errors import ModelError
-from srel_tf.gradients.backprop import LossPasses, NotSeparable
-from srel_tf.measures import outputs as reading
+from srel_tf.gradients.backprop import LossBackprop, NotSeparable
+from srel_tf.gradients.compiled_loss import CompiledLoss
+from srel_tf.gradients.network import Network
+from srel_tf.measures.distances import Measure
+from srel_tf.measures.outputs import kind_of_predictions
+from srel_tf.probe import ProbeSet
 
 
 @dataclass(frozen=True)
-class Task:
-    """What is to be measured: the network, x and y of the sources, x of the targets as tensors, probe, options.
+class MeasurementPlan:
+    """What is measured, on what, and how.
 
-    loss: the `CompiledLoss`. read_as: how to read outputs (`predictions.read_as`).
+    Attributes:
+        network: the model.
+        data: tensors x and y of the sources, x of the targets.
+        probe: the probe set.
+        measures: by name.
+        settings: the user's `Settings`.
+        loss: the compiled loss.
+        kind: how to read outputs (`outputs.read_as`).
     """
 
-    network: object
-    data: tuple
-    probe: object
-    measures: dict
-    settings: object
-    loss: object
-    read_as: str
+    network: Network
+    data: tuple[tf.Tensor, tf.Tensor, tf.Tensor]
+    probe: ProbeSet
+    measures: dict[str, Measure]
+    settings: Any
+    loss: CompiledLoss
+    kind: str
 
-    def in_precision(self, dtype):
-        """The same in another precision. `ModelError` where the model has a part that computes in less."""
+    @property
+    def in_float64(self) -> bool:
+        return self.network.dtype == tf.float64
+
+    def method(self, name: str) -> str:
+        """Return the frame's name of a method: "finite_step" or "limit", with "_float64" if it runs in float64."""
+        return f"{name}_float64" if self.in_float64 else name
+
+    def in_precision(self, dtype: str) -> "MeasurementPlan":
+        """Return the same plan in another precision. `ModelError` if a part of the model computes in less."""
         network = self.network.in_precision(dtype)
-        x, y, x_targets = self.data
-        network.inspect(network.cast(x[:1]), network.cast(y[:1]))
+        x, y, x_targets = (network.cast(tensor) for tensor in self.data)
+        network.inspect(x[:1], y[:1])
         try:
-            network.outputs(network.cast(x[:1]))
+            network.outputs(x[:1])
         except tf.errors.OpError as error:
-            what = f"model {network.model.name!r} does not run in {dtype} ({error.message.splitlines()[0]})"
-            raise ModelError(what) from error
-        return replace(self, network=network, data=(network.cast(x), network.cast(y), network.cast(x_targets)))
+            reason = error.message.splitlines()[0]
+            raise ModelError(f"model {network.model.name!r} does not run in {dtype} ({reason})") from error
+        return replace(self, network=network, data=(x, y, x_targets))
 
-    def kind(self, outputs, passes):
-        """How to read outputs [n_t, C] of an engine (`predictions.kind_of_predictions`)."""
-        if passes is not None and passes.head == "log":
-            return "logits"
-        return reading.kind_of_predictions(self.read_as, self.loss, self.network.model, outputs.numpy())
+    def kinds(self, outputs: tf.Tensor, backprop: LossBackprop | None) -> dict[bool, str]:
+        """Return how to read outputs [n_t, C] of an engine: kinds[True] for measures of raw outputs.
 
-    def kinds(self, outputs, passes):
-        """`kind` by whether a measure is of raw outputs: those of a model that ends in a softmax are probabilities."""
-        kind = self.kind(outputs, passes)
-        as_they_are = kind == "probabilities" or (passes is not None and passes.head == "log")
-        return {False: kind, True: kind if as_they_are else "raw"}
+        The raw outputs of a model that ends in a softmax are its probabilities.
+        """
+        has_softmax_link = backprop is not None and backprop.link == "softmax"
+        if has_softmax_link:
+            kind = "logits"  # The engines return the logits behind the softmax.
+        else:
+            kind = kind_of_predictions(self.kind, self.loss, self.network.model.name, np.asarray(outputs))
+        ends_in_softmax = has_softmax_link or kind == "probabilities"
+        return {False: kind, True: kind if ends_in_softmax else "raw"}
 
     @functools.cached_property
-    def passes(self):
-        """(`LossPasses`, None), or (None, why the layers do not tell gradients of examples apart)."""
+    def backprop(self) -> tuple[LossBackprop | None, NotSeparable | None]:
+        """The network's `LossBackprop`, or None and the reason why there is none."""
         x, y, _ = self.data
         try:
-            return LossPasses(self.network, x[:2], y[:2]), None
+            return LossBackprop(self.network, x[:2], y[:2]), None
         except NotSeparable as reason:
             return None, reason
-
-
-def suffix(task):
-    return "_float64" if task.network.dtype == tf.float64 else ""

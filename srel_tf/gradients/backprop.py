@@ -1,68 +1,91 @@
-"""One forward pass of a batch, and the signals that any function of its outputs sends back to every layer."""
+"""A forward pass of a batch, and gradients of any function of its outputs at every layer's output."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 
-from srel_tf.gradients.capture import Capture, NotSeparable
-from srel_tf.gradients.factored import Outer
-from srel_tf.gradients.network import as_matrix
-from srel_tf.gradients.output_gradients import HEADS, LossSignals, slope
+from srel_tf.gradients.factored import FactoredGradient, OuterProductGradient
+from srel_tf.gradients.layer_io import LayerCall, LayerIO, NotSeparable
+from srel_tf.gradients.network import Network, as_matrix
+from srel_tf.gradients.output_gradients import LINKS, OutputGradients, link_derivative
 
 
-class Seen(NamedTuple):
-    """A forward pass of n examples at some weights (None: the model's own): outputs and u [n, C], the layers' calls,
-    its tape, and Keras's mask of the outputs or None.
+class ForwardPass(NamedTuple):
+    """A recorded forward pass of n examples.
+
+    Attributes:
+        outputs: f [n, C] in the network's precision.
+        u: what f is a function of by the link, [n, C].
+        calls: the layers' calls.
+        tape: persistent; it watches the calls' outputs.
+        weights: the trainable weights of the pass; None stands for the model's own.
+        mask: Keras's mask of the outputs, or None.
     """
 
     outputs: tf.Tensor
     u: tf.Tensor
-    calls: list
+    calls: list[LayerCall]
     tape: tf.GradientTape
     weights: list | None
     mask: tf.Tensor | None = None
 
 
-class Passes:
-    """Forward and backward passes of a network whose layers can be watched.
+class BatchBackprop:
+    """Forward and backward passes of a network whose layer calls can be recorded.
 
-    x: two examples [2, …], on which this is tried. Raises `NotSeparable` where it is not so.
+    Args:
+        network: the network.
+        x: two examples [2, ...] to try it on.
+
+    Raises:
+        NotSeparable: if layer inputs and outputs do not determine the gradients of single examples.
     """
 
-    head = "outputs"
+    link = "identity"
 
-    def __init__(self, network, x):
+    def __init__(self, network: Network, x: tf.Tensor) -> None:
         if network.model.run_eagerly:
             raise NotSeparable("the model runs eagerly")
-        self.network, self.capture = network, Capture(network, x)
+        self.network, self.layer_io = network, LayerIO(network, x)
 
-    def forward(self, x, weights=None):
+    def forward(self, x: tf.Tensor, weights: list | None = None) -> ForwardPass:
+        """Run the network on x [n, ...] with the given trainable weights, or its own."""
         with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
-            predictions, calls = self.capture.forward(x, tape, weights)
+            predictions, calls = self.layer_io.forward(x, tape, weights)
             outputs = as_matrix(predictions, self.network.model)
-            u = HEADS[self.head].of_outputs(outputs)
+            u = LINKS[self.link].of_outputs(outputs)
         mask = getattr(predictions, "_keras_mask", None)
-        return Seen(tf.cast(outputs, self.network.dtype), u, calls, tape, weights, mask)
+        return ForwardPass(tf.cast(outputs, self.network.dtype), u, calls, tape, weights, mask)
 
-    def backward(self, seen, seeds):
-        """Signals [n, M, …] at the output of each call of M functions of u, given by their seeds ∂/∂u [n, C]."""
-        sources, zero = [c.output for c in seen.calls], tf.UnconnectedGradients.ZERO
-        by_seed = [seen.tape.gradient(seen.u, sources, tf.cast(seed, seen.u.dtype), zero) for seed in seeds]
-        return [tf.stack(s, axis=1) for s in zip(*by_seed, strict=True)]
+    def backward(self, forward_pass: ForwardPass, seeds: list[tf.Tensor]) -> list[tf.Tensor]:
+        """Return gradients of M functions of u at the output of each call, [n, M, ...]; seeds: M times ∂/∂u [n, C]."""
+        tape, u = forward_pass.tape, forward_pass.u
+        layer_outputs = [call.output for call in forward_pass.calls]
+        zero = tf.UnconnectedGradients.ZERO
+        by_seed = [tape.gradient(u, layer_outputs, tf.cast(seed, u.dtype), zero) for seed in seeds]
+        return [tf.stack(of_layer, axis=1) for of_layer in zip(*by_seed, strict=True)]
 
-    def factors(self, seen, signals):
-        """Per-example gradients of each weight in factored form (`Capture.factors`)."""
-        return self.capture.factors(seen.calls, signals, seen.weights)
+    def gradients(self, forward_pass: ForwardPass, seeds: list[tf.Tensor]) -> list[list[FactoredGradient]]:
+        """Return per-example gradients of M functions of u for each weight (`LayerIO.gradients`)."""
+        output_grads = self.backward(forward_pass, seeds)
+        return self.layer_io.gradients(forward_pass.calls, output_grads, forward_pass.weights)
 
 
-class LossPasses(Passes):
-    """The same of a network whose compiled loss is a function of its outputs, penalties of the weights apart.
+class LossBackprop(BatchBackprop):
+    """`BatchBackprop` of a network whose compiled loss depends on outputs and targets alone, apart from regularisers.
 
-    x, y: two examples [2, …]. u, which derivatives are taken of, is what Keras computes the loss from.
+    Derivatives are with respect to u, from which Keras computes the loss.
+
+    Args:
+        network: the network.
+        x, y: two examples [2, ...] to try it on.
+
+    Raises:
+        NotSeparable: if the loss is not of this kind; or as `BatchBackprop`.
     """
 
-    def __init__(self, network, x, y):
+    def __init__(self, network: Network, x: tf.Tensor, y: tf.Tensor) -> None:
         super().__init__(network, x)
         model = network.model
         if network.loss is not None:
@@ -71,80 +94,91 @@ class LossPasses(Passes):
             raise NotSeparable("the model computes its loss itself")
         if network.has_added_losses(x, but_penalties=True):
             raise NotSeparable("the model adds losses of its own")
-        self.loss = LossSignals(network)
-        self.head = self._find_head(x, y)
+        self.loss = OutputGradients(network)
+        self.link = self._find_link(x, y)
 
-    def read(self, outputs):
-        """Outputs [n, C] as D is to see them: a softmax by its logits, which resolve probabilities close to 0 and 1."""
-        return HEADS["log"].of_outputs(outputs) if self.head == "log" else outputs
+    def read(self, outputs: tf.Tensor) -> tf.Tensor:
+        """Return outputs [n, C] as D reads them: the logits of a softmax, which resolve probabilities near 0 and 1."""
+        return LINKS["softmax"].of_outputs(outputs) if self.link == "softmax" else outputs
 
-    def slope(self, outputs):
-        """df/du, float64 [n, C]."""
-        return slope(self.head, outputs)
+    def link_derivative(self, outputs: tf.Tensor) -> tf.Tensor:
+        """Return df/du, float64 [n, C]."""
+        return link_derivative(self.link, outputs)
 
-    def _find_head(self, x, y):
-        found = []
+    def _find_link(self, x: tf.Tensor, y: tf.Tensor) -> str:
+        links = []
 
         @tf.function(autograph=False)
-        def look(x, y):
-            predictions, _ = self.capture.forward(x)
-            found.append(self.loss.head(as_matrix(predictions, self.network.model), y))
+        def trace(x, y):
+            predictions, _ = self.layer_io.forward(x)
+            links.append(self.loss.link(as_matrix(predictions, self.network.model), y))
 
-        look.get_concrete_function(x, y)
-        return found[-1]
+        trace.get_concrete_function(x, y)
+        return links[-1]
 
-    def loss_signal(self, seen, y):
-        """∂ℓ/∂u of each example, float64 [n, C]."""
-        return self.loss(tf.cast(seen.u, tf.float64), y, self.head, seen.mask)
+    def output_gradient(self, forward_pass: ForwardPass, y: tf.Tensor) -> tf.Tensor:
+        """Return ∂ℓ/∂u of each example, float64 [n, C]."""
+        return self.loss(tf.cast(forward_pass.u, tf.float64), y, self.link, forward_pass.mask)
 
-    @property
-    def _has_penalty(self):
-        return any(v.regularizer is not None for v in self.network.variables)
-
-    def penalty(self, weights=None):
-        """∇ of the regularisers' penalty, which all sources share, one tensor a weight; None where there is none."""
+    def penalty_gradient(self, weights: list | None = None) -> list[tf.Tensor] | None:
+        """Return ∇ of the regularisers' penalty, one tensor a weight; None if there is no regulariser."""
         variables = self.network.variables
-        if not self._has_penalty:
+        if all(v.regularizer is None for v in variables):
             return None
-        weights = [tf.convert_to_tensor(w) for w in weights or self.network.weights]
+        tensors = [tf.convert_to_tensor(w) for w in weights or self.network.weights]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(weights)
-            terms = [v.regularizer(w) for v, w in zip(variables, weights, strict=True) if v.regularizer is not None]
-            total = tf.add_n(terms)
-        return tape.gradient(total, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+            tape.watch(tensors)
+            terms = [v.regularizer(w) for v, w in zip(variables, tensors, strict=True) if v.regularizer is not None]
+            penalty = tf.add_n(terms)
+        return tape.gradient(penalty, tensors, unconnected_gradients=tf.UnconnectedGradients.ZERO)
 
 
 class SourceGradients:
-    """∇ℓ of each example of a batch, from one forward and one backward pass."""
+    """∇ℓ of each example of a batch, from one forward and one backward pass.
 
-    def __init__(self, passes, x, y, factor, weights=None):
-        """factor [n] multiplies the gradients: η enters where back-propagation starts."""
-        self._variables, self._dtype = passes.network.variables, passes.network.dtype
-        seen = passes.forward(x, weights)
-        signal = passes.loss_signal(seen, y) * tf.cast(factor, tf.float64)[:, None]
-        self._factors = passes.factors(seen, passes.backward(seen, [signal]))
-        self._penalty, self._factor = passes.penalty(weights), factor
-        self.outputs = passes.read(seen.outputs)
-        self.zero = _zero_where_finite(self._factors)
+    Args:
+        backprop: of the network.
+        x, y: examples [n, ...].
+        factor: [n], multiplies the gradients where back-propagation starts.
+        weights: the trainable weights; None takes the network's own.
 
-    def step(self, k, i):
-        """factor · ∂ℓ_i/∂(the k-th weight) as an `Outer` of one position, or None where it is none."""
-        one = self._factors[k][0] if len(self._factors[k]) == 1 else None
-        if self._penalty is not None or not isinstance(one, Outer) or not one.is_rank_one:
+    Attributes:
+        outputs: f [n, C] as D reads them.
+        zero: [n], 0 for examples whose gradient is finite, else NaN. A saturated net would hide that. float64.
+    """
+
+    def __init__(
+        self, backprop: LossBackprop, x: tf.Tensor, y: tf.Tensor, factor: tf.Tensor, weights: list | None = None
+    ) -> None:
+        self._variables, self._dtype = backprop.network.variables, backprop.network.dtype
+        forward_pass = backprop.forward(x, weights)
+        seed = backprop.output_gradient(forward_pass, y) * tf.cast(factor, tf.float64)[:, None]
+        self._gradients = backprop.gradients(forward_pass, [seed])
+        self._penalty, self._factor = backprop.penalty_gradient(weights), factor
+        self.outputs = backprop.read(forward_pass.outputs)
+        self.zero = _zero_if_finite(self._gradients)
+
+    def rank_one_step(self, k: int, i: tf.Tensor) -> OuterProductGradient | None:
+        """Return factor · ∂ℓ_i/∂(the k-th weight) in factored form if it is one outer product, else None."""
+        of_calls = self._gradients[k]
+        if self._penalty is not None or len(of_calls) != 1:
             return None
-        return one.example(i)
+        gradient = of_calls[0]
+        if not isinstance(gradient, OuterProductGradient) or not gradient.is_rank_one:
+            return None
+        return gradient.example(i)
 
-    def of_weight(self, k, i):
-        """factor · ∂ℓ_i/∂(the k-th weight)."""
+    def of_weight(self, k: int, i: tf.Tensor) -> tf.Tensor:
+        """Return factor · ∂ℓ_i/∂(the k-th weight)."""
         shape = self._variables[k].shape
-        parts = [tf.reshape(f.gradient(i), shape) for f in self._factors[k]]
+        terms = [tf.reshape(of_call.gradient(i), shape) for of_call in self._gradients[k]]
         if self._penalty is not None:
-            parts.append(self._penalty[k] * tf.cast(self._factor[i], self._dtype))
-        return tf.add_n(parts) if parts else tf.zeros(shape, self._dtype)
+            terms.append(self._penalty[k] * tf.cast(self._factor[i], self._dtype))
+        return tf.add_n(terms) if terms else tf.zeros(shape, self._dtype)
 
 
-def _zero_where_finite(factors):
-    """0 for examples whose gradient is finite, else NaN, [n]: a saturated net would hide it. float64."""
-    tensors = [t for of_weight in factors for factor in of_weight for t in factor if tf.is_tensor(t)]
-    sums = [tf.reduce_sum(tf.reshape(t, [t.shape[0], -1]), axis=-1) for t in tensors if t.dtype.is_floating]
+def _zero_if_finite(gradients: list[list[FactoredGradient]]) -> tf.Tensor:
+    fields: list[Any] = [field for of_weight in gradients for factored in of_weight for field in factored]
+    floating = [t for t in fields if tf.is_tensor(t) and t.dtype.is_floating]
+    sums = [tf.reduce_sum(tf.reshape(t, [t.shape[0], -1]), axis=-1) for t in floating]
     return 0.0 * tf.cast(tf.add_n(sums), tf.float64)

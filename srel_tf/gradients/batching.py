@@ -1,18 +1,32 @@
-"""A function of many examples, a batch at a time inside one graph."""
+"""Apply a function to many examples, a batch at a time inside one graph."""
 
 import math
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
 
-def in_batches(function, dtypes, batch_size, *arrays):
-    """The tensors [n, m] of function(*arrays), in batches of equal size, so that all rows see the same kernels."""
+def map_batches(
+    function: Callable, dtypes: Sequence[tf.DType], batch_size: int, *arrays: tf.Tensor
+) -> tuple[tf.Tensor, ...]:
+    """Return the tensors [n, ...] of function(*arrays), computed in batches of equal size.
+
+    Equal sizes let all rows go through the same kernels. The last batch is filled with copies of the last example.
+
+    Args:
+        function: takes the arrays' rows of one batch and returns a tuple of tensors with as many rows.
+        dtypes: of these tensors.
+        batch_size: largest number of rows at a time.
+        arrays: tensors of n rows each.
+    """
     n = arrays[0].shape[0]
-    batches = math.ceil(n / batch_size)
-    if batches == 1:
+    n_batches = math.ceil(n / batch_size)
+    if n_batches == 1:
         return function(*arrays)
-    size = math.ceil(n / batches)
-    rows = tf.minimum(tf.range(batches * size), n - 1)  # The last batch is filled up with the last example.
-    stacked = tuple(tf.reshape(tf.gather(a, rows), [batches, size, *a.shape[1:]]) for a in arrays)
-    results = tf.map_fn(lambda batch: function(*batch), stacked, fn_output_signature=dtypes, parallel_iterations=1)
-    return tuple(tf.reshape(t, [batches * size, *t.shape[2:]])[:n] for t in results)
+    size = math.ceil(n / n_batches)
+    rows = tf.minimum(tf.range(n_batches * size), n - 1)
+    batches = tuple(tf.reshape(tf.gather(a, rows), [n_batches, size, *a.shape[1:]]) for a in arrays)
+    results = tf.map_fn(
+        lambda batch: function(*batch), batches, fn_output_signature=tuple(dtypes), parallel_iterations=1
+    )
+    return tuple(tf.reshape(t, [n_batches * size, *t.shape[2:]])[:n] for t in results)

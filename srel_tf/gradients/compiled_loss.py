@@ -1,7 +1,8 @@
-"""The compiled loss of a model: which of Keras's losses it is, and what it takes."""
+"""The compiled loss of a model: which of Keras's losses it is, and its options."""
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import keras
 
@@ -18,14 +19,15 @@ FunctionLoss = keras.losses.MeanSquaredError.__base__  # Keras's class around a 
 
 
 class CompiledLoss(NamedTuple):
-    """What is known of a model's loss.
+    """A model's loss.
 
-    kind: "sparse" and "categorical" are losses of one class among several, given as an index or as a row; "binary" is
-        a loss of each output by itself; "other" is any other loss of Keras's; "own" is a loss that Keras does not
-        know: the user's function or class, `add_loss` or `compute_loss` without a compiled loss, or several losses.
-    name: what to call it in messages.
-    from_logits: whether the loss takes logits; None if it has no such option.
-    ignore_class: the label that has no loss; None if there is none.
+    Attributes:
+        kind: "sparse" and "categorical" for losses of one class among several, given as an index or as a row; "binary"
+            for a loss of each output by itself; "other" for any other loss of Keras's; "own" for the user's function
+            or class, `add_loss` or `compute_loss` without a compiled loss, or several losses.
+        name: its name in messages.
+        from_logits: whether the loss takes logits; None if it has no such option.
+        ignore_class: the label that has no loss; None if there is none.
     """
 
     kind: str
@@ -34,8 +36,8 @@ class CompiledLoss(NamedTuple):
     ignore_class: int | None = None
 
 
-def compiled_loss(model, y_shape, num_outputs):
-    """The `CompiledLoss` of a model of `num_outputs` outputs for targets of shape `y_shape`."""
+def compiled_loss(model: keras.Model, y_shape: tuple, num_outputs: int) -> CompiledLoss:
+    """Return the `CompiledLoss` of a model of `num_outputs` outputs for targets of shape `y_shape`."""
     loss = single_loss(model, y_shape, num_outputs)
     if loss is None:
         return CompiledLoss("own", "of your own")
@@ -48,11 +50,13 @@ def compiled_loss(model, y_shape, num_outputs):
     return CompiledLoss(kind, name, from_logits, options.get("ignore_class"))
 
 
-def single_loss(model, y_shape=None, num_outputs=None):
-    """The one loss that a model is compiled with, as a `keras.losses.Loss` or a function; None if there is no such one.
+def single_loss(
+    model: keras.Model, y_shape: tuple | None = None, num_outputs: int | None = None
+) -> keras.losses.Loss | Callable | None:
+    """Return the loss that a model is compiled with, a `keras.losses.Loss` or a function; None unless there is one.
 
-    "crossentropy" and "ce" stand for a loss that Keras chooses by the shapes of targets and outputs. Without these
-    shapes such a name gives None.
+    "crossentropy" and "ce" name a loss that Keras chooses by the shapes of targets and outputs. Without these shapes
+    the result is None.
     """
     losses = keras.tree.flatten(model.loss)
     if len(losses) != 1 or losses[0] is None:
@@ -63,7 +67,7 @@ def single_loss(model, y_shape=None, num_outputs=None):
     return keras.losses.get(loss)
 
 
-def _crossentropy(y_shape, num_outputs):
+def _crossentropy(y_shape: tuple, num_outputs: int | None) -> Callable:
     """Keras's choice for the loss "crossentropy" of outputs [n, C]."""
     if num_outputs == 1:
         return keras.losses.binary_crossentropy
@@ -72,8 +76,8 @@ def _crossentropy(y_shape, num_outputs):
     return keras.losses.categorical_crossentropy
 
 
-def function_and_options(loss):
-    """The function behind a loss (a class of its own is its own function), and the options that the loss was given."""
+def function_and_options(loss: Any) -> tuple[Any, dict]:
+    """Return the function behind a loss, or the class of a loss without one, and the loss's options."""
     if isinstance(loss, FunctionLoss):
         # Keras keeps all options for the function here, but not all of them in `get_config`.
         options = vars(loss).get("_fn_kwargs", {})

@@ -1,8 +1,9 @@
-"""Convolutions: which pixels the kernel lies over, and a product of matrices in the place of a slow convolution."""
+"""Geometry of convolutions, and a product of matrices that replaces slow convolutions."""
 
 import contextlib
 import functools
 import math
+from collections.abc import Callable, Iterable, Iterator
 
 import keras
 import numpy as np
@@ -11,70 +12,78 @@ import tensorflow as tf
 LAYERS = (keras.layers.Conv2D, keras.layers.Conv3D)  # Conv1D does not call its `convolution_op`.
 
 
-def windows(layer, x):
-    """Which pixels the kernel lies over at each position, int32 [T, J] into the P pixels of x [n, …, channels].
+def windows(layer: keras.Layer, x: tf.Tensor) -> np.ndarray:
+    """Return the pixels that each entry of the kernel lies over at each position, int32 [T, J].
 
-    Entries that lie over padding are P.
+    The P pixels of x [n, ..., channels] are numbered in C order; P stands for padding.
     """
-    index = np.arange(math.prod(x.shape[1:-1]), dtype=np.int32).reshape(x.shape[1:-1])
-    spans = [(k - 1) * d + 1 for k, d in zip(layer.kernel_size, layer.dilation_rate, strict=True)]
-    sides = zip(index.shape, spans, layer.strides, strict=True)
-    index = np.pad(index, [_padding(layer.padding, *side) for side in sides], constant_values=index.size)
-    under = np.lib.stride_tricks.sliding_window_view(index, spans)
-    under = under[tuple(slice(None, None, step) for step in (*layer.strides, *layer.dilation_rate))]
-    return under.reshape(-1, math.prod(layer.kernel_size))
+    pixels = np.arange(math.prod(x.shape[1:-1]), dtype=np.int32).reshape(x.shape[1:-1])
+    spans = [(size - 1) * step + 1 for size, step in zip(layer.kernel_size, layer.dilation_rate, strict=True)]
+    padding = [
+        _padding(layer.padding, size, span, stride)
+        for size, span, stride in zip(pixels.shape, spans, layer.strides, strict=True)
+    ]
+    padded = np.pad(pixels, padding, constant_values=pixels.size)
+    under_spans = np.lib.stride_tricks.sliding_window_view(padded, spans)
+    steps = (*layer.strides, *layer.dilation_rate)
+    under_entries = under_spans[tuple(slice(None, None, step) for step in steps)]
+    return under_entries.reshape(-1, math.prod(layer.kernel_size))
 
 
-def convolutions_of(layers):
-    """The layers whose convolutions `quick_convolutions` may replace: Keras's own, without groups."""
+def convolutions_of(layers: Iterable[keras.Layer]) -> list[keras.Layer]:
+    """Return the layers that `quick_convolutions` may serve: Keras's own, channels last, without groups."""
     return [v for v in layers if type(v) in LAYERS and v.groups == 1 and v.data_format == "channels_last"]
 
 
 @contextlib.contextmanager
-def quick_convolutions(layers):
-    """While it is open, layers that convolve few pixels multiply matrices instead; only rounding differs.
+def quick_convolutions(layers: Iterable[keras.Layer]) -> Iterator[None]:
+    """Replace convolutions of few pixels by products of matrices while it is open; only rounding differs.
 
-    TensorFlow's kernels for a CPU then take several times as long, and up to 100 times backwards in float64.
+    For these TensorFlow's CPU kernels take several times as long; its float64 backward kernels up to 100 times.
     """
-    layers = [v for v in layers if "convolution_op" not in vars(v)]
+    replaced = [v for v in layers if "convolution_op" not in vars(v)]
     if tf.config.list_physical_devices("GPU"):
-        layers = []
-    for layer in layers:
+        replaced = []
+    for layer in replaced:
         layer.convolution_op = functools.partial(_convolved, layer, layer.convolution_op)
     try:
         yield
     finally:
-        for layer in layers:
+        for layer in replaced:
             del layer.convolution_op
 
 
-def _convolved(layer, convolution_op, x, kernel):
-    """x ⋆ W; by a product of matrices if x has no more pixels than the kernel has entries."""
+def _convolved(layer: keras.Layer, convolution_op: Callable, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+    """x ⋆ W; as a product of matrices if x has no more pixels than the kernel has entries."""
     if 1 < math.prod(layer.kernel_size) >= math.prod(x.shape[1:-1]):
         return _product(layer, x, kernel)
     return convolution_op(x, kernel)
 
 
-def _product(layer, x, kernel):
-    """z[n, t, o] = Σ_{p, k} x[n, p, k] M[p, k, t, o]; M is the kernel's entry that lies over pixel p at position t."""
-    *pixels, k = x.shape[1:]
-    under, o = windows(layer, x), kernel.shape[-1]
-    t, j = under.shape
-    entries = np.full([math.prod(pixels) + 1, t], j)  # The last row is that of the padding.
-    entries[under, np.arange(t)[:, None]] = np.arange(j)
-    entries, kernel = entries[:-1], tf.reshape(kernel, [j, k, o])
-    if (entries == j).any():
-        kernel = tf.pad(kernel, [(0, 1), (0, 0), (0, 0)])
-    matrix = tf.transpose(tf.gather(kernel, entries), [0, 2, 1, 3])
-    z = tf.reshape(x, [x.shape[0], -1]) @ tf.reshape(matrix, [-1, t * o])
-    return tf.reshape(z, [x.shape[0], *layer.compute_output_shape(x.shape)[1:-1], o])
+def _product(layer: keras.Layer, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+    """z[n, t, o] = Σ_{p, k} x[n, p, k] M[p, k, t, o]; M has the kernel's entry that lies over pixel p at position t."""
+    n, *pixels, inputs = x.shape
+    outputs = kernel.shape[-1]
+    under = windows(layer, x)
+    n_positions, n_entries = under.shape
+    no_entry = n_entries
+    entry_over = np.full([math.prod(pixels) + 1, n_positions], no_entry)  # The last row is that of the padding.
+    entry_over[under, np.arange(n_positions)[:, None]] = np.arange(n_entries)
+    entry_over = entry_over[:-1]
+
+    entries = tf.reshape(kernel, [n_entries, inputs, outputs])
+    if (entry_over == no_entry).any():
+        entries = tf.pad(entries, [(0, 1), (0, 0), (0, 0)])
+    matrix = tf.transpose(tf.gather(entries, entry_over), [0, 2, 1, 3])
+    z = tf.reshape(x, [n, -1]) @ tf.reshape(matrix, [-1, n_positions * outputs])
+    return tf.reshape(z, [n, *layer.compute_output_shape(x.shape)[1:-1], outputs])
 
 
-def _padding(padding, size, span, step):
+def _padding(padding: str, size: int, span: int, stride: int) -> tuple[int, int]:
     """Zeros before and after an axis, as TensorFlow pads it."""
     if padding == "valid":
         return 0, 0
     if padding == "causal":
         return span - 1, 0
-    total = max((math.ceil(size / step) - 1) * step + span - size, 0)
+    total = max((math.ceil(size / stride) - 1) * stride + span - size, 0)
     return total // 2, total - total // 2

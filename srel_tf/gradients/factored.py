@@ -1,231 +1,313 @@
-"""Per-example gradients of one weight, in factored form: inner products without forming them, and forming one.
+"""Per-example gradients of one weight in factored form, and inner products of them that need not form them.
 
-Back-propagation gives the gradient of a weight as a sum of outer products over positions (pixels, tokens): of what the
-layer saw and of the signal that came back. n examples, M signals each (the C outputs, or one loss), G groups, T
-positions, K inputs and O outputs of the map.
+Back-propagation gives the gradient of a weight as a sum of outer products over positions (pixels, tokens): inputs of
+the layer times gradients at its output. Letters: n examples, M functions each (the C outputs, or one loss), G groups,
+T positions, K inputs and O outputs of the map.
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import tensorflow as tf
 
-from srel_tf.gradients.batching import in_batches
+from srel_tf.gradients.batching import map_batches
 
 ENTRIES = 2**26  # Of the largest intermediate tensor: 256 MB in float32.
 
 
-class Outer(NamedTuple):
-    """∇[g, k, o] = Σ_t seen[g, t, k] · signals[g, t, o].
+class PairSizes(NamedTuple):
+    """Sizes of the inner products of sources and targets; pixels and patch are those that `windows` selects from."""
 
-    inputs [n, G, T, K]: what is seen; or, with windows [T, J], pixels [n, G, P, K/J]: position t sees those J that
-    windows[t] names, where P names zeros. signals [n, M, G, T, O]. dims: the sizes of G, K and O as axes of the
-    variable, each a tuple; order: the permutation of the axes (*G, *K, *O) that gives the variable's own.
+    sources: int
+    targets: int
+    functions: int
+    groups: int
+    source_positions: int
+    target_positions: int
+    inputs: int
+    outputs: int
+    weights: int
+    source_pixels: int
+    target_pixels: int
+    channels: int
+    has_windows: bool
+
+    @property
+    def position_pairs(self) -> int:
+        return self.source_positions * self.target_positions
+
+    @property
+    def pixel_pairs(self) -> int:
+        return self.source_pixels * self.target_pixels
+
+    @property
+    def patch_products(self) -> int:
+        """Multiply-adds of ⟨a_t, a_s⟩ for all positions of one pair and group, from whole patches."""
+        return self.position_pairs * self.inputs
+
+    @property
+    def pixel_products(self) -> float:
+        """The same from products of pixels, each used by all patches that contain it."""
+        if not self.has_windows:
+            return math.inf
+        return self.pixel_pairs * (self.channels + self.position_pairs)
+
+    @property
+    def gram(self) -> float:
+        """Multiply-adds of all pairs by products of positions; each function costs an elementwise pass as well."""
+        by_functions = self.functions * self.position_pairs * (self.outputs + 4)
+        one_pair = self.groups * (min(self.patch_products, self.pixel_products) + by_functions)
+        return self.sources * self.targets * one_pair
+
+    @property
+    def explicit(self) -> int:
+        """Multiply-adds of all pairs if the gradients are formed."""
+        forming = self.sources * self.source_positions + self.targets * self.functions * self.target_positions
+        products = self.sources * self.targets * self.functions
+        return (forming + products) * self.weights
+
+
+class OuterProductGradient(NamedTuple):
+    """∇[g, k, o] = Σ_t a[g, t, k] · s[g, t, o]: gradients of a weight that maps K inputs to O outputs at T positions.
+
+    Attributes:
+        inputs: a [n, G, T, K]; or, with `windows`, pixels [n, G, P, K/J].
+        output_grads: s [n, M, G, T, O], gradients of M functions at the layer's output.
+        dims: sizes of G, K and O as axes of the variable, each a tuple.
+        order: the permutation of the axes (*G, *K, *O) that gives the variable's own.
+        windows: int [T, J], the pixels that each position sees; P stands for zeros. None: `inputs` are a.
     """
 
     inputs: tf.Tensor
-    signals: tf.Tensor
+    output_grads: tf.Tensor
     dims: tuple
     order: tuple
     windows: np.ndarray | None = None
 
     @property
-    def seen(self):
-        """What the map is applied to at each position, [n, G, T, K]."""
+    def patches(self) -> tf.Tensor:
+        """a [n, G, T, K], what the map is applied to at each position."""
         return self.inputs if self.windows is None else under_windows(self.inputs, self.windows)
 
-    def parts(self, targets):
-        """(sources, targets) that one product takes at a time, so that no intermediate exceeds `ENTRIES`."""
-        m, g, s, _ = targets.signals.shape[1:]
-        if self._pairwise(targets):
-            t, p, q = self.signals.shape[3], self.inputs.shape[2], targets.inputs.shape[2]
-            pairs = max(1, ENTRIES // (g * max(t * s * (1 + 2 * m), p * q)))
-            at_once = min(pairs, targets.inputs.shape[0])
-            return max(1, pairs // at_once), at_once
-        return max(1, ENTRIES // self._held(1)), max(1, ENTRIES // targets._held(m))
+    def parts(self, targets: "OuterProductGradient") -> tuple[int, int]:
+        """Numbers of sources and targets whose product at a time keeps every intermediate below `ENTRIES`."""
+        sizes = self._sizes(targets)
+        if sizes.gram > sizes.explicit:
+            return max(1, ENTRIES // self._entries(1)), max(1, ENTRIES // targets._entries(sizes.functions))
+        products = sizes.position_pairs * (1 + 2 * sizes.functions)
+        pairs = max(1, ENTRIES // (sizes.groups * max(products, sizes.pixel_pairs)))
+        n_targets = min(pairs, sizes.targets)
+        return max(1, pairs // n_targets), n_targets
 
-    def inner(self, targets):
-        """⟨∇ of each source's first signal, ∇ of each target's M signals⟩: [n_s, n_t, M]."""
-        return self._by_gram(targets) if self._pairwise(targets) else self._by_kernel(targets)
+    def inner(self, targets: "OuterProductGradient") -> tf.Tensor:
+        """Return ⟨∇ of each source's first function, ∇ of each target's M functions⟩, [n_s, n_t, M]."""
+        sizes = self._sizes(targets)
+        return self._by_gram(targets) if sizes.gram <= sizes.explicit else self._by_kernel(targets)
 
-    @property
-    def _size(self):
-        return math.prod(math.prod(side) for side in self.dims)
+    def _sizes(self, targets: "OuterProductGradient") -> PairSizes:
+        n_t, functions, groups, target_positions, outputs = targets.output_grads.shape
+        return PairSizes(
+            sources=self.output_grads.shape[0],
+            targets=n_t,
+            functions=functions,
+            groups=groups,
+            source_positions=self.output_grads.shape[3],
+            target_positions=target_positions,
+            inputs=math.prod(self.dims[1]),
+            outputs=outputs,
+            weights=math.prod(math.prod(side) for side in self.dims),
+            source_pixels=self.inputs.shape[2],
+            target_pixels=targets.inputs.shape[2],
+            channels=self.inputs.shape[3],
+            has_windows=self.windows is not None,
+        )
 
-    def _held(self, m):
-        """Entries of what forming M gradients of an example holds: these, or what it sees at all positions."""
-        return max(m * self._size, self.signals.shape[3] * math.prod(self.dims[0]) * math.prod(self.dims[1]))
+    def _entries(self, functions: int) -> int:
+        """Entries that an example holds while its gradients are formed: these, or the patches at all positions."""
+        groups, inputs, outputs = (math.prod(side) for side in self.dims)
+        positions = self.output_grads.shape[3]
+        return groups * inputs * max(functions * outputs, positions)
 
-    def _input_costs(self, targets):
-        """Multiply-adds that one pair's products of inputs cost in a group: of all that is seen, and by pixels."""
-        t, s, k = self.signals.shape[3], targets.signals.shape[3], math.prod(self.dims[1])
-        if self.windows is None:
-            return t * s * k, math.inf
-        p, q = self.inputs.shape[2], targets.inputs.shape[2]
-        return t * s * k, p * q * (self.inputs.shape[3] + t * s)
+    def _by_gram(self, targets: "OuterProductGradient") -> tf.Tensor:
+        """Σ_{t,s} ⟨a_it, a_js⟩ ⟨s_it, s_js⟩: products of inputs times products of output gradients."""
+        of_inputs = self._input_products(targets)
+        of_output_grads = tf.einsum("igto,jmgso->ijmgts", self.output_grads[:, 0], targets.output_grads)
+        return tf.reduce_sum(of_inputs[:, :, None] * of_output_grads, axis=[3, 4, 5])
 
-    def _gram_cost(self, targets):
-        """Multiply-adds of one pair by products of positions, which pay an elementwise pass for each signal as well."""
-        m, g, s, o = targets.signals.shape[1:]
-        return g * (min(self._input_costs(targets)) + m * self.signals.shape[3] * s * (o + 4))
+    def _input_products(self, targets: "OuterProductGradient") -> tf.Tensor:
+        """⟨a_it, a_js⟩ for each pair and group, [n_s, n_t, G, T, S]."""
+        sizes, equation = self._sizes(targets), "igtk,jgsk->ijgts"
+        if sizes.patch_products <= sizes.pixel_products:
+            return tf.einsum(equation, self.patches, targets.patches)
+        of_pixels = tf.einsum(equation, self.inputs, targets.inputs)
+        pairs = _pixel_pairs_of_positions(self, targets)
+        of_positions = tf.reshape(of_pixels, [-1, sizes.pixel_pairs]) @ pairs
+        return tf.reshape(of_positions, [*of_pixels.shape[:-2], sizes.source_positions, sizes.target_positions])
 
-    def _pairwise(self, targets):
-        """Whether products of positions cost fewer multiply-adds than forming the gradients."""
-        n_s, n_t, m = self.signals.shape[0], *targets.signals.shape[:2]
-        t, s = self.signals.shape[3], targets.signals.shape[3]
-        return n_s * n_t * self._gram_cost(targets) <= (n_s * t + n_t * m * s + n_s * n_t * m) * self._size
-
-    def _by_gram(self, targets):
-        """Σ_{t,s} ⟨a_it, a_js⟩ ⟨b_it, b_js⟩: products of inputs times products of signals."""
-        a = self._input_products(targets, "igtk,jgsk->ijgts")
-        b = tf.einsum("igto,jmgso->ijmgts", self.signals[:, 0], targets.signals)
-        return tf.reduce_sum(a[:, :, None] * b, axis=[3, 4, 5])
-
-    def _input_products(self, targets, equation):
-        """Products of what each two positions see, [..., G, T, S]."""
-        seen, by_pixels = self._input_costs(targets)
-        if seen <= by_pixels:
-            return tf.einsum(equation, self.seen, targets.seen)
-        products = tf.einsum(equation, self.inputs, targets.inputs)
-        pairs = _pairs_under(self, targets)
-        summed = tf.reshape(products, [-1, pairs.shape[0]]) @ pairs
-        return tf.reshape(summed, [*products.shape[:-2], self.signals.shape[3], targets.signals.shape[3]])
-
-    def _by_kernel(self, targets):
-        """Both gradients formed."""
-        n_t, m = targets.signals.shape[:2]
-        kernels = targets.formed()
-        rows = kernels[0] if self.signals is targets.signals else self.only(0).formed()[0]
+    def _by_kernel(self, targets: "OuterProductGradient") -> tf.Tensor:
+        """Inner products of gradients that are formed."""
+        n_t, functions = targets.output_grads.shape[:2]
+        columns = targets.materialize()
+        same = self.output_grads is targets.output_grads
+        rows = columns[0] if same else self.only(0).materialize()[0]
         # A batch of one: TensorFlow's batched product is the faster for long rows.
-        product = tf.matmul(rows[None], tf.reshape(kernels, [1, m * n_t, -1]), transpose_b=True)
-        return tf.transpose(tf.reshape(product, [-1, m, n_t]), [0, 2, 1])
+        product = tf.matmul(rows[None], tf.reshape(columns, [1, functions * n_t, -1]), transpose_b=True)
+        return tf.transpose(tf.reshape(product, [-1, functions, n_t]), [0, 2, 1])
 
-    def formed(self):
-        """∇ as rows, [M, n, G·K·O]."""
-        kernels = tf.matmul(self.seen[None], tf.transpose(self.signals, [1, 0, 2, 3, 4]), transpose_a=True)
+    def materialize(self) -> tf.Tensor:
+        """Form the gradients as rows, [M, n, G·K·O]."""
+        by_function = tf.transpose(self.output_grads, [1, 0, 2, 3, 4])
+        kernels = tf.matmul(self.patches[None], by_function, transpose_a=True)
         return tf.reshape(kernels, [*kernels.shape[:2], -1])
 
-    def along(self, direction):
-        """⟨∇ of each signal, a tensor of the variable's shape⟩, [n, M]."""
-        dims = [d for side in self.dims for d in side]
-        inverse = [self.order.index(i) for i in range(len(dims))]
-        g, k, o = (math.prod(side) for side in self.dims)
-        kernel = tf.reshape(direction, [dims[i] for i in self.order])
-        kernel = tf.reshape(tf.transpose(kernel, inverse), [g, k, o])
-        return tf.reduce_sum((self.seen @ kernel)[:, None] * self.signals, axis=[2, 3, 4])
+    def along(self, direction: tf.Tensor) -> tf.Tensor:
+        """Return ⟨∇ of each function, a tensor of the variable's shape⟩, [n, M]."""
+        sizes = [size for side in self.dims for size in side]
+        inverse = [self.order.index(axis) for axis in range(len(sizes))]
+        ordered = tf.transpose(tf.reshape(direction, [sizes[axis] for axis in self.order]), inverse)
+        kernel = tf.reshape(ordered, [math.prod(side) for side in self.dims])
+        outputs = self.patches @ kernel
+        return tf.reduce_sum(outputs[:, None] * self.output_grads, axis=[2, 3, 4])
 
-    def gradient(self, i):
-        """∇ of example i's first signal, in the variable's shape."""
-        kernel = tf.matmul(self.example(i).seen[0], self.signals[i, 0], transpose_a=True)
-        return tf.transpose(tf.reshape(kernel, [d for side in self.dims for d in side]), self.order)
+    def gradient(self, i: tf.Tensor | int) -> tf.Tensor:
+        """Return ∇ of example i's first function, in the variable's shape."""
+        kernel = tf.matmul(self.example(i).patches[0], self.output_grads[i, 0], transpose_a=True)
+        return tf.transpose(tf.reshape(kernel, [size for side in self.dims for size in side]), self.order)
 
     @property
-    def is_rank_one(self):
-        """Whether each gradient is one outer product, so that applying it to inputs is cheaper than forming it."""
-        return self.signals.shape[2:4] == [1, 1]
+    def is_rank_one(self) -> bool:
+        """Whether each gradient is one outer product: applying it to inputs is then cheaper than forming it."""
+        return self.output_grads.shape[2:4] == [1, 1]
 
-    def example(self, i):
-        """Example i alone."""
-        return self._replace(inputs=self.inputs[i, None], signals=self.signals[i, None])
+    def example(self, i: tf.Tensor | int) -> "OuterProductGradient":
+        """Return example i alone."""
+        return self._replace(inputs=self.inputs[i, None], output_grads=self.output_grads[i, None])
 
-    def applied_to(self, other):
-        """What a map changes by at the inputs of another `Outer`, if its weight changes by this one of one example."""
-        k, o = math.prod(self.dims[1]), self.signals.shape[-1]
-        along = tf.matmul(tf.reshape(other.seen, [-1, k]), tf.reshape(self.seen, [1, k]), transpose_b=True)
-        return along * tf.reshape(self.signals, [1, o])
+    def applied_to(self, other: "OuterProductGradient") -> tf.Tensor:
+        """Return the map's output [n·T, O] at the inputs of `other` if its weight is this gradient of one example."""
+        inputs, outputs = math.prod(self.dims[1]), self.output_grads.shape[-1]
+        products = tf.matmul(
+            tf.reshape(other.patches, [-1, inputs]), tf.reshape(self.patches, [1, inputs]), transpose_b=True
+        )
+        return products * tf.reshape(self.output_grads, [1, outputs])
 
-    def only(self, m):
-        """The gradients of the m-th function alone."""
-        return self._replace(signals=self.signals[:, m : m + 1])
+    def only(self, m: int) -> "OuterProductGradient":
+        """Return the gradients of the m-th function alone."""
+        return self._replace(output_grads=self.output_grads[:, m : m + 1])
 
 
-class Lookup(NamedTuple):
-    """∇[v, o] = Σ_t [ids_t = v] · signals[t, o]: rows of a table. ids [n, T], signals [n, M, T, O], shape [V, O]."""
+class EmbeddingGradient(NamedTuple):
+    """∇[v, o] = Σ_t [ids_t = v] · s[t, o]: gradients of a table of V rows that is looked up at T positions.
+
+    Attributes:
+        ids: int [n, T], the rows that are looked up.
+        output_grads: s [n, M, T, O].
+        shape: (V, O).
+    """
 
     ids: tf.Tensor
-    signals: tf.Tensor
+    output_grads: tf.Tensor
     shape: tuple
 
-    def parts(self, targets):
-        pairs = max(1, ENTRIES // (self.ids.shape[1] * math.prod(targets.signals.shape[1:3])))
-        at_once = min(pairs, targets.ids.shape[0])
-        return max(1, pairs // at_once), at_once
+    def parts(self, targets: "EmbeddingGradient") -> tuple[int, int]:
+        """See `OuterProductGradient.parts`."""
+        pair = self.ids.shape[1] * math.prod(targets.output_grads.shape[1:3])
+        pairs = max(1, ENTRIES // pair)
+        n_targets = min(pairs, targets.ids.shape[0])
+        return max(1, pairs // n_targets), n_targets
 
-    def inner(self, targets):
-        same = tf.cast(self.ids[:, None, :, None] == targets.ids[None, :, None, :], self.signals.dtype)
-        return tf.einsum("ijts,ito,jmso->ijm", same, self.signals[:, 0], targets.signals)
+    def inner(self, targets: "EmbeddingGradient") -> tf.Tensor:
+        """See `OuterProductGradient.inner`."""
+        same_row = tf.cast(self.ids[:, None, :, None] == targets.ids[None, :, None, :], self.output_grads.dtype)
+        return tf.einsum("ijts,ito,jmso->ijm", same_row, self.output_grads[:, 0], targets.output_grads)
 
-    def along(self, direction):
-        return tf.einsum("nto,nmto->nm", tf.gather(direction, self.ids), self.signals)
+    def along(self, direction: tf.Tensor) -> tf.Tensor:
+        """See `OuterProductGradient.along`."""
+        return tf.einsum("nto,nmto->nm", tf.gather(direction, self.ids), self.output_grads)
 
-    def gradient(self, i):
-        return tf.scatter_nd(self.ids[i][:, None], self.signals[i, 0], self.shape)
+    def gradient(self, i: tf.Tensor | int) -> tf.Tensor:
+        """See `OuterProductGradient.gradient`."""
+        return tf.scatter_nd(self.ids[i][:, None], self.output_grads[i, 0], self.shape)
 
-    def only(self, m):
-        return self._replace(signals=self.signals[:, m : m + 1])
+    def only(self, m: int) -> "EmbeddingGradient":
+        """See `OuterProductGradient.only`."""
+        return self._replace(output_grads=self.output_grads[:, m : m + 1])
 
 
-class Formed(NamedTuple):
-    """∇ itself: gradients [n, M, *shape of the variable]."""
+class ExplicitGradient(NamedTuple):
+    """∇ itself.
+
+    Attributes:
+        gradients: [n, M, *shape of the variable].
+    """
 
     gradients: tf.Tensor
 
-    def parts(self, targets):
-        return self.gradients.shape[0], targets.gradients.shape[0]  # Nothing is formed.
+    def parts(self, targets: "ExplicitGradient") -> tuple[int, int]:
+        """See `OuterProductGradient.parts`. Nothing is formed, so that all go together."""
+        return self.gradients.shape[0], targets.gradients.shape[0]
 
-    def inner(self, targets):
-        n_s, (n_t, m) = self.gradients.shape[0], targets.gradients.shape[:2]
+    def inner(self, targets: "ExplicitGradient") -> tf.Tensor:
+        """See `OuterProductGradient.inner`."""
+        n_s, (n_t, functions) = self.gradients.shape[0], targets.gradients.shape[:2]
         rows = tf.reshape(self.gradients[:, 0], [n_s, -1])
-        columns = tf.reshape(targets.gradients, [n_t * m, -1])
-        return tf.reshape(tf.matmul(rows, columns, transpose_b=True), [n_s, n_t, m])
+        columns = tf.reshape(targets.gradients, [n_t * functions, -1])
+        return tf.reshape(tf.matmul(rows, columns, transpose_b=True), [n_s, n_t, functions])
 
-    def along(self, direction):
-        return tf.linalg.matvec(self._flat(), tf.reshape(direction, [-1]))
+    def along(self, direction: tf.Tensor) -> tf.Tensor:
+        """See `OuterProductGradient.along`."""
+        rows = tf.reshape(self.gradients, [*self.gradients.shape[:2], -1])
+        return tf.linalg.matvec(rows, tf.reshape(direction, [-1]))
 
-    def gradient(self, i):
+    def gradient(self, i: tf.Tensor | int) -> tf.Tensor:
+        """See `OuterProductGradient.gradient`."""
         return self.gradients[i, 0]
 
-    def only(self, m):
+    def only(self, m: int) -> "ExplicitGradient":
+        """See `OuterProductGradient.only`."""
         return self._replace(gradients=self.gradients[:, m : m + 1])
 
-    def _flat(self):
-        n, m = self.gradients.shape[:2]
-        return tf.reshape(self.gradients, [n, m, -1])
+
+FactoredGradient: TypeAlias = OuterProductGradient | EmbeddingGradient | ExplicitGradient
+Factored = TypeVar("Factored", OuterProductGradient, EmbeddingGradient, ExplicitGradient)
 
 
-def inner(sources, targets):
-    """⟨∇ of each source's first signal, ∇ of each target's M signals⟩, [n_s, n_t, M], in parts if it is large."""
+def inner(sources: Factored, targets: Factored) -> tf.Tensor:
+    """Return ⟨∇ of each source's first function, ∇ of each target's M functions⟩, [n_s, n_t, M], in parts if large."""
     n_sources, n_targets = sources.parts(targets)
 
-    def columns(part):
-        return tf.transpose(in_parts(sources, n_sources, lambda rows: rows.inner(part)), [1, 0, 2])
+    def columns(some_targets: Factored) -> tf.Tensor:
+        rows = map_parts(sources, n_sources, lambda some_sources: some_sources.inner(some_targets))
+        return tf.transpose(rows, [1, 0, 2])
 
-    return tf.transpose(in_parts(targets, n_targets, columns), [1, 0, 2])
-
-
-def in_parts(factor, at_once, function):
-    """function(factor) [n, …], for a part of its examples at a time."""
-    fields = [name for name in factor._fields if tf.is_tensor(getattr(factor, name))]
-
-    def of_part(*tensors):
-        return (function(factor._replace(**dict(zip(fields, tensors, strict=True)))),)
-
-    tensors = [getattr(factor, name) for name in fields]
-    return in_batches(of_part, (tensors[-1].dtype,), at_once, *tensors)[0]
+    return tf.transpose(map_parts(targets, n_targets, columns), [1, 0, 2])
 
 
-def under_windows(pixels, windows):
-    """What each window lies over, [n, G, T, J·k], of pixels [n, G, P, k]; windows [T, J] names them, P names zeros."""
-    n, g, p, _ = pixels.shape
-    if (windows == p).any():
+def map_parts(factored: Factored, part_size: int, function: Callable[[Factored], tf.Tensor]) -> tf.Tensor:
+    """Apply a function to some of the examples at a time; return function(factored) [n, ...]."""
+    fields = [name for name in factored._fields if tf.is_tensor(getattr(factored, name))]
+    tensors = [getattr(factored, name) for name in fields]
+
+    def of_part(*part: tf.Tensor) -> tuple[tf.Tensor]:
+        return (function(factored._replace(**dict(zip(fields, part, strict=True)))),)
+
+    return map_batches(of_part, (tensors[-1].dtype,), part_size, *tensors)[0]
+
+
+def under_windows(pixels: tf.Tensor, windows: np.ndarray) -> tf.Tensor:
+    """Return the patch that each window selects, [n, G, T, J·k], of pixels [n, G, P, k]; see `windows` above."""
+    n, groups, n_pixels, _ = pixels.shape
+    if (windows == n_pixels).any():
         pixels = tf.pad(pixels, [[0, 0], [0, 0], [0, 1], [0, 0]])
-    return tf.reshape(tf.gather(pixels, windows, axis=2), [n, g, len(windows), -1])
+    return tf.reshape(tf.gather(pixels, windows, axis=2), [n, groups, len(windows), -1])
 
 
-def _pairs_under(sources, targets):
-    """[P·Q, T·S]: how often one entry of the kernel lies over pixels p and q when it is at positions t and s."""
-    sides = [(f.windows, f.inputs.shape[2]) for f in (sources, targets)]
-    over = [tf.one_hot(windows, size, dtype=sources.inputs.dtype) for windows, size in sides]
-    (t, _, p), (s, _, q) = (side.shape for side in over)
-    return tf.reshape(tf.einsum("tjp,sjq->pqts", *over), [p * q, t * s])
+def _pixel_pairs_of_positions(sources: OuterProductGradient, targets: OuterProductGradient) -> tf.Tensor:
+    """Count how often one kernel entry lies over pixels p and q at positions t and s, [P·Q, T·S]."""
+    of_sources, of_targets = (
+        tf.one_hot(f.windows, f.inputs.shape[2], dtype=sources.inputs.dtype) for f in (sources, targets)
+    )
+    (t, _, p), (s, _, q) = of_sources.shape, of_targets.shape
+    return tf.reshape(tf.einsum("tjp,sjq->pqts", of_sources, of_targets), [p * q, t * s])

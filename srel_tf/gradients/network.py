@@ -7,6 +7,8 @@ losses) is dropped, so that measuring leaves no trace in the model.
 import contextlib
 import inspect
 import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import keras
 import numpy as np
@@ -20,19 +22,31 @@ from srel_tf.gradients.precision import computing_in, inspection, layers_within,
 class Network:
     """The model that is measured: outputs in inference mode, and the gradient of its compiled loss on one example.
 
-    dtype: what it computes in; None takes that of its weights. The model itself stays as it is.
-    loss: a function (y, outputs) -> [n] or scalar in place of the compiled loss, or None.
+    Args:
+        model: a built Keras model, which stays as it is.
+        needs_loss: whether it must be compiled.
+        dtype: the precision to compute in; None takes that of the weights.
+        loss: a function (y, outputs) -> [n] or scalar that replaces the compiled loss, or None.
+
+    Raises:
+        ModelError, BackendError: see `check_model`.
     """
 
-    def __init__(self, model, needs_loss=True, dtype=None, loss=None):
+    def __init__(
+        self,
+        model: keras.Model,
+        needs_loss: bool = True,
+        dtype: str | tf.DType | None = None,
+        loss: Callable | None = None,
+    ) -> None:
         check_model(model, needs_loss)
         self.model, self.loss = model, loss
         self.dtype = tf.as_dtype(dtype or own_precision(model))
         self._loss_takes_training = "training" in inspect.signature(model.compute_loss).parameters
         self._look_at_model()
 
-    def _look_at_model(self):
-        """Take down the weights and layers that there are now: a layer may make its own when it is first called."""
+    def _look_at_model(self) -> None:
+        """Collect the present weights and layers. A layer may create its weights when it is first called."""
         self.variables = list(self.model.trainable_variables)
         floating = [v for v in self.model.variables if keras.backend.is_float_dtype(v.dtype)]
         # The variables of TensorFlow behind Keras's own, whose values a `StatelessScope` replaces.
@@ -40,42 +54,43 @@ class Network:
         self._switches = switches_to(self.dtype, self.model)
         self._convolutions = convolutions_of(layers_within(self.model))
 
-    def in_precision(self, dtype):
-        """The same model as a network that computes in `dtype`."""
+    def in_precision(self, dtype: str | tf.DType) -> "Network":
+        """Return a network of the same model that computes in `dtype`."""
         return type(self)(self.model, needs_loss=self.model.compiled, dtype=dtype, loss=self.loss)
 
     @property
-    def weights(self):
-        """The live trainable weights w in the network's precision, one tensor or tf.Variable a Keras variable."""
+    def weights(self) -> list:
+        """The present trainable weights w in the network's precision: a tensor or tf.Variable for each variable."""
         return [self.cast(v.value) for v in self.variables]
 
-    def cast(self, tensor):
-        """Floating-point numbers in the network's precision; integers as they are."""
+    def cast(self, tensor: tf.Tensor) -> tf.Tensor:
+        """Cast floating-point numbers to the network's precision; return integers unchanged."""
         same = tensor.dtype == self.dtype or not tensor.dtype.is_floating
         return tensor if same else tf.cast(tensor, self.dtype)
 
-    def outputs(self, x, weights=None):
-        """f(x; weights) with `training=False`: [n, C] for x [n, ...]; the live weights when None."""
+    def outputs(self, x: tf.Tensor, weights: list | None = None) -> tf.Tensor:
+        """Return f(x; weights) [n, C] with `training=False` for x [n, ...]; None takes the present weights."""
         with self.scope(weights):
             return self.as_outputs(self.model(x, training=False))
 
-    def num_outputs(self, x):
-        """C, from a pass of one example; after it all weights are known, for layers may make theirs when first called
-        (an activation that is a layer).
-        """
+    def num_outputs(self, x: tf.Tensor) -> int:
+        """Return C, from a pass of one example. After it all layers have created their weights."""
         num_outputs = self.outputs(x[:1]).shape[-1]
         self._look_at_model()
         return num_outputs
 
-    def inspect(self, x, y):
-        """Trace a forward pass and the loss of an example [1, …], and refuse what is no function of weights and
-        example in the network's precision.
+    def inspect(self, x: tf.Tensor, y: tf.Tensor) -> None:
+        """Trace the forward pass and the loss of one example x, y [1, ...] and look at the operations.
 
-        Sets `opaque`, the name of an operation that a derivative does not see, and `activation`, "softmax",
-        "log_softmax" or "sigmoid" if that is the model's last operation; None stands for any other. Of a model that
-        runs eagerly nobody sees the operations: it is believed.
+        Sets `opaque`, the name of an operation without a derivative, or None; and `activation`, "softmax",
+        "log_softmax" or "sigmoid" if that is the model's last operation, else None. The operations of a model that
+        runs eagerly cannot be inspected.
+
+        Raises:
+            ModelError: if outputs or loss draw random numbers, or are computed in less than the network's precision.
         """
-        self.opaque = self.activation = None
+        self.opaque: str | None = None
+        self.activation: str | None = None
         if self.model.run_eagerly:
             self.activation = eager_activation(self.outputs(x))
             return
@@ -102,10 +117,12 @@ class Network:
                 "layers' precision is: take the cast out of it, or let it cast to the type of its input"
             )
 
-    def loss_gradient(self, x, y, factor, weights=None):
-        """factor · ∇_w ℓ(w, (x, y)), one tensor a variable; f(x; w) [1, C], of one example.
+    def loss_gradient(
+        self, x: tf.Tensor, y: tf.Tensor, factor: tf.Tensor | float, weights: list | None = None
+    ) -> tuple[list[tf.Tensor], tf.Tensor]:
+        """Return factor · ∇_w ℓ(w, (x, y)), one tensor a variable, and f(x; w) [1, C], for one example.
 
-        ℓ is the model's own `compute_loss`, regularisation and `add_loss` terms included.
+        ℓ is the model's own `compute_loss`, with regularisation and `add_loss` terms.
         """
         weights = [tf.convert_to_tensor(w) for w in weights or self.weights]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -113,8 +130,10 @@ class Network:
             predictions, loss = self.predictions_and_loss(x, y, weights)
         return self.backward(tape, loss, weights, factor), self.as_outputs(predictions)
 
-    def backward(self, tape, loss, sources, factor):
-        """factor · ∂loss/∂source for each source, zeros where unconnected, the factor in the network's precision."""
+    def backward(
+        self, tape: tf.GradientTape, loss: tf.Tensor, sources: list, factor: tf.Tensor | float
+    ) -> list[tf.Tensor]:
+        """Return factor · ∂loss/∂source for each source, zeros if unconnected; the factor has the network's dtype."""
         factor = tf.convert_to_tensor(factor, self.dtype)
         same = loss.dtype == self.dtype
         seed = factor if same else None
@@ -123,42 +142,46 @@ class Network:
         # A loss in float32 under a net in float64 would round η.
         return gradients if same else [g * tf.cast(factor, g.dtype) for g in gradients]
 
-    def check_examples_apart(self, x):
-        """`ModelError` where the outputs at an example depend on the others of its batch."""
+    def check_examples_apart(self, x: tf.Tensor) -> None:
+        """Raise `ModelError` if the outputs at an example depend on the other examples of its batch."""
         if not self.keeps_examples_apart(x[:2]):
             raise ModelError(
                 f"the outputs of model {self.model.name!r} at an example depend on the other examples of the batch, so "
                 "that S_rel of two examples is not defined: take statistics of the batch out of inference mode"
             )
 
-    def has_added_losses(self, x, but_penalties=False):
-        """Whether regularisers (if they count), activity regularisers or `add_loss` add to the compiled loss at x."""
+    def has_added_losses(self, x: tf.Tensor, but_penalties: bool = False) -> bool:
+        """Whether regularisers, activity regularisers or `add_loss` add to the compiled loss at x.
+
+        Regularisers of weights do not count if `but_penalties`.
+        """
         penalties = sum(v.regularizer is not None for v in self.variables) if but_penalties else 0
         with self.scope(self.weights):
             self.model(x, training=False)
             return len(self.model.losses) > penalties
 
-    def keeps_examples_apart(self, x):
-        """Whether the outputs at each of a few examples are the same without the others, but for rounding."""
+    def keeps_examples_apart(self, x: tf.Tensor) -> bool:
+        """Whether the outputs at each of a few examples are the same without the others, apart from rounding."""
         together = self.outputs(x).numpy()
         alone = np.concatenate([self.outputs(x[i, None]).numpy() for i in range(x.shape[0])])
         return agree(alone, together)
 
-    def as_outputs(self, predictions):
-        """What the model returned as outputs [n, C] in the network's precision."""
+    def as_outputs(self, predictions: Any) -> tf.Tensor:
+        """Return the model's predictions as outputs [n, C] in the network's precision."""
         return tf.cast(as_matrix(predictions, self.model), self.dtype)
 
-    def predictions_and_loss(self, x, y, weights):
-        """What the model returns for x, and the loss of these examples, with these weights."""
+    def predictions_and_loss(self, x: tf.Tensor, y: tf.Tensor, weights: list) -> tuple[tf.Tensor, tf.Tensor]:
+        """Return the model's predictions for x and the loss of these examples, with these weights."""
         with self.scope(weights):
             predictions = self.model(x, training=False)
             if self.loss is not None:
-                return predictions, self._loss_that_was_given(y, predictions)
+                return predictions, self._loss_of_settings(y, predictions)
             training = {"training": False} if self._loss_takes_training else {}
             return predictions, self.model.compute_loss(x=x, y=y, y_pred=predictions, sample_weight=None, **training)
 
-    def _loss_that_was_given(self, y, predictions):
-        """The loss of the settings in place of the compiled one, and penalties as `compute_loss` adds them."""
+    def _loss_of_settings(self, y: tf.Tensor, predictions: tf.Tensor) -> tf.Tensor:
+        """The loss that the user gave, plus penalties as `compute_loss` adds them."""
+        assert self.loss is not None
         loss = self.loss(y, predictions)
         if not tf.is_tensor(loss) or len(loss.shape) > 1:
             shape = getattr(loss, "shape", type(loss).__name__)
@@ -166,11 +189,12 @@ class Network:
         return keras.ops.sum([keras.ops.mean(loss), *(keras.ops.sum(penalty) for penalty in self.model.losses)])
 
     @contextlib.contextmanager
-    def scope(self, weights=None, kind=None):
-        """Within it the model computes in the network's precision and drops whatever it would write.
+    def scope(self, weights: list | None = None, kind: Callable[["Network"], "Scope"] | None = None) -> Iterator:
+        """Let the model compute in the network's precision, and drop whatever it would write, while it is open.
 
-        weights: the trainable weights that it has there, in that precision; None takes its own.
-        Hands out the `Scope`, or a subclass `kind` of it.
+        Args:
+            weights: the trainable weights to use, in that precision; None takes the model's own.
+            kind: makes the `Scope` that is yielded, say a subclass.
         """
         scope = (kind or Scope)(self)
         for update in zip(self.variables, weights, strict=True) if weights is not None else ():
@@ -180,13 +204,13 @@ class Network:
 
 
 class Scope(keras.StatelessScope):
-    """Variables of another precision than a network's have their values cast; what is written is dropped."""
+    """Cast the values of variables to a network's precision; drop whatever is written."""
 
-    def __init__(self, network):
+    def __init__(self, network: Network) -> None:
         super().__init__(collect_losses=True)
         self._network = network
 
-    def get_current_value(self, variable):
+    def get_current_value(self, variable: keras.Variable) -> tf.Tensor:
         value = super().get_current_value(variable)
         if value is None and id(variable) in self._network.to_be_cast:
             value = self._network.cast(self._network.to_be_cast[id(variable)])
@@ -196,16 +220,16 @@ class Scope(keras.StatelessScope):
 ACTIVATIONS = {"Softmax": "softmax", "LogSoftmax": "log_softmax", "Sigmoid": "sigmoid"}  # By TensorFlow's operations.
 
 
-def activation_of(output):
-    """The activation that a tensor of a graph is the result of, one of `ACTIVATIONS`, or None."""
+def activation_of(output: tf.Tensor) -> str | None:
+    """Return the activation whose result a graph's tensor is, one of `ACTIVATIONS`, or None."""
     op = output.op
     while op.type == "Identity":
         op = op.inputs[0].op
     return ACTIVATIONS.get(op.type)
 
 
-def eager_activation(outputs):
-    """The same of outputs without a graph, with which Keras keeps what its softmax or sigmoid was taken of."""
+def eager_activation(outputs: tf.Tensor) -> str | None:
+    """Return the activation of an eager tensor: Keras attaches the logits to the result of a softmax or sigmoid."""
     logits = getattr(outputs, "_keras_logits", None)
     if logits is None:
         return None
@@ -213,30 +237,30 @@ def eager_activation(outputs):
     return fitting[0] if len(fitting) == 1 else None
 
 
-def own_precision(model):
-    """The precision in which a model is measured as it is: float64 for float64 weights, else float32.
+def own_precision(model: keras.Model) -> str:
+    """Return "float64" for a model whose weights are all float64, else "float32".
 
-    Models of half or mixed precision are measured in float32, in which they hold their weights.
+    Models of half or mixed precision are measured in float32, the precision of their master weights.
     """
     return "float64" if {v.dtype for v in model.trainable_variables} == {"float64"} else "float32"
 
 
-def agree(ours, theirs, share=1e-3):
-    """Whether outputs are the same but for rounding: apart by less than a share of the largest of `theirs`."""
+def agree(ours: np.ndarray, theirs: np.ndarray, share: float = 1e-3) -> bool:
+    """Whether outputs are equal apart from rounding: they differ by less than a share of the largest of `theirs`."""
     largest = np.abs(theirs).max(initial=0, where=np.isfinite(theirs))
     return np.allclose(ours, theirs, rtol=0, atol=share * largest, equal_nan=True)
 
 
-def as_matrix(outputs, model):
-    """One output tensor as [n, C] (a model that returns [n] has C = 1); `ModelError` where there are others."""
+def as_matrix(outputs: Any, model: keras.Model) -> tf.Tensor:
+    """Return one output tensor as [n, C]; a model that returns [n] has C = 1. `ModelError` for anything else."""
     if not tf.is_tensor(outputs) or not 1 <= len(outputs.shape) <= 2:
         shape = getattr(outputs, "shape", f"a {type(outputs).__name__}")
         raise ModelError(f"model {model.name!r} returns {shape}; S_rel needs one output of shape [n, C]")
     return outputs[:, None] if len(outputs.shape) == 1 else outputs
 
 
-def check_model(model, needs_loss=True):
-    """Raise `ModelError` (or `BackendError`) unless `model` is ready to be measured."""
+def check_model(model: Any, needs_loss: bool = True) -> None:
+    """Raise `ModelError` or `BackendError` unless `model` is ready to be measured."""
     if keras.backend.backend() != "tensorflow":
         raise BackendError(
             f"Keras runs on the {keras.backend.backend()!r} backend, srel_tf needs 'tensorflow': set the environment "
@@ -254,8 +278,8 @@ def check_model(model, needs_loss=True):
         raise ModelError(f"model {model.name!r} was built in the scope of a tf.distribute strategy: build it outside")
 
 
-def warn_of_batch_norm(model):
-    """Say once that the fictitious update of a model with batch normalisation is not that of its training."""
+def warn_of_batch_norm(model: keras.Model) -> None:
+    """Warn that the fictitious update of a model with batch normalisation differs from that of its training."""
     if any(v.path.endswith("moving_mean") for v in model.non_trainable_variables):
         warnings.warn(
             f"model {model.name!r} has batch normalisation: S_rel is measured in inference mode, so the fictitious "

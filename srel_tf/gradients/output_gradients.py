@@ -1,20 +1,23 @@
-"""∂ℓ/∂f: what the loss of each example says to the network's outputs, in float64.
+"""Gradient ∂ℓ/∂f of each example's loss with respect to the network's outputs, in float64.
 
-In a converged net float32 loses p − y, the signal of cross-entropy, though the outputs themselves are good to their
-last place. The losses of Keras are therefore evaluated in float64, on the outputs cast to it.
+In a converged net float32 loses p − y, the gradient of the cross-entropy, though the outputs are good to their last
+place. Keras's losses are therefore evaluated in float64, on the outputs cast to it.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 
-from srel_tf.gradients.capture import NotSeparable
 from srel_tf.gradients.compiled_loss import function_and_options, single_loss
+from srel_tf.gradients.layer_io import NotSeparable
+from srel_tf.gradients.network import Network
 
 losses = keras.losses
 SOFTMAX_LOSSES = (losses.SparseCategoricalCrossentropy, losses.CategoricalCrossentropy)
-MEANS = {  # Keras's functions that return a loss of each example, and their classes.
+# Keras's functions that return a loss for each example, and their classes.
+MEANS = {
     losses.sparse_categorical_crossentropy: losses.SparseCategoricalCrossentropy,
     losses.categorical_crossentropy: losses.CategoricalCrossentropy,
     losses.binary_crossentropy: losses.BinaryCrossentropy,
@@ -24,174 +27,179 @@ MEANS = {  # Keras's functions that return a loss of each example, and their cla
 }
 
 
-class Head(NamedTuple):
-    """What the network is differentiated in: u = of_outputs(f), and back, f = to_outputs(u)."""
+class Link(NamedTuple):
+    """The variable u that the network is differentiated in: u = of_outputs(f) and f = to_outputs(u)."""
 
-    of_outputs: callable
-    to_outputs: callable
-
-
-LOGITS_OF = {"log": "Softmax", "log_odds": "Sigmoid"}  # The operation that outputs come from.
+    of_outputs: Callable[[tf.Tensor], tf.Tensor]
+    to_outputs: Callable[[tf.Tensor], tf.Tensor]
 
 
-def operation(f):
-    """The operation that a tensor of a graph comes from, None without a graph."""
+OPERATIONS = {"softmax": "Softmax", "sigmoid": "Sigmoid"}  # TensorFlow's operation of each link.
+
+
+def operation(f: tf.Tensor) -> tf.Operation | None:
+    """Return the operation that a graph's tensor comes from, identities apart; None for an eager tensor."""
     while tf.is_symbolic_tensor(f) and f.op.type == "Identity":
         f = f.op.inputs[0]
     return f.op if tf.is_symbolic_tensor(f) else None
 
 
-def head_of(f):
-    """The name of the head that outputs f are known to have by the operation they come from; "outputs" by none."""
+def link_of(f: tf.Tensor) -> str:
+    """Return the name of the link of outputs f by the operation that they come from; "identity" for any other."""
     op = operation(f)
-    return next((head for head, name in LOGITS_OF.items() if op is not None and op.type == name), "outputs")
+    if op is None:
+        return "identity"
+    return next((link for link, op_type in OPERATIONS.items() if op.type == op_type), "identity")
 
 
-def slope(head, f):
-    """df/du, float64, of outputs f. From u: where a sigmoid is close to one, 1 − f has lost its digits in float32.
+def link_derivative(link: str, f: tf.Tensor) -> tf.Tensor:
+    """Return df/du of outputs f [n, C], float64.
 
-    1 for a softmax, whose change `predictions.first_order_change` takes from that of u itself.
+    It is computed from u: near one, a float32 sigmoid f has lost the digits of 1 − f. For a softmax it is 1, since
+    `outputs.first_order_change` takes changes of u itself.
     """
-    u = tf.cast(HEADS[head].of_outputs(f), tf.float64)
-    return tf.sigmoid(u) * tf.sigmoid(-u) if head == "log_odds" else tf.ones_like(u)
+    u = tf.cast(LINKS[link].of_outputs(f), tf.float64)
+    return tf.sigmoid(u) * tf.sigmoid(-u) if link == "sigmoid" else tf.ones_like(u)
 
 
-def _logits(head, otherwise):
-    """What a softmax or a sigmoid was taken of; where outputs f came about in another way, `otherwise(f)`."""
+def _logits(link: str, inverse: Callable[[tf.Tensor], tf.Tensor]) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Return a function that gives the logits behind outputs f; `inverse(f)` if f has another origin."""
 
-    def of_outputs(f):
+    def of_outputs(f: tf.Tensor) -> tf.Tensor:
         op = operation(f)
-        return op.inputs[0] if op is not None and op.type == LOGITS_OF[head] else otherwise(f)
+        return op.inputs[0] if op is not None and op.type == OPERATIONS[link] else inverse(f)
 
     return of_outputs
 
 
-# Keras takes the cross-entropy of a softmax or a sigmoid from its logits, for probabilities may be 0 or 1 to rounding.
-HEADS = {
-    "outputs": Head(lambda f: f, lambda u: u),
-    "log": Head(_logits("log", tf.math.log), keras.activations.softmax),
-    "log_odds": Head(_logits("log_odds", lambda p: tf.math.log(p) - tf.math.log1p(-p)), keras.activations.sigmoid),
+# Keras computes the cross-entropy of a softmax or sigmoid from its logits, since probabilities may round to 0 or 1.
+LINKS = {
+    "identity": Link(lambda f: f, lambda u: u),
+    "softmax": Link(_logits("softmax", tf.math.log), keras.activations.softmax),
+    "sigmoid": Link(_logits("sigmoid", lambda p: tf.math.log(p) - tf.math.log1p(-p)), keras.activations.sigmoid),
 }
 
 
-class LossSignals:
-    """The signals of a network's compiled loss, which must be a function of outputs and targets alone.
+class OutputGradients:
+    """∂ℓ/∂u of a network whose compiled loss depends on outputs and targets alone.
 
-    Keras's losses that are the mean of the examples' own are evaluated on a batch; any other on each example alone.
+    Keras's losses that are a mean over examples are evaluated on a batch, any other loss on each example alone.
     """
 
-    def __init__(self, network):
+    def __init__(self, network: Network) -> None:
         self._network = network
-        self._loss = _mean_of_examples(network.model)
+        self._loss = _mean_over_examples(network.model)
 
-    @property
-    def in_float64(self):
-        """Whether the loss is evaluated in float64; others compute in Keras's floatx."""
-        return self._loss is not None
+    def ignores_shifts_of(self, link: str) -> bool:
+        """Whether ℓ does not change if all of u moves by the same amount, as for the cross-entropy of a class index.
 
-    def ignores_shifts_of(self, head):
-        """Whether ℓ stays the same if all of u moves by the same, as the cross-entropy of a class index does.
-
-        The cross-entropy of a row y ignores them only if y sums to one, which is not known here.
+        The cross-entropy of a row y ignores shifts only if y sums to one, which is not known here.
         """
-        return isinstance(self._loss, losses.SparseCategoricalCrossentropy) and self._takes_logits(head)
+        return isinstance(self._loss, losses.SparseCategoricalCrossentropy) and self._takes_logits(link)
 
-    def _takes_logits(self, head):
-        """Whether u are the logits that a cross-entropy with a softmax inside is taken from."""
+    def _takes_logits(self, link: str) -> bool:
+        """Whether u are the logits of a cross-entropy that has a softmax inside."""
         if not isinstance(self._loss, SOFTMAX_LOSSES):
             return False
-        return head == "log" or (head == "outputs" and self._loss.from_logits)
+        return link == "softmax" or (link == "identity" and self._loss.from_logits)
 
-    def head(self, predictions, y):
-        """The name of the head: logits where `predictions` [n, C] are a softmax or a sigmoid, else these themselves.
+    def link(self, predictions: tf.Tensor, y: tf.Tensor) -> str:
+        """Return the name of the link of `predictions` [n, C]: that of a softmax or sigmoid, else "identity".
 
-        Keras takes cross-entropies from the logits of either; and where a probability is close to one, float32 loses
-        the derivative of the activation. `NotSeparable` where the loss has no derivative by either.
+        Raises:
+            NotSeparable: if the loss has no derivative with respect to the predictions.
         """
-        head = head_of(predictions)
-        if head != "outputs":
-            return head
+        link = link_of(predictions)
+        if link != "identity":
+            return link
         with tf.GradientTape() as tape:
             tape.watch(predictions)
-            loss = self._one_by_one(y, predictions) if self._loss is None else self._of_examples(y, predictions)
+            loss = self._compute_loss(y, predictions) if self._loss is None else self._of_examples(y, predictions)
         if tape.gradient(loss, predictions) is None:
             raise NotSeparable("the loss does not depend on the outputs themselves")
-        return "outputs"
+        return "identity"
 
-    def __call__(self, u, y, head, mask=None):
-        """∂ℓ_i/∂u_i, float64 [n, C], from u float64 [n, C].
+    def __call__(self, u: tf.Tensor, y: tf.Tensor, link: str, mask: tf.Tensor | None = None) -> tf.Tensor:
+        """Return ∂ℓ_i/∂u_i, float64 [n, C].
 
-        mask: Keras's mask of the outputs, bool [n, …]. Keras leaves out of the loss what is False there, so that the
-        loss of an example without a True is zero.
+        Args:
+            u: float64 [n, C].
+            y: targets [n, ...].
+            link: name of the link between u and the outputs.
+            mask: Keras's mask of the outputs, bool [n, ...]. Entries that are False do not count in the loss, so that
+                an example without a True has the loss zero.
         """
         if self._loss is None:
-            return self._signals_one_by_one(u, y, head, mask)
-        signal = self._gradient(u, lambda f: self._of_examples(y, f), head)
-        if self._takes_logits(head):
-            signal = tf.where(self._sums_to_zero(y), _balanced(signal, u), signal)
+            return self._example_by_example(u, y, link, mask)
+        gradient = self._gradient(u, lambda f: self._of_examples(y, f), link)
+        if self._takes_logits(link):
+            gradient = tf.where(self._sums_to_zero(y), _balanced(gradient, u), gradient)
         if mask is not None:
-            # The mean over what is left has the weight one: a loss of one example is masked as a whole or not at all.
-            left = tf.reduce_any(tf.reshape(tf.cast(mask, tf.bool), [u.shape[0], -1]), axis=1, keepdims=True)
-            signal = tf.where(left, signal, tf.zeros_like(signal))
-        return signal
+            # Keras's mean over the entries that count gives them the weight one: all of an example or nothing.
+            counts = tf.reduce_any(tf.reshape(tf.cast(mask, tf.bool), [u.shape[0], -1]), axis=1, keepdims=True)
+            gradient = tf.where(counts, gradient, tf.zeros_like(gradient))
+        return gradient
 
-    def _of_examples(self, y, outputs):
-        """The loss of each example [n]. y [n] gets an axis, without which it would be broadcast along the outputs."""
+    def _of_examples(self, y: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
+        """The loss of each example, [n]. A y [n] gets an axis, or it would be broadcast along the outputs."""
+        assert self._loss is not None
         return self._loss.call(y[:, None] if len(y.shape) == 1 else y, outputs)
 
-    def _sums_to_zero(self, y):
+    def _sums_to_zero(self, y: tf.Tensor) -> tf.Tensor | bool:
         """Whether Σ_c (p − y)_c = 0 for each example, bool [] or [n, 1]: its labels sum to one.
 
-        For other rows TensorFlow's gradient is p − y, and p Σ_c y_c − y under `enable_op_determinism`. Nothing cancels
+        For other rows TensorFlow's gradient is p − y, or p Σ_c y_c − y under `enable_op_determinism`. Nothing cancels
         in either.
         """
         if isinstance(self._loss, losses.SparseCategoricalCrossentropy):
             return True
         return tf.reduce_sum(tf.cast(y, tf.float64), axis=-1, keepdims=True) == 1
 
-    def _signals_one_by_one(self, u, y, head, mask):
-        def signal(i):
-            of_one = None if mask is None else mask[i, None]
-            return self._gradient(u[i, None], lambda f: self._one_by_one(y[i, None], f, of_one), head)[0]
+    def _example_by_example(self, u: tf.Tensor, y: tf.Tensor, link: str, mask: tf.Tensor | None) -> tf.Tensor:
+        def of_example(i):
+            own_mask = None if mask is None else mask[i, None]
+            return self._gradient(u[i, None], lambda f: self._compute_loss(y[i, None], f, own_mask), link)[0]
 
-        return tf.map_fn(signal, tf.range(u.shape[0]), fn_output_signature=tf.float64)
+        return tf.map_fn(of_example, tf.range(u.shape[0]), fn_output_signature=tf.float64)
 
-    def _gradient(self, u, loss, head):
+    def _gradient(self, u: tf.Tensor, loss: Callable[[tf.Tensor], tf.Tensor], link: str) -> tf.Tensor:
         with tf.GradientTape() as tape:
             tape.watch(u)
-            value = tf.reduce_sum(loss(HEADS[head].to_outputs(u)))
-        return tf.cast(tape.gradient(value, u, unconnected_gradients=tf.UnconnectedGradients.ZERO), tf.float64)
+            total = tf.reduce_sum(loss(LINKS[link].to_outputs(u)))
+        return tf.cast(tape.gradient(total, u, unconnected_gradients=tf.UnconnectedGradients.ZERO), tf.float64)
 
-    def _one_by_one(self, y, predictions, mask=None):
+    def _compute_loss(self, y: tf.Tensor, predictions: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:
+        """The model's own `compute_loss`. It includes regularisers, whose gradient at the predictions is 0."""
         if mask is not None:
             predictions._keras_mask = mask  # Where Keras's losses look for it.
-        with self._network.scope(self._network.weights):  # Includes penalties, which do not depend on predictions.
+        with self._network.scope(self._network.weights):
             return self._network.model.compute_loss(x=None, y=y, y_pred=predictions, sample_weight=None)
 
 
-def _balanced(signal, u):
-    """The signal, which sums to zero, with the entry of the largest u taken from the others.
+def _balanced(gradient: tf.Tensor, u: tf.Tensor) -> tf.Tensor:
+    """Compute the entry of the largest u from the others, with which it sums to zero.
 
     p − 1 loses its digits if p is close to one.
     """
     largest = tf.one_hot(tf.argmax(u, axis=-1), tf.shape(u)[-1], on_value=True, off_value=False)
-    others = tf.where(largest, tf.zeros_like(signal), signal)
-    return tf.where(largest, -tf.reduce_sum(others, axis=-1, keepdims=True), signal)
+    others = tf.where(largest, tf.zeros_like(gradient), gradient)
+    return tf.where(largest, -tf.reduce_sum(others, axis=-1, keepdims=True), gradient)
 
 
-def _mean_of_examples(model):
-    """The compiled loss if it is known to be the mean of the examples' own losses, as one of the classes of `MEANS`."""
-    loss = single_loss(model)
+def _mean_over_examples(model: keras.Model) -> keras.losses.Loss | None:
+    """Return the compiled loss if it is a class of `MEANS` that averages over examples, else None."""
+    loss: Any = single_loss(model)
     loss = MEANS[loss]() if loss in MEANS else loss
     if type(loss) not in MEANS.values() or loss.reduction not in ("sum_over_batch_size", "mean"):
         return None
     _, options = function_and_options(loss)
-    plain = options.get("axis", -1) == -1 and options.get("ignore_class") is None and not _may_have_loss_weights(model)
+    of_last_axis = options.get("axis", -1) == -1
+    plain = of_last_axis and options.get("ignore_class") is None and not _may_have_loss_weights(model)
     return loss if plain else None
 
 
-def _may_have_loss_weights(model):
+def _may_have_loss_weights(model: keras.Model) -> bool:
     try:
         return bool((model.get_compile_config() or {}).get("loss_weights"))
-    except Exception:  # An optimizer or a metric of the user's may have no configuration, and raise anything.
+    except Exception:  # A user's optimizer or metric may have no configuration, and raise anything.
         return True

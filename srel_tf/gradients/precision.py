@@ -6,7 +6,8 @@ served, too.
 """
 
 import contextlib
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -17,9 +18,10 @@ COARSER_THAN = {
 }
 
 
-def layers_within(layer):
-    """A layer and all the layers that it holds, each once: those of lists, of dicts and of models within it, too."""
-    found, waiting = {}, [layer]
+def layers_within(layer: keras.Layer) -> list[keras.Layer]:
+    """Return a layer and all layers that it holds, each once, also those in lists, in dicts and in nested models."""
+    found: dict[int, keras.Layer] = {}
+    waiting = [layer]
     while waiting:
         layer = waiting.pop()
         if id(layer) not in found:
@@ -28,7 +30,7 @@ def layers_within(layer):
     return list(found.values())
 
 
-def _layers_among(values):
+def _layers_among(values: Iterable) -> Iterator[keras.Layer]:
     for value in values:
         if isinstance(value, keras.Layer):
             yield value
@@ -39,15 +41,15 @@ def _layers_among(values):
 
 
 class Switch(NamedTuple):
-    """Where an object holds the precision that it computes in: an entry of its `vars`, and the other value for it."""
+    """The attribute of an object that sets its precision, and the value that replaces it for a while."""
 
-    owner: object
+    owner: Any
     name: str
-    value: object
+    value: Any
 
 
-def switches_to(dtype, model):
-    """The `Switch`es that make all layers, variables and symbolic inputs of a model be of `dtype`.
+def switches_to(dtype: tf.DType, model: keras.Model) -> list[Switch]:
+    """Return the `Switch`es that give all layers, variables and symbolic inputs of a model the type `dtype`.
 
     Quantised layers are left out: their policy chooses what they compute, not only in which precision.
     """
@@ -63,8 +65,8 @@ def switches_to(dtype, model):
     return found
 
 
-def _typed(model):
-    """What has a type of its own: variables, and symbolic inputs, to whose type a functional model casts its data."""
+def _typed(model: keras.Model) -> Iterator[Any]:
+    """Yield what has a type of its own: variables, and symbolic inputs, to which a functional model casts its data."""
     yield from model.variables
     for layer in layers_within(model):
         if isinstance(layer, keras.layers.InputLayer):
@@ -73,13 +75,13 @@ def _typed(model):
             yield from keras.tree.flatten(getattr(layer, "inputs", None) or [])
 
 
-def _is_other_float(dtype, name):
+def _is_other_float(dtype: str, name: str) -> bool:
     return keras.backend.is_float_dtype(dtype) and dtype != name
 
 
 @contextlib.contextmanager
-def computing_in(dtype, switches):
-    """While it is open, what has these switches, and all of Keras's losses, compute in `dtype`."""
+def computing_in(dtype: tf.DType, switches: list[Switch]) -> Iterator[None]:
+    """Let the owners of these switches, and all of Keras's losses, compute in `dtype` while it is open."""
     name = tf.as_dtype(dtype).name
     before = [vars(switch.owner)[switch.name] for switch in switches]
     loss_dtype = keras.losses.Loss.dtype
@@ -95,11 +97,13 @@ def computing_in(dtype, switches):
 
 
 class Inspection(NamedTuple):
-    """What stands in the graph of a forward pass. Each is the name of the first such operation, or None.
+    """Operations in the graph of a forward pass: the name of the first one of each kind, or None.
 
-    coarse: it casts what depends on the weights to less than the network's precision. Only that makes an error: the
-        rest is the same before and after an update.
-    random: it draws random numbers. opaque: a derivative does not see what it does (stop_gradient, Python functions).
+    Attributes:
+        coarse: casts a tensor that depends on the weights to less than the network's precision. Other tensors are the
+            same before and after an update, so that casting them makes no error.
+        random: draws random numbers.
+        opaque: has no derivative (stop_gradient, Python functions).
     """
 
     coarse: str | None
@@ -107,8 +111,8 @@ class Inspection(NamedTuple):
     opaque: str | None
 
 
-def inspection(graph, weights, dtype):
-    """The `Inspection` of a graph whose tensors `weights` are the trainable weights."""
+def inspection(graph: Any, weights: list[tf.Tensor], dtype: tf.DType) -> Inspection:
+    """Inspect a graph whose tensors `weights` are the trainable weights."""
     coarse_types = COARSER_THAN.get(tf.as_dtype(dtype), ())
     bodies = {body.signature.name: body.node_def for body in graph.as_graph_def().library.function}
 
@@ -123,8 +127,8 @@ def inspection(graph, weights, dtype):
     )
 
 
-def _depending_on(tensors):
-    """The operations of a graph that depend on some of its tensors."""
+def _depending_on(tensors: list[tf.Tensor]) -> list[tf.Operation]:
+    """Return the operations of a graph that depend on some of its tensors."""
     reached, waiting = {}, [op for t in tensors for op in t.consumers()]
     while waiting:
         op = waiting.pop()
@@ -134,8 +138,8 @@ def _depending_on(tensors):
     return list(reached.values())
 
 
-def _with_called(node, bodies):
-    """A node of a graph and those of the functions that it calls; bodies: {name of a function: its nodes}."""
+def _with_called(node: Any, bodies: dict) -> Iterator[Any]:
+    """Yield a graph's node and those of the functions that it calls; bodies: {name of a function: its nodes}."""
     yield node
     for attribute in node.attr.values():
         for function in (attribute.func, *attribute.list.func):
@@ -143,17 +147,17 @@ def _with_called(node, bodies):
                 yield from _with_called(inner, bodies)
 
 
-def _is_coarse(node, types):
-    """Whether a node casts floating-point numbers to one of these types. Casts of whole numbers are exact."""
+def _is_coarse(node: Any, types: tuple) -> bool:
+    """Whether a node casts floating-point numbers to one of these types. Casts of integers are exact."""
     from_floating = node.op == "Cast" and tf.as_dtype(node.attr["SrcT"].type).is_floating
     return from_floating and tf.as_dtype(node.attr["DstT"].type) in types
 
 
-def _is_random(node):
+def _is_random(node: Any) -> bool:
     return "Random" in node.op or node.op in ("Multinomial", "TruncatedNormal", "ParameterizedTruncatedNormal")
 
 
-def _is_opaque(node):
+def _is_opaque(node: Any) -> bool:
     # TensorFlow's variance stops the gradient of the mean, by which its derivative is zero.
     of_variance = node.name.endswith("moments/StopGradient")
     opaque = ("StopGradient", "PreventGradient", "PyFunc", "PyFuncStateless", "EagerPyFunc")

@@ -1,22 +1,24 @@
-"""How far a prediction moved: the D of Definitions 1 and 2.
+"""Distances D between predictions before and after an update (Definitions 1 and 2).
 
-Every measure takes a `Change`, the predictions before and after an update in float64, and returns one number per
-prediction. Tensors in, tensors out; the last axis holds the C outputs and is reduced.
+Each distance takes a `Change` in float64 and returns one number per prediction. The last axis holds the C outputs.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import tensorflow as tf
 
 
 @dataclass(frozen=True)
 class Change:
-    """Predictions of shape [..., C] before and after an update.
+    """Predictions of shape [..., C] before and after an update, float64.
 
-    before, after: what D acts on: probabilities, or raw outputs. float64.
-    log_before, log_ratio: log g and d = log g⁺ − log g where the predictions are probabilities, else None.
+    Attributes:
+        before, after: the predictions that D acts on: probabilities, or raw outputs.
+        difference: after − before, without cancellation.
+        log_before, log_ratio: log g and d = log g⁺ − log g for probabilities, else None.
     """
 
     before: tf.Tensor
@@ -26,26 +28,26 @@ class Change:
     log_ratio: tf.Tensor | None = None
 
 
-def raw_change(before, after):
-    """The change of the outputs as they are (Definition 1 on f)."""
+def raw_change(before: tf.Tensor, after: tf.Tensor) -> Change:
+    """Return the change of raw outputs [..., C] (Definition 1 on f); the shapes are broadcast."""
     before, after = _as_doubles(before, after)
     return Change(before, after, after - before)
 
 
-def _as_doubles(before, after):
-    """Both as float64 of their common shape."""
+def _as_doubles(before: tf.Tensor, after: tf.Tensor) -> list[tf.Tensor]:
+    """Return both as float64 of their common shape."""
     shape = tf.broadcast_dynamic_shape(tf.shape(before), tf.shape(after))
     return [tf.broadcast_to(tf.cast(t, tf.float64), shape) for t in (before, after)]
 
 
-def probability_change(log_before, log_after):
-    """The change of a probability vector, from float64 log-probabilities (see `log_probabilities`).
+def probability_change(log_before: tf.Tensor, log_after: tf.Tensor) -> Change:
+    """Return the change of probability vectors from float64 log-probabilities [..., C] (see `log_probabilities`).
 
-    g⁺ − g is formed as g·(e^d − 1): subtracting the probabilities would cancel the digits of a small update.
+    g⁺ − g is computed as g·(e^d − 1): a difference of probabilities would cancel the digits of a small update.
     """
     log_before, log_after = _as_doubles(log_before, log_after)
     before, after = tf.exp(log_before), tf.exp(log_after)
-    # A class that has probability zero before and after has not moved, though −∞ − (−∞) is not a number.
+    # A class with probability zero before and after has not moved, though −∞ − (−∞) is not a number.
     both_zero = tf.math.is_inf(log_before) & tf.math.is_inf(log_after)
     d = tf.where(both_zero, tf.zeros_like(before), log_after - log_before)
     small = tf.abs(d) < 1.0
@@ -53,11 +55,11 @@ def probability_change(log_before, log_after):
     return Change(before, after, difference, log_before, d)
 
 
-def log_probabilities(outputs, are_probabilities):
-    """float64 log g of shape [..., C] from a net's outputs, be they logits or probabilities.
+def log_probabilities(outputs: tf.Tensor, are_probabilities: bool) -> tf.Tensor:
+    """Return log g [..., C], float64, of outputs that are logits or probabilities.
 
-    The largest is taken from the others, −log(1 + Σ e^(f_k − f_max)): where it is close to one, log g is small, and
-    its change smaller still; a difference of numbers of the size of the logits, or of one, would round it away.
+    The largest one is computed from the others, −log(1 + Σ e^(f_k − f_max)). If it is close to one, log g is small, and
+    a difference of logits would lose its change to rounding.
     """
     outputs = tf.cast(outputs, tf.float64)
     f = tf.math.log(outputs) if are_probabilities else outputs
@@ -72,11 +74,11 @@ _SERIES = [(n - 1) / math.factorial(n) for n in range(2, 18)]
 _SERIES_RADIUS = 0.25
 
 
-def kl(change):
-    """KL(g⁺, g) = Σ_c g⁺_c log(g⁺_c / g_c) of Definition 2, in nats, as Σ g φ(d) with φ(d) = e^d d − e^d + 1 ≥ 0.
+def kl(change: Change) -> tf.Tensor:
+    """Return KL(g⁺, g) = Σ_c g⁺_c log(g⁺_c / g_c) of Definition 2, in nats.
 
-    The two sums differ by Σ g⁺ − Σ g = 0; in the second each term is non-negative and is evaluated by its series where
-    d is small, so that nothing cancels.
+    It is computed as Σ g φ(d) with φ(d) = e^d d − e^d + 1 ≥ 0, which differs by Σ g⁺ − Σ g = 0. Each term is
+    non-negative and evaluated by its series for small d, so that nothing cancels.
     """
     g, g_plus, d = change.before, change.after, change.log_ratio
     small = tf.abs(d) < _SERIES_RADIUS
@@ -89,49 +91,55 @@ def kl(change):
     return tf.reduce_sum(tf.where(small, g * series * s * s, direct), axis=-1)
 
 
-def l1(change):
-    """‖f⁺ − f‖₁: Definition 1 as the paper reports it for classifiers (|f⁺ − f| for a scalar output)."""
+def l1(change: Change) -> tf.Tensor:
+    """Return ‖f⁺ − f‖₁: Definition 1 as the paper reports it for classifiers (|f⁺ − f| for a scalar output)."""
     return tf.reduce_sum(tf.abs(change.difference), axis=-1)
 
 
-def l2(change):
-    """‖f⁺ − f‖₂: Definition 1 with the other norm (|f⁺ − f| for a scalar output)."""
+def l2(change: Change) -> tf.Tensor:
+    """Return ‖f⁺ − f‖₂: Definition 1 with the other norm (|f⁺ − f| for a scalar output)."""
     # Scaled by the largest entry: squares of changes below 1e-154 would underflow.
     largest = tf.reduce_max(tf.abs(change.difference), axis=-1, keepdims=True)
     scaled = tf.math.divide_no_nan(change.difference, largest)
     return tf.squeeze(largest, -1) * tf.sqrt(tf.reduce_sum(scaled * scaled, axis=-1))
 
 
-def kl_first_order(change):
-    """½ Σ_c g_c d_c²: what KL(g⁺, g) is to leading order, ½ δᵀ (diag g − g gᵀ) δ of the change δ of the logits.
+def kl_first_order(change: Change) -> tf.Tensor:
+    """Return ½ Σ_c g_c d_c² = ½ δᵀ (diag g − g gᵀ) δ, the leading order of KL(g⁺, g) for a change δ of the logits.
 
     d = δ − Σ_c g_c δ_c is the change of log g.
     """
+    assert change.log_ratio is not None
     return 0.5 * tf.reduce_sum(change.before * change.log_ratio**2, axis=-1)
+
+
+Distance: TypeAlias = Callable[[Change], tf.Tensor]
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One S_rel: numerator(change at x') / denominator(change at x).
+    """One S_rel = numerator(change at x') / denominator(change at x).
 
-    first_order: D of a first-order change, for its limit η → 0; None where there is no such limit.
-    probabilities: whether it is defined for probability vectors only.
-    raw: whether it acts on what the model returns (logits, say), whatever its predictions are read as.
-    degree: the measure of a small change grows as its size to this power (how rounding errors propagate to it).
-    tolerance: the largest error of a valid entry is tolerance · (1 + S).
+    Attributes:
+        numerator, denominator: D of a `Change` [..., C], one number per prediction [...].
+        probabilities: whether D is defined for probability vectors only.
+        first_order: D of a first-order change, for the limit η → 0; None if there is no limit.
+        raw: whether D acts on the model's raw outputs, however its predictions are read.
+        degree: D of a small change grows as its size to this power; rounding errors propagate accordingly.
+        tolerance: the error of a valid entry is at most tolerance · (1 + S).
     """
 
-    numerator: Callable[[Change], tf.Tensor]
-    denominator: Callable[[Change], tf.Tensor]
+    numerator: Distance
+    denominator: Distance
     probabilities: bool
-    first_order: Callable[[Change], tf.Tensor] | None = None
+    first_order: Distance | None = None
     raw: bool = False
     degree: int = 1
     tolerance: float = 1e-3
 
 
-def _definition(distance, first_order, **kwargs):
-    return Measure(numerator=distance, denominator=distance, first_order=first_order, **kwargs)
+def _definition(distance: Distance, first_order: Distance, **options: Any) -> Measure:
+    return Measure(numerator=distance, denominator=distance, first_order=first_order, **options)
 
 
 DEFINITIONS = {
@@ -140,7 +148,7 @@ DEFINITIONS = {
     "l2": _definition(l2, l2, probabilities=False),
 }
 
-# Definition 1 with f the net without its softmax, which the paper tried as well (Section 2).
+# Definition 1 on the net without its softmax, which the paper also tried (Section 2).
 RAW = {
     "raw_l1": _definition(l1, l1, probabilities=False, raw=True),
     "raw_l2": _definition(l2, l2, probabilities=False, raw=True),

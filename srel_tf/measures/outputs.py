@@ -1,25 +1,36 @@
 """What a model's outputs are (probabilities, logits, raw values) and how they change under an update."""
 
 import warnings
+from typing import Any, TypeAlias
 
 import numpy as np
 import tensorflow as tf
 
 from srel_tf.errors import ModelError, OptionError, ProbeError
-from srel_tf.measures.distances import Change, log_probabilities, probability_change, raw_change
+from srel_tf.measures.distances import Change, Measure, log_probabilities, probability_change, raw_change
+
+Probe: TypeAlias = Any  # A `ProbeSet`.
+Loss: TypeAlias = Any  # A `CompiledLoss`.
 
 CHOICES = ("auto", "softmax", "raw")
 OWN_LOSS = "the loss is your own, and y holds no class indices"  # A reason for raw outputs.
 
 
-def read_as(choice, loss, activation, y, num_outputs):
-    """How to read outputs [n, C]: (kind, reason). The values of outputs and of y play no part.
+def read_as(choice: str, loss: Loss, activation: str | None, y: np.ndarray, num_outputs: int) -> tuple[str, str]:
+    """Decide how to read outputs [n, C]. The values of outputs and of y play no part.
 
-    choice: the user's `predictions`. loss: `CompiledLoss`. activation: `Network.activation`. y: targets of the probe.
+    Args:
+        choice: the user's `predictions`.
+        loss: the `CompiledLoss`.
+        activation: `Network.activation`.
+        y: targets of the probe.
+        num_outputs: C.
 
-    kind: "raw": D acts on the outputs as they are. "logits": D acts on their softmax. "probabilities": they are the
-    softmax. "softmax": one of the last two, which only the values of the outputs tell (`kind_of_predictions`).
-    reason: why D does not act on a softmax; "" if it does.
+    Returns:
+        kind: "raw" if D acts on the outputs as they are, "logits" if D acts on their softmax, "probabilities" if they
+            are the softmax, "softmax" if only the values of the outputs decide between the last two
+            (`kind_of_predictions`).
+        reason: why D does not act on a softmax; "" if it does.
 
     | predictions | C  | compiled loss       | last activation       | y                      | D acts on   |
     |-------------|----|---------------------|-----------------------|------------------------|-------------|
@@ -47,7 +58,7 @@ def read_as(choice, loss, activation, y, num_outputs):
     return "softmax", ""
 
 
-def _reason_for_raw(choice, loss, activation, y, num_outputs):
+def _reason_for_raw(choice: str, loss: Loss, activation: str | None, y: np.ndarray, num_outputs: int) -> str:
     if choice == "raw":
         return "predictions='raw'"
     if num_outputs == 1:
@@ -63,15 +74,23 @@ def _reason_for_raw(choice, loss, activation, y, num_outputs):
     return f"the loss {loss.name} is not one of a classifier, and the model does not end in a softmax"
 
 
-def kind_of_predictions(choice, loss, model, outputs):
-    """ "raw", "logits" or "probabilities": `choice` of `read_as`, by the values of `outputs` [n, C] if it is "softmax".
+def kind_of_predictions(kind: str, loss: Loss, model_name: str, outputs: np.ndarray) -> str:
+    """Return "raw", "logits" or "probabilities": `kind` of `read_as`, decided by values if it is "softmax".
 
-    The values count for a classifier whose last operation is not known, or does not make probabilities by itself: a
-    model that divides by a sum, say, or takes the mean of several softmaxes.
-    loss: `CompiledLoss`. Raises `ModelError` if it expects probabilities and the model does not return them.
+    Values decide for a classifier whose last operation is unknown or does not make probabilities by itself, such as a
+    mean of several softmaxes.
+
+    Args:
+        kind: of `read_as`.
+        loss: the `CompiledLoss`.
+        model_name: for the message.
+        outputs: [n, C].
+
+    Raises:
+        ModelError: if the loss expects probabilities and the outputs are none.
     """
-    if choice != "softmax":
-        return choice
+    if kind != "softmax":
+        return kind
     finite = np.isfinite(outputs).all(axis=-1)
     if finite.any():
         outputs = outputs[finite]  # One target whose prediction is NaN does not change how the others are read.
@@ -79,56 +98,75 @@ def kind_of_predictions(choice, loss, model, outputs):
         return "probabilities"
     if finite.any() and loss.from_logits is False:
         raise ModelError(
-            f"the loss {loss.name} of model {model.name!r} expects probabilities that sum to one (from_logits=False), "
+            f"the loss {loss.name} of model {model_name!r} expects probabilities that sum to one (from_logits=False), "
             "and its outputs do not: end the model in a softmax, compile with from_logits=True, or measure with "
             "predictions='raw'"
         )
     return "logits"
 
 
-def _on_simplex(outputs):
+def _on_simplex(outputs: np.ndarray) -> bool:
     sums = outputs.sum(axis=-1, dtype=np.float64)
     return bool((outputs >= 0).all() and (np.abs(sums - 1) < 1e-5).all())
 
 
-def change(kind, before, after):
-    """The `Change` from network outputs `before` to `after` (broadcast against each other, [..., C])."""
+def change_of_outputs(kind: str, before: tf.Tensor, after: tf.Tensor) -> Change:
+    """Return the `Change` from outputs `before` to `after` [..., C]; the shapes are broadcast."""
     if kind == "raw":
         return raw_change(before, after)
-    return probability_change(*(log_probabilities(outputs, kind == "probabilities") for outputs in (before, after)))
+    are_probabilities = kind == "probabilities"
+    log_before = log_probabilities(before, are_probabilities)
+    log_after = log_probabilities(after, are_probabilities)
+    return probability_change(log_before, log_after)
 
 
-def first_order_change(kind, head, before, moved, slope):
-    """The `Change` of predictions whose u (a head of `loss_signals`) moves by `moved` [..., C], to first order in it.
+def first_order_change(
+    kind: str, link: str, before: tf.Tensor, moved: tf.Tensor, link_derivative: tf.Tensor | float
+) -> Change:
+    """Return the `Change` of predictions to first order in the change of u.
 
-    slope: df/du.
-
-    For a classifier only differences of `moved` count: softmax does not see a common shift of logits, and changes of
+    For a classifier only differences of `moved` count: a softmax ignores a common shift of logits, and changes of
     probabilities sum to zero.
+
+    Args:
+        kind: how the outputs are read.
+        link: name of the link between u and the outputs (`output_gradients.LINKS`).
+        before: outputs f [..., C].
+        moved: the change of u [..., C].
+        link_derivative: df/du.
     """
-    before, moved = tf.cast(before, tf.float64), slope * tf.cast(moved, tf.float64)
+    before, moved = tf.cast(before, tf.float64), link_derivative * tf.cast(moved, tf.float64)
     if kind == "raw":
         return Change(before, before, moved)
     log_g = log_probabilities(before, kind == "probabilities")
     g = tf.exp(log_g)
-    if kind == "probabilities" and head == "outputs":
+    if kind == "probabilities" and link == "identity":
         difference = moved - tf.reduce_mean(moved, axis=-1, keepdims=True)
         return Change(g, g, difference, log_g, tf.math.divide_no_nan(difference, g))
-    # δ_c − Σ_k g_k δ_k, where the class of probability one would cancel.
+    # δ_c − Σ_k g_k δ_k without cancellation for a class of probability one.
     others = tf.reduce_sum(g * moved, axis=-1, keepdims=True) - g * moved
     d = -tf.math.expm1(log_g) * moved - others
     return Change(g, g, g * d, log_g, d)
 
 
-def holds_class_indices(y):
-    """Whether y is one whole number an example by its shape and type."""
+def holds_class_indices(y: np.ndarray) -> bool:
+    """Whether y has one integer for each example, by its shape and type."""
     return y.dtype.kind in "biu" and y.size == len(y)
 
 
-def check_fit(kind, reason, measures, probe, num_outputs, loss):
-    """`OptionError` or `ProbeError` if measures, labels and a model's number of outputs don't go together.
+def check_fit(kind: str, reason: str, measures: dict[str, Measure], probe: Probe, num_outputs: int, loss: Loss) -> None:
+    """Check that measures, labels and a model's number of outputs go together.
 
-    kind, reason: of `read_as`.
+    Args:
+        kind, reason: of `read_as`.
+        measures: by name.
+        probe: the `ProbeSet`.
+        num_outputs: C.
+        loss: the `CompiledLoss`.
+
+    Raises:
+        OptionError: if a measure of probabilities would act on raw outputs.
+        ProbeError: if a label is out of range.
     """
     unfit = [name for name, measure in measures.items() if measure.probabilities and kind == "raw"]
     if unfit:
@@ -149,8 +187,8 @@ def check_fit(kind, reason, measures, probe, num_outputs, loss):
         )
 
 
-def warn_of_unclear_targets(reason, probe, num_outputs):
-    """Say that D acts on raw outputs under a loss of the user's own, if the y of this probe could be labels."""
+def warn_of_unclear_targets(reason: str, probe: Probe, num_outputs: int) -> None:
+    """Warn that D acts on raw outputs under a user's own loss if the y of this probe could be labels."""
     y = probe.y.reshape(len(probe), -1)
     indices = y.shape[1] == 1 and bool(np.isin(y, np.arange(num_outputs)).all())
     if reason == OWN_LOSS and (indices or probe.labels is not None):
@@ -161,10 +199,11 @@ def warn_of_unclear_targets(reason, probe, num_outputs):
         )
 
 
-def labelled(probe, loss):
-    """The probe with the class labels that the loss reads from y: floating-point class indices are labels to Keras.
+def labelled(probe: Probe, loss: Loss) -> Probe:
+    """Return the probe with the class labels that the loss reads from y; Keras accepts float class indices.
 
-    Raises `ProbeError` if class indices meet a loss for rows, or the other way round, or if an index is not whole.
+    Raises:
+        ProbeError: if class indices meet a loss for one-hot rows or the reverse, or if an index is not an integer.
     """
     rows = probe.y.ndim == 2 and probe.y.shape[1] > 1
     if loss.kind == "categorical" and not rows:

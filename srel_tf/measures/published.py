@@ -17,23 +17,23 @@ import math
 
 import tensorflow as tf
 
-from srel_tf.measures.distances import Measure, l2
+from srel_tf.measures.distances import Change, Measure, l2
 
 EPSILON = 1e-8
 
 
-def kl_div_of_probabilities(change):
+def kl_div_of_probabilities(change: Change) -> tf.Tensor:
     """mean_c p_c (log p_c − p⁺_c): torch's kl_div(p⁺, p) with reduction "mean", handed probabilities."""
     p_log_p = tf.math.multiply_no_nan(change.log_before, change.before)
     return tf.reduce_mean(p_log_p - change.before * change.after, axis=-1)
 
 
-def mean_absolute_change(change):
+def mean_absolute_change(change: Change) -> tf.Tensor:
     """mean_c |p⁺_c − p_c|."""
     return tf.reduce_mean(tf.abs(change.difference), axis=-1)
 
 
-def root_mean_square_change(change):
+def root_mean_square_change(change: Change) -> tf.Tensor:
     """(mean_c (p⁺_c − p_c)²)^½."""
     return l2(change) / math.sqrt(change.difference.shape[-1])
 

@@ -1,28 +1,43 @@
-"""What the arithmetic resolves: which entries of S_rel are numbers and which are rounding noise.
+"""Which entries of S_rel the arithmetic resolves, and which are rounding noise.
 
-The noise is measured in each measurement, not assumed. Rounding inside a net acts like a relative change of each weight
-by about one unit in the last place (backward error). So what is measured is evaluated once more at weights that are
-perturbed by several such units: gradients, updated weights and predictions. The difference, read by the same D, is the
-noise of D. It contains what rounding does to gradients, units that rounding may move over a kink, and how a far step
-amplifies both. A larger perturbation, not a factor on the noise of a small one: it moves more units over their kinks.
+The noise is measured in each measurement. Rounding inside a net acts like a relative change of each weight by about one
+unit in the last place (ULP; this is backward error analysis). Gradients, updated weights and predictions are therefore
+evaluated once more at weights that are perturbed by several ULP. D between the two predictions is the noise of D. It
+includes rounding of gradients, units that rounding may move over a kink, and what a far step amplifies. The
+perturbation is larger than one ULP, since a factor on the noise of a small one would move no more units over kinks.
 
 D is a norm of the change (KL: the square of one, to leading order). With noise N at the target and N₀ at the source,
-the triangle inequality bounds the error of S = D/D₀ by (N + S·N₀)/D₀. N is read twice: without any update at all
-targets, and at the source and some targets after the update, for all of its row. An entry is valid if the larger of
-both is within the measure's tolerance · (1 + S).
+the triangle inequality bounds the error of S = D/D₀ by (N + S·N₀)/D₀. N is read twice: at all targets without any
+update, and at the source and some targets after the update. An entry is valid if both bounds are within the measure's
+tolerance · (1 + S).
 """
 
 import warnings
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-DRAWS = 2  # Perturbed evaluations from which noise is read; the second is the opposite of the first.
-UNITS = 8.0  # In the last place, by which weights and outputs are perturbed.
+DRAWS = 2  # Perturbed evaluations; the second has the opposite perturbation of the first.
+UNITS = 8.0  # ULP by which weights and outputs are perturbed.
 
 
-def precision(dtype):
-    """Spacing of the numbers just above 1 in which products are formed: TensorFloat-32 keeps 10 bits on a GPU."""
+class Noise(NamedTuple):
+    """Noise of one measure's D as a norm: of its square root if D is the square of a norm.
+
+    Attributes:
+        at_targets: at each target, [n_s, n_t].
+        at_sources: at each source, [n_s].
+        of_updates: by each source's update, as a share of D at the source, [n_s, n_t].
+    """
+
+    at_targets: np.ndarray
+    at_sources: np.ndarray
+    of_updates: np.ndarray
+
+
+def precision(dtype: tf.DType) -> float:
+    """Return the spacing of numbers just above 1 in products of this type; TensorFloat-32 keeps 10 bits on a GPU."""
     tensor_float_32 = (
         dtype == tf.float32
         and tf.config.list_physical_devices("GPU")
@@ -38,56 +53,59 @@ def precision(dtype):
     return float(np.finfo(dtype.as_numpy_dtype).eps)
 
 
-def perturbed(weights, draw):
-    """The weights with what each input of a layer is multiplied by moved up or down by `UNITS`; no global state.
+def perturbed(weights: list, draw: tf.Tensor | int) -> list[tf.Tensor]:
+    """Return weights in which the factors of each input of a layer are moved up or down by `UNITS` ULP.
 
-    That is the effect of rounding the inputs. One sign for all outputs of a layer costs a fraction of one for each.
-    Draws 2k and 2k + 1 are opposite: a ReLU's input that rounding may take either way takes one way in each.
+    This is the effect of rounding the layer's inputs. One sign for all outputs of a layer costs a fraction of a sign
+    for each weight. Draws 2k and 2k + 1 are opposite: a ReLU input that rounding may take either way takes one way in
+    each. The signs do not depend on global random state.
     """
     direction = tf.where(draw % 2 == 0, 1.0, -1.0)
     return [_perturbed(tf.convert_to_tensor(w), [index, draw // 2], direction) for index, w in enumerate(weights)]
 
 
-def _perturbed(w, seed, direction):
-    inputs = [*w.shape[:-1], 1] if len(w.shape) > 1 else w.shape
-    up = tf.random.stateless_uniform(inputs, seed) < 0.5
+def _perturbed(w: tf.Tensor, seed: list, direction: tf.Tensor) -> tf.Tensor:
+    per_input = [*w.shape[:-1], 1] if len(w.shape) > 1 else w.shape
+    up = tf.random.stateless_uniform(per_input, seed) < 0.5
     move = tf.cast(direction, w.dtype) * UNITS * precision(w.dtype)
     return w * tf.where(up, 1 + move, 1 - move)
 
 
-def last_places_moved(outputs):
-    """Outputs [n, C] with each entry moved by `UNITS` of its last place, [⌈log₂ C⌉, n, C]: up or down by a bit of its
-    index.
+def last_places_moved(outputs: tf.Tensor) -> tf.Tensor:
+    """Return outputs [n, C] with each entry moved by `UNITS` ULP, up or down by a bit of its index: [⌈log₂ C⌉, n, C].
 
-    Any two outputs move apart in one of these patterns, while a few random draws, rounded to the grid of the outputs,
-    can by chance leave a difference of two as it was.
+    Any two outputs move apart in one of these patterns. A few random draws, rounded to the grid of the outputs, could
+    leave a difference of two outputs unchanged by chance.
     """
-    num_outputs = outputs.shape[-1]
-    bits = np.arange(num_outputs) >> np.arange(max(1, (num_outputs - 1).bit_length()))[:, None] & 1
+    n_outputs = outputs.shape[-1]
+    n_bits = max(1, (n_outputs - 1).bit_length())
+    bits = np.arange(n_outputs) >> np.arange(n_bits)[:, None] & 1
     moves = 1 + UNITS * precision(outputs.dtype) * (2 * bits - 1)
     return outputs * tf.constant(moves[:, None, :], outputs.dtype)
 
 
-def noise_between(measure, values, again):
-    """How far D is apart in two evaluations, as a norm: of its square root for a D that is the square of one.
+def noise_between(degree: int, values: np.ndarray, values_again: np.ndarray) -> np.ndarray:
+    """Return the difference of two evaluations of D as a norm, that is of D to the power 1/degree.
 
-    Infinite where only the second is no number; zero where the first is none, for such an entry is not valid anyway.
+    It is infinite if only the second value is not a number. It is zero if the first one is not, since such an entry is
+    invalid anyway.
     """
-    root = 1 / measure.degree
+    root = 1 / degree
     with np.errstate(invalid="ignore"):
-        apart = np.abs(np.abs(again) ** root - np.abs(values) ** root)
-    return np.where(np.isfinite(values), np.where(np.isfinite(again), apart, np.inf), 0.0)
+        apart = np.abs(np.abs(values_again) ** root - np.abs(values) ** root)
+    return np.where(np.isfinite(values), np.where(np.isfinite(values_again), apart, np.inf), 0.0)
 
 
-def error_bound(measure, srel, denominator, noise, own_noise, of_updates=0.0):
-    """Bound of the error of S [n_s, n_t].
+def error_bound(degree: int, srel: np.ndarray, denominator: np.ndarray, noise: Noise) -> np.ndarray:
+    """Return a bound of the error of S [n_s, n_t]; denominator: D at the sources [n_s].
 
-    noise, own_noise: `noise_between` of D at targets [n_s, n_t] and at sources [n_s].
-    of_updates [n_s, n_t]: noise of D by the update itself, as a share of D at the source.
+    For degree 2, D is the square of a norm: the triangle inequality holds for S^½.
     """
-    root = 1 / measure.degree  # KL is the square of a norm: S^½ obeys the triangle inequality.
-    s, denominator = np.abs(srel) ** root, np.abs(denominator) ** root
+    root = 1 / degree
+    s = np.abs(srel) ** root
+    norm_at_source = np.abs(denominator)[:, None] ** root
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        of_readings = (noise + s * own_noise[:, None]) / denominator[:, None]
-        bound = np.maximum(of_readings, of_updates * (1 + s))
-        return bound if measure.degree == 1 else 2 * s * bound + bound**2
+        of_readings = (noise.at_targets + s * noise.at_sources[:, None]) / norm_at_source
+        of_updates = noise.of_updates * (1 + s)
+        bound = np.maximum(of_readings, of_updates)
+        return bound if degree == 1 else 2 * s * bound + bound**2

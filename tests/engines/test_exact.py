@@ -6,8 +6,8 @@ import pytest
 import tensorflow as tf
 
 import srel_tf
-from srel_tf.engines.finite_step import FiniteStep
-from srel_tf.gradients.backprop import LossPasses
+from srel_tf.engines.finite_step import FiniteStepEngine
+from srel_tf.gradients.backprop import LossBackprop
 from srel_tf.gradients.network import Network
 from srel_tf.updates import RULES
 from tests import reference
@@ -212,15 +212,15 @@ def test_sources_without_a_learning_rate_are_left_out(wanted, layerwise, data):
     x, y = (tf.constant(a) for a in data)
     x = tf.cast(x, tf.float64)
     network = Network(net)
-    passes = LossPasses(network, x[:2], y[:2]) if layerwise else None
-    engine = FiniteStep(network, RULES["sgd"](network), np.array([2, -1, -1, -1, 0]), 128, passes)
+    backprop = LossBackprop(network, x[:2], y[:2]) if layerwise else None
+    engine = FiniteStepEngine(network, RULES["sgd"](network), np.array([2, -1, -1, -1, 0]), 128, backprop)
     sources, targets = [1, 3, 7, 11, 2], [2, 5, 1]
     arguments = tf.gather(x, sources), tf.gather(y, sources), tf.gather(x, targets)
     every = engine(*arguments, tf.fill([5], tf.constant(0.3, tf.float64)))
     rates = np.full(5, np.nan)
     rates[wanted] = 0.3
     some = engine(*arguments, tf.constant(rates))
-    for name in ("after", "own_after", "sampled", "own_sampled"):
+    for name in ("after", "after_at_source", "sampled", "sampled_at_source"):
         whole, part = (getattr(outputs, name).numpy() for outputs in (every, some))
         if name.endswith("sampled"):  # The first axis is that of draws.
             whole, part = (np.moveaxis(a, 0, 1) for a in (whole, part))

@@ -6,8 +6,8 @@ import pytest
 import tensorflow as tf
 
 import srel_tf
-from srel_tf.engines.first_order import Limit, turned_to
-from srel_tf.gradients.backprop import LossPasses
+from srel_tf.engines.first_order import FirstOrderEngine, directions_from
+from srel_tf.gradients.backprop import LossBackprop
 from srel_tf.gradients.network import Network
 from tests.nets import classifier, digits
 
@@ -40,7 +40,7 @@ def jacobian_times_gradient(model, x, y, factor=-1.0):
 def first_order(model, x, y, batch_size=64, differences=False):
     network = Network(model)
     x, y = tf.constant(x), tf.constant(y)
-    engine = Limit(LossPasses(network, x[:2], y[:2]), np.arange(len(x)), batch_size, differences)
+    engine = FirstOrderEngine(LossBackprop(network, x[:2], y[:2]), np.arange(len(x)), batch_size, differences)
     return engine(x, y, x, network.weights)
 
 
@@ -249,7 +249,7 @@ def test_directions_turned_to_each_loss_signal(differences):
     r = rng.normal(size=(6, len(basis))) @ basis
     r /= np.linalg.norm(r, axis=1, keepdims=True)
     r[1], r[2, 0], r[3] = 0, np.nan, -basis[0]
-    turned = turned_to(tf.constant(r), tf.constant(basis)).numpy()
+    turned = directions_from(tf.constant(r), tf.constant(basis)).numpy()
     np.testing.assert_allclose(turned @ turned.transpose(0, 2, 1), np.tile(np.eye(len(basis)), [6, 1, 1]), atol=1e-14)
     np.testing.assert_allclose(turned.transpose(0, 2, 1) @ turned, np.tile(basis.T @ basis, [6, 1, 1]), atol=1e-14)
     for i in (0, 3, 4, 5):

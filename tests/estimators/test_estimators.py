@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 import srel_tf
-from srel_tf.measurement import MEASURES
+from srel_tf.measures.registry import MEASURES
 from srel_tf.theory import DiagonalQuadratic, HomogeneousPredictor
 from srel_tf.theory.keras_models import homogeneous_network
 from tests import reference

@@ -7,9 +7,9 @@ import tensorflow as tf
 
 import srel_tf
 from srel_tf import ChunkError
-from srel_tf.engines.finite_step import FiniteStep
-from srel_tf.engines.first_order import Limit
-from srel_tf.engines.forward_mode import Tangents
+from srel_tf.engines.finite_step import FiniteStepEngine
+from srel_tf.engines.first_order import FirstOrderEngine
+from srel_tf.engines.forward_mode import ForwardModeEngine
 from tests.nets import double_precision
 
 SPARSE = keras.losses.SparseCategoricalCrossentropy
@@ -162,7 +162,7 @@ def memory_for(monkeypatch):
 
     def limit(chunk):
         tried = []
-        for engine in (FiniteStep, Limit, Tangents):
+        for engine in (FiniteStepEngine, FirstOrderEngine, ForwardModeEngine):
 
             def limited(self, *arguments, run=engine.__call__):
                 tried.append(self._batch_size)

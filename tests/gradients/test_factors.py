@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from srel_tf.gradients.factored import Formed, Lookup, Outer
+from srel_tf.gradients.factored import EmbeddingGradient, ExplicitGradient, OuterProductGradient
 
 RNG = np.random.default_rng(0)
 
@@ -13,7 +13,7 @@ def outer(n, m, positions, groups=2, k=3, o=4):
     """Gradients of n examples, M signals each, of a variable [K, G, O]."""
     inputs, signals = RNG.normal(size=(n, groups, positions, k)), RNG.normal(size=(n, m, groups, positions, o))
     whole = np.einsum("ngtk,nmgto->nmkgo", inputs, signals)
-    return Outer(tf.constant(inputs), tf.constant(signals), ((groups,), (k,), (o,)), (1, 0, 2)), whole
+    return OuterProductGradient(tf.constant(inputs), tf.constant(signals), ((groups,), (k,), (o,)), (1, 0, 2)), whole
 
 
 def windowed(n, m, pixels, positions, groups=2, k=6, o=4):
@@ -22,7 +22,9 @@ def windowed(n, m, pixels, positions, groups=2, k=6, o=4):
     inputs, signals = RNG.normal(size=(n, groups, pixels, k)), RNG.normal(size=(n, m, groups, positions, o))
     seen = np.concatenate([inputs, np.zeros((n, groups, 1, k))], axis=2)[:, :, windows]
     whole = np.einsum("ngtjk,nmgto->nmjkgo", seen, signals).reshape(n, m, 3 * k, groups, o)
-    return Outer(tf.constant(inputs), tf.constant(signals), ((groups,), (3 * k,), (o,)), (1, 0, 2), windows), whole
+    return OuterProductGradient(
+        tf.constant(inputs), tf.constant(signals), ((groups,), (3 * k,), (o,)), (1, 0, 2), windows
+    ), whole
 
 
 def lookup(n, m, positions=5, rows=6, o=4):
@@ -31,12 +33,12 @@ def lookup(n, m, positions=5, rows=6, o=4):
     whole = np.zeros((n, m, rows, o))
     for i, t in np.ndindex(n, positions):
         whole[i, :, ids[i, t]] += signals[i, :, t]
-    return Lookup(tf.constant(ids, tf.int32), tf.constant(signals), (rows, o)), whole
+    return EmbeddingGradient(tf.constant(ids, tf.int32), tf.constant(signals), (rows, o)), whole
 
 
 def formed(n, m):
     whole = RNG.normal(size=(n, m, 3, 2))
-    return Formed(tf.constant(whole)), whole
+    return ExplicitGradient(tf.constant(whole)), whole
 
 
 MAKE = {
@@ -73,7 +75,7 @@ def test_the_cheaper_way_is_taken(monkeypatch):
     """Few positions and many weights: products of positions. Many positions and few weights: kernels."""
     taken = []
     for way in ("_by_gram", "_by_kernel"):
-        monkeypatch.setattr(Outer, way, lambda self, targets, way=way: taken.append(way))
+        monkeypatch.setattr(OuterProductGradient, way, lambda self, targets, way=way: taken.append(way))
     for positions, k in ((1, 64), (256, 2)):
         (sources, _), (targets, _) = outer(20, 1, positions, 1, k, k), outer(20, 2, positions, 1, k, k)
         sources.inner(targets)
@@ -84,7 +86,8 @@ def test_parts_hold_what_is_seen_at_all_positions(monkeypatch):
     """Many positions and few weights: the patches are larger than the gradients that are formed of them."""
     monkeypatch.setattr("srel_tf.gradients.factored.ENTRIES", 3000)
     factor, _ = outer(20, 2, 100, groups=1, k=8, o=2)
-    assert not factor._pairwise(factor)
+    sizes = factor._sizes(factor)
+    assert sizes.gram > sizes.explicit
     assert max(factor.parts(factor)) * 100 * 8 <= 3000
 
 
@@ -92,8 +95,8 @@ def test_parts_hold_what_is_seen_at_all_positions(monkeypatch):
 def test_products_by_pixels_agree_with_kernels_formed(pixels):
     """Few pixels: products of these are summed; many: products of what is seen."""
     (sources, a), (targets, b) = windowed(3, 1, pixels, 3), windowed(4, 2, pixels, 3)
-    seen, by_pixels = sources._input_costs(targets)
-    assert (by_pixels < seen) == (pixels == 2)
+    sizes = sources._sizes(targets)
+    assert (sizes.pixel_products < sizes.patch_products) == (pixels == 2)
     expected = np.einsum("ip,jmp->ijm", *flat(a[:, 0], b))
     for way in (sources._by_gram, sources._by_kernel):
         np.testing.assert_allclose(way(targets), expected, rtol=1e-11, atol=1e-12)

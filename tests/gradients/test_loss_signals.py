@@ -8,9 +8,9 @@ import pytest
 import tensorflow as tf
 
 import srel_tf
-from srel_tf.gradients.backprop import LossPasses
+from srel_tf.gradients.backprop import LossBackprop
 from srel_tf.gradients.network import Network
-from srel_tf.gradients.output_gradients import LossSignals
+from srel_tf.gradients.output_gradients import OutputGradients
 from tests.engines.test_limit import jacobian_times_gradient
 from tests.nets import classifier, digits
 
@@ -102,23 +102,23 @@ def test_rows_of_several_labels_with_deterministic_operations():
 
 @double
 @pytest.mark.parametrize(
-    ("name", "head"),
+    ("name", "link"),
     [
-        ("sparse, logits", "outputs"),
-        ("sparse, softmax", "log"),
-        ("sparse by name, softmax", "log"),
-        ("categorical, softmax", "log"),
-        ("binary, sigmoid", "log_odds"),
-        ("binary by name, sigmoid", "log_odds"),
-        ("squares of a sigmoid", "log_odds"),
-        ("a user's function", "outputs"),
+        ("sparse, logits", "identity"),
+        ("sparse, softmax", "softmax"),
+        ("sparse by name, softmax", "softmax"),
+        ("categorical, softmax", "softmax"),
+        ("binary, sigmoid", "sigmoid"),
+        ("binary by name, sigmoid", "sigmoid"),
+        ("squares of a sigmoid", "sigmoid"),
+        ("a user's function", "identity"),
     ],
 )
-def test_derivatives_are_taken_of_what_keras_computes_the_loss_from(name, head):
+def test_derivatives_are_taken_of_what_keras_computes_the_loss_from(name, link):
     loss, y, outputs, activation = CASES[name]()
     model = make(loss, outputs, activation, {})
-    passes = LossPasses(Network(model), tf.zeros([2, 5], tf.float64), tf.constant(y[:2]))
-    assert passes.head == head
+    backprop = LossBackprop(Network(model), tf.zeros([2, 5], tf.float64), tf.constant(y[:2]))
+    assert backprop.link == link
 
 
 @double
@@ -197,12 +197,12 @@ def check_signals(loss, y, outputs, activation, mask=None):
     model = make(loss, outputs, activation, {})
     u = np.random.default_rng(1).normal(size=(len(y), outputs))
     expected = signals_of_keras(model, u, y, activation, mask)
-    head = {"softmax": "log", "sigmoid": "log_odds"}.get(activation, "outputs")
-    if head == "outputs" and activation is not None:  # u are the outputs then.
+    link = {"softmax": "softmax", "sigmoid": "sigmoid"}.get(activation, "identity")
+    if link == "identity" and activation is not None:  # u are the outputs then.
         u = keras.activations.get(activation)(tf.constant(u))
         expected = signals_of_keras(model, u.numpy(), y, None, mask)
     mask = None if mask is None else tf.constant(mask)
-    signals = LossSignals(Network(model))(tf.constant(u), tf.constant(y), head, mask).numpy()
+    signals = OutputGradients(Network(model))(tf.constant(u), tf.constant(y), link, mask).numpy()
     np.testing.assert_allclose(signals, expected, rtol=1e-12, atol=1e-15)
     return signals
 
@@ -245,7 +245,7 @@ def test_an_example_that_is_masked_has_no_signal(loss, reduction):
 
 
 def passes_of(model, x, y):
-    return LossPasses(Network(model), tf.constant(x[:2]), tf.constant(y[:2]))
+    return LossBackprop(Network(model), tf.constant(x[:2]), tf.constant(y[:2]))
 
 
 def test_a_converged_float32_net_keeps_the_digits_of_its_signal():
@@ -253,8 +253,8 @@ def test_a_converged_float32_net_keeps_the_digits_of_its_signal():
     x, y = digits(per_class=2)
     model = classifier("mlp")
     logits = np.array([[40.0, 3.0, 1.0], [1.5, 39.0, -2.0]], dtype="float32")
-    passes = passes_of(model, x, y)
-    signal = passes.loss(tf.constant(logits, tf.float64), tf.constant([0, 1]), "outputs").numpy()
+    backprop = passes_of(model, x, y)
+    signal = backprop.loss(tf.constant(logits, tf.float64), tf.constant([0, 1]), "identity").numpy()
     others = np.exp(logits.astype(np.longdouble) - logits.max(axis=1, keepdims=True))
     p = others / others.sum(axis=1, keepdims=True)
     p[[0, 1], [0, 1]] = -(p.sum(axis=1) - p.max(axis=1))

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import srel_tf
-from srel_tf.gradients.backprop import LossPasses, NotSeparable, SourceGradients
+from srel_tf.gradients.backprop import LossBackprop, NotSeparable, SourceGradients
 from srel_tf.gradients.network import Network
 from tests.nets import classifier, digits
 
@@ -39,11 +39,11 @@ def two_paths(model, x, y, factor=0.7):
     """Gradients and outputs of each example: from the batch, and one after the other."""
     network = Network(model)
     x, y = tf.constant(x, tf.float64), tf.constant(y)
-    passes = LossPasses(network, x[:2], y[:2])
+    backprop = LossBackprop(network, x[:2], y[:2])
 
     @tf.function(autograph=False)
     def of_batch():
-        captured = SourceGradients(passes, x, y, tf.fill([len(x)], tf.constant(factor, tf.float64)))
+        captured = SourceGradients(backprop, x, y, tf.fill([len(x)], tf.constant(factor, tf.float64)))
         weights = range(len(network.variables))
         gradients = [[captured.of_weight(k, i) for k in weights] for i in range(len(x))]
         return gradients, captured.outputs
@@ -51,7 +51,7 @@ def two_paths(model, x, y, factor=0.7):
     gradients, outputs = of_batch()
     for i in range(len(x)):
         alone, output = network.loss_gradient(x[i, None], y[i, None], factor)
-        if passes.head == "log":  # The logits stand for the softmax.
+        if backprop.link == "softmax":  # The logits stand for the softmax.
             np.testing.assert_allclose(tf.nn.softmax(outputs[i, None]), output, rtol=1e-10)
             output = outputs[i, None]
         yield (gradients[i], outputs[i, None]), (alone, output)
@@ -192,7 +192,7 @@ def test_other_models_take_one_backward_pass_a_source(name, data):
     x, y = data
     model = REFUSED[name]()
     with pytest.raises(NotSeparable):
-        LossPasses(Network(model), tf.constant(x[:2], tf.float64), tf.constant(y[:2]))
+        LossBackprop(Network(model), tf.constant(x[:2], tf.float64), tf.constant(y[:2]))
     assert srel_tf.measure(model, srel_tf.ProbeSet(x, y), learning_rate=0.1).valid("kl").any()
 
 

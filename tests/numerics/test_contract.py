@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import srel_tf
-from srel_tf.measurement import MEASURES
+from srel_tf.measures.registry import MEASURES
 from tests import reference
 from tests.nets import double_precision
 

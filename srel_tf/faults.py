@@ -1,0 +1,56 @@
+"""Warnings that say why entries of a result are not valid."""
+
+import warnings
+
+import numpy as np
+
+from srel_tf.result import Matrices, SRelResult
+
+
+def warn_of_faults(result: SRelResult) -> None:
+    """Name sources and targets with a NaN or an infinity.
+
+    A source whose gradient, or prediction after the update, is not finite makes its row invalid; a target whose
+    prediction is not finite makes its column invalid.
+    """
+    probe, of_measures = result.probe, result.matrices.values()
+    sources = np.any([_faulty_sources(matrices) for matrices in of_measures], axis=0)
+    if sources.any():
+        ids = named(probe.ids[probe.sources][sources])
+        warnings.warn(
+            f"{sources.sum()} of {len(sources)} sources ({ids}) have a NaN or an infinity in their gradient, or in the "
+            "prediction after their update: their rows are NaN and not valid",
+            stacklevel=3,
+        )
+    if sources.all():
+        return
+    targets = np.any([np.isnan(matrices.numerator[~sources]).all(axis=0) for matrices in of_measures], axis=0)
+    if targets.any():
+        ids = named(probe.ids[probe.targets][targets])
+        warnings.warn(
+            f"{targets.sum()} of {len(targets)} targets ({ids}) have a NaN or an infinity in their prediction: their "
+            "columns are NaN and not valid",
+            stacklevel=3,
+        )
+
+
+def unmoved_sources(result: SRelResult) -> np.ndarray:
+    """Return which sources may have a zero gradient, bool [n_s]: their own prediction has not moved by a bit.
+
+    If a source is no target, batches of two sizes gave its prediction before and after, which may round differently. It
+    is then enough that no entry of its row is valid.
+    """
+    of_measures = result.matrices.values()
+    unmoved = np.all([matrices.denominator == 0 for matrices in of_measures], axis=0)
+    unresolved = ~np.any([matrices.valid.any(axis=1) for matrices in of_measures], axis=0)
+    return unmoved | (unresolved & (result.probe.own_columns < 0))
+
+
+def named(ids: np.ndarray) -> str:
+    """Return "ids 3, 7" of the first few ids."""
+    return "ids " + ", ".join(map(repr, ids[:5].tolist())) + (", …" if len(ids) > 5 else "")
+
+
+def _faulty_sources(matrices: Matrices) -> np.ndarray:
+    """Sources without any number. A source whose update moves nothing has the number 0."""
+    return ~np.isfinite(matrices.denominator) | np.isnan(matrices.numerator).all(axis=1)

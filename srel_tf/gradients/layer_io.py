@@ -1,0 +1,408 @@
+"""Record the inputs and outputs of layers in a forward pass, and form per-example gradients from them.
+
+The `call` of each layer that owns trainable weights is replaced while the model runs, and put back. This needs no graph
+of the model. It works for functional, subclassed and nested models, for shared layers and for layers within layers.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import keras
+import tensorflow as tf
+
+from srel_tf.gradients.factored import ExplicitGradient, FactoredGradient, OuterProductGradient
+from srel_tf.gradients.layer_rules import WeightGradients, rule_of
+from srel_tf.gradients.network import Network, Scope, agree
+
+# Layers that call others in loops of their own, or on slices of the batch: each is treated as one layer.
+CLOSED = (keras.layers.RNN, keras.layers.Bidirectional, keras.layers.TimeDistributed)
+TRIAL_SIZES = (7, 5)  # Two batch sizes: one of them may equal another axis by chance.
+
+OpenScope: TypeAlias = Callable[[], contextlib.AbstractContextManager[Scope]]
+Observer: TypeAlias = Callable[[keras.Layer, Callable, tuple, dict], tf.Tensor]
+
+
+class NotSeparable(Exception):
+    """Layer inputs and outputs do not determine the gradients of single examples."""
+
+
+class LayerCall(NamedTuple):
+    """One call of a layer.
+
+    Attributes:
+        layer: the layer.
+        call: its original `call`.
+        arguments, keywords: what it was called with.
+        output: its output before the activation, [n, ...].
+        batched: for each leaf of the arguments, whether it has an entry for each example.
+    """
+
+    layer: keras.Layer
+    call: Callable
+    arguments: tuple
+    keywords: dict
+    output: tf.Tensor
+    batched: tuple = ()
+
+
+class LayerIO:
+    """Records the layer calls of a network's forward pass.
+
+    A layer whose inputs all examples share (position ids, say) gets a copy of them for each example, so that each
+    example has an output gradient of its own.
+
+    Raises:
+        NotSeparable: if a weight is used outside the layer that owns it, or belongs to two layers, or if the first axis
+            of a layer's input is not the batch's.
+    """
+
+    def __init__(self, network: Network, x: tf.Tensor) -> None:
+        self._network = network
+        self.layers = weight_owners(network.model)
+        self._owner: dict[int, keras.Layer] = {}  # By id of a trainable variable.
+        for layer in self.layers:
+            for v in layer.trainable_variables:
+                if id(v) in self._owner:
+                    raise NotSeparable(f"the weight {v.path} belongs to two layers")
+                self._owner[id(v)] = layer
+        if network.model in self.layers or {id(v) for v in network.variables} - set(self._owner):
+            raise NotSeparable("the model itself owns weights")
+        self._trained = {id(v): k for k, v in enumerate(network.variables)}
+        self._batched: list[tuple] = []  # `LayerCall.batched` of each call, in order.
+        self._shared: set[int] = set()  # Indices of calls whose inputs all examples share.
+        self._shared = _calls_with_shared_inputs({size: self._traced_calls(x, size) for size in TRIAL_SIZES})
+        if self._shared:
+            self._check_copies(x)
+
+    def _traced_calls(self, x: tf.Tensor, size: int) -> list[LayerCall]:
+        """Trace a forward pass of a batch of this size and return its calls."""
+        calls = []
+
+        @tf.function(autograph=False)
+        def forward(batch):
+            predictions, recorded = self.forward(batch)
+            calls.extend(recorded)
+            return predictions
+
+        with _not_separable("a batch of other size cannot be traced"):
+            forward.get_concrete_function(tf.TensorSpec([size, *x.shape[1:]], x.dtype))
+        return calls
+
+    def _check_copies(self, x: tf.Tensor) -> None:
+        """Raise `NotSeparable` unless copies of shared inputs leave the outputs as they are.
+
+        The weights are perturbed, since a table of positions may be initialised to zeros.
+        """
+        weights = [
+            w + tf.random.stateless_normal(w.shape, [k, 0], 0.0, 0.1, w.dtype)
+            for k, w in enumerate(self._network.weights)
+        ]
+
+        @tf.function(autograph=False)
+        def with_copies(batch):
+            return self._network.as_outputs(self.forward(batch, weights=weights)[0])
+
+        for size in TRIAL_SIZES:
+            batch = tf.gather(x, tf.range(size) % x.shape[0])
+            with _not_separable("shared inputs cannot be copied for each example"):
+                ours = with_copies(batch)
+            if not agree(ours.numpy(), self._network.outputs(batch, weights).numpy()):
+                raise NotSeparable("outputs change if shared inputs are copied for each example")
+
+    def forward(
+        self, x: tf.Tensor, tape: tf.GradientTape | None = None, weights: list | None = None
+    ) -> tuple[tf.Tensor, list[LayerCall]]:
+        """Run the model on x [n, ...] and record its layer calls.
+
+        Args:
+            x: inputs.
+            tape: watches each layer's output before its activation, if given.
+            weights: the trainable weights; None takes the network's own.
+
+        Returns:
+            What the model returns, and the calls in order.
+        """
+        calls: list[LayerCall] = []
+
+        def observer(layer, call, arguments, keywords):
+            scope.active.append(layer)
+            with without_activation(layer) as activation:
+                output = call(*arguments, **keywords)
+            scope.active.pop()
+            self._check(layer, arguments, output)
+            if len(calls) in self._shared:
+                arguments = (_copied(arguments[0], x.shape[0]), *arguments[1:])
+                output = _copied(output, x.shape[0])
+            if tape is not None:
+                tape.watch(output)
+            batched = self._with_batch_axis(len(calls), (arguments, keywords), x.shape[0])
+            calls.append(LayerCall(layer, call, arguments, keywords, output, batched))
+            return output if activation is None else activation(output)
+
+        kind = functools.partial(OwnerScope, owner=self._owner)
+        with self._network.scope(weights, kind) as scope, observed(self.layers, observer):
+            predictions = self._network.model(x, training=False)
+        if scope.stray:
+            raise NotSeparable(f"the weight {scope.stray} is used outside the layer that owns it")
+        return predictions, calls
+
+    def _with_batch_axis(self, k: int, arguments: tuple, n: int) -> tuple:
+        """For each leaf of the k-th call's arguments, whether its first axis had size n in every pass so far."""
+        leaves = keras.tree.flatten(arguments)
+        batched = tuple(tf.is_tensor(t) and len(t.shape) > 0 and t.shape[0] == n for t in leaves)
+        if k == len(self._batched):
+            self._batched.append(batched)
+        self._batched[k] = tuple(a and b for a, b in zip(self._batched[k], batched, strict=True))
+        return (True, *self._batched[k][1:]) if k in self._shared else self._batched[k]
+
+    def _check(self, layer: keras.Layer, arguments: tuple, output: Any) -> None:
+        for t in (_first(arguments), output):
+            if not tf.is_tensor(t) or not len(t.shape):
+                raise NotSeparable(f"layer {layer.name!r} does not see or return a tensor with an axis")
+            if tf.is_symbolic_tensor(t) and t.graph is not tf.compat.v1.get_default_graph():
+                raise NotSeparable(f"layer {layer.name!r} is called inside a loop or a branch")
+
+    def outputs(
+        self,
+        x: tf.Tensor,
+        new_weight: Callable[[int], tf.Tensor],
+        rank_one_step: Callable[[int], OuterProductGradient | None],
+        weights: list | None = None,
+    ) -> tf.Tensor:
+        """Return f(x) [n, C] with other weights, each formed when its layer is called.
+
+        Args:
+            x: inputs [n, ...].
+            new_weight: k -> the tensor that replaces the k-th weight.
+            rank_one_step: k -> what the k-th weight decreases by, if that has one position. It is applied to the
+                layer's inputs, and the new weight is not formed. Else None.
+            weights: the weights that the steps start from; None takes the network's own.
+        """
+        formed = set()
+
+        def observer(layer, call, arguments, keywords):
+            steps = []
+            for v in layer.trainable_variables:
+                k = self._trained.get(id(v))
+                if k is None:
+                    continue
+                # A separable convolution applies its kernels in sequence, so that their updates must be formed.
+                step = rank_one_step(k) if v is getattr(layer, "kernel", None) else None
+                if step is not None:
+                    steps.append((v, step))
+                elif k not in formed:
+                    formed.add(k)
+                    scope.add_update((v, new_weight(k)))
+            if not steps:
+                return call(*arguments, **keywords)
+            with without_activation(layer) as activation:
+                output = call(*arguments, **keywords)
+            layer_call = LayerCall(layer, call, arguments, keywords, output)
+            # Of these gradients only the layer's inputs are used.
+            by_variable = gradients_of_call(layer_call, output[:, None], lambda: self._network.scope(weights))
+            for v, step in steps:
+                layer_inputs = next(gradient for variable, gradient in by_variable if variable is v)
+                assert isinstance(layer_inputs, OuterProductGradient)
+                # A difference: TensorFlow's graph optimiser turns a ReLU of the sum into an invalid node.
+                output = output - tf.reshape(step.applied_to(layer_inputs), output.shape)
+            return output if activation is None else activation(output)
+
+        with self._network.scope(weights) as scope, observed(self.layers, observer):
+            return self._network.as_outputs(self._network.model(x, training=False))
+
+    def gradients(
+        self, calls: list[LayerCall], output_grads: list[tf.Tensor], weights: list | None = None
+    ) -> list[list[FactoredGradient]]:
+        """Return the per-example gradients of each weight of the network, one list a weight, one entry a call.
+
+        Args:
+            calls: layer calls of a forward pass of n examples.
+            output_grads: for each call, gradients of M functions at its output, [n, M, ...].
+            weights: the weights of that pass; None stands for the network's own.
+        """
+
+        def scope():
+            return self._network.scope(weights)
+
+        by_weight: list[list[FactoredGradient]] = [[] for _ in self._network.variables]
+        for call, grads in zip(calls, output_grads, strict=True):
+            for variable, gradient in gradients_of_call(call, grads, scope):
+                if id(variable) in self._trained:
+                    by_weight[self._trained[id(variable)]].append(gradient)
+        return by_weight
+
+
+def gradients_of_call(call: LayerCall, output_grads: tf.Tensor, scope: OpenScope) -> WeightGradients:
+    """Return the per-example gradients of a call's weights: by the layer's rule, or by differentiation.
+
+    Args:
+        call: the layer call.
+        output_grads: gradients of M functions at its output, [n, M, ...].
+        scope: opens `Network.scope` with the weights of the call.
+    """
+    rule = rule_of(call.layer)
+
+    def call_again(x, replaced=()):
+        with scope() as opened:
+            for update in replaced:
+                opened.add_update(update)
+            return call.call(x, *call.arguments[1:], **call.keywords)
+
+    with scope():
+        gradients = rule(call.layer, call_again, call.arguments[0], output_grads) if rule else None
+    covered = {id(variable) for variable, _ in gradients or ()}
+    if gradients is not None and covered >= {id(v) for v in call.layer.trainable_variables}:
+        return gradients
+    return by_differentiation(call, output_grads, scope)
+
+
+def by_differentiation(call: LayerCall, output_grads: tf.Tensor, scope: OpenScope) -> WeightGradients:
+    """Call any layer on each example alone and differentiate it there; return [(variable, ExplicitGradient)]."""
+    variables = call.layer.trainable_variables
+    n, functions = output_grads.shape[:2]
+    zero = tf.UnconnectedGradients.ZERO
+
+    def of_example(i):
+        given = call.arguments, call.keywords
+        leaves = [t[i, None] if b else t for t, b in zip(keras.tree.flatten(given), call.batched, strict=True)]
+        arguments, keywords = keras.tree.pack_sequence_as(given, leaves)
+        with scope() as opened, tf.GradientTape(watch_accessed_variables=False, persistent=True) as tape:
+            weights = [tf.convert_to_tensor(v.value) for v in variables]
+            tape.watch(weights)
+            for update in zip(variables, weights, strict=True):
+                opened.add_update(update)
+            with without_activation(call.layer):
+                output = call.call(*arguments, **keywords)
+        rows = [tape.gradient(output, weights, output_grads[i, k][None], zero) for k in range(functions)]
+        return tuple(tf.stack([tf.convert_to_tensor(row[v]) for row in rows]) for v in range(len(variables)))
+
+    dtypes = (output_grads.dtype,) * len(variables)
+    gradients = tf.map_fn(of_example, tf.range(n), fn_output_signature=dtypes, parallel_iterations=1)
+    return [(v, ExplicitGradient(g)) for v, g in zip(variables, gradients, strict=True)]
+
+
+def weight_owners(model: keras.Model) -> list[keras.Layer]:
+    """Return the innermost layers that own trainable weights, each once; nested models and layers are entered."""
+    owners = {}
+
+    def visit(layer, outer_layers):
+        own = {id(v) for v in layer.trainable_variables}
+        if not own:
+            return
+        parts = [] if isinstance(layer, CLOSED) or rule_of(layer) else _parts_of(layer)
+        parts = [part for part in parts if not any(part is outer for outer in outer_layers)]
+        if own <= {id(v) for part in parts for v in part.trainable_variables}:
+            for part in parts:
+                visit(part, [*outer_layers, layer])
+        else:
+            owners[id(layer)] = layer
+
+    visit(model, [model])
+    return list(owners.values())
+
+
+def _parts_of(layer: keras.Layer) -> list[keras.Layer]:
+    """Return the layers that a layer is made of."""
+    if isinstance(layer, keras.Model):
+        return layer.layers
+    return [v for v in keras.tree.flatten(list(vars(layer).values())) if isinstance(v, keras.Layer)]
+
+
+@contextlib.contextmanager
+def observed(layers: Sequence[keras.Layer], observer: Observer) -> Iterator[None]:
+    """Send every call of these layers through `observer(layer, call, arguments, keywords)` while it is open."""
+
+    def through(layer, call, *arguments, **keywords):
+        return observer(layer, call, arguments, keywords)
+
+    own_calls = {id(layer): vars(layer).get("call") for layer in layers}
+    for layer in layers:
+        layer.call = functools.partial(through, layer, layer.call)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            if own_calls[id(layer)] is None:
+                del layer.call
+            else:
+                layer.call = own_calls[id(layer)]
+
+
+@contextlib.contextmanager
+def without_activation(layer: keras.Layer) -> Iterator[Callable | None]:
+    """Let a layer with a rule return its output before the activation while it is open; yield the activation."""
+    activation = getattr(layer, "activation", None) if rule_of(layer) else None
+    if activation is None:
+        yield None
+        return
+    layer.activation = None
+    try:
+        yield activation
+    finally:
+        layer.activation = activation
+
+
+class OwnerScope(Scope):
+    """A `Scope` that notes a trainable weight if it is read while the layer that owns it is not being called.
+
+    Attributes:
+        active: the layers that are being called, outermost first.
+        stray: path of such a weight, or None.
+    """
+
+    def __init__(self, network: Network, owner: dict[int, keras.Layer]) -> None:
+        super().__init__(network)
+        self._owner = owner
+        self.active: list[keras.Layer] = []
+        self.stray: str | None = None
+
+    def get_current_value(self, variable: keras.Variable) -> tf.Tensor:
+        owner = self._owner.get(id(variable))
+        if owner is not None and not any(owner is layer for layer in self.active):
+            self.stray = variable.path
+        return super().get_current_value(variable)
+
+
+def _first(arguments: tuple) -> Any:
+    """Return a layer's first input tensor, or None."""
+    return next(iter(keras.tree.flatten(arguments)), None)
+
+
+@contextlib.contextmanager
+def _not_separable(what: str) -> Iterator[None]:
+    """Turn any exception of a user's layer into `NotSeparable`, which selects the per-source loop instead."""
+    try:
+        yield
+    except NotSeparable:
+        raise
+    except Exception as error:
+        first_line = str(error).split("\n", 1)[0]
+        raise NotSeparable(f"{what} ({type(error).__name__}: {first_line})") from error
+
+
+def _calls_with_shared_inputs(calls: dict[int, list[LayerCall]]) -> set[int]:
+    """Return the indices of calls whose input and output have the same first axis for every batch size.
+
+    Args:
+        calls: the calls of one pass for each batch size.
+
+    Raises:
+        NotSeparable: if a first axis varies and is not the batch's.
+    """
+    shared = set()
+    for k, of_passes in enumerate(zip(*calls.values(), strict=True)):
+        first_axes = [(_first(call.arguments).shape[0], call.output.shape[0]) for call in of_passes]
+        if len(set(first_axes)) == 1:
+            shared.add(k)
+        elif first_axes != [(n, n) for n in calls]:
+            name = of_passes[0].layer.name
+            raise NotSeparable(f"the first axis of what layer {name!r} sees or returns is not the batch's")
+    return shared
+
+
+def _copied(tensor: tf.Tensor, n: int) -> tf.Tensor:
+    """Copy a tensor that all examples share for each of n examples; its batch axis has size 1 or is missing."""
+    with_batch_axis = tensor if tensor.shape[0] == 1 else tensor[None]
+    return tf.repeat(with_batch_axis, n, axis=0)

@@ -1,0 +1,60 @@
+"""The measures by name, and registration of a user's own."""
+
+from srel_tf.errors import OptionError
+from srel_tf.measures.distances import DEFINITIONS, RAW, Distance, Measure
+from srel_tf.measures.published import PUBLISHED
+
+BUILT_IN: dict[str, Measure] = DEFINITIONS | RAW | PUBLISHED
+MEASURES: dict[str, Measure] = dict(BUILT_IN)
+
+
+def register_measure(
+    name: str,
+    distance: Distance,
+    *,
+    first_order: Distance | None = None,
+    probabilities: bool = False,
+    raw: bool = False,
+    degree: int = 1,
+    tolerance: float = 1e-3,
+) -> None:
+    """Register a measure of your own for `measure`, `attach_probe` and the frame's column "measure".
+
+    S_rel(x', x) = D at x' / D at x, where D is a function of a `Change`: float64 predictions `before` and `after` of
+    shape [..., C], their `difference`, and for probabilities `log_before` and `log_ratio` = log g⁺ − log g.
+
+    An entry is valid if the rounding error of S is shown to be at most tolerance · (1 + S). For this D to the power
+    1/degree must obey the triangle inequality to leading order, as norms (degree 1) and squares of norms (degree 2) do.
+
+    Args:
+        name: of the measure; a registered name is replaced, unless it is a built-in one.
+        distance: D, a `Change` [..., C] to a float64 tensor [...]. It is zero if nothing moves.
+        first_order: D of a first-order change, homogeneous of the given degree; for most norms `distance` itself. None:
+            the measure has no limit η → 0, and `estimator="limit"` refuses it.
+        probabilities: whether D is defined for probability vectors only.
+        raw: whether D acts on the model's raw outputs, however its predictions are read.
+        degree: D of a small change grows as its size to this power.
+        tolerance: the largest error of a valid entry, in units of 1 + S.
+
+    Raises:
+        OptionError: if the name is built in, or an argument has the wrong type or value.
+
+    Example:
+        The Hellinger distance:
+
+        >>> import tensorflow as tf, srel_tf
+        >>> def hellinger(change):
+        ...     root_ratio = tf.math.expm1(change.log_ratio / 2)  # √(g⁺/g) − 1
+        ...     return tf.sqrt(tf.reduce_sum(change.before * root_ratio**2, axis=-1) / 2)
+        >>> srel_tf.register_measure("hellinger", hellinger, probabilities=True)
+    """
+    if not isinstance(name, str) or not name:
+        raise OptionError(f"register_measure({name!r}): give the measure's name as a string")
+    if name in BUILT_IN:
+        raise OptionError(f"register_measure({name!r}): this name is built in; choose another one")
+    for option, function in (("distance", distance), ("first_order", first_order)):
+        if not callable(function) and not (option == "first_order" and function is None):
+            raise OptionError(f"{option}={function!r}: give a function of a Change")
+    if degree not in (1, 2) or not 0 < tolerance < 1:
+        raise OptionError(f"degree={degree!r}, tolerance={tolerance!r}: give degree 1 or 2 and 0 < tolerance < 1")
+    MEASURES[name] = Measure(distance, distance, probabilities, first_order, raw, degree, tolerance)
