@@ -104,9 +104,13 @@ def read_json(path: AnyPath) -> JsonObject:
     try:
         content = json.loads(Path(path).read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise StorageError(f"{path} cannot be read as JSON ({error}): it is damaged, or no file of ours") from error
+        raise StorageError(
+            f"{path} cannot be read as JSON ({error}): it is damaged, or was not written by srel_tf"
+        ) from error
     if not isinstance(content, dict):
-        raise StorageError(f"{path} holds a {type(content).__name__}, not an object: it is damaged, or no file of ours")
+        raise StorageError(
+            f"{path} holds a {type(content).__name__}, not an object: it is damaged, or was not written by srel_tf"
+        )
     return content
 
 

@@ -120,8 +120,9 @@ class ProbeSet:
         is_broken = y != np.floor(y)
         if is_broken.any():
             first = is_broken.argmax()
+            example = self.ids[first]
             raise ProbeError(
-                f"y is {y[first]} for example {self.ids[first]}, and the loss takes class indices: give whole "
+                f"y is {y[first]} for example {example}, and the loss takes class indices: give whole "
                 "numbers, or compile with a regression loss"
             )
         probe = copy.copy(self)

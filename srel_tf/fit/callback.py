@@ -220,7 +220,7 @@ class SRelCallback(keras.callbacks.Callback):
 
         While Keras keeps a traced training step, the instrument is kept too.
         """
-        weights = [id(v) for v in self.model.trainable_variables]
+        weights = [id(variable) for variable in self.model.trainable_variables]
         present = TracedStep(self.model.train_function, weights)
         if self._instrument is None or not self._fits_instrument(present):
             self._instrument = Instrument(self.model, self.probe, self._settings)
@@ -336,11 +336,11 @@ class SRelCallback(keras.callbacks.Callback):
         """Raise `ValueError` unless the numbers of a state fit an optimizer that has counted `updates` updates."""
         count_offset = state["phantom"]
         if not _is_integer(count_offset) or count_offset > updates:
-            raise ValueError(f"phantom={count_offset!r} is no number of the {updates} updates")
+            raise ValueError(f"phantom={count_offset!r} is not a whole number up to the {updates} updates counted")
         step = updates - count_offset
         last_step = state["last_step"]
         if last_step is not None and not _is_integer_in(last_step, 0, step):
-            raise ValueError(f"last_step={last_step!r} is no step up to {step}, where the training is")
+            raise ValueError(f"last_step={last_step!r} is not a step from 0 to {step}, where the training is")
         size = state["batch_size"]
         largest = self._settings.batch_size
         if not _is_integer_in(size, 1, largest):
@@ -348,8 +348,10 @@ class SRelCallback(keras.callbacks.Callback):
 
     def _report(self) -> None:
         """Print the cost of the measurements since the last report; between epochs, to leave the progress bar alone."""
-        if self._seconds and self.params.get("verbose"):
-            num_sources, num_targets = len(self.probe.sources), len(self.probe.targets)
+        is_verbose = self.params.get("verbose")
+        if self._seconds and is_verbose:
+            num_sources = len(self.probe.sources)
+            num_targets = len(self.probe.targets)
             num_measurements = len(self._seconds)
             mean = sum(self._seconds) / num_measurements
             print(

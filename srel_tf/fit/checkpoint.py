@@ -185,8 +185,9 @@ class Checkpoint(keras.callbacks.Callback):
         """Assign the state to the variables of the model, its optimizer and metrics, and to the callbacks."""
         callbacks = _srel_callbacks(model)
         if state.metrics:
+            probes = [callback.probe for callback in callbacks]
             # Must precede assign(): this forward pass may advance seed generators.
-            build_metrics(model, example, [callback.probe for callback in callbacks])
+            build_metrics(model, example, probes)
         assign(variables(model), state.variables)
         for callback, saved in zip(callbacks, state.probes, strict=True):
             callback.resume(saved, model, *state.position)
@@ -246,16 +247,18 @@ class Checkpoint(keras.callbacks.Callback):
         self._fingerprint = self._fingerprint or training_fingerprint(self.model)
 
     def on_epoch_begin(self, epoch: int, logs: JsonObject | None = None) -> None:
-        batch = self._start.batch if epoch == self._start.epoch else 0
-        self._position = Position(epoch, batch)
-        if batch and self._restored_metrics:
-            assign(self.model.metrics_variables, self._restored_metrics)  # Continue the epoch's running means.
+        is_continued = epoch == self._start.epoch and self._start.batch
+        self._position = self._start if is_continued else Position(epoch, 0)
+        if is_continued and self._restored_metrics:
+            # Continue the epoch's running means.
+            assign(self.model.metrics_variables, self._restored_metrics)
         self._restored_metrics = ()
         self._batches_left = self.params.get("steps")
         self._interrupted = False
 
     def on_train_batch_end(self, batch: int, logs: JsonObject | None = None) -> None:
-        self._position = Position(self._position.epoch, self._position.batch + 1)
+        epoch, batches_done = self._position
+        self._position = Position(epoch, batches_done + 1)
         steps = self.params.get("steps")
         self._batches_left = steps and max(steps - batch - 1, 0)
         self._count_updates()
@@ -279,7 +282,8 @@ class Checkpoint(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: JsonObject | None = None) -> None:
         ends_early = self._batches_left and self.model.stop_training
-        if self._interrupted or ends_early:  # `fit` ends here, but the epoch does not.
+        if self._interrupted or ends_early:
+            # `fit` ends here, but the epoch does not.
             self._save_once()
             return
         self._position = Position(epoch + 1, 0)
@@ -383,10 +387,14 @@ def _load(arrays: Mapping[str, np.ndarray], metadata: JsonObject) -> SavedState:
     Raises:
         KeyError, ValueError: If entries are missing or have other types.
     """
+    epoch = as_count(metadata["epoch"])
+    batch = as_count(metadata["batch"])
+    num_variables = as_count(metadata["variables"])
+    num_metrics = as_count(metadata["metrics"])
     return SavedState(
-        position=Position(as_count(metadata["epoch"]), as_count(metadata["batch"])),
-        variables=[arrays[f"v{i}"] for i in range(as_count(metadata["variables"]))],
-        metrics=[arrays[f"m{i}"] for i in range(as_count(metadata["metrics"]))],
+        position=Position(epoch, batch),
+        variables=[arrays[f"v{i}"] for i in range(num_variables)],
+        metrics=[arrays[f"m{i}"] for i in range(num_metrics)],
         fingerprint=metadata["model"],
         probes=metadata["probes"],
         stateful_callbacks=metadata["companions"],

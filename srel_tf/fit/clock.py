@@ -98,7 +98,8 @@ class TrainingClock:
     def begin_fit(self, optimizer: keras.optimizers.Optimizer) -> bool:
         """Note that `fit` begins. Returns whether the training has gone back since the last observation."""
         went_back = False
-        if self._within_batch:  # An error has hidden the end of this batch, which may have made an update before.
+        if self._within_batch:
+            # An error has hidden the end of this batch, which may have made an update before.
             has_counted = _counts(self.optimizer).batches > self.batches
             went_back = self.observe(self.optimizer, int(has_counted))
             self._within_batch = False

@@ -21,20 +21,26 @@ def training_fingerprint(model: keras.Model) -> JsonObject:
     Returns:
         {name of a property: its value}, in the types that JSON has.
     """
+    config = model.optimizer.get_config()
+    options = {f"optimizer {name}": value for name, value in config.items() if name != "name"}
+    loss = keras.saving.serialize_keras_object(model.loss)
+    fingerprint = {
+        "architecture": _architecture_hash(model),
+        "optimizer": type(model.optimizer).__name__,
+        **options,
+        "loss": _without_names(loss, {}),
+    }
+    return _as_json(fingerprint)
+
+
+def _architecture_hash(model: keras.Model) -> str:
+    """Hash the type and the config of each layer, names left out."""
     index_of_name: dict[str, int] = {}
     layers = []
     for layer in model._flatten_layers():
         config = _without_names(_config(layer), index_of_name)
         layers.append([type(layer).__name__, config])
-    options = model.optimizer.get_config()
-    loss = keras.saving.serialize_keras_object(model.loss)
-    fingerprint = {
-        "architecture": hashlib.sha256(json.dumps(layers).encode()).hexdigest(),
-        "optimizer": type(model.optimizer).__name__,
-        **{f"optimizer {name}": value for name, value in options.items() if name != "name"},
-        "loss": _without_names(loss, {}),
-    }
-    return _as_json(fingerprint)
+    return hashlib.sha256(json.dumps(layers).encode()).hexdigest()
 
 
 def describe_loss(loss: Any) -> Any:

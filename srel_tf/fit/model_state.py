@@ -36,9 +36,13 @@ def build_metrics(model: keras.Model, example: Example | None, probes: Sequence[
         raise OptionError(
             "the state was saved within an epoch, and no probe is attached: give restore(model, example=...)"
         )
-    x, y = example or (probes[0].x[:1], probes[0].y[:1])
+    x, y = example or _first_example(probes[0])
     predictions = model(keras.ops.convert_to_tensor(x), training=False)
     model.compute_metrics(x, y, predictions)
+
+
+def _first_example(probe: ProbeSet) -> Example:
+    return probe.x[:1], probe.y[:1]
 
 
 def assign(state: Sequence[keras.Variable], arrays: Sequence[np.ndarray]) -> None:
@@ -60,5 +64,5 @@ def _check_match(variable: keras.Variable, array: np.ndarray) -> None:
 def as_count(value: Any) -> int:
     """Return a value that was read from a file. Raises `ValueError` unless it is an integer from 0 to 2^53 − 1."""
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**53:
-        raise ValueError(f"{value!r} is no count")
+        raise ValueError(f"{value!r} is not a whole number from 0 on")
     return value

@@ -113,7 +113,7 @@ def _read_page(directory: Path, entry: JsonObject) -> JsonObject:
         raise StorageError(f"the page {file} of the index {damage}: restore it, or {GIVE_UP}")
     page = read_json(file)
     if not _is_page(page) or not _has_totals(page, entry):
-        raise StorageError(f"{file} is no page of this index: entries are missing, or of other types")
+        raise StorageError(f"{file} is not a page of this index: entries are missing, or of other types")
     return page
 
 
@@ -130,17 +130,19 @@ def read_index(directory: Path) -> Index:
     if content.pop("sha256", None) != checksum(content):
         raise StorageError(f"{file} has been altered: its checksum does not fit; restore it")
     if not _is_index(content):
-        raise StorageError(f"{file} is no index of a frame: entries are missing, of other types, or name other places")
+        raise StorageError(
+            f"{file} is not the index of a frame: entries are missing, of other types, or name other places"
+        )
     index = Index.from_json(content)
     if not _skips_own_parts(index, directory):
-        raise StorageError(f"{file} is no index of a frame: it leaves out parts that it does not have")
+        raise StorageError(f"{file} is not the index of a frame: it leaves out parts that it does not have")
     return index
 
 
 def _missing_index(directory: Path) -> StorageError:
     if has_files(directory):
         return StorageError(f"{directory} holds parts of a frame, but no {INDEX}: restore it, or {GIVE_UP}")
-    return StorageError(f"{directory} holds no frame, but no {INDEX}: pass the directory of a FrameStore")
+    return StorageError(f"{directory} holds no frame: it has no {INDEX}; pass the directory of a FrameStore")
 
 
 def write_index(directory: Path, index: Index) -> None:

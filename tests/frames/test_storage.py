@@ -274,7 +274,7 @@ def test_a_crash_in_the_first_commit_leaves_an_empty_store(tmp_path, monkeypatch
 
 def test_there_is_nothing_to_read(tmp_path):
     for path in (tmp_path, tmp_path / "lost"):
-        with pytest.raises(StorageError, match=r"holds no frame, but no index\.json"):
+        with pytest.raises(StorageError, match=r"holds no frame: it has no index\.json"):
             FrameStore(path)
     assert not (tmp_path / "lost").exists()
 
