@@ -427,7 +427,7 @@ def test_a_forged_index_is_told(paged, name, change):
     forge(paged.path / f"{name}.json", lambda content: None)
     assert FrameStore(paged.path).num_rows == 7 * 36
     forge(paged.path / f"{name}.json", change)
-    with pytest.raises(StorageError, match=r"is no (index of a frame|page of this index)|is missing"):
+    with pytest.raises(StorageError, match=r"is not (the index of a frame|a page of this index)|is missing"):
         FrameStore(paged.path)
 
 
