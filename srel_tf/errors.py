@@ -26,7 +26,7 @@ class FrameError(SRelError, ValueError):
 
 
 class AssumptionError(SRelError, ValueError):
-    """A closed form asked for where an assumption of its theorem fails; the message names the assumption."""
+    """A closed form whose theorem's assumption is not met; the message names the assumption."""
 
 
 class ShapeError(SRelError, ValueError):
@@ -38,4 +38,4 @@ class StorageError(SRelError, OSError):
 
 
 class ChunkError(SRelError, MemoryError):
-    """A measurement that memory does not hold; the message says which chunk size to set."""
+    """A measurement that does not fit into memory; the message says which chunk size to set."""

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written under a temporary name, flushed to the disk, renamed. Knows no TensorFlow."""
+"""Write files completely or not at all: temporary name, flush to the disk, rename. Knows no TensorFlow."""
 
 import contextlib
 import errno
@@ -8,21 +8,35 @@ import os
 import re
 import stat
 import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import filelock
 
 from srel_tf.errors import StorageError
 
+AnyPath = str | os.PathLike[str]
+JsonObject = dict[str, Any]
+
 LEFTOVER = re.compile(r"\..+\.\d+\.srel_tf\.part")
+REMEDIES = {
+    errno.ENOSPC: "free space there",
+    errno.EDQUOT: "free space there",
+    errno.EROFS: "make it writable or choose another directory",
+    errno.EACCES: "make it writable or choose another directory",
+}
 
 
 @contextlib.contextmanager
-def replacing(path):
-    """The name of a temporary file beside `path`, which takes its place once the block has filled it.
+def replacing(path: AnyPath) -> Iterator[Path]:
+    """Yield a temporary file name beside `path`; the file replaces `path` when the block ends without an error.
 
-    Its content and its name are on the disk when the block is left: a crash or a power cut leaves the old file or the
-    new one. Where the block or the disk fails, the old file stays and `StorageError` is raised for an `OSError`.
+    Content and name are flushed to the disk, so that a crash or a power cut leaves either the old file or the new one.
+    If the block or the disk fails, the old file stays.
+
+    Raises:
+        StorageError: Instead of an `OSError`, with the reason and a remedy.
     """
     path = Path(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.srel_tf.part")
@@ -40,20 +54,15 @@ def replacing(path):
         raise
 
 
-def cannot_write(path, error):
-    """The `StorageError` that says why `path` cannot be written and what to do."""
-    remedy = {
-        errno.ENOSPC: "free space there",
-        errno.EDQUOT: "free space there",
-        errno.EROFS: "make it writable or choose another directory",
-        errno.EACCES: "make it writable or choose another directory",
-    }.get(error.errno, "choose another directory")
-    reason = os.strerror(error.errno) if error.errno else error  # pyarrow's own text names the temporary file
+def cannot_write(path: AnyPath, error: OSError) -> StorageError:
+    """Make the `StorageError` that says why `path` cannot be written and what to do."""
+    remedy = REMEDIES.get(error.errno or 0, "choose another directory")
+    reason = os.strerror(error.errno) if error.errno else error  # pyarrow's own text names the temporary file.
     return StorageError(f"cannot write {path}: {reason}; {remedy}; what was saved before is whole")
 
 
-def make_directory(path):
-    """Make a directory, and those above it that are missing, and flush their names to the disk."""
+def make_directory(path: AnyPath) -> None:
+    """Make a directory and its missing parents, and flush their names to the disk."""
     path = Path(path).absolute()
     missing = [directory for directory in (path, *path.parents) if not directory.exists()]
     path.mkdir(parents=True, exist_ok=True)
@@ -61,7 +70,7 @@ def make_directory(path):
         sync_directory(directory.parent)
 
 
-def sync_directory(path):
+def sync_directory(path: AnyPath) -> None:
     """Flush the names in a directory to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -70,39 +79,48 @@ def sync_directory(path):
         os.close(descriptor)
 
 
-def remove_leftovers(directory):
-    """Delete the temporary files of `replacing` that a killed process left; only for who alone may write there."""
+def remove_leftovers(directory: AnyPath) -> None:
+    """Delete temporary files of `replacing` that a killed process left. Only the sole writer may call this."""
     for path in Path(directory).glob(".*.part"):
         if LEFTOVER.fullmatch(path.name):
-            with contextlib.suppress(OSError):  # It is in nobody's way.
+            with contextlib.suppress(OSError):  # A leftover temporary file is harmless.
                 path.unlink(missing_ok=True)
 
 
-def write_json(path, content):
-    """Write JSON, whole or not at all. Raises `StorageError`."""
+def write_json(path: AnyPath, content: object) -> None:
+    """Write JSON, completely or not at all. Raises `StorageError`."""
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
     with replacing(path) as part:
-        part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        part.write_text(text, encoding="utf-8")
 
 
-def read_json(path):
-    """The object (a dict) in a JSON file. `StorageError` where it is no regular file, or damaged, or no object."""
+def read_json(path: AnyPath) -> JsonObject:
+    """Read the object (a dict) in a JSON file.
+
+    Raises:
+        StorageError: If `path` is not a regular file, is damaged, or holds something else than an object.
+    """
     check_regular(path)
     try:
         content = json.loads(Path(path).read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise StorageError(f"{path} cannot be read as JSON ({error}): it is damaged, or no file of ours") from error
+        raise StorageError(
+            f"{path} cannot be read as JSON ({error}): it is damaged, or was not written by srel_tf"
+        ) from error
     if not isinstance(content, dict):
-        raise StorageError(f"{path} holds a {type(content).__name__}, not an object: it is damaged, or no file of ours")
+        raise StorageError(
+            f"{path} holds a {type(content).__name__}, not an object: it is damaged, or was not written by srel_tf"
+        )
     return content
 
 
-def as_json(content):
-    """`content` as it is read after it has been written."""
+def as_json(content: Any) -> Any:
+    """Convert `content` to the types that it has after it is written as JSON and read again."""
     return json.loads(json.dumps(content))
 
 
-def check_regular(path):
-    """`StorageError` unless `path` is a regular file: a pipe would be waited for, a device never ends."""
+def check_regular(path: AnyPath) -> None:
+    """Raise `StorageError` unless `path` is a regular file: reading a pipe would block, a device may never end."""
     try:
         regular = stat.S_ISREG(os.stat(path).st_mode)
     except (OSError, ValueError) as error:
@@ -111,14 +129,14 @@ def check_regular(path):
         raise StorageError(f"{path} is no regular file")
 
 
-def differences(saved, now):
-    """A line for each name whose values differ."""
-    other = [n for n in sorted({*saved, *now}) if saved.get(n) != now.get(n)]
-    return [f"  {n}: {saved.get(n)!r} there, {now.get(n)!r} now" for n in other]
+def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Describe, a line each, the names whose values differ between `saved` and `now`."""
+    different = [n for n in sorted({*saved, *now}) if saved.get(n) != now.get(n)]
+    return [f"  {n}: {saved.get(n)!r} there, {now.get(n)!r} now" for n in different]
 
 
-def sha256(path):
-    """Hex SHA-256 of a file's content."""
+def sha256(path: AnyPath) -> str:
+    """Compute the hex SHA-256 of a file's content."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(2**20):
@@ -126,20 +144,22 @@ def sha256(path):
     return digest.hexdigest()
 
 
-def fingerprint(path):
-    """The size and the SHA-256 of a file, by which `fault` knows it again."""
+def fingerprint(path: AnyPath) -> JsonObject:
+    """Compute {"bytes": size, "sha256": digest} of a file; `find_damage` compares a file with it."""
     return {"bytes": Path(path).stat().st_size, "sha256": sha256(path)}
 
 
-def fault(path, entry):
-    """What is wrong with a file whose `fingerprint` is in `entry`, "" where nothing is."""
+def find_damage(path: Path, entry: JsonObject) -> str:
+    """Compare a file with its `fingerprint` in `entry`. Returns what is wrong with the file, or "" if it is intact."""
     try:
         if path.is_symlink():
             return "is a link"
         check_regular(path)
-        size = path.stat().st_size
-        if size != entry["bytes"]:
-            return f"has {size} of its {entry['bytes']} bytes" if size < entry["bytes"] else "has grown"
+        size, expected = path.stat().st_size, entry["bytes"]
+        if size < expected:
+            return f"has {size} of its {expected} bytes"
+        if size > expected:
+            return "has grown"
         return "" if sha256(path) == entry["sha256"] else "has been altered"
     except StorageError:
         return "is missing" if not path.exists() else "is no regular file"
@@ -147,16 +167,16 @@ def fault(path, entry):
         return f"cannot be read ({error.strerror})"
 
 
-def remove(path):
-    """Remove a file that nothing names any more; where that fails, all is as good as before, and a warning says so."""
+def remove(path: AnyPath) -> None:
+    """Remove a file that no index names any more. A failure is harmless and only gives a warning."""
     try:
         Path(path).unlink(missing_ok=True)
     except OSError as error:
         warnings.warn(f"{path} is no longer needed, but stays: {error.strerror}", stacklevel=2)
 
 
-def remove_directory(path):
-    """Remove a directory that is no longer needed; one that holds files of others stays, and a warning says so."""
+def remove_directory(path: AnyPath) -> None:
+    """Remove a directory that is no longer needed. If it holds files of others it stays, and a warning says so."""
     try:
         Path(path).rmdir()
     except OSError as error:
@@ -164,8 +184,16 @@ def remove_directory(path):
         warnings.warn(f"{path} is no longer needed, but stays: {kept}", stacklevel=2)
 
 
-def lock(directory, **options):
-    """Make `directory` and hold its lock, which the system takes back when the process ends. Raises `StorageError`."""
+def lock(directory: AnyPath, **options: Any) -> filelock.BaseFileLock:
+    """Make `directory` and hold its lock, which the operating system releases when the process ends.
+
+    Args:
+        directory: The directory that one process at a time may write to.
+        **options: Passed to `filelock.FileLock`.
+
+    Raises:
+        StorageError: If another process holds the lock, or the directory cannot be written.
+    """
     try:
         make_directory(directory)
         held = filelock.FileLock(Path(directory) / ".lock", timeout=0, **options)

@@ -1,52 +1,96 @@
 """The examples between which S_rel is measured."""
 
+from __future__ import annotations
+
 import copy
 import hashlib
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from srel_tf.errors import ProbeError
 
 
 class ProbeSet:
-    """Examples x [n, ...] with labels or targets y, some of them sources (cause an update), some targets (are read).
+    """Examples with labels, of which some are sources (cause an update) and some are targets (are predicted).
 
-    y: class indices [n], one-hot or multi-hot rows [n, C], or regression targets [n] or [n, C]; it goes to the model's
-        loss as it is. Integers [n] are class indices. Floating-point numbers [n] are class indices if the model's loss
-        takes such indices (a sparse cross-entropy), else regression targets.
-    class_names: name of class 0, 1, …; without them a class is called by its number. Rows with a single 1 have the
-        class of its column, other rows and regression targets have none.
-    ids: unique integers or strings that name the examples in frames; default 0 … n−1.
-    sources, targets: index arrays into x; by default all examples are both.
+    Args:
+        x: Examples, [n, ...].
+        y: Class indices [n], one-hot or multi-hot rows [n, C], or regression targets [n] or [n, C], passed to the
+            model's loss unchanged. Integers [n] are class indices. Floating-point numbers [n] are class indices if the
+            model's loss takes such indices (a sparse cross-entropy), else regression targets.
+        class_names: Names of class 0, 1, …; without them a class is named by its index. Rows with a single 1 belong to
+            the class of its column; other rows and regression targets have no class.
+        ids: Unique integers or strings that name the examples in frames, [n]; default 0 … n−1.
+        sources: Indices into x of the sources, [n_s]; default all examples.
+        targets: Indices into x of the targets, [n_t]; default all examples.
 
-    Raises `ProbeError` for shapes that don't fit, values that are not finite, labels without a class name, repeated
-    ids, indices out of range.
+    Attributes:
+        labels: Class indices, int64 [n]; None for regression targets.
+        classes: Class names, str [n]; "" for examples without a class.
+
+    Raises:
+        ProbeError: If shapes do not fit, values are not finite, labels lack a class name, ids repeat, or indices are
+            out of range.
+
+    Example:
+        >>> import numpy as np, srel_tf
+        >>> probe = srel_tf.ProbeSet(np.eye(3), [0, 1, 1], class_names=["cat", "dog"], sources=[0, 2])
+        >>> len(probe), probe.classes.tolist(), probe.sources.tolist()
+        (3, ['cat', 'dog', 'dog'], [0, 2])
+        >>> srel_tf.ProbeSet.sample(np.arange(100.0)[:, None], np.arange(100) % 2, per_class=3).classes.tolist()
+        ['0', '0', '0', '1', '1', '1']
     """
 
-    def __init__(self, x, y, class_names=None, ids=None, sources=None, targets=None):
-        self.x, self.y = np.asarray(x), np.asarray(y)
+    def __init__(
+        self,
+        x: ArrayLike,
+        y: ArrayLike,
+        class_names: Iterable[object] | None = None,
+        ids: ArrayLike | None = None,
+        sources: ArrayLike | None = None,
+        targets: ArrayLike | None = None,
+    ) -> None:
+        self.x = np.asarray(x)
+        self.y = np.asarray(y)
         _check_examples(self.x, self.y)
         n = len(self.x)
         self.labels = class_labels(self.y)
-        self.class_names = None if class_names is None else tuple(str(name) for name in class_names)
-        self.classes = _names_of(self.labels, self.class_names, n)
-        self.ids = np.arange(n) if ids is None else _as_ids(ids, n)
-        self.sources = _indices("sources", sources, n)
-        self.targets = _indices("targets", targets, n)
+        self.class_names = None if class_names is None else _as_text(class_names)
+        self.classes = _class_of_each(self.labels, self.class_names, n)
+        self.ids = _as_ids(ids, n)
+        self.sources = _as_indices("sources", sources, n)
+        self.targets = _as_indices("targets", targets, n)
 
     @classmethod
-    def sample(cls, x, y, per_class=20, seed=0, classes=None, class_names=None):
-        """Draw `per_class` examples of each class without replacement; ids are their positions in x.
+    def sample(
+        cls,
+        x: ArrayLike,
+        y: ArrayLike,
+        per_class: int = 20,
+        seed: int = 0,
+        classes: Sequence[Any] | None = None,
+        class_names: Sequence[object] | None = None,
+    ) -> ProbeSet:
+        """Draw `per_class` examples of each class without replacement; their ids are their positions in x.
 
-        classes: names or numbers, in the order wanted; default all that occur. The draw of a class depends on `seed`
-        and its number alone, so that adding a class leaves the others' draws as they are.
-        Raises `ProbeError` for an unknown class or one with too few examples.
+        Args:
+            x: Examples, [n, ...].
+            y: Labels, as for `ProbeSet`; here whole floating-point numbers are class indices.
+            per_class: Examples of each class.
+            seed: Seed of the draw. The draw of a class depends only on `seed` and the class index, so that adding a
+                class does not change the draws of the others.
+            classes: Names or indices of the classes, in the order wanted; default all classes in y.
+            class_names: As for `ProbeSet`.
+
+        Raises:
+            ProbeError: For an unknown class or a class with too few examples.
         """
         x, y = np.asarray(x), np.asarray(y)
-        labels = class_labels(y)
-        of_floats = labels is None and _are_whole(y)
-        if of_floats:  # Who draws from classes says that these are class indices.
-            labels = y.reshape(len(y)).astype(np.int64)
+        are_floats = _are_whole_floats(y)
+        labels = y.reshape(len(y)).astype(np.int64) if are_floats else class_labels(y)
         if labels is None:
             raise ProbeError(
                 f"y of shape {y.shape} and dtype {y.dtype} holds no class labels: give class indices or one-hot rows, "
@@ -54,37 +98,44 @@ class ProbeSet:
             )
         if len(x) != len(labels):
             raise ProbeError(f"x of shape {x.shape} and y of shape {y.shape}: give as many labels as examples")
-        for name, value, least in (("per_class", per_class, 1), ("seed", seed, 0)):
-            if not isinstance(value, (int, np.integer)) or value < least:
-                raise ProbeError(f"{name}={value!r}: give a whole number, at least {least}")
+        _check_whole_number("per_class", per_class, least=1)
+        _check_whole_number("seed", seed, least=0)
         wanted = np.unique(labels) if classes is None else classes
-        numbers = [_class_number(c, class_names, labels) for c in wanted]
-        if len(set(numbers)) < len(numbers) or not numbers:
+        indices = [_class_index(name, class_names, labels) for name in wanted]
+        num_different = len(set(indices))
+        if not indices or num_different < len(indices):
             raise ProbeError(f"classes={classes!r}: name at least one class, and none twice")
-        positions = np.concatenate([_draw(labels, number, per_class, seed) for number in numbers])
+        positions = np.concatenate([_draw(labels, index, per_class, seed) for index in indices])
         probe = cls(x[positions], y[positions], class_names=class_names, ids=positions)
-        return probe.with_class_indices() if of_floats else probe
+        return probe.with_class_indices() if are_floats else probe
 
-    def with_class_indices(self):
-        """The same probe with its floating-point y read as class indices. `ProbeError` if one of them is not whole."""
-        y = self.y.reshape(len(self.y), -1)[:, 0]
-        broken = np.flatnonzero(y != np.floor(y))
-        if len(broken):
+    def with_class_indices(self) -> ProbeSet:
+        """Return the same probe with its floating-point y read as class indices.
+
+        Raises:
+            ProbeError: If a number is not whole.
+        """
+        n = len(self.y)
+        y = self.y.reshape(n, -1)[:, 0]
+        is_broken = y != np.floor(y)
+        if is_broken.any():
+            first = is_broken.argmax()
+            example = self.ids[first]
             raise ProbeError(
-                f"y is {y[broken[0]]} for example {self.ids[broken[0]]}, and the loss takes class indices: give whole "
+                f"y is {y[first]} for example {example}, and the loss takes class indices: give whole "
                 "numbers, or compile with a regression loss"
             )
         probe = copy.copy(self)
         probe.labels = y.astype(np.int64)
-        probe.classes = _names_of(probe.labels, self.class_names, len(y))
+        probe.classes = _class_of_each(probe.labels, self.class_names, n)
         return probe
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.x)
 
     @property
-    def fingerprint(self):
-        """Hex SHA-256 of all that is measured: examples, labels, classes, ids, sources and targets."""
+    def fingerprint(self) -> str:
+        """Hex SHA-256 of everything that defines the measurement: examples, labels, classes, ids, sources, targets."""
         digest = hashlib.sha256()
         for array in (self.x, self.y, self.sources, self.targets):
             digest.update(f"{array.dtype} {array.shape}".encode())
@@ -93,75 +144,129 @@ class ProbeSet:
         return digest.hexdigest()
 
     @property
-    def own_columns(self):
-        """For each source its column among the targets, −1 where it is none of them: int array [n_s]."""
+    def own_columns(self) -> np.ndarray:
+        """The column of each source among the targets, int [n_s]; −1 if the source is not a target."""
         column = {index: j for j, index in reversed(list(enumerate(self.targets)))}
         return np.array([column.get(index, -1) for index in self.sources])
 
 
-def class_labels(y):
-    """Class indices [n] from integer labels ([n] or [n, 1]) or one-hot rows; None for regression targets."""
+def class_labels(y: ArrayLike) -> np.ndarray | None:
+    """Read class indices [n] from integer labels ([n] or [n, 1]) or one-hot rows [n, C].
+
+    Returns:
+        int [n]; None for regression targets.
+    """
     y = np.asarray(y)
     if y.ndim == 2 and y.shape[1] > 1:
-        one_hot = ((y == 0) | (y == 1)).all() and (y.sum(axis=1) == 1).all()
-        return y.argmax(axis=1) if one_hot else None
-    return y.reshape(len(y)).astype(np.int64) if y.dtype.kind in "biu" and y.size == len(y) else None
+        return y.argmax(axis=1) if _is_one_hot(y) else None
+    are_integers = y.dtype.kind in "biu" and y.size == len(y)
+    return y.reshape(len(y)).astype(np.int64) if are_integers else None
 
 
-def _are_whole(y):
-    """Whether y is one floating-point number an example, [n] or [n, 1], and all of them are whole."""
+def _is_one_hot(rows: np.ndarray) -> bool:
+    """Return whether each row of [n, C] is a single 1 among zeros."""
+    is_binary = ((rows == 0) | (rows == 1)).all()
+    return bool(is_binary and (rows.sum(axis=1) == 1).all())
+
+
+def _are_whole_floats(y: np.ndarray) -> bool:
+    """Return whether y is one floating-point number per example, [n] or [n, 1], and all of them are whole."""
     return y.dtype.kind == "f" and y.size == len(y) and bool((y == np.floor(y)).all())
 
 
-def _check_examples(x, y):
-    if x.ndim < 1 or y.ndim < 1 or len(x) == 0 or len(x) != len(y):
+def _check_whole_number(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int | np.integer) or value < least:
+        raise ProbeError(f"{name}={value!r}: give a whole number, at least {least}")
+
+
+def _check_examples(x: np.ndarray, y: np.ndarray) -> None:
+    has_rows = x.ndim >= 1 and y.ndim >= 1
+    if not has_rows or len(x) == 0 or len(x) != len(y):
         raise ProbeError(f"x of shape {x.shape} and y of shape {y.shape}: give n ≥ 1 examples and as many labels")
-    for name, values in (("x", x), ("y", y)):
-        if values.dtype.kind not in "biuf":
-            raise ProbeError(f"{name} has dtype {values.dtype}: give one numeric array")
-        finite = np.isfinite(values.reshape(len(values), -1)).all(axis=1)
-        if not finite.all():
-            raise ProbeError(f"{name} is NaN or infinite in example {np.flatnonzero(~finite)[0]}: remove it")
+    _check_values("x", x)
+    _check_values("y", y)
 
 
-def _names_of(labels, class_names, n):
+def _check_values(name: str, values: np.ndarray) -> None:
+    """Raise `ProbeError` unless all `values` [n, ...] are finite numbers."""
+    if values.dtype.kind not in "biuf":
+        raise ProbeError(f"{name} has dtype {values.dtype}: give one numeric array")
+    rows = values.reshape(len(values), -1)
+    broken = ~np.isfinite(rows).all(axis=1)
+    if broken.any():
+        raise ProbeError(f"{name} is NaN or infinite in example {broken.argmax()}: remove it")
+
+
+def _class_of_each(labels: np.ndarray | None, class_names: tuple[str, ...] | None, n: int) -> np.ndarray:
+    """Return the class name of each example, str [n]; "" without labels, the index without class names."""
     if labels is None:
         return np.full(n, "", dtype=object)
     if class_names is None:
         return labels.astype(str).astype(object)
-    outside = np.flatnonzero((labels < 0) | (labels >= len(class_names)))
-    if len(outside):
-        raise ProbeError(
-            f"label {labels[outside[0]]} of example {outside[0]} is out of range of the {len(class_names)} class names"
-        )
+    _check_label_range(labels, len(class_names))
     return np.array(class_names, dtype=object)[labels]
 
 
-def _as_ids(ids, n):
-    """int64 or str array [n]: two types in all, so that frames of several probes fit together."""
-    ids = np.asarray(ids)
-    if ids.dtype == object and all(isinstance(i, str) for i in ids.ravel()):
-        ids = ids.astype(str)
-    whole = ids.dtype.kind in "iu" and (not ids.size or ids.max() < 2**63)
-    if not whole and ids.dtype.kind != "U":
-        raise ProbeError(f"ids={ids!r}: give integers or strings")
+def _check_label_range(labels: np.ndarray, num_names: int) -> None:
+    is_outside = (labels < 0) | (labels >= num_names)
+    if is_outside.any():
+        first = is_outside.argmax()
+        raise ProbeError(f"label {labels[first]} of example {first} is out of range of the {num_names} class names")
+
+
+def _as_text(names: Iterable[object]) -> tuple[str, ...]:
+    return tuple(str(name) for name in names)
+
+
+def _as_ids(ids: ArrayLike | None, n: int) -> np.ndarray:
+    """Check ids of n examples; None means 0 … n−1. Returns int64 or str [n]."""
+    if ids is None:
+        return np.arange(n)
+    ids = _as_int64_or_str(np.asarray(ids))
     if ids.shape != (n,) or len(np.unique(ids)) != n:
         raise ProbeError(f"ids must be {n} different values, one an example; got shape {ids.shape}")
-    return ids.astype(np.int64) if whole else ids
+    return ids
 
 
-def _indices(name, indices, n):
+def _as_int64_or_str(ids: np.ndarray) -> np.ndarray:
+    """Convert ids. Only two types are allowed, so that frames of several probes can be joined."""
+    if _are_strings(ids):
+        return ids.astype(str)
+    if _fit_int64(ids):
+        return ids.astype(np.int64)
+    raise ProbeError(f"ids={ids!r}: give integers or strings")
+
+
+def _are_strings(ids: np.ndarray) -> bool:
+    is_object = ids.dtype == object
+    return ids.dtype.kind == "U" or (is_object and all(isinstance(i, str) for i in ids.ravel()))
+
+
+def _fit_int64(ids: np.ndarray) -> bool:
+    is_integer = ids.dtype.kind in "iu"
+    return is_integer and (not ids.size or bool(ids.max() < 2**63))
+
+
+def _as_indices(name: str, indices: ArrayLike | None, n: int) -> np.ndarray:
+    """Check indices into n examples; None means all of them. Returns int64 [n_s] or [n_t]."""
     if indices is None:
         return np.arange(n)
     indices = np.asarray(indices)
-    valid = indices.ndim == 1 and len(indices) and indices.dtype.kind in "iu"
-    if not valid or indices.min() < 0 or indices.max() >= n or len(np.unique(indices)) < len(indices):
+    if not _are_integers_in_range(indices, n) or len(np.unique(indices)) < len(indices):
         raise ProbeError(f"{name}={indices!r}: give different indices from 0 to {n - 1}")
     return indices.astype(np.int64)
 
 
-def _class_number(wanted, class_names, labels):
-    names = [] if class_names is None else [str(name) for name in class_names]
+def _are_integers_in_range(indices: np.ndarray, n: int) -> bool:
+    """Return whether `indices` is a list, not empty, of integers from 0 to n − 1."""
+    if indices.ndim != 1 or not len(indices) or indices.dtype.kind not in "iu":
+        return False
+    return bool(indices.min() >= 0 and indices.max() < n)
+
+
+def _class_index(wanted: Any, class_names: Sequence[object] | None, labels: np.ndarray) -> int:
+    """Find the index of a class that is given by its name or its index."""
+    names = list(_as_text(class_names or ()))
     if str(wanted) in names:
         return names.index(str(wanted))
     if not isinstance(wanted, str) and wanted >= 0 and wanted in labels:
@@ -169,8 +274,10 @@ def _class_number(wanted, class_names, labels):
     raise ProbeError(f"unknown class {wanted!r}: choose from {names or np.unique(labels).tolist()}")
 
 
-def _draw(labels, number, per_class, seed):
-    positions = np.flatnonzero(labels == number)
+def _draw(labels: np.ndarray, index: int, per_class: int, seed: int) -> np.ndarray:
+    """Draw positions [per_class] of examples of one class."""
+    positions = np.flatnonzero(labels == index)
     if len(positions) < per_class:
-        raise ProbeError(f"class {number} has {len(positions)} examples, {per_class} are wanted: lower per_class")
-    return np.random.default_rng([seed, number]).choice(positions, per_class, replace=False)
+        raise ProbeError(f"class {index} has {len(positions)} examples, {per_class} are wanted: lower per_class")
+    generator = np.random.default_rng([seed, index])
+    return generator.choice(positions, per_class, replace=False)

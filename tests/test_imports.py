@@ -78,7 +78,7 @@ ROOMS = {
     "measurement": (
         *("errors", "estimators", "faults", "gradients", "measures", "probe", "result", "settings", "updates"),
     ),
-    "fit": ("errors", "files", "frames", "measurement", "plotting", "probe", "updates"),
+    "fit": ("errors", "files", "frames", "measurement", "plotting", "probe", "result", "updates"),
 }
 # Libraries that no module of a room reaches.
 UNKNOWN = {

@@ -1,1 +1,1 @@
-"""Measuring inside `model.fit`. Knows Keras's callbacks."""
+"""Measurement inside `model.fit`. Knows Keras callbacks."""

@@ -1,103 +1,163 @@
-"""Training state and measurements, saved together, so that a killed `fit` goes on as if nothing had happened.
+"""Training state and measurements, saved together, so that a killed `fit` continues as if it had not been interrupted.
 
     store = srel_tf.FrameStore("run", write=True)
     checkpoint = srel_tf.Checkpoint(store, every=100)
-    epoch, batch = checkpoint.restore(model)               # (0, 0) where nothing is saved
-    with checkpoint.stop_after_step():                     # Ctrl-C or SIGTERM ends after the present step, saved
-        if batch:                                          # what is left of the epoch that was interrupted
+    epoch, batch = checkpoint.restore(model)               # (0, 0) if nothing is saved
+    with checkpoint.stop_after_step():                     # Ctrl-C or SIGTERM: finish the present step, save, stop
+        if batch:                                          # the rest of the epoch that was interrupted
             model.fit(data_of(epoch, skip=batch), initial_epoch=epoch, epochs=epoch + 1, callbacks=[checkpoint])
             epoch += 1
         model.fit(data_of(epoch), initial_epoch=epoch, callbacks=[checkpoint], ...)
 
-The state is every variable of the model (batch statistics and the seeds of dropout among them) and of its optimizer,
-and within an epoch those of its metrics. The order of the data is the caller's: `data_of` gives all batches from there
-on without end (fit(..., steps_per_epoch=n)), in an order that the number of each epoch alone decides. Keras's own
-callbacks that count (`ReduceLROnPlateau`, `EarlyStopping`) begin anew with each `fit`: they are not in the state.
+The state is every variable of the model (batch statistics and seeds of dropout included) and of its optimizer, and
+within an epoch those of its metrics. The caller provides the order of the data: `data_of` gives all batches from there
+on without end (fit(..., steps_per_epoch=n)), in an order that depends only on the number of each epoch. Keras callbacks
+with a history (`ReduceLROnPlateau`, `EarlyStopping`) start afresh with each `fit`: they are not part of the state.
 """
+
+from __future__ import annotations
 
 import contextlib
 import signal
 import threading
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import keras
+import numpy as np
+import pandas as pd
 
 from srel_tf.errors import ModelError, OptionError, StorageError
-from srel_tf.files import differences
-from srel_tf.fit.identity import describe
-from srel_tf.fit.model_state import as_count, assign, build_metrics, variables
+from srel_tf.files import JsonObject, differences
+from srel_tf.fit.callback import SRelCallback
+from srel_tf.fit.identity import training_fingerprint
+from srel_tf.fit.model_state import Example, as_count, assign, build_metrics, variables
+from srel_tf.frames.store import FrameStore
+
+Arrays = Sequence[np.ndarray]
 
 
 class Position(NamedTuple):
-    """Epochs done, and batches done of the next one."""
+    """A place in the training: epochs done, and batches done of the next epoch."""
 
     epoch: int
     batch: int
 
 
-class Checkpoint(keras.callbacks.Callback):
-    """Keras callback that saves into a `FrameStore` after every `every` optimizer updates, or at the end of each epoch.
+class SavedState(NamedTuple):
+    """A training state that was read from a store.
 
-    A state and the rows that the probes measured before it are saved in one act, and the rows leave `srel_frame()`, so
-    that memory does not grow with them. Where Keras does not know the length of an epoch, it saves at its end, or where
-    training is stopped within it (the rows of that part have no `epoch` then); and under an optimizer with `use_ema`,
-    whose averages take the weights' place when a `fit` ends, so that no two of them make one epoch, at its end only.
-    It comes last among the callbacks, so that it saves what the others did; models with probes see to that.
-    A state saved at step n comes with the rows of the steps before n. Those of n itself are measured when the training
-    goes on, with the η that the next update takes; at the end of a `fit` they are saved with the η in force there, and
-    stay so in the store if a later `fit` begins with another rate.
-    A store holds one training. If this one goes back to a step before the rows that are saved (say by Keras's
-    `BackupAndRestore`), nothing more is saved: `restore` goes back to the saved state.
-    note: a dict that JSON can hold, saved with each state (`FrameStore.about`).
-    companions: objects with a `state` that JSON can hold and that can be set, say a callback with a history of its own.
-    Raises `OptionError` for another `every`; during `fit`, `StorageError` where the disk fails, and before it where the
-    store holds a training that has not been restored, or rows of later steps than the training has: its rows and these
-    would stand in one frame.
+    Attributes:
+        position: The place in the training.
+        variables: Values of `model_state.variables`.
+        metrics: Values of the metrics' variables; empty between epochs.
+        fingerprint: The `training_fingerprint`.
+        probes: The state of each probe's callback.
+        stateful_callbacks: The state of each of the checkpoint's `companions`.
     """
 
-    def __init__(self, store, every=None, companions=(), note=None):
+    position: Position
+    variables: Arrays
+    metrics: Arrays
+    fingerprint: JsonObject
+    probes: list[JsonObject]
+    stateful_callbacks: list[Any]
+
+
+class Checkpoint(keras.callbacks.Callback):
+    """Keras callback that saves model, optimizer and measurements into a `FrameStore`.
+
+    A state is saved together with the rows that the probes measured before it, and these rows leave `srel_frame()`, so
+    that memory does not grow with them. The rows of the step at which a state is saved follow when the training
+    continues, with the η that the next update takes; at the end of a `fit` they are saved with the present η, and stay
+    so in the store if a later `fit` begins with another rate.
+
+    If Keras does not know the length of an epoch, states are saved at its end, or where training is stopped within it
+    (the rows of that part have no `epoch` then). With `use_ema`, states are saved at epoch ends only, because `fit`
+    overwrites the weights with their averages when it ends.
+
+    The checkpoint must be the last callback, so that it saves what the others did; models with probes ensure this. A
+    store holds one training. If the training goes back to a step before the saved rows (say by Keras's
+    `BackupAndRestore`), nothing more is saved: `restore` returns to the saved state.
+
+    Args:
+        store: The store, open for writing.
+        every: Number of optimizer updates between two states; None saves at the end of each epoch.
+        companions: Objects with a `state` that JSON can represent and that can be set, say a callback with a history.
+        note: A dict that JSON can represent, saved with each state (`FrameStore.about`).
+
+    Raises:
+        OptionError: For another `every`.
+        StorageError: During `fit`, if the disk fails. When `fit` begins, if the store holds a training that has not
+            been restored, or rows of later steps than the training has: both would be mixed in one frame.
+
+    Example:
+        >>> import tempfile, keras, numpy as np, srel_tf
+        >>> x, y = np.eye(4, dtype="float32"), np.ones((4, 1), "float32")
+        >>> directory = tempfile.TemporaryDirectory()
+        >>> def train(epochs):
+        ...     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+        ...     model.compile("sgd", "mse")
+        ...     with srel_tf.FrameStore(f"{directory.name}/run", write=True) as store:
+        ...         checkpoint = srel_tf.Checkpoint(store)
+        ...         epoch, batch = checkpoint.restore(model)
+        ...         _ = model.fit(x, y, initial_epoch=epoch, epochs=epochs, verbose=0, callbacks=[checkpoint])
+        ...     return epoch, batch
+        >>> train(epochs=2), train(epochs=3)
+        ((0, 0), (2, 0))
+    """
+
+    def __init__(
+        self,
+        store: FrameStore,
+        every: int | None = None,
+        companions: Iterable[Any] = (),
+        note: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__()
-        if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
+        is_integer = isinstance(every, int) and not isinstance(every, bool)
+        if every is not None and (not is_integer or every < 1):
             raise OptionError(f"every={every!r}: give a positive number of steps, or None for each epoch")
-        self._store, self._every, self._companions = store, every, list(companions)
-        self._note = note or {}
-        self._about, self._goes_on = None, False  # Whether it is known that the store's training is this one.
-        self._position = self._before = Position(0, 0)  # `_before`: where the present fit began.
-        self._metrics, self._saved, self._due, self._stop = None, None, False, False
-        self._left, self._cut = None, False  # Batches of the epoch, None where unknown; whether it ends before them.
+        self._store = store
+        self._every = every
+        self._stateful_callbacks = list(companions)
+        self._user_metadata = note or {}
+        self._fingerprint: JsonObject | None = None  # Of the model as it was compiled.
+        self._restored = False  # Whether restore() has matched this model with the store.
+        self._start = self._position = Position(0, 0)  # The place where the present fit began, and the present place.
+        self._saved_position: Position | None = None
+        self._restored_metrics: Arrays = ()  # Values for the metrics of the epoch that is continued.
+        self._batches_left: int | None = None  # Batches left of the epoch; None if unknown.
         self._updates = 0  # The optimizer's count after the last batch.
+        self._save_is_due = False
+        self._interrupted = False  # Whether the epoch ends before its last batch.
+        self._stop_requested = False
 
-    def restore(self, model, example=None):
-        """Put `model`, compiled, its probes attached, into the saved state; the `Position` to go on from.
+    def restore(self, model: keras.Model, example: Example | None = None) -> Position:
+        """Restore the saved state of `model`.
 
-        example: (x, y) of one example or more, from which Keras makes the metrics' variables; default: a probe's first.
-        Raises `StorageError` where the state is damaged, and where model, optimizer, loss, probe or options are not
-        those it was saved with: what differs is shown, the model untouched.
+        Args:
+            model: The compiled model, its probes attached.
+            example: (x, y) of one example or more, from which Keras makes the metrics' variables; default the first
+                example of a probe.
+
+        Returns:
+            The `Position` (epoch, batch) to continue from; (0, 0) if nothing is saved.
+
+        Raises:
+            StorageError: If the state is damaged, or model, optimizer, loss, probe or options differ from those it was
+                saved with. The message shows the differences, and the model stays untouched.
         """
         saved = self._store.state()
         if saved is None:
-            self._goes_on = True
-            return self._before
-        arrays, about = saved
-        self._store.check()  # Now, not when the training is over.
-        if not model.compiled or not model.built:
-            raise ModelError(f"model {model.name!r} is not ready: build and compile it before a checkpoint is restored")
-        model.optimizer.build(model.trainable_variables)
+            self._restored = True
+            return self._start
+        self._store.check()  # Report damaged parts before training, not after.
+        _check_ready(model)
         try:
-            self._about = self._same(model, about)
-            self._position = self._before = Position(as_count(about["epoch"]), as_count(about["batch"]))
-            self._metrics = [arrays[f"m{i}"] for i in range(as_count(about["metrics"]))]
-            if self._metrics:
-                build_metrics(
-                    model, example, _probings(model)
-                )  # Before the rest: the call may draw from seeds of the model's own.
-            assign(variables(model), [arrays[f"v{i}"] for i in range(as_count(about["variables"]))])
-            for probing, state in zip(_probings(model), about["probes"], strict=True):
-                probing.resume(state, model, *self._position)
-            for companion, state in zip(self._companions, about["companions"], strict=True):
-                companion.state = state
-            if self._metrics:
-                assign(model.metrics_variables, self._metrics)
+            state = _load(*saved)
+            self._verify(model, state)
+            self._apply(model, state, example)
         except OptionError:
             raise
         except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -105,170 +165,253 @@ class Checkpoint(keras.callbacks.Callback):
                 f"the state saved in {self._store.path} is not that of model {model.name!r} with its optimizer and "
                 f"probes ({type(error).__name__}: {error}): start again without it"
             ) from error
-        self._goes_on = True
+        self._restored = True
         return self._position
 
-    def _same(self, model, about):
-        """What the state was saved with; `StorageError` unless `model` and its probes are that."""
-        lines = differences(about["model"], describe(model))
-        for i, (probing, state) in enumerate(zip(_probings(model), about["probes"], strict=True)):
-            lines += [f"  probe {i}, {line.strip()}" for line in probing.differences(state)]
+    def _verify(self, model: keras.Model, state: SavedState) -> None:
+        """Raise `StorageError` if the state was saved with another model, optimizer, loss, probe or option."""
+        lines = differences(state.fingerprint, training_fingerprint(model))
+        pairs = zip(_srel_callbacks(model), state.probes, strict=True)
+        for i, (callback, saved) in enumerate(pairs):
+            for line in callback.differences(saved):
+                lines.append(f"  probe {i}, {line.strip()}")
         if lines:
             raise StorageError(
                 f"the state saved in {self._store.path} is that of another training; go on as it was begun, or start "
                 "again without it:\n" + "\n".join(lines)
             )
-        return about["model"]
+
+    def _apply(self, model: keras.Model, state: SavedState, example: Example | None) -> None:
+        """Assign the state to the variables of the model, its optimizer and metrics, and to the callbacks."""
+        callbacks = _srel_callbacks(model)
+        if state.metrics:
+            probes = [callback.probe for callback in callbacks]
+            # Must precede assign(): this forward pass may advance seed generators.
+            build_metrics(model, example, probes)
+        assign(variables(model), state.variables)
+        for callback, saved in zip(callbacks, state.probes, strict=True):
+            callback.resume(saved, model, *state.position)
+        for companion, saved in zip(self._stateful_callbacks, state.stateful_callbacks, strict=True):
+            companion.state = saved
+        if state.metrics:
+            assign(model.metrics_variables, state.metrics)
+        self._fingerprint = state.fingerprint
+        self._start = self._position = state.position
+        self._restored_metrics = state.metrics
 
     @contextlib.contextmanager
-    def stop_after_step(self):
-        """Within this block a first Ctrl-C or SIGTERM lets the present step end and be saved, a second acts at once.
+    def stop_after_step(self) -> Iterator[None]:
+        """Within this block, a first Ctrl-C or SIGTERM finishes and saves the present step; a second one acts at once.
 
-        It ends in a KeyboardInterrupt, at the end of the block where no further step came.
+        Raises:
+            KeyboardInterrupt: After the step was saved, or at the end of the block if no further step came.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
+        self._stop_requested = False
+        former_handlers: dict[signal.Signals, Any] = {}
 
-        def note(*_):
-            self.request_stop()
-            restore()
-
-        def restore():
-            for number, handler in before.items():
+        def restore_handlers() -> None:
+            for number, handler in former_handlers.items():
                 signal.signal(number, handler or signal.SIG_DFL)
 
-        before, self._stop = {}, False
+        def handle(*_: object) -> None:
+            self.request_stop()
+            restore_handlers()
+
         try:
             for number in (signal.SIGINT, signal.SIGTERM):
-                before[number] = signal.signal(number, note)
+                former_handlers[number] = signal.signal(number, handle)
             yield
-            self._end_if_asked()
+            self._stop_if_requested()
         finally:
-            restore()
+            restore_handlers()
 
-    def request_stop(self):
+    def request_stop(self) -> None:
         """Save after the present step, and end `fit` with a KeyboardInterrupt."""
-        self._stop = True
+        self._stop_requested = True
 
-    def on_train_begin(self, logs=None):
-        about = self._store.about
-        known = self._goes_on or bool(
-            {*_marks(about)} & {name for p in _probings(self.model) for name in p.recorder.mark}
-        )
-        if not known and (about or self._store.num_rows):
+    def on_train_begin(self, logs: JsonObject | None = None) -> None:
+        has_content = self._store.about or self._store.num_rows
+        if has_content and not self._restored and not self._has_measured_stored_rows():
             raise StorageError(
                 f"{self._store.path} holds {self._store.num_rows} rows and a state of a training that has not been "
                 "restored: call restore(model) before fit, or begin with FrameStore(path, write=True, anew=True)"
             )
-        self._goes_on = True
-        for probing in _probings(self.model):
-            self._check_later_than_stored(probing, probing.progress.step + 1)
+        self._restored = True
+        for callback in _srel_callbacks(self.model):
+            self._check_later_than_stored(callback, callback.clock.step + 1)
         self._updates = int(self.model.optimizer.iterations)
-        self._about = self._about or describe(self.model)  # As compiled: a learning rate may change in training.
+        # The fingerprint of the model as compiled, because a learning rate may change in training.
+        self._fingerprint = self._fingerprint or training_fingerprint(self.model)
 
-    def on_epoch_begin(self, epoch, logs=None):
-        batch = self._before.batch if epoch == self._before.epoch else 0
-        self._position = Position(epoch, batch)
-        if batch and self._metrics:
-            assign(self.model.metrics_variables, self._metrics)  # The epoch's running means go on.
-        self._metrics = None
-        self._left, self._cut = self.params.get("steps"), False
+    def on_epoch_begin(self, epoch: int, logs: JsonObject | None = None) -> None:
+        is_continued = epoch == self._start.epoch and self._start.batch
+        self._position = self._start if is_continued else Position(epoch, 0)
+        if is_continued and self._restored_metrics:
+            # Continue the epoch's running means.
+            assign(self.model.metrics_variables, self._restored_metrics)
+        self._restored_metrics = ()
+        self._batches_left = self.params.get("steps")
+        self._interrupted = False
 
-    def on_train_batch_end(self, batch, logs=None):
-        self._position = Position(self._position.epoch, self._position.batch + 1)
+    def on_train_batch_end(self, batch: int, logs: JsonObject | None = None) -> None:
+        epoch, batches_done = self._position
+        self._position = Position(epoch, batches_done + 1)
         steps = self.params.get("steps")
-        self._left = steps and max(steps - batch - 1, 0)
-        updates, before = int(self.model.optimizer.iterations), self._updates
-        self._updates = updates  # The same after several batches, with gradient_accumulation_steps.
-        self._due |= self._every is not None and updates // self._every != before // self._every
-        if self._left == 0:  # An epoch's last step is saved with the epoch.
+        self._batches_left = steps and max(steps - batch - 1, 0)
+        self._count_updates()
+        if self._batches_left == 0:  # An epoch's last step is saved with the epoch.
             return
-        averages = self.model.optimizer.use_ema
-        self._cut = self.model.stop_training or (self._stop and not averages)
-        if not averages and (self._cut or (self._due and self._left)):
-            self.save()  # Now: validation would take the metrics' place.
-            self._end_if_asked()
+        uses_averages = self.model.optimizer.use_ema
+        self._interrupted = self.model.stop_training or (self._stop_requested and not uses_averages)
+        if uses_averages:
+            return
+        is_due_within_epoch = self._save_is_due and self._batches_left
+        if self._interrupted or is_due_within_epoch:
+            self.save()  # Not at the end of the epoch, because validation overwrites the metrics.
+            self._stop_if_requested()
 
-    def on_epoch_end(self, epoch, logs=None):
-        if self._cut or (self._left and self.model.stop_training):  # `fit` ends here, the epoch does not.
+    def _count_updates(self) -> None:
+        """Read the optimizer's count of updates; a state is due if a multiple of `every` was passed."""
+        former_updates = self._updates
+        self._updates = int(self.model.optimizer.iterations)
+        if self._every is not None and self._updates // self._every != former_updates // self._every:
+            self._save_is_due = True
+
+    def on_epoch_end(self, epoch: int, logs: JsonObject | None = None) -> None:
+        ends_early = self._batches_left and self.model.stop_training
+        if self._interrupted or ends_early:
+            # `fit` ends here, but the epoch does not.
             self._save_once()
             return
         self._position = Position(epoch + 1, 0)
-        if self._every is None or self._due or self._stop:
+        is_due = self._every is None or self._save_is_due
+        if is_due or self._stop_requested:
             self.save()
-        self._end_if_asked()
+        self._stop_if_requested()
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: JsonObject | None = None) -> None:
         self._save_once()
 
-    def _save_once(self):
-        """Save unless that is done, or averages take the weights' place before the epoch is gone on with."""
-        within = self._position.batch and self.model.optimizer.use_ema
-        if self._saved != self._position and not within:
+    def _save_once(self) -> None:
+        """Save unless this place is saved, or averages would overwrite the weights within an epoch."""
+        is_spoiled = self._position.batch and self.model.optimizer.use_ema
+        if self._saved_position != self._position and not is_spoiled:
             self.save()
 
-    def save(self):
-        """Save now. Raises `StorageError`; what was saved before is whole then."""
+    def save(self) -> None:
+        """Save now. What was saved before stays complete if this fails. Raises `StorageError`."""
         frame = self.unsaved(self.model)
-        for probing in _probings(self.model):
-            self._check_later_than_stored(probing, probing.recorder.first_step)
+        for callback in _srel_callbacks(self.model):
+            self._check_later_than_stored(callback, callback.recorder.first_step)
         state = variables(self.model)
         metrics = self.model.metrics_variables if self._position.batch else []
-        probings = _probings(self.model)
-        kinds = {"v": state, "m": metrics}
-        arrays = {f"{k}{i}": keras.ops.convert_to_numpy(v) for k, vs in kinds.items() for i, v in enumerate(vs)}
-        about = {
-            **self._position._asdict(),
-            "step": int(self.model.optimizer.iterations),
-            "variables": len(state),
-            "metrics": len(metrics),
-            "probes": [p.state for p in probings],
-            "measured": {name: count for p in probings for name, count in p.recorder.mark.items()},
-            "model": self._about or describe(self.model),
-            "companions": [c.state for c in self._companions],
-            "note": self._note,
-        }
+        arrays = {**_as_arrays("v", state), **_as_arrays("m", metrics)}
+        metadata = self._metadata(len(state), len(metrics))
         try:
-            self._store.commit(frame, arrays, about)
+            self._store.commit(frame, arrays, metadata)
         finally:  # Ctrl-C may come after the commit.
             self._forget_saved(self.model)
-        self._due, self._saved = False, self._position
+        self._save_is_due = False
+        self._saved_position = self._position
 
-    def unsaved(self, model):
-        """The rows that the probes of `model` measured and that are not in the store; None without probes."""
+    def _metadata(self, num_variables: int, num_metrics: int) -> JsonObject:
+        """Return what `_load` and users need beside the arrays of a state."""
+        callbacks = _srel_callbacks(self.model)
+        marks: dict[str, int] = {}
+        for callback in callbacks:
+            marks.update(callback.recorder.mark)
+        return {
+            "epoch": self._position.epoch,
+            "batch": self._position.batch,
+            "step": int(self.model.optimizer.iterations),
+            "variables": num_variables,
+            "metrics": num_metrics,
+            "probes": [callback.state for callback in callbacks],
+            "measured": marks,
+            "model": self._fingerprint or training_fingerprint(self.model),
+            "companions": [companion.state for companion in self._stateful_callbacks],
+            "note": self._user_metadata,
+        }
+
+    def unsaved(self, model: keras.Model) -> pd.DataFrame | None:
+        """Return the rows that the probes of `model` measured and that are not in the store; None without probes."""
         self._forget_saved(model)
-        return model.srel_frame() if _probings(model) else None
+        return model.srel_frame() if _srel_callbacks(model) else None
 
-    def _check_later_than_stored(self, probing, step):
-        """Raise `StorageError` if the store holds rows of `step`, the next one to be saved, or of later steps.
+    def _check_later_than_stored(self, callback: SRelCallback, step: int | None) -> None:
+        """Raise `StorageError` if the store holds rows of `step` or of later steps.
 
-        step: None if there is nothing to save.
+        Args:
+            callback: The callback of a probe.
+            step: The next step to be saved; None if there is nothing to save.
         """
-        stored = probing.recorder.stored_step
-        if self._store.about and None not in (step, stored) and step <= stored:
+        stored = callback.recorder.stored_step
+        if step is None or stored is None or not self._store.about:
+            return
+        if step <= stored:
             raise StorageError(
-                f"the training has gone back and is at step {probing.progress.step}, and {self._store.path} holds rows "
+                f"the training has gone back and is at step {callback.clock.step}, and {self._store.path} holds rows "
                 f"up to step {stored}: call restore(model) before fit, or begin with FrameStore(path, write=True, "
                 "anew=True)"
             )
 
-    def _forget_saved(self, model):
-        """Drop from memory what the store holds; also where an interrupt came between the saving and this."""
-        for probing in _probings(model):
-            probing.recorder.forget(_marks(self._store.about))
+    def _has_measured_stored_rows(self) -> bool:
+        """Return whether a probe of the model has measured rows that the store holds."""
+        stored_names = _marks(self._store.about).keys()
+        return any(callback.recorder.mark.keys() & stored_names for callback in _srel_callbacks(self.model))
 
-    def _end_if_asked(self):
-        if self._stop:
-            self._stop = False  # It has been acted on: another `fit` goes on.
+    def _forget_saved(self, model: keras.Model) -> None:
+        """Drop from memory what the store holds, also if an interrupt prevented this right after saving."""
+        for callback in _srel_callbacks(model):
+            callback.recorder.forget(_marks(self._store.about))
+
+    def _stop_if_requested(self) -> None:
+        if self._stop_requested:
+            self._stop_requested = False  # Another `fit` may follow.
             raise KeyboardInterrupt
 
 
-def _probings(model):
-    return getattr(model, "_probings", [])
+def _check_ready(model: keras.Model) -> None:
+    """Build the optimizer. Raises `ModelError` if the model is not built and compiled."""
+    if not model.compiled or not model.built:
+        raise ModelError(f"model {model.name!r} is not ready: build and compile it before a checkpoint is restored")
+    model.optimizer.build(model.trainable_variables)
 
 
-def _marks(about):
-    """{recorder: number of its measurements that are saved} of a state."""
-    marks = (about or {}).get("measured")
+def _load(arrays: Mapping[str, np.ndarray], metadata: JsonObject) -> SavedState:
+    """Make a state of what a store holds.
+
+    Raises:
+        KeyError, ValueError: If entries are missing or have other types.
+    """
+    epoch = as_count(metadata["epoch"])
+    batch = as_count(metadata["batch"])
+    num_variables = as_count(metadata["variables"])
+    num_metrics = as_count(metadata["metrics"])
+    return SavedState(
+        position=Position(epoch, batch),
+        variables=[arrays[f"v{i}"] for i in range(num_variables)],
+        metrics=[arrays[f"m{i}"] for i in range(num_metrics)],
+        fingerprint=metadata["model"],
+        probes=metadata["probes"],
+        stateful_callbacks=metadata["companions"],
+    )
+
+
+def _as_arrays(prefix: str, state: Iterable[keras.Variable]) -> dict[str, np.ndarray]:
+    """Return the values of variables as {prefix + number: array}."""
+    return {f"{prefix}{i}": keras.ops.convert_to_numpy(variable) for i, variable in enumerate(state)}
+
+
+def _srel_callbacks(model: keras.Model) -> list[SRelCallback]:
+    """Return the callbacks of the model's probes; an empty list for models without `SRelMixin`."""
+    return getattr(model, "_srel_callbacks", [])
+
+
+def _marks(metadata: JsonObject | None) -> dict[str, int]:
+    """Return {name of a recorder: number of its measurements that are saved} of a state."""
+    marks = (metadata or {}).get("measured")
     return marks if isinstance(marks, dict) else {}

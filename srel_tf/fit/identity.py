@@ -1,30 +1,50 @@
-"""What a training is: by it a checkpoint knows whether a model goes on with the one that was saved."""
+"""Fingerprint of model, optimizer and loss, compared before a checkpoint is restored."""
 
 import hashlib
 import json
 import re
+from typing import Any
 
 import keras
 
-NAMES = ("name", "keras_history", "input_layers", "output_layers")  # Under which a configuration names layers.
+from srel_tf.files import JsonObject
+
+NAME_KEYS = ("name", "keras_history", "input_layers", "output_layers")  # Config keys whose values are layer names.
 
 
-def describe(model):
-    """Hash of the architecture, the optimizer's options, the loss: what a state does not fit without."""
-    numbers = {}
-    config = [[type(layer).__name__, _anonymous(_config(layer), numbers)] for layer in model._flatten_layers()]
-    options = {f"optimizer {name}": v for name, v in model.optimizer.get_config().items() if name != "name"}
-    about = {
-        "architecture": hashlib.sha256(json.dumps(config).encode()).hexdigest(),
+def training_fingerprint(model: keras.Model) -> JsonObject:
+    """Describe architecture (as a hash), optimizer with its options, and loss: a state is restored only if they match.
+
+    Args:
+        model: A compiled model.
+
+    Returns:
+        {name of a property: its value}, in the types that JSON has.
+    """
+    config = model.optimizer.get_config()
+    options = {f"optimizer {name}": value for name, value in config.items() if name != "name"}
+    loss = keras.saving.serialize_keras_object(model.loss)
+    fingerprint = {
+        "architecture": _architecture_hash(model),
         "optimizer": type(model.optimizer).__name__,
         **options,
-        "loss": _anonymous(keras.saving.serialize_keras_object(model.loss), {}),
+        "loss": _without_names(loss, {}),
     }
-    return _as_json(about)
+    return _as_json(fingerprint)
 
 
-def describe_loss(loss):
-    """A loss that is a setting, as JSON holds it; None for None. Functions are known by their names."""
+def _architecture_hash(model: keras.Model) -> str:
+    """Hash the type and the config of each layer, names left out."""
+    index_of_name: dict[str, int] = {}
+    layers = []
+    for layer in model._flatten_layers():
+        config = _without_names(_config(layer), index_of_name)
+        layers.append([type(layer).__name__, config])
+    return hashlib.sha256(json.dumps(layers).encode()).hexdigest()
+
+
+def describe_loss(loss: Any) -> Any:
+    """Describe the loss of a setting in the types that JSON has: functions by their names, None by None."""
     if loss is None:
         return None
     if isinstance(loss, keras.losses.Loss):
@@ -32,29 +52,43 @@ def describe_loss(loss):
     return f"{getattr(loss, '__module__', '')}.{getattr(loss, '__qualname__', type(loss).__name__)}"
 
 
-def _config(layer):
-    """What a layer or model says of itself; None for a class of the user's own that says nothing."""
+def _config(layer: keras.layers.Layer) -> Any:
+    """Return the config of a layer or model; None if a user's class has no usable `get_config`."""
     try:
         return _as_json(layer.get_config())
-    except Exception:  # Whatever the user's class may raise: its layers are asked one by one.
+    except Exception:  # A user's class may raise anything. Its layers are described one by one.
         return None
 
 
-def _as_json(content):
-    """As JSON holds it, the same in each process: without addresses in memory."""
-    return json.loads(json.dumps(content, sort_keys=True, default=lambda v: re.sub(" at 0x[0-9a-f]+", "", str(v))))
+def _as_json(content: Any) -> Any:
+    """Convert to the types that JSON has; addresses in memory are removed, because each process has others."""
+    return json.loads(json.dumps(content, sort_keys=True, default=_text_without_address))
 
 
-def _anonymous(config, numbers):
-    """A configuration whose names are numbers: Keras counts on in the names of a second model."""
+def _text_without_address(value: object) -> str:
+    return re.sub(" at 0x[0-9a-f]+", "", str(value))
+
+
+def _without_names(config: Any, index_of_name: dict[str, int]) -> Any:
+    """Replace layer names by indices: Keras numbers automatic names per process, so equal models differ in them.
+
+    Args:
+        config: A config, or a part of it.
+        index_of_name: {layer name: index} of the names seen so far, which is extended.
+    """
     if isinstance(config, list):
-        return [_anonymous(c, numbers) for c in config]
+        return [_without_names(part, index_of_name) for part in config]
     if not isinstance(config, dict):
         return config
-    return {key: _numbered(c, numbers) if key in NAMES else _anonymous(c, numbers) for key, c in config.items()}
+    return {
+        key: _indices(part, index_of_name) if key in NAME_KEYS else _without_names(part, index_of_name)
+        for key, part in config.items()
+    }
 
 
-def _numbered(names, numbers):
+def _indices(names: Any, index_of_name: dict[str, int]) -> Any:
     if isinstance(names, list):
-        return [_numbered(name, numbers) for name in names]
-    return numbers.setdefault(names, len(numbers)) if isinstance(names, str) else _anonymous(names, numbers)
+        return [_indices(name, index_of_name) for name in names]
+    if isinstance(names, str):
+        return index_of_name.setdefault(names, len(index_of_name))
+    return _without_names(names, index_of_name)

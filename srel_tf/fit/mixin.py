@@ -1,124 +1,207 @@
-"""`model.fit` that measures S_rel as it goes."""
+"""`model.fit` that measures S_rel during training."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import keras
+import pandas as pd
 
 from srel_tf.errors import ModelError, OptionError, ProbeError
-from srel_tf.fit.callback import Probing
+from srel_tf.files import AnyPath
+from srel_tf.fit.callback import SRelCallback
 from srel_tf.fit.checkpoint import Checkpoint
+from srel_tf.fit.clock import TrainingClock
+from srel_tf.fit.schedules import Schedule
 from srel_tf.fit.traced import note_trace, note_weights
-from srel_tf.frames import schema as frames
+from srel_tf.frames.schema import empty, merged
 from srel_tf.measurement import Settings
 from srel_tf.probe import ProbeSet
 
+if TYPE_CHECKING:
+    from keras import Model as _Base  # The class that the mixin is combined with.
+else:
+    _Base = object
 
-class SRelMixin:
+
+class SRelMixin(_Base):
     """Adds probes to a Keras model: `class MyNet(srel_tf.SRelMixin, keras.Model)`.
 
-    Attach one probe or more, train with `fit` as ever, read `srel_frame()`. Training is not disturbed: weights,
-    optimizer state, batch-norm statistics, history and random draws are those of a `fit` without a probe.
+    Attach one probe or more, train with `fit` as usual, read `srel_frame()`. Measuring does not disturb the training:
+    weights, optimizer state, batch-norm statistics, history and random draws are those of a `fit` without a probe.
+
+    Example:
+        >>> import keras, numpy as np, srel_tf
+        >>> class Net(srel_tf.SRelMixin, keras.Model):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.layer = keras.layers.Dense(1)
+        ...     def call(self, x):
+        ...         return self.layer(x)
+        >>> model = Net()
+        >>> model.compile("sgd", "mse")
+        >>> x, y = np.eye(4, dtype="float32"), np.ones((4, 1), "float32")
+        >>> model.attach_probe(srel_tf.ProbeSet(x, y), every=1, measures="l1")
+        >>> _ = model.fit(x, y, batch_size=2, verbose=0)
+        >>> model.srel_frame()["step"].unique().tolist()
+        [0, 1, 2]
     """
 
-    # Takes no constructor arguments: Keras calls the constructors of functional models' bases in its own way.
+    # No constructor arguments: Keras calls the constructors of functional models' bases in its own way.
 
     def attach_probe(
         self,
-        probe,
-        every=9,
-        measures=("kl", "l1"),
-        update="sgd",
-        learning_rate=None,
-        estimator="exact",
-        predictions="auto",
-        batch_size=128,
-        run="",
-        seed=None,
-        log_dir=None,
-        precision="auto",
-        loss=None,
-    ):
+        probe: ProbeSet,
+        every: int | Schedule = 9,
+        measures: tuple[str, ...] | str = ("kl", "l1"),
+        update: str = "sgd",
+        learning_rate: float | None = None,
+        estimator: str = "exact",
+        predictions: str = "auto",
+        batch_size: int = 128,
+        run: str = "",
+        seed: int | None = None,
+        log_dir: AnyPath | None = None,
+        precision: str = "auto",
+        loss: Any = None,
+    ) -> None:
         """Measure `probe` during each coming `fit`; builds the model if it is not built yet.
 
-        every: an int or any `step -> bool`. Step n means that n optimizer updates have been applied; step 0 counts.
-            After a new `compile`, whose optimizer counts from 0, the steps go on.
-        measures, update, learning_rate, estimator, predictions, batch_size, precision, loss: as for
-            `srel_tf.measure`; learning_rate=None is the rate that the next update takes, also where a callback or a
-            schedule sets it.
-        run, seed: go into the frame's columns of these names.
-        log_dir: TensorBoard directory for a scalar per class pair and a heat map of each matrix.
-
         Attach again to measure another rule, measure or schedule in the same training; `detach_probes` removes all.
-        Raises `OptionError`, `ProbeError`, `ModelError`; `ProbeError` too where the frame could not tell rows of two
-        probes apart, for they agree in run, seed, measure, update, estimator, η and ids, or hold ids of two types.
-        Where `every` is a function, that is seen, as an `OptionError` of `fit`, at the first step that both measure.
+
+        Args:
+            probe: The examples, n_s sources and n_t targets.
+            every: An int or any `step -> bool`. Step n means that n optimizer updates have been applied; step 0 counts.
+                After a new `compile`, whose optimizer counts from 0, the steps continue.
+            measures: As for `srel_tf.measure`, like `update`, `estimator`, `predictions`, `batch_size`, `precision` and
+                `loss`.
+            update: The update rule.
+            learning_rate: η of the fictitious step. None takes the rate of the next update, also if a callback or a
+                schedule sets it.
+            estimator: The estimator.
+            predictions: How outputs are read.
+            batch_size: Examples per forward pass.
+            run: Value of the frame's column `run`.
+            seed: Value of the frame's column `seed`.
+            log_dir: TensorBoard directory for a scalar per class pair and a heat map of each matrix.
+            precision: Precision of the measurement.
+            loss: A function that replaces the compiled loss.
+
+        Raises:
+            OptionError: For an option that does not exist.
+            ModelError: For a model that cannot be measured.
+            ProbeError: For a probe that does not fit the model; and if the frame could not distinguish the rows of two
+                probes, because they agree in run, seed, measure, update, estimator, η and ids, or their ids have
+                different types. If `every` is a function, `fit` raises an `OptionError` at the first step that both
+                probes measure.
         """
         if not isinstance(probe, ProbeSet):
             raise ProbeError(f"attach_probe expects a srel_tf.ProbeSet, got {type(probe).__name__}")
         settings = Settings(measures, update, learning_rate, estimator, predictions, batch_size, precision, loss)
-        probing = Probing(probe, every, settings, run, seed)
-        probing.check_beside(self._probings)
-        if self._progress is not None:
-            probing.progress = self._progress.copy()
+        callback = SRelCallback(probe, every, settings, run, seed)
+        callback.check_distinct_from(self._srel_callbacks)
+        if self._srel_clock is not None:
+            callback.clock = self._srel_clock.copy()
         if not self.built:
             self(keras.ops.convert_to_tensor(probe.x[:1]), training=False)
         if log_dir is not None:
             from srel_tf.fit.tensorboard import TensorBoardWriter  # Loads the plotting library.
 
-            probing.listeners.append(TensorBoardWriter(log_dir, settings))
-        self._set_probings([*self._probings, probing])
+            callback.listeners.append(TensorBoardWriter(log_dir, settings))
+        self._set_srel_callbacks([*self._srel_callbacks, callback])
 
-    def detach_probes(self):
-        """Remove all probes and what they measured. Steps and epochs go on for probes that are attached later."""
-        object.__setattr__(self, "_srel_progress", self._progress)
-        self._set_probings([])
+    def detach_probes(self) -> None:
+        """Remove all probes and their measurements. Steps and epochs continue for probes that are attached later."""
+        object.__setattr__(self, "_srel_detached_clock", self._srel_clock)
+        self._set_srel_callbacks([])
 
-    def srel_frame(self):
-        """All measurements so far, one row a (step, measure, source, target): the columns of `srel_tf.frames.COLUMNS`.
+    def srel_frame(self) -> pd.DataFrame:
+        """Return all measurements, one row per (step, measure, source, target), with columns `srel_tf.frames.COLUMNS`.
 
-        It survives an interrupted `fit`, and grows over several. What a `srel_tf.Checkpoint` has saved is in its
-        store, and no longer here.
+        Measurements survive an interrupted `fit`, and accumulate over several. Those that a `srel_tf.Checkpoint` has
+        saved are in its store, and no longer here.
         """
-        parts = [part for part in (p.recorder.frame() for p in self._probings) if len(part)]
+        frames = [callback.recorder.frame() for callback in self._srel_callbacks]
+        parts = [frame for frame in frames if len(frame)]
         # In the order of measuring, which does not depend on how often a checkpoint takes the rows away.
-        return frames.merged(parts) if parts else frames.empty()
+        return merged(parts) if parts else empty()
 
-    def fit(self, x=None, y=None, batch_size=None, epochs=1, verbose="auto", callbacks=None, **kwargs):
-        """`keras.Model.fit`, with the attached probes among its callbacks."""
-        if self._probings:
+    def fit(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        verbose: str | int = "auto",
+        callbacks: Any = None,
+        **kwargs: Any,
+    ) -> keras.callbacks.History:
+        """Train as `keras.Model.fit` does, with the attached probes among its callbacks."""
+        if self._srel_callbacks:
             if not self.compiled:
                 raise ModelError(f"model {self.name!r} is not compiled: call model.compile(optimizer, loss) before fit")
             if isinstance(callbacks, keras.callbacks.CallbackList):
                 raise OptionError("fit with a probe takes a list of callbacks, not a keras.callbacks.CallbackList")
-            callbacks = keras.tree.flatten(callbacks or [])
-            # A checkpoint comes last: it saves the measurements of its own step too.
-            last = [c for c in callbacks if isinstance(c, Checkpoint)]
-            callbacks = [*(c for c in callbacks if c not in last), *self._probings, *last]
-        note_weights(self, any(kwargs.get(name) is not None for name in ("class_weight", "sample_weight")))
+            callbacks = self._with_srel_callbacks(keras.tree.flatten(callbacks or []))
+        weighs_examples = any(kwargs.get(name) is not None for name in ("class_weight", "sample_weight"))
+        note_weights(self, weighs_examples)
         return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
 
-    def train_step(self, data):
+    def _with_srel_callbacks(self, callbacks: list[keras.callbacks.Callback]) -> list[keras.callbacks.Callback]:
+        """Add the probes' callbacks. A checkpoint comes last, because it saves the measurements of its own step too."""
+        checkpoints = [callback for callback in callbacks if isinstance(callback, Checkpoint)]
+        others = [callback for callback in callbacks if callback not in checkpoints]
+        return [*others, *self._srel_callbacks, *checkpoints]
+
+    def train_step(self, data: Any) -> dict[str, Any]:
         """Train as Keras does. Notes for warnings what Keras traces, and adds nothing to the graph."""
         note_trace(self, data)
         return super().train_step(data)
 
     @property
-    def _probings(self):
-        return getattr(self, "_srel_probings", [])
+    def _srel_callbacks(self) -> list[SRelCallback]:
+        return getattr(self, "_srel_attached", [])
 
     @property
-    def _progress(self):
-        """Steps and epochs as the first probe counts them, or did before it was detached; None without any so far."""
-        return self._probings[0].progress if self._probings else getattr(self, "_srel_progress", None)
+    def _srel_clock(self) -> TrainingClock | None:
+        """The clock of the first probe, or of the one that was detached; None without any probe so far."""
+        if self._srel_callbacks:
+            return self._srel_callbacks[0].clock
+        return getattr(self, "_srel_detached_clock", None)
 
-    def _set_probings(self, probings):
-        # Past Keras's attribute tracking: probes are no part of the model, and are not saved with it.
-        object.__setattr__(self, "_srel_probings", probings)
+    def _set_srel_callbacks(self, callbacks: list[SRelCallback]) -> None:
+        # Avoids Keras's attribute tracking: probes are not part of the model, and are not saved with it.
+        object.__setattr__(self, "_srel_attached", callbacks)
 
 
 @keras.saving.register_keras_serializable(package="srel_tf")
 class SRelModel(SRelMixin, keras.Model):
-    """`keras.Model` (functional or subclassed) with probes."""
+    """`keras.Model` (functional or subclassed) with probes.
+
+    Example:
+        >>> import keras, numpy as np, srel_tf
+        >>> inputs = keras.Input((4,))
+        >>> model = srel_tf.SRelModel(inputs, keras.layers.Dense(1)(inputs))
+        >>> model.compile("sgd", "mse")
+        >>> x, y = np.eye(4, dtype="float32"), np.ones((4, 1), "float32")
+        >>> model.attach_probe(srel_tf.ProbeSet(x, y), every=2, measures="l1")
+        >>> _ = model.fit(x, y, batch_size=1, verbose=0)
+        >>> model.srel_frame()["step"].unique().tolist()
+        [0, 2, 4]
+    """
 
 
 @keras.saving.register_keras_serializable(package="srel_tf")
 class SRelSequential(SRelMixin, keras.Sequential):
-    """`keras.Sequential` with probes."""
+    """`keras.Sequential` with probes.
+
+    Example:
+        >>> import keras, numpy as np, srel_tf
+        >>> model = srel_tf.SRelSequential([keras.Input((4,)), keras.layers.Dense(1)])
+        >>> model.compile("sgd", "mse")
+        >>> x, y = np.eye(4, dtype="float32"), np.ones((4, 1), "float32")
+        >>> model.attach_probe(srel_tf.ProbeSet(x, y), every=4, measures="l1")
+        >>> _ = model.fit(x, y, batch_size=1, verbose=0)
+        >>> model.srel_frame()["step"].unique().tolist()
+        [0, 4]
+    """

@@ -1,42 +1,68 @@
-"""The variables of a model in training, as arrays that can be saved and put back."""
+"""The variables of a model in training, as arrays that can be saved and restored."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import keras
+import numpy as np
 
 from srel_tf.errors import OptionError
+from srel_tf.probe import ProbeSet
+
+Example = tuple[Any, Any]
 
 
-def variables(model):
-    """Weights, batch statistics, seeds of random layers, optimizer; the metrics are begun anew in each epoch."""
+def variables(model: keras.Model) -> list[keras.Variable]:
+    """List weights, batch statistics, seeds of random layers and optimizer variables of a model.
+
+    Variables of metrics are left out, because Keras resets them at the beginning of each epoch.
+    """
     metrics = {id(v) for v in model.metrics_variables}
     return [v for v in [*model.variables, *model.optimizer.variables] if id(v) not in metrics]
 
 
-def build_metrics(model, example, probes):
-    """Let Keras make the metrics' variables, from `example` (x, y) or the first of a probe's.
+def build_metrics(model: keras.Model, example: Example | None, probes: Sequence[ProbeSet]) -> None:
+    """Let Keras make the variables of the metrics, from one example.
 
-    Raises `OptionError` where there is neither.
+    Args:
+        model: A compiled model.
+        example: (x, y) of one example or more; None takes the first example of `probes`.
+        probes: The attached probes.
+
+    Raises:
+        OptionError: If there is neither an example nor a probe.
     """
-    x, y = example or next(((p.probe.x[:1], p.probe.y[:1]) for p in probes), (None, None))
-    if x is None:
+    if not example and not probes:
         raise OptionError(
             "the state was saved within an epoch, and no probe is attached: give restore(model, example=...)"
         )
-    model.compute_metrics(x, y, model(keras.ops.convert_to_tensor(x), training=False))
+    x, y = example or _first_example(probes[0])
+    predictions = model(keras.ops.convert_to_tensor(x), training=False)
+    model.compute_metrics(x, y, predictions)
 
 
-def assign(state, arrays):
-    """Put arrays into variables; `ValueError` unless they are of their number, shapes and types."""
+def _first_example(probe: ProbeSet) -> Example:
+    return probe.x[:1], probe.y[:1]
+
+
+def assign(state: Sequence[keras.Variable], arrays: Sequence[np.ndarray]) -> None:
+    """Assign arrays to variables. Raises `ValueError`, with nothing assigned, unless number, shapes and types match."""
     if len(state) != len(arrays):
         raise ValueError(f"{len(arrays)} arrays for {len(state)} variables")
-    for v, a in zip(state, arrays, strict=True):
-        if tuple(v.shape) != a.shape or v.dtype != a.dtype.name:
-            raise ValueError(f"{a.dtype.name} {a.shape} for {v.path}, which is {v.dtype} {tuple(v.shape)}")
-    for v, a in zip(state, arrays, strict=True):
-        v.assign(a)
+    for variable, array in zip(state, arrays, strict=True):
+        _check_match(variable, array)
+    for variable, array in zip(state, arrays, strict=True):
+        variable.assign(array)
 
 
-def as_count(value):
-    """`ValueError` unless a value from a file is a number of things."""
+def _check_match(variable: keras.Variable, array: np.ndarray) -> None:
+    shape = tuple(variable.shape)
+    if shape != array.shape or variable.dtype != array.dtype.name:
+        raise ValueError(f"{array.dtype.name} {array.shape} for {variable.path}, which is {variable.dtype} {shape}")
+
+
+def as_count(value: Any) -> int:
+    """Return a value that was read from a file. Raises `ValueError` unless it is an integer from 0 to 2^53 − 1."""
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**53:
-        raise ValueError(f"{value!r} is no count")
+        raise ValueError(f"{value!r} is not a whole number from 0 on")
     return value

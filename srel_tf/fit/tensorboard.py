@@ -1,33 +1,47 @@
 """Measurements as TensorBoard summaries: a scalar per class pair and measure, and a heat map of each matrix."""
 
+import importlib.util
 import io
 
 import tensorflow as tf
+from matplotlib.figure import Figure
 
 from srel_tf.errors import OptionError, StorageError
+from srel_tf.files import AnyPath
 from srel_tf.frames.stats import smooth
+from srel_tf.measurement import Settings
 from srel_tf.plotting import plot_matrix
+from srel_tf.result import SRelResult
 
 
 class TensorBoardWriter:
-    """Listener of measurements: call it with each result. The step of a summary is the number of optimizer updates.
+    """Listener that writes each result. The step of a summary is the number of optimizer updates.
 
-    settings: of what is measured. Summaries are named by its update rule; by estimator and η too, where those are not
-    the default, so that the curves of several probes of a model stay apart.
+    Summaries are named by the update rule, and by estimator and η if those are not the defaults, so that the curves of
+    several probes of a model stay separate.
+
+    Args:
+        log_dir: The TensorBoard directory.
+        settings: Options of the measurement.
+
+    Raises:
+        OptionError: If TensorBoard is not installed, or summaries cannot be written to `log_dir`.
     """
 
-    def __init__(self, log_dir, settings):
-        self._log_dir, self._rule = log_dir, settings.update
-        if settings.estimator != "exact":
-            self._rule += f"_{settings.estimator}"
-        if settings.learning_rate is not None:
-            self._rule += f"_{settings.learning_rate:g}"
+    def __init__(self, log_dir: AnyPath, settings: Settings) -> None:
+        if importlib.util.find_spec("tensorboard") is None:  # Checked here, because tf.summary fails when first used.
+            raise OptionError(
+                f"log_dir={str(log_dir)!r} needs TensorBoard, which is not installed: pip install tensorboard"
+            )
+        self._log_dir = log_dir
+        self._rule = _name_of_rule(settings)
         try:
             self._writer = tf.summary.create_file_writer(str(log_dir))
         except tf.errors.OpError as error:
             raise OptionError(f"cannot write TensorBoard summaries to {log_dir}: {error.message}") from error
 
-    def __call__(self, result):
+    def __call__(self, result: SRelResult) -> None:
+        """Write a result. Raises `StorageError`."""
         try:
             self._write(result)
         except tf.errors.OpError as error:
@@ -36,19 +50,33 @@ class TensorBoardWriter:
                 "without log_dir"
             ) from error
 
-    def _write(self, result):
+    def _write(self, result: SRelResult) -> None:
         frame = result.to_frame()
+        prefix = f"srel_{self._rule}"
         with self._writer.as_default(step=result.step):
             for pair in smooth(frame).itertuples():
-                name = f"srel_{self._rule}_{pair.measure}/{pair.source_class} to {pair.target_class}"
-                tf.summary.scalar(name, pair.mean)
-            for measure, matrix in result.matrices.items():
-                if matrix.valid.any():
-                    tf.summary.image(f"srel_{self._rule}_{measure}", _as_image(plot_matrix(frame, measure)))
+                classes = f"{pair.source_class} to {pair.target_class}"
+                tf.summary.scalar(f"{prefix}_{pair.measure}/{classes}", pair.mean)
+            for measure, matrices in result.matrices.items():
+                if not matrices.valid.any():
+                    continue
+                figure = plot_matrix(frame, measure)
+                image = _as_image(figure)
+                tf.summary.image(f"{prefix}_{measure}", image)
         self._writer.flush()
 
 
-def _as_image(figure):
+def _name_of_rule(settings: Settings) -> str:
+    name = settings.update
+    if settings.estimator != "exact":
+        name += f"_{settings.estimator}"
+    if settings.learning_rate is not None:
+        name += f"_{settings.learning_rate:g}"
+    return name
+
+
+def _as_image(figure: Figure) -> tf.Tensor:
+    """Draw a figure as uint8 [1, height, width, 4]."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=80)
     return tf.image.decode_png(buffer.getvalue(), channels=4)[None]

@@ -1,11 +1,11 @@
-"""What Keras's traced training step does that a measurement does not see, and warnings about it.
+"""Effects of Keras's traced training step that a measurement cannot see, and warnings about them.
 
-Keras traces `train_step` when a batch of a new shape comes, and keeps the graph until `compile` is called. What a user
-changes later has no effect on that graph.
+Keras traces `train_step` when a batch of a new shape comes, and keeps the graph until `compile` is called. Later
+changes of the model (`trainable`, the learning rate schedule) have no effect on that graph.
 """
 
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 
@@ -16,61 +16,72 @@ WEIGHTED = (
 
 
 class Traced(NamedTuple):
-    """What the traces of a model's `train_step` have seen.
+    """What the traces of a model's `train_step` contain.
 
-    train_function: Keras's function that the traces belong to. variables: {id: weight} of the weights that a trace
-    trains. common: ids of the weights that each trace trains. rate: the optimizer's learning rate, a variable or a
-    schedule. weighted: whether a trace was given weights of examples.
+    Attributes:
+        train_function: Keras's function that the traces belong to.
+        variables: {id: weight} of the weights that any trace trains.
+        common: Ids of the weights that each trace trains.
+        rate: The optimizer's learning rate, a variable or a schedule.
+        weighted: Whether any trace received weights of examples.
     """
 
-    train_function: object
-    variables: dict
-    common: set
-    rate: object
+    train_function: Any
+    variables: dict[int, keras.Variable]
+    common: set[int]
+    rate: Any
     weighted: bool
 
+    def joined(self, other: "Traced") -> "Traced":
+        """Return what these traces and a later one contain together."""
+        return Traced(
+            train_function=other.train_function,
+            variables={**self.variables, **other.variables},
+            common=self.common & other.common,
+            rate=self.rate,
+            weighted=self.weighted or other.weighted,
+        )
 
-def note_trace(model, data=None):
+
+def note_trace(model: keras.Model, data: Any = None) -> None:
     """Note what `train_step(data)` of a model trains. Called in each trace of it, or at each step without a trace."""
     variables = {id(v): v for v in model.trainable_variables}
-    weighted = data is not None and keras.utils.unpack_x_y_sample_weight(data)[2] is not None
-    traced = Traced(model.train_function, variables, {*variables}, _rate(model), weighted)
+    weights = None if data is None else keras.utils.unpack_x_y_sample_weight(data)[2]
+    traced = Traced(
+        train_function=model.train_function,
+        variables=variables,
+        common=set(variables),
+        rate=_rate(model),
+        weighted=weights is not None,
+    )
     former = _traced(model)
     if former is not None and not model.run_eagerly:
-        traced = Traced(
-            traced.train_function,
-            {**former.variables, **variables},
-            former.common & traced.common,
-            former.rate,
-            former.weighted or traced.weighted,
-        )
-    object.__setattr__(model, "_srel_traced", traced)  # Past Keras's tracking of attributes.
+        traced = former.joined(traced)
+    object.__setattr__(model, "_srel_traced", traced)  # Avoids Keras's tracking of attributes.
 
 
-def is_traced(model):
-    """Whether Keras keeps a trace of the training step, so that later changes of the model have no effect on it."""
+def is_traced(model: keras.Model) -> bool:
+    """Return whether Keras keeps a trace of the training step, on which later changes of the model have no effect."""
     return not model.run_eagerly and _traced(model) is not None
 
 
-def note_weights(model, given):
+def note_weights(model: keras.Model, given: bool) -> None:
     """Note whether `fit` is given weights of classes or examples."""
     object.__setattr__(model, "_srel_weights_given", given)
 
 
-def weighs_examples(model):
-    """Whether `fit` is known to weigh the examples."""
+def weighs_examples(model: keras.Model) -> bool:
+    """Return whether `fit` is known to weigh the examples."""
     traced = _traced(model)
     return getattr(model, "_srel_weights_given", False) or (traced is not None and traced.weighted)
 
 
-def warn_of_stale_trace(model):
-    """Say so if a layer was frozen, or a schedule was set, too late to have an effect on the training."""
-    if not is_traced(model):
-        return
+def warn_of_stale_trace(model: keras.Model) -> None:
+    """Warn if a layer was frozen, or a schedule was set, too late to have an effect on the training."""
     traced = _traced(model)
-    now = {id(v): v for v in model.trainable_variables}
-    common = traced.common & {*now}
-    changed = sorted({v.path.rpartition("/")[0] for i, v in {**traced.variables, **now}.items() if i not in common})
+    if traced is None or model.run_eagerly:
+        return
+    changed = _changed_layers(model, traced)
     if changed:
         warn_once(
             model,
@@ -86,21 +97,29 @@ def warn_of_stale_trace(model):
         )
 
 
-def warn_once(model, text):
-    """Warn of something that concerns a model, unless it has been said."""
-    said = getattr(model, "_srel_said", frozenset())
-    if text not in said:
-        object.__setattr__(model, "_srel_said", said | {text})
+def _changed_layers(model: keras.Model, traced: Traced) -> list[str]:
+    """List the paths of layers with weights that are trained now or by some trace, but not by all of them."""
+    trained_now = {id(v): v for v in model.trainable_variables}
+    variables = {**traced.variables, **trained_now}
+    unchanged = traced.common & trained_now.keys()
+    return sorted({v.path.rpartition("/")[0] for i, v in variables.items() if i not in unchanged})
+
+
+def warn_once(model: keras.Model, text: str) -> None:
+    """Warn about a model, unless the same warning has been given for it before."""
+    given: frozenset[str] = getattr(model, "_srel_warnings", frozenset())
+    if text not in given:
+        object.__setattr__(model, "_srel_warnings", given | {text})
         warnings.warn(text, stacklevel=3)
 
 
-def _traced(model):
-    """The `Traced` of Keras's present training step; None if no trace of it was noted."""
+def _traced(model: keras.Model) -> Traced | None:
+    """Return the `Traced` of Keras's present training step; None if no trace of it was noted."""
     traced = getattr(model, "_srel_traced", None)
     return traced if traced is not None and traced.train_function is model.train_function else None
 
 
-def _rate(model):
-    """The optimizer's learning rate itself: the variable that keeps it, or a schedule."""
+def _rate(model: keras.Model) -> Any:
+    """Return the optimizer's learning rate itself: the variable that holds it, or a schedule."""
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
     return getattr(optimizer, "_learning_rate", None)

@@ -1,188 +1,262 @@
 """The index of a `FrameStore`: which parts hold its rows, and which state belongs to them. Knows no TensorFlow.
 
-    DIR/index.json            the latest parts, the state, and the page before
-    DIR/index-000064.json …   a page: the parts before the 64th that are on no earlier page, and the page before
+    DIR/index.json            the latest parts, the state, and the name of the previous page
+    DIR/index-000064.json …   a page: the 64 parts before part 64, and the name of the page before this one
 
-Every page is named with its size and SHA-256 by what comes after it, and index.json has a checksum of its own: a chain
-in which nothing is altered or lost unnoticed. Pages are never written again, so that however many parts there are, a
-commit writes `PARTS` entries at most, and a page now and then.
+index.json names the latest page with its size and SHA-256, each page names the previous one in the same way, and
+index.json has a checksum of its own. Thus every altered or lost file is noticed. Pages are never written again:
+however many parts there are, a commit writes at most `PARTS_PER_PAGE` entries, and sometimes one page.
 """
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import re
+from pathlib import Path
+from typing import Any
 
 from srel_tf.errors import StorageError
-from srel_tf.files import fault, fingerprint, read_json, write_json
+from srel_tf.files import JsonObject, find_damage, fingerprint, read_json, write_json
 
-INDEX, FORMAT, PARTS = "index.json", 2, 64
+INDEX, FORMAT, PARTS_PER_PAGE = "index.json", 2, 64
 STATE = re.compile(r"state-\d{6,12}\.npz")
 OWN = re.compile(r"part-\d{6,12}\.parquet|state-\d{6,12}\.npz|index-\d{6,12}\.json")
+INDEX_KEYS = {"format", "saved", "parts", "before", "left_out", "state"}
+PAGE_KEYS = {"format", "before", "parts"}
 GIVE_UP = "give the rows up: FrameStore(path, write=True, anew=True)"
 
 
 @dataclasses.dataclass(frozen=True)
 class Index:
-    """What index.json says.
+    """The content of index.json.
 
-    saved: how often rows or a state have been saved. parts: entries {file, rows, bytes, sha256} of the latest parts.
-    before: the page of the parts before those, {file, parts, rows, bytes, sha256}, with the numbers of parts and rows
-    up to its end. left_out: {file, rows, fault} of parts that are read no more. state: {file, bytes, sha256, about}.
+    Attributes:
+        num_saves: How often rows or a state have been saved.
+        parts: Entries {file, rows, bytes, sha256} of the latest parts.
+        previous_page: Entry {file, parts, rows, bytes, sha256} of the page with the parts before those; `parts` and
+            `rows` count everything up to the end of that page. None if there is no page yet.
+        skipped_parts: Entries {file, rows, fault} of damaged parts that are no longer read.
+        state: Entry {file, bytes, sha256, about} of the latest state; None if there is no state.
     """
 
-    saved: int = 0
-    parts: list = dataclasses.field(default_factory=list)
-    before: dict | None = None
-    left_out: list = dataclasses.field(default_factory=list)
-    state: dict | None = None
+    num_saves: int = 0
+    parts: list[JsonObject] = dataclasses.field(default_factory=list)
+    previous_page: JsonObject | None = None
+    skipped_parts: list[JsonObject] = dataclasses.field(default_factory=list)
+    state: JsonObject | None = None
 
     @property
-    def num_parts(self):
-        """Parts so far, those that are left out included."""
-        return _reach(self.before, self.parts)["parts"]
+    def num_parts(self) -> int:
+        """Number of parts so far, skipped parts included."""
+        return _totals(self.previous_page, self.parts)["parts"]
 
     @property
-    def num_rows(self):
-        """Rows of the parts that are read."""
-        return _reach(self.before, self.parts)["rows"] - sum(part["rows"] for part in self.left_out)
+    def num_rows(self) -> int:
+        """Number of rows in the parts that are read."""
+        num_skipped = sum(part["rows"] for part in self.skipped_parts)
+        return _totals(self.previous_page, self.parts)["rows"] - num_skipped
 
-    def added(self, directory, entry):
-        """The index with one part more; the parts that fill a page go there first."""
-        if len(self.parts) < PARTS:
+    def with_part(self, directory: Path, entry: JsonObject) -> "Index":
+        """Return the index with one more part. If `parts` fill a page, they are written to that page first."""
+        if len(self.parts) < PARTS_PER_PAGE:
             return dataclasses.replace(self, parts=[*self.parts, entry])
+        page_entry = self._write_page(directory)
+        return dataclasses.replace(self, parts=[entry], previous_page=page_entry)
+
+    def _write_page(self, directory: Path) -> JsonObject:
+        """Write `parts` to a page. Returns the entry of the page."""
         file = directory / page_name(self.num_parts)
-        write_json(file, {"format": FORMAT, "before": self.before, "parts": self.parts})
-        page = {"file": file.name, **_reach(self.before, self.parts), **fingerprint(file)}
-        return dataclasses.replace(self, parts=[entry], before=page)
+        write_json(file, {"format": FORMAT, "before": self.previous_page, "parts": self.parts})
+        totals = _totals(self.previous_page, self.parts)
+        return {"file": file.name, **totals, **fingerprint(file)}
 
-    def all_parts(self, directory):
-        """The entries of all parts in order, those that are left out included. `StorageError` for a damaged page."""
-        pages, before = [self.parts], self.before
-        while before:
-            file = directory / before["file"]
-            wrong = fault(file, before)
-            if wrong:
-                raise StorageError(f"the page {file} of the index {wrong}: restore it, or {GIVE_UP}")
-            page = read_json(file)
-            if not _is_page(page) or not _reach(page["before"], page["parts"]).items() <= before.items():
-                raise StorageError(f"{file} is no page of this index: entries are missing, or of other types")
-            pages.append(page["parts"])
-            before = page["before"]
-        return [entry for page in reversed(pages) for entry in page]
+    def all_parts(self, directory: Path) -> list[JsonObject]:
+        """Read the entries of all parts in order, skipped parts included. Raises `StorageError` for a damaged page."""
+        parts_of_pages = [self.parts]
+        page_entry = self.previous_page
+        while page_entry:
+            page = _read_page(directory, page_entry)
+            parts_of_pages.append(page["parts"])
+            page_entry = page["before"]
+        parts_of_pages.reverse()
+        return list(itertools.chain.from_iterable(parts_of_pages))
+
+    def to_json(self) -> JsonObject:
+        """Return the content of index.json, its checksum left out."""
+        return {
+            "format": FORMAT,
+            "saved": self.num_saves,
+            "parts": self.parts,
+            "before": self.previous_page,
+            "left_out": self.skipped_parts,
+            "state": self.state,
+        }
+
+    @classmethod
+    def from_json(cls, content: JsonObject) -> "Index":
+        """Make an index from the content of index.json."""
+        return cls(
+            num_saves=content["saved"],
+            parts=content["parts"],
+            previous_page=content["before"],
+            skipped_parts=content["left_out"],
+            state=content["state"],
+        )
 
 
-def read_index(directory):
-    """The index in `directory`, its pages checked. `StorageError` where there is none, or it is damaged."""
+def _read_page(directory: Path, entry: JsonObject) -> JsonObject:
+    """Read the page that `entry` names. Raises `StorageError` if the page is damaged."""
+    file = directory / entry["file"]
+    damage = find_damage(file, entry)
+    if damage:
+        raise StorageError(f"the page {file} of the index {damage}: restore it, or {GIVE_UP}")
+    page = read_json(file)
+    if not _is_page(page) or not _has_totals(page, entry):
+        raise StorageError(f"{file} is not a page of this index: entries are missing, or of other types")
+    return page
+
+
+def read_index(directory: Path) -> Index:
+    """Read and check the index in `directory` and its pages. Raises `StorageError` if it is missing or damaged."""
     file = directory / INDEX
     if not file.exists():
-        lost = has_files(directory)
-        remedy = f"restore it, or {GIVE_UP}" if lost else "look elsewhere"
-        raise StorageError(f"{directory} holds {'parts of a frame' if lost else 'no frame'}, but no {INDEX}: {remedy}")
+        raise _missing_index(directory)
     content = read_json(file)
     if content.get("format") != FORMAT:
         raise StorageError(
             f"{file} has format {content.get('format')!r}, this version reads {FORMAT}: use the one that wrote it"
         )
-    if content.pop("sha256", None) != seal(content):
+    if content.pop("sha256", None) != checksum(content):
         raise StorageError(f"{file} has been altered: its checksum does not fit; restore it")
     if not _is_index(content):
-        raise StorageError(f"{file} is no index of a frame: entries are missing, of other types, or name other places")
-    del content["format"]
-    index = Index(**content)
-    rows = {part["file"]: part["rows"] for part in index.all_parts(directory)}
-    names = [part["file"] for part in index.left_out]
-    if len(set(names)) < len(names) or any(rows.get(part["file"]) != part["rows"] for part in index.left_out):
-        raise StorageError(f"{file} is no index of a frame: it leaves out parts that it does not have")
+        raise StorageError(
+            f"{file} is not the index of a frame: entries are missing, of other types, or name other places"
+        )
+    index = Index.from_json(content)
+    if not _skips_own_parts(index, directory):
+        raise StorageError(f"{file} is not the index of a frame: it leaves out parts that it does not have")
     return index
 
 
-def write_index(directory, index):
-    """Let `index` take the place of the one before, in one act."""
-    content = {"format": FORMAT, **dataclasses.asdict(index)}
-    write_json(directory / INDEX, {**content, "sha256": seal(content)})
+def _missing_index(directory: Path) -> StorageError:
+    if has_files(directory):
+        return StorageError(f"{directory} holds parts of a frame, but no {INDEX}: restore it, or {GIVE_UP}")
+    return StorageError(f"{directory} holds no frame: it has no {INDEX}; pass the directory of a FrameStore")
 
 
-def own_files(directory, kind=""):
-    """The parts, states and pages that lie there, named by an index or not; of one kind, say "state"."""
+def write_index(directory: Path, index: Index) -> None:
+    """Replace index.json by `index`, completely or not at all."""
+    content = index.to_json()
+    write_json(directory / INDEX, {**content, "sha256": checksum(content)})
+
+
+def own_files(directory: Path, kind: str = "") -> list[Path]:
+    """List the parts, states and pages in `directory`, named by an index or not; or one kind of them, say "state"."""
     return [file for file in directory.glob(f"{kind}*") if OWN.fullmatch(file.name)]
 
 
-def has_files(directory):
-    """Whether rows or a state lie there."""
+def has_files(directory: Path) -> bool:
+    """Return whether `directory` has files of rows or of a state."""
     return any(own_files(directory, kind) for kind in ("part", "state"))
 
 
-def state_name(number):
-    """Of the state that is saved at the `number`-th time."""
+def state_name(number: int) -> str:
+    """Return the file name of the `number`-th state."""
     return f"state-{number:06}.npz"
 
 
-def part_name(number):
-    """Of the part before which there are `number` others."""
+def part_name(number: int) -> str:
+    """Return the file name of part `number`, counted from 0."""
     return f"part-{number:06}.parquet"
 
 
-def page_name(parts):
-    """Of the page whose last part is the `parts`-th."""
-    return f"index-{parts:06}.json"
+def page_name(num_parts: int) -> str:
+    """Return the file name of the page that ends after `num_parts` parts."""
+    return f"index-{num_parts:06}.json"
 
 
-def seal(content):
-    """The checksum of an index, which it holds itself."""
+def checksum(content: JsonObject) -> str:
+    """Compute the checksum of an index, which is saved in the index itself."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _reach(before, parts):
-    """The numbers of parts and rows up to the end of `parts`."""
-    done = before or {"parts": 0, "rows": 0}
-    return {"parts": done["parts"] + len(parts), "rows": done["rows"] + sum(part["rows"] for part in parts)}
+def _totals(previous_page: JsonObject | None, parts: list[JsonObject]) -> dict[str, int]:
+    """Count {"parts", "rows"} up to the end of `parts`."""
+    before = previous_page or {"parts": 0, "rows": 0}
+    num_rows = sum(part["rows"] for part in parts)
+    return {"parts": before["parts"] + len(parts), "rows": before["rows"] + num_rows}
 
 
-# A checksum proves no good will: names stay within the directory, and are those of their place; sizes are numbers.
+def _has_totals(page: JsonObject, entry: JsonObject) -> bool:
+    """Return whether a page has as many parts and rows as its entry says."""
+    totals = _totals(page["before"], page["parts"])
+    return all(entry[name] == number for name, number in totals.items())
 
 
-def _is_index(content):
-    """Whether it has what `Index` says, each thing of its type."""
-    state, left_out = content.get("state"), content.get("left_out")
+# Validate untrusted indexes, whose checksum may be forged: expected file names inside this directory, integer sizes.
+
+
+def _is_index(content: JsonObject) -> bool:
+    """Return whether `content` has the keys and types that `Index` expects."""
     return (
-        set(content) == {"format", *(field.name for field in dataclasses.fields(Index))}
+        set(content) == INDEX_KEYS
         and _is_count(content["saved"])
         and _are_parts(content["before"], content["parts"])
-        and isinstance(left_out, list)
-        and all(isinstance(p, dict) and _is_count(p.get("rows")) and isinstance(p.get("file"), str) for p in left_out)
-        and (
-            state is None
-            or (_is_entry(state) and STATE.fullmatch(state["file"]) and isinstance(state.get("about"), dict))
-        )
+        and _are_skipped_parts(content["left_out"])
+        and (content["state"] is None or _is_state(content["state"]))
     )
 
 
-def _is_page(content):
-    return (
-        set(content) == {"format", "before", "parts"}
-        and bool(content["parts"])  # So that the chain ends.
-        and _are_parts(content["before"], content["parts"])
-    )
+def _is_page(content: JsonObject) -> bool:
+    has_parts = set(content) == PAGE_KEYS and bool(content["parts"])  # So that the chain of pages ends.
+    return has_parts and _are_parts(content["before"], content["parts"])
 
 
-def _are_parts(before, parts):
-    """Whether they are entries of parts that follow the page `before`, under the names that they have there."""
-    if before is not None and not (_is_entry(before, "parts", "rows") and before["file"] == page_name(before["parts"])):
+def _are_parts(previous_page: Any, parts: Any) -> bool:
+    """Return whether `parts` are entries that follow `previous_page`, each with the file name of its position."""
+    if previous_page is not None and not _is_page_entry(previous_page):
         return False
-    first = before["parts"] if before else 0
-    return isinstance(parts, list) and all(
-        _is_entry(part, "rows") and part["file"] == part_name(first + i) for i, part in enumerate(parts)
-    )
+    first = previous_page["parts"] if previous_page else 0
+    return isinstance(parts, list) and all(_is_part(part, first + i) for i, part in enumerate(parts))
 
 
-def _is_entry(entry, *counts):
-    return (
-        isinstance(entry, dict)
-        and all(isinstance(entry.get(name), str) for name in ("file", "sha256"))
-        and all(_is_count(entry.get(name)) for name in ("bytes", *counts))
-    )
+def _is_part(entry: Any, number: int) -> bool:
+    return _is_file_entry(entry, "rows") and entry["file"] == part_name(number)
 
 
-def _is_count(value):
+def _is_page_entry(entry: Any) -> bool:
+    return _is_file_entry(entry, "parts", "rows") and entry["file"] == page_name(entry["parts"])
+
+
+def _is_state(entry: Any) -> bool:
+    has_name = _is_file_entry(entry) and STATE.fullmatch(entry["file"]) is not None
+    return has_name and isinstance(entry.get("about"), dict)
+
+
+def _are_skipped_parts(parts: Any) -> bool:
+    return isinstance(parts, list) and all(_is_skipped_part(part) for part in parts)
+
+
+def _is_skipped_part(entry: Any) -> bool:
+    return isinstance(entry, dict) and _is_count(entry.get("rows")) and isinstance(entry.get("file"), str)
+
+
+def _skips_own_parts(index: Index, directory: Path) -> bool:
+    """Return whether all skipped parts are parts of the index, each named once and with its number of rows."""
+    rows_of = {part["file"]: part["rows"] for part in index.all_parts(directory)}
+    names = {part["file"] for part in index.skipped_parts}
+    has_repeats = len(names) < len(index.skipped_parts)
+    return not has_repeats and all(rows_of.get(part["file"]) == part["rows"] for part in index.skipped_parts)
+
+
+def _is_file_entry(entry: Any, *counts: str) -> bool:
+    """Return whether `entry` has a file name, a SHA-256, a size and these counts."""
+    if not isinstance(entry, dict):
+        return False
+    has_text = all(isinstance(entry.get(name), str) for name in ("file", "sha256"))
+    return has_text and all(_is_count(entry.get(name)) for name in ("bytes", *counts))
+
+
+def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0

@@ -1,6 +1,9 @@
-"""A frame on disk, read piece by piece: what memory holds does not grow with its rows. Knows no TensorFlow."""
+"""A frame on disk that is read in pieces, so that memory does not grow with its rows. Knows no TensorFlow."""
+
+from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -9,125 +12,203 @@ import pyarrow.compute as pc
 import pyarrow.dataset
 
 from srel_tf.errors import FrameError, SRelError
+from srel_tf.files import AnyPath
 from srel_tf.frames.schema import MATRIX, METHOD_OF_ESTIMATOR, check_columns, empty, lacks_method
 
 ROWS_AT_A_TIME = 2**17
 
 
 class StoredFrame:
-    """The rows of Parquet files, one file after the other. `srel_tf.smooth` and `separation` take it as a frame.
+    """The rows of Parquet files, one file after the other. `srel_tf.smooth` and `separation` accept it as a frame.
 
-    A file of an earlier version has no column `method`: it is filled in as by `srel_tf.read_frame`.
+    Files of an earlier version have no column `method`; it is filled in as by `srel_tf.read_frame`.
 
-    dataset: the `pyarrow.dataset.Dataset` for queries of your own, in which a `method` to be filled in is null; None
-    without files.
-    Raises `FrameError` for files that are no frames.
+    Args:
+        files: Paths of Parquet files with the same columns.
+
+    Attributes:
+        dataset: The `pyarrow.dataset.Dataset` for queries of your own, in which a missing `method` is null; None
+            without files.
+
+    Raises:
+        FrameError: If a file is not a frame.
+
+    Example:
+        >>> import tempfile, numpy as np, pandas as pd, srel_tf
+        >>> frame = pd.DataFrame({"step": [0, 9], "srel": [0.5, 0.75]})
+        >>> directory = tempfile.TemporaryDirectory()
+        >>> stored = srel_tf.StoredFrame([srel_tf.write_frame(frame, f"{directory.name}/frame.parquet")])
+        >>> stored.num_rows, stored.read()["srel"].tolist()
+        (2, [0.5, 0.75])
+        >>> import pyarrow.compute as pc
+        >>> stored.read(where=pc.field("step") == 9)["srel"].tolist()
+        [0.75]
     """
 
-    def __init__(self, files):
+    def __init__(self, files: Iterable[AnyPath]) -> None:
         self._names = [str(Path(file)) for file in files]
-        with self._as_frame_errors():
-            self.dataset = _with_method(pa.dataset.dataset(self._names, format="parquet")) if self._names else None
+        self.dataset: pa.dataset.Dataset | None = None
+        if self._names:
+            with self._as_frame_errors():
+                self.dataset = _with_method(pa.dataset.dataset(self._names, format="parquet"))
 
     @property
-    def schema(self):
+    def schema(self) -> pa.Schema:
         """The Arrow schema of the columns."""
-        return self.dataset.schema
+        return self._opened().schema
 
     @property
-    def num_rows(self):
-        """How many rows there are, from the files' footers."""
+    def num_rows(self) -> int:
+        """Number of rows, from the files' footers."""
         with self._as_frame_errors():
-            return self.dataset.count_rows() if self._names else 0
+            return self._opened().count_rows() if self._names else 0
 
-    def read(self, where=None):
-        """Read all rows into memory, or those that the `pyarrow.compute` expression `where` chooses."""
+    def read(self, where: pc.Expression | None = None) -> pd.DataFrame:
+        """Read all rows into memory, or only those that the `pyarrow.compute` expression `where` selects."""
         if not self._names:
             return empty()
         with self._as_frame_errors():
-            return self.dataset.to_table(columns=self._filled_in(self.schema.names), filter=where).to_pandas()
+            columns = self._filled_in(self.schema.names)
+            return self._opened().to_table(columns=columns, filter=where).to_pandas()
 
-    def tables(self, rows, columns=None):
-        """Arrow tables of `rows` rows each, the last one of fewer, whatever the files' own pieces are."""
+    def tables(self, rows: int, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """Yield Arrow tables of `rows` rows each (the last one may be shorter), however the files are divided.
+
+        Args:
+            rows: Rows of a table.
+            columns: Names of the columns to read; None reads all.
+        """
         if not self._names:
             return
         with self._as_frame_errors():
-            columns = self._filled_in(self.schema.names if columns is None else columns)
-            scanner = self.dataset.scanner(columns=columns, batch_size=rows, batch_readahead=1, fragment_readahead=1)
+            if columns is None:
+                columns = self.schema.names
+            expressions = self._filled_in(columns)
+            scanner = self._opened().scanner(
+                columns=expressions,
+                batch_size=rows,
+                batch_readahead=1,
+                fragment_readahead=1,
+            )
             rest = scanner.projected_schema.empty_table()
             for batch in scanner.to_batches():
-                rest = pa.concat_tables([rest, pa.Table.from_batches([batch], rest.schema)])
+                batch_table = pa.Table.from_batches([batch], rest.schema)
+                rest = pa.concat_tables([rest, batch_table])
                 while rest.num_rows >= rows:
                     yield rest.slice(0, rows).combine_chunks()
                     rest = rest.slice(rows)
             if rest.num_rows:
                 yield rest.combine_chunks()
 
-    def pieces(self, columns=None, rows=None):
-        """Yield DataFrames of about `rows` rows, more if one measurement has more; none cuts a measurement in two.
+    def pieces(self, columns: Sequence[str] | None = None, rows: int | None = None) -> Iterator[pd.DataFrame]:
+        """Yield DataFrames that hold whole measurements, with about `rows` rows, or more if one measurement has more.
 
-        rows: `ROWS_AT_A_TIME` if None. Raises `FrameError` where the rows of a measurement do not stand together.
+        Args:
+            columns: Names of the columns to read, those that identify a measurement among them; None reads all.
+            rows: `ROWS_AT_A_TIME` if None.
+
+        Raises:
+            FrameError: If the rows of a measurement are not contiguous.
         """
-        seen, rest = set(), empty()[list(columns) if columns else list(empty().columns)]
+        finished: set[str] = set()  # Names of the measurements that have been yielded.
+        rest = empty()
+        if columns:
+            rest = rest[list(columns)]
         if not self._names:
             yield rest
         for table in self.tables(rows or ROWS_AT_A_TIME, columns):
             with self._as_frame_errors():
-                part = table.to_pandas()
-            check_columns(part, [*MATRIX, *(columns or ())])
-            frame = pd.concat([rest, part], ignore_index=True) if len(rest) else part
-            matrix = frame.groupby(MATRIX, dropna=False, sort=False).ngroup().to_numpy()
-            last = int((matrix == matrix[-1]).argmax())  # Where the last measurement, which may go on, begins.
-            rest = frame.iloc[last:]
-            if last:
-                yield self._new(frame.iloc[:last], seen)
+                frame = table.to_pandas()
+            check_columns(frame, [*MATRIX, *(columns or ())])
+            if len(rest):
+                frame = pd.concat([rest, frame], ignore_index=True)
+            # The last measurement may go on in the next table.
+            start = _start_of_last_measurement(frame)
+            rest = frame.iloc[start:]
+            if start:
+                yield _finish(frame.iloc[:start], finished)
         if len(rest):
-            yield self._new(rest, seen)
+            yield _finish(rest, finished)
 
-    def _new(self, piece, seen):
-        names = {str(row) for row in piece[MATRIX].drop_duplicates().itertuples(index=False)}
-        if names & seen:
-            raise FrameError(
-                f"the rows of a measurement, {(names & seen).pop()}, do not stand together: read the frame into memory"
-            )
-        seen |= names
-        return piece
+    def _opened(self) -> pa.dataset.Dataset:
+        """Return the dataset. Raises `FrameError` if there are no files."""
+        if self.dataset is None:
+            raise FrameError("a StoredFrame without files has no schema: give it at least one Parquet file")
+        return self.dataset
 
-    def _filled_in(self, columns):
-        """{name: expression} of these columns, where `method` is taken from `estimator` in rows that have none."""
+    def _filled_in(self, columns: Sequence[str]) -> dict[str, pc.Expression]:
+        """Return {name: expression} of the columns; a null `method` is replaced by that of the estimator."""
         expressions = {name: pc.field(name) for name in columns}
-        text = self.schema.field("method").type if "method" in self.schema.names else pa.null()
-        if "method" in columns and text != pa.null():  # An empty frame has columns without a type.
-            estimator, method = pc.field("estimator").cast(text), pa.scalar(None, text)
-            for name, method_of_it in METHOD_OF_ESTIMATOR.items():
-                method = pc.if_else(estimator == name, pa.scalar(method_of_it, text), method)
-            expressions["method"] = pc.coalesce(pc.field("method"), method)
+        if "method" in columns and "method" in self.schema.names:
+            expressions["method"] = _filled_in_method(self.schema.field("method").type)
         return expressions
 
     @contextlib.contextmanager
-    def _as_frame_errors(self):
+    def _as_frame_errors(self) -> Iterator[None]:
         try:
             yield
         except (SRelError, GeneratorExit):
             raise
-        except Exception as error:  # pyarrow raises whatever a damaged file leads it to.
+        except Exception as error:  # pyarrow raises many exception types on damaged files.
             raise FrameError(
                 f"{self._names[0]} and {len(self._names) - 1} files more hold no frame, or a damaged one: {error}"
             ) from error
 
 
-def _with_method(dataset):
-    """The dataset with a column `method`, null in the rows of an earlier version; other tables stay as they are."""
+def _start_of_last_measurement(frame: pd.DataFrame) -> int:
+    """Return the position of the first row of the measurement that the last row belongs to."""
+    measurement = frame.groupby(MATRIX, dropna=False, sort=False).ngroup().to_numpy()
+    return int((measurement == measurement[-1]).argmax())
+
+
+def _finish(piece: pd.DataFrame, finished: set[str]) -> pd.DataFrame:
+    """Add the measurements of `piece` to `finished`. Raises `FrameError` if one of them is there already."""
+    names = {str(row) for row in piece[MATRIX].drop_duplicates().itertuples(index=False)}
+    repeated = names & finished
+    if repeated:
+        raise FrameError(
+            f"the rows of a measurement, {repeated.pop()}, do not stand together: read the frame into memory"
+        )
+    finished |= names
+    return piece
+
+
+def _filled_in_method(text: pa.DataType) -> pc.Expression:
+    """Return the expression for `method`, of this type, that replaces null by the method of the estimator."""
+    method = pc.field("method")
+    if text == pa.null():  # The columns of an empty frame have no type.
+        return method
+    return pc.coalesce(method, _method_of_estimator(text))
+
+
+def _method_of_estimator(text: pa.DataType) -> pc.Expression:
+    """Return the expression that computes `method` from the column `estimator`, by `METHOD_OF_ESTIMATOR`."""
+    estimator = pc.field("estimator").cast(text)
+    method = pa.scalar(None, text)
+    for name, method_of_it in METHOD_OF_ESTIMATOR.items():
+        method = pc.if_else(estimator == name, pa.scalar(method_of_it, text), method)
+    return method
+
+
+def _with_method(dataset: pa.dataset.Dataset) -> pa.dataset.Dataset:
+    """Add a column of null `method` to the frame of an earlier version; other tables stay unchanged."""
     schema = dataset.schema
     if not lacks_method(schema.names):
         return dataset
     text = schema.field("estimator").type
-    text = text.value_type if pa.types.is_dictionary(text) else text
-    return dataset.replace_schema(schema.insert(schema.get_field_index("estimator") + 1, pa.field("method", text)))
+    if pa.types.is_dictionary(text):
+        text = text.value_type
+    after_estimator = schema.get_field_index("estimator") + 1
+    schema = schema.insert(after_estimator, pa.field("method", text))
+    return dataset.replace_schema(schema)
 
 
-def column_differences(there, now):
-    """A text for each column that two Arrow schemas do not share, or hold in other types."""
-    there, now = ({field.name: str(field.type) for field in schema} for schema in (there, now))
-    names = [name for name in {**there, **now} if there.get(name) != now.get(name)]
-    return [f"{name}: {there.get(name)} there, {now.get(name)} now" for name in names]
+def column_differences(saved: pa.Schema, now: pa.Schema) -> list[str]:
+    """Describe each column that is missing in one of two Arrow schemas or has another type there."""
+    saved_types, types_now = _type_names(saved), _type_names(now)
+    names = [name for name in {**saved_types, **types_now} if saved_types.get(name) != types_now.get(name)]
+    return [f"{name}: {saved_types.get(name)} there, {types_now.get(name)} now" for name in names]
+
+
+def _type_names(schema: pa.Schema) -> dict[str, str]:
+    return {field.name: str(field.type) for field in schema}

@@ -1,15 +1,18 @@
 """Tidy frames of measurements: their columns, and their files. Knows no TensorFlow."""
 
 import contextlib
+import functools
 import numbers
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
 from srel_tf.errors import FrameError, OptionError, StorageError
-from srel_tf.files import check_regular, replacing
+from srel_tf.files import AnyPath, check_regular, replacing
 
 COLUMNS = (
     "run", "seed", "step", "epoch", "measure", "update", "estimator", "method", "learning_rate",
@@ -20,89 +23,144 @@ COLUMNS = (
 # _float64 are of rows that were computed in float64.
 METHODS = ("finite_step", "finite_step_float64", "limit", "limit_float64")
 
-# Frames that were written before there was a column `method` named it in the column `estimator`.
+# Frames of versions without a column `method` named the method in the column `estimator`.
 METHOD_OF_ESTIMATOR = {"exact": "finite_step", "limit": "limit"}
 
-# What makes a measurement: two rows that agree in these come from one matrix. `method` is not among them: the rows of
-# one "auto" matrix are computed in several ways.
+# The columns that identify a measurement: rows that agree in them belong to one matrix. `method` is not among them,
+# because the rows of one "auto" matrix are computed in several ways.
 MATRIX = ["run", "seed", "step", "epoch", "measure", "update", "estimator", "learning_rate"]
 
 
-def tidy(result, run, seed, epoch):
-    """One row a (measure, source, target) of a result; `step` and `seed` are nullable integers, `epoch` a float."""
+class Measurement(Protocol):
+    """What `tidy` reads of a `srel_tf.SRelResult`, which this room must not import."""
+
+    @property
+    def probe(self) -> Any: ...
+    @property
+    def matrices(self) -> Mapping[str, Any]: ...
+    @property
+    def update(self) -> str: ...
+    @property
+    def estimator(self) -> str: ...
+    @property
+    def learning_rate(self) -> float: ...
+    @property
+    def step(self) -> int | None: ...
+
+
+def tidy(result: Measurement, run: str, seed: int | None, epoch: float) -> pd.DataFrame:
+    """Make a frame of a result, one row per (measure, source, target): n_measures · n_s · n_t rows.
+
+    `step` and `seed` are nullable integers, `epoch` is a float.
+    """
     check_seed(seed)
-    return pd.concat([_rows(result, m, run, seed, epoch) for m in result.matrices], ignore_index=True)
+    return pd.concat([_rows(result, measure, run, seed, epoch) for measure in result.matrices], ignore_index=True)
 
 
-def check_seed(seed):
-    """`OptionError` unless it can stand in a frame."""
-    whole = isinstance(seed, numbers.Integral) and not isinstance(seed, bool)
-    if seed is not None and not (whole and -(2**63) <= seed < 2**63):
+def check_seed(seed: object) -> None:
+    """Raise `OptionError` unless `seed` is None or an integer that fits into the frame's column."""
+    if seed is None:
+        return
+    is_integer = isinstance(seed, numbers.Integral) and not isinstance(seed, bool)
+    if not is_integer or not -(2**63) <= int(seed) < 2**63:  # type: ignore[call-overload]
         raise OptionError(f"seed={seed!r}: give a whole number, or None")
 
 
-def _rows(result, measure, run, seed, epoch):
-    probe, entries = result.probe, result.matrices[measure]
-    n_s, n_t = entries.srel.shape
-
-    def nullable(value):
-        return pd.array([pd.NA if value is None else int(value)], dtype="Int64").repeat(n_s * n_t)
-
+def _rows(result: Measurement, measure: str, run: str, seed: int | None, epoch: float) -> pd.DataFrame:
+    """Make the rows of one measure: source by source, all targets of each."""
+    probe, matrices = result.probe, result.matrices[measure]
+    n_s, n_t = matrices.srel.shape
+    n_rows = n_s * n_t
+    per_source = functools.partial(np.repeat, repeats=n_t)
+    per_target = functools.partial(np.tile, reps=n_s)
     columns = {
         "run": str(run),
-        "seed": nullable(seed),
-        "step": nullable(result.step),
-        "epoch": np.full(n_s * n_t, epoch, dtype=np.float64),
+        "seed": _nullable_integers(seed, n_rows),
+        "step": _nullable_integers(result.step, n_rows),
+        "epoch": np.full(n_rows, epoch, dtype=np.float64),
         "measure": measure,
         "update": result.update,
         "estimator": result.estimator,
-        "method": np.repeat(entries.method, n_t),
-        "learning_rate": np.full(n_s * n_t, result.learning_rate, dtype=np.float64),
-        "source_id": np.repeat(probe.ids[probe.sources], n_t),
-        "source_class": np.repeat(probe.classes[probe.sources], n_t),
-        "target_id": np.tile(probe.ids[probe.targets], n_s),
-        "target_class": np.tile(probe.classes[probe.targets], n_s),
-        "numerator": entries.numerator.ravel(),
-        "denominator": np.repeat(entries.denominator, n_t),
-        "srel": entries.srel.ravel(),
-        "valid": entries.valid.ravel(),
+        "method": per_source(matrices.method),
+        "learning_rate": np.full(n_rows, result.learning_rate, dtype=np.float64),
+        "source_id": per_source(probe.ids[probe.sources]),
+        "source_class": per_source(probe.classes[probe.sources]),
+        "target_id": per_target(probe.ids[probe.targets]),
+        "target_class": per_target(probe.classes[probe.targets]),
+        "numerator": matrices.numerator.ravel(),
+        "denominator": per_source(matrices.denominator),
+        "srel": matrices.srel.ravel(),
+        "valid": matrices.valid.ravel(),
     }
     return pd.DataFrame(columns, columns=list(COLUMNS))
 
 
-def rule_names(frame):
+def _nullable_integers(value: int | None, n_rows: int) -> pd.api.extensions.ExtensionArray:
+    """Repeat an integer, or <NA> for None, [n_rows]."""
+    entry = pd.NA if value is None else int(value)
+    return pd.array([entry], dtype="Int64").repeat(n_rows)
+
+
+def rule_names(frame: pd.DataFrame) -> pd.Series:
     """Name the fictitious step of each row, for tables and legends.
 
-    The name is the update rule ("sgd"), with ", auto" for that estimator; estimator "limit" is called "limit", whatever
-    its η. If a run has several η of one rule and estimator at one step, the names of both say η ("sgd η=0.001").
+    The name is the update rule ("sgd"), with ", auto" for that estimator. Estimator "limit" is named "limit" whatever
+    its η. If a run has several η of one rule and estimator at one step, the names of both include η ("sgd η=0.001").
+
+    Args:
+        frame: A frame with the columns `run`, `step`, `update`, `estimator` and `learning_rate`.
+
+    Returns:
+        Names, one per row, with the index of `frame`.
+
+    Example:
+        >>> import pandas as pd, srel_tf
+        >>> frame = pd.DataFrame({"run": "a", "step": 0, "update": "sgd", "estimator": ["exact", "auto", "limit"],
+        ...                       "learning_rate": 0.1})
+        >>> srel_tf.rule_names(frame).tolist()
+        ['sgd', 'sgd, auto', 'limit']
     """
-    update, estimator, eta = frame["update"].astype(str), frame["estimator"].astype(str), frame["learning_rate"]
-    at_one_step = eta.groupby([frame["run"], frame["step"], update, estimator], dropna=False)
-    has_several = (at_one_step.transform("nunique") > 1).groupby([update, estimator]).transform("any")
-    names = update + (" η=" + eta.map("{:g}".format)).where(has_several, "")
-    names = names.mask(estimator == "auto", names + ", auto").mask(estimator == "limit", "limit")
+    update, estimator = _rule(frame)
+    rate = frame["learning_rate"].map("{:g}".format)
+    names = update.mask(_has_several_rates(frame), update + " η=" + rate)
+    names = names.mask(estimator == "auto", names + ", auto")
+    names = names.mask(estimator == "limit", "limit")
     return names.rename("rule")
 
 
-def empty():
-    """A frame of no measurements, with the schema's columns."""
+def _rule(frame: pd.DataFrame) -> list[pd.Series]:
+    """Return update rule and estimator of each row, as text."""
+    return [frame[name].astype(str) for name in ("update", "estimator")]
+
+
+def _has_several_rates(frame: pd.DataFrame) -> pd.Series:
+    """Return for each row whether its rule and estimator have several η at any one step of a run, bool [n_rows]."""
+    rule = _rule(frame)
+    rates_of_step = frame["learning_rate"].groupby([frame["run"], frame["step"], *rule], dropna=False)
+    has_several = rates_of_step.transform("nunique") > 1
+    return has_several.groupby(rule).transform("any")
+
+
+def empty() -> pd.DataFrame:
+    """Make a frame without rows, with the schema's columns."""
     return pd.DataFrame(columns=list(COLUMNS))
 
 
-def merged(parts):
-    """Frames of several probes as one: step by step, the rows of each measurement together.
+def merged(parts: Iterable[pd.DataFrame]) -> pd.DataFrame:
+    """Join frames of several probes in the order of steps, the rows of each measurement together.
 
-    Two probes of the same settings make one measurement of a step, as for `srel_tf.smooth`.
+    Two probes with the same settings contribute to one measurement of a step, as in `srel_tf.smooth`.
     """
     frame = pd.concat(parts, ignore_index=True)
-    matrix = frame.groupby(MATRIX, dropna=False, sort=False).ngroup()
-    # The measurements of one step are in the order of the probes and their measures.
-    order = frame[["step"]].assign(matrix=matrix).sort_values(["step", "matrix"], kind="stable").index
-    return frame.loc[order].reset_index(drop=True)
+    keys = frame[["step"]].copy()
+    keys["measurement"] = frame.groupby(MATRIX, dropna=False, sort=False).ngroup()
+    # Within a step, measurements stay in the order of the probes and their measures.
+    keys = keys.sort_values(["step", "measurement"], kind="stable")
+    return frame.loc[keys.index].reset_index(drop=True)
 
 
-def check_columns(frame, needed):
-    """`FrameError` unless `frame` is a DataFrame with these columns."""
+def check_columns(frame: object, needed: Iterable[str]) -> None:
+    """Raise `FrameError` unless `frame` is a DataFrame with these columns."""
     if not isinstance(frame, pd.DataFrame):
         raise FrameError(f"expected a pandas DataFrame, got {type(frame).__name__}")
     missing = [name for name in needed if name not in frame.columns]
@@ -112,61 +170,91 @@ def check_columns(frame, needed):
 
 _TEXT = ("run", "measure", "update", "estimator", "method", "source_class", "target_class")
 _IDS = ("source_id", "target_id")
+_CSV_TYPES = dict.fromkeys((*_TEXT, *_IDS), "str")
 
 
-def _read_csv(path):
-    # Text stays text, be it empty (a run without a name) or look like something else (a class called 3 or NA).
+def _read_csv(path: Path) -> pd.DataFrame:
+    """Read a frame; text stays text even if it is empty (a run without a name) or looks like a number or NA."""
     columns = list(pd.read_csv(path, nrows=0).columns)
-    text = [name for name in columns if name in (*_TEXT, *_IDS)]
-    types = {"seed": "Int64", "step": "Int64", **dict.fromkeys(text, "str")}
-    numbers = {name: [""] for name in columns if name not in text}
-    frame = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=numbers)
-    ids = [name for name in _IDS if name in columns]
-    if all(_are_whole_numbers(frame[name]) for name in ids):
-        frame = frame.astype(dict.fromkeys(ids, "int64"))
-    return frame
+    text = [name for name in columns if name in _CSV_TYPES]
+    missing_values = {name: [""] for name in columns if name not in text}
+    types = {**_CSV_TYPES, "seed": "Int64", "step": "Int64"}
+    frame = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=missing_values)
+    return _with_integer_ids(frame)
 
 
-def _are_whole_numbers(text):
-    """Whether all ids are written as whole numbers are: 7, but not 007, which is a name."""
+def _with_integer_ids(frame: pd.DataFrame) -> pd.DataFrame:
+    """Convert the columns of ids to integers if all ids are written as integers."""
+    ids = [name for name in _IDS if name in frame.columns]
+    if not all(_are_integers(frame[name]) for name in ids):
+        return frame
+    return frame.astype(dict.fromkeys(ids, "int64"))
+
+
+def _are_integers(text: pd.Series) -> bool:
+    """Return whether all ids are written as integers are: 7, but not 007, which is a name."""
     return bool(text.drop_duplicates().str.fullmatch("0|-?[1-9][0-9]{0,17}").all())
 
 
-def _write_parquet(frame, file):
+def _write_csv(frame: pd.DataFrame, file: Path) -> None:
+    frame.to_csv(file, index=False)
+
+
+def _write_parquet(frame: pd.DataFrame, file: Path) -> None:
     schema = pa.Schema.from_pandas(frame.iloc[:0], preserve_index=False)
     frame.to_parquet(file, index=False, **parquet_options(schema))
 
 
-def parquet_options(schema):
-    """How rows are written: without a dictionary of numbers, which are seldom equal, a file is a quarter smaller."""
-    return {"compression": "zstd", "use_dictionary": [c.name for c in schema if not pa.types.is_floating(c.type)]}
+def parquet_options(schema: pa.Schema) -> dict[str, Any]:
+    """Choose how Parquet files are written.
+
+    Floating-point columns get no dictionary: their values are seldom equal, and files become a quarter smaller.
+    """
+    dictionary_columns = [column.name for column in schema if not pa.types.is_floating(column.type)]
+    return {"compression": "zstd", "use_dictionary": dictionary_columns}
 
 
-_WRITERS = {".parquet": _write_parquet, ".csv": lambda frame, file: frame.to_csv(file, index=False)}
-_READERS = {".parquet": pd.read_parquet, ".csv": _read_csv}
+_WRITERS: dict[str, Callable[[pd.DataFrame, Path], None]] = {".parquet": _write_parquet, ".csv": _write_csv}
+_READERS: dict[str, Callable[[Path], pd.DataFrame]] = {".parquet": pd.read_parquet, ".csv": _read_csv}
 
 
-def lacks_method(columns):
-    """Whether these are the columns of a frame of an earlier version, which had no `method`.
+def lacks_method(columns: Iterable[str]) -> bool:
+    """Return whether these are the columns of a measurement frame of a version that had no `method`.
 
     Tables of statistics have no `source_id`, and never have a `method`.
     """
     return "method" not in columns and {"estimator", "source_id", "target_id", "srel", "valid"} <= set(columns)
 
 
-def with_method(frame):
-    """Add the column `method` to a frame of an earlier version; any other table is returned as it is."""
+def with_method(frame: pd.DataFrame) -> pd.DataFrame:
+    """Add the column `method` to a frame of an earlier version; any other table is returned unchanged."""
     if not lacks_method(frame.columns):
         return frame
     method = frame["estimator"].astype(str).map(METHOD_OF_ESTIMATOR)
-    frame.insert(frame.columns.get_loc("estimator") + 1, "method", method)
+    frame.insert(list(frame.columns).index("estimator") + 1, "method", method)
     return frame
 
 
-def write_frame(frame, path):
-    """Write a frame as `.parquet` or `.csv`; a crash or a full disk leaves the old file whole.
+def write_frame(frame: pd.DataFrame, path: AnyPath) -> Path:
+    """Write a frame as `.parquet` or `.csv`; after a crash or on a full disk the old file is still complete.
 
-    Raises `StorageError` where the file cannot be written, `FrameError` for another ending or columns of mixed types.
+    Args:
+        frame: A measurement frame or a table of statistics.
+        path: The file, whose ending selects the format.
+
+    Returns:
+        The path.
+
+    Raises:
+        StorageError: If the file cannot be written.
+        FrameError: For another ending, or a column with values of several types.
+
+    Example:
+        >>> import tempfile, pandas as pd, srel_tf
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     path = srel_tf.write_frame(pd.DataFrame({"step": [0], "srel": [0.5]}), f"{directory}/frame.parquet")
+        ...     path.name, srel_tf.read_frame(path)["srel"].tolist()
+        ('frame.parquet', [0.5])
     """
     path = Path(path)
     _check_suffix(path)
@@ -176,8 +264,8 @@ def write_frame(frame, path):
 
 
 @contextlib.contextmanager
-def arrow_errors():
-    """What Arrow cannot hold in a column, as `FrameError`."""
+def arrow_errors() -> Iterator[None]:
+    """Raise `FrameError` for values that Arrow cannot hold in one column."""
     try:
         yield
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
@@ -187,14 +275,26 @@ def arrow_errors():
         ) from error
 
 
-def read_frame(path):
-    """Read a frame that `write_frame` wrote. `FrameError` where there is none, or where it is damaged.
+def read_frame(path: AnyPath) -> pd.DataFrame:
+    """Read a frame that `write_frame` wrote.
 
-    A frame of an earlier version has no column `method`: it gets one ("exact" is "finite_step", "limit" is "limit").
-    The rows of estimator "auto" in such a frame keep the estimator that they were saved with, which is "exact" or
-    "limit", for it named their method; whether such a row was computed in float64 is not known.
+    A frame of an earlier version has no column `method` and gets one ("exact" is "finite_step", "limit" is "limit").
+    The rows of estimator "auto" in such a frame were saved under the estimator "exact" or "limit", because that column
+    named their method, and keep it; whether such a row was computed in float64 is unknown.
 
-    Ids in a `.csv` are integers if all of them are written so (7, not 007), else strings; `.parquet` keeps their type.
+    Args:
+        path: A `.parquet` or `.csv` file. Ids in a `.csv` are integers if all of them are written so (7, not 007),
+            else strings; `.parquet` keeps their type.
+
+    Raises:
+        FrameError: If there is no such file, or it is damaged.
+
+    Example:
+        >>> import tempfile, pandas as pd, srel_tf
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     path = srel_tf.write_frame(pd.DataFrame({"source_id": ["a", "b"]}), f"{directory}/frame.csv")
+        ...     srel_tf.read_frame(path)["source_id"].tolist()
+        ['a', 'b']
     """
     path = Path(path)
     _check_suffix(path)
@@ -205,10 +305,10 @@ def read_frame(path):
         return with_method(_READERS[path.suffix](path))
     except StorageError as error:
         raise FrameError(f"there is no frame {path}: it is no regular file") from error
-    except Exception as error:  # pandas and pyarrow raise whatever a damaged file leads them to.
+    except Exception as error:  # pandas and pyarrow raise many exception types on damaged files.
         raise FrameError(f"{path} holds no frame, or a damaged one ({type(error).__name__}: {error})") from error
 
 
-def _check_suffix(path):
+def _check_suffix(path: Path) -> None:
     if path.suffix not in _WRITERS:
         raise FrameError(f"{path.name}: the name of a frame ends in {' or '.join(_WRITERS)}")

@@ -1,5 +1,8 @@
 """Statistics of S_rel frames: Definition 3, and intra-class against inter-class pairs. Knows no TensorFlow."""
 
+from collections.abc import Sized
+from typing import NamedTuple
+
 import numpy as np
 import pandas as pd
 from scipy.stats import mannwhitneyu
@@ -11,17 +14,45 @@ from srel_tf.frames.schema import MATRIX, check_columns
 NEEDED = [*MATRIX, "source_class", "target_class", "source_id", "target_id", "srel", "valid"]
 
 
-def smooth(frame, diagonal=True):
-    """S^{k,smooth} of Definition 3: the mean of S_rel over the pairs of a source class and a target class.
+class Separation(NamedTuple):
+    """The statistics of `separation` for one measurement."""
 
-    frame: a DataFrame, or a `StoredFrame` (`scan_frame`), which is read piece by piece.
-    In the paper's words the target class is c1, the source class (where the update was sampled) c2. The rows of an
-    estimator, as it was asked for, are one matrix, whatever their `method`.
-    diagonal: whether the pairs of an example with itself, which are 1 by definition, count, as they do in the paper.
+    auc: float = np.nan
+    median_intra: float = np.nan
+    median_inter: float = np.nan
+    ratio_of_medians: float = np.nan
+    n_intra: int = 0
+    n_inter: int = 0
 
-    Returns one row a (run, step, measure, update, estimator, …, source_class, target_class) with `mean` and `median`
-    over the valid entries, NaN where there are none, `n_valid` how many there were and `n_pairs` of how many.
-    Raises `FrameError` for missing columns.
+
+def smooth(frame: pd.DataFrame | StoredFrame, diagonal: bool = True) -> pd.DataFrame:
+    """Compute S^{k,smooth} of Definition 3: the mean of S_rel over the pairs of a source class and a target class.
+
+    In the paper's notation the target class is c1 and the source class, from which the update is sampled, is c2. The
+    rows of an estimator, as it was asked for, are one matrix, whatever their `method`.
+
+    Args:
+        frame: A DataFrame, or a `StoredFrame` (`scan_frame`), which is read in pieces.
+        diagonal: Whether to include the pairs of an example with itself, which are 1 by definition, as the paper does.
+
+    Returns:
+        One row per (run, seed, step, epoch, measure, update, estimator, learning_rate, source_class, target_class) with
+        `mean` and `median` over the valid entries (NaN if there are none), `n_valid`, the number of valid entries, and
+        `n_pairs`, the number of all entries.
+
+    Raises:
+        FrameError: If columns are missing.
+
+    Example:
+        >>> import pandas as pd, srel_tf
+        >>> measurement = dict(run="a", seed=0, step=0, epoch=0.0, measure="kl", update="sgd", estimator="exact",
+        ...                    learning_rate=0.1)
+        >>> frame = pd.DataFrame({
+        ...     **measurement, "source_id": [0, 0, 1, 1], "target_id": [0, 1, 0, 1], "source_class": "cat",
+        ...     "target_class": ["cat", "dog", "cat", "dog"], "srel": [1.0, 0.5, 0.75, 0.25], "valid": True,
+        ... })
+        >>> srel_tf.smooth(frame)[["source_class", "target_class", "mean", "n_valid"]].values.tolist()
+        [['cat', 'cat', 0.875, 2], ['cat', 'dog', 0.375, 2]]
     """
     if isinstance(frame, StoredFrame):
         return pd.concat([_smooth(piece, diagonal) for piece in frame.pieces(NEEDED)], ignore_index=True)
@@ -29,23 +60,39 @@ def smooth(frame, diagonal=True):
     return _smooth(frame, diagonal)
 
 
-def _smooth(frame, diagonal):
-    pairs = frame if diagonal else frame[frame["source_id"] != frame["target_id"]]
-    by_class = pairs.assign(srel=_valid_srel(pairs)).groupby(
-        [*MATRIX, "source_class", "target_class"], dropna=False, sort=False, observed=True
-    )
-    return by_class["srel"].agg(mean="mean", median="median", n_valid="count", n_pairs="size").reset_index()
+def _smooth(frame: pd.DataFrame, diagonal: bool) -> pd.DataFrame:
+    pairs = frame if diagonal else _without_diagonal(frame)
+    keys = [*MATRIX, "source_class", "target_class"]
+    valid_pairs = pairs.assign(srel=_valid_srel(pairs))
+    by_class = valid_pairs.groupby(keys, dropna=False, sort=False, observed=True)["srel"]
+    return by_class.agg(mean="mean", median="median", n_valid="count", n_pairs="size").reset_index()
 
 
-def separation(frame):
-    """How well S_rel tells pairs of one class (intra) from pairs of two (inter), the diagonal left out.
+def separation(frame: pd.DataFrame | StoredFrame) -> pd.DataFrame:
+    """Compare S_rel of intra-class pairs (one class) with that of inter-class pairs (two), without the diagonal.
 
-    frame: a DataFrame, or a `StoredFrame` (`scan_frame`), which is read piece by piece.
+    Args:
+        frame: A DataFrame, or a `StoredFrame` (`scan_frame`), which is read in pieces.
 
-    Returns one row a (run, step, measure, update, estimator, …): `auc`, the probability that a random intra-class entry
-    exceeds a random inter-class one, ties counting half; `median_intra`, `median_inter` and their ratio
-    `ratio_of_medians`; `n_intra`, `n_inter`, the valid entries of each. NaN where either kind has none.
-    Raises `FrameError` for missing columns or a frame without classes.
+    Returns:
+        One row per (run, seed, step, epoch, measure, update, estimator, learning_rate) with `auc`, the probability that
+        a random intra-class entry exceeds a random inter-class one, ties counting half; the medians `median_intra` and
+        `median_inter` and their ratio `ratio_of_medians`; `n_intra` and `n_inter`, the numbers of valid entries. NaN if
+        there are no entries of either kind.
+
+    Raises:
+        FrameError: If columns are missing, or the frame has no classes.
+
+    Example:
+        >>> import pandas as pd, srel_tf
+        >>> measurement = dict(run="a", seed=0, step=0, epoch=0.0, measure="kl", update="sgd", estimator="exact",
+        ...                    learning_rate=0.1)
+        >>> frame = pd.DataFrame({
+        ...     **measurement, "source_id": 0, "target_id": [0, 1, 2], "source_class": "cat",
+        ...     "target_class": ["cat", "cat", "dog"], "srel": [1.0, 0.75, 0.25], "valid": True,
+        ... })
+        >>> srel_tf.separation(frame)[["auc", "ratio_of_medians", "n_intra", "n_inter"]].values.tolist()
+        [[1.0, 3.0, 1.0, 1.0]]
     """
     if isinstance(frame, StoredFrame):
         return pd.concat([_separations(piece) for piece in frame.pieces(NEEDED)], ignore_index=True)
@@ -53,45 +100,71 @@ def separation(frame):
     return _separations(frame)
 
 
-def _separations(frame):
-    if len(frame) and (frame["source_class"].isna() | (frame["source_class"].astype(str) == "")).any():
+def _separations(frame: pd.DataFrame) -> pd.DataFrame:
+    _check_classes(frame)
+    pairs = _without_diagonal(frame)
+    measurements = pairs.groupby(MATRIX, dropna=False, sort=False, observed=True)
+    rows = [(*key, *_separation(measurement)) for key, measurement in measurements]
+    types_of_frame = {name: frame[name].dtype for name in MATRIX}
+    return pd.DataFrame(rows, columns=[*MATRIX, *Separation._fields]).astype(types_of_frame)
+
+
+def _check_classes(frame: pd.DataFrame) -> None:
+    """Raise `FrameError` if any row has no class."""
+    classes = frame["source_class"]
+    if len(frame) and (classes.isna() | (classes.astype(str) == "")).any():
         raise FrameError("the frame's source_class is empty: separation compares classes, and these pairs have none")
-    pairs = frame[frame["source_id"] != frame["target_id"]]
-    rows = [
-        {**dict(zip(MATRIX, key, strict=True)), **_separation(group)}
-        for key, group in pairs.groupby(MATRIX, dropna=False, sort=False, observed=True)
-    ]
-    columns = [*MATRIX, "auc", "median_intra", "median_inter", "ratio_of_medians", "n_intra", "n_inter"]
-    return pd.DataFrame(rows, columns=columns).astype({name: frame[name].dtype for name in MATRIX})
 
 
-def auc(higher, lower):
-    """P(a value of `higher` exceeds one of `lower`), ties counting half: Mann–Whitney's U over the number of pairs.
-
-    higher, lower: values [n], [m] without NaN, as S_rel of intra-class and of inter-class pairs. NaN where n or m is 0.
-    """
-    if not (len(higher) and len(lower)):
-        return np.nan
-    return mannwhitneyu(higher, lower, method="asymptotic").statistic / (len(higher) * len(lower))
-
-
-def _separation(group):
-    srel, same = _valid_srel(group).to_numpy(), (group["source_class"] == group["target_class"]).to_numpy()
-    intra, inter = (srel[kind & np.isfinite(srel)] for kind in (same, ~same))
+def _separation(measurement: pd.DataFrame) -> Separation:
+    """Compare the valid entries of one measurement without its diagonal."""
+    srel = _valid_srel(measurement).to_numpy()
+    is_intra = (measurement["source_class"] == measurement["target_class"]).to_numpy()
+    is_valid = np.isfinite(srel)
+    intra = srel[is_intra & is_valid]
+    inter = srel[~is_intra & is_valid]
     if not (len(intra) and len(inter)):
-        median_intra = median_inter = ratio = np.nan
-    else:
-        median_intra, median_inter = np.median(intra), np.median(inter)
-        ratio = median_intra / median_inter if median_inter else np.nan
-    return {
-        "auc": auc(intra, inter),
-        "median_intra": median_intra,
-        "median_inter": median_inter,
-        "ratio_of_medians": ratio,
-        "n_intra": len(intra),
-        "n_inter": len(inter),
-    }
+        return Separation(n_intra=len(intra), n_inter=len(inter))
+    median_intra = np.median(intra)
+    median_inter = np.median(inter)
+    return Separation(
+        auc=auc(intra, inter),
+        median_intra=median_intra,
+        median_inter=median_inter,
+        ratio_of_medians=median_intra / median_inter if median_inter else np.nan,
+        n_intra=len(intra),
+        n_inter=len(inter),
+    )
 
 
-def _valid_srel(frame):
+def auc(higher: Sized, lower: Sized) -> float:
+    """Compute P(a value of `higher` exceeds a value of `lower`), ties counting half.
+
+    This is Mann–Whitney's U divided by the number of pairs.
+
+    Args:
+        higher: Values [n] without NaN, say S_rel of intra-class pairs.
+        lower: Values [m] without NaN, say S_rel of inter-class pairs.
+
+    Returns:
+        The probability; NaN if n or m is 0.
+
+    Example:
+        >>> import srel_tf
+        >>> float(srel_tf.auc([0.9, 0.5], [0.5, 0.1]))
+        0.875
+    """
+    num_pairs = len(higher) * len(lower)
+    if not num_pairs:
+        return np.nan
+    return mannwhitneyu(higher, lower, method="asymptotic").statistic / num_pairs
+
+
+def _without_diagonal(frame: pd.DataFrame) -> pd.DataFrame:
+    """Drop the pairs of an example with itself."""
+    return frame[frame["source_id"] != frame["target_id"]]
+
+
+def _valid_srel(frame: pd.DataFrame) -> pd.Series:
+    """Return the column `srel` with NaN for invalid entries."""
     return frame["srel"].where(frame["valid"].astype(bool))

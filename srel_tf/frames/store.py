@@ -1,23 +1,33 @@
-"""Frames on disk that grow while they are measured, and the training state that belongs to them. Knows no TensorFlow.
+"""Frames on disk that grow while they are measured, with the training state they belong to. Knows no TensorFlow.
 
     DIR/index.json              the parts in order and the state, each with its size and SHA-256 (`.index`)
     DIR/part-000000.parquet …   rows
     DIR/state-000003.npz        arrays without pickle, say weights and optimizer variables (`srel_tf.Checkpoint`)
 
-The index is written last, and a file that it names is never written again. Whenever a process dies, the index names
-whole files, and a state together with exactly the rows that had been measured before it.
+The index is written last, and files that it names are never written again. Whenever a process dies, the index on the
+disk names complete files, and a state together with exactly the rows that were measured before it.
 """
 
-import dataclasses
-from pathlib import Path
+from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import ArrayLike
 
 from srel_tf.errors import FrameError, StorageError
 from srel_tf.files import (
+    AnyPath,
+    JsonObject,
     as_json,
-    fault,
+    find_damage,
     fingerprint,
     lock,
     remove,
@@ -30,224 +40,323 @@ from srel_tf.frames.index import INDEX, Index, has_files, own_files, part_name, 
 from srel_tf.frames.lazy import ROWS_AT_A_TIME, StoredFrame, column_differences
 from srel_tf.frames.schema import arrow_errors, empty, parquet_options, write_frame
 
+State = tuple[dict[str, np.ndarray], JsonObject]
+
 
 class FrameStore:
-    """The frame in directory `path`, read by anyone, written by one process at a time.
+    """The frame in a directory, which many processes may read and one at a time may write.
 
-    write: whether to write; makes the directory, and holds a lock that ends with the process, however it ends.
-    anew: forget what it holds, damaged or not.
-    Raises `StorageError` where the directory cannot be written, another process writes to it, or its index is damaged
-    or lost; without `write`, where there is none.
+    Args:
+        path: The directory.
+        write: Whether to write. Makes the directory, and holds a lock that is released when the process ends.
+        anew: Forget the rows and the state that the directory holds, damaged or not.
+
+    Raises:
+        StorageError: If the directory cannot be written, another process writes to it, its index is damaged or lost,
+            or, without `write`, there is no index.
+
+    Example:
+        >>> import tempfile, pandas as pd, srel_tf
+        >>> directory = tempfile.TemporaryDirectory()
+        >>> with srel_tf.FrameStore(f"{directory.name}/frame", write=True) as store:
+        ...     store.append(pd.DataFrame({"step": [0], "srel": [0.5]}))
+        ...     store.append(pd.DataFrame({"step": [9], "srel": [0.75]}))
+        >>> store = srel_tf.FrameStore(f"{directory.name}/frame")
+        >>> store.num_rows, store.read()["srel"].tolist()
+        (2, [0.5, 0.75])
     """
 
-    def __init__(self, path, write=False, anew=False):
+    def __init__(self, path: AnyPath, write: bool = False, anew: bool = False) -> None:
         self.path = Path(path)
-        self._schema = self._known = None
-        self._lock = lock(self.path) if write else None
+        self._schema: pa.Schema | None = None  # Columns and types of the rows; None while unknown.
+        self._known_index: Index | None = None  # The index on the disk; None while unknown.
+        self._lock: filelock.BaseFileLock | None = lock(self.path) if write else None
         try:
             if write:
                 self._begin(anew)
             else:
-                self._known = read_index(self.path)
+                self._known_index = read_index(self.path)
         except BaseException:
             self.close()
             raise
 
-    def _begin(self, anew):
+    def _begin(self, anew: bool) -> None:
         remove_leftovers(self.path)
         if anew:
-            self._known = Index()
+            self._known_index = Index()
             self.clear()
         elif (self.path / INDEX).exists() or has_files(self.path):
-            self._known = read_index(self.path)
-            self._drop_states(own_files(self.path, "state"))
-        else:  # From here on, files without an index mean that it was lost.
+            self._known_index = read_index(self.path)
+            self._remove_unnamed(own_files(self.path, "state"))
+        else:  # From now on, files without an index mean that the index was lost.
             self._write_index(Index())
 
-    def __enter__(self):
+    def __enter__(self) -> FrameStore:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self.close()
 
-    def close(self):
-        """Let another process write."""
+    def close(self) -> None:
+        """Release the lock, so that another process may write."""
         if self._lock is not None:
             self._lock.release()
             self._lock = None
 
     @property
-    def _index(self):
-        """The index on the disk; read again where an interrupt or a failing disk left open which one that is."""
-        if self._known is None:
-            self._known = read_index(self.path)
-        return self._known
+    def _index(self) -> Index:
+        """The index on the disk. Read again if an interrupt or a disk error left its content unknown."""
+        if self._known_index is None:
+            self._known_index = read_index(self.path)
+        return self._known_index
 
     @property
-    def num_rows(self):
-        """Rows saved so far."""
+    def num_rows(self) -> int:
+        """Number of rows saved so far."""
         return self._index.num_rows
 
     @property
-    def about(self):
-        """What was saved about the latest state, a dict; None where there is none."""
-        return self._index.state and self._index.state["about"]
+    def about(self) -> JsonObject | None:
+        """Metadata that was saved with the latest state; None if there is no state."""
+        state = self._index.state
+        return None if state is None else state["about"]
 
     @property
-    def left_out(self):
-        """The damaged parts that `check(skip_damaged=True)` has left out: a list of {file, rows, fault}."""
-        return self._index.left_out
+    def left_out(self) -> list[JsonObject]:
+        """Entries {file, rows, fault} of the damaged parts that `check(skip_damaged=True)` has left out."""
+        return self._index.skipped_parts
 
-    def append(self, frame):
+    def append(self, frame: pd.DataFrame) -> None:
         """Save the rows of `frame` after those saved before."""
         self.commit(frame)
 
-    def commit(self, frame=None, arrays=None, about=None):
-        """Save rows and, in place of the former one, a state, in one act: after a crash both are there or neither.
+    def commit(
+        self,
+        frame: pd.DataFrame | None = None,
+        arrays: Mapping[str, ArrayLike] | None = None,
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Add rows and replace the state in one transaction: after a crash either both are saved or neither.
 
-        frame: rows to add, with the columns and types of those saved before. arrays: {name: array}, about: a dict that
-        JSON can hold. Raises `FrameError` for other columns or types, or two types in a column, `StorageError` where
-        the disk fails; what was saved before is whole then, and the same call may be made again.
+        What was saved before stays complete if the call fails, and the same call may be made again.
+
+        Args:
+            frame: Rows to add, with the columns and types of those saved before.
+            arrays: The state, {name: array}.
+            about: Metadata of the state, a dict that JSON can represent.
+
+        Raises:
+            FrameError: For other columns or types, or values of two types in a column.
+            StorageError: If the disk fails.
         """
         self._check_writable()
-        old = index = self._index
+        old_index = self._index
+        number = old_index.num_saves + 1
+        index = dataclasses.replace(old_index, num_saves=number)
         if frame is not None and len(frame):
-            index = index.added(self.path, self._write_part(frame, index.num_parts))
+            part = self._write_part(frame, index.num_parts)
+            index = index.with_part(self.path, part)
         if arrays is not None:
-            state = {**self._write_state(arrays, index.saved + 1), "about": as_json(about or {})}
+            state = self._write_state(arrays, number)
+            state["about"] = as_json(about or {})
             index = dataclasses.replace(index, state=state)
-        self._write_index(dataclasses.replace(index, saved=index.saved + 1))
-        if arrays is not None and old.state:
-            self._drop_states([self.path / old.state["file"]])
+        self._write_index(index)
+        if arrays is not None and old_index.state:
+            self._remove_unnamed([self.path / old_index.state["file"]])
 
-    def state(self):
-        """(arrays, about) of the latest state, None where there is none. `StorageError` where it is damaged."""
+    def state(self) -> State | None:
+        """Read the latest state.
+
+        Returns:
+            Its arrays {name: array} and its metadata; None if there is no state.
+
+        Raises:
+            StorageError: If the state is damaged.
+        """
         entry = self._index.state
         if entry is None:
             return None
         file = self.path / entry["file"]
-        wrong = fault(file, entry)
-        if wrong:
-            raise StorageError(f"the state {file} {wrong}: start again without it")
-        return read_arrays(file), entry["about"]
+        damage = find_damage(file, entry)
+        if damage:
+            raise StorageError(f"the state {file} {damage}: start again without it")
+        arrays = read_arrays(file)
+        return arrays, entry["about"]
 
-    def scan(self, skip_damaged=False):
-        """The rows saved so far as a `StoredFrame`, which reads them in bounded memory.
+    def scan(self, skip_damaged: bool = False) -> StoredFrame:
+        """Return the rows saved so far as a `StoredFrame`, which reads them in bounded memory.
 
-        Checks every part against its checksum first. A part that is missing, truncated or altered is named in a
-        `StorageError`, or with `skip_damaged` left out.
+        Every part is compared with its checksum first.
+
+        Args:
+            skip_damaged: Leave out parts that are missing, truncated or altered, instead of raising.
+
+        Raises:
+            StorageError: Names the damaged parts.
         """
-        sound, _ = self._sorted(skip_damaged)
-        return StoredFrame([self.path / part["file"] for part in sound])
+        intact, _ = self._check_parts(skip_damaged)
+        return self._stored_frame(intact)
 
-    def check(self, skip_damaged=False):
-        """Check every part against its checksum, as `scan` does; `skip_damaged` leaves damaged ones out for good."""
-        _, damaged = self._sorted(skip_damaged)
+    def check(self, skip_damaged: bool = False) -> None:
+        """Compare every part with its checksum, as `scan` does; `skip_damaged` leaves damaged parts out for good."""
+        _, damaged = self._check_parts(skip_damaged)
         if damaged:
             self._check_writable()
-            left_out = [*self.left_out, *({n: part[n] for n in ("file", "rows", "fault")} for part in damaged)]
-            self._write_index(dataclasses.replace(self._index, left_out=left_out))
+            newly_skipped = [{"file": part["file"], "rows": part["rows"], "fault": part["fault"]} for part in damaged]
+            skipped_parts = [*self._index.skipped_parts, *newly_skipped]
+            self._write_index(dataclasses.replace(self._index, skipped_parts=skipped_parts))
 
-    def _check_writable(self):
+    def _check_writable(self) -> None:
         if self._lock is None:
             raise StorageError(f"{self.path} is open for reading: FrameStore(path, write=True) writes")
 
-    def _parts(self):
-        """The entries of the parts in order, without those that have been left out."""
-        left_out = {part["file"] for part in self.left_out}
-        return [part for part in self._index.all_parts(self.path) if part["file"] not in left_out]
+    def _parts(self) -> list[JsonObject]:
+        """Return the entries of the parts in order, without the skipped ones."""
+        skipped = {part["file"] for part in self._index.skipped_parts}
+        return [part for part in self._index.all_parts(self.path) if part["file"] not in skipped]
 
-    def _sorted(self, skip_damaged):
-        """Entries of the sound parts, and of the damaged ones with their fault; these are an error, unless skipped."""
+    def _check_parts(self, skip_damaged: bool) -> tuple[list[JsonObject], list[JsonObject]]:
+        """Compare every part with its checksum.
+
+        Returns:
+            The entries of the intact parts, and those of the damaged parts with their `fault`.
+
+        Raises:
+            StorageError: If parts are damaged and `skip_damaged` is False.
+        """
+        intact, damaged = [], []
         parts = self._parts()
-        faults = [fault(self.path / part["file"], part) for part in parts]
-        damaged = [{**part, "fault": wrong} for part, wrong in zip(parts, faults, strict=True) if wrong]
+        for part in parts:
+            damage = find_damage(self.path / part["file"], part)
+            if damage:
+                damaged.append({**part, "fault": damage})
+            else:
+                intact.append(part)
         if damaged and not skip_damaged:
             raise StorageError(
                 f"of the {len(parts)} parts of {self.path}, {len(damaged)} cannot be trusted: "
-                f"{'; '.join(part['file'] + ' ' + part['fault'] for part in damaged)}. "
-                "Restore them, or leave them out with skip_damaged=True"
+                f"{_describe(damaged)}. Restore them, or leave them out with skip_damaged=True"
             )
-        return [part for part, wrong in zip(parts, faults, strict=True) if not wrong], damaged
+        return intact, damaged
 
-    def read(self, skip_damaged=False):
-        """All rows saved so far, in memory."""
+    def read(self, skip_damaged: bool = False) -> pd.DataFrame:
+        """Read all rows saved so far into memory."""
         return self.scan(skip_damaged).read()
 
-    def export(self, path, more=None):
+    def export(self, path: AnyPath, more: pd.DataFrame | None = None) -> Path:
         """Write all rows to one Parquet file, in bounded memory; the same rows give the same bytes.
 
-        more: a frame of rows to write after them, which have not been saved.
+        Args:
+            path: The Parquet file.
+            more: Rows to write after the saved ones; they are not added to the store.
+
+        Returns:
+            The path.
         """
         frame = self.scan()
         if frame.dataset is None:
             return write_frame(empty() if more is None else more, path)
-        options = parquet_options(frame.schema)
-        with replacing(path) as part, arrow_errors(), pq.ParquetWriter(part, frame.schema, **options) as writer:
+        schema = frame.schema
+        with (
+            replacing(path) as part,
+            arrow_errors(),
+            pq.ParquetWriter(part, schema, **parquet_options(schema)) as writer,
+        ):
             for table in frame.tables(ROWS_AT_A_TIME):
                 writer.write_table(table)
             if more is not None and len(more):
-                writer.write_table(pa.Table.from_pandas(more, frame.schema, preserve_index=False))
+                writer.write_table(pa.Table.from_pandas(more, schema, preserve_index=False))
         return Path(path)
 
-    def clear(self):
-        """Forget all rows and the state."""
+    def clear(self) -> None:
+        """Remove all rows and the state."""
         self._schema = None
-        self._write_index(Index(saved=self._index.saved + 1))
+        self._write_index(Index(num_saves=self._index.num_saves + 1))
         for file in own_files(self.path):
             remove(file)
 
-    def delete(self):
-        """Remove the store from the disk and let go of it; a directory that holds other files stays, with a warning."""
+    def delete(self) -> None:
+        """Remove the store from the disk and close it. A directory with other files stays, with a warning."""
         self.clear()
         remove(self.path / INDEX)
-        remove(self.path / ".lock")  # While it is held: who comes now makes a new one.
+        remove(self.path / ".lock")  # Deleted while it is held: a new writer creates its own lock file.
         self.close()
         remove_directory(self.path)
 
-    def _write_part(self, frame, number):
+    def _write_part(self, frame: pd.DataFrame, number: int) -> JsonObject:
+        """Write rows as part `number`. Returns its entry {file, rows, bytes, sha256}."""
         with arrow_errors():
             table = pa.Table.from_pandas(frame, preserve_index=False)
         schema = self._schema or self._stored_schema() or table.schema
-        if not table.schema.equals(schema):
-            other = "; ".join(column_differences(schema, table.schema)) or "their order differs"
-            raise FrameError(f"{self.path} holds a frame of other columns or types: {other}")
+        self._check_schema(table.schema, schema)
         file = self.path / part_name(number)
+        options = parquet_options(schema)
         with replacing(file) as part:
-            pq.write_table(table, part, **parquet_options(schema))
-            entry = {"file": file.name, "rows": table.num_rows, **fingerprint(part)}
+            pq.write_table(table, part, **options)
+            written = fingerprint(part)
         self._schema = schema
-        return entry
+        return {"file": file.name, "rows": table.num_rows, **written}
 
-    def _stored_schema(self):
-        """The columns and types of the rows saved before; None without rows. `FrameError` for a damaged part."""
+    def _check_schema(self, schema: pa.Schema, stored: pa.Schema) -> None:
+        """Raise `FrameError` if new rows do not have the columns and types of the stored rows."""
+        if not schema.equals(stored):
+            different = "; ".join(column_differences(stored, schema)) or "their order differs"
+            raise FrameError(f"{self.path} holds a frame of other columns or types: {different}")
+
+    def _stored_schema(self) -> pa.Schema | None:
+        """Read the columns and types of the saved rows; None without rows. Raises `FrameError` for a damaged part."""
         first = self._parts()[:1]
-        return StoredFrame([self.path / part["file"] for part in first]).schema if first else None
+        return self._stored_frame(first).schema if first else None
 
-    def _write_state(self, arrays, number):
+    def _stored_frame(self, parts: Iterable[JsonObject]) -> StoredFrame:
+        return StoredFrame([self.path / part["file"] for part in parts])
+
+    def _write_state(self, arrays: Mapping[str, ArrayLike], number: int) -> JsonObject:
+        """Write the `number`-th state. Returns its entry {file, bytes, sha256}."""
         file = self.path / state_name(number)
         return {"file": file.name, **write_arrays(file, arrays)}
 
-    def _write_index(self, index):
-        self._known = None  # Until it is certain.
+    def _write_index(self, index: Index) -> None:
+        self._known_index = None  # Unknown until write_index returns.
         write_index(self.path, index)
-        self._known = index
+        self._known_index = index
 
-    def _drop_states(self, files):
-        """Remove these states, unless the index names them."""
-        kept = self._index.state and self._index.state["file"]
-        for file in files:
-            if file.name != kept:
+    def _remove_unnamed(self, states: Iterable[Path]) -> None:
+        """Remove these states, except the one that the index names."""
+        current = self._index.state and self._index.state["file"]
+        for file in states:
+            if file.name != current:
                 remove(file)
 
 
-def scan_frame(path, skip_damaged=False):
-    """The frame at `path`, a Parquet file or the directory of a `FrameStore`, to be read in bounded memory.
+def _describe(damaged: list[JsonObject]) -> str:
+    return "; ".join(f"{part['file']} {part['fault']}" for part in damaged)
 
-    Raises `FrameError` where there is none, `StorageError` where its parts are damaged (see `FrameStore.scan`).
+
+def _is_store(path: Path) -> bool:
+    return (path / INDEX).is_file() or has_files(path)
+
+
+def scan_frame(path: AnyPath, skip_damaged: bool = False) -> StoredFrame:
+    """Open the frame at `path` to be read in bounded memory.
+
+    Args:
+        path: A Parquet file, or the directory of a `FrameStore`.
+        skip_damaged: As for `FrameStore.scan`.
+
+    Raises:
+        FrameError: If there is no frame.
+        StorageError: If parts of the frame are damaged.
+
+    Example:
+        >>> import tempfile, pandas as pd, srel_tf
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     path = srel_tf.write_frame(pd.DataFrame({"step": [0, 9]}), f"{directory}/frame.parquet")
+        ...     srel_tf.scan_frame(path).num_rows
+        2
     """
     path = Path(path)
-    if (path / INDEX).is_file() or has_files(path):
+    if _is_store(path):
         return FrameStore(path).scan(skip_damaged)
     if path.suffix != ".parquet" or not path.is_file():
         raise FrameError(f"there is no frame {path}: give a .parquet file, or a directory with an {INDEX}")

@@ -42,7 +42,7 @@ def steps_of(model):
     return list(dict.fromkeys(model.srel_frame()["step"]))
 
 
-class LayerCall(keras.callbacks.Callback):
+class Call(keras.callbacks.Callback):
     """Calls act(model) when an epoch begins, or after a batch."""
 
     def __init__(self, act, epoch=1, batch=None):
@@ -218,7 +218,7 @@ def test_compile_in_a_callback(batch):
     """With another optimizer and another loss, at the beginning of an epoch or within it: the steps go on."""
     model = net(optimizer=keras.optimizers.SGD(0.1))
     other = keras.losses.MeanAbsoluteError()
-    fit(model, epochs=2, callbacks=[LayerCall(lambda model: recompile(model, loss=other), batch=batch)])
+    fit(model, epochs=2, callbacks=[Call(lambda model: recompile(model, loss=other), batch=batch)])
     frame = model.srel_frame()
     assert steps_of(model) == list(range(2 * STEPS + 1))
     np.testing.assert_allclose(frame["epoch"], frame["step"].astype(float) / STEPS)
@@ -239,7 +239,7 @@ def test_compile_in_a_callback_with_an_optimizer_that_trains_nothing():
         recompile(model)
 
     with pytest.raises(ModelError, match="has made no update"):
-        fit(model, epochs=2, callbacks=[LayerCall(compile_own)])
+        fit(model, epochs=2, callbacks=[Call(compile_own)])
     assert steps_of(model) == list(range(STEPS + 1))
 
 
@@ -267,7 +267,7 @@ def test_a_layer_frozen_too_late_is_named(within):
     fit(model)
     if not within:
         freeze(model)
-    callbacks = [LayerCall(freeze, epoch=0, batch=1)] if within else []
+    callbacks = [Call(freeze, epoch=0, batch=1)] if within else []
     with pytest.warns(UserWarning, match=STALE) as caught:
         assert moved(model, lambda: fit(model, callbacks=callbacks))
     assert sum("trainable" in str(w.message) for w in caught) == 1
@@ -305,7 +305,7 @@ def test_a_layer_frozen_in_time_is_left_out(when):
         model.compile("sgd", MSE, jit_compile=False)
     elif when == "before":
         freeze(model)
-    callbacks = [LayerCall(freeze, epoch=0)] if when == "in a callback" else []
+    callbacks = [Call(freeze, epoch=0)] if when == "in a callback" else []
     assert not moved(model, lambda: fit(model, callbacks=callbacks))
     expected = srel_tf.measure(model, PROBE, "l1", estimator="limit").matrix("l1").ravel()
     np.testing.assert_allclose(srel(model, model.srel_frame()["step"].max()), expected, rtol=1e-5)
@@ -314,7 +314,7 @@ def test_a_layer_frozen_in_time_is_left_out(when):
 def test_a_layer_frozen_in_a_model_that_runs_eagerly():
     """Keras leaves it out at once, and so does the measurement."""
     model = net(run_eagerly=True, estimator="exact")
-    assert not moved(model, lambda: fit(model, epochs=2, callbacks=[LayerCall(freeze, epoch=0)]))
+    assert not moved(model, lambda: fit(model, epochs=2, callbacks=[Call(freeze, epoch=0)]))
     expected = srel_tf.measure(model, PROBE, "l1").matrix("l1").ravel()
     np.testing.assert_allclose(srel(model, 2 * STEPS), expected, rtol=1e-5)
 
@@ -418,8 +418,8 @@ def test_a_loss_of_the_users_in_fit():
     fit(model)
     expected = srel_tf.measure(model, PROBE, "l1", loss=absolute).matrix("l1").ravel()
     np.testing.assert_allclose(srel(model, STEPS), expected, rtol=1e-5)
-    (probing,) = model._probings
-    assert probing.state["about"]["loss"] == f"{__name__}.absolute"
+    (callback,) = model._srel_callbacks
+    assert callback.state["about"]["loss"] == f"{__name__}.absolute"
 
 
 def test_a_loss_that_is_none():

@@ -107,7 +107,10 @@ class Notes:
 
 def checkpoints(directory, sealed):
     """Index with a page, parts and state of a checkpoint; `sealed`: a stranger has made the checksums fit."""
-    with srel_tf.FrameStore(directory / "frame", write=True) as store, mock.patch("srel_tf.frames.index.PARTS", 1):
+    with (
+        srel_tf.FrameStore(directory / "frame", write=True) as store,
+        mock.patch("srel_tf.frames.index.PARTS_PER_PAGE", 1),
+    ):
         x = np.ones((4, 3), "float32")
         saving = srel_tf.Checkpoint(store, 1, [Notes()])
         net().fit(x, np.array([0, 1, 0, 1]), batch_size=2, verbose=0, callbacks=saving)
@@ -123,7 +126,7 @@ def checkpoints(directory, sealed):
         srel_tf.smooth(opened.scan())
         model.fit(x[:2], np.array([0, 1]), initial_epoch=epoch, epochs=epoch + 1, verbose=0)  # One step.
         assert (model.srel_frame()["step"] >= 0).all()
-        model._probings[0].recorder.forget()
+        model._srel_callbacks[0].recorder.forget()
 
     return [file for file in store.path.iterdir() if file.is_file() and file.name != ".lock"], read
 
@@ -135,7 +138,7 @@ def seal(file, changed):
             if entry["file"] == changed.name:
                 entry |= {"bytes": changed.stat().st_size, "sha256": sha256(changed)}
         index.pop("sha256", None)
-        write_json(file, {**index, "sha256": srel_tf.frames.index.seal(index)})
+        write_json(file, {**index, "sha256": srel_tf.frames.index.checksum(index)})
 
 
 def image_folders(directory):

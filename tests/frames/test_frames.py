@@ -125,7 +125,7 @@ def test_a_failing_writer_leaves_the_old_file(tmp_path, monkeypatch, suffix, wri
 
     monkeypatch.setattr(pd.DataFrame, writer, half_a_file)
     with pytest.raises(OSError, match="no space left"):
-        write_frame(frame.link(1), path)
+        write_frame(frame.head(1), path)
     monkeypatch.undo()
     pd.testing.assert_frame_equal(read_frame(path), frame)
 

@@ -5,7 +5,7 @@
 
 import pytest
 
-from tests import fuzz
+from tests.frames import fuzz
 
 COUNT = 40
 

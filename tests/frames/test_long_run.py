@@ -39,7 +39,7 @@ class Watch(keras.callbacks.Callback):
         self._memory, self.memory, self.traces = memory, [], []
 
     def on_epoch_end(self, epoch, logs=None):
-        engine = self.model._probings[0]._instrument._estimator._engine
+        engine = self.model._srel_callbacks[0]._instrument._estimator._engine
         if epoch % 5 == 4:
             self.memory.append(self._memory())
         self.traces.append(engine._compiled.experimental_get_tracing_count())

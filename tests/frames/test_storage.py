@@ -274,7 +274,7 @@ def test_a_crash_in_the_first_commit_leaves_an_empty_store(tmp_path, monkeypatch
 
 def test_there_is_nothing_to_read(tmp_path):
     for path in (tmp_path, tmp_path / "lost"):
-        with pytest.raises(StorageError, match=r"holds no frame, but no index\.json"):
+        with pytest.raises(StorageError, match=r"holds no frame: it has no index\.json"):
             FrameStore(path)
     assert not (tmp_path / "lost").exists()
 
@@ -285,7 +285,7 @@ def test_an_index_cannot_lead_elsewhere(store, name):
     index = read_json(store.path / "index.json")
     index.pop("sha256")
     index["parts"][1]["file"] = name
-    write_json(store.path / "index.json", {**index, "sha256": srel_tf.frames.index.seal(index)})
+    write_json(store.path / "index.json", {**index, "sha256": srel_tf.frames.index.checksum(index)})
     with pytest.raises(StorageError, match="name other places"):
         FrameStore(store.path)
 
@@ -320,7 +320,7 @@ def test_a_state_runs_no_code(store, monkeypatch, tmp_path):
     index = read_json(store.path / "index.json")
     index.pop("sha256")
     index["state"] |= {"bytes": file.stat().st_size, "sha256": srel_tf.files.sha256(file)}
-    write_json(store.path / "index.json", {**index, "sha256": srel_tf.frames.index.seal(index)})
+    write_json(store.path / "index.json", {**index, "sha256": srel_tf.frames.index.checksum(index)})
     with pytest.raises(StorageError, match="holds no arrays"):
         FrameStore(store.path).state()
     assert not (tmp_path / "unpickled").exists()
@@ -332,7 +332,7 @@ def test_a_state_runs_no_code(store, monkeypatch, tmp_path):
 @pytest.fixture
 def paged(tmp_path, monkeypatch):
     """Pages of 3 parts: the index names 4 … 6, the first of which fill two pages."""
-    monkeypatch.setattr("srel_tf.frames.index.PARTS", 3)
+    monkeypatch.setattr("srel_tf.frames.index.PARTS_PER_PAGE", 3)
     with FrameStore(tmp_path / "frame", write=True) as made:
         for step in range(7):
             made.append(rows(step, measures=["l1"]))
@@ -395,7 +395,7 @@ def forge(file, change):
         content = read_json(index)
         content["before"] |= srel_tf.files.fingerprint(file)
     content.pop("sha256", None)
-    write_json(index, {**content, "sha256": srel_tf.frames.index.seal(content)})
+    write_json(index, {**content, "sha256": srel_tf.frames.index.checksum(content)})
 
 
 PART_0 = {"file": "part-000000.parquet", "rows": 36, "fault": ""}
@@ -427,7 +427,7 @@ def test_a_forged_index_is_told(paged, name, change):
     forge(paged.path / f"{name}.json", lambda content: None)
     assert FrameStore(paged.path).num_rows == 7 * 36
     forge(paged.path / f"{name}.json", change)
-    with pytest.raises(StorageError, match=r"is no (index of a frame|page of this index)|is missing"):
+    with pytest.raises(StorageError, match=r"is not (the index of a frame|a page of this index)|is missing"):
         FrameStore(paged.path)
 
 
@@ -447,8 +447,8 @@ def test_what_a_commit_costs_does_not_grow(tmp_path, monkeypatch):
     counting = False
     sys.addaudithook(listed)  # For good: it ends with `counting`.
     monkeypatch.setattr(os, "replace", replace)
-    monkeypatch.setattr("srel_tf.frames.index.PARTS", 5)
-    frame = rows(0).link(1)
+    monkeypatch.setattr("srel_tf.frames.index.PARTS_PER_PAGE", 5)
+    frame = rows(0).head(1)
     with FrameStore(tmp_path / "frame", write=True) as store:
         for number in range(80):
             counting = True
@@ -652,7 +652,7 @@ def test_statistics_of_a_stored_frame_are_those_of_the_frame(store, monkeypatch)
 
 def test_rows_that_do_not_stand_together_are_refused(tmp_path):
     with FrameStore(tmp_path / "frame", write=True) as store:
-        store.append(rows(0).link(10))
+        store.append(rows(0).head(10))
         store.append(rows(3))
         store.append(rows(0).tail(62))
         with pytest.raises(FrameError, match="do not stand together"):

@@ -133,7 +133,7 @@ def test_a_block_with_a_measurement_is_the_one_it_is_called(monkeypatch):
     class Clock(benchmark_training._Blocks):
         def on_train_batch_end(self, batch, logs=None):
             super().on_train_batch_end(batch, logs)
-            counts = {p._settings.estimator: len(p.recorder.frame()) for p in self.model._probings}
+            counts = {p._settings.estimator: len(p.recorder.frame()) for p in self.model._srel_callbacks}
             if (batch + 1) % benchmark_training.EVERY == 0:
                 taken.append(counts)
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from srel_tf.fit.clock import Progress
+from srel_tf.fit.clock import TrainingClock
 
 
 class Training:
@@ -16,7 +16,7 @@ class Training:
         self._accumulated = accumulated
         self.optimizer = self._new_optimizer()
         self.updates = self.batches = self.reached = 0  # The step was reached after this many batches.
-        self.progress = Progress()
+        self.clock = TrainingClock()
         self.states = []
 
     def _new_optimizer(self):
@@ -47,9 +47,9 @@ class Training:
         self.reached = None  # Batches that the former optimizer has collected are lost.
 
     def check(self):
-        assert self.progress.step == self.updates
+        assert self.clock.step == self.updates
         if self._known and self.reached is not None:
-            epochs, batches, length = self.progress.reached
+            epochs, batches, length = self.clock.reached
             assert epochs + (batches / length if batches else 0) == pytest.approx(self.reached / self._length)
 
     def maybe(self, share, act):
@@ -58,34 +58,34 @@ class Training:
 
     def fit(self, epochs):
         """Some epochs, or fewer: an error may come at any batch, before or after the callback sees its end."""
-        self.progress.begin_fit(self.optimizer)
+        self.clock.begin_fit(self.optimizer)
         for epoch in range(epochs):
             self.maybe(0.1, self.go_back)
-            self.progress.look(self.optimizer)
-            self.progress.begin_epoch(epoch, self._length if self._known else None)
+            self.clock.observe(self.optimizer)
+            self.clock.begin_epoch(epoch, self._length if self._known else None)
             for _ in range(self._length):
                 self.maybe(0.02, self.go_back)
-                self.progress.look(self.optimizer)
+                self.clock.observe(self.optimizer)
                 self.check()
-                self.progress.begin_batch()
+                self.clock.begin_batch()
                 self._count()
                 if self._rng.random() < 0.03:
                     return
                 self.maybe(0.05, self.save)
                 self.maybe(0.02, self.compile)
-                self.progress.look(self.optimizer, batches=1)
+                self.clock.observe(self.optimizer, batches=1)
                 self.check()
                 if self._rng.random() < 0.03:
                     return
             if not self._known:
-                self.progress.look(self.optimizer)
-                self.progress.begin_batch()
+                self.clock.observe(self.optimizer)
+                self.clock.begin_batch()
                 self._count(with_data=False)
-            length = self.progress.end_epoch()
+            length = self.clock.end_epoch()
             assert length == (None if self._known else self._length)
             self.maybe(0.3, self.save)
             self.maybe(0.1, self.go_back)
-            self.progress.look(self.optimizer)
+            self.clock.observe(self.optimizer)
             self.check()
 
 
@@ -102,22 +102,22 @@ def test_steps_and_epochs_are_those_of_a_plain_count(accumulated, is_length_know
 
 def test_which_batch_makes_the_next_update():
     optimizer = SimpleNamespace(_iterations=0, iterations=0, gradient_accumulation_steps=3)
-    progress = Progress()
+    clock = TrainingClock()
     updates = []
     for count in range(7):
         optimizer._iterations, optimizer.iterations = count, count // 3
-        progress.look(optimizer)
-        updates.append(progress.updates_next)
+        clock.observe(optimizer)
+        updates.append(clock.updates_next)
     assert updates == [False, False, True, False, False, True, False]
 
 
 def test_a_copy_goes_its_own_way():
     optimizer = SimpleNamespace(iterations=4)
-    progress = Progress()
-    progress.begin_fit(optimizer)
-    progress.begin_epoch(0, 8)
-    other = progress.copy()
+    clock = TrainingClock()
+    clock.begin_fit(optimizer)
+    clock.begin_epoch(0, 8)
+    other = clock.copy()
     optimizer.iterations = 5
-    other.look(optimizer, batches=1)
-    assert (progress.step, other.step) == (4, 5)
-    assert (progress.reached.batches, other.reached.batches) == (0, 1)
+    other.observe(optimizer, batches=1)
+    assert (clock.step, other.step) == (4, 5)
+    assert (clock.reached.batches, other.reached.batches) == (0, 1)
