@@ -166,24 +166,44 @@ def _verdicts(
     scope = f"{len(used.log_p)} pairs of {used.n_sources} sources with P > 0"
     reason = ""
     if used.n_sources >= MIN_SOURCES and np.ptp(used.log_p) > 0:
-        scope += f", max S_rel/P = {2 ** (used.logs - used.log_p).max():.3g}"
+        constant = 2 ** (used.logs - used.log_p).max()
+        scope += f", max S_rel/P = {constant:.3g}"
         effects = _effects(whole, p, used, confidence)
     else:
-        unknown = _Effect(np.full(len(whole.seeds), np.nan))
-        effects = {claim.name: unknown for claim in CLAIMS}
+        effects = _unknown_effects(len(whole.seeds))
         if len(whole.seeds) >= MIN_SEEDS:
             needed = f"{MIN_SOURCES} and different P are needed"
             reason = f"{used.n_sources} sources with valid S_rel > 0: {needed}"
-    rows = {}
+
+    rows = []
     for claim in CLAIMS:
         names = {**about, "claim": claim.name, "scope": scope, "effect": claim.effect}
         effect = effects[claim.name]
-        rows[claim.name] = decide(names, effect.of_seeds, claim.bounds, confidence, effect.shared, reason=reason)
-    rows[AS_FAST] |= _refutation(highest, p)
-    return list(rows.values())
+        row = decide(
+            names,
+            effect.of_seeds,
+            claim.bounds,
+            confidence,
+            shared=effect.shared,
+            reason=reason,
+        )
+        if claim.name == AS_FAST:
+            row |= _refutation(highest, p)
+        rows.append(row)
+    return rows
 
 
-def _used_pairs(whole: Cube, p: np.ndarray, highest: np.ndarray) -> _UsedPairs:
+def _unknown_effects(n_seeds: int) -> dict[str, _Effect]:
+    """NaN for each claim and seed."""
+    unknown = _Effect(np.full(n_seeds, np.nan))
+    return {claim.name: unknown for claim in CLAIMS}
+
+
+def _used_pairs(
+    whole: Cube,
+    p: np.ndarray,
+    highest: np.ndarray,
+) -> _UsedPairs:
     """Select the pairs with P > 0 whose S_rel is known and above 0: the others say nothing about α.
 
     Args:
@@ -194,8 +214,10 @@ def _used_pairs(whole: Cube, p: np.ndarray, highest: np.ndarray) -> _UsedPairs:
     Returns:
         The used pairs.
     """
-    is_used = (p > 0) & (highest > 0).all(axis=0)
-    source, sources = whole.pairs[is_used].get_level_values(0).factorize()
+    is_known = (highest > 0).all(axis=0)
+    is_used = (p > 0) & is_known
+    source_ids = whole.pairs[is_used].get_level_values(0)
+    source, sources = source_ids.factorize()
     return _UsedPairs(
         log_p=np.log2(p[is_used]),
         logs=log2(highest[:, is_used]),
@@ -242,14 +264,23 @@ def _refutation(highest: np.ndarray, p: np.ndarray) -> Row:
         The columns verdict and reason, or {}.
     """
     n_seeds = len(highest)
-    n_refuting = ((p == 0) & (highest > 0).all(axis=0)).sum()
+    is_above_zero = (highest > 0).all(axis=0)
+    is_refuting = is_above_zero & (p == 0)
+    n_refuting = is_refuting.sum()
     if n_seeds < MIN_SEEDS or not n_refuting:
         return {}
     reason = f"{n_refuting} pairs have P = 0, and S_rel > 0 in all {n_seeds} seeds: no C bounds them"
-    return {"verdict": "contradicted", "reason": reason}
+    return {
+        "verdict": "contradicted",
+        "reason": reason,
+    }
 
 
-def _weighted_slopes(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def _weighted_slopes(
+    x: np.ndarray,
+    y: np.ndarray,
+    weights: np.ndarray,
+) -> np.ndarray:
     """Weighted least-squares slopes of y on x.
 
     Args:
@@ -264,7 +295,10 @@ def _weighted_slopes(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.nd
     x = x - x.mean()
     y = y - y.mean()
     total = weights.sum(axis=1)
-    mean_x, mean_y, mean_xy, mean_xx = (weights @ values / total for values in (x, y, x * y, x * x))
+    mean_x = weights @ x / total
+    mean_y = weights @ y / total
+    mean_xy = weights @ (x * y) / total
+    mean_xx = weights @ (x * x) / total
     covariance = mean_xy - mean_x * mean_y
     variance = mean_xx - mean_x**2
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -285,10 +319,12 @@ def _growth(whole: Cube, p: np.ndarray) -> np.ndarray:
     is_late = whole.steps >= middle
     late = whole.srel[:, :, is_late]
     # All maxima are over the same pairs: those that are known at all late steps.
-    is_followed = (p > 0) & np.isfinite(late).all(axis=(0, 2))
+    is_known = np.isfinite(late).all(axis=(0, 2))
+    is_followed = (p > 0) & is_known
     if is_late.sum() < 3 or not is_followed.any():
         return np.full(len(whole.seeds), np.nan)
     steps = whole.steps[is_late]
     ratios = late[:, is_followed] / p[is_followed][:, None]
+    highest_ratio = ratios.max(axis=1)  # [seed, step]
     span = steps[-1] - steps[0]
-    return slopes(log2(ratios.max(axis=1)), steps) * span
+    return slopes(log2(highest_ratio), steps) * span

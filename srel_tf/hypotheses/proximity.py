@@ -1,7 +1,7 @@
 """Hypothesis 1.1(a): at a fixed x' and time, S_rel(x', x) has a downward trend as x gets farther away from x'."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -116,25 +116,34 @@ def proximity_trend(
     generator = np.random.default_rng(seed)
     for key, part in groups(frame):
         about = {"hypothesis": "1.1(a)", **key}
-        for metric, of_metric in distances.groupby("metric", sort=False):
+        for name, of_metric in distances.groupby("metric", sort=False):
+            metric = str(name)
             joined = join(part, of_metric, "distance")
             steps = _effects_of_steps(joined, min_sources, resamples, generator)
             if steps:
                 rows += _verdicts(steps, {**about, "claim": TREND}, metric, confidence)
                 rows += _verdicts(steps, {**about, "claim": NEARER}, metric, confidence)
             else:
-                rows.append(_no_step({**about, "scope": f"{metric}"}, min_sources, confidence))
+                rows.append(_no_step({**about, "scope": metric}, min_sources, confidence))
     return table(rows)
 
 
-def _no_step(about: Mapping[str, str], min_sources: int, confidence: float) -> Row:
+def _no_step(
+    about: Mapping[str, str],
+    min_sources: int,
+    confidence: float,
+) -> Row:
     """Undecided row of a metric for which no target has enough sources."""
     names = {**about, "claim": TREND, "effect": ""}
     reason = f"no target has {min_sources} valid sources at any step"
     return decide(names, [], (-np.inf, 0.0), confidence, reason=reason)
 
 
-def join(part: pd.DataFrame, values: pd.DataFrame, column: str) -> pd.DataFrame:
+def join(
+    part: pd.DataFrame,
+    values: pd.DataFrame,
+    column: str,
+) -> pd.DataFrame:
     """Add a column to the rows of a group, matched by all identifying columns that `values` has.
 
     Args:
@@ -154,7 +163,9 @@ def join(part: pd.DataFrame, values: pd.DataFrame, column: str) -> pd.DataFrame:
         raise FrameError(f"{is_second.sum()} pairs have a second {column}, told apart by {on}")
     # Seeds and steps are compared as floats: pandas does not merge a frame's nullable integers with NumPy's.
     types = {name: float for name in on if name in ("seed", "step")}
-    joined = part.astype(types).merge(values[[*on, column]].astype(types), on=on)
+    left = part.astype(types)
+    right = values[[*on, column]].astype(types)
+    joined = left.merge(right, on=on)
     if joined.empty:
         raise FrameError(f"no row of the frame has a {column}: source_id, target_id and step must agree in both")
     return joined
@@ -181,7 +192,7 @@ def _effects_of_steps(
     for step, rows in joined.groupby("step"):
         effects = _effects(rows, min_sources, resamples, generator)
         if effects is not None:
-            found.append((step, effects))
+            found.append((cast(float, step), effects))
     return found
 
 
@@ -204,8 +215,9 @@ def _effects(
     """
     srel = by_source(rows, "srel")
     distance = by_source(rows, "distance")
-    n_sources = srel.shape[2]
-    orders = generator.permuted(np.tile(np.arange(n_sources), (resamples, 1)), axis=1)  # [resamples, source]
+    sources = np.arange(srel.shape[2])
+    unshuffled = np.tile(sources, (resamples, 1))
+    orders = generator.permuted(unshuffled, axis=1)  # [resamples, source]
     of_seeds = [_trend_of_seed(*arrays, orders, min_sources) for arrays in zip(srel, distance, strict=True)]
     known = [trend for trend in of_seeds if trend is not None]
     if not known:
@@ -216,7 +228,8 @@ def _effects(
     share, n_without = nearer.T
     shuffled_rank = np.mean([trend.shuffled_rank for trend in known], axis=0)
     shuffled_share = np.mean([trend.shuffled_nearer[:, 0] for trend in known], axis=0)
-    count = f"{np.nanmean(n_without):.3g} of a target's x_h have none"
+    mean_without = np.nanmean(n_without)
+    count = f"{mean_without:.3g} of a target's x_h have none"
     return {
         TREND: Effect(
             of_seeds=rank,
@@ -251,16 +264,22 @@ def _trend_of_seed(
         The means; None if no target has enough sources.
     """
     is_known = np.isfinite(srel) & np.isfinite(distance)
-    has_enough = is_known.sum(axis=1) >= min_sources
+    n_known = is_known.sum(axis=1)  # [target]
+    has_enough = n_known >= min_sources
     if not has_enough.any():
         return None
-    pairs = zip(srel[has_enough], distance[has_enough], strict=True)
-    of_targets = [_trend_of_target(*pair, orders) for pair in pairs]
+    targets = np.flatnonzero(has_enough)
+    of_targets = [_trend_of_target(srel[target], distance[target], orders) for target in targets]
+
     means = [np.mean(values, axis=0) for values in zip(*of_targets, strict=True)]
     return _Trend(*means)
 
 
-def _trend_of_target(srel: np.ndarray, distance: np.ndarray, orders: np.ndarray) -> _Trend:
+def _trend_of_target(
+    srel: np.ndarray,
+    distance: np.ndarray,
+    orders: np.ndarray,
+) -> _Trend:
     """Statistics of one target, from S_rel [source], distance [source] and permutations [resamples, source]."""
     shuffled = srel[orders]
     return _Trend(
@@ -298,10 +317,13 @@ def correlation(distance: np.ndarray, srel: np.ndarray) -> np.ndarray:
     if srel.ndim == 1:
         distance = np.where(np.isfinite(srel), distance, np.nan)
         rows = np.where(np.isfinite(distance), rows, np.nan)
-    distance_ranks = _centred_ranks(distance[None])[0]
+    (distance_ranks,) = _centred_ranks(distance[None])
     srel_ranks = _centred_ranks(rows)
-    norms = np.sqrt((distance_ranks**2).sum() * (srel_ranks**2).sum(axis=1))
-    correlations = srel_ranks @ distance_ranks / np.where(norms > 0, norms, np.nan)
+    distance_square = (distance_ranks**2).sum()
+    srel_squares = (srel_ranks**2).sum(axis=1)
+    norms = np.sqrt(distance_square * srel_squares)
+    covariances = srel_ranks @ distance_ranks
+    correlations = covariances / np.where(norms > 0, norms, np.nan)
     return correlations if srel.ndim > 1 else correlations[0]
 
 
@@ -332,11 +354,13 @@ def higher(distance: np.ndarray, srel: np.ndarray) -> np.ndarray:
     highest_so_far = np.maximum.accumulate(known, axis=-1)
     highest_nearer = highest_so_far[..., n_nearer - 1]
 
-    is_counted = (n_nearer > 0) & np.isfinite(srel) & np.isfinite(highest_nearer)
+    has_nearer = (n_nearer > 0) & np.isfinite(highest_nearer)
+    is_counted = has_nearer & np.isfinite(srel)
     is_without = is_counted & ~(highest_nearer > srel)
     n_without = is_without.sum(axis=-1)
-    n_counted = np.maximum(is_counted.sum(axis=-1), 1)
-    return np.stack([1 - n_without / n_counted, n_without], axis=-1)
+    n_counted = is_counted.sum(axis=-1)
+    share = 1 - n_without / np.maximum(n_counted, 1)
+    return np.stack([share, n_without], axis=-1)
 
 
 def _verdicts(
@@ -357,12 +381,15 @@ def _verdicts(
         The rows.
     """
     rows = _rows_of_steps(steps, about, metric, confidence)
-    if len(steps) == 1:
+    n_steps = len(steps)
+    if n_steps == 1:
         return rows
-    bonferroni = 1 - (1 - confidence) / len(steps)
+    error_rate = (1 - confidence) / n_steps
+    bonferroni = 1 - error_rate
     widened = _rows_of_steps(steps, about, metric, bonferroni)
     together = _all_steps(rows, widened, metric)
-    return [*rows, {**together, "scope": f"{metric}, at all {len(steps)} steps"}]
+    together["scope"] = f"{metric}, at all {n_steps} steps"
+    return [*rows, together]
 
 
 def _rows_of_steps(
@@ -379,12 +406,18 @@ def _rows_of_steps(
         names = {**about, "scope": f"{metric}, step {step:g}", "effect": effect.name}
         shared = of_permutations(effect.shuffled, confidence)
         row = decide(names, effect.of_seeds, effect.bounds, confidence, shared)
-        row["ci_low"], row["ci_high"] = np.clip([row["ci_low"], row["ci_high"]], *_RANGE[claim])
+        lowest, highest = _RANGE[claim]
+        for end in ("ci_low", "ci_high"):
+            row[end] = np.clip(row[end], lowest, highest)
         rows.append(row)
     return rows
 
 
-def _all_steps(rows: list[Row], widened: list[Row], metric: str) -> Row:
+def _all_steps(
+    rows: list[Row],
+    widened: list[Row],
+    metric: str,
+) -> Row:
     """The row for all steps together.
 
     Args:
@@ -396,15 +429,22 @@ def _all_steps(rows: list[Row], widened: list[Row], metric: str) -> Row:
         The row of the least favourable step, with the verdict and the reason for all steps.
     """
     contradicted = [row for row in widened if row["verdict"] == "contradicted"]
-    together = max(contradicted or rows, key=_disfavour)
-    if together["verdict"] == "supported" and any(row["verdict"] != "supported" for row in rows):
-        return {**together, "verdict": "undecided", "reason": "not every step is supported"}
-    if together["verdict"] == "contradicted" and not contradicted:
+    candidates = contradicted or rows
+    together = max(candidates, key=_disfavour).copy()
+    verdict = together["verdict"]
+    are_all_supported = all(row["verdict"] == "supported" for row in rows)
+    if verdict == "supported" and not are_all_supported:
+        together["verdict"] = "undecided"
+        together["reason"] = "not every step is supported"
+    elif verdict == "contradicted" and not contradicted:
         alone = f"contradicted at one of {len(rows)} steps alone"
-        reason = f"{alone}, not with intervals widened for their number"
-        return {**together, "verdict": "undecided", "reason": reason}
-    step = together["scope"].removeprefix(f"{metric}, ")
-    return {**together, "reason": f"{step}: {together['reason']}"}
+        together["verdict"] = "undecided"
+        together["reason"] = f"{alone}, not with intervals widened for their number"
+    else:
+        prefix = f"{metric}, "
+        step = together["scope"].removeprefix(prefix)
+        together["reason"] = f"{step}: {together['reason']}"
+    return together
 
 
 def _disfavour(row: Row) -> float:

@@ -69,9 +69,13 @@ def risk_rows(
         falls = [rapid_fall(*curve) for curve in curves]
         effects = _effects_of_seeds(followed, falls)
         ends = [end for _, end in falls]
-        has_fall = np.isfinite(ends).any()
-        scope = f"{kind} risk, 90% of its fall done at {np.nanmean(ends):g}" if has_fall else kind
-        reason = "" if has_fall else f"the {kind} risk does not fall to less than half in any seed"
+
+        if np.isfinite(ends).any():
+            scope = f"{kind} risk, 90% of its fall done at {np.nanmean(ends):g}"
+            reason = ""
+        else:
+            scope = kind
+            reason = f"the {kind} risk does not fall to less than half in any seed"
         for i, claim in enumerate(CLAIMS):
             names = {**about, "claim": claim.name, "scope": scope, "effect": claim.effect}
             rows.append(of_median_pair(names, effects[:, i], claim.bounds, confidence, reason))
@@ -88,16 +92,17 @@ def rapid_fall(steps: np.ndarray, log_risk: np.ndarray) -> tuple[float, float]:
     Returns:
         Step of half of the fall, and step of its end; NaN if the risk hardly falls.
     """
-    last_tenth = steps >= steps[-1] - 0.1 * (steps[-1] - steps[0])
+    span = steps[-1] - steps[0]
+    is_end = steps >= steps[-1] - 0.1 * span  # The last tenth.
     start = log_risk[0]
-    fall = start - np.median(log_risk[last_tenth])
+    end = np.median(log_risk[is_end])
+    fall = start - end
     if fall < LEAST_FALL:
         return np.nan, np.nan
 
-    def first_step(share: float) -> float:
-        return steps[np.argmax(log_risk <= start - share * fall)]
-
-    return first_step(0.5), first_step(RAPID)
+    half_done = log_risk <= start - 0.5 * fall
+    rapid_done = log_risk <= start - RAPID * fall
+    return steps[np.argmax(half_done)], steps[np.argmax(rapid_done)]
 
 
 def _effects_of_seeds(followed: Cube, falls: list[tuple[float, float]]) -> np.ndarray:
@@ -107,12 +112,15 @@ def _effects_of_seeds(followed: Cube, falls: list[tuple[float, float]]) -> np.nd
         followed: Log₂ S_rel.
         falls: Steps at which half of the fall of a seed's risk, and its rapid phase, end.
     """
-    effects = np.full((len(followed.seeds), len(CLAIMS), len(followed.pairs)), np.nan)
+    shape = (len(followed.seeds), len(CLAIMS), len(followed.pairs))
+    effects = np.full(shape, np.nan)
+    steps = followed.steps
     for seed, (half, rapid) in enumerate(falls):
-        n_in = (followed.steps <= rapid).sum()
-        n_after = (followed.steps > rapid).sum()
+        n_in = (steps <= rapid).sum()
+        n_after = (steps > rapid).sum()
         if n_in >= LEAST_IN and n_after >= LEAST_AFTER:
-            effects[seed] = _effects(followed.srel[seed], followed.steps, half, rapid)
+            logs = followed.srel[seed]
+            effects[seed] = _effects(logs, steps, half, rapid)
     return effects
 
 
@@ -135,16 +143,18 @@ def _effects(
     """
     is_during = steps <= rapid
     is_after = ~is_during
+    span = steps[-1] - steps[0]
+    length = np.ptp(steps[is_during])
     slope_during = slopes(logs[:, is_during], steps[is_during])
     slope_after = slopes(logs[:, is_after], steps[is_after])
-    change_during = slope_during * np.ptp(steps[is_during])
-    difference = (slope_during - slope_after) * (steps[-1] - steps[0])
+    change_during = slope_during * length
+    difference = (slope_during - slope_after) * span
 
+    change_at_start = np.full(len(logs), np.nan)
     is_begun = (steps <= half) & (steps > steps[0])
     if is_begun.any():
-        change_at_start = logs[:, is_begun][:, -1] - logs[:, 0]
-    else:
-        change_at_start = np.full(len(logs), np.nan)
+        at_half = logs[:, is_begun][:, -1]
+        change_at_start = at_half - logs[:, 0]
     return np.stack([change_during, difference, change_at_start])
 
 
@@ -172,10 +182,11 @@ def _curves(risks: pd.DataFrame, followed: Cube) -> dict[str, list[RiskCurve]]:
     if not is_positive.all():
         raise FrameError(f"the risks range from {risks['loss'].min()} to {risks['loss'].max()}: they must be positive")
     span = followed.steps[[0, -1]]
-    return {
-        kind: [_curve_of_seed(of_kind, kind, name, span) for name in followed.seeds]
-        for kind, of_kind in risks.groupby("split", sort=False)
-    }
+    curves = {}
+    for split, of_kind in risks.groupby("split", sort=False):
+        kind = str(split)
+        curves[kind] = [_curve_of_seed(of_kind, kind, name, span) for name in followed.seeds]
+    return curves
 
 
 def _curve_of_seed(
@@ -205,7 +216,9 @@ def _curve_of_seed(
     first, last = span
     if len(steps) < 2 or steps[0] > first or steps[-1] < last:
         raise FrameError(f"the {kind} risk of {name} does not span the steps {span}")
-    log_risk = np.log2(rows["loss"].to_numpy(float))
-    inner_steps = steps[(steps > first) & (steps < last)]
+    loss = rows["loss"].to_numpy(float)
+    log_risk = np.log2(loss)
+    is_inside = (steps > first) & (steps < last)
+    inner_steps = steps[is_inside]
     all_steps = np.unique([first, *inner_steps, last])
     return RiskCurve(all_steps, np.interp(all_steps, steps, log_risk))

@@ -1,8 +1,8 @@
-"""S_rel frames as arrays [seed, pair, step]. The frames are checked: data that do not fit are refused, never guessed."""
+"""S_rel frames as arrays [seed, pair, step]. The frames are checked: data that do not fit are refused."""
 
 import warnings
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -54,18 +54,26 @@ def groups(frame: pd.DataFrame) -> Iterator[tuple[dict[str, str], pd.DataFrame]]
             run occurs under two names.
     """
     check_columns(frame, NEEDED)
-    frame = frame[frame["source_id"] != frame["target_id"]]
-    if frame.empty:
+    is_pair = frame["source_id"] != frame["target_id"]
+    pairs = frame[is_pair]
+    if pairs.empty:
         raise FrameError("the frame has no pairs of two different examples: nothing to check")
-    frame = frame.assign(
-        srel=_checked_srel(frame),
-        step=_checked_steps(frame),
-        replicate=replicates(frame),
+    checked = pairs.assign(
+        srel=_checked_srel(pairs),
+        step=_checked_steps(pairs),
+        replicate=replicates(pairs),
     )
-    for key, rows in frame.groupby(GROUP, dropna=False, sort=False, observed=True):
+    grouped = checked.groupby(
+        GROUP,
+        dropna=False,
+        sort=False,
+        observed=True,
+    )
+    for key, rows in grouped:
         _check_entries(rows)
         _check_replicates(rows)
-        yield dict(zip(GROUP, key, strict=True)), rows
+        names = cast(tuple[str, ...], key)
+        yield dict(zip(GROUP, names, strict=True)), rows
 
 
 def _checked_srel(frame: pd.DataFrame) -> pd.Series:
@@ -145,8 +153,9 @@ def _check_replicates(rows: pd.DataFrame) -> None:
     for name, run in ordered.groupby("replicate"):
         if _may_agree(run):
             continue
-        values = run["srel"].to_numpy().tobytes()
-        first_name = run_of_values.setdefault(values, name)
+
+        values = run["srel"].to_numpy()
+        first_name = run_of_values.setdefault(values.tobytes(), name)
         if first_name != name:
             raise FrameError(f"the runs {first_name} and {name} are the same to the last bit: drop the copy")
 
@@ -179,11 +188,17 @@ def pairs_in_time(rows: pd.DataFrame) -> Cube:
         Cube of the pairs, or of the means over class pairs.
     """
     by_pair = cube(rows)
-    has_classes = {"source_class", "target_class"} <= set(rows.columns)
-    have_all_seeds_a_pair = by_pair.measured.any(axis=2).all(axis=0).any()
-    if have_all_seeds_a_pair or not has_classes or (rows["source_class"].astype(str) == "").any():
+    is_common = by_pair.measured.any(axis=2).all(axis=0)  # Pairs that all seeds measured.
+    if is_common.any() or not _has_classes(rows):
         return by_pair
     return cube(of_classes(rows))
+
+
+def _has_classes(rows: pd.DataFrame) -> bool:
+    """Whether every row has a source class and a target class."""
+    if not {"source_class", "target_class"} <= set(rows.columns):
+        return False
+    return not (rows["source_class"].astype(str) == "").any()
 
 
 def of_classes(rows: pd.DataFrame) -> pd.DataFrame:
@@ -244,19 +259,24 @@ def series(whole: Cube, least: int = 12) -> Cube | str:
     Returns:
         Cube of log₂ S_rel, or the reason why there is none.
     """
-    followed = (whole.measured.sum(axis=2) >= least).all(axis=0)
+    n_measured = whole.measured.sum(axis=2)  # [seed, pair]
+    followed = (n_measured >= least).all(axis=0)
     if not followed.any():
         return f"no pair was measured at {least} steps or more in every seed"
     common = whole.measured[:, followed].all(axis=(0, 1))
-    if common.sum() < least:
-        return f"the pairs and seeds have {common.sum()} steps in common: {least} are needed"
+    n_common = common.sum()
+    if n_common < least:
+        return f"the pairs and seeds have {n_common} steps in common: {least} are needed"
 
-    logs = log2(whole.srel[:, followed][:, :, common])
+    chosen = whole.srel[:, followed][:, :, common]
+    logs = log2(chosen)
     is_known = np.isfinite(logs)
-    seeds = is_known.mean(axis=(1, 2)) >= 0.5
+    share_of_seed = is_known.mean(axis=(1, 2))
+    seeds = share_of_seed >= 0.5
     if not seeds.any():
         return "less than half of the entries are valid in every seed"
-    pairs = (is_known[seeds].mean(axis=2) >= 0.5).all(axis=0)
+    share_of_pair = is_known[seeds].mean(axis=2)  # [seed, pair]
+    pairs = (share_of_pair >= 0.5).all(axis=0)
     if not pairs.any():
         return "no pair has half of its entries valid in every seed"
 
@@ -291,8 +311,9 @@ def slopes(values: np.ndarray, at: np.ndarray) -> np.ndarray:
         at = at - np.nanmean(at, axis=-1, keepdims=True)
         values = values - np.nanmean(values, axis=-1, keepdims=True)
     covariance = np.nansum(at * values, axis=-1)
-    spread = np.nansum(at**2, axis=-1)
-    return covariance / np.where(spread > 0, spread, np.nan)
+    variance = np.nansum(at**2, axis=-1)
+    positive_variance = np.where(variance > 0, variance, np.nan)
+    return covariance / positive_variance
 
 
 def median(rows: np.ndarray) -> np.ndarray:

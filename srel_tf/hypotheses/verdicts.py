@@ -68,11 +68,18 @@ def interval(
     """
     effects = np.asarray(effects, float)
     n = len(effects)
-    mean = effects.mean() if n else np.nan
-    if n < 2:
+    if n == 0:
+        return np.nan, np.nan, np.nan
+    mean = effects.mean()
+    if n == 1:
         return mean, np.nan, np.nan
-    half = _student_quantile(confidence, n - 1) * effects.std(ddof=1) / np.sqrt(n)
-    return mean, mean - np.hypot(half, shared[0]), mean + np.hypot(half, shared[1])
+
+    deviation = effects.std(ddof=1)
+    quantile = _student_quantile(confidence, n - 1)
+    half = quantile * deviation / np.sqrt(n)
+    # The two errors are independent.
+    below, above = np.hypot(half, shared)
+    return mean, mean - below, mean + above
 
 
 def _student_quantile(confidence: float, degrees: int) -> float:
@@ -114,7 +121,11 @@ def of_jackknife(draws: np.ndarray, confidence: float) -> Bounds:
     return half, half
 
 
-def of_bootstrap(draws: np.ndarray, count: int, confidence: float) -> Bounds:
+def of_bootstrap(
+    draws: np.ndarray,
+    count: int,
+    confidence: float,
+) -> Bounds:
     """Error of a mean effect due to the examples, from the bootstrap.
 
     Args:
@@ -130,7 +141,8 @@ def of_bootstrap(draws: np.ndarray, count: int, confidence: float) -> Bounds:
         return np.nan, np.nan
     # Resamples of n examples have (n - 1)/n of the variance, which itself is known from n examples only.
     correction = np.sqrt(count / (count - 1))
-    half = _student_quantile(confidence, count - 1) * draws.std(ddof=1) * correction
+    quantile = _student_quantile(confidence, count - 1)
+    half = quantile * draws.std(ddof=1) * correction
     return half, half
 
 
@@ -188,12 +200,19 @@ def decide(
     }
 
 
-def _why_undecided(usable: np.ndarray, n_given: int, ci: Bounds, confidence: float) -> str:
+def _why_undecided(
+    usable: np.ndarray,
+    n_given: int,
+    ci: Bounds,
+    confidence: float,
+) -> str:
     """Reason why the effects of the usable seeds, [n], allow no verdict, or ""."""
     n = len(usable)
     if n < MIN_SEEDS:
         return _too_few(n, n_given)
-    if np.ptp(usable) == 0 and 0.5**n > (1 - confidence) / 2:
+    error_rate = (1 - confidence) / 2
+    are_equal = np.ptp(usable) == 0
+    if are_equal and 0.5**n > error_rate:
         return f"the same in all {n} seeds: that says nothing of how much seeds differ"
     if not np.isfinite(ci).all():
         return "too few examples for an interval"
@@ -205,10 +224,12 @@ def _compare(ci: Bounds, claim: Bounds) -> tuple[str, str]:
     ci_low, ci_high = ci
     low, high = claim
     bounds = f"({low:.3g}, {high:.3g})"
-    if low < ci_low and ci_high < high:
-        return "supported", f"the whole interval is within {bounds}"
+    is_inside = low < ci_low and ci_high < high
+    is_outside = ci_high < low or ci_low > high
     is_point_on_bound = ci_low == ci_high and ci_low in claim
-    if ci_high < low or ci_low > high or is_point_on_bound:
+    if is_inside:
+        return "supported", f"the whole interval is within {bounds}"
+    if is_outside or is_point_on_bound:
         return "contradicted", f"the whole interval is outside {bounds}"
     return "undecided", f"the interval reaches across the bounds of {bounds}"
 

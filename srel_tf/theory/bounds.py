@@ -74,13 +74,22 @@ def _as_non_negative(value: float, name: str) -> float:
     return number
 
 
-def _default_t2_star(alpha_squared: float, b1: float, q_squared: float) -> float:
+def _default_t2_star(
+    alpha_squared: float,
+    b1: float,
+    q_squared: float,
+) -> float:
     """First positive time at which α² − b₁e^{−q²t} is at least α²/2."""
     earliest = max(0.0, np.log(2 * b1 / alpha_squared) / q_squared) if b1 > 0 else 0.0
     return float(np.nextafter(earliest, np.inf))  # The lemma's t₂* is positive.
 
 
-def _bound_numerator(alpha_squared: float, b1: float, q_squared: float, t2_star: float) -> float:
+def _bound_numerator(
+    alpha_squared: float,
+    b1: float,
+    q_squared: float,
+    t2_star: float,
+) -> float:
     """α² − b₁e^{−q²t₂*}; raise `AssumptionError` unless it is positive."""
     with np.errstate(over="ignore"):  # If the exponential overflows, the check below raises.
         numerator = alpha_squared - (b1 * np.exp(-q_squared * t2_star) if b1 else 0.0)
@@ -89,7 +98,12 @@ def _bound_numerator(alpha_squared: float, b1: float, q_squared: float, t2_star:
     return numerator
 
 
-def _t1_star(alpha_squared: float, beta_squared: float, b2: float, q_squared: float) -> float:
+def _t1_star(
+    alpha_squared: float,
+    beta_squared: float,
+    b2: float,
+    q_squared: float,
+) -> float:
     """Time from which on the denominator of f is positive, even if β² − b₂ < 0."""
     if b2 <= beta_squared:
         return 0.0
@@ -173,7 +187,11 @@ def theorem_5_3_bound(
     return abs(overlap) / square * bound
 
 
-def _equal_ratios(a: np.ndarray, b: np.ndarray, w0: np.ndarray) -> tuple[float, float]:
+def _equal_ratios(
+    a: np.ndarray,
+    b: np.ndarray,
+    w0: np.ndarray,
+) -> tuple[float, float]:
     """α² and β² of Theorem 5.3; raise `AssumptionError` if a, b or w(0), [2] each, do not fulfil its assumptions."""
     if (a <= 0).any() or (b <= 0).any():
         raise AssumptionError(f"Theorem 5.3 assumes a_r > 0 and b_r > 0; given a = {a}, b = {b}.")

@@ -53,7 +53,11 @@ def _to_float64(value: ArrayLike, name: str) -> tf.Tensor:
         raise ShapeError(f"{name} is not a rectangular array of numbers: {error}") from error
 
 
-def _check_rank(tensor: tf.Tensor, name: str, ranks: tuple[int, ...]) -> None:
+def _check_rank(
+    tensor: tf.Tensor,
+    name: str,
+    ranks: tuple[int, ...],
+) -> None:
     """Raise `ShapeError` unless the number of axes is one of `ranks`."""
     if tensor.shape.rank not in ranks:
         wanted = " or ".join(str(rank) for rank in ranks)
@@ -108,7 +112,11 @@ def as_number(value: ArrayLike, name: str) -> float:
     return float(number)
 
 
-def as_positive(value: ArrayLike, name: str, why: str) -> float:
+def as_positive(
+    value: ArrayLike,
+    name: str,
+    why: str,
+) -> float:
     """Convert `value` to a finite Python float > 0.
 
     Args:
@@ -136,7 +144,11 @@ def as_learning_rate(value: ArrayLike) -> float:
     return as_positive(value, "learning_rate", "Definition 1")
 
 
-def as_count(value: ArrayLike, name: str, least: int = 1) -> int:
+def as_count(
+    value: ArrayLike,
+    name: str,
+    least: int = 1,
+) -> int:
     """Convert `value` to a Python int; raise `ShapeError` unless it is a whole number >= `least`."""
     count = _as_whole_number(value)
     if count is None or count < least:
@@ -163,7 +175,11 @@ def _as_whole_number(value: ArrayLike) -> int | None:
         return None
 
 
-def as_indices(value: npt.ArrayLike, name: str, size: int) -> np.ndarray:
+def as_indices(
+    value: npt.ArrayLike,
+    name: str,
+    size: int,
+) -> np.ndarray:
     """Check integer indices.
 
     Args:
@@ -187,7 +203,12 @@ def as_indices(value: npt.ArrayLike, name: str, size: int) -> np.ndarray:
     return indices
 
 
-def check_last_axis(tensor: tf.Tensor, size: int, name: str, meaning: str) -> None:
+def check_last_axis(
+    tensor: tf.Tensor,
+    size: int,
+    name: str,
+    meaning: str,
+) -> None:
     """Raise `ShapeError` unless the last axis of `tensor` has `size` entries; `meaning` explains the size."""
     if tensor.shape[-1] != size:
         raise ShapeError(f"{name} must end in an axis of {size} ({meaning}), but has shape {tuple(tensor.shape)}.")
@@ -204,7 +225,11 @@ def check_same_shape(
         raise ShapeError(f"{first_name} {tuple(first.shape)} and {second_name} {tuple(second.shape)} must agree.")
 
 
-def check_option(value: str, allowed: tuple[str, ...], name: str) -> str:
+def check_option(
+    value: str,
+    allowed: tuple[str, ...],
+    name: str,
+) -> str:
     """Return `value`; raise `OptionError` unless it is one of `allowed`."""
     if value not in allowed:
         raise OptionError(f"{name}={value!r} does not exist; choose one of {', '.join(map(repr, allowed))}.")

@@ -147,7 +147,12 @@ class DiagonalQuadratic:
         srel = ratio_or_nan(tf.abs(numerator) if absolute else numerator, denominator)
         return srel if target.shape.rank == 2 else srel[:, 0]
 
-    def residual(self, w0: ArrayLike, t: ArrayLike, beta: ArrayLike) -> tf.Tensor:
+    def residual(
+        self,
+        w0: ArrayLike,
+        t: ArrayLike,
+        beta: ArrayLike,
+    ) -> tf.Tensor:
         """y − f = Σ_r β_rr (a_r/b_r − w_r²) along the flow, for realisable labels y = α + Σ_r β_rr a_r/b_r.
 
         The form a/b − w² = (a/b − w₀²) e^{−4θat} w²/w₀² subtracts no two nearly equal numbers.

@@ -52,7 +52,11 @@ def _finite_or_zero(values: tf.Tensor) -> tf.Tensor:
     return tf.where(tf.math.is_finite(values), values, tf.zeros_like(values))
 
 
-def with_start(times: tf.Tensor, start: tf.Tensor, values: ScaledValues) -> ScaledValues:
+def with_start(
+    times: tf.Tensor,
+    start: tf.Tensor,
+    values: ScaledValues,
+) -> ScaledValues:
     """Replace the values at t = 0 by `start`, which was computed directly: rounding of the modes can hide a zero.
 
     Args:

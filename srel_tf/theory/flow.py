@@ -64,7 +64,11 @@ def moment_flow(
     return _integrate(a, lambda power: matrix @ power, w0, t, theta, degree, rtol, atol)
 
 
-def _as_array(value: ArrayLike, name: str, rank: int | None = None) -> np.ndarray:
+def _as_array(
+    value: ArrayLike,
+    name: str,
+    rank: int | None = None,
+) -> np.ndarray:
     """Convert `value` to a finite float64 array."""
     return as_tensor(value, name, rank).numpy()
 

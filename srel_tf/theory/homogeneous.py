@@ -235,7 +235,12 @@ class HomogeneousPredictor:
             raise ShapeError(f"y must hold {features.shape[0]} labels, one an input, but has shape {given}.")
         return features, labels - self._offset(batch)
 
-    def _residual(self, weights: tf.Tensor, x_source: ArrayLike, label: ArrayLike) -> tf.Tensor:
+    def _residual(
+        self,
+        weights: tf.Tensor,
+        x_source: ArrayLike,
+        label: ArrayLike,
+    ) -> tf.Tensor:
         """y − f(W, x), [..., B]."""
         batch, _ = _as_batch(x_source, "x_source")
         labels = _as_labels(label, batch.shape[0])
@@ -324,7 +329,11 @@ def _as_labels(label: ArrayLike, count: int) -> tf.Tensor:
     return labels
 
 
-def _as_residual(residual: ArrayLike, full_shape: tuple[int, ...], single: bool) -> tf.Tensor:
+def _as_residual(
+    residual: ArrayLike,
+    full_shape: tuple[int, ...],
+    single: bool,
+) -> tf.Tensor:
     """Check that the residual broadcasts to `full_shape`; a single source gets an axis B of 1."""
     checked = as_tensor(residual, "residual")
     if single:

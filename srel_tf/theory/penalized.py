@@ -368,7 +368,12 @@ class PenalizedRegression:
         """H W*ᵀ, [N, K]."""
         return tf.matmul(self._fit_rows, self._fit, transpose_b=True)
 
-    def _transient(self, w0: tf.Tensor, times: tf.Tensor, rows: np.ndarray) -> tf.Tensor:
+    def _transient(
+        self,
+        w0: tf.Tensor,
+        times: tf.Tensor,
+        rows: np.ndarray,
+    ) -> tf.Tensor:
         """(W(t) − W*) h divided by e^{−θ²μt} of the slowest mode.
 
         Args:

@@ -245,7 +245,12 @@ class ReLUGate:
             latest = tf.maximum(latest, unclipped_after)
         return latest[0] if checked.single else latest
 
-    def _arguments(self, w0: ArrayLike, x_target: ArrayLike, x_source: ArrayLike) -> _Arguments:
+    def _arguments(
+        self,
+        w0: ArrayLike,
+        x_target: ArrayLike,
+        x_source: ArrayLike,
+    ) -> _Arguments:
         """Check w(0) [n], and x' and x, [n] or [P, n]."""
         target, source = _vector_pair(x_target, x_source)
         check_last_axis(source, self.dimension, "x_source", "as many as w_star")
@@ -282,13 +287,23 @@ class ReLUGate:
         """Coefficients of e^{−βmt} in ⟨e^{−βMt}(w* − w(0)), x⟩, [P, n]."""
         return self._in_modes(self.w_star - w0) * tf.matmul(x, self._eigenvectors)
 
-    def _residual(self, w0: tf.Tensor, times: tf.Tensor, x: tf.Tensor) -> ScaledValues:
+    def _residual(
+        self,
+        w0: tf.Tensor,
+        times: tf.Tensor,
+        x: tf.Tensor,
+    ) -> ScaledValues:
         """⟨e^{−βMt}(w* − w(0)), x⟩ = ⟨w* − w(t), x⟩, [T, P]."""
         at_start = _inner(x, self.w_star - w0)
         later = exponential_sum(self._overlaps_in_modes(w0, x), self.rates, times)
         return with_start(times, at_start, later)
 
-    def _preactivation(self, w0: tf.Tensor, times: tf.Tensor, x: tf.Tensor) -> ScaledValues:
+    def _preactivation(
+        self,
+        w0: tf.Tensor,
+        times: tf.Tensor,
+        x: tf.Tensor,
+    ) -> ScaledValues:
         """α₁ = ⟨w(t), x⟩ (eq. 20), [T, P], by the one of two forms whose terms are smaller.
 
         The late form is ⟨w*, x⟩, a mode that does not decay, minus the decaying modes. If w(0) is small beside w*,
@@ -320,7 +335,12 @@ class ReLUGate:
         at_start = _inner(x, w0)
         return with_start(times, at_start, chosen)
 
-    def _early_terms(self, w0: tf.Tensor, times: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+    def _early_terms(
+        self,
+        w0: tf.Tensor,
+        times: tf.Tensor,
+        x: tf.Tensor,
+    ) -> tf.Tensor:
         """Terms of ⟨e^{−βMt} w(0) − expm1(−βMt) w*, x⟩, [T, P, 2n]."""
         exponent = -times[:, None, None] * self.rates  # [T, 1, n]
         x_in_modes = tf.matmul(x, self._eigenvectors)  # [P, n]
@@ -344,7 +364,11 @@ def _vector_pair(x_target: ArrayLike, x_source: ArrayLike) -> tuple[tf.Tensor, t
     return target, source
 
 
-def _passed_share(before: ScaledValues, residual: ScaledValues, change: tf.Tensor) -> tf.Tensor:
+def _passed_share(
+    before: ScaledValues,
+    residual: ScaledValues,
+    change: tf.Tensor,
+) -> tf.Tensor:
     """φ: the share of the change α₂ that max(0, ·) passes, a function of α₁/|α₂| and of the sign of α₂.
 
     Args:
@@ -428,7 +452,11 @@ def _predict(weights: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
     return tf.nn.relu(_inner(weights, x))
 
 
-def _change_and_rounding(weights: tf.Tensor, stepped: tf.Tensor, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def _change_and_rounding(
+    weights: tf.Tensor,
+    stepped: tf.Tensor,
+    x: tf.Tensor,
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Size of the change of the prediction at x, and a bound of its rounding error, [...] each.
 
     The stored weights and their product with x are rounded once each. If the gate is shut before and after the step,
