@@ -1,4 +1,4 @@
-"""The hypotheses of Section 1.3 as checks: a frame of S_rel in, a tidy frame of verdicts out. Knows no TensorFlow.
+"""The hypotheses of Section 1.3 as checks: S_rel frame in, tidy frame of verdicts out. Knows no TensorFlow.
 
 | paper | here |
 |---|---|
@@ -7,24 +7,26 @@
 | Hypothesis 1.2, two phases, and Figure 5's claim on the risks | `two_phases`, `change_points` |
 | intra-class against inter-class (Sections 1.3 and 2.1) | `class_claim` |
 
-`decide` makes a verdict of one effect a seed, `interval` is its interval: for claims of your own.
+For claims of your own, `decide` makes a verdict from one effect a seed, and `interval` computes its interval.
 
-All return one row a claim and measure, with the same `COLUMNS`:
+All checks return one row a claim and measure, with the same `COLUMNS`:
 
-- `hypothesis`, `claim`, `scope` (metric, step, times, number of pairs); `measure`, `update`, `estimator`: the frame's;
-- `effect`, what was computed, one number a seed; `effect_size`, its mean over seeds; `ci_low`, `ci_high`, its interval
+- `hypothesis`, `claim`, `scope` (metric, step, times, number of pairs); `measure`, `update`, `estimator` of the frame;
+- `effect`: what was computed, one number a seed; `effect_size`: its mean over seeds; `ci_low`, `ci_high`: its interval
   at level `confidence` over `n_seeds` seeds;
 - `claim_low`, `claim_high`: the hypothesis says that the effect lies between these;
-- `verdict`: "supported" where the whole interval does, "contradicted" where none of it does, else "undecided";
-- `reason`: of the verdict, in words.
+- `verdict`: "supported" if the whole interval lies between them, "contradicted" if no part of it does, else
+  "undecided";
+- `reason`: the reason of the verdict in words.
 
-The stated error rate: if the true effect is outside the claim's bounds, "supported" has a probability of at most
-(1 − confidence)/2, if it is inside, "contradicted" has; at a bound the two together have 1 − confidence. That is a rate
-for one row: of forty true rows one is expected to go wrong at 95%. It rests on seeds that are independent, and on
-effects that are about normal among them: that one training in twenty behaves otherwise is nothing that five seeds can
-show. `python -m tests.hypotheses.calibrate` counts the wrong verdicts on simulated frames (results/hypotheses).
+Error rate: if the true effect is outside the claim's bounds, the probability of "supported" is at most
+(1 − confidence)/2. If it is inside, the probability of "contradicted" is at most that. At a bound the two together have
+1 − confidence. This is a rate for one row: at 95%, one of forty true rows is expected to be wrong. The rate assumes
+that seeds are independent and that effects are about normal among them. Five seeds cannot show that one training in
+twenty behaves differently. `python -m tests.hypotheses.calibrate` counts the wrong verdicts on simulated frames
+(results/hypotheses).
 
-A valid S_rel of 0 is a value, below all others (2⁻⁶⁴ where logarithms are averaged); only invalid entries are missing.
+A valid S_rel of 0 is a value below all others (2⁻⁶⁴ where logarithms are averaged). Only invalid entries are missing.
 """
 
 from srel_tf.hypotheses.bound import bounded_by_proximity

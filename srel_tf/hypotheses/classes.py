@@ -1,134 +1,324 @@
 """The claim on classifiers (Sections 1.3 and 2.1): intra-class S^{k,smooth} is above inter-class, and constant."""
 
 import warnings
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from srel_tf.errors import FrameError
-from srel_tf.hypotheses.series import NEGLIGIBLE, cube, groups, log2, slopes
-from srel_tf.hypotheses.verdicts import check_confidence, decide, of_bootstrap, table
+from srel_tf.hypotheses.series import NEGLIGIBLE, Cube, cube, groups, log2, slopes
+from srel_tf.hypotheses.verdicts import Claim, Row, check_confidence, decide, of_bootstrap, table
 
 CONSTANT = 0.5  # In log₂: "relatively constant" means a change by less than a factor of √2 over the training.
 MIN_STEPS, MIN_EXAMPLES = 3, 8
 CLAIMS = (
-    ("intra above inter at (almost) all times", "5% quantile of log₂ (intra / inter)", (0.0, np.inf)),
-    ("intra above inter", "log₂ (intra / inter), mean over class pairs and steps", (NEGLIGIBLE, np.inf)),
-    ("intra constant in time", "log₂ change of intra over the measured span", (-CONSTANT, CONSTANT)),
-    ("inter decreasing", "log₂ change of inter over the measured span", (-np.inf, -NEGLIGIBLE)),
-    ("inter decreases more than intra", "log₂ change of inter minus that of intra", (-np.inf, -NEGLIGIBLE)),
-)  # fmt: skip
+    Claim("intra above inter at (almost) all times", "5% quantile of log₂ (intra / inter)", (0.0, np.inf)),
+    Claim("intra above inter", "log₂ (intra / inter), mean over class pairs and steps", (NEGLIGIBLE, np.inf)),
+    Claim("intra constant in time", "log₂ change of intra over the measured span", (-CONSTANT, CONSTANT)),
+    Claim("inter decreasing", "log₂ change of inter over the measured span", (-np.inf, -NEGLIGIBLE)),
+    Claim("inter decreases more than intra", "log₂ change of inter minus that of intra", (-np.inf, -NEGLIGIBLE)),
+)
 
 
-def class_claim(frame, confidence=0.95, diagonal=False, resamples=200, seed=0):
-    """Verdicts on the classification claim, one a measure, update rule, estimator and part of the claim.
+class _Entries(NamedTuple):
+    """Entries of one measurement.
 
-    frame: S_rel frame of several seeds with classes (`srel_tf.frames.COLUMNS`); S^{k,smooth} is `srel_tf.smooth`'s.
-    diagonal: whether the pairs of an example with itself count. They do in the paper's Definition 3, and are 1 whatever
-        the net does: they alone lift intra above inter where S_rel < 1. Left out by default.
-    resamples, seed: of the bootstrap over examples.
+    Attributes:
+        srel: S_rel, [pair]; NaN if it is invalid.
+        measured: Whether the frame has a row for the pair, bool [pair].
+        source: Number of the source of each pair, [pair].
+        target: Number of the target of each pair, [pair].
+    """
 
-    Each effect is one number a seed: for a source class c, intra is S(c, c), inter S(c', c) for each other class c'.
-    A class mean of which less than half of the entries are valid counts as missing. Changes are least-squares slopes
-    of log₂ S^{k,smooth} times the measured span, mean over classes; the bounds stand in `claim_low`, `claim_high`.
+    srel: np.ndarray
+    measured: np.ndarray
+    source: np.ndarray
+    target: np.ndarray
+
+
+def class_claim(
+    frame: pd.DataFrame,
+    confidence: float = 0.95,
+    diagonal: bool = False,
+    resamples: int = 200,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Check the claim on classifiers: one row a measure, update rule, estimator and part of the claim.
+
+    Each effect is one number a seed. For a source class c, intra is S(c, c), and inter is S(c', c) for each other class
+    c'. S^{k,smooth} is that of `srel_tf.smooth`. A class mean counts as missing if less than half of its entries are
+    valid. Changes are least-squares slopes of log₂ S^{k,smooth} times the measured span, averaged over classes. The
+    bounds stand in `claim_low` and `claim_high`.
 
     The interval joins Student's t over seeds with the bootstrap over examples within their classes: an example that
     several seeds measured has one weight in all of them, as source and as target.
 
-    Returns a frame of `srel_tf.hypotheses.COLUMNS`; "undecided" for less than 3 seeds or 3 steps, or a class of less
-    than 8 examples. Raises `FrameError` for frames that do not fit or have less than two classes.
+    Args:
+        frame: S_rel frame of several seeds with classes (`srel_tf.frames.COLUMNS`).
+        confidence: Level of the intervals.
+        diagonal: Whether the pairs of an example with itself count, as in the paper's Definition 3. Their S_rel is 1
+            for every net: this alone lifts intra above inter if S_rel < 1. They are left out by default.
+        resamples: Number of resamples of the bootstrap over examples.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        Frame of `srel_tf.hypotheses.COLUMNS`; "undecided" for less than 3 seeds or 3 steps, or a class of less than 8
+        examples.
+
+    Raises:
+        FrameError: The frame does not fit, or has less than two classes.
+        OptionError: `confidence` is not in [0.5, 1).
+
+    Example:
+        Simulated S_rel: 1 within the two classes of 8 examples, 1/2 between them, in 3 seeds at 3 steps.
+
+        >>> import numpy as np
+        >>> import pandas as pd
+        >>> from srel_tf.hypotheses import class_claim
+        >>> run, step, source, target = (index.ravel() for index in np.indices((3, 3, 16, 16)))
+        >>> frame = pd.DataFrame({"run": run, "seed": run, "step": step, "source_id": source, "target_id": target})
+        >>> frame = frame.assign(source_class=source // 8, target_class=target // 8)
+        >>> is_intra = frame["source_class"] == frame["target_class"]
+        >>> noise = np.random.default_rng(0).uniform(0.9, 1.1, size=len(frame))
+        >>> frame = frame.assign(srel=np.where(is_intra, 1.0, 0.5) * noise, valid=True)
+        >>> verdicts = class_claim(frame.assign(measure="kl", update="sgd", estimator="exact"))
+        >>> verdicts.set_index("claim")["verdict"]["intra above inter"]
+        'supported'
     """
     check_confidence(confidence)
-    rows, generator = [], np.random.default_rng(seed)
-    for key, _ in groups(frame):
-        # `groups` leaves the diagonal out and checks the rest; where it counts, it is put back.
-        part = frame[(frame[list(key)] == list(key.values())).all(axis=1)]
-        if not diagonal:
-            part = part[part["source_id"] != part["target_id"]]
-        part = part.assign(
-            replicate=part["run"].astype(str) + "/" + part["seed"].astype("string").fillna(""),
-            srel=part["srel"].where(part["valid"].eq(True).fillna(False)).replace([np.inf, -np.inf], np.nan),
-        )
+    rows: list[Row] = []
+    generator = np.random.default_rng(seed)
+    for key, _ in groups(frame):  # `groups` checks the frame, but leaves the diagonal out.
+        part = _rows_of_group(frame, key, diagonal)
         class_of = _classes(part)
-        names, counts = np.unique(class_of.to_numpy(str), return_counts=True)
-        about = {"hypothesis": "classification", **key, "scope": f"{len(names)} classes"}
+        sizes = class_of.astype(str).value_counts()
+        least = int(sizes.min())
+        reason = ""
+        if least < MIN_EXAMPLES:
+            reason = f"a class has {least} examples: {MIN_EXAMPLES} are needed"
+        about = {"hypothesis": "classification", **key, "scope": f"{len(sizes)} classes"}
         effects, draws = _effects(part, class_of, resamples, generator)
-        few = f"a class has {counts.min()} examples: {MIN_EXAMPLES} are needed" if counts.min() < MIN_EXAMPLES else ""
-        for i, (claim, effect, bounds) in enumerate(CLAIMS):
-            shared = of_bootstrap(draws[:, i], int(counts.min()), confidence)
-            names_of = {**about, "claim": claim, "effect": effect}
-            rows.append(decide(names_of, effects[:, i], bounds, confidence, shared, reason=few))
+        for i, claim in enumerate(CLAIMS):
+            shared = of_bootstrap(draws[:, i], least, confidence)
+            row = decide(
+                {**about, "claim": claim.name, "effect": claim.effect},
+                effects[:, i],
+                claim.bounds,
+                confidence,
+                shared=shared,
+                reason=reason,
+            )
+            rows.append(row)
     return table(rows)
 
 
-def _classes(part):
-    """Class of each example id, a series; `FrameError` where one has none or two."""
-    ends = [part[[f"{end}_id", f"{end}_class"]].set_axis(["id", "class"], axis=1) for end in ("source", "target")]
-    named = pd.concat(ends).drop_duplicates()
-    empty = named["class"].isna() | (named["class"].astype(str) == "")
-    if empty.any() or part["source_class"].nunique() < 2:
+def _rows_of_group(
+    frame: pd.DataFrame,
+    key: dict[str, str],
+    diagonal: bool,
+) -> pd.DataFrame:
+    """Rows of one group, with a column `replicate`, and NaN for invalid S_rel.
+
+    Args:
+        frame: The whole frame.
+        key: Measure, update rule and estimator.
+        diagonal: Whether to keep the pairs of an example with itself.
+
+    Returns:
+        The rows.
+    """
+    part = frame[(frame[list(key)] == list(key.values())).all(axis=1)]
+    if not diagonal:
+        part = part[part["source_id"] != part["target_id"]]
+    seeds = part["seed"].astype("string").fillna("")
+    is_valid = part["valid"].eq(True).fillna(False)
+    srel = part["srel"].where(is_valid)
+    return part.assign(
+        replicate=part["run"].astype(str) + "/" + seeds,
+        srel=srel.replace([np.inf, -np.inf], np.nan),
+    )
+
+
+def _classes(part: pd.DataFrame) -> pd.Series:
+    """Class of each example.
+
+    Args:
+        part: Rows with the ids and classes of sources and targets.
+
+    Returns:
+        Classes, indexed by id.
+
+    Raises:
+        FrameError: An example has no class or two, or there is only one class.
+    """
+    sources = part[["source_id", "source_class"]].set_axis(["id", "class"], axis=1)
+    targets = part[["target_id", "target_class"]].set_axis(["id", "class"], axis=1)
+    named = pd.concat([sources, targets]).drop_duplicates()
+    is_empty = named["class"].isna() | (named["class"].astype(str) == "")
+    if is_empty.any() or part["source_class"].nunique() < 2:
         raise FrameError("the claim compares classes: source_class must name at least two, and none may be empty")
-    twice = named["id"].duplicated()
-    if twice.any():
-        raise FrameError(f"example {named.loc[twice, 'id'].iloc[0]!r} belongs to two classes")
+    is_second = named["id"].duplicated()
+    if is_second.any():
+        raise FrameError(f"example {named.loc[is_second, 'id'].iloc[0]!r} belongs to two classes")
     return named.set_index("id")["class"].sort_index(key=lambda ids: ids.astype(str))
 
 
-def _effects(part, class_of, resamples, generator):
-    """The effects [seed, claim], and their mean over seeds in each resample of the examples [resamples, claim]."""
-    ids, codes = class_of.index, np.unique(class_of.to_numpy(str), return_inverse=True)[1]
-    weights = np.ones((1 + resamples, len(ids)))  # The first row: every example once.
-    for c in range(codes.max() + 1):
-        members = np.flatnonzero(codes == c)
-        weights[1:, members] = generator.multinomial(len(members), np.full(len(members), 1 / len(members)), resamples)
-    by_class = weights[:, None] * (codes == np.arange(codes.max() + 1)[:, None])  # [draw, class, example]
-    found = []
-    for _, run in part.groupby("replicate"):
-        whole = cube(run)
-        source, target = (ids.get_indexer(whole.pairs.get_level_values(i)) for i in (0, 1))
-        logs = np.stack([
-            _class_means(whole.srel[0, :, i], whole.measured[0, :, i], source, target, by_class)
-            for i in range(len(whole.steps))
-        ], axis=-1)  # fmt: skip
-        found.append(_effects_of_run(logs, whole.steps))
-    found = np.array(found)
-    judged = np.isfinite(found[:, 0])  # A seed without an effect is in no draw either.
-    drawn = np.where(judged[:, None], found[:, 1:], 0).sum(axis=0) / np.maximum(judged.sum(axis=0), 1)
-    return found[:, 0], drawn
+def _effects(
+    part: pd.DataFrame,
+    class_of: pd.Series,
+    resamples: int,
+    generator: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Effects of each seed, and their means in the resamples.
+
+    Args:
+        part: Rows of one group.
+        class_of: Class of each example id.
+        resamples: Number of resamples of the examples.
+        generator: Source of the resamples.
+
+    Returns:
+        The effects [seed, claim], and their mean over seeds in each resample of the examples [resamples, claim].
+    """
+    by_class = _class_weights(class_of, resamples, generator)
+    ids = class_of.index
+    runs = [cube(rows) for _, rows in part.groupby("replicate")]
+    of_runs = [_effects_of_run(run, ids, by_class) for run in runs]
+    of_seeds = np.array(of_runs)  # [seed, draw, claim]
+    effects = of_seeds[:, 0]
+    # The mean in each resample is over the seeds that have an effect.
+    is_judged = np.isfinite(effects)
+    draws = of_seeds[:, 1:]
+    judged_draws = np.where(is_judged[:, None], draws, 0)
+
+    total = judged_draws.sum(axis=0)
+    count = is_judged.sum(axis=0)
+    mean_draws = total / np.maximum(count, 1)
+    return effects, mean_draws
 
 
-def _class_means(srel, measured, source, target, by_class):
-    """Log₂ S^{k,smooth} [draw, source class, target class]; NaN where less than half of the entries are valid."""
-    n, valid = by_class.shape[2], np.isfinite(srel)
-    total, of_valid, of_all = (
-        by_class @ _matrix(values, source, target, n) @ by_class.transpose(0, 2, 1)
-        for values in (np.where(valid, srel, 0), valid, measured)
-    )
+def _class_weights(
+    class_of: pd.Series,
+    resamples: int,
+    generator: np.random.Generator,
+) -> np.ndarray:
+    """Weight of each example in each draw, for each class.
+
+    Args:
+        class_of: Class of each example id.
+        resamples: Number of resamples; each keeps the number of examples of a class.
+        generator: Source of the resamples.
+
+    Returns:
+        [1 + resamples, class, example]; the first draw has every example once. 0 for examples of other classes.
+    """
+    names, codes = np.unique(class_of.to_numpy(str), return_inverse=True)
+    weights = np.ones((1 + resamples, len(codes)))
+    for code in range(len(names)):
+        members = np.flatnonzero(codes == code)
+        probabilities = np.full(len(members), 1 / len(members))
+        weights[1:, members] = generator.multinomial(len(members), probabilities, resamples)
+    is_member = codes == np.arange(len(names))[:, None]  # [class, example]
+    return weights[:, None] * is_member
+
+
+def _effects_of_run(
+    run: Cube,
+    ids: pd.Index,
+    by_class: np.ndarray,
+) -> np.ndarray:
+    """Effects of one seed in each draw.
+
+    Args:
+        run: S_rel of one seed.
+        ids: Ids of the examples, in the order of the weights.
+        by_class: Weights, [draw, class, example].
+
+    Returns:
+        [draw, claim].
+    """
+    source = ids.get_indexer(run.pairs.get_level_values(0))
+    target = ids.get_indexer(run.pairs.get_level_values(1))
+    logs = []
+    for step in range(len(run.steps)):
+        entries = _Entries(run.srel[0, :, step], run.measured[0, :, step], source, target)
+        logs.append(_class_means(entries, by_class))
+    return _effects_of_means(np.stack(logs, axis=-1), run.steps)
+
+
+def _class_means(entries: _Entries, by_class: np.ndarray) -> np.ndarray:
+    """Log₂ S^{k,smooth} of each class pair.
+
+    Args:
+        entries: Entries of one measurement.
+        by_class: Weights, [draw, class, example].
+
+    Returns:
+        [draw, source class, target class]; NaN if less than half of the entries are valid.
+    """
+    is_valid = np.isfinite(entries.srel)
+    total = _sum_of_class_pairs(np.where(is_valid, entries.srel, 0), entries, by_class)
+    n_valid = _sum_of_class_pairs(is_valid, entries, by_class)
+    n_measured = _sum_of_class_pairs(entries.measured, entries, by_class)
+    is_known = (n_valid > 0) & (n_valid >= n_measured / 2)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return log2(np.where((of_valid > 0) & (of_valid >= of_all / 2), total / of_valid, np.nan))
+        means = total / n_valid
+    return log2(np.where(is_known, means, np.nan))
 
 
-def _matrix(values, source, target, n):
-    found = np.zeros((n, n))
-    found[source, target] = values
-    return found
+def _sum_of_class_pairs(
+    values: np.ndarray,
+    entries: _Entries,
+    by_class: np.ndarray,
+) -> np.ndarray:
+    """Weighted sums of values [pair] over class pairs, [draw, source class, target class]."""
+    n_examples = by_class.shape[2]
+    matrix = np.zeros((n_examples, n_examples))
+    matrix[entries.source, entries.target] = values
+    return by_class @ matrix @ by_class.transpose(0, 2, 1)
 
 
-def _effects_of_run(logs, steps):
-    """The five effects of one seed, log₂ S^{k,smooth} [draw, source class, target class, step]: [draw, claim]."""
-    same = np.eye(logs.shape[1], dtype=bool)
-    intra = logs[:, same]  # [draw, class, step]
-    gaps = (intra[:, :, None] - logs)[:, ~same].reshape(len(logs), -1)
+def _effects_of_means(logs: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """Effects of one seed, in the order of `CLAIMS`.
+
+    Args:
+        logs: Log₂ S^{k,smooth}, [draw, source class, target class, step].
+        steps: [step].
+
+    Returns:
+        [draw, claim].
+    """
+    is_intra = np.eye(logs.shape[1], dtype=bool)
+    intra = logs[:, is_intra]  # [draw, class, step]
+    inter = logs[:, ~is_intra]  # [draw, class pair, step]
+    gaps = (intra[:, :, None] - logs)[:, ~is_intra].reshape(len(logs), -1)
+    quantile = np.nanquantile if np.isnan(gaps).any() else np.quantile
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # Without any gap, or any curve.
-        changes = [_change(curves, steps) for curves in (intra, logs[:, ~same])]
-        quantile = (np.nanquantile if np.isnan(gaps).any() else np.quantile)(gaps, 0.05, axis=1)
-        return np.stack([quantile, np.nanmean(gaps, axis=1), *changes, changes[1] - changes[0]], axis=1)
+        warnings.simplefilter("ignore", RuntimeWarning)  # There may be no gap, or no curve.
+        low_gap = quantile(gaps, 0.05, axis=1)
+        mean_gap = np.nanmean(gaps, axis=1)
+        change_intra = _change(intra, steps)
+        change_inter = _change(inter, steps)
+    effects = [low_gap, mean_gap, change_intra, change_inter, change_inter - change_intra]
+    return np.stack(effects, axis=1)
 
 
-def _change(curves, steps):
-    """Mean over curves [draw, curve, step] of slope times span; NaN where none has three steps."""
-    known = np.isfinite(curves)
-    curves = np.where(known.sum(axis=2, keepdims=True) >= MIN_STEPS, curves, np.nan)
-    span = np.where(known, steps, -np.inf).max(axis=2) - np.where(known, steps, np.inf).min(axis=2)
-    return np.nanmean(slopes(curves, np.broadcast_to(steps, curves.shape)) * span, axis=1)
+def _change(curves: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """Mean over curves of slope times span.
+
+    Args:
+        curves: [draw, curve, step].
+        steps: [step].
+
+    Returns:
+        [draw]; NaN if no curve has three steps.
+    """
+    is_known = np.isfinite(curves)
+    has_enough = is_known.sum(axis=2, keepdims=True) >= MIN_STEPS
+    curves = np.where(has_enough, curves, np.nan)
+    last = np.where(is_known, steps, -np.inf).max(axis=2)
+    first = np.where(is_known, steps, np.inf).min(axis=2)
+    span = last - first
+    change = slopes(curves, np.broadcast_to(steps, curves.shape)) * span
+    return np.nanmean(change, axis=1)
