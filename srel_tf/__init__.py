@@ -27,6 +27,8 @@ from srel_tf.ntk import empirical_kernel
 from srel_tf.probe import ProbeSet
 from srel_tf.result import SRelResult
 
+__version__ = "0.1.0"  # The only place that says it: pyproject.toml reads it from here.
+
 __all__ = [
     "AssumptionError",
     "BackendError",

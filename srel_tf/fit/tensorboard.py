@@ -1,5 +1,6 @@
 """Measurements as TensorBoard summaries: a scalar per class pair and measure, and a heat map of each matrix."""
 
+import importlib.util
 import io
 
 import tensorflow as tf
@@ -17,6 +18,10 @@ class TensorBoardWriter:
     """
 
     def __init__(self, log_dir, settings):
+        if importlib.util.find_spec("tensorboard") is None:  # `tf.summary` needs it, and says so at its first use only.
+            raise OptionError(
+                f"log_dir={str(log_dir)!r} needs TensorBoard, which is not installed: pip install tensorboard"
+            )
         self._log_dir, self._rule = log_dir, settings.update
         if settings.estimator != "exact":
             self._rule += f"_{settings.estimator}"
