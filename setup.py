@@ -1,4 +1,4 @@
-"""For tools that ask for this file: everything is in pyproject.toml."""
+"""Entry point for tools that need a setup.py; the metadata are in pyproject.toml."""
 
 from setuptools import setup
 

@@ -27,7 +27,7 @@ from srel_tf.ntk import empirical_kernel
 from srel_tf.probe import ProbeSet
 from srel_tf.result import SRelResult
 
-__version__ = "0.1.0"  # The only place that says it: pyproject.toml reads it from here.
+__version__ = "0.1.0"  # The only definition: pyproject.toml reads it from here.
 
 __all__ = [
     "AssumptionError",

@@ -38,7 +38,7 @@ def test_readme_shows_what_its_code_prints(capsys):
     run_blocks(ROOT / "README.md")
     printed, shown = ([line.split() for line in text.splitlines()] for text in (capsys.readouterr().out, result()))
     assert printed[0] == shown[0]
-    # Other processors sum in another order, and trainings drift apart by it.
+    # Sums are taken in another order on other processors, so that trainings drift apart.
     numbers = [[float(cell) for line in table[1:] for cell in line] for table in (printed, shown)]
     assert numbers[0] == pytest.approx(numbers[1], abs=0.05)
 
@@ -111,5 +111,5 @@ def test_the_table_of_rooms_is_that_of_the_test():
 @pytest.mark.parametrize("module", ["srel_tf", "srel_tf.hypotheses", "srel_tf.plotting", "srel_tf.theory"])
 def test_public_names_are_on_a_page(module):
     shown = re.findall(r"^::: (\S+)$", (ROOT / f"docs/api/{module.split('.')[-1]}.md").read_text("utf-8"), re.MULTILINE)
-    if module not in shown:  # Of a whole module its __all__ is shown.
+    if module not in shown:  # A page of a whole module shows its __all__.
         assert {f"{module}.{name}" for name in exported(module)} <= set(shown)

@@ -18,7 +18,7 @@ class TensorBoardWriter:
     """
 
     def __init__(self, log_dir, settings):
-        if importlib.util.find_spec("tensorboard") is None:  # `tf.summary` needs it, and says so at its first use only.
+        if importlib.util.find_spec("tensorboard") is None:  # Checked here: tf.summary fails at its first use only.
             raise OptionError(
                 f"log_dir={str(log_dir)!r} needs TensorBoard, which is not installed: pip install tensorboard"
             )
