@@ -1,114 +1,294 @@
 """Hypothesis 1.1(b): S_rel(x, x') = O(P(x, x')) for a symmetric, time-independent P."""
 
+from collections.abc import Mapping
+from typing import NamedTuple
+
 import numpy as np
 import pandas as pd
 
 from srel_tf.errors import FrameError
 from srel_tf.frames.schema import check_columns
 from srel_tf.hypotheses.proximity import join
-from srel_tf.hypotheses.series import FALL, NEGLIGIBLE, cube, groups, log2, slopes
-from srel_tf.hypotheses.verdicts import MIN_SEEDS, check_confidence, decide, of_jackknife, table
+from srel_tf.hypotheses.series import FALL, NEGLIGIBLE, Cube, cube, groups, log2, selected, slopes
+from srel_tf.hypotheses.verdicts import (
+    MIN_SEEDS,
+    Bounds,
+    Claim,
+    Row,
+    check_confidence,
+    decide,
+    of_jackknife,
+    table,
+)
 
 MIN_SOURCES = 20
 RISES, AS_FAST, IN_TIME = "S_rel rises with P", "S_rel = O(P): falls with P as fast as P", "max S_rel/P does not grow"
 ALPHA = "slope of log S_rel (highest in time) on log P"
 CLAIMS = (
-    (RISES, ALPHA, (NEGLIGIBLE, np.inf)),
-    (AS_FAST, ALPHA, (0.9, np.inf)),
-    (IN_TIME, "log₂ change of max S_rel/P over pairs, second half of the time", (-np.inf, FALL)),
+    Claim(RISES, ALPHA, (NEGLIGIBLE, np.inf)),
+    Claim(AS_FAST, ALPHA, (0.9, np.inf)),
+    Claim(IN_TIME, "log₂ change of max S_rel/P over pairs, second half of the time", (-np.inf, FALL)),
 )
 
 
-def bounded_by_proximity(frame, proximity, confidence=0.95):
-    """Verdicts on Hypothesis 1.1(b) for a model whose P is known (`HomogeneousPredictor.proximity`, Theorem 5.1).
+class _UsedPairs(NamedTuple):
+    """Pairs that say something about the exponent α of S_rel ~ P^α.
 
-    frame: S_rel frame of several seeds (`srel_tf.frames.COLUMNS`).
-    proximity: columns target_id, source_id, proximity; P has no time, and is symmetric where both orders are given.
+    Attributes:
+        log_p: Log₂ P, [pair].
+        logs: Log₂ of the highest S_rel in time, [seed, pair].
+        source: Number of the source of each pair, [pair].
+        n_sources: Number of different sources.
+    """
 
-    Any finite set of pairs with P > 0 has a C with S_rel <= C·P at all its times: max S_rel/P, which stands in `scope`.
-    What can be asked is whether one C serves at low P, and whether it serves later. Each effect is one number a seed:
+    log_p: np.ndarray
+    logs: np.ndarray
+    source: np.ndarray
+    n_sources: int
+
+
+class _Effect(NamedTuple):
+    """Effect of one claim.
+
+    Attributes:
+        of_seeds: One number a seed, [seed].
+        shared: Error that the examples add, as in `interval`.
+    """
+
+    of_seeds: np.ndarray
+    shared: Bounds = (0.0, 0.0)
+
+
+def bounded_by_proximity(
+    frame: pd.DataFrame,
+    proximity: pd.DataFrame,
+    confidence: float = 0.95,
+) -> pd.DataFrame:
+    """Check Hypothesis 1.1(b) for a model whose P is known (`HomogeneousPredictor.proximity`, Theorem 5.1).
+
+    Any finite set of pairs with P > 0 has a C with S_rel <= C·P at all its times: max S_rel/P, which stands in the
+    column `scope`. The data can show whether one C is enough at low P, and whether it stays enough later. Each effect
+    is one number a seed:
 
     - α, the least-squares slope over pairs of log S_rel, the highest in time, on log P (S_rel ~ P^α). "S_rel rises with
-      P" where α > 0; S_rel/P stays bounded as P falls where α >= 1, less a tenth. A pair with P = 0 whose S_rel is
-      above 0 in all seeds (three or more) contradicts that outright;
+      P" if α > 0. S_rel/P stays bounded as P falls if α >= 1, less a tenth. A pair with P = 0 whose S_rel is above 0 in
+      all seeds (three or more) contradicts the latter outright.
     - "max S_rel/P does not grow": its change over the second half of the time is less than a tenth.
 
-    α's interval joins Student's t over seeds with the jackknife over sources, each with all its pairs, which all seeds
-    share. It says nothing of other targets; the last claim is on the given pairs. "undecided" for less than 3 seeds or
-    20 sources. Raises `FrameError` for frames or proximities that do not fit.
+    The interval of α joins Student's t over seeds with the jackknife over sources, each with all its pairs, which all
+    seeds share. It says nothing about other targets. The last claim is about the given pairs only. The verdict is
+    "undecided" for less than 3 seeds or 20 sources.
+
+    Args:
+        frame: S_rel frame of several seeds (`srel_tf.frames.COLUMNS`).
+        proximity: Columns target_id, source_id, proximity. P does not depend on time, and must be symmetric for pairs
+            that occur in both orders.
+        confidence: Level of the intervals.
+
+    Returns:
+        Frame of `srel_tf.hypotheses.COLUMNS`.
+
+    Raises:
+        FrameError: The frame or the proximities do not fit.
+        OptionError: `confidence` is not in [0.5, 1).
+
+    Example:
+        Simulated S_rel = 2 P of 20 sources in 3 seeds.
+
+        >>> import numpy as np
+        >>> import pandas as pd
+        >>> from srel_tf.hypotheses import bounded_by_proximity
+        >>> p = pd.DataFrame({"source_id": range(20), "target_id": 99, "proximity": np.arange(1.0, 21)})
+        >>> noise = np.random.default_rng(0).uniform(0.99, 1.01, size=(3, 20))
+        >>> runs = [p.assign(run=f"run-{s}", seed=s, srel=2 * p["proximity"] * noise[s]) for s in range(3)]
+        >>> frame = pd.concat(runs).assign(step=0, measure="l2", update="sgd", estimator="exact", valid=True)
+        >>> bounded_by_proximity(frame.drop(columns="proximity"), p)["verdict"].tolist()
+        ['supported', 'supported', 'undecided']
     """
     check_confidence(confidence)
     check_columns(proximity, ["target_id", "source_id", "proximity"])
     _check_proximity(proximity)
-    rows = []
+    rows: list[Row] = []
     for key, part in groups(frame):
         joined = join(part, proximity, "proximity")
-        whole = cube(joined)
-        p = np.nanmax(cube(joined.assign(srel=joined["proximity"])).srel, axis=(0, 2))
-        alive = np.isfinite(whole.srel).any(axis=(1, 2))
-        whole = whole._replace(srel=whole.srel[alive], seeds=[s for s, a in zip(whole.seeds, alive, strict=True) if a])
-        rows += _verdicts(whole, p, {"hypothesis": "1.1(b)", **key}, confidence)
+        p = np.nanmax(cube(joined.assign(srel=joined["proximity"])).srel, axis=(0, 2))  # [pair]
+        about = {"hypothesis": "1.1(b)", **key}
+        rows += _verdicts(_with_values(cube(joined)), p, about, confidence)
     return table(rows)
 
 
-def _check_proximity(proximity):
+def _check_proximity(proximity: pd.DataFrame) -> None:
+    """Raise `FrameError` unless P is finite, non-negative, independent of time and symmetric."""
     values = pd.to_numeric(proximity["proximity"], errors="coerce").astype(float)
-    if not (np.isfinite(values) & (values >= 0)).all():
+    is_fine = np.isfinite(values) & (values >= 0)
+    if not is_fine.all():
         raise FrameError("proximity must hold finite numbers, none below zero: P(x, x') is in [0, ∞)")
     if set(proximity.columns) & {"step", "seed", "run"}:
         raise FrameError("proximity has a step, seed or run: P(x, x') depends on x and x' alone (Hypothesis 1.1(b))")
     mirrored = proximity.merge(
-        proximity, left_on=["source_id", "target_id"], right_on=["target_id", "source_id"], suffixes=("", "_mirrored")
+        proximity,
+        left_on=["source_id", "target_id"],
+        right_on=["target_id", "source_id"],
+        suffixes=("", "_mirrored"),
     )
     if not np.allclose(mirrored["proximity"], mirrored["proximity_mirrored"], rtol=1e-9):
         raise FrameError("proximity differs between (x, x') and (x', x): P is symmetric (Hypothesis 1.1(b))")
 
 
-def _verdicts(whole, p, about, confidence):
+def _with_values(whole: Cube) -> Cube:
+    """Leave out the seeds without a valid value."""
+    has_values = np.isfinite(whole.srel).any(axis=(1, 2))
+    return whole._replace(
+        srel=whole.srel[has_values],
+        seeds=selected(whole.seeds, has_values),
+    )
+
+
+def _verdicts(
+    whole: Cube,
+    p: np.ndarray,
+    about: Mapping[str, str],
+    confidence: float,
+) -> list[Row]:
+    """Make the rows of one group.
+
+    Args:
+        whole: S_rel.
+        p: P, [pair].
+        about: The columns hypothesis, measure, update, estimator.
+        confidence: Level of the intervals.
+
+    Returns:
+        One row a claim.
+    """
     highest = np.max(whole.srel, axis=2, initial=-np.inf, where=np.isfinite(whole.srel))  # [seed, pair]
-    refuting = int(((p == 0) & (highest > 0).all(axis=0)).sum()) * (len(whole.seeds) >= MIN_SEEDS)
-    used = (p > 0) & (highest > 0).all(axis=0)  # S_rel = 0 or unknown tells nothing of α.
-    log_p, logs = np.log2(p[used]), log2(highest[:, used])
-    source, sources = whole.pairs[used].get_level_values(0).factorize()
-    scope = f"{used.sum()} pairs of {len(sources)} sources with P > 0"
-    enough = len(sources) >= MIN_SOURCES and np.ptp(log_p) > 0
-    few = not enough and len(whole.seeds) >= MIN_SEEDS
-    reason = "" if not few else f"{len(sources)} sources with valid S_rel > 0: {MIN_SOURCES} and different P are needed"
-    alpha, shared = [np.nan] * len(whole.seeds), (0.0, 0.0)
-    if enough:
-        scope += f", max S_rel/P = {2 ** (logs - log_p).max():.3g}"
-        alpha = slopes(logs, log_p)
-        without = 1 - np.eye(len(sources))[:, source]  # Each source left out in turn, with all its pairs.
-        shared = of_jackknife(_weighted_slopes(log_p, logs.mean(axis=0), without), confidence)
-    growth = _growth(whole, p) if enough else alpha
-    rows = []
-    for (claim, effect, bounds), values, extra in zip(
-        CLAIMS, (alpha, alpha, growth), (shared, shared, (0.0, 0.0)), strict=True
-    ):
-        names = {**about, "claim": claim, "scope": scope, "effect": effect}
-        row = decide(names, values, bounds, confidence, extra, reason=reason)
-        if claim == AS_FAST and refuting:
-            why = f"{refuting} pairs have P = 0, and S_rel > 0 in all {len(whole.seeds)} seeds: no C bounds them"
-            row |= {"verdict": "contradicted", "reason": why}
-        rows.append(row)
-    return rows
+    used = _used_pairs(whole, p, highest)
+    scope = f"{len(used.log_p)} pairs of {used.n_sources} sources with P > 0"
+    reason = ""
+    if used.n_sources >= MIN_SOURCES and np.ptp(used.log_p) > 0:
+        scope += f", max S_rel/P = {2 ** (used.logs - used.log_p).max():.3g}"
+        effects = _effects(whole, p, used, confidence)
+    else:
+        unknown = _Effect(np.full(len(whole.seeds), np.nan))
+        effects = {claim.name: unknown for claim in CLAIMS}
+        if len(whole.seeds) >= MIN_SEEDS:
+            needed = f"{MIN_SOURCES} and different P are needed"
+            reason = f"{used.n_sources} sources with valid S_rel > 0: {needed}"
+    rows = {}
+    for claim in CLAIMS:
+        names = {**about, "claim": claim.name, "scope": scope, "effect": claim.effect}
+        effect = effects[claim.name]
+        rows[claim.name] = decide(names, effect.of_seeds, claim.bounds, confidence, effect.shared, reason=reason)
+    rows[AS_FAST] |= _refutation(highest, p)
+    return list(rows.values())
 
 
-def _weighted_slopes(x, y, weights):
-    """Least-squares slope of y on x [n] for each row of weights [..., n]."""
-    x, y = x - x.mean(), y - y.mean()  # Nothing is lost in the differences below.
+def _used_pairs(whole: Cube, p: np.ndarray, highest: np.ndarray) -> _UsedPairs:
+    """Select the pairs with P > 0 whose S_rel is known and above 0: the others say nothing about α.
+
+    Args:
+        whole: S_rel.
+        p: P, [pair].
+        highest: Highest S_rel in time, [seed, pair]; −∞ if it is unknown.
+
+    Returns:
+        The used pairs.
+    """
+    is_used = (p > 0) & (highest > 0).all(axis=0)
+    source, sources = whole.pairs[is_used].get_level_values(0).factorize()
+    return _UsedPairs(
+        log_p=np.log2(p[is_used]),
+        logs=log2(highest[:, is_used]),
+        source=source,
+        n_sources=len(sources),
+    )
+
+
+def _effects(
+    whole: Cube,
+    p: np.ndarray,
+    used: _UsedPairs,
+    confidence: float,
+) -> dict[str, _Effect]:
+    """Effect of each claim.
+
+    Args:
+        whole: S_rel.
+        p: P, [pair].
+        used: The pairs of α.
+        confidence: Level of the jackknife.
+
+    Returns:
+        {name of the claim: effect}.
+    """
+    # The jackknife leaves each source out in turn, with all its pairs.
+    weights = 1 - np.eye(used.n_sources)[:, used.source]  # [source, pair]
+    draws = _weighted_slopes(used.log_p, used.logs.mean(axis=0), weights)
+    alpha = _Effect(
+        of_seeds=slopes(used.logs, used.log_p),
+        shared=of_jackknife(draws, confidence),
+    )
+    return {RISES: alpha, AS_FAST: alpha, IN_TIME: _Effect(_growth(whole, p))}
+
+
+def _refutation(highest: np.ndarray, p: np.ndarray) -> Row:
+    """Columns of a contradiction, if pairs with P = 0 have S_rel > 0 in all seeds.
+
+    Args:
+        highest: Highest S_rel in time, [seed, pair].
+        p: P, [pair].
+
+    Returns:
+        The columns verdict and reason, or {}.
+    """
+    n_seeds = len(highest)
+    n_refuting = ((p == 0) & (highest > 0).all(axis=0)).sum()
+    if n_seeds < MIN_SEEDS or not n_refuting:
+        return {}
+    reason = f"{n_refuting} pairs have P = 0, and S_rel > 0 in all {n_seeds} seeds: no C bounds them"
+    return {"verdict": "contradicted", "reason": reason}
+
+
+def _weighted_slopes(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Weighted least-squares slopes of y on x.
+
+    Args:
+        x: [n].
+        y: [n].
+        weights: [..., n].
+
+    Returns:
+        One slope a row of weights, [...].
+    """
+    # With centred values the differences below lose no digits.
+    x = x - x.mean()
+    y = y - y.mean()
     total = weights.sum(axis=1)
-    mean_x, mean_y, xy, xx = (weights @ v / total for v in (x, y, x * y, x * x))
+    mean_x, mean_y, mean_xy, mean_xx = (weights @ values / total for values in (x, y, x * y, x * x))
+    covariance = mean_xy - mean_x * mean_y
+    variance = mean_xx - mean_x**2
     with np.errstate(divide="ignore", invalid="ignore"):
-        return (xy - mean_x * mean_y) / (xx - mean_x**2)
+        return covariance / variance
 
 
-def _growth(whole, p):
-    """Log₂ change over the second half of the time of the highest S_rel/P over pairs [seed]."""
-    late = whole.steps >= (whole.steps[0] + whole.steps[-1]) / 2
-    followed = (p > 0) & np.isfinite(whole.srel[:, :, late]).all(axis=(0, 2))  # A maximum over the same pairs.
-    if late.sum() < 3 or not followed.any():
-        return [np.nan] * len(whole.seeds)
-    steps = whole.steps[late]
-    ratio = (whole.srel[:, followed][:, :, late] / p[followed][:, None]).max(axis=1)
-    return slopes(log2(ratio), steps) * (steps[-1] - steps[0])
+def _growth(whole: Cube, p: np.ndarray) -> np.ndarray:
+    """Log₂ change over the second half of the time of the highest S_rel/P over pairs.
+
+    Args:
+        whole: S_rel.
+        p: P, [pair].
+
+    Returns:
+        [seed]; NaN if less than 3 steps were measured, or no pair is known throughout.
+    """
+    middle = (whole.steps[0] + whole.steps[-1]) / 2
+    is_late = whole.steps >= middle
+    late = whole.srel[:, :, is_late]
+    # All maxima are over the same pairs: those that are known at all late steps.
+    is_followed = (p > 0) & np.isfinite(late).all(axis=(0, 2))
+    if is_late.sum() < 3 or not is_followed.any():
+        return np.full(len(whole.seeds), np.nan)
+    steps = whole.steps[is_late]
+    ratios = late[:, is_followed] / p[is_followed][:, None]
+    span = steps[-1] - steps[0]
+    return slopes(log2(ratios.max(axis=1)), steps) * span

@@ -1,43 +1,108 @@
 """Hypothesis 1.1(a): at a fixed x' and time, S_rel(x', x) has a downward trend as x gets farther away from x'."""
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from scipy.stats import rankdata
 
 from srel_tf.errors import FrameError, OptionError
 from srel_tf.frames.schema import check_columns
 from srel_tf.hypotheses.series import cube, groups
-from srel_tf.hypotheses.verdicts import check_confidence, decide, of_permutations, table
+from srel_tf.hypotheses.verdicts import Bounds, Row, check_confidence, decide, of_permutations, table
 
 TREND = "S_rel falls with distance"
 NEARER = "a nearer x_l has a higher S_rel, more often than by chance"
 
+_RANGE = {TREND: (-1.0, 1.0), NEARER: (0.0, 1.0)}  # Values that an effect can have.
 
-def proximity_trend(frame, distances, confidence=0.95, min_sources=20, resamples=1000, seed=0):
-    """Verdicts on Hypothesis 1.1(a), one a metric, step and claim, and one a metric and claim for all steps together.
 
-    frame: S_rel frame of several seeds (`srel_tf.frames.COLUMNS`).
-    distances: columns target_id, source_id, distance; where distances differ, also seed (or run), step, and metric
-        (a name, "input" say). Pairs and steps without a distance are left out.
-    min_sources: a target with fewer valid sources is left out.
-    resamples, seed: of the permutations of the sources.
+class Effect(NamedTuple):
+    """Effect of one claim at one step.
+
+    Attributes:
+        of_seeds: One number a seed, [seed].
+        shuffled: Mean over seeds in each permutation of the sources, [resamples].
+        bounds: The claim.
+        name: What was computed.
+    """
+
+    of_seeds: np.ndarray
+    shuffled: np.ndarray
+    bounds: Bounds
+    name: str
+
+
+class _Trend(NamedTuple):
+    """Statistics of one target, or their means over the targets of one seed.
+
+    Attributes:
+        rank: Rank correlation of S_rel and distance.
+        shuffled_rank: The same in each permutation of the sources, [resamples].
+        nearer: Share of x_h with a nearer x_l of higher S_rel, and number of x_h without, [2].
+        shuffled_nearer: The same in each permutation of the sources, [resamples, 2].
+    """
+
+    rank: np.ndarray
+    shuffled_rank: np.ndarray
+    nearer: np.ndarray
+    shuffled_nearer: np.ndarray
+
+
+def proximity_trend(
+    frame: pd.DataFrame,
+    distances: pd.DataFrame,
+    confidence: float = 0.95,
+    min_sources: int = 20,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Check Hypothesis 1.1(a): one row a metric, step and claim, and one a metric and claim for all steps together.
 
     Each effect is one number a seed, the mean over targets x' of
 
     - "S_rel falls with distance": Spearman's rank correlation of S_rel and distance over the sources x; claimed < 0;
-    - "a nearer x_l has a higher S_rel": the share of x_h for which some nearer x_l has one (the nearest x, which has no
-      nearer one, left out); `effect` says how many have none. The hypothesis has it of all x_h, but also of all x in
-      ℝⁿ: a finite set of points cannot refute that. What can be asked is whether the share is above that of sources
-      without a trend, 1 − mean 1/(k+1) over the numbers k of nearer ones: 0.975 for 200 sources.
+    - "a nearer x_l has a higher S_rel": the share of x_h for which some nearer x_l has a higher S_rel. The nearest x is
+      left out, since none is nearer. `effect` says how many x_h have no such x_l. The hypothesis says this of all x_h,
+      but also of all x in ℝⁿ: a finite set of points cannot refute it. The data can show whether the share is above
+      that of sources without a trend, 1 − mean 1/(k+1) over the numbers k of nearer ones: 0.975 for 200 sources.
 
     All seeds share the sources. So the interval joins Student's t over seeds with the permutations of the sources,
-    alike in all seeds and for all targets: an effect must be beyond what both leave to chance. It says nothing of other
-    targets. "at all steps" is supported where every step is, which needs no wider intervals, and contradicted where one
-    step is with an interval widened for their number (Bonferroni); else it shows the least favourable step.
+    which are the same in all seeds and for all targets: an effect must be beyond what both leave to chance. It says
+    nothing about other targets. "at all steps" is supported if every step is, which needs no wider intervals. It is
+    contradicted if one step is with an interval widened for their number (Bonferroni). Otherwise the row shows the
+    least favourable step.
 
-    Returns a frame of `srel_tf.hypotheses.COLUMNS`; "undecided" for less than 3 seeds or `min_sources`.
-    Raises `FrameError` for frames or distances that do not fit, `OptionError` for options that do not.
+    Args:
+        frame: S_rel frame of several seeds (`srel_tf.frames.COLUMNS`).
+        distances: Columns target_id, source_id, distance; if distances differ between them, also seed (or run), step,
+            and metric (a name, "input" say). Pairs and steps without a distance are left out.
+        confidence: Level of the intervals.
+        min_sources: A target with fewer valid sources is left out.
+        resamples: Number of permutations of the sources.
+        seed: Seed of the permutations.
+
+    Returns:
+        Frame of `srel_tf.hypotheses.COLUMNS`; "undecided" for less than 3 seeds or `min_sources`.
+
+    Raises:
+        FrameError: The frame or the distances do not fit.
+        OptionError: An option is outside its range.
+
+    Example:
+        Simulated S_rel = 1/distance of 20 sources in 3 seeds.
+
+        >>> import numpy as np
+        >>> import pandas as pd
+        >>> from srel_tf.hypotheses import proximity_trend
+        >>> distances = pd.DataFrame({"source_id": range(20), "target_id": 99, "distance": np.arange(1.0, 21)})
+        >>> noise = np.random.default_rng(0).uniform(0.5, 1.5, size=(3, 20))
+        >>> pairs = distances.drop(columns="distance")
+        >>> runs = [pairs.assign(run=f"run-{s}", seed=s, srel=noise[s] / distances["distance"]) for s in range(3)]
+        >>> frame = pd.concat(runs).assign(step=0, measure="kl", update="sgd", estimator="exact", valid=True)
+        >>> proximity_trend(frame, distances)[["claim", "verdict"]].values.tolist()[0]
+        ['S_rel falls with distance', 'supported']
     """
     check_confidence(confidence)
     if min_sources < 3 or resamples < 100:
@@ -47,33 +112,47 @@ def proximity_trend(frame, distances, confidence=0.95, min_sources=20, resamples
         raise FrameError("distances must be numbers, none of them negative or missing")
     if "metric" not in distances:
         distances = distances.assign(metric="distance")
-    rows, generator = [], np.random.default_rng(seed)
+    rows: list[Row] = []
+    generator = np.random.default_rng(seed)
     for key, part in groups(frame):
+        about = {"hypothesis": "1.1(a)", **key}
         for metric, of_metric in distances.groupby("metric", sort=False):
-            about = {"hypothesis": "1.1(a)", **key}
             joined = join(part, of_metric, "distance")
-            steps = [(step, _effects(at, min_sources, resamples, generator)) for step, at in joined.groupby("step")]
-            steps = [(step, effects) for step, effects in steps if effects is not None]
+            steps = _effects_of_steps(joined, min_sources, resamples, generator)
             if steps:
-                for claim in (TREND, NEARER):
-                    of_claim = [(step, effects[claim]) for step, effects in steps]
-                    rows += _verdicts(of_claim, {**about, "claim": claim}, metric, confidence)
+                rows += _verdicts(steps, {**about, "claim": TREND}, metric, confidence)
+                rows += _verdicts(steps, {**about, "claim": NEARER}, metric, confidence)
             else:
-                empty = {**about, "claim": TREND, "scope": f"{metric}", "effect": ""}
-                reason = f"no target has {min_sources} valid sources at any step"
-                rows.append(decide(empty, [], (-np.inf, 0.0), confidence, reason=reason))
+                rows.append(_no_step({**about, "scope": f"{metric}"}, min_sources, confidence))
     return table(rows)
 
 
-def join(part, values, column):
-    """Rows of a group with `column` of `values`, matched by all identifying columns that `values` has.
+def _no_step(about: Mapping[str, str], min_sources: int, confidence: float) -> Row:
+    """Undecided row of a metric for which no target has enough sources."""
+    names = {**about, "claim": TREND, "effect": ""}
+    reason = f"no target has {min_sources} valid sources at any step"
+    return decide(names, [], (-np.inf, 0.0), confidence, reason=reason)
 
-    `FrameError` where a pair has several values or no pair has one.
+
+def join(part: pd.DataFrame, values: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Add a column to the rows of a group, matched by all identifying columns that `values` has.
+
+    Args:
+        part: Rows of a group.
+        values: The column, and some of the columns run, seed, step, source_id, target_id.
+        column: Name of the column.
+
+    Returns:
+        The rows that have a value.
+
+    Raises:
+        FrameError: A pair has several values, or no pair has one.
     """
     on = [name for name in ("run", "seed", "step", "source_id", "target_id") if name in values]
-    if values.duplicated(on).any():
-        raise FrameError(f"{values.duplicated(on).sum()} pairs have a second {column}, told apart by {on}")
-    # Numbers compare as numbers: the nullable integers of a frame and those of NumPy are not merged.
+    is_second = values.duplicated(on)
+    if is_second.any():
+        raise FrameError(f"{is_second.sum()} pairs have a second {column}, told apart by {on}")
+    # Seeds and steps are compared as floats: pandas does not merge a frame's nullable integers with NumPy's.
     types = {name: float for name in on if name in ("seed", "step")}
     joined = part.astype(types).merge(values[[*on, column]].astype(types), on=on)
     if joined.empty:
@@ -81,116 +160,255 @@ def join(part, values, column):
     return joined
 
 
-class Effect(NamedTuple):
-    """Of a claim at one step: one number a seed, their mean in each permutation [resamples], bounds, a name."""
+def _effects_of_steps(
+    joined: pd.DataFrame,
+    min_sources: int,
+    resamples: int,
+    generator: np.random.Generator,
+) -> list[tuple[float, dict[str, Effect]]]:
+    """Effects of each step at which some target has enough sources.
 
-    of_seeds: list
-    shuffled: np.ndarray
-    bounds: tuple
-    name: str
+    Args:
+        joined: Rows of a group with distances.
+        min_sources: Fewest valid sources of a target.
+        resamples: Number of permutations.
+        generator: Source of the permutations.
 
-
-def _effects(rows, min_sources, resamples, generator):
-    """{claim: `Effect`} of one step; None where no target has enough sources."""
-    srel, distance = (by_source(rows, name) for name in ("srel", "distance"))
-    orders = generator.permuted(np.tile(np.arange(srel.shape[2]), (resamples, 1)), axis=1)
-    trend, nearer, shuffled = [], [], []
-    for of_seed, far in zip(srel, distance, strict=True):
-        found = []
-        for values, metres in zip(of_seed, far, strict=True):
-            if (np.isfinite(values) & np.isfinite(metres)).sum() >= min_sources:
-                found.append([f(metres, values[o]) for f in (correlation, higher) for o in (slice(None), orders)])
-        if found:
-            rank, ranks, share, shares = (np.mean(v, axis=0) for v in zip(*found, strict=True))
-            shuffled.append((ranks, shares[:, 0]))
-        else:
-            rank, share = np.nan, (np.nan, np.nan)
-        trend.append(rank)
-        nearer.append(share)
-    if not shuffled:
-        return None
-    ranks, shares = np.mean(shuffled, axis=0)
-    share, without = np.array(nearer).T
-    name = f"share of x_h with a nearer, higher x_l; {np.nanmean(without):.3g} of a target's x_h have none"
-    return {
-        TREND: Effect(trend, ranks, (-np.inf, 0.0), "mean rank correlation with distance"),
-        NEARER: Effect(share, shares, (shares.mean(), np.inf), name),
-    }
-
-
-def by_source(rows, name):
-    """Column `name` as [seed, target, source], NaN where there is no row."""
-    whole = cube(rows.assign(srel=rows[name]))
-    source, sources = whole.pairs.get_level_values(0).factorize()
-    target, targets = whole.pairs.get_level_values(1).factorize()
-    found = np.full((len(whole.seeds), len(targets), len(sources)), np.nan)
-    found[:, target, source] = whole.srel[:, :, 0]
+    Returns:
+        Steps and {claim: effect}.
+    """
+    found = []
+    for step, rows in joined.groupby("step"):
+        effects = _effects(rows, min_sources, resamples, generator)
+        if effects is not None:
+            found.append((step, effects))
     return found
 
 
-def correlation(distance, srel):
-    """Spearman's rank correlation of distance [n] and each row of srel [..., n], over the entries that both have.
+def _effects(
+    rows: pd.DataFrame,
+    min_sources: int,
+    resamples: int,
+    generator: np.random.Generator,
+) -> dict[str, Effect] | None:
+    """Effects of one step.
 
-    Of rows that are permutations of each other: they are ranked once, and a missing entry of a shuffled row has the
-    middle rank. NaN where one is constant.
+    Args:
+        rows: Rows of one step with distances.
+        min_sources: Fewest valid sources of a target.
+        resamples: Number of permutations.
+        generator: Source of the permutations.
+
+    Returns:
+        {claim: effect}; None if no target has enough sources.
+    """
+    srel = by_source(rows, "srel")
+    distance = by_source(rows, "distance")
+    n_sources = srel.shape[2]
+    orders = generator.permuted(np.tile(np.arange(n_sources), (resamples, 1)), axis=1)  # [resamples, source]
+    of_seeds = [_trend_of_seed(*arrays, orders, min_sources) for arrays in zip(srel, distance, strict=True)]
+    known = [trend for trend in of_seeds if trend is not None]
+    if not known:
+        return None
+
+    rank = np.array([np.nan if trend is None else trend.rank for trend in of_seeds])
+    nearer = np.array([(np.nan, np.nan) if trend is None else trend.nearer for trend in of_seeds])
+    share, n_without = nearer.T
+    shuffled_rank = np.mean([trend.shuffled_rank for trend in known], axis=0)
+    shuffled_share = np.mean([trend.shuffled_nearer[:, 0] for trend in known], axis=0)
+    count = f"{np.nanmean(n_without):.3g} of a target's x_h have none"
+    return {
+        TREND: Effect(
+            of_seeds=rank,
+            shuffled=shuffled_rank,
+            bounds=(-np.inf, 0.0),
+            name="mean rank correlation with distance",
+        ),
+        NEARER: Effect(
+            of_seeds=share,
+            shuffled=shuffled_share,
+            bounds=(shuffled_share.mean(), np.inf),
+            name=f"share of x_h with a nearer, higher x_l; {count}",
+        ),
+    }
+
+
+def _trend_of_seed(
+    srel: np.ndarray,
+    distance: np.ndarray,
+    orders: np.ndarray,
+    min_sources: int,
+) -> _Trend | None:
+    """Mean statistics over the targets of one seed.
+
+    Args:
+        srel: [target, source].
+        distance: [target, source].
+        orders: Permutations of the sources, [resamples, source].
+        min_sources: Fewest valid sources of a target.
+
+    Returns:
+        The means; None if no target has enough sources.
+    """
+    is_known = np.isfinite(srel) & np.isfinite(distance)
+    has_enough = is_known.sum(axis=1) >= min_sources
+    if not has_enough.any():
+        return None
+    pairs = zip(srel[has_enough], distance[has_enough], strict=True)
+    of_targets = [_trend_of_target(*pair, orders) for pair in pairs]
+    means = [np.mean(values, axis=0) for values in zip(*of_targets, strict=True)]
+    return _Trend(*means)
+
+
+def _trend_of_target(srel: np.ndarray, distance: np.ndarray, orders: np.ndarray) -> _Trend:
+    """Statistics of one target, from S_rel [source], distance [source] and permutations [resamples, source]."""
+    shuffled = srel[orders]
+    return _Trend(
+        rank=correlation(distance, srel),
+        shuffled_rank=correlation(distance, shuffled),
+        nearer=higher(distance, srel),
+        shuffled_nearer=higher(distance, shuffled),
+    )
+
+
+def by_source(rows: pd.DataFrame, name: str) -> np.ndarray:
+    """Arrange a column of the rows of one step as [seed, target, source], with NaN for missing rows."""
+    whole = cube(rows.assign(srel=rows[name]))
+    source, sources = whole.pairs.get_level_values(0).factorize()
+    target, targets = whole.pairs.get_level_values(1).factorize()
+    values = np.full((len(whole.seeds), len(targets), len(sources)), np.nan)
+    values[:, target, source] = whole.srel[:, :, 0]
+    return values
+
+
+def correlation(distance: np.ndarray, srel: np.ndarray) -> np.ndarray:
+    """Spearman's rank correlation of distance and each row of S_rel, over the entries that both have.
+
+    The rows must be permutations of each other. The distances are therefore ranked once, and a missing entry of a
+    shuffled row gets the middle rank.
+
+    Args:
+        distance: [n].
+        srel: [..., n].
+
+    Returns:
+        [...]; NaN if one of the two is constant.
     """
     rows = np.atleast_2d(srel)
     if srel.ndim == 1:
         distance = np.where(np.isfinite(srel), distance, np.nan)
         rows = np.where(np.isfinite(distance), rows, np.nan)
-    a, b = _centred_ranks(distance[None])[0], _centred_ranks(rows)
-    size = np.sqrt((a**2).sum() * (b**2).sum(axis=1))
-    found = b @ a / np.where(size > 0, size, np.nan)
-    return found if srel.ndim > 1 else found[0]
+    distance_ranks = _centred_ranks(distance[None])[0]
+    srel_ranks = _centred_ranks(rows)
+    norms = np.sqrt((distance_ranks**2).sum() * (srel_ranks**2).sum(axis=1))
+    correlations = srel_ranks @ distance_ranks / np.where(norms > 0, norms, np.nan)
+    return correlations if srel.ndim > 1 else correlations[0]
 
 
-def _centred_ranks(rows):
-    """Ranks in each row less their mean; 0 for NaN."""
-    known = np.isfinite(rows)
-    ranks = rankdata(np.where(known, rows, np.inf), axis=1)
-    return np.where(known, ranks - (known.sum(axis=1, keepdims=True) + 1) / 2, 0)
+def _centred_ranks(rows: np.ndarray) -> np.ndarray:
+    """Ranks in each row of [m, n], minus their mean; 0 for NaN."""
+    is_known = np.isfinite(rows)
+    ranks = rankdata(np.where(is_known, rows, np.inf), axis=1)
+    mean_rank = (is_known.sum(axis=1, keepdims=True) + 1) / 2
+    return np.where(is_known, ranks - mean_rank, 0)
 
 
-def higher(distance, srel):
-    """(share of x_h with a nearer x_l of higher S_rel, number of those without) [..., 2]; srel [..., n], one target."""
+def higher(distance: np.ndarray, srel: np.ndarray) -> np.ndarray:
+    """Share of the sources x_h of one target for which a nearer x_l has a higher S_rel, and number of the others.
+
+    Args:
+        distance: [n].
+        srel: [..., n].
+
+    Returns:
+        Share and number, [..., 2].
+    """
     order = np.argsort(distance, kind="stable")
     order = order[np.isfinite(distance[order])]
-    distance, srel = distance[order], srel[..., order]
-    nearer = np.searchsorted(distance, distance, side="left")  # Strictly nearer ones.
-    highest = np.maximum.accumulate(np.where(np.isfinite(srel), srel, -np.inf), axis=-1)[..., nearer - 1]
-    asked = (nearer > 0) & np.isfinite(srel) & np.isfinite(highest)
-    without = (asked & ~(highest > srel)).sum(axis=-1)
-    return np.stack([1 - without / np.maximum(asked.sum(axis=-1), 1), without], axis=-1)
+    distance = distance[order]
+    srel = srel[..., order]
+    n_nearer = np.searchsorted(distance, distance, side="left")  # Strictly nearer sources.
+    known = np.where(np.isfinite(srel), srel, -np.inf)
+    highest_so_far = np.maximum.accumulate(known, axis=-1)
+    highest_nearer = highest_so_far[..., n_nearer - 1]
+
+    is_counted = (n_nearer > 0) & np.isfinite(srel) & np.isfinite(highest_nearer)
+    is_without = is_counted & ~(highest_nearer > srel)
+    n_without = is_without.sum(axis=-1)
+    n_counted = np.maximum(is_counted.sum(axis=-1), 1)
+    return np.stack([1 - n_without / n_counted, n_without], axis=-1)
 
 
-def _verdicts(steps, about, metric, confidence):
-    """A row a step, and one for all of them."""
-    rows, widened = (
-        [
-            decide({**about, "scope": f"{metric}, step {step:g}", "effect": e.name}, e.of_seeds, e.bounds, level,
-                   of_permutations(e.shuffled, level))
-            for step, e in steps
-        ]
-        for level in (confidence, 1 - (1 - confidence) / len(steps))
-    )  # fmt: skip
-    for row in [*rows, *widened]:
-        least, most = (-1.0, 1.0) if about["claim"] == TREND else (0.0, 1.0)
-        row["ci_low"], row["ci_high"] = np.clip([row["ci_low"], row["ci_high"]], least, most)
+def _verdicts(
+    steps: Sequence[tuple[float, dict[str, Effect]]],
+    about: Mapping[str, str],
+    metric: str,
+    confidence: float,
+) -> list[Row]:
+    """Make one row a step, and one for all of them if there are several.
+
+    Args:
+        steps: Steps and {claim: effect}.
+        about: The columns hypothesis, claim, measure, update, estimator.
+        metric: Name of the distance.
+        confidence: Level of the intervals.
+
+    Returns:
+        The rows.
+    """
+    rows = _rows_of_steps(steps, about, metric, confidence)
     if len(steps) == 1:
         return rows
-    worst = max(range(len(rows)), key=lambda i: _against(rows[i], about["claim"]))
-    contrary = [row for row in widened if row["verdict"] == "contradicted"]
-    together = max(contrary, key=lambda row: _against(row, about["claim"])) if contrary else rows[worst]
-    reason = f"{together['scope'].removeprefix(metric + ', ')}: {together['reason']}"
+    bonferroni = 1 - (1 - confidence) / len(steps)
+    widened = _rows_of_steps(steps, about, metric, bonferroni)
+    together = _all_steps(rows, widened, metric)
+    return [*rows, {**together, "scope": f"{metric}, at all {len(steps)} steps"}]
+
+
+def _rows_of_steps(
+    steps: Sequence[tuple[float, dict[str, Effect]]],
+    about: Mapping[str, str],
+    metric: str,
+    confidence: float,
+) -> list[Row]:
+    """One row a step, with its interval clipped to the values that the effect can have."""
+    claim = about["claim"]
+    rows = []
+    for step, effects in steps:
+        effect = effects[claim]
+        names = {**about, "scope": f"{metric}, step {step:g}", "effect": effect.name}
+        shared = of_permutations(effect.shuffled, confidence)
+        row = decide(names, effect.of_seeds, effect.bounds, confidence, shared)
+        row["ci_low"], row["ci_high"] = np.clip([row["ci_low"], row["ci_high"]], *_RANGE[claim])
+        rows.append(row)
+    return rows
+
+
+def _all_steps(rows: list[Row], widened: list[Row], metric: str) -> Row:
+    """The row for all steps together.
+
+    Args:
+        rows: Rows of the steps.
+        widened: The same, with intervals widened for their number.
+        metric: Name of the distance.
+
+    Returns:
+        The row of the least favourable step, with the verdict and the reason for all steps.
+    """
+    contradicted = [row for row in widened if row["verdict"] == "contradicted"]
+    together = max(contradicted or rows, key=_disfavour)
     if together["verdict"] == "supported" and any(row["verdict"] != "supported" for row in rows):
-        together, reason = {**together, "verdict": "undecided"}, "not every step is supported"
-    if together["verdict"] == "contradicted" and not contrary:
-        together = {**together, "verdict": "undecided"}
-        reason = f"contradicted at one of {len(steps)} steps alone, not with intervals widened for their number"
-    return [*rows, {**together, "scope": f"{metric}, at all {len(steps)} steps", "reason": reason}]
+        return {**together, "verdict": "undecided", "reason": "not every step is supported"}
+    if together["verdict"] == "contradicted" and not contradicted:
+        alone = f"contradicted at one of {len(rows)} steps alone"
+        reason = f"{alone}, not with intervals widened for their number"
+        return {**together, "verdict": "undecided", "reason": reason}
+    step = together["scope"].removeprefix(f"{metric}, ")
+    return {**together, "reason": f"{step}: {together['reason']}"}
 
 
-def _against(row, claim):
-    """How unfavourable a step's effect is; one without an effect most of all."""
-    effect = row["effect_size"] if claim == TREND else row["claim_low"] - row["effect_size"]
+def _disfavour(row: Row) -> float:
+    """How unfavourable to the claim the effect of a step is; infinite for a step without an effect."""
+    is_trend = row["claim"] == TREND
+    effect = row["effect_size"] if is_trend else row["claim_low"] - row["effect_size"]
     return effect if np.isfinite(effect) else np.inf

@@ -1,86 +1,211 @@
 """Figure 5's claim: the initial rise of S_rel coincides with the phase in which the risks fall rapidly.
 
-That phase is the risk's own: from the start until 90% of the fall of log risk is done. Whether both settle at the same
-time is not judged: a change point, or a time of settling, can be computed of any series, also of one that has none.
+That phase is the risk's own: from the start until 90% of the fall of log risk is done. There is no verdict on whether
+both settle at the same time: a change point, or a time of settling, can be computed of any series, also of a series
+that has none.
 
 - "S_rel rises while the risk falls rapidly": least-squares slope of log₂ S_rel in that phase times its length;
-- "faster then than after": that slope less the one after, per measured span;
+- "faster then than after": that slope minus the slope after the phase, per measured span;
 - "from the start on": log₂ of S_rel when half of the fall of log risk is done over S_rel at the start.
 
-A seed counts where its risk falls to less than half and S_rel was measured at 3 steps in the phase and 12 after.
+A seed counts if its risk falls to less than half and S_rel was measured at 3 steps in the phase and 12 after it.
 """
 
+from collections.abc import Mapping
+from typing import NamedTuple
+
 import numpy as np
+import pandas as pd
 
 from srel_tf.errors import FrameError
 from srel_tf.frames.schema import check_columns
-from srel_tf.hypotheses.series import NEGLIGIBLE, replicates, slopes
-from srel_tf.hypotheses.verdicts import of_median_pair
+from srel_tf.hypotheses.series import NEGLIGIBLE, Cube, replicates, slopes
+from srel_tf.hypotheses.verdicts import Claim, Row, of_median_pair
 
 CLAIMS = (
-    ("S_rel rises while the risk falls rapidly", "log₂ change of S_rel in that phase", (NEGLIGIBLE, np.inf)),
-    ("S_rel rises faster then than after", "difference of slopes of log₂ S_rel", (NEGLIGIBLE, np.inf)),
-    ("S_rel rises from the start on", "log₂ change until half of the fall is done", (NEGLIGIBLE, np.inf)),
+    Claim("S_rel rises while the risk falls rapidly", "log₂ change of S_rel in that phase", (NEGLIGIBLE, np.inf)),
+    Claim("S_rel rises faster then than after", "difference of slopes of log₂ S_rel", (NEGLIGIBLE, np.inf)),
+    Claim("S_rel rises from the start on", "log₂ change until half of the fall is done", (NEGLIGIBLE, np.inf)),
 )
-RAPID, LEAST_FALL, LEAST_IN, LEAST_AFTER = 0.9, 1.0, 3, 12
+RAPID = 0.9  # Share of the fall of log₂ risk that ends the phase.
+LEAST_FALL = 1.0  # In log₂: the risk must fall to less than half.
+LEAST_IN, LEAST_AFTER = 3, 12  # Measured steps in the phase and after it.
 
 
-def risk_rows(followed, risks, about, confidence):
-    """Rows of the verdict table; followed: `Cube` of log₂ S_rel. `FrameError` for risks that do not fit."""
+class RiskCurve(NamedTuple):
+    """Risk of one seed, from the first to the last step of S_rel.
+
+    Attributes:
+        steps: [n].
+        log_risk: Log₂ of the risk, [n].
+    """
+
+    steps: np.ndarray
+    log_risk: np.ndarray
+
+
+def risk_rows(
+    followed: Cube,
+    risks: pd.DataFrame,
+    about: Mapping[str, str],
+    confidence: float,
+) -> list[Row]:
+    """Make the rows of Figure 5's claims.
+
+    Args:
+        followed: Log₂ S_rel.
+        risks: Columns run, seed, step, split, loss.
+        about: The columns hypothesis, measure, update, estimator.
+        confidence: Level of the intervals.
+
+    Returns:
+        One row a kind of risk and claim.
+
+    Raises:
+        FrameError: The risks do not fit.
+    """
     rows = []
     for kind, curves in _curves(risks, followed).items():
-        effects = np.full((len(followed.seeds), len(CLAIMS), len(followed.pairs)), np.nan)
-        ends = []
-        for seed, (steps, log_risk) in enumerate(curves):
-            half, rapid = rapid_fall(steps, log_risk)
-            ends.append(rapid)
-            effects[seed] = _effects(followed.srel[seed], followed.steps, half, rapid)
-        scope = f"{kind} risk, 90% of its fall done at {np.nanmean(ends):g}" if np.isfinite(ends).any() else kind
-        no_fall = "" if np.isfinite(ends).any() else f"the {kind} risk does not fall to less than half in any seed"
-        for i, (claim, effect, bounds) in enumerate(CLAIMS):
-            names = {**about, "claim": claim, "scope": scope, "effect": effect}
-            rows.append(of_median_pair(names, effects[:, i], bounds, confidence, no_fall))
+        falls = [rapid_fall(*curve) for curve in curves]
+        effects = _effects_of_seeds(followed, falls)
+        ends = [end for _, end in falls]
+        has_fall = np.isfinite(ends).any()
+        scope = f"{kind} risk, 90% of its fall done at {np.nanmean(ends):g}" if has_fall else kind
+        reason = "" if has_fall else f"the {kind} risk does not fall to less than half in any seed"
+        for i, claim in enumerate(CLAIMS):
+            names = {**about, "claim": claim.name, "scope": scope, "effect": claim.effect}
+            rows.append(of_median_pair(names, effects[:, i], claim.bounds, confidence, reason))
     return rows
 
 
-def rapid_fall(steps, log_risk):
-    """The first steps at which half, and `RAPID`, of the fall of log₂ risk is done; NaN where it hardly falls."""
-    start, end = log_risk[0], np.median(log_risk[steps >= steps[-1] - 0.1 * (steps[-1] - steps[0])])
-    if start - end < LEAST_FALL:
+def rapid_fall(steps: np.ndarray, log_risk: np.ndarray) -> tuple[float, float]:
+    """First steps at which half, and `RAPID`, of the fall of log₂ risk is done.
+
+    Args:
+        steps: [n].
+        log_risk: [n].
+
+    Returns:
+        Step of half of the fall, and step of its end; NaN if the risk hardly falls.
+    """
+    last_tenth = steps >= steps[-1] - 0.1 * (steps[-1] - steps[0])
+    start = log_risk[0]
+    fall = start - np.median(log_risk[last_tenth])
+    if fall < LEAST_FALL:
         return np.nan, np.nan
-    return tuple(steps[np.argmax(log_risk <= start - share * (start - end))] for share in (0.5, RAPID))
+
+    def first_step(share: float) -> float:
+        return steps[np.argmax(log_risk <= start - share * fall)]
+
+    return first_step(0.5), first_step(RAPID)
 
 
-def _effects(logs, steps, half, rapid):
-    """[claim, pair] of one seed."""
-    during, after, begun = steps <= rapid, steps > rapid, (steps <= half) & (steps > steps[0])
-    if during.sum() < LEAST_IN or after.sum() < LEAST_AFTER:
-        return np.nan
-    inside, outside = (slopes(logs[:, phase], steps[phase]) for phase in (during, after))
-    first = logs[:, begun][:, -1] - logs[:, 0] if begun.any() else np.full(len(logs), np.nan)
-    return np.stack([inside * np.ptp(steps[during]), (inside - outside) * (steps[-1] - steps[0]), first])
+def _effects_of_seeds(followed: Cube, falls: list[tuple[float, float]]) -> np.ndarray:
+    """Effects of each seed, [seed, claim, pair]; NaN for a seed that cannot be judged.
+
+    Args:
+        followed: Log₂ S_rel.
+        falls: Steps at which half of the fall of a seed's risk, and its rapid phase, end.
+    """
+    effects = np.full((len(followed.seeds), len(CLAIMS), len(followed.pairs)), np.nan)
+    for seed, (half, rapid) in enumerate(falls):
+        n_in = (followed.steps <= rapid).sum()
+        n_after = (followed.steps > rapid).sum()
+        if n_in >= LEAST_IN and n_after >= LEAST_AFTER:
+            effects[seed] = _effects(followed.srel[seed], followed.steps, half, rapid)
+    return effects
 
 
-def _curves(risks, followed):
-    """{kind of risk: [(steps, log₂ risk) of each seed]}, from the first to the last step of S_rel."""
+def _effects(
+    logs: np.ndarray,
+    steps: np.ndarray,
+    half: float,
+    rapid: float,
+) -> np.ndarray:
+    """Effects of one seed, in the order of `CLAIMS`.
+
+    Args:
+        logs: Log₂ S_rel, [pair, step].
+        steps: [step].
+        half: Step at which half of the fall of log risk is done.
+        rapid: Step at which the rapid phase ends.
+
+    Returns:
+        [claim, pair].
+    """
+    is_during = steps <= rapid
+    is_after = ~is_during
+    slope_during = slopes(logs[:, is_during], steps[is_during])
+    slope_after = slopes(logs[:, is_after], steps[is_after])
+    change_during = slope_during * np.ptp(steps[is_during])
+    difference = (slope_during - slope_after) * (steps[-1] - steps[0])
+
+    is_begun = (steps <= half) & (steps > steps[0])
+    if is_begun.any():
+        change_at_start = logs[:, is_begun][:, -1] - logs[:, 0]
+    else:
+        change_at_start = np.full(len(logs), np.nan)
+    return np.stack([change_during, difference, change_at_start])
+
+
+def _curves(risks: pd.DataFrame, followed: Cube) -> dict[str, list[RiskCurve]]:
+    """Risks of each seed of S_rel.
+
+    Args:
+        risks: Columns run, seed, step, split, loss.
+        followed: Log₂ S_rel.
+
+    Returns:
+        {kind of risk: curve of each seed}.
+
+    Raises:
+        FrameError: The risks do not fit.
+    """
     check_columns(risks, ["run", "seed", "step", "split", "loss"])
     risks = risks.reset_index(drop=True)
-    names, found = replicates(risks), {}
-    missing = [name for name in followed.seeds if name not in set(names)]
+    risks = risks.assign(replicate=replicates(risks))
+    names = set(risks["replicate"])
+    missing = [name for name in followed.seeds if name not in names]
     if missing:
-        raise FrameError(f"the risks lack the runs {missing}: they have {sorted(set(names))}")
-    if not (np.isfinite(risks["loss"].astype(float)) & (risks["loss"] > 0)).all():
+        raise FrameError(f"the risks lack the runs {missing}: they have {sorted(names)}")
+    is_positive = np.isfinite(risks["loss"].astype(float)) & (risks["loss"] > 0)
+    if not is_positive.all():
         raise FrameError(f"the risks range from {risks['loss'].min()} to {risks['loss'].max()}: they must be positive")
-    for kind, of_kind in risks.groupby("split", sort=False):
-        found[kind] = []
-        for name in followed.seeds:
-            curve = of_kind[names.loc[of_kind.index] == name].sort_values("step")
-            steps, span = curve["step"].to_numpy(float), followed.steps[[0, -1]]
-            if curve["step"].duplicated().any():
-                raise FrameError(f"the {kind} risk of {name} has a step twice: drop the copies")
-            if len(steps) < 2 or steps[0] > span[0] or steps[-1] < span[1]:
-                raise FrameError(f"the {kind} risk of {name} does not span the steps {span}")
-            log_risk = np.log2(curve["loss"].to_numpy(float))
-            between = np.unique([*span, *steps[(steps > span[0]) & (steps < span[1])]])
-            found[kind].append((between, np.interp(between, steps, log_risk)))
-    return found
+    span = followed.steps[[0, -1]]
+    return {
+        kind: [_curve_of_seed(of_kind, kind, name, span) for name in followed.seeds]
+        for kind, of_kind in risks.groupby("split", sort=False)
+    }
+
+
+def _curve_of_seed(
+    risks: pd.DataFrame,
+    kind: str,
+    name: str,
+    span: np.ndarray,
+) -> RiskCurve:
+    """Risk of one seed, interpolated to begin and end with S_rel.
+
+    Args:
+        risks: Rows of one kind of risk.
+        kind: Name of the kind, for error messages.
+        name: Name of the seed.
+        span: First and last step of S_rel, [2].
+
+    Returns:
+        The curve.
+
+    Raises:
+        FrameError: A step occurs twice, or the risk does not span the steps of S_rel.
+    """
+    rows = risks[risks["replicate"] == name].sort_values("step")
+    if rows["step"].duplicated().any():
+        raise FrameError(f"the {kind} risk of {name} has a step twice: drop the copies")
+    steps = rows["step"].to_numpy(float)
+    first, last = span
+    if len(steps) < 2 or steps[0] > first or steps[-1] < last:
+        raise FrameError(f"the {kind} risk of {name} does not span the steps {span}")
+    log_risk = np.log2(rows["loss"].to_numpy(float))
+    inner_steps = steps[(steps > first) & (steps < last)]
+    all_steps = np.unique([first, *inner_steps, last])
+    return RiskCurve(all_steps, np.interp(all_steps, steps, log_risk))

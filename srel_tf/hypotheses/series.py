@@ -1,6 +1,7 @@
-"""S_rel frames as arrays [seed, pair, step], checked: what does not fit is refused, never guessed at."""
+"""S_rel frames as arrays [seed, pair, step]. The frames are checked: data that do not fit are refused, never guessed."""
 
 import warnings
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -13,135 +14,235 @@ GROUP = ["measure", "update", "estimator"]
 NEEDED = ["run", "seed", "step", *GROUP, "source_id", "target_id", "srel", "valid"]
 NEGLIGIBLE = 0.01  # In log₂: a change by 0.7% of the value.
 FALL = np.log2(1.1)  # A bound that loses less than a tenth of its height counts as non-decreasing.
-FLOOR = -64.0  # Log₂ of what counts as zero: a valid S_rel of 0 is below all others, and not missing.
+FLOOR = -64.0  # Log₂ that stands for zero: a valid S_rel of 0 is below all others, but is not missing.
+
+_ENTRY = ["replicate", "step", "source_id", "target_id"]
 
 
 class Cube(NamedTuple):
-    """S_rel [seed, pair, step], NaN where it is invalid or was not measured, and what its axes are.
+    """S_rel of one group as an array.
 
-    seeds: names of the runs; pairs: (source_id, target_id); steps: ascending; measured: where the frame has a row.
+    Attributes:
+        srel: S_rel, [seed, pair, step]; NaN if it is invalid or was not measured.
+        measured: Whether the frame has a row for the entry, bool [seed, pair, step].
+        seeds: Names of the runs.
+        pairs: (source_id, target_id) of each pair.
+        steps: Steps, ascending.
     """
 
     srel: np.ndarray
     measured: np.ndarray
-    seeds: list
+    seeds: list[str]
     pairs: pd.MultiIndex
     steps: np.ndarray
 
 
-def groups(frame):
-    """Yield ({measure, update, estimator}, rows) of a frame without its diagonal, with a column `replicate`.
+def groups(frame: pd.DataFrame) -> Iterator[tuple[dict[str, str], pd.DataFrame]]:
+    """Split a frame by measure, update rule and estimator, without its diagonal, and check it.
 
-    A replicate is a run with its own seed. Rows may come in any order. `FrameError` for missing columns, no rows,
-    steps that are missing or not numbers, `valid` that is not true or false, values below zero, one seed under several
-    runs, two rows for one entry, runs of different η, or one run under two names.
+    Rows may come in any order. A replicate is a run with its own seed.
+
+    Args:
+        frame: S_rel frame with the columns `NEEDED`.
+
+    Yields:
+        {measure, update, estimator}, and the rows of this group with a further column `replicate`.
+
+    Raises:
+        FrameError: The frame lacks columns or rows; steps are missing or not numbers; `valid` is not true or false;
+            a value is negative; one seed belongs to several runs; an entry has two rows; runs have different η; or one
+            run occurs under two names.
     """
     check_columns(frame, NEEDED)
     frame = frame[frame["source_id"] != frame["target_id"]]
     if frame.empty:
         raise FrameError("the frame has no pairs of two different examples: nothing to check")
-    srel = _numbers(frame, "srel").where(_truth(frame["valid"])).replace([np.inf, -np.inf], np.nan)
-    if (srel < 0).any():
-        raise FrameError(f"srel is {srel.min()} in row {srel.idxmin()}: S_rel is never negative")
-    step = _numbers(frame, "step")
-    if not np.isfinite(step).all():
-        raise FrameError(f"step is missing in {(~np.isfinite(step)).sum()} rows: say at which step each was measured")
-    frame = frame.assign(srel=srel, step=step, replicate=replicates(frame))
-    entry = ["replicate", "step", "source_id", "target_id"]
+    frame = frame.assign(
+        srel=_checked_srel(frame),
+        step=_checked_steps(frame),
+        replicate=replicates(frame),
+    )
     for key, rows in frame.groupby(GROUP, dropna=False, sort=False, observed=True):
-        twice = rows.duplicated(entry)
-        if twice.any():
-            first = rows.loc[twice, [*entry, "run"]].iloc[0].to_dict()
-            raise FrameError(
-                f"{twice.sum()} entries occur twice, first {first}: drop the copies, or select one experiment or η"
-            )
+        _check_entries(rows)
         _check_replicates(rows)
         yield dict(zip(GROUP, key, strict=True)), rows
 
 
-def _truth(column):
-    """A column of booleans, missing ones as False; text is refused, for "False" would count as true."""
-    if pd.api.types.is_bool_dtype(column) or column.dropna().map(lambda v: isinstance(v, (bool, np.bool_))).all():
+def _checked_srel(frame: pd.DataFrame) -> pd.Series:
+    """S_rel with NaN for invalid and infinite entries; `FrameError` for negative ones."""
+    is_valid = _as_bool(frame["valid"])
+    srel = _as_numbers(frame, "srel").where(is_valid)
+    srel = srel.replace([np.inf, -np.inf], np.nan)
+    if (srel < 0).any():
+        raise FrameError(f"srel is {srel.min()} in row {srel.idxmin()}: S_rel is never negative")
+    return srel
+
+
+def _checked_steps(frame: pd.DataFrame) -> pd.Series:
+    """Steps as numbers; `FrameError` if one is missing."""
+    steps = _as_numbers(frame, "step")
+    n_missing = (~np.isfinite(steps)).sum()
+    if n_missing:
+        raise FrameError(f"step is missing in {n_missing} rows: say at which step each was measured")
+    return steps
+
+
+def _as_bool(column: pd.Series) -> pd.Series:
+    """A column of booleans, missing ones as False. Text is refused, because "False" would count as true."""
+    is_bool = pd.api.types.is_bool_dtype(column)
+    if is_bool or column.dropna().map(lambda value: isinstance(value, (bool, np.bool_))).all():
         return column.eq(True).fillna(False).astype(bool)
     raise FrameError(f"column 'valid' holds {str(column.dropna().iloc[0])!r}: it must be True or False")
 
 
-def _check_replicates(rows):
-    """`FrameError` for runs that are no repetitions of one experiment, or repetitions in name only."""
-    if "learning_rate" in rows:
-        at_step = rows.groupby("step")["learning_rate"]
-        differs = at_step.min() < at_step.max()  # NaN, unknown, is never less.
-        if differs.any():
-            found = sorted(rows.loc[rows["step"] == differs.idxmax(), "learning_rate"].unique().tolist())
-            raise FrameError(f"learning_rate is {found} at step {differs.idxmax()}: check one η at a time")
-    seen = {}
-    for name, run in rows.sort_values(["step", "source_id", "target_id"]).groupby("replicate"):
-        pairs = run.groupby(["source_id", "target_id"])["srel"]
-        if run["srel"].nunique() < 2 or (run["step"].nunique() > 1 and (pairs.nunique() < 2).all()):
-            continue  # Constant in time, as the theory has it of linear models: seeds may well agree.
-        other = seen.setdefault(run["srel"].to_numpy().tobytes(), name)
-        if other != name:
-            raise FrameError(f"the runs {other} and {name} are the same to the last bit: drop the copy")
-
-
-def _numbers(frame, name):
+def _as_numbers(frame: pd.DataFrame, name: str) -> pd.Series:
+    """A column as float64; `FrameError` if it does not hold numbers."""
     try:
         return pd.to_numeric(frame[name]).astype("float64")
     except (ValueError, TypeError) as error:
         raise FrameError(f"column {name!r} does not hold numbers: {error}") from error
 
 
-def replicates(frame):
-    """One name a run; `FrameError` where a seed belongs to several runs, which would count one twice."""
+def replicates(frame: pd.DataFrame) -> pd.Series:
+    """Name the run and seed of each row.
+
+    Args:
+        frame: Columns run and seed.
+
+    Returns:
+        Names, one a row.
+
+    Raises:
+        FrameError: A seed belongs to several runs: it would count more than once.
+    """
     runs = frame[["run", "seed"]].drop_duplicates()
-    shared = runs["seed"].dropna()
-    shared = shared[shared.duplicated()]
-    if len(shared):
-        names = runs.loc[runs["seed"] == shared.iloc[0], "run"].tolist()
-        raise FrameError(f"seed {shared.iloc[0]} belongs to several runs, {names}: check one experiment at a time")
-    return frame["run"].astype(str) + "/" + frame["seed"].astype("string").fillna("").astype(str)
+    seeds = runs["seed"].dropna()
+    repeated = seeds[seeds.duplicated()]
+    if len(repeated):
+        seed = repeated.iloc[0]
+        names = runs.loc[runs["seed"] == seed, "run"].tolist()
+        raise FrameError(f"seed {seed} belongs to several runs, {names}: check one experiment at a time")
+    seed_names = frame["seed"].astype("string").fillna("").astype(str)
+    return frame["run"].astype(str) + "/" + seed_names
 
 
-def pairs_in_time(rows):
-    """The `Cube` of a group's pairs or, where each seed measured examples of its own, of its class pairs."""
-    whole, named = cube(rows), {"source_class", "target_class"} <= set(rows.columns)
-    if whole.measured.any(axis=2).all(axis=0).any() or not named or (rows["source_class"].astype(str) == "").any():
-        return whole
+def _check_entries(rows: pd.DataFrame) -> None:
+    """Raise `FrameError` if an entry of a group occurs twice."""
+    is_copy = rows.duplicated(_ENTRY)
+    if is_copy.any():
+        first = rows.loc[is_copy, [*_ENTRY, "run"]].iloc[0].to_dict()
+        raise FrameError(
+            f"{is_copy.sum()} entries occur twice, first {first}: drop the copies, or select one experiment or η"
+        )
+
+
+def _check_replicates(rows: pd.DataFrame) -> None:
+    """Raise `FrameError` if the runs of a group are not independent repetitions of one experiment."""
+    if "learning_rate" in rows:
+        _check_learning_rates(rows)
+    run_of_values: dict[bytes, str] = {}
+    ordered = rows.sort_values(["step", "source_id", "target_id"])
+    for name, run in ordered.groupby("replicate"):
+        if _may_agree(run):
+            continue
+        values = run["srel"].to_numpy().tobytes()
+        first_name = run_of_values.setdefault(values, name)
+        if first_name != name:
+            raise FrameError(f"the runs {first_name} and {name} are the same to the last bit: drop the copy")
+
+
+def _check_learning_rates(rows: pd.DataFrame) -> None:
+    """Raise `FrameError` if a step was measured with several η. An unknown η is NaN and does not differ."""
+    at_step = rows.groupby("step")["learning_rate"]
+    differs = at_step.min() < at_step.max()
+    if differs.any():
+        step = differs.idxmax()
+        rates = sorted(rows.loc[rows["step"] == step, "learning_rate"].unique().tolist())
+        raise FrameError(f"learning_rate is {rates} at step {step}: check one η at a time")
+
+
+def _may_agree(run: pd.DataFrame) -> bool:
+    """Whether S_rel of a run is constant in time, as it is for linear models: all seeds may then have equal values."""
+    if run["srel"].nunique() < 2:
+        return True
+    values_of_pairs = run.groupby(["source_id", "target_id"])["srel"].nunique()
+    return run["step"].nunique() > 1 and bool((values_of_pairs < 2).all())
+
+
+def pairs_in_time(rows: pd.DataFrame) -> Cube:
+    """Arrange the rows of a group by pairs, or by class pairs if each seed measured examples of its own.
+
+    Args:
+        rows: Rows of one group.
+
+    Returns:
+        Cube of the pairs, or of the means over class pairs.
+    """
+    by_pair = cube(rows)
+    has_classes = {"source_class", "target_class"} <= set(rows.columns)
+    have_all_seeds_a_pair = by_pair.measured.any(axis=2).all(axis=0).any()
+    if have_all_seeds_a_pair or not has_classes or (rows["source_class"].astype(str) == "").any():
+        return by_pair
     return cube(of_classes(rows))
 
 
-def of_classes(rows):
-    """One row a (replicate, step, class pair): mean S_rel, NaN where less than half of the entries are valid."""
-    found = rows.groupby(["replicate", "step", "source_class", "target_class"], observed=True)["srel"]
-    found = found.agg(["mean", "count", "size"]).reset_index()
-    names = {"source_class": "source_id", "target_class": "target_id"}
-    return found.assign(srel=found["mean"].where(found["count"] >= found["size"] / 2)).rename(columns=names)
+def of_classes(rows: pd.DataFrame) -> pd.DataFrame:
+    """Average S_rel over class pairs.
+
+    Args:
+        rows: Rows of one group, with classes.
+
+    Returns:
+        One row a (replicate, step, class pair), with the classes as ids: mean S_rel, or NaN if less than half of the
+        entries are valid.
+    """
+    keys = ["replicate", "step", "source_class", "target_class"]
+    srel = rows.groupby(keys, observed=True)["srel"]
+    means = srel.agg(["mean", "count", "size"]).reset_index()
+    is_known = means["count"] >= means["size"] / 2
+    means = means.assign(srel=means["mean"].where(is_known))
+    return means.rename(columns={"source_class": "source_id", "target_class": "target_id"})
 
 
-def cube(rows):
-    """The `Cube` of the rows of one group."""
+def cube(rows: pd.DataFrame) -> Cube:
+    """Arrange the rows of one group as an array.
+
+    Args:
+        rows: Columns replicate, step, source_id, target_id, srel.
+
+    Returns:
+        Cube of the rows.
+    """
     pairs = pd.MultiIndex.from_frame(rows[["source_id", "target_id"]])
     pair, pair_names = pd.factorize(pairs)
     seed, seeds = pd.factorize(rows["replicate"], sort=True)
     step, steps = pd.factorize(rows["step"], sort=True)
-    srel = np.full((len(seeds), len(pair_names), len(steps)), np.nan)
-    measured = np.zeros(srel.shape, bool)
+    shape = (len(seeds), len(pair_names), len(steps))
+    srel = np.full(shape, np.nan)
     srel[seed, pair, step] = rows["srel"].to_numpy()
+    measured = np.zeros(shape, bool)
     measured[seed, pair, step] = True
     return Cube(srel, measured, list(seeds), pair_names, np.asarray(steps, float))
 
 
-def log2(srel):
-    """Log₂ of S_rel, `FLOOR` for 0; NaN stays."""
+def log2(srel: np.ndarray) -> np.ndarray:
+    """Log₂ of S_rel, of any shape; `FLOOR` for 0, NaN for NaN."""
     with np.errstate(divide="ignore"):
         return np.maximum(np.log2(srel), FLOOR)
 
 
-def series(whole, least=12):
-    """The pairs that every seed followed for `least` steps or more, at the steps at which all of them were measured.
+def series(whole: Cube, least: int = 12) -> Cube | str:
+    """Select the pairs that every seed measured at `least` steps or more, at the steps common to all of them.
 
-    Seeds and then pairs with less than half of their entries valid are left out: late in float32 the rest would be a
-    selection. Returns a `Cube` of log₂ S_rel, or the reason why there is none.
+    Seeds with less than half of their entries valid are left out, then pairs: late in float32 the other entries would
+    be a selection.
+
+    Args:
+        whole: S_rel of a group.
+        least: Number of steps.
+
+    Returns:
+        Cube of log₂ S_rel, or the reason why there is none.
     """
     followed = (whole.measured.sum(axis=2) >= least).all(axis=0)
     if not followed.any():
@@ -149,32 +250,53 @@ def series(whole, least=12):
     common = whole.measured[:, followed].all(axis=(0, 1))
     if common.sum() < least:
         return f"the pairs and seeds have {common.sum()} steps in common: {least} are needed"
+
     logs = log2(whole.srel[:, followed][:, :, common])
-    usable = np.isfinite(logs)
-    seeds = usable.mean(axis=(1, 2)) >= 0.5
+    is_known = np.isfinite(logs)
+    seeds = is_known.mean(axis=(1, 2)) >= 0.5
     if not seeds.any():
         return "less than half of the entries are valid in every seed"
-    pairs = (usable[seeds].mean(axis=2) >= 0.5).all(axis=0)
+    pairs = (is_known[seeds].mean(axis=2) >= 0.5).all(axis=0)
     if not pairs.any():
         return "no pair has half of its entries valid in every seed"
-    names = [name for name, kept in zip(whole.seeds, seeds, strict=True) if kept]
+
     logs = logs[seeds][:, pairs]
-    return Cube(logs, np.isfinite(logs), names, whole.pairs[followed][pairs], whole.steps[common])
+    return Cube(
+        srel=logs,
+        measured=np.isfinite(logs),
+        seeds=selected(whole.seeds, seeds),
+        pairs=whole.pairs[followed][pairs],
+        steps=whole.steps[common],
+    )
 
 
-def slopes(values, at):
-    """Least-squares slope of each row of values [..., n] over at [n] or [..., n]; NaN where `at` does not vary."""
+def selected(names: list[str], mask: np.ndarray) -> list[str]:
+    """The names whose entry of the mask is true."""
+    return [name for name, is_kept in zip(names, mask, strict=True) if is_kept]
+
+
+def slopes(values: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Least-squares slope of each row of values over `at`, without NaN.
+
+    Args:
+        values: [..., n].
+        at: Abscissae, [n] or [..., n].
+
+    Returns:
+        [...]; NaN if `at` does not vary.
+    """
     at = np.where(np.isfinite(values), at, np.nan)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # Rows without a value.
+        warnings.simplefilter("ignore", RuntimeWarning)  # Rows of NaN only have no mean.
         at = at - np.nanmean(at, axis=-1, keepdims=True)
         values = values - np.nanmean(values, axis=-1, keepdims=True)
+    covariance = np.nansum(at * values, axis=-1)
     spread = np.nansum(at**2, axis=-1)
-    return np.nansum(at * values, axis=-1) / np.where(spread > 0, spread, np.nan)
+    return covariance / np.where(spread > 0, spread, np.nan)
 
 
-def median(rows):
-    """Median of each row over its last axis without NaN; NaN where there is nothing else."""
+def median(rows: np.ndarray) -> np.ndarray:
+    """Median of each row, [...], over the last axis of [..., n] without NaN; NaN for rows of NaN only."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         return np.nanmedian(rows, axis=-1)

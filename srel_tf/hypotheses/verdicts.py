@@ -1,6 +1,10 @@
-"""From one effect a seed to a verdict: the interval over seeds, and the row that says what was decided and why."""
+"""Verdicts from one effect a seed: the interval over seeds, and the row that says what was decided and why."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from scipy.stats import t
 
@@ -13,114 +17,274 @@ COLUMNS = (
     "claim_low", "claim_high", "confidence", "n_seeds", "verdict", "reason",
 )  # fmt: skip
 
+Bounds: TypeAlias = tuple[float, float]
+Row: TypeAlias = dict[str, Any]  # One row of the table: the types differ by column.
 
-def check_confidence(confidence):
-    """`OptionError` unless 0.5 <= confidence < 1."""
+
+class Claim(NamedTuple):
+    """One part of a hypothesis.
+
+    Attributes:
+        name: The claim in words.
+        effect: What is computed, one number a seed.
+        bounds: The claim says that the effect lies between these.
+    """
+
+    name: str
+    effect: str
+    bounds: Bounds
+
+
+def check_confidence(confidence: float) -> None:
+    """Raise `OptionError` unless 0.5 <= confidence < 1."""
     if not 0.5 <= confidence < 1:
         raise OptionError(f"confidence={confidence!r}: give a number from 0.5 to 1, say 0.95")
 
 
-def interval(effects, confidence=0.95, shared=(0.0, 0.0)):
-    """(mean, low, high) of one effect a seed, by Student's t over seeds.
+def interval(
+    effects: npt.ArrayLike,
+    confidence: float = 0.95,
+    shared: Bounds = (0.0, 0.0),
+) -> tuple[float, float, float]:
+    """Interval of the mean effect, by Student's t over seeds.
 
-    Not a percentile bootstrap over seeds: of five values it covers far less than it says (`tests/hypotheses`).
-    shared: what the sampled examples, which all seeds share, add below and above the mean (`of_permutations`,
-    `of_jackknife`, `of_bootstrap`); the two errors are independent and add in squares. (NaN, NaN) for one seed.
+    A percentile bootstrap over seeds is not used: for five values its coverage is far below its level
+    (`tests/hypotheses`).
+
+    Args:
+        effects: One number a seed, [n].
+        confidence: Level of the interval.
+        shared: Error below and above the mean from the sampled examples, which all seeds share (`of_permutations`,
+            `of_jackknife`, `of_bootstrap`). It is independent of the error over seeds, so the two add in squares.
+
+    Returns:
+        Mean, low and high; low and high are NaN for one seed.
+
+    Example:
+        >>> from srel_tf.hypotheses import interval
+        >>> mean, low, high = interval([1.0, 2.0, 3.0])
+        >>> print(f"{mean:.2f} ({low:.2f} to {high:.2f})")
+        2.00 (-0.48 to 4.48)
     """
     effects = np.asarray(effects, float)
-    n, mean = len(effects), effects.mean() if len(effects) else np.nan
+    n = len(effects)
+    mean = effects.mean() if n else np.nan
     if n < 2:
         return mean, np.nan, np.nan
-    half = t.ppf((1 + confidence) / 2, n - 1) * effects.std(ddof=1) / np.sqrt(n)
+    half = _student_quantile(confidence, n - 1) * effects.std(ddof=1) / np.sqrt(n)
     return mean, mean - np.hypot(half, shared[0]), mean + np.hypot(half, shared[1])
 
 
-def of_permutations(draws, confidence):
-    """`shared` of a mean effect from its values `draws` when the examples are shuffled.
+def _student_quantile(confidence: float, degrees: int) -> float:
+    """Half width of a two-sided interval, in standard errors."""
+    return t.ppf((1 + confidence) / 2, degrees)
 
-    The interval then leaves the mean of the shuffled values out if, and only if, less than (1 − confidence)/2 of them
+
+def of_permutations(draws: np.ndarray, confidence: float) -> Bounds:
+    """Error of a mean effect due to the examples, from permutations.
+
+    The interval then excludes the mean of the shuffled values if, and only if, less than (1 − confidence)/2 of them
     lie beyond the effect.
+
+    Args:
+        draws: The effect when the examples are shuffled, [resamples].
+        confidence: Level of the interval.
+
+    Returns:
+        `shared` of `interval`.
     """
-    tail, deviations = (1 + confidence) / 2, draws - np.mean(draws)
+    tail = (1 + confidence) / 2
+    deviations = draws - np.mean(draws)
     return np.quantile(deviations, tail), -np.quantile(deviations, 1 - tail)
 
 
-def of_jackknife(draws, confidence):
-    """`shared` of a mean effect from its values `draws` with each example left out in turn."""
+def of_jackknife(draws: np.ndarray, confidence: float) -> Bounds:
+    """Error of a mean effect due to the examples, from the jackknife.
+
+    Args:
+        draws: The effect with each example left out in turn, [n].
+        confidence: Level of the interval.
+
+    Returns:
+        `shared` of `interval`.
+    """
     n = len(draws)
-    half = t.ppf((1 + confidence) / 2, n - 1) * np.sqrt((n - 1) / n * ((draws - draws.mean()) ** 2).sum())
+    squares = ((draws - draws.mean()) ** 2).sum()
+    half = _student_quantile(confidence, n - 1) * np.sqrt((n - 1) / n * squares)
     return half, half
 
 
-def of_bootstrap(draws, count, confidence):
-    """`shared` of a mean effect from its values `draws` in resamples of `count` examples; NaN for one example."""
+def of_bootstrap(draws: np.ndarray, count: int, confidence: float) -> Bounds:
+    """Error of a mean effect due to the examples, from the bootstrap.
+
+    Args:
+        draws: The effect in resamples of the examples, [resamples]; NaN is left out.
+        count: Number of examples.
+        confidence: Level of the interval.
+
+    Returns:
+        `shared` of `interval`; NaN for one example.
+    """
     draws = draws[np.isfinite(draws)]
     if count < 2 or len(draws) < 2:
         return np.nan, np.nan
-    # A resample of n varies by (n - 1)/n of the variance, and that is known from n examples only.
-    half = t.ppf((1 + confidence) / 2, count - 1) * draws.std(ddof=1) * np.sqrt(count / (count - 1))
+    # Resamples of n examples have (n - 1)/n of the variance, which itself is known from n examples only.
+    correction = np.sqrt(count / (count - 1))
+    half = _student_quantile(confidence, count - 1) * draws.std(ddof=1) * correction
     return half, half
 
 
-def decide(about, effects, claim, confidence=0.95, shared=(0.0, 0.0), reason=""):
-    """One row of the verdict table (a dict of `COLUMNS`) from one effect a seed.
+def decide(
+    about: Mapping[str, str],
+    effects: npt.ArrayLike,
+    claim: Bounds,
+    confidence: float = 0.95,
+    shared: Bounds = (0.0, 0.0),
+    reason: str = "",
+) -> Row:
+    """Make one row of the verdict table from one effect a seed.
 
-    about: the columns hypothesis, claim, scope, measure, update, estimator, effect.
-    effects: one number a seed; NaN where a seed says nothing, which leaves it out.
-    claim: (low, high), what the hypothesis says about the effect: low < effect < high.
-    shared: as in `interval`. reason: why nothing can be decided, if it is known already.
+    "supported" if the whole interval fulfils the claim, "contradicted" if no part of it does, else "undecided".
+    Effects that are equal in all seeds have no spread to make an interval of. All of them then lie on one side of the
+    bound, which has probability 2^−n by chance; too few seeds are therefore undecided.
 
-    "supported" where the whole interval fulfils the claim, "contradicted" where none of it does, else "undecided".
-    Effects that are the same in all seeds have no spread to make an interval of: what is left is that they all lie on
-    one side, which chance alone does with probability 2^−n.
+    Args:
+        about: The columns hypothesis, claim, scope, measure, update, estimator, effect.
+        effects: One number a seed; seeds with NaN are left out.
+        claim: (low, high): the hypothesis says low < effect < high.
+        confidence: Level of the interval.
+        shared: As in `interval`.
+        reason: Why nothing can be decided, if that is known already.
+
+    Returns:
+        Dict of `COLUMNS`.
+
+    Example:
+        >>> import numpy as np
+        >>> from srel_tf.hypotheses import decide
+        >>> about = {"hypothesis": "mine", "claim": "the effect is positive"}
+        >>> row = decide(about, [0.9, 1.0, 1.1], claim=(0.0, np.inf))
+        >>> row["verdict"], row["reason"]
+        ('supported', 'the whole interval is within (0, inf)')
     """
-    given, effects = len(effects), np.asarray([e for e in effects if np.isfinite(e)], float)
-    (low, high), n = claim, len(effects)
-    mean, ci_low, ci_high = interval(effects, confidence, shared)
+    given = np.asarray(effects, float)
+    usable = given[np.isfinite(given)]
+    mean, ci_low, ci_high = interval(usable, confidence, shared)
+    reason = reason or _why_undecided(usable, len(given), (ci_low, ci_high), confidence)
     verdict = "undecided"
-    if reason or n < MIN_SEEDS:
-        reason = reason or _too_few(n, given)
-    elif np.ptp(effects) == 0 and 0.5**n > (1 - confidence) / 2:
-        reason = f"the same in all {n} seeds: that says nothing of how much seeds differ"
-    elif not (np.isfinite(ci_low) and np.isfinite(ci_high)):
-        reason = "too few examples for an interval"
-    elif low < ci_low and ci_high < high:
-        verdict, reason = "supported", f"the whole interval is within ({low:.3g}, {high:.3g})"
-    elif ci_high < low or ci_low > high or ci_low == ci_high in (low, high):
-        verdict, reason = "contradicted", f"the whole interval is outside ({low:.3g}, {high:.3g})"
-    else:
-        reason = f"the interval reaches across the bounds of ({low:.3g}, {high:.3g})"
-    numbers = {"effect_size": mean, "ci_low": ci_low, "ci_high": ci_high, "claim_low": low, "claim_high": high}
-    rest = {"confidence": confidence, "n_seeds": n, "verdict": verdict, "reason": reason}
-    return {**about, **numbers, **rest}
+    if not reason:
+        verdict, reason = _compare((ci_low, ci_high), claim)
+    return {
+        **about,
+        "effect_size": mean,
+        "ci_low": ci_low,
+        "ci_high": ci_high,
+        "claim_low": claim[0],
+        "claim_high": claim[1],
+        "confidence": confidence,
+        "n_seeds": len(usable),
+        "verdict": verdict,
+        "reason": reason,
+    }
 
 
-def of_median_pair(about, effects, bounds, confidence, reason=""):
-    """The row on the median over pairs of effects [seed, pair]; its scope says how many pairs agree."""
+def _why_undecided(usable: np.ndarray, n_given: int, ci: Bounds, confidence: float) -> str:
+    """Reason why the effects of the usable seeds, [n], allow no verdict, or ""."""
+    n = len(usable)
+    if n < MIN_SEEDS:
+        return _too_few(n, n_given)
+    if np.ptp(usable) == 0 and 0.5**n > (1 - confidence) / 2:
+        return f"the same in all {n} seeds: that says nothing of how much seeds differ"
+    if not np.isfinite(ci).all():
+        return "too few examples for an interval"
+    return ""
+
+
+def _compare(ci: Bounds, claim: Bounds) -> tuple[str, str]:
+    """Verdict and reason from an interval and the bounds of a claim."""
+    ci_low, ci_high = ci
+    low, high = claim
+    bounds = f"({low:.3g}, {high:.3g})"
+    if low < ci_low and ci_high < high:
+        return "supported", f"the whole interval is within {bounds}"
+    is_point_on_bound = ci_low == ci_high and ci_low in claim
+    if ci_high < low or ci_low > high or is_point_on_bound:
+        return "contradicted", f"the whole interval is outside {bounds}"
+    return "undecided", f"the interval reaches across the bounds of {bounds}"
+
+
+def of_median_pair(
+    about: Mapping[str, str],
+    effects: np.ndarray,
+    bounds: Bounds,
+    confidence: float,
+    reason: str = "",
+) -> Row:
+    """Make the row on the median over pairs; its scope says how many pairs agree with the claim.
+
+    Args:
+        about: As in `decide`.
+        effects: [seed, pair].
+        bounds: The claim.
+        confidence: Level of the interval.
+        reason: As in `decide`.
+
+    Returns:
+        Dict of `COLUMNS`.
+    """
     of_pairs = median(np.swapaxes(effects, 0, 1))
-    agree = int(((of_pairs > bounds[0]) & (of_pairs < bounds[1])).sum())
-    about = {**about, "claim": about["claim"] + ", median pair"}
-    about["scope"] += f"; {agree} of {effects.shape[1]} pairs"
-    return decide(about, median(effects), bounds, confidence, reason=reason)
+    n_agreeing = ((of_pairs > bounds[0]) & (of_pairs < bounds[1])).sum()
+    names = {
+        **about,
+        "claim": f"{about['claim']}, median pair",
+        "scope": f"{about['scope']}; {n_agreeing} of {effects.shape[1]} pairs",
+    }
+    return decide(names, median(effects), bounds, confidence, reason=reason)
 
 
-def undecided(frame, hypothesis, claim, reason):
-    """A table of one undecided row a measure, update rule and estimator: what the frame lacks data for."""
+def undecided(
+    frame: pd.DataFrame,
+    hypothesis: str,
+    claim: str,
+    reason: str,
+) -> pd.DataFrame:
+    """Make a table of undecided rows, for a claim that the frame has no data for.
+
+    Args:
+        frame: Columns measure, update, estimator.
+        hypothesis: Name of the hypothesis.
+        claim: The claim.
+        reason: Which data the frame lacks.
+
+    Returns:
+        One row a measure, update rule and estimator, with the columns `COLUMNS`.
+
+    Example:
+        >>> import pandas as pd
+        >>> from srel_tf.hypotheses import undecided
+        >>> frame = pd.DataFrame({"measure": ["kl"], "update": ["sgd"], "estimator": ["exact"]})
+        >>> table = undecided(frame, "1.2", "two phases", "the frame has one step")
+        >>> table[["measure", "verdict", "reason"]].values.tolist()
+        [['kl', 'undecided', 'the frame has one step']]
+    """
     keys = frame[["measure", "update", "estimator"]].drop_duplicates().to_dict("records")
     names = {"hypothesis": hypothesis, "claim": claim, "scope": "", "effect": ""}
-    return table([decide({**names, **key}, [], (np.nan, np.nan), reason=reason) for key in keys])
+    rows = [decide({**names, **key}, [], (np.nan, np.nan), reason=reason) for key in keys]
+    return table(rows)
 
 
-def seeds(count):
+def seeds(count: int) -> str:
+    """Number of seeds in words: "1 seed", "2 seeds"."""
     return f"{count} seed{'' if count == 1 else 's'}"
 
 
-def _too_few(usable, given):
-    if given < MIN_SEEDS:
-        return f"{seeds(given)}: an interval over seeds needs {MIN_SEEDS}"
-    return f"{usable} of {seeds(given)} can be judged: an interval over seeds needs {MIN_SEEDS}"
+def _too_few(n_usable: int, n_given: int) -> str:
+    """Reason of a verdict for less than `MIN_SEEDS` seeds."""
+    if n_given < MIN_SEEDS:
+        return f"{seeds(n_given)}: an interval over seeds needs {MIN_SEEDS}"
+    return f"{n_usable} of {seeds(n_given)} can be judged: an interval over seeds needs {MIN_SEEDS}"
 
 
-def table(rows):
-    """The rows as a tidy frame of `COLUMNS`."""
+def table(rows: Sequence[Row]) -> pd.DataFrame:
+    """Arrange rows as a tidy frame of `COLUMNS`."""
     return pd.DataFrame(rows, columns=list(COLUMNS))

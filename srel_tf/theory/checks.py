@@ -1,51 +1,106 @@
-"""Checks of what the closed forms are given: float64 tensors out, named errors for what a theorem does not cover.
+"""Input checks of the closed forms: float64 tensors out, named errors for input that a theorem does not cover.
 
-Values are checked where they are known (eager execution); inside a `tf.function` only the shapes are.
+Values are checked in eager execution only. Inside a `tf.function` only the shapes are known, so only they are checked.
 """
 
+from typing import TypeAlias
+
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from srel_tf.errors import AssumptionError, OptionError, ShapeError
 
+ArrayLike: TypeAlias = npt.ArrayLike | tf.Tensor | tf.Variable
 
-def as_tensor(value, name, rank=None):
-    """`value` as a finite float64 tensor; `rank` is one rank or a tuple of allowed ranks."""
-    if tf.is_tensor(value) or isinstance(value, tf.Variable):
-        tensor = tf.cast(value, tf.float64)
-    else:
-        try:
-            tensor = tf.constant(np.asarray(value, dtype=np.float64))
-        except (TypeError, ValueError) as error:
-            raise ShapeError(f"{name} is no rectangular array of numbers: {error}") from error
+_SYMMETRY_TOLERANCE = 1e-12  # Relative to the largest entry of the matrix.
+
+
+def as_tensor(
+    value: ArrayLike,
+    name: str,
+    rank: int | tuple[int, ...] | None = None,
+) -> tf.Tensor:
+    """Convert `value` to a finite float64 tensor.
+
+    Args:
+        value: Number, array, tensor or variable.
+        name: Name of the argument, for the error message.
+        rank: Allowed number of axes, or a tuple of allowed numbers. None allows every number.
+
+    Returns:
+        Float64 tensor of the same shape.
+
+    Raises:
+        ShapeError: `value` is not a rectangular array of numbers, or has another rank.
+        AssumptionError: An entry is not finite.
+    """
+    tensor = _to_float64(value, name)
     if rank is not None:
-        ranks = (rank,) if isinstance(rank, int) else rank
-        if tensor.shape.rank not in ranks:
-            wanted = " or ".join(str(r) for r in ranks)
-            raise ShapeError(f"{name} must have {wanted} axes, but has shape {tuple(tensor.shape)}.")
-    if tf.executing_eagerly() and not np.isfinite(tensor.numpy()).all():
-        raise AssumptionError(f"{name} holds {np.sum(~np.isfinite(tensor.numpy()))} values that are not finite.")
+        _check_rank(tensor, name, (rank,) if isinstance(rank, int) else rank)
+    if tf.executing_eagerly():
+        _check_finite(tensor, name)
     return tensor
 
 
-def as_times(t):
-    """Times as a float64 tensor [T]; a scalar counts as T = 1. Every closed form starts at t = 0."""
+def _to_float64(value: ArrayLike, name: str) -> tf.Tensor:
+    """Convert `value` to float64, or raise `ShapeError`."""
+    if tf.is_tensor(value) or isinstance(value, tf.Variable):
+        return tf.cast(value, tf.float64)
+    try:
+        return tf.constant(np.asarray(value, dtype=np.float64))
+    except (TypeError, ValueError) as error:
+        raise ShapeError(f"{name} is not a rectangular array of numbers: {error}") from error
+
+
+def _check_rank(tensor: tf.Tensor, name: str, ranks: tuple[int, ...]) -> None:
+    """Raise `ShapeError` unless the number of axes is one of `ranks`."""
+    if tensor.shape.rank not in ranks:
+        wanted = " or ".join(str(rank) for rank in ranks)
+        raise ShapeError(f"{name} must have {wanted} axes, but has shape {tuple(tensor.shape)}.")
+
+
+def _check_finite(tensor: tf.Tensor, name: str) -> None:
+    """Raise `AssumptionError` if an entry is NaN or infinite."""
+    count = np.sum(~np.isfinite(tensor.numpy()))
+    if count:
+        raise AssumptionError(f"{name} holds {count} values that are not finite.")
+
+
+def as_times(t: ArrayLike) -> tf.Tensor:
+    """Convert times to a float64 tensor [T]; a scalar gives T = 1.
+
+    Args:
+        t: [T] or a scalar. Every closed form starts at t = 0.
+
+    Returns:
+        [T].
+
+    Raises:
+        ShapeError: `t` has more than one axis.
+        AssumptionError: A time is negative or not finite.
+    """
     times = tf.reshape(as_tensor(t, "t", (0, 1)), [-1])
     if tf.executing_eagerly() and (times.numpy() < 0).any():
-        raise AssumptionError(
-            f"Times must be >= 0, the flow starts at t = 0; the smallest given is t = {times.numpy().min():g}."
-        )
+        smallest = times.numpy().min()
+        raise AssumptionError(f"Times must be >= 0, the flow starts at t = 0; the smallest given is t = {smallest:g}.")
     return times
 
 
-def as_number(value, name):
-    """A finite scalar, as a Python float."""
+def as_number(value: ArrayLike, name: str) -> float:
+    """Convert `value` to a finite Python float.
+
+    Raises:
+        ShapeError: `value` is not one number. Text is refused, even "1".
+        AssumptionError: The number is not finite.
+    """
     try:
-        if np.asarray(value).dtype.kind in "SU":
-            raise TypeError("text is no number, not even '1'")
+        is_text = np.asarray(value).dtype.kind in "SU"
         number = np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise ShapeError(f"{name} must be one number; given {value!r}.") from error
+    if is_text:
+        raise ShapeError(f"{name} must be one number; given {value!r}.")
     if number.shape != ():
         raise ShapeError(f"{name} must be one number, but has shape {number.shape}.")
     if not np.isfinite(number):
@@ -53,41 +108,75 @@ def as_number(value, name):
     return float(number)
 
 
-def as_positive(value, name, why):
-    """A finite scalar > 0, as a Python float."""
+def as_positive(value: ArrayLike, name: str, why: str) -> float:
+    """Convert `value` to a finite Python float > 0.
+
+    Args:
+        value: The number.
+        name: Name of the argument, for the error message.
+        why: What requires that it is positive, for the error message.
+
+    Raises:
+        ShapeError: `value` is not one number.
+        AssumptionError: The number is not finite, or not positive.
+    """
     number = as_number(value, name)
     if number <= 0:
         raise AssumptionError(f"{name} must be > 0 ({why}); given {name} = {number:g}.")
     return number
 
 
-def as_count(value, name, least=1):
-    """A whole number >= `least`, as a Python int."""
-    count = _whole(value)
+def as_learning_rate(value: ArrayLike) -> float:
+    """Convert the length η > 0 of the step of Definition 1 to a Python float.
+
+    Raises:
+        ShapeError: `value` is not one number.
+        AssumptionError: η is not finite, or not positive.
+    """
+    return as_positive(value, "learning_rate", "Definition 1")
+
+
+def as_count(value: ArrayLike, name: str, least: int = 1) -> int:
+    """Convert `value` to a Python int; raise `ShapeError` unless it is a whole number >= `least`."""
+    count = _as_whole_number(value)
     if count is None or count < least:
         raise ShapeError(f"{name} must be a whole number >= {least}; given {name}={value!r}.")
     return count
 
 
-def as_degree(value):
-    """The degree d of Definition 6, an integer >= 1, as a Python int."""
-    degree = _whole(value)
+def as_degree(value: ArrayLike) -> int:
+    """Convert the degree d of Definition 6 to a Python int; raise `AssumptionError` unless it is an integer >= 1."""
+    degree = _as_whole_number(value)
     if degree is None or degree < 1:
         raise AssumptionError(f"Definition 6 needs an integer degree d >= 1; given degree={value!r}.")
     return degree
 
 
-def _whole(value):
-    """`value` as a Python int, None if it is no whole number."""
+def _as_whole_number(value: ArrayLike) -> int | None:
+    """Convert `value` to a Python int; None if it is not a whole number."""
+    if isinstance(value, bool):
+        return None
     try:
-        number = int(value)
-        return None if isinstance(value, bool) or number != value else number
+        number = int(value)  # type: ignore[arg-type]  # Arrays and text raise, and are caught below.
+        return number if number == value else None
     except (TypeError, ValueError, OverflowError):
         return None
 
 
-def as_indices(value, name, size):
-    """Integer indices in [0, size), scalar or [P]."""
+def as_indices(value: npt.ArrayLike, name: str, size: int) -> np.ndarray:
+    """Check integer indices.
+
+    Args:
+        value: One index, or indices [P], each in 0..size − 1.
+        name: Name of the argument, for the error message.
+        size: Number of rows that the indices refer to.
+
+    Returns:
+        Integer array, [] or [P].
+
+    Raises:
+        ShapeError: More than one axis, entries that are not integers, or an index outside the range.
+    """
     indices = np.asarray(value)
     if indices.ndim > 1:
         raise ShapeError(f"{name} must be one index or a list of them, but has shape {indices.shape}.")
@@ -98,30 +187,55 @@ def as_indices(value, name, size):
     return indices
 
 
-def check_last_axis(tensor, size, name, meaning):
-    """The last axis of `tensor` must have `size` entries."""
+def check_last_axis(tensor: tf.Tensor, size: int, name: str, meaning: str) -> None:
+    """Raise `ShapeError` unless the last axis of `tensor` has `size` entries; `meaning` explains the size."""
     if tensor.shape[-1] != size:
         raise ShapeError(f"{name} must end in an axis of {size} ({meaning}), but has shape {tuple(tensor.shape)}.")
 
 
-def check_option(value, allowed, name):
-    """`value` must be one of `allowed`."""
+def check_same_shape(
+    first: tf.Tensor,
+    second: tf.Tensor,
+    first_name: str,
+    second_name: str,
+) -> None:
+    """Raise `ShapeError` unless both tensors have the same shape."""
+    if first.shape != second.shape:
+        raise ShapeError(f"{first_name} {tuple(first.shape)} and {second_name} {tuple(second.shape)} must agree.")
+
+
+def check_option(value: str, allowed: tuple[str, ...], name: str) -> str:
+    """Return `value`; raise `OptionError` unless it is one of `allowed`."""
     if value not in allowed:
         raise OptionError(f"{name}={value!r} does not exist; choose one of {', '.join(map(repr, allowed))}.")
     return value
 
 
-def check_positive_definite(matrix, name):
-    """Symmetric and positive definite, as Theorem 4.1 assumes; returns eigenvalues [n] and eigenvectors [n, n]."""
+def check_positive_definite(matrix: tf.Tensor, name: str) -> tuple[tf.Tensor, tf.Tensor]:
+    """Diagonalise a symmetric positive definite matrix, as Theorem 4.1 assumes it.
+
+    Args:
+        matrix: [n, n].
+        name: Name of the argument, for the error message.
+
+    Returns:
+        Eigenvalues [n] in ascending order, and eigenvectors [n, n], one a column.
+
+    Raises:
+        ShapeError: The matrix is not square.
+        AssumptionError: The matrix is not symmetric, or not positive definite.
+    """
     array = matrix.numpy()
     if array.shape[0] != array.shape[1]:
         raise ShapeError(f"{name} must be square, but has shape {array.shape}.")
     asymmetry = np.abs(array - array.T).max()
-    if asymmetry > 1e-12 * np.abs(array).max():
+    if asymmetry > _SYMMETRY_TOLERANCE * np.abs(array).max():
         raise AssumptionError(f"{name} must be symmetric; entries differ from their mirror by up to {asymmetry:g}.")
     eigenvalues, eigenvectors = tf.linalg.eigh((matrix + tf.transpose(matrix)) / 2)
-    smallest, largest = float(eigenvalues[0]), float(eigenvalues[-1])
-    if smallest <= len(array) * np.finfo(np.float64).eps * abs(largest):
+    smallest = float(eigenvalues[0])
+    largest = float(eigenvalues[-1])
+    rounding = len(array) * np.finfo(np.float64).eps * abs(largest)
+    if smallest <= rounding:
         raise AssumptionError(
             f"{name} must be positive definite; its smallest eigenvalue is {smallest:g} (largest {largest:g}). "
             "Give the second moment of inputs that span the whole space."
@@ -129,8 +243,13 @@ def check_positive_definite(matrix, name):
     return eigenvalues, eigenvectors
 
 
-def ratio_or_nan(numerator, denominator):
-    """numerator / denominator, NaN where the denominator is zero: Definition 1 is undefined there."""
-    defined = denominator > 0
-    safe = tf.where(defined, denominator, tf.ones_like(denominator))
-    return tf.where(defined, numerator / safe, tf.constant(np.nan, tf.float64))
+def nan_unless(condition: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
+    """Keep the values where the condition holds; NaN elsewhere."""
+    return tf.where(condition, values, tf.constant(np.nan, tf.float64))
+
+
+def ratio_or_nan(numerator: tf.Tensor, denominator: tf.Tensor) -> tf.Tensor:
+    """Divide, with NaN where the denominator is zero: Definition 1 is undefined there."""
+    is_defined = denominator > 0
+    safe = tf.where(is_defined, denominator, tf.ones_like(denominator))
+    return nan_unless(is_defined, numerator / safe)

@@ -1,186 +1,320 @@
 """Theorem 5.2: the flow on diagonal, orthogonal quadratic features (eqs. 13, 14 and 36)."""
 
+from typing import NamedTuple
+
 import numpy as np
 import tensorflow as tf
 
 from srel_tf.errors import AssumptionError, ShapeError
-from srel_tf.theory.checks import as_positive, as_tensor, as_times, check_last_axis, check_option, ratio_or_nan
+from srel_tf.theory.checks import (
+    ArrayLike,
+    as_learning_rate,
+    as_positive,
+    as_tensor,
+    as_times,
+    check_last_axis,
+    check_option,
+    check_same_shape,
+    nan_unless,
+    ratio_or_nan,
+)
+
+
+class _Magnitudes(NamedTuple):
+    """Size of the weights along the flow.
+
+    Attributes:
+        values: |w_r(t)|, [T, n].
+        decayed: e^{−2θa_r t} |w_r(t)|/|w_r(0)|, [T, n].
+    """
+
+    values: tf.Tensor
+    decayed: tf.Tensor
 
 
 class DiagonalQuadratic:
-    """f(w, x) = α(x) + Σ_r β_rr(x) w_r² under Definition 7, with moments a and b (Theorem 5.2).
+    """Gradient flow of f(w, x) = α(x) + Σ_r β_rr(x) w_r² under Definition 7, with moments a and b (Theorem 5.2).
 
-    dw_r/dt = 2θ (a_r − b_r w_r²) w_r. Time is in units where the flow moves at speed θ: one step of the SGD of
-    eq. 15 with step η advances t by η/θ.
+    dw_r/dt = 2θ (a_r − b_r w_r²) w_r. The flow moves at speed θ: one step of the SGD of eq. 15 with step η advances
+    t by η/θ.
+
+    The methods raise `ShapeError` for vectors that do not fit, and `AssumptionError` for negative times and for a w(0)
+    outside the range of `initial`.
 
     Args:
         a: E[(y − α(x)) β_rr(x)], [n], each > 0.
-        b: E[β_rr(x)²], [n], each > 0; E[β_rr β_pp] = 0 for r ≠ p is assumed.
+        b: E[β_rr(x)²], [n], each > 0. E[β_rr β_pp] = 0 for r ≠ p is assumed.
         theta: θ > 0.
-        initial: which w(0) is let in. "theorem": w_r(0)² in (0, a_r/b_r), as Theorem 5.2 assumes. "any": every
-            w(0), for which the solution (eq. 36) holds just as well; the theorem's condition is sufficient only.
+        initial: Accepted values of w(0). "theorem": w_r(0)² in (0, a_r/b_r), as Theorem 5.2 assumes. "any": every
+            w(0). The solution (eq. 36) holds for every w(0); the theorem's condition is sufficient only.
 
     Raises:
-        AssumptionError: a, b or θ not positive, or later a w(0) outside the range.
-        ShapeError: a and b that do not fit, or are empty. OptionError: another `initial`.
-        The methods raise ShapeError for vectors that do not fit and AssumptionError for negative times.
+        AssumptionError: An entry of a or b, or θ, is not positive.
+        ShapeError: a and b have different shapes, or are empty.
+        OptionError: `initial` does not exist.
+
+    Example:
+        The squares of the weights tend to a_r/b_r.
+
+        >>> from srel_tf import theory
+        >>> model = theory.DiagonalQuadratic(a=[1.0, 2.0], b=[1.0, 1.0], theta=0.5)
+        >>> print(model.squares([0.5, 0.5], [0.0, 50.0]).numpy().round(3))
+        [[0.25 0.25]
+         [1.   2.  ]]
+        >>> print(model.srel([0.5, 0.5], [0.0, 50.0], beta_target=[1.0, 3.0], beta_source=[1.0, 1.0]).numpy().round(3))
+        [2.    2.333]
     """
 
-    def __init__(self, a, b, theta, initial="theorem"):
-        self.a, self.b = as_tensor(a, "a", 1), as_tensor(b, "b", 1)
+    def __init__(
+        self,
+        a: ArrayLike,
+        b: ArrayLike,
+        theta: float,
+        initial: str = "theorem",
+    ) -> None:
+        self.a = as_tensor(a, "a", 1)
+        self.b = as_tensor(b, "b", 1)
         if self.a.shape != self.b.shape:
             raise ShapeError(f"a and b must agree, but have shapes {tuple(self.a.shape)} and {tuple(self.b.shape)}.")
         if not self.a.shape[0]:
             raise ShapeError("a and b must hold at least one feature; given a = b = [].")
-        for value, name in ((self.a, "a"), (self.b, "b")):
-            smallest = value.numpy().min()
-            if smallest <= 0:
-                raise AssumptionError(f"Theorem 5.2 assumes {name}_r > 0; the smallest given is {smallest:g}.")
+        _check_positive(self.a, "a")
+        _check_positive(self.b, "b")
         self.theta = as_positive(theta, "theta", "Definition 7")
         self.initial = check_option(initial, ("theorem", "any"), "initial")
 
     @property
-    def rates(self):
+    def rates(self) -> tf.Tensor:
         """Relaxation rates 4θa_r of w_r², [n], per unit of time."""
         return 4 * self.theta * self.a
 
-    def squares(self, w0, t):
-        """Eq. 36: w_r(t)² = a_r / (b_r + (a_r/w_r(0)² − b_r) e^{−4θa_r t}), [T, n]; 0 at all times for w_r(0) = 0."""
-        return self._magnitudes(self._initial(w0), as_times(t))[0] ** 2
+    def squares(self, w0: ArrayLike, t: ArrayLike) -> tf.Tensor:
+        """Eq. 36: w_r(t)² = a_r / (b_r + (a_r/w_r(0)² − b_r) e^{−4θa_r t}).
 
-    def weights(self, w0, t):
+        Args:
+            w0: w(0), [n].
+            t: Times >= 0, [T].
+
+        Returns:
+            [T, n]; 0 at all times if w_r(0) = 0.
+        """
+        return self._magnitudes(self._initial(w0), as_times(t)).values ** 2
+
+    def weights(self, w0: ArrayLike, t: ArrayLike) -> tf.Tensor:
         """Eq. 36 with the sign of w(0), which the flow keeps.
 
         Args:
-            w0: [n]. t: [T], times >= 0 (or a scalar, T = 1).
+            w0: w(0), [n].
+            t: Times >= 0, [T] (or a scalar, T = 1).
 
         Returns:
             [T, n].
 
         Raises:
-            AssumptionError: w(0) outside the range, negative times. ShapeError: w0 that does not fit.
+            AssumptionError: w(0) is outside the range of `initial`, or a time is negative.
+            ShapeError: `w0` does not fit.
         """
         w0 = self._initial(w0)
-        return tf.sign(w0) * self._magnitudes(w0, as_times(t))[0]
+        return tf.sign(w0) * self._magnitudes(w0, as_times(t)).values
 
-    def srel(self, w0, t, beta_target, beta_source, absolute=True):
+    def srel(
+        self,
+        w0: ArrayLike,
+        t: ArrayLike,
+        beta_target: ArrayLike,
+        beta_source: ArrayLike,
+        absolute: bool = True,
+    ) -> tf.Tensor:
         """Eq. 13: S_rel as the fictitious step goes to zero.
 
         lim S_rel = |Σ_r β_rr(x') β_rr(x) w_r²| / |Σ_r β_rr(x)² w_r²|.
 
         Args:
-            w0: [n]. t: [T], times >= 0.
-            beta_target, beta_source: β_rr at x' and at x, [n] each, or [P, n] each.
-            absolute: True, eq. 13. False, eq. 14 as printed, without absolute values: it can be negative.
+            w0: w(0), [n].
+            t: Times >= 0, [T].
+            beta_target: β_rr at x', [n] or [P, n].
+            beta_source: β_rr at x, of the same shape.
+            absolute: True computes eq. 13. False computes eq. 14 as printed, without absolute values: it can be
+                negative.
 
         Returns:
             [T], or [T, P]; NaN where the denominator is zero.
         """
         target, source = self._feature_pair(beta_target, beta_source)
-        squares = scaled(self.weights(w0, t)) ** 2
-        above = tf.matmul(squares, tf.reshape(target * source, [-1, target.shape[-1]]), transpose_b=True)
-        below = tf.matmul(squares, tf.reshape(source**2, [-1, source.shape[-1]]), transpose_b=True)
-        srel = ratio_or_nan(tf.abs(above) if absolute else above, below)
+        squares = scaled(self.weights(w0, t)) ** 2  # [T, n]
+        numerator = _sum_over_features(squares, target * source)
+        denominator = _sum_over_features(squares, source**2)
+        srel = ratio_or_nan(tf.abs(numerator) if absolute else numerator, denominator)
         return srel if target.shape.rank == 2 else srel[:, 0]
 
-    def residual(self, w0, t, beta):
-        """y − f = Σ_r β_rr (a_r/b_r − w_r²) along the flow for realisable labels y = α + Σ_r β_rr a_r/b_r.
+    def residual(self, w0: ArrayLike, t: ArrayLike, beta: ArrayLike) -> tf.Tensor:
+        """y − f = Σ_r β_rr (a_r/b_r − w_r²) along the flow, for realisable labels y = α + Σ_r β_rr a_r/b_r.
 
-        No two nearby numbers are subtracted: a/b − w² = (a/b − w₀²) e^{−4θat} w²/w₀².
+        The form a/b − w² = (a/b − w₀²) e^{−4θat} w²/w₀² subtracts no two nearly equal numbers.
 
         Args:
-            w0: [n]. t: [T]. beta: [n], or [P, n].
+            w0: w(0), [n].
+            t: Times >= 0, [T].
+            beta: β_rr, [n] or [P, n].
 
         Returns:
             [T], or [T, P].
         """
         beta = as_tensor(beta, "beta", (1, 2))
         check_last_axis(beta, self.a.shape[0], "beta", "as many as a")
-        w0 = self._initial(w0)
-        gap = (self.a - self.b * w0**2) / self.b * self._magnitudes(w0, as_times(t))[1] ** 2
-        residual = tf.matmul(gap, tf.reshape(beta, [-1, beta.shape[-1]]), transpose_b=True)
+        initial = self._initial(w0)
+        magnitudes = self._magnitudes(initial, as_times(t))
+        initial_gap = (self.a - self.b * initial**2) / self.b
+        gap = initial_gap * magnitudes.decayed**2  # a/b − w², [T, n]
+        residual = _sum_over_features(gap, beta)
         return residual if beta.shape.rank == 2 else residual[:, 0]
 
-    def srel_finite(self, w0, t, beta_target, beta_source, learning_rate):
+    def srel_finite(
+        self,
+        w0: ArrayLike,
+        t: ArrayLike,
+        beta_target: ArrayLike,
+        beta_source: ArrayLike,
+        learning_rate: float,
+    ) -> tf.Tensor:
         """Eqs. 26 and 28 with d = 2 along the flow: S_rel of a finite step η on a realisable label.
 
-        Arguments and shapes as in `srel`, learning_rate η > 0; the change is divided by 2η(y − f), which cancels.
+        Both changes are divided by 2η(y − f), which cancels.
+
+        Args:
+            w0: w(0), [n].
+            t: Times >= 0, [T].
+            beta_target: β_rr at x', [n] or [P, n].
+            beta_source: β_rr at x, of the same shape.
+            learning_rate: η > 0.
+
+        Returns:
+            [T], or [T, P]; NaN where the denominator is zero.
         """
         target, source = self._feature_pair(beta_target, beta_source)
-        step = 2 * as_positive(learning_rate, "learning_rate", "Definition 1") * self.residual(w0, t, source)  # g
+        step_length = as_learning_rate(learning_rate)
+        residual = self.residual(w0, t, source)
+        step = 2 * step_length * residual
         srel = quadratic_srel(self.weights(w0, t), target, source, step)
-        # Whether there is a residual is asked of w(0), not of a residual that may have underflowed.
-        sampled = tf.reduce_any(source * (self.a - self.b * self._initial(w0) ** 2) != 0, -1)
-        return tf.where(sampled, srel, tf.constant(np.nan, tf.float64))
+        # w(0) decides whether there is a residual: late in training the residual itself may underflow to zero.
+        initial_gap = self.a - self.b * self._initial(w0) ** 2
+        has_residual = tf.reduce_any(source * initial_gap != 0, -1)
+        return nan_unless(has_residual, srel)
 
-    def _magnitudes(self, w0, times):
-        """|w_r(t)| and e^{−2θa_r t} |w_r(t)|/|w_r(0)|, [T, n] each.
+    def _magnitudes(self, w0: tf.Tensor, times: tf.Tensor) -> _Magnitudes:
+        """Solve eq. 36 as 1/w² = e^{−4θat}/w₀² + (b/a) (1 − e^{−4θat}), a sum of two squares without a difference.
 
-        From eq. 36 as 1/w² = e^{−4θat}/w₀² + (b/a) (1 − e^{−4θat}): a sum of squares, neither of which is a difference.
+        Args:
+            w0: w(0), [n].
+            times: [T].
+
+        Returns:
+            Magnitudes, [T, n].
         """
         exponent = -times[:, None] * self.rates
-        at_rest, one = w0 == 0, tf.ones_like(w0)  # A weight of 0 is a fixed point; it has no 1/w₀.
-        start = tf.exp(exponent / 2) / tf.where(at_rest, one, tf.abs(w0))
+        is_zero = w0 == 0  # A weight of 0 is a fixed point; 1/w₀ does not exist.
+        one = tf.ones_like(w0)
+        start = tf.exp(exponent / 2) / tf.where(is_zero, one, tf.abs(w0))
         end = tf.sqrt(-self.b / self.a * tf.math.expm1(exponent))
-        # 1/|w| is the root of start² + end². The larger one is taken out, so that no square overflows.
-        larger, smaller = tf.maximum(start, end), tf.minimum(start, end)
+        # 1/|w| = √(start² + end²). The larger term is factored out, so that no square overflows.
+        larger = tf.maximum(start, end)
+        smaller = tf.minimum(start, end)
         inverse = larger * tf.sqrt(1 + (smaller / larger) ** 2)
-        return tf.where(at_rest, 0 * one, 1 / inverse), tf.where(at_rest, one, start / inverse)
+        return _Magnitudes(
+            values=tf.where(is_zero, 0 * one, 1 / inverse),
+            decayed=tf.where(is_zero, one, start / inverse),
+        )
 
-    def _initial(self, w0):
+    def _initial(self, w0: ArrayLike) -> tf.Tensor:
+        """Check w(0), [n], against the shape of `a` and the range of `initial`."""
         w0 = as_tensor(w0, "w0", 1)
         check_last_axis(w0, self.a.shape[0], "w0", "as many as a")
-        if self.initial == "any" or not tf.executing_eagerly():
-            return w0
-        limit, squares = self.a.numpy() / self.b.numpy(), w0.numpy() ** 2
-        outside = (w0.numpy() == 0) | (squares >= limit)  # A square may be 0 because it underflows.
-        if outside.any():
-            r = int(np.flatnonzero(outside)[0])
+        if self.initial == "theorem" and tf.executing_eagerly():
+            self._check_range(w0.numpy())
+        return w0
+
+    def _check_range(self, w0: np.ndarray) -> None:
+        """Raise `AssumptionError` unless w_r(0)² is in (0, a_r/b_r) for each r."""
+        a = self.a.numpy()
+        limit = a / self.b.numpy()
+        squares = w0**2
+        is_outside = (w0 == 0) | (squares >= limit)  # w0 is tested for zero, since its square may underflow.
+        if is_outside.any():
+            r = int(np.flatnonzero(is_outside)[0])
             raise AssumptionError(
                 f"Theorem 5.2 assumes w_r(0)² in (0, a_r/b_r): w_{r}(0)² = {squares[r]:g} is outside "
                 f"(0, {limit[r]:g}). The solution holds beyond that range too: use it with initial='any'."
             )
-        return w0
 
-    def _feature_pair(self, beta_target, beta_source):
+    def _feature_pair(self, beta_target: ArrayLike, beta_source: ArrayLike) -> tuple[tf.Tensor, tf.Tensor]:
+        """Features at x' and at x, [n] or [P, n] each, of one shape."""
         target = as_tensor(beta_target, "beta_target", (1, 2))
         source = as_tensor(beta_source, "beta_source", (1, 2))
-        if target.shape != source.shape:
-            raise ShapeError(f"beta_target {tuple(target.shape)} and beta_source {tuple(source.shape)} must agree.")
+        check_same_shape(target, source, "beta_target", "beta_source")
         check_last_axis(source, self.a.shape[0], "beta_source", "as many as a")
         return target, source
 
 
-def scaled(weights):
+def _check_positive(moments: tf.Tensor, name: str) -> None:
+    """Raise `AssumptionError` unless each moment, [n], is positive."""
+    smallest = moments.numpy().min()
+    if smallest <= 0:
+        raise AssumptionError(f"Theorem 5.2 assumes {name}_r > 0; the smallest given is {smallest:g}.")
+
+
+def _sum_over_features(per_time: tf.Tensor, per_pair: tf.Tensor) -> tf.Tensor:
+    """Σ_r of products of [T, n] and [n] or [P, n]: [T, 1] or [T, P]."""
+    rows = tf.reshape(per_pair, [-1, per_pair.shape[-1]])
+    return tf.matmul(per_time, rows, transpose_b=True)
+
+
+def scaled(weights: tf.Tensor) -> tf.Tensor:
     """Divide each row of weights [..., n] by its largest magnitude, which cancels in S_rel. Rows of zeros stay zero."""
     return tf.math.divide_no_nan(weights, tf.reduce_max(tf.abs(weights), -1, keepdims=True))
 
 
-def quadratic_srel(weights, beta_target, beta_source, step):
+def quadratic_srel(
+    weights: ArrayLike,
+    beta_target: ArrayLike,
+    beta_source: ArrayLike,
+    step: ArrayLike,
+) -> tf.Tensor:
     """Eqs. 26 and 28 for diagonal quadratic features: S_rel of the update w⁺ = w + g β(x) ⊙ w.
 
-    The change at x' is g Σ_r β_r' β_r w_r² (2 + g β_r), where g = 2η (y − f): the leading g is left out, so that
-    g = 0 gives the limit of eq. 31.
+    The change at x' is g Σ_r β_r' β_r w_r² (2 + g β_r), where g = 2η (y − f). The factor g in front cancels in S_rel
+    and is left out, so that g = 0 gives the limit of eq. 31.
 
     Args:
-        weights: [..., n]. beta_target, beta_source: [n], or [P, n].
-        step: g, [...], or [..., P].
+        weights: w, [..., n].
+        beta_target: Features at x', [n] or [P, n].
+        beta_source: Features at x, of the same shape.
+        step: g, [...] or [..., P].
 
     Returns:
         S_rel of the shape of `step`; NaN where the change at the source is zero for every small g.
 
     Raises:
-        ShapeError: features or weights that do not fit.
+        ShapeError: Features or weights do not fit.
+
+    Example:
+        >>> from srel_tf import theory
+        >>> srel = theory.quadratic_srel([1.0, 1.0], beta_target=[1.0, 3.0], beta_source=[1.0, 1.0], step=0.0)
+        >>> print(srel.numpy())
+        2.0
     """
-    weights, step = as_tensor(weights, "weights"), as_tensor(step, "step")[..., None]
-    beta_target, beta_source = as_tensor(beta_target, "beta_target", (1, 2)), as_tensor(beta_source, "beta_source")
-    if beta_target.shape != beta_source.shape:
-        given = f"{tuple(beta_target.shape)} and beta_source {tuple(beta_source.shape)}"
-        raise ShapeError(f"beta_target {given} must agree.")
+    weights = as_tensor(weights, "weights")
+    step = as_tensor(step, "step")[..., None]
+    beta_target = as_tensor(beta_target, "beta_target", (1, 2))
+    beta_source = as_tensor(beta_source, "beta_source")
+    check_same_shape(beta_target, beta_source, "beta_target", "beta_source")
     check_last_axis(beta_source, weights.shape[-1], "beta_source", "one feature a weight")
+
     weights = scaled(weights)
-    if beta_source.shape.rank == 2:
+    has_pairs = beta_source.shape.rank == 2
+    if has_pairs:
         weights = weights[..., None, :]
-    moved = weights**2 * (2 + step * beta_source) * beta_source
-    above = tf.abs(tf.reduce_sum(beta_target * moved, -1))
-    return ratio_or_nan(above, tf.abs(tf.reduce_sum(beta_source * moved, -1)))
+    second_order = 2 + step * beta_source
+    moved = weights**2 * second_order * beta_source
+    change_target = tf.reduce_sum(beta_target * moved, -1)
+    change_source = tf.reduce_sum(beta_source * moved, -1)
+    return ratio_or_nan(tf.abs(change_target), tf.abs(change_source))

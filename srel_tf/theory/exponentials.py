@@ -1,36 +1,68 @@
 """Sums of decaying exponentials as mantissa and logarithm, for quantities that vanish as training ends."""
 
+from typing import NamedTuple
+
 import numpy as np
 import tensorflow as tf
 
 
-def exponential_sum(coefficients, rates, times):
-    """Σ_m c_m e^{−r_m t} as (mantissa, logarithm), so that it neither under- nor overflows at any time.
+class ScaledValues(NamedTuple):
+    """Numbers stored as mantissa · e^logarithm, so that they neither under- nor overflow.
+
+    Attributes:
+        mantissa: [T, P].
+        logarithm: [T, P].
+    """
+
+    mantissa: tf.Tensor
+    logarithm: tf.Tensor
+
+
+def exponential_sum(
+    coefficients: tf.Tensor,
+    rates: tf.Tensor,
+    times: tf.Tensor,
+) -> ScaledValues:
+    """Compute Σ_m c_m e^{−r_m t} for every time, without under- or overflow.
 
     Args:
-        coefficients: [P, m]. rates: [m]. times: [T].
+        coefficients: c, [P, m].
+        rates: r, [m].
+        times: t, [T].
 
     Returns:
-        mantissa and logarithm, [T, P] each: the sum is mantissa·e^logarithm, |mantissa| <= m.
+        The sums [T, P], with |mantissa| <= m.
     """
     magnitude = tf.abs(coefficients)
-    present = magnitude > 0
+    is_present = magnitude > 0
     infinity = tf.constant(np.inf, tf.float64)
-    # The decay of the slowest mode is taken out first: beside a large r t, a logarithm of c would lose its digits.
-    slowest = _finite_or_zero(tf.reduce_min(tf.where(present, rates, infinity), -1))  # [P]
-    beside = rates - slowest[:, None]
-    logs = tf.math.log(tf.where(present, magnitude, tf.ones_like(magnitude))) - times[:, None, None] * beside
-    logs = tf.where(present, logs, -infinity)
-    largest = _finite_or_zero(tf.reduce_max(logs, -1))
-    mantissa = tf.reduce_sum(tf.sign(coefficients) * tf.exp(logs - largest[..., None]), -1)
-    return mantissa, largest - times[:, None] * slowest
+    # The decay of the slowest mode is factored out first: added to a large r t, log c would lose its digits.
+    slowest = _finite_or_zero(tf.reduce_min(tf.where(is_present, rates, infinity), -1))  # [P]
+    relative_rates = rates - slowest[:, None]
+    log_magnitude = tf.math.log(tf.where(is_present, magnitude, tf.ones_like(magnitude)))
+    log_terms = log_magnitude - times[:, None, None] * relative_rates  # [T, P, m]
+    log_terms = tf.where(is_present, log_terms, -infinity)
+    largest = _finite_or_zero(tf.reduce_max(log_terms, -1))
+    terms = tf.sign(coefficients) * tf.exp(log_terms - largest[..., None])
+    return ScaledValues(tf.reduce_sum(terms, -1), largest - times[:, None] * slowest)
 
 
-def _finite_or_zero(values):
+def _finite_or_zero(values: tf.Tensor) -> tf.Tensor:
+    """Replace infinities by zero: a row without any term has neither a slowest mode nor a largest term."""
     return tf.where(tf.math.is_finite(values), values, tf.zeros_like(values))
 
 
-def at_the_start(times, start, mantissa, logarithm):
-    """Mantissa and logarithm [T, P] with `start` [P] at t = 0: not through the modes, whose rounding hides a zero."""
+def with_start(times: tf.Tensor, start: tf.Tensor, values: ScaledValues) -> ScaledValues:
+    """Replace the values at t = 0 by `start`, which was computed directly: rounding of the modes can hide a zero.
+
+    Args:
+        times: [T].
+        start: Values at t = 0, [P].
+        values: [T, P].
+
+    Returns:
+        [T, P].
+    """
     is_start = times[:, None] == 0
-    return tf.where(is_start, start, mantissa), tf.where(is_start, tf.zeros_like(logarithm), logarithm)
+    mantissa = tf.where(is_start, start, values.mantissa)
+    return ScaledValues(mantissa, tf.where(is_start, tf.zeros_like(values.logarithm), values.logarithm))

@@ -1,74 +1,179 @@
 """Definition 7: the gradient flow of a weight-homogeneous predictor, integrated numerically (eq. 12)."""
 
+from collections.abc import Callable
+
 import numpy as np
 import tensorflow as tf
 from scipy.integrate import solve_ivp
 
 from srel_tf.errors import AssumptionError, ShapeError
-from srel_tf.theory.checks import as_degree, as_positive, as_tensor, as_times
+from srel_tf.theory.checks import ArrayLike, as_degree, as_positive, as_tensor, as_times
+
+# Rounding errors that a matrix of second moments may have, relative to its largest entry.
+_SYMMETRY_TOLERANCE = 1e-12
+_NEGATIVE_TOLERANCE = 1e-9
 
 
-def moment_flow(a, b, w0, t, theta, degree, rtol=1e-10, atol=1e-12):
-    """Eq. 12 written with the moments of the data: dw/dt = θ d (a − b·w^d) ⊙ w^{d−1}, powers entry by entry.
+def moment_flow(
+    a: ArrayLike,
+    b: ArrayLike,
+    w0: ArrayLike,
+    t: ArrayLike,
+    theta: float,
+    degree: int,
+    rtol: float = 1e-10,
+    atol: float = 1e-12,
+) -> tf.Tensor:
+    """Integrate eq. 12 written with the moments of the data: dw/dt = θ d (a − b·w^d) ⊙ w^{d−1}, powers per entry.
 
     Args:
         a: E[(y − α(x)) β(x)], [...]: any shape, that of the weights.
-        b: E[β(x) ⊗ β(x)], [..., ...]: that shape twice over (off-diagonal moments included).
-        w0: the weights at t = 0, of the shape of `a`.
-        t: [T], ascending times >= 0, in units where the flow moves at speed θ.
-        theta: θ > 0. degree: d >= 1. rtol, atol: tolerances of SciPy's DOP853.
+        b: E[β(x) ⊗ β(x)], [..., ...]: that shape twice over, including moments of different features.
+        w0: Weights at t = 0, of the shape of `a`.
+        t: Ascending times >= 0, [T], in units where the flow moves at speed θ.
+        theta: θ > 0.
+        degree: d >= 1.
+        rtol: Relative tolerance of SciPy's DOP853.
+        atol: Absolute tolerance of SciPy's DOP853.
 
     Returns:
-        [T, ...] float64 tensor.
+        Weights, float64 [T, ...].
 
     Raises:
-        AssumptionError: times that are negative or do not ascend, θ not positive, a degree that is no integer >= 1,
-        a `b` that is no matrix of second moments (symmetric, positive semidefinite), or a flow that cannot be
-        followed (for d > 2 it may blow up). ShapeError: moments or weights that do not fit.
+        AssumptionError: Times are negative or do not ascend, θ is not positive, the degree is not an integer >= 1,
+            `b` is not a matrix of second moments (symmetric, positive semidefinite), or the integration fails (for
+            d > 2 the flow may blow up).
+        ShapeError: Moments or weights do not fit.
+
+    Example:
+        For d = 1 the flow is w(t) = a/b + (w(0) − a/b) e^{−θbt}.
+
+        >>> from srel_tf import theory
+        >>> weights = theory.moment_flow([1.0], [[2.0]], [0.0], [0.0, 1.0], theta=1.0, degree=1)
+        >>> print(weights.numpy().round(4))
+        [[0.    ]
+         [0.4323]]
     """
-    a, b, w0 = as_tensor(a, "a").numpy(), as_tensor(b, "b").numpy(), as_tensor(w0, "w0").numpy()
+    a = _as_array(a, "a")
+    b = _as_array(b, "b")
+    w0 = _as_array(w0, "w0")
     if w0.shape != a.shape or b.shape != a.shape + a.shape:
         raise ShapeError(f"w0, a and b must have shapes S, S and S + S; given {w0.shape}, {a.shape} and {b.shape}.")
     matrix = b.reshape(a.size, a.size)
+    _check_second_moments(matrix)
+    return _integrate(a, lambda power: matrix @ power, w0, t, theta, degree, rtol, atol)
+
+
+def _as_array(value: ArrayLike, name: str, rank: int | None = None) -> np.ndarray:
+    """Convert `value` to a finite float64 array."""
+    return as_tensor(value, name, rank).numpy()
+
+
+def _check_second_moments(matrix: np.ndarray) -> None:
+    """Raise `AssumptionError` unless the matrix [n, n] is symmetric and positive semidefinite, up to rounding."""
     scale = np.abs(matrix).max(initial=0)
-    if np.abs(matrix - matrix.T).max(initial=0) > 1e-12 * scale:
+    asymmetry = np.abs(matrix - matrix.T).max(initial=0)
+    if asymmetry > _SYMMETRY_TOLERANCE * scale:
         raise AssumptionError("b must be symmetric: it holds the second moments E[β ⊗ β].")
     smallest = np.linalg.eigvalsh(matrix).min(initial=0)
-    if smallest < -1e-9 * scale:
+    if smallest < -_NEGATIVE_TOLERANCE * scale:
         raise AssumptionError(f"b must be positive semidefinite (second moments); an eigenvalue is {smallest:g}.")
-    return follow(a, lambda power: matrix @ power, w0, t, theta, degree, rtol, atol)
 
 
-def feature_flow(features, labels, w0, t, theta, degree, rtol=1e-10, atol=1e-12):
-    """`moment_flow` for the mean over B examples, without the second moments: for many weights and few examples.
+def feature_flow(
+    features: ArrayLike,
+    labels: ArrayLike,
+    w0: ArrayLike,
+    t: ArrayLike,
+    theta: float,
+    degree: int,
+    rtol: float = 1e-10,
+    atol: float = 1e-12,
+) -> tf.Tensor:
+    """Integrate eq. 12 for the mean over B examples, without forming second moments.
+
+    This is cheaper than `moment_flow` for many weights and few examples.
 
     Args:
-        features: β, [B, ...]. labels: y − α, [B]. The rest, what it returns and raises: as in `moment_flow`.
+        features: β, [B, ...].
+        labels: y − α, [B].
+        w0: Weights at t = 0, [...].
+        t: Ascending times >= 0, [T].
+        theta: θ > 0.
+        degree: d >= 1.
+        rtol: Relative tolerance of SciPy's DOP853.
+        atol: Absolute tolerance of SciPy's DOP853.
+
+    Returns:
+        Weights, float64 [T, ...].
+
+    Raises:
+        AssumptionError: As in `moment_flow`.
+        ShapeError: Features, labels or weights do not fit.
     """
-    features, labels = as_tensor(features, "features").numpy(), as_tensor(labels, "labels", 1).numpy()
-    w0 = as_tensor(w0, "w0").numpy()
+    features = _as_array(features, "features")
+    labels = _as_array(labels, "labels", 1)
+    w0 = _as_array(w0, "w0")
     if w0.shape != features.shape[1:] or len(labels) != len(features):
         raise ShapeError(f"Features {features.shape} need weights of shape {features.shape[1:]}, not {w0.shape}.")
     rows = features.reshape(len(features), -1)
     a = labels @ rows / len(rows)
-    return follow(a, lambda power: (rows @ power) @ rows / len(rows), w0, t, theta, degree, rtol, atol)
+
+    def second_moment(power: np.ndarray) -> np.ndarray:
+        return (rows @ power) @ rows / len(rows)
+
+    return _integrate(a, second_moment, w0, t, theta, degree, rtol, atol)
 
 
-def follow(a, second_moment, w0, t, theta, degree, rtol, atol):
-    """The integration itself; second_moment(v) is b·v for a flat vector v."""
-    times, theta = as_times(t).numpy(), as_positive(theta, "theta", "Definition 7")
-    degree = as_degree(degree)  # a fractional power of a negative weight is NaN, at which the integrator never ends
+def _integrate(
+    a: np.ndarray,
+    second_moment: Callable[[np.ndarray], np.ndarray],
+    w0: np.ndarray,
+    t: ArrayLike,
+    theta: float,
+    degree: int,
+    rtol: float,
+    atol: float,
+) -> tf.Tensor:
+    """Integrate eq. 12 with DOP853.
+
+    Args:
+        a: First moments, of the shape of `w0` or flat.
+        second_moment: Function that computes b·v, [n], for a flat vector v, [n].
+        w0: Weights at t = 0, [...].
+        t: Ascending times >= 0, [T].
+        theta: θ > 0.
+        degree: d >= 1.
+        rtol: Relative tolerance.
+        atol: Absolute tolerance.
+
+    Returns:
+        Weights, [T, ...].
+    """
+    times = as_times(t).numpy()
+    theta = as_positive(theta, "theta", "Definition 7")
+    # A fractional power of a negative weight is NaN, and the integrator would never stop at NaN.
+    degree = as_degree(degree)
     if (np.diff(times) < 0).any():
         raise AssumptionError("Times must ascend; sort them first.")
-    a, shape = a.ravel(), w0.shape
+    a = a.ravel()
 
-    def velocity(_, w):
+    def velocity(_: float, w: np.ndarray) -> np.ndarray:
         return theta * degree * (a - second_moment(w**degree)) * w ** (degree - 1)
 
     end = times[-1] if len(times) else 0.0
+    shape = (len(times), *w0.shape)
     if end == 0:
-        return tf.constant(np.broadcast_to(w0, (len(times), *shape)).copy())
-    solution = solve_ivp(velocity, (0.0, end), w0.ravel(), method="DOP853", t_eval=times, rtol=rtol, atol=atol)
+        return tf.constant(np.broadcast_to(w0, shape).copy())
+    solution = solve_ivp(
+        velocity,
+        t_span=(0.0, end),
+        y0=w0.ravel(),
+        method="DOP853",
+        t_eval=times,
+        rtol=rtol,
+        atol=atol,
+    )
     if not solution.success:
         raise AssumptionError(f"The flow could not be followed up to t = {end:g}: {solution.message}")
-    return tf.constant(solution.y.T.reshape(len(times), *shape))
+    return tf.constant(solution.y.T.reshape(shape))

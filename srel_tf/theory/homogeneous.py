@@ -1,254 +1,422 @@
 """Section 5: degree-d weight-homogeneous feature linear predictors (Definition 6, eqs. 26–31, Theorem 5.1)."""
 
 import math
+from collections.abc import Callable, Sequence
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from srel_tf.errors import ShapeError
-from srel_tf.theory.checks import as_degree, as_positive, as_tensor, ratio_or_nan
+from srel_tf.theory.checks import ArrayLike, as_degree, as_learning_rate, as_tensor, ratio_or_nan
 from srel_tf.theory.flow import feature_flow
 
 
 class HomogeneousPredictor:
-    """f(W, x) = α(x) + Σ_r ⟨β_r(x), w_r^d⟩, powers taken entry by entry (Definition 6).
+    """Predictor f(W, x) = α(x) + Σ_r ⟨β_r(x), w_r^d⟩, powers taken entry by entry (Definition 6).
+
+    An input has at least one axis. An x of one axis [n] is a single input, and the axis B is then left out of the
+    results. The loss is ℓ(W, (x, y)) = ½ (y − f(W, x))² (eq. 10).
+
+    The methods raise `ShapeError` for inputs, features, labels or weights that do not fit, and `AssumptionError` for
+    values that are not finite and (`flow`) for times that are negative or do not ascend.
 
     Args:
-        alpha: function of a batch of B inputs, returns [B].
-        beta: function of a batch of B inputs, returns [B, r, n].
+        alpha: α, a function from a batch of B inputs to [B].
+        beta: β, a function from a batch of B inputs to [B, r, n].
         degree: d, an integer >= 1.
 
-    An input has at least one axis: x of one axis [n] is a single input, and the axis B is then left out of what
-    is returned. The loss is ℓ(W, (x, y)) = ½ (y − f(W, x))² (eq. 10).
-
     Raises:
-        AssumptionError: `degree` is no integer >= 1.
-        The methods raise ShapeError for inputs, features, labels or weights that do not fit, and AssumptionError for
-        values that are not finite and (`flow`) for times that are negative or do not ascend.
+        AssumptionError: `degree` is not an integer >= 1.
+
+    Example:
+        A linear predictor f(w, x) = ⟨w, x⟩ is the case d = 1 with β(x) = x.
+
+        >>> import tensorflow as tf
+        >>> from srel_tf import theory
+        >>> linear = theory.HomogeneousPredictor(lambda x: tf.zeros(len(x)), lambda x: x[:, None], degree=1)
+        >>> weights = [[1.0, 2.0]]
+        >>> x_target, x_source = [1.0, 1.0], [2.0, 0.0]
+        >>> print(linear(weights, x_target).numpy())
+        3.0
+        >>> print(linear.srel_limit(weights, x_target, x_source).numpy())
+        0.5
+        >>> print(linear.proximity(x_target, x_source).numpy())
+        2.0
     """
 
-    def __init__(self, alpha, beta, degree):
-        self.alpha, self.beta, self.degree = alpha, beta, as_degree(degree)
+    def __init__(
+        self,
+        alpha: Callable[[tf.Tensor], tf.Tensor],
+        beta: Callable[[tf.Tensor], tf.Tensor],
+        degree: int,
+    ) -> None:
+        self.alpha = alpha
+        self.beta = beta
+        self.degree = as_degree(degree)
 
-    def __call__(self, weights, x):
-        """Definition 6: [..., B] from weights [..., r, n] and inputs [B, ...] (or one input: [...])."""
-        batch, single = self._batch(x, "x")
-        beta = self._features(batch)
-        powers = self._weights(weights, beta) ** self.degree
-        return self._unbatch(self._offset(batch) + self._pair(beta, powers), single)
-
-    def srel_limit(self, weights, x_target, x_source):
-        """Eq. 31: S_rel as the fictitious step goes to zero.
-
-        lim S_rel = |Σ_r ⟨β_r(x') ⊙ β_r(x), w_r^{2(d−1)}⟩| / |Σ_r ⟨β_r(x)², w_r^{2(d−1)}⟩|. The residual y − f, which
-        vanishes as training ends, is common to both and is left out; the label is not needed.
+    def __call__(self, weights: ArrayLike, x: ArrayLike) -> tf.Tensor:
+        """Definition 6: the predictions f(W, x).
 
         Args:
-            weights: [..., r, n], for example [T, r, n].
-            x_target, x_source: B inputs each, paired, or one each.
+            weights: W, [..., r, n].
+            x: Inputs, [B, ...], or one input [n].
+
+        Returns:
+            [..., B], or [...] for one input.
+        """
+        batch, single = _as_batch(x, "x")
+        features = self._features(batch)
+        powers = _as_weights(weights, features) ** self.degree
+        return _unbatch(self._offset(batch) + _inner(features, powers), single)
+
+    def srel_limit(
+        self,
+        weights: ArrayLike,
+        x_target: ArrayLike,
+        x_source: ArrayLike,
+    ) -> tf.Tensor:
+        """Eq. 31: S_rel as the fictitious step goes to zero.
+
+        lim S_rel = |Σ_r ⟨β_r(x') ⊙ β_r(x), w_r^{2(d−1)}⟩| / |Σ_r ⟨β_r(x)², w_r^{2(d−1)}⟩|. Both changes have the
+        residual y − f as a factor. It vanishes as training ends and is left out, so the label is not needed.
+
+        Args:
+            weights: W, [..., r, n], for example [T, r, n].
+            x_target: x', B inputs or one.
+            x_source: x, as many inputs, each paired with one x'.
 
         Returns:
             [..., B], or [...]; NaN where the denominator is zero.
         """
         target, source, single = self._feature_pair(x_target, x_source)
-        power = self._scaled(weights, source) ** (2 * (self.degree - 1))
-        srel = ratio_or_nan(tf.abs(self._pair(target * source, power)), tf.abs(self._pair(source**2, power)))
-        return self._unbatch(srel, single)
+        powers = self._gradient_powers(weights, source)
+        change_target = tf.abs(_inner(target * source, powers))
+        change_source = tf.abs(_inner(source**2, powers))
+        return _unbatch(ratio_or_nan(change_target, change_source), single)
 
-    def srel(self, weights, x_target, x_source, learning_rate, *, label=None, residual=None):
+    def srel(
+        self,
+        weights: ArrayLike,
+        x_target: ArrayLike,
+        x_source: ArrayLike,
+        learning_rate: float,
+        *,
+        label: ArrayLike | None = None,
+        residual: ArrayLike | None = None,
+    ) -> tf.Tensor:
         """Eqs. 26 and 28: S_rel of a finite step η, from the label y of the source or from its residual.
 
         With g = η d (y − f(W, x)): f(W⁺, x') − f(W, x') = g Σ_{k=1}^{d} C(d, k) g^{k−1}
-        Σ_r ⟨β_r(x') ⊙ β_r(x)^k, w_r^{d(k+1)−2k}⟩. The leading g is common to x' and x and is left out.
+        Σ_r ⟨β_r(x') ⊙ β_r(x)^k, w_r^{d(k+1)−2k}⟩. The factor g in front is common to x' and x and is left out.
 
         Args:
-            weights: [..., r, n]. x_target, x_source: B inputs each, paired, or one each.
+            weights: W, [..., r, n].
+            x_target: x', B inputs or one.
+            x_source: x, as many inputs, each paired with one x'.
             learning_rate: η > 0.
-            label: y at the source, [B] or a scalar; or instead
-            residual: y − f(W, x) at the source, broadcastable to [..., B], where it is known better than the
-                difference of y and f (late in training).
+            label: y at the source, [B] or a scalar.
+            residual: y − f(W, x) at the source, broadcastable to [..., B]. Give it instead of `label` if it is known
+                more precisely than the difference of y and f, as late in training.
 
         Returns:
             [..., B], or [...]; NaN where the residual, or the change at the source, is zero.
-        """
-        if (label is None) == (residual is None):
-            raise ShapeError("Give either label (y at the source) or residual (y − f there), not both or neither.")
-        target, source, single = self._feature_pair(x_target, x_source)
-        weights = self._weights(weights, source)
-        if residual is None:
-            label = as_tensor(label, "label", (0, 1))
-            if label.shape.rank == 1 and label.shape[0] != source.shape[0]:
-                raise ShapeError(f"label must hold {source.shape[0]} labels, one a source, not {label.shape[0]}.")
-            residual = label - self._values(weights, x_source)
-        else:
-            residual = as_tensor(residual, "residual")
-            residual = residual[..., None] if single else residual
-            whole = (*weights.shape[:-2], source.shape[0])
-            if not _broadcasts(residual.shape, whole):
-                raise ShapeError(f"residual {tuple(residual.shape)} does not broadcast to {whole}, one a source.")
-        step = as_positive(learning_rate, "learning_rate", "Definition 1") * self.degree * residual  # g
-        changes = [self._change_over_step(weights, features, source, step) for features in (target, source)]
-        moved = tf.where(residual != 0, tf.abs(changes[1]), tf.zeros_like(changes[1]))
-        return self._unbatch(ratio_or_nan(tf.abs(changes[0]), moved), single)
 
-    def srel_bound(self, weights, x_target, x_source):
+        Raises:
+            ShapeError: Arrays do not fit, or not exactly one of `label` and `residual` is given.
+        """
+        target, source, single = self._feature_pair(x_target, x_source)
+        checked_weights = _as_weights(weights, source)
+        if label is not None and residual is None:
+            known_residual = self._residual(checked_weights, x_source, label)
+        elif residual is not None and label is None:
+            full_shape = (*checked_weights.shape[:-2], source.shape[0])
+            known_residual = _as_residual(residual, full_shape, single)
+        else:
+            raise ShapeError("Give either label (y at the source) or residual (y − f there), not both or neither.")
+
+        step_length = as_learning_rate(learning_rate)
+        step = step_length * self.degree * known_residual
+        change_target = tf.abs(self._change_over_step(checked_weights, target, source, step))
+        change_source = tf.abs(self._change_over_step(checked_weights, source, source, step))
+        is_updated = known_residual != 0
+        change_source = tf.where(is_updated, change_source, tf.zeros_like(change_source))
+        return _unbatch(ratio_or_nan(change_target, change_source), single)
+
+    def srel_bound(
+        self,
+        weights: ArrayLike,
+        x_target: ArrayLike,
+        x_source: ArrayLike,
+    ) -> tf.Tensor:
         """Theorem 5.1 (eq. 32): lim S_rel <= P(x, x') Σ_r ‖w_r^{2(d−1)}‖ / |Σ_r ⟨β_r(x)², w_r^{2(d−1)}⟩|.
 
-        It depends on the weights, and so on time; P(x, x') alone does not. Arguments and shapes as in
-        `srel_limit`.
-        """
-        target, source, single = self._feature_pair(x_target, x_source)
-        power = self._scaled(weights, source) ** (2 * (self.degree - 1))
-        norms = tf.reduce_sum(tf.norm(power, axis=-1), -1)[..., None]
-        bound = ratio_or_nan(_proximity(target, source) * norms, tf.abs(self._pair(source**2, power)))
-        return self._unbatch(bound, single)
-
-    def proximity(self, x_target, x_source):
-        """P(x, x') = max_r ‖β_r(x') ⊙ β_r(x)‖ of Theorem 5.1, [B], or a scalar; symmetric in x and x'."""
-        target, source, single = self._feature_pair(x_target, x_source)
-        return self._unbatch(_proximity(target, source), single)
-
-    def moments(self, x, y):
-        """a = E[(y − α(x)) β(x)], [r, n], and b = E[β(x) ⊗ β(x)], [r, n, r, n], over the examples x, y [B]."""
-        beta, labels = self._training_set(x, y)
-        a = tf.einsum("b,brn->rn", labels, beta) / len(labels)
-        return a, tf.einsum("brn,bsm->rnsm", beta, beta) / len(labels)
-
-    def flow(self, w0, t, x, y, theta, rtol=1e-10, atol=1e-12):
-        """Definition 7 (eq. 12): the gradient flow on the mean loss over the examples x, y, integrated numerically.
+        The bound depends on the weights, and so on time; P(x, x') alone does not.
 
         Args:
-            w0: [r, n]. t: [T], ascending times >= 0, in units where the flow moves at speed θ (one step of
-                gradient descent with step η advances t by η/θ).
-            x, y: B examples and their labels [B]. theta: θ > 0. rtol, atol: tolerances of the integrator.
+            weights: W, [..., r, n].
+            x_target: x', B inputs or one.
+            x_source: x, as many inputs, each paired with one x'.
+
+        Returns:
+            [..., B], or [...]; NaN where the denominator is zero.
+        """
+        target, source, single = self._feature_pair(x_target, x_source)
+        powers = self._gradient_powers(weights, source)
+        norms = tf.reduce_sum(tf.norm(powers, axis=-1), -1)
+        largest_change_target = _proximity(target, source) * norms[..., None]
+        change_source = tf.abs(_inner(source**2, powers))
+        bound = ratio_or_nan(largest_change_target, change_source)
+        return _unbatch(bound, single)
+
+    def proximity(self, x_target: ArrayLike, x_source: ArrayLike) -> tf.Tensor:
+        """P(x, x') = max_r ‖β_r(x') ⊙ β_r(x)‖ of Theorem 5.1, symmetric in x and x'.
+
+        Args:
+            x_target: x', B inputs or one.
+            x_source: x, as many inputs, each paired with one x'.
+
+        Returns:
+            [B], or a scalar.
+        """
+        target, source, single = self._feature_pair(x_target, x_source)
+        return _unbatch(_proximity(target, source), single)
+
+    def moments(self, x: ArrayLike, y: ArrayLike) -> tuple[tf.Tensor, tf.Tensor]:
+        """Moments a = E[(y − α(x)) β(x)] and b = E[β(x) ⊗ β(x)] over the given examples.
+
+        Args:
+            x: B inputs.
+            y: Labels, [B].
+
+        Returns:
+            a [r, n] and b [r, n, r, n].
+        """
+        features, labels = self._training_set(x, y)
+        a = tf.einsum("b,brn->rn", labels, features) / len(labels)
+        b = tf.einsum("brn,bsm->rnsm", features, features) / len(labels)
+        return a, b
+
+    def flow(
+        self,
+        w0: ArrayLike,
+        t: ArrayLike,
+        x: ArrayLike,
+        y: ArrayLike,
+        theta: float,
+        rtol: float = 1e-10,
+        atol: float = 1e-12,
+    ) -> tf.Tensor:
+        """Definition 7 (eq. 12): the gradient flow on the mean loss over the given examples, integrated numerically.
+
+        Args:
+            w0: Weights at t = 0, [r, n].
+            t: Ascending times >= 0, [T]. The flow moves at speed θ: one step of gradient descent with step η advances
+                t by η/θ.
+            x: B inputs.
+            y: Labels, [B].
+            theta: θ > 0.
+            rtol: Relative tolerance of the integrator.
+            atol: Absolute tolerance of the integrator.
 
         Returns:
             [T, r, n].
         """
-        beta, labels = self._training_set(x, y)
-        return feature_flow(beta, labels, w0, t, theta, self.degree, rtol=rtol, atol=atol)
+        features, labels = self._training_set(x, y)
+        return feature_flow(features, labels, w0, t, theta, self.degree, rtol=rtol, atol=atol)
 
-    def _training_set(self, x, y):
+    def _training_set(self, x: ArrayLike, y: ArrayLike) -> tuple[tf.Tensor, tf.Tensor]:
         """β(x), [B, r, n], and y − α(x), [B]."""
-        batch, _ = self._batch(x, "x")
-        beta, y = self._features(batch), as_tensor(y, "y", 1)
-        if y.shape[0] != beta.shape[0]:
-            raise ShapeError(f"y must hold {beta.shape[0]} labels, one an input, but has shape {tuple(y.shape)}.")
-        return beta, y - self._offset(batch)
+        batch, _ = _as_batch(x, "x")
+        features = self._features(batch)
+        labels = as_tensor(y, "y", 1)
+        if labels.shape[0] != features.shape[0]:
+            given = tuple(labels.shape)
+            raise ShapeError(f"y must hold {features.shape[0]} labels, one an input, but has shape {given}.")
+        return features, labels - self._offset(batch)
 
-    def _change_over_step(self, weights, features, source, step):
-        """(f(W⁺, x') − f(W, x')) / g, the sum over k of eq. 26."""
+    def _residual(self, weights: tf.Tensor, x_source: ArrayLike, label: ArrayLike) -> tf.Tensor:
+        """y − f(W, x), [..., B]."""
+        batch, _ = _as_batch(x_source, "x_source")
+        labels = _as_labels(label, batch.shape[0])
+        return labels - self(weights, batch)
+
+    def _gradient_powers(self, weights: ArrayLike, features: tf.Tensor) -> tf.Tensor:
+        """w^{2(d−1)} of the scaled weights, [..., r, n]."""
+        return _scaled(weights, features) ** (2 * (self.degree - 1))
+
+    def _change_over_step(
+        self,
+        weights: tf.Tensor,
+        features: tf.Tensor,
+        source: tf.Tensor,
+        step: tf.Tensor,
+    ) -> tf.Tensor:
+        """(f(W⁺, x') − f(W, x')) / g, the sum over k of eq. 26.
+
+        Args:
+            weights: W, [..., r, n].
+            features: β(x'), [B, r, n].
+            source: β(x), [B, r, n].
+            step: g, [..., B].
+
+        Returns:
+            [..., B].
+        """
         d = self.degree
-        return tf.add_n(
-            [
-                math.comb(d, k) * step ** (k - 1) * self._pair(features * source**k, weights ** (d * (k + 1) - 2 * k))
-                for k in range(1, d + 1)
-            ]
-        )
+        terms = []
+        for k in range(1, d + 1):
+            powers = weights ** (d * (k + 1) - 2 * k)
+            products = _inner(features * source**k, powers)
+            terms.append(math.comb(d, k) * step ** (k - 1) * products)
+        return tf.add_n(terms)
 
-    def _values(self, weights, x):
-        batch, _ = self._batch(x, "x")
-        return self._offset(batch) + self._pair(self._features(batch), weights**self.degree)
-
-    @staticmethod
-    def _pair(features, powers):
-        """Σ_r ⟨features_r, powers_r⟩: [..., B] from [B, r, n] and [..., r, n]."""
-        flat = tf.reshape(powers, [*powers.shape[:-2], 1, powers.shape[-2] * powers.shape[-1]])
-        rows = tf.reshape(features, [features.shape[0], -1])
-        return tf.matmul(flat, rows, transpose_b=True)[..., 0, :]
-
-    @staticmethod
-    def _batch(x, name):
-        x = as_tensor(x, name)
-        if x.shape.rank == 0:
-            raise ShapeError(f"{name} must be one input [n] or a batch [B, ...], not a scalar.")
-        return (x[None], True) if x.shape.rank == 1 else (x, False)
-
-    @staticmethod
-    def _unbatch(values, single):
-        return values[..., 0] if single else values
-
-    def _offset(self, batch):
+    def _offset(self, batch: tf.Tensor) -> tf.Tensor:
+        """α of a batch, [B]."""
         alpha = as_tensor(self.alpha(batch), "alpha(x)", 1)
         if alpha.shape[0] != batch.shape[0]:
             raise ShapeError(f"alpha(x) must be [B] with B = {batch.shape[0]}, but has shape {tuple(alpha.shape)}.")
         return alpha
 
-    def _features(self, batch):
+    def _features(self, batch: tf.Tensor) -> tf.Tensor:
+        """β of a batch, [B, r, n]."""
         beta = as_tensor(self.beta(batch), "beta(x)", 3)
         if beta.shape[0] != batch.shape[0]:
             raise ShapeError(f"beta(x) must be [B, r, n] with B = {batch.shape[0]}, not {tuple(beta.shape)}.")
         return beta
 
-    def _feature_pair(self, x_target, x_source):
-        (target, single), (source, _) = self._batch(x_target, "x_target"), self._batch(x_source, "x_source")
+    def _feature_pair(self, x_target: ArrayLike, x_source: ArrayLike) -> tuple[tf.Tensor, tf.Tensor, bool]:
+        """β(x') and β(x), [B, r, n] each, and whether one single pair was given."""
+        target, single = _as_batch(x_target, "x_target")
+        source, _ = _as_batch(x_source, "x_source")
         if target.shape != source.shape:
             raise ShapeError(f"x_target {tuple(target.shape)} and x_source {tuple(source.shape)} must pair up.")
         return self._features(target), self._features(source), single
 
-    @staticmethod
-    def _weights(weights, beta):
-        weights = as_tensor(weights, "weights")
-        if weights.shape.rank < 2 or weights.shape[-2:] != beta.shape[-2:]:
-            raise ShapeError(f"weights must be [..., {beta.shape[1]}, {beta.shape[2]}], not {tuple(weights.shape)}.")
-        return weights
 
-    def _scaled(self, weights, beta):
-        """Divide the weights by their largest magnitude, which cancels in ratios of powers, so that none underflows."""
-        weights = self._weights(weights, beta)
-        return tf.math.divide_no_nan(weights, tf.reduce_max(tf.abs(weights), [-2, -1], keepdims=True))
+def _as_batch(x: ArrayLike, name: str) -> tuple[tf.Tensor, bool]:
+    """The inputs as a batch [B, ...], and whether they were a single input [n]."""
+    x = as_tensor(x, name)
+    if x.shape.rank == 0:
+        raise ShapeError(f"{name} must be one input [n] or a batch [B, ...], not a scalar.")
+    return (x[None], True) if x.shape.rank == 1 else (x, False)
 
 
-def _broadcasts(shape, whole):
-    """Whether an array of `shape` broadcasts to `whole` without growing it."""
-    return len(shape) <= len(whole) and all(
-        size in (1, full) for size, full in zip(reversed(shape), reversed(whole), strict=False)
-    )
+def _unbatch(values: tf.Tensor, single: bool) -> tf.Tensor:
+    """Remove the last axis, B, if a single input was given."""
+    return values[..., 0] if single else values
 
 
-def _proximity(target, source):
+def _as_weights(weights: ArrayLike, features: tf.Tensor) -> tf.Tensor:
+    """Check that weights [..., r, n] fit features [B, r, n]."""
+    weights = as_tensor(weights, "weights")
+    if weights.shape.rank < 2 or weights.shape[-2:] != features.shape[-2:]:
+        wanted = f"[..., {features.shape[1]}, {features.shape[2]}]"
+        raise ShapeError(f"weights must be {wanted}, not {tuple(weights.shape)}.")
+    return weights
+
+
+def _as_labels(label: ArrayLike, count: int) -> tf.Tensor:
+    """Check that there is one label, or one for each of `count` sources."""
+    labels = as_tensor(label, "label", (0, 1))
+    if labels.shape.rank == 1 and labels.shape[0] != count:
+        raise ShapeError(f"label must hold {count} labels, one a source, not {labels.shape[0]}.")
+    return labels
+
+
+def _as_residual(residual: ArrayLike, full_shape: tuple[int, ...], single: bool) -> tf.Tensor:
+    """Check that the residual broadcasts to `full_shape`; a single source gets an axis B of 1."""
+    checked = as_tensor(residual, "residual")
+    if single:
+        checked = checked[..., None]
+    if not _broadcasts(checked.shape, full_shape):
+        raise ShapeError(f"residual {tuple(checked.shape)} does not broadcast to {full_shape}, one a source.")
+    return checked
+
+
+def _broadcasts(shape: Sequence[int], full_shape: Sequence[int]) -> bool:
+    """Whether an array of `shape` broadcasts to `full_shape` without enlarging it."""
+    if len(shape) > len(full_shape):
+        return False
+    aligned = zip(reversed(shape), reversed(full_shape), strict=False)
+    return all(size in (1, full_size) for size, full_size in aligned)
+
+
+def _inner(features: tf.Tensor, powers: tf.Tensor) -> tf.Tensor:
+    """Σ_r ⟨features_r, powers_r⟩: [..., B] from features [B, r, n] and powers [..., r, n]."""
+    *leading, rows, columns = powers.shape
+    flat_powers = tf.reshape(powers, [*leading, 1, rows * columns])
+    flat_features = tf.reshape(features, [features.shape[0], -1])
+    return tf.matmul(flat_powers, flat_features, transpose_b=True)[..., 0, :]
+
+
+def _scaled(weights: ArrayLike, features: tf.Tensor) -> tf.Tensor:
+    """Divide weights [..., r, n] by their largest magnitude, which cancels in ratios, so that no power underflows."""
+    weights = _as_weights(weights, features)
+    largest = tf.reduce_max(tf.abs(weights), [-2, -1], keepdims=True)
+    return tf.math.divide_no_nan(weights, largest)
+
+
+def _proximity(target: tf.Tensor, source: tf.Tensor) -> tf.Tensor:
+    """max_r ‖β_r(x') ⊙ β_r(x)‖, [B], from features [B, r, n] each."""
     return tf.reduce_max(tf.norm(target * source, axis=-1), -1)
 
 
-def linearized_network(model):
-    """The linearised network of Lee et al. (2019) as the d = 1 case of Definition 6 (remark below it).
+def linearized_network(model: keras.Model) -> tuple[HomogeneousPredictor, tf.Tensor]:
+    """Build the linearised network of Lee et al. (2019), the case d = 1 of Definition 6 (remark below it).
 
-    α(x) = f(W₀, x) − ⟨J(x), W₀⟩ and β(x) = J(x), the network's own Jacobian at its present weights W₀, which are
-    copied: training the network afterwards changes nothing here. All P trainable parameters form one row
-    (r = 1, n = P), in the order of `model.trainable_variables`.
+    α(x) = f(W₀, x) − ⟨J(x), W₀⟩ and β(x) = J(x), the network's own Jacobian at its present weights W₀. The weights are
+    copied: later training of the network does not change the predictor. All P trainable parameters form one row (r = 1,
+    n = P), in the order of `model.trainable_variables`.
 
     Args:
-        model: a built Keras model with one output an example, [B, 1] or [B]. Give it dtype float64, or the
+        model: Built Keras model with one output an example, [B, 1] or [B]. Give it dtype float64; otherwise the
             Jacobian has the model's own precision.
 
     Returns:
-        (HomogeneousPredictor, W₀ [1, P]).
+        The predictor, and W₀ [1, P].
 
     Raises:
-        ShapeError: a model that is not built or has more than one output.
+        ShapeError: The model is not built, or has more than one output.
+
+    Example:
+        >>> import keras
+        >>> from srel_tf import theory
+        >>> layer = keras.layers.Dense(1, kernel_initializer="ones", dtype="float64")
+        >>> network = keras.Sequential([keras.Input((2,), dtype="float64"), layer])
+        >>> predictor, weights = theory.linearized_network(network)
+        >>> print(weights.numpy(), predictor(weights, [1.0, 2.0]).numpy())
+        [[1. 1. 0.]] 3.0
     """
     if not model.built:
         raise ShapeError("The model has no weights yet: call it once, or give it an input shape, before linearising.")
-    trainable = [tf.identity(v) for v in model.trainable_variables]
-    fixed = [tf.identity(v) for v in model.non_trainable_variables]
-    start = tf.concat([tf.reshape(tf.cast(v, tf.float64), [-1]) for v in trainable], 0)
+    trainable = [tf.identity(variable) for variable in model.trainable_variables]
+    fixed = [tf.identity(variable) for variable in model.non_trainable_variables]
+    flat_start = [tf.reshape(tf.cast(variable, tf.float64), [-1]) for variable in trainable]
+    start = tf.concat(flat_start, 0)  # [P]
 
-    def outputs(x):
+    def outputs(x: tf.Tensor) -> tf.Tensor:
         values, _ = model.stateless_call(trainable, fixed, x, training=False)
         if int(np.prod(values.shape[1:])) != 1:
             raise ShapeError(f"Definition 6 has one output an input; the model returns shape {tuple(values.shape)}.")
         return tf.reshape(values, [-1])
 
-    def jacobian(x):
+    def values_and_jacobian(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Outputs [B] and Jacobian [B, P]."""
         with tf.GradientTape() as tape:
             tape.watch(trainable)
             values = outputs(x)
         parts = tape.jacobian(values, trainable, unconnected_gradients="zero")
-        flat = [tf.reshape(tf.cast(part, tf.float64), [values.shape[0], -1]) for part in parts]
-        return tf.cast(values, tf.float64), tf.concat(flat, 1)
+        count = values.shape[0]
+        flat_parts = [tf.reshape(tf.cast(part, tf.float64), [count, -1]) for part in parts]
+        return tf.cast(values, tf.float64), tf.concat(flat_parts, 1)
 
-    def alpha(x):
-        values, slopes = jacobian(x)
-        return values - tf.linalg.matvec(slopes, start)
+    def alpha(x: tf.Tensor) -> tf.Tensor:
+        values, jacobian = values_and_jacobian(x)
+        return values - tf.linalg.matvec(jacobian, start)
 
-    return HomogeneousPredictor(alpha, lambda x: jacobian(x)[1][:, None, :], degree=1), start[None]
+    def beta(x: tf.Tensor) -> tf.Tensor:
+        _, jacobian = values_and_jacobian(x)
+        return jacobian[:, None, :]
+
+    return HomogeneousPredictor(alpha, beta, degree=1), start[None]

@@ -1,33 +1,52 @@
 """The solvable models as compiled float64 Keras models, so that `srel_tf.measure` and `fit` work on them.
 
-Each has the per-example loss ℓ of its section and plain SGD. Keras feeds NumPy arrays to `fit` in its default
-precision: pass float64 tensors (or call `keras.config.set_floatx("float64")`) to train in double precision.
+Each model has the per-example loss ℓ of its section and plain SGD. Keras feeds NumPy arrays to `fit` in its default
+precision. To train in double precision, pass float64 tensors or call `keras.config.set_floatx("float64")`.
 """
+
+from typing import Any
 
 import keras
 import tensorflow as tf
 
-from srel_tf.theory.checks import as_tensor, check_last_axis
+from srel_tf.theory.checks import ArrayLike, as_tensor, check_last_axis
+from srel_tf.theory.homogeneous import HomogeneousPredictor
+from srel_tf.theory.penalized import PenalizedRegression
+from srel_tf.theory.relu_gate import ReLUGate
 
 
 class HalfSquaredError(keras.losses.Loss):
-    """½ (y − f)² summed over outputs and averaged over the batch (eq. 10); Keras's mean squared error is 2/K of it."""
+    """½ (y − f)² summed over outputs and averaged over the batch (eq. 10).
 
-    def __init__(self, name="half_squared_error", dtype="float64", **kwargs):
+    Keras's mean squared error is 2/K of this loss, for K outputs.
+
+    Args:
+        name: Name of the loss.
+        dtype: Precision of the loss.
+        **kwargs: Further arguments of `keras.losses.Loss`.
+    """
+
+    def __init__(self, name: str = "half_squared_error", dtype: str = "float64", **kwargs: Any) -> None:
         super().__init__(name=name, dtype=dtype, **kwargs)
 
-    def call(self, y_true, y_pred):
-        """One number an example, [B]."""
-        return tf.reduce_sum((tf.reshape(y_true, tf.shape(y_pred)) - y_pred) ** 2, -1) / 2
+    def call(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
+        """Compute the loss of each example, [B]."""
+        errors = tf.reshape(y_true, tf.shape(y_pred)) - y_pred
+        return tf.reduce_sum(errors**2, -1) / 2
 
 
 class PenalizedModel(keras.Model):
     """Section 3: the linear last layer W h, [B, K], with ℓ(W; h) = ½‖y − W h‖² + (c/2)‖W‖².
 
-    The penalty is part of `compute_loss`: Keras adds up loss and regularisers in its default precision only.
+    The penalty is part of `compute_loss`, because Keras adds losses and regularisers in its default precision only.
+
+    Args:
+        w0: Initial W, [K, p].
+        coefficient: c.
+        **kwargs: Further arguments of `keras.Model`.
     """
 
-    def __init__(self, w0, coefficient, **kwargs):
+    def __init__(self, w0: ArrayLike, coefficient: float, **kwargs: Any) -> None:
         super().__init__(dtype="float64", **kwargs)
         w0 = as_tensor(w0, "w0", 2)
         self._coefficient = coefficient
@@ -35,31 +54,60 @@ class PenalizedModel(keras.Model):
         self._w.assign(w0)
         self.build((None, w0.shape[1]))
 
-    def build(self, input_shape):
-        """The weight exists already: nothing depends on the shape of the inputs."""
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Mark the model as built: the weight was made in the constructor."""
         self.built = True
 
-    def call(self, x):
-        """Predictions, [B, K]."""
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        """Compute predictions, [B, K], from features [B, p]."""
         return tf.matmul(tf.cast(x, tf.float64), tf.convert_to_tensor(self._w), transpose_b=True)
 
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        """The mean over the batch of ℓ."""
-        errors = tf.reduce_sum((tf.cast(y, tf.float64) - y_pred) ** 2, -1) / 2
-        return tf.reduce_mean(errors) + self._coefficient / 2 * tf.reduce_sum(tf.convert_to_tensor(self._w) ** 2)
+    def compute_loss(
+        self,
+        x: tf.Tensor = None,
+        y: tf.Tensor = None,
+        y_pred: tf.Tensor = None,
+        sample_weight: tf.Tensor = None,
+        training: bool = True,
+    ) -> tf.Tensor:
+        """Compute the mean of ℓ over the batch, a scalar."""
+        labels = tf.cast(y, tf.float64)
+        errors = labels - y_pred
+        losses = tf.reduce_sum(errors**2, -1) / 2
+        weights = tf.convert_to_tensor(self._w)
+        square_norm = tf.reduce_sum(weights**2)
+        penalty = self._coefficient / 2 * square_norm
+        return tf.reduce_mean(losses) + penalty
 
 
-def penalized_network(regression, w0, learning_rate):
-    """The Keras model of a `PenalizedRegression`, with the penalty of its `ridge`.
+def penalized_network(
+    regression: PenalizedRegression,
+    w0: ArrayLike,
+    learning_rate: float,
+) -> PenalizedModel:
+    """Build the Keras model of a `PenalizedRegression`, with the penalty of its `ridge`.
 
-    Full-batch training is the flow of Definition 4: one step η advances its time by η/θ². The S_rel of Theorem 3.2
-    is measured as "l2" on raw outputs.
+    Full-batch training follows the flow of Definition 4: one step η advances its time by η/θ². The S_rel of Theorem
+    3.2 is measured as "l2" on raw outputs.
 
     Args:
-        regression: `PenalizedRegression`. w0: [K, p]. learning_rate: η of its SGD.
+        regression: The closed form.
+        w0: Initial W, [K, p].
+        learning_rate: η of the model's SGD.
 
     Returns:
-        A compiled `PenalizedModel`; inputs are rows of features [B, p], labels one-hot rows [B, K].
+        Compiled model. Its inputs are rows of features [B, p], its labels one-hot rows [B, K].
+
+    Raises:
+        ShapeError: `w0` does not fit.
+
+    Example:
+        >>> import numpy as np
+        >>> from srel_tf import theory
+        >>> regression = theory.PenalizedRegression([[1.0, 0.0], [0.0, 2.0]], [0, 1], num_classes=2, lam=0.1, theta=1.0)
+        >>> model = theory.penalized_network(regression, w0=np.eye(2), learning_rate=0.1)
+        >>> print(model(np.array([[1.0, 0.0]])).numpy())
+        [[1. 0.]]
     """
     w0 = as_tensor(w0, "w0", 2)
     check_last_axis(w0, regression.width, "w0", "one weight a feature")
@@ -69,12 +117,17 @@ def penalized_network(regression, w0, learning_rate):
 
 
 class ReLUGateModel(keras.Model):
-    """Section 4: max(0, ⟨w, x⟩), [B, 1], whose loss has the gradient proxy of Algorithm 1 (eq. 8), not the ℓ2 risk's.
+    """Section 4: max(0, ⟨w, x⟩), [B, 1], whose loss has the gradient proxy of Algorithm 1 (eq. 8).
 
-    ℓ(w, (x, y)) = (β/2) 1{y > 0} (y − ⟨w, x⟩)² with the labels y = max(0, ⟨w*, x⟩).
+    ℓ(w, (x, y)) = (β/2) 1{y > 0} (y − ⟨w, x⟩)² with the labels y = max(0, ⟨w*, x⟩). This is not the ℓ2 risk.
+
+    Args:
+        w0: Initial w, [n].
+        beta: β > 0.
+        **kwargs: Further arguments of `keras.Model`.
     """
 
-    def __init__(self, w0, beta=1.0, **kwargs):
+    def __init__(self, w0: ArrayLike, beta: float = 1.0, **kwargs: Any) -> None:
         super().__init__(dtype="float64", **kwargs)
         w0 = as_tensor(w0, "w0", 1)
         self._beta = beta
@@ -82,32 +135,61 @@ class ReLUGateModel(keras.Model):
         self._w.assign(w0)
         self.build((None, w0.shape[0]))
 
-    def build(self, input_shape):
-        """The weight exists already: nothing depends on the shape of the inputs."""
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Mark the model as built: the weight was made in the constructor."""
         self.built = True
 
-    def call(self, x):
-        """Predictions, [B, 1]."""
-        return tf.nn.relu(self._inner(x))
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        """Compute predictions, [B, 1], from inputs [B, n]."""
+        return tf.nn.relu(self._preactivation(x))
 
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        """The mean over the batch of ℓ; reads x, since the loss is of ⟨w, x⟩ before the ReLU."""
-        y = tf.reshape(tf.cast(y, tf.float64), [-1, 1])
-        sampled = tf.cast(y > 0, tf.float64)
-        return self._beta / 2 * tf.reduce_mean(sampled * (y - self._inner(x)) ** 2)
+    def compute_loss(
+        self,
+        x: tf.Tensor = None,
+        y: tf.Tensor = None,
+        y_pred: tf.Tensor = None,
+        sample_weight: tf.Tensor = None,
+        training: bool = True,
+    ) -> tf.Tensor:
+        """Compute the mean of ℓ over the batch, a scalar, from x: the loss uses ⟨w, x⟩ before the ReLU."""
+        labels = tf.cast(y, tf.float64)
+        labels = tf.reshape(labels, [-1, 1])
+        is_positive = labels > 0
+        is_sampled = tf.cast(is_positive, tf.float64)
+        errors = labels - self._preactivation(x)
+        losses = is_sampled * errors**2
+        return self._beta / 2 * tf.reduce_mean(losses)
 
-    def _inner(self, x):
+    def _preactivation(self, x: tf.Tensor) -> tf.Tensor:
+        """⟨w, x⟩, [B, 1]."""
         return tf.linalg.matvec(tf.cast(x, tf.float64), tf.convert_to_tensor(self._w))[:, None]
 
 
-def relu_gate_network(gate, w0, learning_rate):
-    """The Keras model of a `ReLUGate`: one step η of its SGD advances the flow's time by η on average.
+def relu_gate_network(
+    gate: ReLUGate,
+    w0: ArrayLike,
+    learning_rate: float,
+) -> ReLUGateModel:
+    """Build the Keras model of a `ReLUGate`: one step η of its SGD advances the flow's time by η on average.
 
     Args:
-        gate: `ReLUGate`. w0: [n]. learning_rate: η of its SGD.
+        gate: The closed form.
+        w0: Initial w, [n].
+        learning_rate: η of the model's SGD.
 
     Returns:
-        A compiled `ReLUGateModel`; inputs [B, n], labels max(0, ⟨w*, x⟩).
+        Compiled model. Its inputs are [B, n], its labels max(0, ⟨w*, x⟩).
+
+    Raises:
+        ShapeError: `w0` does not fit.
+
+    Example:
+        >>> import numpy as np
+        >>> from srel_tf import theory
+        >>> model = theory.relu_gate_network(theory.ReLUGate([1.0, 1.0]), w0=[1.0, 0.0], learning_rate=0.1)
+        >>> print(model(np.array([[2.0, 5.0], [-2.0, 5.0]])).numpy())
+        [[2.]
+         [0.]]
     """
     w0 = as_tensor(w0, "w0", 1)
     check_last_axis(w0, gate.dimension, "w0", "as many as w_star")
@@ -117,41 +199,64 @@ def relu_gate_network(gate, w0, learning_rate):
 
 
 class HomogeneousLayer(keras.layers.Layer):
-    """Definition 6 as a layer: α(x) + Σ_r ⟨β_r(x), w_r^d⟩, [B, 1], with the trainable weights W [r, n]."""
+    """Definition 6 as a layer: α(x) + Σ_r ⟨β_r(x), w_r^d⟩, [B, 1], with the trainable weights W [r, n].
 
-    def __init__(self, predictor, w0, **kwargs):
+    Args:
+        predictor: α, β and d.
+        w0: Initial W, [r, n].
+        **kwargs: Further arguments of `keras.layers.Layer`.
+    """
+
+    def __init__(self, predictor: HomogeneousPredictor, w0: ArrayLike, **kwargs: Any) -> None:
         super().__init__(dtype="float64", **kwargs)
         w0 = as_tensor(w0, "w0", 2)
         self._predictor = predictor
         self._w = self.add_weight(shape=w0.shape, dtype="float64", name="W")
         self._w.assign(w0)
 
-    def call(self, x):
-        """Predictions, [B, 1]."""
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        """Compute predictions, [B, 1], from inputs [B, ...]."""
         powers = tf.convert_to_tensor(self._w) ** self._predictor.degree
         features = tf.cast(self._predictor.beta(x), tf.float64)
         offset = tf.cast(self._predictor.alpha(x), tf.float64)
         return (offset + tf.einsum("brn,rn->b", features, powers))[:, None]
 
-    def compute_output_shape(self, input_shape):
-        """One output an input."""
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, int]:
+        """Return (B, 1): one output an input."""
         return (input_shape[0], 1)
 
 
-def homogeneous_network(predictor, w0, input_shape, learning_rate):
-    """Section 5: a `HomogeneousPredictor` as a Keras model with the loss of eq. 10.
+def homogeneous_network(
+    predictor: HomogeneousPredictor,
+    w0: ArrayLike,
+    input_shape: tuple[int, ...],
+    learning_rate: float,
+) -> keras.Model:
+    """Build a `HomogeneousPredictor` as a Keras model with the loss of eq. 10 (Section 5).
 
     One step η of full-batch training advances the time of Definition 7 by η/θ. The diagonal case of Theorem 5.2 is
     the predictor with one row, β(x) = (β_11(x), …, β_nn(x)), and degree 2.
 
     Args:
-        predictor: `HomogeneousPredictor` whose α and β are TensorFlow functions. w0: [r, n].
-        input_shape: of one input, for example (3,). learning_rate: η of its SGD.
+        predictor: The closed form; its α and β must be TensorFlow functions.
+        w0: Initial W, [r, n].
+        input_shape: Shape of one input, for example (3,).
+        learning_rate: η of the model's SGD.
 
     Returns:
-        A compiled `keras.Model`; outputs [B, 1].
+        Compiled model with outputs [B, 1].
+
+    Example:
+        >>> import numpy as np
+        >>> import tensorflow as tf
+        >>> from srel_tf import theory
+        >>> squares = theory.HomogeneousPredictor(lambda x: tf.zeros_like(x[:, 0]), lambda x: x[:, None], degree=2)
+        >>> model = theory.homogeneous_network(squares, [[1.0, 2.0]], input_shape=(2,), learning_rate=0.1)
+        >>> print(model(np.array([[1.0, 1.0]])).numpy())
+        [[5.]]
     """
     inputs = keras.Input(input_shape, dtype="float64")
-    model = keras.Model(inputs, HomogeneousLayer(predictor, w0)(inputs), name="homogeneous_predictor")
+    outputs = HomogeneousLayer(predictor, w0)(inputs)
+    model = keras.Model(inputs, outputs, name="homogeneous_predictor")
     model.compile(keras.optimizers.SGD(learning_rate), HalfSquaredError(), jit_compile=False)
     return model

@@ -1,10 +1,14 @@
 """Section 3: penalised linear regression over fixed features with discrete labels (eqs. 3 and 4, Theorems 3.1, 3.2)."""
 
+from dataclasses import dataclass
+
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from srel_tf.errors import ShapeError
 from srel_tf.theory.checks import (
+    ArrayLike,
     as_count,
     as_indices,
     as_positive,
@@ -16,242 +20,442 @@ from srel_tf.theory.checks import (
 )
 
 
+@dataclass(frozen=True)
+class _Pairs:
+    """P pairs of a source and a target, as rows of the features.
+
+    Rows with identical features are replaced by the first of them, so that S_rel between them is exactly 1. Only the
+    labels of the sources need the original rows.
+
+    Attributes:
+        examples: Rows of the sources as given, [P].
+        sources: First row with the features of the source, [P].
+        targets: First row with the features of the target, [P].
+        single: Whether one pair was given as two integers.
+    """
+
+    examples: np.ndarray
+    sources: np.ndarray
+    targets: np.ndarray
+    single: bool
+
+
 class PenalizedRegression:
     r"""Gradient flow on a ridge-penalised last layer W ∈ R^{K×p} with one-hot labels (Definition 4).
 
     dw_q/dt = −θ² ∂L/∂w_q = θ² (u_q − M w_q),  M = c I + HᵀH/N,  u_q = (1/N) Σ_{i in class q} h_i.
 
-    Notation: H = features, N = number of rows, K = num_classes. Time is in the paper's unit: the flow
-    moves at speed θ², so one step of gradient descent with step η advances t by η/θ².
+    H are the features, N is the number of rows, K is `num_classes`. Time is in the paper's unit: the flow moves at
+    speed θ², so one step of gradient descent with step η advances t by η/θ².
+
+    The computation uses the singular vectors H = U S Vᵀ. In this basis every mode relaxes by itself with rate
+    μ = c + s²/N. This equals the eigendecomposition M = V diag(c + s²/N) Vᵀ, but does not square the condition number.
+
+    Precision: with ridge="loss", labels that W h fits exactly and a tiny λ₁, S_rel late in training is a ratio of
+    remainders of the order of c. At λ₁ = 1e-8 it is only good to about 1e-7, since one unit in the last place of a
+    feature already moves the true value by 6e-9. At λ₁ = 1e-4 it is right to 4e-11.
+
+    The methods raise `ShapeError` for arrays that do not fit, and `AssumptionError` for negative times or values that
+    are not finite.
 
     Args:
-        features: [N, p], the outputs h of the last hidden layer, one training example a row.
-        labels: [N], integers in 0..K−1.
+        features: Outputs h of the last hidden layer, [N, p], one training example a row.
+        labels: Integers in 0..K−1, [N].
         num_classes: K.
         lam: λ₁ > 0 of eq. 3.
         theta: θ > 0 of Definition 4.
-        ridge: the coefficient c of W in the gradient, and so of the per-example loss
-            ℓ(W; h) = ½‖e_k − W h‖² + (c/2)‖W‖².
-            "paper": c = Nλ₁/K, as the text prints M, T and h̃;
-            "loss": c = λ₁/K, the gradient of eq. 3 as it stands. They differ by the factor N.
+        ridge: Coefficient c of W in the gradient, and so of the per-example loss
+            ℓ(W; h) = ½‖e_k − W h‖² + (c/2)‖W‖². "paper": c = Nλ₁/K, as the text prints M, T and h̃. "loss":
+            c = λ₁/K, the gradient of eq. 3 as it stands. The two differ by the factor N.
 
     Raises:
-        AssumptionError: λ₁ or θ not positive (Theorem 3.1 needs M positive definite).
-        ShapeError: features, labels or class indices that do not fit, or a num_classes that is no whole number.
-        OptionError: another `ridge`.
-        The methods raise ShapeError for arrays that do not fit and AssumptionError for negative times or values that
-        are not finite.
+        AssumptionError: λ₁ or θ is not positive (Theorem 3.1 needs M positive definite).
+        ShapeError: Features, labels or class indices do not fit, or `num_classes` is not a whole number.
+        OptionError: `ridge` does not exist.
 
-    In the basis of the singular vectors H = U S Vᵀ (the symmetric eigendecomposition M = V diag(c + s²/N) Vᵀ,
-    without squaring the condition number), every mode relaxes by itself with rate μ = c + s²/N.
-
-    Ill-conditioned corner: with ridge="loss", labels that W h fits exactly and a tiny λ₁, S_rel late in training is a
-    ratio of remainders of the order of c. At λ₁ = 1e-8 it is only good to about 1e-7, since one unit in the last place
-    of a feature already moves the true value by 6e-9; at λ₁ = 1e-4 it is right to 4e-11.
+    Example:
+        >>> from srel_tf import theory
+        >>> features = [[1.0, 0.0], [1.0, 1.0]]
+        >>> model = theory.PenalizedRegression(features, [0, 1], num_classes=2, lam=0.1, theta=1.0)
+        >>> w0 = [[0.0, 0.0], [0.0, 0.0]]
+        >>> print(model.weights(w0, [0.0, 1.0]).shape)
+        (2, 2, 2)
+        >>> print(model.srel(w0, [0.0], source=0, target=0).numpy())
+        [1.]
+        >>> print(model.loss(w0).numpy())
+        0.5
     """
 
-    def __init__(self, features, labels, num_classes, lam, theta, ridge="paper"):
+    def __init__(
+        self,
+        features: ArrayLike,
+        labels: npt.ArrayLike,
+        num_classes: int,
+        lam: float,
+        theta: float,
+        ridge: str = "paper",
+    ) -> None:
         self.features = as_tensor(features, "features", 2)
         self.size, self.width = self.features.shape
         self.num_classes = as_count(num_classes, "num_classes")
-        labels = as_indices(labels, "labels", self.num_classes)
-        if labels.shape != (self.size,):
-            raise ShapeError(f"labels must have shape ({self.size},), one a row of features, not {labels.shape}.")
+
+        indices = as_indices(labels, "labels", self.num_classes)
+        if indices.shape != (self.size,):
+            raise ShapeError(f"labels must have shape ({self.size},), one a row of features, not {indices.shape}.")
         self.lam = as_positive(lam, "lam", "Theorem 3.1 needs λ₁ > 0, so that M is positive definite")
         self.theta = as_positive(theta, "theta", "Definition 4 moves at speed θ²")
         self.ridge = check_option(ridge, ("paper", "loss"), "ridge")
-        self.coefficient = self.lam / self.num_classes * (self.size if ridge == "paper" else 1)
+        factor = self.size if ridge == "paper" else 1
+        self.coefficient = self.lam / self.num_classes * factor
 
-        self.one_hot = tf.one_hot(labels, self.num_classes, dtype=tf.float64)
-        singular, self._left, self._right = tf.linalg.svd(self.features, full_matrices=False)
-        gram = singular**2 / self.size
-        self._singular = singular
+        self.one_hot = tf.one_hot(indices, self.num_classes, dtype=tf.float64)
+        self._decompose()
+        self._first_equal_row = _first_equal_rows(self.features.numpy())
+
+    def _decompose(self) -> None:
+        """Compute the modes of the flow from the singular value decomposition of the features."""
+        self._singular, self._left, self._right = tf.linalg.svd(self.features, full_matrices=False)
+        gram = self._singular**2 / self.size
         self._rates = self.coefficient + gram
         self._labels_in_modes = tf.matmul(self.one_hot, self._left, transpose_a=True)  # [K, r]
-        self._fit = gram / self._rates * self._labels_in_modes  # W* h of every mode
+        self._fit = gram / self._rates * self._labels_in_modes  # W* h of every mode, [K, r]
         self._stationary_residual = self._residual_at_the_minimum()
-        # A zero row is fitted by exactly zero, whatever the rounding of the singular vectors says.
-        self._fit_rows = self._left * tf.cast(tf.reduce_any(self.features != 0, -1, keepdims=True), tf.float64)
-        # Identical features are one point: through one row each, so that S_rel is 1 to the last digit between them.
-        _, first, inverse = np.unique(self.features.numpy(), axis=0, return_index=True, return_inverse=True)
-        self._point = first[inverse.reshape(-1)]
+        # The fit of a zero row is exactly zero; the singular vectors give it up to rounding only.
+        is_row_nonzero = tf.reduce_any(self.features != 0, -1, keepdims=True)
+        self._fit_rows = self._left * tf.cast(is_row_nonzero, tf.float64)
 
-    def _residual_at_the_minimum(self):
-        """ρ* = H W*ᵀ − Y, [N, K], without subtracting the fit from the labels: U (c/μ) Uᵀ and what U does not span."""
+    def _residual_at_the_minimum(self) -> tf.Tensor:
+        """ρ* = H W*ᵀ − Y, [N, K], without subtracting the fit from the labels.
+
+        The residual is −U (c/μ) Uᵀ Y, less the part of the labels Y outside the span of U.
+        """
         inside = tf.matmul(self._left, self._labels_in_modes * self.coefficient / self._rates, transpose_b=True)
         if self._left.shape[1] == self.size:  # U is square: nothing lies outside its span.
             return -inside
         return -(inside + self.one_hot - tf.matmul(self._left, self._labels_in_modes, transpose_b=True))
 
     @property
-    def rates(self):
-        """Relaxation rates θ²μ of the modes, [min(N, p)], per unit of time; the slowest possible is θ²c."""
+    def rates(self) -> tf.Tensor:
+        """Relaxation rates θ²μ of the modes, [min(N, p)], per unit of time; the slowest possible rate is θ²c."""
         return self.theta**2 * self._rates
 
-    def stationary_weights(self):
+    def stationary_weights(self) -> tf.Tensor:
         """W* = (M⁻¹ u_q)_q, [K, p]: the limit of Theorem 3.1 as t → ∞."""
         modes = self._singular / (self.size * self._rates) * self._labels_in_modes
         return tf.matmul(modes, self._right, transpose_b=True)
 
-    def weights(self, w0, t):
-        """Theorem 3.1: the weights at times t.
+    def weights(self, w0: ArrayLike, t: ArrayLike) -> tf.Tensor:
+        """Theorem 3.1: the weights e^{−θ²Mt} w_q(0) − expm1(−θ²Mt) M⁻¹ u_q.
 
         Args:
-            w0: [K, p], or [I, K, p] for I initial values.
-            t: [T], times >= 0 (or a scalar, T = 1), in units where the flow moves at speed θ².
+            w0: Initial W, [K, p], or [I, K, p] for I initial values.
+            t: Times >= 0, [T] (or a scalar, T = 1), in units where the flow moves at speed θ².
 
         Returns:
-            [T, K, p] (or [I, T, K, p]): e^{−θ²Mt} w_q(0) − expm1(−θ²Mt) M⁻¹ u_q.
+            [T, K, p] (or [I, T, K, p]).
 
         Raises:
-            AssumptionError: negative times. ShapeError: w0 that does not fit.
+            AssumptionError: A time is negative.
+            ShapeError: `w0` does not fit.
         """
-        w0, elapsed = self._initial(w0), self.theta**2 * as_times(t)
+        initial = self._initial(w0)
+        elapsed = self.theta**2 * as_times(t)
         exponent = -elapsed[:, None, None] * self._rates  # [T, 1, r]
-        start = tf.matmul(w0, self._right)
+        start = tf.matmul(initial, self._right)  # [..., K, r]
         drive = self._singular / self.size * self._labels_in_modes
-        modes = tf.exp(exponent) * start[..., None, :, :] - tf.math.expm1(exponent) / self._rates * drive
-        weights = tf.linalg.matmul(modes, self._right, transpose_b=True)
-        if self._right.shape[1] < self.width:  # Directions that no feature reaches only feel the penalty.
-            unreached = w0 - tf.matmul(start, self._right, transpose_b=True)
-            weights += tf.exp(-elapsed * self.coefficient)[:, None, None] * unreached[..., None, :, :]
+        decayed_start = tf.exp(exponent) * start[..., None, :, :]
+        driven = tf.math.expm1(exponent) / self._rates * drive
+        weights = tf.linalg.matmul(decayed_start - driven, self._right, transpose_b=True)
+        if self._right.shape[1] < self.width:
+            # In directions that no feature reaches, only the penalty acts.
+            unreached = initial - tf.matmul(start, self._right, transpose_b=True)
+            decay = tf.exp(-elapsed * self.coefficient)[:, None, None]
+            weights += decay * unreached[..., None, :, :]
         return weights
 
-    def loss(self, weights, labels="own"):
-        """Eq. 3, which has λ₁/2K before ‖W‖² whatever `ridge` is; see `objective` for what the flow descends.
+    def loss(self, weights: ArrayLike, labels: str = "own") -> tf.Tensor:
+        """Eq. 3, with λ₁/2K before ‖W‖² whatever `ridge` is; see `objective` for the function that the flow descends.
 
         Args:
-            weights: [..., K, p].
-            labels: "own", eq. 3; "all" adds up each example's error to every one of the K labels, as the
-                published script's broadcasting does (it is no loss of the paper).
+            weights: W, [..., K, p].
+            labels: "own" is eq. 3. "all" adds the error of each example to every one of the K labels, as the
+                broadcasting in the published script does; this is not a loss of the paper.
+
+        Returns:
+            [...].
+
+        Raises:
+            OptionError: `labels` does not exist.
+        """
+        check_option(labels, ("own", "all"), "labels")
+        return self._data_loss(weights, labels) + _penalty(weights, self.lam / self.num_classes)
+
+    def objective(self, weights: ArrayLike) -> tf.Tensor:
+        """Function whose gradient Definition 4 descends.
+
+        It is eq. 3 if ridge="loss", and eq. 3 with Nλ₁/2K before ‖W‖² if ridge="paper".
+
+        Args:
+            weights: W, [..., K, p].
 
         Returns:
             [...].
         """
-        check_option(labels, ("own", "all"), "labels")
-        return self._data_loss(weights, labels) + self._penalty(weights, self.lam / self.num_classes)
+        return self._data_loss(weights, "own") + _penalty(weights, self.coefficient)
 
-    def objective(self, weights):
-        """The function whose gradient Definition 4 descends, [...] from [..., K, p]: eq. 3 if ridge="loss",
-        and with Nλ₁/2K before ‖W‖² if ridge="paper"."""
-        return self._data_loss(weights, "own") + self._penalty(weights, self.coefficient)
-
-    def srel(self, w0, t, source, target, numerator="theorem"):
+    def srel(
+        self,
+        w0: ArrayLike,
+        t: ArrayLike,
+        source: npt.ArrayLike,
+        target: npt.ArrayLike,
+        numerator: str = "theorem",
+    ) -> tf.Tensor:
         """Theorem 3.2, eq. 4: S_rel (not squared) for D the ℓ2 norm of the change of the K outputs.
 
-        Free of the step length: the predictor is linear in W, so a finite η cancels.
+        S_rel does not depend on the step length: the predictor is linear in W, so a finite η cancels.
 
         Args:
-            w0: [K, p], or [I, K, p] for I initial values.
-            t: [T], times >= 0.
-            source, target: rows of `features`, (k, i) and (c, j) in the paper; two integers, or two lists [P].
-            numerator: "theorem", eq. 4; "published" takes T = c I + h hᵀ/N in the numerator alone, as the
-                published script does (S_rel(x, x) is then not 1, unless N = 1).
+            w0: Initial W, [K, p], or [I, K, p] for I initial values.
+            t: Times >= 0, [T].
+            source: Row of `features`, (k, i) in the paper; an integer, or a list [P].
+            target: Row of `features`, (c, j) in the paper; an integer, or a list [P].
+            numerator: "theorem" is eq. 4. "published" takes T = c I + h hᵀ/N in the numerator only, as the published
+                script does; S_rel(x, x) is then not 1, unless N = 1.
 
         Returns:
             [T]; an axis I comes first if w0 has it, an axis P last if source and target have it. NaN where the
-            prediction at the source does not change (a zero feature vector, say). Equal features have S_rel = 1, and
-            with one feature (p = 1) it is |h'|/|h|, whatever W is: also where the gradient itself vanishes.
+            prediction at the source does not change, as for a zero feature vector. S_rel of equal features is 1. With
+            one feature (p = 1) S_rel is |h'|/|h| for every W, even where the gradient itself vanishes.
 
         Raises:
-            AssumptionError: negative times. ShapeError: w0 or indices that do not fit. OptionError: `numerator`.
+            AssumptionError: A time is negative.
+            ShapeError: `w0` or the indices do not fit.
+            OptionError: `numerator` does not exist.
         """
         check_option(numerator, ("theorem", "published"), "numerator")
-        w0, times = self._initial(w0), as_times(t)
-        source, target = as_indices(source, "source", self.size), as_indices(target, "target", self.size)
-        if source.shape != target.shape:
-            raise ShapeError(f"source and target must pair up, but have shapes {source.shape} and {target.shape}.")
-        examples = np.atleast_1d(source)
-        sources, targets = self._point[examples], self._point[np.atleast_1d(target)]
+        initial = self._initial(w0)
+        times = as_times(t)
+        pairs = self._pairs(source, target)
+        if numerator == "theorem" or self.size == 1:  # The two numerators are equal for N = 1.
+            change_target, change_source = self._theorem_changes(initial, times, pairs)
+            srel = self._exact_for_multiples(_ratio_of_norms(change_target, change_source), pairs)
+        else:
+            change_target, change_source = self._published_changes(initial, times, pairs)
+            srel = _ratio_of_norms(change_target, change_source)
+        return srel[..., 0] if pairs.single else srel
 
-        at_source, at_target = self._transient(w0, times, sources), self._transient(w0, times, targets)
-        below, above = self._stationary_change(examples, sources), self._stationary_change(examples, targets)
-        # Where the stationary gradient is exactly zero (a single training example) everything shares the factor
-        # e^{−θ²μt} of the slowest mode: it is left out, so that it cannot underflow.
-        vanishing = tf.reduce_all(tf.concat([below, above], -1) == 0, -1)  # [P]
-        slowest = tf.exp(-times * self.rates[-1])[:, None]
-        common = tf.where(vanishing, tf.ones_like(slowest), slowest)[..., None]  # [T, P, 1]
+    def _theorem_changes(
+        self,
+        w0: tf.Tensor,
+        times: tf.Tensor,
+        pairs: _Pairs,
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Changes of the outputs at target and source in eq. 4, up to a common factor.
+
+        The gradient of the source's loss is its value at W* plus a transient that decays with time:
+        change at h' = ⟨∇ℓ(W*), h'⟩ + c (W − W*) h' + ⟨h', h⟩ (W − W*) h.
+
+        Args:
+            w0: Initial W, [..., K, p].
+            times: [T].
+            pairs: P pairs.
+
+        Returns:
+            Change at the target and change at the source, [..., T, P, K] each.
+        """
+        stationary_source = self._stationary_change(pairs.examples, pairs.sources)
+        stationary_target = self._stationary_change(pairs.examples, pairs.targets)
+        transient_source = self._transient(w0, times, pairs.sources)
+        transient_target = self._transient(w0, times, pairs.targets)
+        # If the stationary gradient is exactly zero (a single training example), both changes have the factor
+        # e^{−θ²μt} of the slowest mode. It is then left out, so that it cannot underflow.
+        stationary = tf.concat([stationary_source, stationary_target], -1)  # [P, 2K]
+        is_zero = tf.reduce_all(stationary == 0, -1)  # [P]
+        slowest = self._slowest_decay(times)  # [T, 1]
+        decay = tf.where(is_zero, tf.ones_like(slowest), slowest)[..., None]  # [T, P, 1]
 
         c = self.coefficient
-        own, cross = self._inner(sources, sources), self._inner(targets, sources)  # ⟨h, h⟩ and ⟨h', h⟩
-        if numerator == "theorem" or self.size == 1:  # They are the same for N = 1.
-            change_source = below + common * (c * at_source + own * at_source)
-            change_target = above + common * (c * at_target + cross * at_source)
-        else:  # The published numerator need not vanish, so nothing is left out.
-            change_source = below + slowest[..., None] * (c * at_source + own * at_source)
-            fit_source = tf.gather(self._stationary_fit(), sources) + slowest[..., None] * at_source
-            fit_target = tf.gather(self._stationary_fit(), targets) + slowest[..., None] * at_target
-            label = tf.gather(self.one_hot, examples)
-            change_target = c * fit_target + cross * (fit_source / self.size - label)
-        # Relative to the largest change at the source, whose square may under- or overflow.
-        largest = tf.reduce_max(tf.abs(change_source), -1, keepdims=True)
-        relative = (tf.math.divide_no_nan(change, largest) for change in (change_target, change_source))
-        srel = ratio_or_nan(*(tf.norm(change, axis=-1) for change in relative))
-        if numerator == "theorem" or self.size == 1:
-            srel = self._of_multiples(srel, sources, targets)
-        return srel if source.ndim else srel[..., 0]
+        inner_source = self._inner(pairs.sources, pairs.sources)  # ⟨h, h⟩, [P, 1]
+        inner_target = self._inner(pairs.targets, pairs.sources)  # ⟨h', h⟩, [P, 1]
+        relaxing_source = c * transient_source + inner_source * transient_source
+        relaxing_target = c * transient_target + inner_target * transient_source
+        change_source = stationary_source + decay * relaxing_source
+        change_target = stationary_target + decay * relaxing_target
+        return change_target, change_source
 
-    def _of_multiples(self, srel, sources, targets):
-        """S_rel [..., P] with |h'|/|h| where h' is a multiple of h: W, and the rounding of its gradient, cancel."""
-        above, below = (tf.reduce_max(tf.abs(self._rows(rows)), -1) for rows in (targets, sources))
-        is_multiple = tf.constant((sources == targets) | (self.width == 1)) & (below > 0)
-        return tf.where(is_multiple, ratio_or_nan(above, below), srel)
+    def _published_changes(
+        self,
+        w0: tf.Tensor,
+        times: tf.Tensor,
+        pairs: _Pairs,
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Changes of the outputs at target and source as the published script computes them.
 
-    def _initial(self, w0):
+        The source is that of eq. 4. The target has ⟨h', h⟩/N in the place of ⟨h', h⟩ before W h:
+        c W h' + ⟨h', h⟩ (W h/N − y). It need not vanish as training ends, so no factor is left out.
+
+        Args:
+            w0: Initial W, [..., K, p].
+            times: [T].
+            pairs: P pairs.
+
+        Returns:
+            Change at the target and change at the source, [..., T, P, K] each.
+        """
+        c = self.coefficient
+        decay = self._slowest_decay(times)[..., None]  # [T, 1, 1]
+        transient_source = self._transient(w0, times, pairs.sources)
+        transient_target = self._transient(w0, times, pairs.targets)
+        inner_source = self._inner(pairs.sources, pairs.sources)
+        stationary_source = self._stationary_change(pairs.examples, pairs.sources)
+        relaxing_source = c * transient_source + inner_source * transient_source
+        change_source = stationary_source + decay * relaxing_source
+
+        stationary_fit = self._stationary_fit()
+        fit_source = tf.gather(stationary_fit, pairs.sources) + decay * transient_source  # W h
+        fit_target = tf.gather(stationary_fit, pairs.targets) + decay * transient_target  # W h'
+        label = tf.gather(self.one_hot, pairs.examples)
+        inner_target = self._inner(pairs.targets, pairs.sources)
+        change_target = c * fit_target + inner_target * (fit_source / self.size - label)
+        return change_target, change_source
+
+    def _exact_for_multiples(self, srel: tf.Tensor, pairs: _Pairs) -> tf.Tensor:
+        """Replace S_rel [..., P] by |h'|/|h| if h' is a multiple of h: W and the rounding of its gradient cancel."""
+        size_target = tf.reduce_max(tf.abs(self._rows(pairs.targets)), -1)
+        size_source = tf.reduce_max(tf.abs(self._rows(pairs.sources)), -1)
+        is_same = tf.constant((pairs.sources == pairs.targets) | (self.width == 1))
+        return tf.where(is_same & (size_source > 0), ratio_or_nan(size_target, size_source), srel)
+
+    def _initial(self, w0: ArrayLike) -> tf.Tensor:
+        """Check initial weights [K, p] or [I, K, p]."""
         w0 = as_tensor(w0, "w0", (2, 3))
         check_last_axis(w0, self.width, "w0", "one weight a feature")
         if w0.shape[-2] != self.num_classes:
             raise ShapeError(f"w0 must have {self.num_classes} rows, one a class, but has shape {tuple(w0.shape)}.")
         return w0
 
-    def _rows(self, indices):
+    def _pairs(self, source: npt.ArrayLike, target: npt.ArrayLike) -> _Pairs:
+        """Check that sources and targets are rows of the features, and pair up."""
+        sources = as_indices(source, "source", self.size)
+        targets = as_indices(target, "target", self.size)
+        if sources.shape != targets.shape:
+            raise ShapeError(f"source and target must pair up, but have shapes {sources.shape} and {targets.shape}.")
+        source_rows = np.atleast_1d(sources)
+        target_rows = np.atleast_1d(targets)
+
+        single = sources.ndim == 0
+        return _Pairs(
+            examples=source_rows,
+            sources=self._first_equal_row[source_rows],
+            targets=self._first_equal_row[target_rows],
+            single=single,
+        )
+
+    def _rows(self, indices: np.ndarray) -> tf.Tensor:
+        """Features of the given rows, [P, p]."""
         return tf.gather(self.features, indices)
 
-    def _inner(self, rows, others):
+    def _inner(self, rows: np.ndarray, others: np.ndarray) -> tf.Tensor:
+        """Inner products of the features of paired rows, [P, 1]."""
         return tf.reduce_sum(self._rows(rows) * self._rows(others), -1)[:, None]
 
-    def _stationary_fit(self):
+    def _slowest_decay(self, times: tf.Tensor) -> tf.Tensor:
+        """e^{−θ²μt} of the slowest mode, [T, 1]."""
+        return tf.exp(-times * self.rates[-1])[:, None]
+
+    def _stationary_fit(self) -> tf.Tensor:
         """H W*ᵀ, [N, K]."""
         return tf.matmul(self._fit_rows, self._fit, transpose_b=True)
 
-    def _transient(self, w0, times, rows):
-        """(W(t) − W*) h / e^{−θ²μt of the slowest mode} for the given rows, [..., T, P, K]."""
-        amplitude = self._singular * tf.matmul(w0, self._right) - self._fit  # [..., K, r]
-        decay = tf.exp(-times[:, None] * (self.rates - self.rates[-1]))  # [T, r]
-        contribution = tf.gather(self._fit_rows, rows)[:, None, :] * amplitude[..., None, :, :]  # [..., P, K, r]
-        flat = tf.reshape(contribution, [*contribution.shape[:-3], -1, contribution.shape[-1]])
-        moved = tf.matmul(decay, flat, transpose_b=True)
-        return tf.reshape(moved, [*moved.shape[:-1], len(rows), self.num_classes])
+    def _transient(self, w0: tf.Tensor, times: tf.Tensor, rows: np.ndarray) -> tf.Tensor:
+        """(W(t) − W*) h divided by e^{−θ²μt} of the slowest mode.
 
-    def _stationary_change(self, examples, rows):
-        """⟨∇ℓ(W*; example), h⟩ for every class and the h of the given rows, [P, K].
+        Args:
+            w0: Initial W, [..., K, p].
+            times: [T].
+            rows: Rows of the h, [P].
 
-        At W* the mean gradient is zero, so a single gradient is the difference ρ*_i h_i − mean_j ρ*_j h_j. Taken
-        term by term it keeps its digits when the examples agree, and is exactly zero for a single example. Where its
-        terms are much larger than those of the gradient as it stands, ρ*_i h_i + c W*, that keeps more digits.
+        Returns:
+            [..., T, P, K].
         """
-        kernel = tf.matmul(self._rows(rows), self.features, transpose_b=True)  # [P, N]
-        own = tf.gather(kernel, examples[:, None], batch_dims=1)  # [P, 1]
-        own = own * tf.gather(self._stationary_residual, examples)  # [P, K]
-        others = kernel[..., None] * self._stationary_residual  # [P, N, K]
-        penalty = self.coefficient * tf.gather(self._stationary_fit(), rows)
-        is_direct = tf.abs(penalty) < tf.reduce_mean(tf.abs(others), 1) / 2 - tf.abs(own) / 2
-        return tf.where(is_direct, own + penalty, tf.reduce_mean(own[:, None, :] - others, 1))
+        amplitude = self._singular * tf.matmul(w0, self._right) - self._fit  # [..., K, r]
+        left = tf.gather(self._fit_rows, rows)  # [P, r]
+        modes = left[:, None, :] * amplitude[..., None, :, :]  # [..., P, K, r]
+        *leading, count, classes, rank = modes.shape
+        flat_modes = tf.reshape(modes, [*leading, count * classes, rank])
 
-    def _data_loss(self, weights, labels):
+        relative_rates = self.rates - self.rates[-1]
+        decay = tf.exp(-times[:, None] * relative_rates)  # [T, r]
+        flat_sums = tf.matmul(decay, flat_modes, transpose_b=True)  # [..., T, P·K]
+        return tf.reshape(flat_sums, [*flat_sums.shape[:-1], count, classes])
+
+    def _stationary_change(self, examples: np.ndarray, rows: np.ndarray) -> tf.Tensor:
+        """⟨∇ℓ(W*; example), h⟩ for every class and the h of the given rows.
+
+        At W* the mean gradient is zero, so a single gradient is the difference ρ*_i h_i − mean_j ρ*_j h_j. Computed
+        term by term, this difference keeps its digits if the examples agree, and is exactly zero for a single example.
+        If its terms are much larger than those of the gradient itself, ρ*_i h_i + c W*, the latter keeps more digits.
+
+        Args:
+            examples: Rows of the examples, [P].
+            rows: Rows of the h, [P].
+
+        Returns:
+            [P, K].
+        """
+        kernel = tf.matmul(self._rows(rows), self.features, transpose_b=True)  # ⟨h, h_j⟩, [P, N]
+        kernel_own = tf.gather(kernel, examples[:, None], batch_dims=1)  # [P, 1]
+        residual_own = tf.gather(self._stationary_residual, examples)  # [P, K]
+        own = kernel_own * residual_own
+        others = kernel[..., None] * self._stationary_residual  # [P, N, K]
+        difference = tf.reduce_mean(own[:, None, :] - others, 1)
+
+        fit = tf.gather(self._stationary_fit(), rows)
+        penalty = self.coefficient * fit
+        size_of_others = tf.reduce_mean(tf.abs(others), 1)
+        is_direct = tf.abs(penalty) < size_of_others / 2 - tf.abs(own) / 2
+        return tf.where(is_direct, own + penalty, difference)
+
+    def _data_loss(self, weights: ArrayLike, labels: str) -> tf.Tensor:
+        """First term of eq. 3, [...], from weights [..., K, p]; `labels` as in `loss`."""
         weights = as_tensor(weights, "weights")
         check_last_axis(weights, self.width, "weights", "one weight a feature")
         if weights.shape[-2] != self.num_classes:
             raise ShapeError(f"weights must be [..., {self.num_classes}, {self.width}], not {tuple(weights.shape)}.")
-        outputs = tf.matmul(self.features, tf.reshape(weights, [-1, self.width]), transpose_b=True)
+        rows = tf.reshape(weights, [-1, self.width])
+        outputs = tf.matmul(self.features, rows, transpose_b=True)
         outputs = tf.reshape(outputs, [self.size, -1, self.num_classes])  # [N, batch, K]
         if labels == "own":
-            errors = tf.reduce_sum((self.one_hot[:, None, :] - outputs) ** 2, [0, 2])
+            errors = _squared_error(self.one_hot[:, None, :], outputs)
         else:
-            every = tf.eye(self.num_classes, dtype=tf.float64)
-            errors = tf.add_n([tf.reduce_sum((label - outputs) ** 2, [0, 2]) for label in tf.unstack(every)])
-        return tf.reshape(errors / (2 * self.size), weights.shape[:-2])
+            every_label = tf.eye(self.num_classes, dtype=tf.float64)
+            errors_of_labels = [_squared_error(label, outputs) for label in tf.unstack(every_label)]
+            errors = tf.add_n(errors_of_labels)
+        mean_errors = errors / (2 * self.size)
+        return tf.reshape(mean_errors, weights.shape[:-2])
 
-    @staticmethod
-    def _penalty(weights, coefficient):
-        return coefficient / 2 * tf.reduce_sum(as_tensor(weights, "weights") ** 2, [-2, -1])
+
+def _first_equal_rows(features: np.ndarray) -> np.ndarray:
+    """Index of the first row that is equal to each row of features [N, p]: [N]."""
+    _, first, inverse = np.unique(features, axis=0, return_index=True, return_inverse=True)
+    return first[inverse.reshape(-1)]
+
+
+def _ratio_of_norms(change_target: tf.Tensor, change_source: tf.Tensor) -> tf.Tensor:
+    """Ratio of the ℓ2 norms of two changes [..., K]: [...], NaN where the second is zero."""
+    # Both are divided by the largest entry at the source first, so that no square under- or overflows.
+    largest = tf.reduce_max(tf.abs(change_source), -1, keepdims=True)
+    relative_target = tf.math.divide_no_nan(change_target, largest)
+    relative_source = tf.math.divide_no_nan(change_source, largest)
+    return ratio_or_nan(tf.norm(relative_target, axis=-1), tf.norm(relative_source, axis=-1))
+
+
+def _squared_error(labels: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
+    """Σ over examples and classes of (label − output)², [batch], from outputs [N, batch, K]."""
+    return tf.reduce_sum((labels - outputs) ** 2, [0, 2])
+
+
+def _penalty(weights: ArrayLike, coefficient: float) -> tf.Tensor:
+    """(coefficient/2) ‖W‖², [...], from weights [..., K, p]."""
+    return coefficient / 2 * tf.reduce_sum(as_tensor(weights, "weights") ** 2, [-2, -1])

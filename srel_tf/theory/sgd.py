@@ -1,127 +1,316 @@
-"""Stochastic gradient descent whose small-step limit the flows of Sections 4 and 5 are.
+"""Stochastic gradient descent whose small-step limits are the flows of Sections 4 and 5.
 
-Every run starts from the same w(0) (or its own row of it) and draws its own inputs; nothing here depends on
-global random state: the draws of step k depend on `seed` and k alone.
+Every run starts from the same w(0) (or from its own row of w(0)) and draws its own inputs. The draws of step k depend
+on `seed` and k only, not on global random state.
 """
+
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
 
 from srel_tf.errors import AssumptionError, ShapeError
-from srel_tf.theory.checks import as_count, as_positive, as_tensor, check_last_axis
+from srel_tf.theory.checks import (
+    ArrayLike,
+    as_count,
+    as_learning_rate,
+    as_positive,
+    as_tensor,
+    check_last_axis,
+    nan_unless,
+)
 from srel_tf.theory.diagonal import quadratic_srel
 
 
-def modified_sgd(w_star, w0, learning_rate, steps, *, runs=None, batch_size=1, inputs=None, seed=0):
+def modified_sgd(
+    w_star: ArrayLike,
+    w0: ArrayLike,
+    learning_rate: float,
+    steps: int,
+    *,
+    runs: int | None = None,
+    batch_size: int = 1,
+    inputs: ArrayLike | None = None,
+    seed: int = 0,
+) -> tf.Tensor:
     """Algorithm 1: w ← w + η mean over the batch of 1{y > 0} (y − ⟨w, x⟩) x, with y = max(0, ⟨w*, x⟩).
 
     Args:
-        w_star: [n]. w0: [n], or [R, n] with one start a run.
-        learning_rate: η > 0 (β = 1 in Definition 5: step k is the flow's time kη). steps: number of updates.
-        runs: R independent runs; None means one, without the axis R. batch_size: 1 in the paper.
-        inputs: the x of every step, [steps, batch, n] (shared by the runs) or [steps, R, batch, n];
-            None draws x ~ N(0, I).
-        seed: of the draws.
+        w_star: w*, [n].
+        w0: Start, [n], or [R, n] with one start a run.
+        learning_rate: η > 0. With β = 1 in Definition 5, step k is the flow's time kη.
+        steps: Number of updates.
+        runs: Number R of independent runs. None means one run, without the axis R.
+        batch_size: Examples a step; 1 in the paper.
+        inputs: The x of every step, [steps, batch, n] (shared by the runs) or [steps, R, batch, n]. None draws
+            x ~ N(0, I).
+        seed: Seed of the draws.
 
     Returns:
         Iterates w_0, …, w_steps: [steps + 1, n], or [steps + 1, R, n].
 
     Raises:
-        AssumptionError: η not positive, or runs that diverge. ShapeError: arrays that do not fit, or counts of steps,
-        runs or examples that are no whole numbers.
+        AssumptionError: η is not positive, or a run diverges.
+        ShapeError: Arrays do not fit, or a count of steps, runs or examples is not a whole number.
+
+    Example:
+        >>> from srel_tf import theory
+        >>> iterates = theory.modified_sgd([1.0], [0.0], learning_rate=0.5, steps=2, inputs=[[[1.0]], [[1.0]]])
+        >>> print(iterates.numpy().ravel())
+        [0.   0.5  0.75]
     """
     w_star = as_tensor(w_star, "w_star", 1)
 
-    def update(w, x):
+    def update(w: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
         label = tf.nn.relu(tf.linalg.matvec(x, w_star))
         error = label - _inner(x, w)
-        return tf.reduce_mean((tf.cast(label > 0, tf.float64) * error)[..., None] * x, -2)
+        is_positive = tf.cast(label > 0, tf.float64)
+        return tf.reduce_mean((is_positive * error)[..., None] * x, -2)
 
     return _iterate(update, w_star, w0, learning_rate, steps, runs, batch_size, inputs, seed)
 
 
-def relu_sgd(w_star, w0, learning_rate, steps, *, runs=None, batch_size=1, inputs=None, seed=0):
+def relu_sgd(
+    w_star: ArrayLike,
+    w0: ArrayLike,
+    learning_rate: float,
+    steps: int,
+    *,
+    runs: int | None = None,
+    batch_size: int = 1,
+    inputs: ArrayLike | None = None,
+    seed: int = 0,
+) -> tf.Tensor:
     """Plain mini-batch SGD on the ℓ2 risk E ½ (max(0, ⟨w*, x⟩) − max(0, ⟨w, x⟩))² of a ReLU gate (Figure 10).
 
-    Arguments, shapes and errors as in `modified_sgd`, which leaves out the ReLU of the prediction.
+    In `modified_sgd` the prediction has no ReLU; here it has one. Arguments are otherwise the same.
+
+    Args:
+        w_star: w*, [n].
+        w0: Start, [n] or [R, n].
+        learning_rate: η > 0.
+        steps: Number of updates.
+        runs: Number R of independent runs, or None.
+        batch_size: Examples a step.
+        inputs: The x of every step, [steps, batch, n] or [steps, R, batch, n]. None draws x ~ N(0, I).
+        seed: Seed of the draws.
+
+    Returns:
+        Iterates w_0, …, w_steps: [steps + 1, n], or [steps + 1, R, n].
+
+    Raises:
+        AssumptionError: As in `modified_sgd`.
+        ShapeError: As in `modified_sgd`.
+
+    Example:
+        At w(0) = −1 the gate is shut at x = 1, so its gradient is zero.
+
+        >>> from srel_tf import theory
+        >>> iterates = theory.relu_sgd([1.0], [-1.0], learning_rate=0.5, steps=1, inputs=[[[1.0]]])
+        >>> print(iterates.numpy().ravel())
+        [-1. -1.]
     """
     w_star = as_tensor(w_star, "w_star", 1)
 
-    def update(w, x):
+    def update(w: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
         inner = _inner(x, w)
         error = tf.nn.relu(tf.linalg.matvec(x, w_star)) - tf.nn.relu(inner)
-        return tf.reduce_mean((tf.cast(inner > 0, tf.float64) * error)[..., None] * x, -2)
+        is_active = tf.cast(inner > 0, tf.float64)
+        return tf.reduce_mean((is_active * error)[..., None] * x, -2)
 
     return _iterate(update, w_star, w0, learning_rate, steps, runs, batch_size, inputs, seed)
 
 
-def diagonal_sgd(w_star, w0, learning_rate, steps, *, runs=None, batch_size=1, inputs=None, seed=0):
-    """The SGD of eq. 15: w ← w + 2η (Σ_p x_p (w*_p² − w_p²)) x ⊙ w, features β_pp(x) = x_p.
+def diagonal_sgd(
+    w_star: ArrayLike,
+    w0: ArrayLike,
+    learning_rate: float,
+    steps: int,
+    *,
+    runs: int | None = None,
+    batch_size: int = 1,
+    inputs: ArrayLike | None = None,
+    seed: int = 0,
+) -> tf.Tensor:
+    """SGD of eq. 15: w ← w + 2η (Σ_p x_p (w*_p² − w_p²)) x ⊙ w, with features β_pp(x) = x_p.
 
-    Arguments, shapes and errors as in `modified_sgd`; step k is the time k of the flow with θ = η.
+    Step k is the time k of the flow with θ = η.
+
+    Args:
+        w_star: w*, [n].
+        w0: Start, [n] or [R, n].
+        learning_rate: η > 0.
+        steps: Number of updates.
+        runs: Number R of independent runs, or None.
+        batch_size: Examples a step.
+        inputs: The x of every step, [steps, batch, n] or [steps, R, batch, n]. None draws x ~ N(0, I).
+        seed: Seed of the draws.
+
+    Returns:
+        Iterates w_0, …, w_steps: [steps + 1, n], or [steps + 1, R, n].
+
+    Raises:
+        AssumptionError: As in `modified_sgd`.
+        ShapeError: As in `modified_sgd`.
+
+    Example:
+        >>> from srel_tf import theory
+        >>> iterates = theory.diagonal_sgd([2.0], [1.0], learning_rate=0.1, steps=1, inputs=[[[1.0]]])
+        >>> print(iterates.numpy().ravel())
+        [1.  1.6]
     """
     w_star = as_tensor(w_star, "w_star", 1)
 
-    def update(w, x):
+    def update(w: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
         error = _inner(x, (w_star - w) * (w_star + w))
         return tf.reduce_mean(2 * error[..., None] * x * w[..., None, :], -2)
 
     return _iterate(update, w_star, w0, learning_rate, steps, runs, batch_size, inputs, seed)
 
 
-def diagonal_sgd_srel(weights, w_star, beta_target, beta_source, learning_rate):
-    """Definition 1 on the risk of eq. 15 at given iterates, by eqs. 26 and 28 with d = 2 (no differencing).
+def diagonal_sgd_srel(
+    weights: ArrayLike,
+    w_star: ArrayLike,
+    beta_target: ArrayLike,
+    beta_source: ArrayLike,
+    learning_rate: float,
+) -> tf.Tensor:
+    """Definition 1 on the risk of eq. 15 at given iterates, by eqs. 26 and 28 with d = 2 (without differences).
 
     Args:
-        weights: [..., n]. w_star, beta_target, beta_source: [n]. learning_rate: η > 0 of the fictitious step.
+        weights: Iterates, [..., n].
+        w_star: w*, [n].
+        beta_target: Features at x', [n].
+        beta_source: Features at x, [n].
+        learning_rate: Length η > 0 of the fictitious step.
 
     Returns:
         [...]; NaN where the residual Σ_p β_p (w*_p² − w_p²) is exactly zero.
+
+    Raises:
+        ShapeError: Vectors do not fit.
+        AssumptionError: η is not positive.
+
+    Example:
+        >>> from srel_tf import theory
+        >>> srel = theory.diagonal_sgd_srel([[1.0, 1.0]], [2.0, 2.0], [1.0, 3.0], [1.0, 1.0], learning_rate=0.01)
+        >>> print(srel.numpy().round(3))
+        [2.]
     """
-    weights, w_star = as_tensor(weights, "weights"), as_tensor(w_star, "w_star", 1)
+    weights = as_tensor(weights, "weights")
+    w_star = as_tensor(w_star, "w_star", 1)
     source = as_tensor(beta_source, "beta_source", 1)
     check_last_axis(weights, w_star.shape[0], "weights", "as many as w_star")
-    error = tf.reduce_sum(source * (w_star - weights) * (w_star + weights), -1)
-    step = 2 * as_positive(learning_rate, "learning_rate", "Definition 1") * error
+    step_length = as_learning_rate(learning_rate)
+    residual = tf.reduce_sum(source * (w_star - weights) * (w_star + weights), -1)
+    step = 2 * step_length * residual
     srel = quadratic_srel(weights, beta_target, source, step)
-    return tf.where(error != 0, srel, tf.constant(np.nan, tf.float64))
+    return nan_unless(residual != 0, srel)
 
 
-def _inner(x, w):
-    """⟨x, w⟩ for every example of the batch, [R, B]."""
+def _inner(x: tf.Tensor, w: tf.Tensor) -> tf.Tensor:
+    """⟨x, w⟩ for every example of the batch, [R, B], from x [R, B, n] and w [R, n]."""
     return tf.reduce_sum(x * w[..., None, :], -1)
 
 
-def _iterate(update, w_star, w0, learning_rate, steps, runs, batch_size, inputs, seed):
-    w0, step = as_tensor(w0, "w0", (1, 2)), as_positive(learning_rate, "learning_rate", "a step of SGD")
-    check_last_axis(w0, w_star.shape[0], "w0", "as many as w_star")
-    steps, batch_size = as_count(steps, "steps", 0), as_count(batch_size, "batch_size")
+def _iterate(
+    update: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
+    w_star: tf.Tensor,
+    w0: ArrayLike,
+    learning_rate: float,
+    steps: int,
+    runs: int | None,
+    batch_size: int,
+    inputs: ArrayLike | None,
+    seed: int,
+) -> tf.Tensor:
+    """Run w ← w + η update(w, x).
+
+    Args:
+        update: Function from w [R, n] and x [R, batch, n] to the mean update [R, n].
+        w_star: w*, [n].
+        w0: Start, [n] or [R, n].
+        learning_rate: η > 0.
+        steps: Number of updates.
+        runs: Number R of independent runs, or None.
+        batch_size: Examples a step.
+        inputs: As in `modified_sgd`.
+        seed: Seed of the draws.
+
+    Returns:
+        Iterates, [steps + 1, n] or [steps + 1, R, n].
+    """
+    start = as_tensor(w0, "w0", (1, 2))
+    step_length = as_positive(learning_rate, "learning_rate", "a step of SGD")
+    dimension = w_star.shape[0]
+    check_last_axis(start, dimension, "w0", "as many as w_star")
+    steps = as_count(steps, "steps", 0)
+    batch_size = as_count(batch_size, "batch_size")
     runs = None if runs is None else as_count(runs, "runs")
-    single = runs is None and w0.shape.rank == 1
-    if w0.shape.rank == 1:
-        w0 = tf.tile(w0[None], [runs or 1, 1])
-    elif runs not in (None, w0.shape[0]):
-        raise ShapeError(f"w0 has {w0.shape[0]} starts for {runs} runs; give one start, or one a run.")
-    if inputs is not None:
-        inputs = as_tensor(inputs, "inputs", (3, 4))
-        if inputs.shape[0] != steps or inputs.shape[-1] != w_star.shape[0]:
-            raise ShapeError(f"inputs must be [{steps}, ..., {w_star.shape[0]}], but has shape {tuple(inputs.shape)}.")
-        if inputs.shape.rank == 4 and inputs.shape[1] not in (1, w0.shape[0]):
-            raise ShapeError(f"inputs {tuple(inputs.shape)} hold {inputs.shape[1]} runs, but there are {w0.shape[0]}.")
-    shape = [w0.shape[0], batch_size, w_star.shape[0]]
+    single = runs is None and start.shape.rank == 1
+
+    start = _start_of_runs(start, runs)
+    count = start.shape[0]
+    if inputs is None:
+        inputs_at = _drawn_inputs([count, batch_size, dimension], seed)
+    else:
+        inputs_at = _given_inputs(inputs, steps, count, dimension)
 
     @tf.function
-    def scan():
-        def advance(w, k):
-            if inputs is not None:
-                x = inputs[k]
-            else:
-                x = tf.random.stateless_normal(shape, tf.stack([seed, k]), dtype=tf.float64)
-            return w + step * update(w, tf.broadcast_to(x, [shape[0], *x.shape[-2:]]))
+    def scan() -> tf.Tensor:
+        def advance(w: tf.Tensor, k: tf.Tensor) -> tf.Tensor:
+            return w + step_length * update(w, inputs_at(k))
 
-        return tf.scan(advance, tf.range(steps), initializer=w0)
+        return tf.scan(advance, tf.range(steps), initializer=start)
 
-    iterates = tf.concat([w0[None], scan()], 0) if steps else w0[None]
-    if not np.isfinite(iterates[-1].numpy()).all():
-        raise AssumptionError(f"SGD diverged with learning_rate={step:g}; take a smaller step.")
+    iterates = tf.concat([start[None], scan()], 0) if steps else start[None]
+    last = iterates[-1].numpy()
+    if not np.isfinite(last).all():
+        raise AssumptionError(f"SGD diverged with learning_rate={step_length:g}; take a smaller step.")
     return iterates[:, 0] if single else iterates
+
+
+def _start_of_runs(start: tf.Tensor, runs: int | None) -> tf.Tensor:
+    """One start for each run, [R, n], from [n] or [R, n]."""
+    if start.shape.rank == 1:
+        return tf.tile(start[None], [runs or 1, 1])
+    if runs not in (None, start.shape[0]):
+        raise ShapeError(f"w0 has {start.shape[0]} starts for {runs} runs; give one start, or one a run.")
+    return start
+
+
+def _drawn_inputs(shape: list[int], seed: int) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Function from the step k to its inputs x ~ N(0, I) of `shape`, [R, batch, n]."""
+
+    def draw(k: tf.Tensor) -> tf.Tensor:
+        return tf.random.stateless_normal(shape, tf.stack([seed, k]), dtype=tf.float64)
+
+    return draw
+
+
+def _given_inputs(
+    inputs: ArrayLike,
+    steps: int,
+    runs: int,
+    dimension: int,
+) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Function from the step k to its row of the given inputs, [R, batch, n].
+
+    Args:
+        inputs: [steps, batch, n] or [steps, R, batch, n].
+        steps: Number of steps that the inputs must have.
+        runs: R.
+        dimension: n.
+    """
+    checked = as_tensor(inputs, "inputs", (3, 4))
+    shape = tuple(checked.shape)
+    if shape[0] != steps or shape[-1] != dimension:
+        raise ShapeError(f"inputs must be [{steps}, ..., {dimension}], but has shape {shape}.")
+    if len(shape) == 4 and shape[1] not in (1, runs):
+        raise ShapeError(f"inputs {shape} hold {shape[1]} runs, but there are {runs}.")
+    batch_shape = [runs, *shape[-2:]]
+
+    def look_up(k: tf.Tensor) -> tf.Tensor:
+        return tf.broadcast_to(checked[k], batch_shape)
+
+    return look_up
