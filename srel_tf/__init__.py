@@ -31,6 +31,8 @@ from srel_tf.probe import ProbeSet
 from srel_tf.result import SRelResult
 from srel_tf.settings import Settings
 
+__version__ = "0.1.0"  # The only definition: pyproject.toml reads it from here.
+
 __all__ = [
     "AssumptionError",
     "BackendError",
