@@ -11,6 +11,9 @@ import pytest
 import tensorflow as tf
 from tensorflow.python.framework.config import disable_op_determinism  # TensorFlow has no public name for it.
 
+from srel_tf import updates
+from srel_tf.gradients import layer_rules
+from srel_tf.measures.registry import MEASURES
 from tests.nets import double_precision
 
 
@@ -31,10 +34,14 @@ def _without_graphs_of_other_modules():
 
 @pytest.fixture(autouse=True)
 def _fixed_seeds():
-    """The same seeds for each test, and TensorFlow's usual operations, whatever the test before it has set."""
+    """The same seeds and registries for each test, and TensorFlow's usual operations, whatever a test sets."""
     keras.utils.set_random_seed(0)
+    before = [(registry, dict(registry)) for registry in (MEASURES, layer_rules.RULES, updates.RULES)]
     yield
     disable_op_determinism()
+    for registry, entries in before:
+        registry.clear()
+        registry.update(entries)
 
 
 @pytest.fixture

@@ -6,21 +6,11 @@ import pytest
 import tensorflow as tf
 
 import srel_tf
-from srel_tf.gradients import layer_rules
 from srel_tf.measures import registry
 from tests import reference
 from tests.nets import double_precision
 
 L = keras.layers
-
-
-@pytest.fixture(autouse=True)
-def _registered_for_one_test():
-    measures, rules = dict(registry.MEASURES), dict(layer_rules.RULES)
-    yield
-    for registered, before in ((registry.MEASURES, measures), (layer_rules.RULES, rules)):
-        registered.clear()
-        registered.update(before)
 
 
 def hellinger(change):

@@ -158,7 +158,8 @@ def check_fit(kind: str, reason: str, measures: dict[str, Measure], probe: Probe
     """Check that measures, labels and a model's number of outputs go together.
 
     Args:
-        kind, reason: of `read_as`.
+        kind: of `read_as`.
+        reason: of `read_as`.
         measures: by name.
         probe: the `ProbeSet`.
         num_outputs: C.
