@@ -1,4 +1,4 @@
-"""How well S_rel tells classes apart over training, and how wide its distribution is."""
+"""Separation of classes by S_rel over training, and the spread of S_rel over pairs."""
 
 from collections.abc import Sequence
 

@@ -56,7 +56,7 @@ def measure_name(measure: str) -> str:
 
 
 def is_wide(lowest: float, highest: float) -> bool:
-    """Whether positive values from `lowest` to `highest` need a logarithmic axis."""
+    """Tell whether positive values from `lowest` to `highest` need a logarithmic axis."""
     return highest > WIDE * lowest > 0
 
 
