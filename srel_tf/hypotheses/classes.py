@@ -152,15 +152,18 @@ def _classes(part: pd.DataFrame) -> pd.Series:
     Raises:
         FrameError: An example has no class or two, or there is only one class.
     """
-    sources = part[["source_id", "source_class"]].set_axis(["id", "class"], axis=1)
-    targets = part[["target_id", "target_class"]].set_axis(["id", "class"], axis=1)
+    columns = ["id", "class"]
+    sources = part[["source_id", "source_class"]].set_axis(columns, axis=1)
+    targets = part[["target_id", "target_class"]].set_axis(columns, axis=1)
     named = pd.concat([sources, targets]).drop_duplicates()
     is_empty = named["class"].isna() | (named["class"].astype(str) == "")
-    if is_empty.any() or part["source_class"].nunique() < 2:
+    n_classes = part["source_class"].nunique()
+    if is_empty.any() or n_classes < 2:
         raise FrameError("the claim compares classes: source_class must name at least two, and none may be empty")
     is_second = named["id"].duplicated()
     if is_second.any():
-        raise FrameError(f"example {named.loc[is_second, 'id'].iloc[0]!r} belongs to two classes")
+        first = named.loc[is_second, "id"].iloc[0]
+        raise FrameError(f"example {first!r} belongs to two classes")
     return named.set_index("id")["class"].sort_index(key=lambda ids: ids.astype(str))
 
 
@@ -193,8 +196,8 @@ def _effects(
     judged_draws = np.where(is_judged[:, None], draws, 0)
 
     total = judged_draws.sum(axis=0)
-    count = is_judged.sum(axis=0)
-    mean_draws = total / np.maximum(count, 1)
+    count = np.maximum(is_judged.sum(axis=0), 1)
+    mean_draws = total / count
     return effects, mean_draws
 
 

@@ -62,7 +62,7 @@ class Phases(NamedTuple):
     star: float
 
     def steps(self, steps: np.ndarray) -> dict[str, np.ndarray]:
-        """Which of the steps, [n], belong to each phase: bool [n] each."""
+        """Assign steps, [n], to the phases: a mask, bool [n], for each phase."""
         return {
             "start": steps < self.start,
             "early": (steps >= self.t1) & (steps < self.t2),
@@ -133,7 +133,8 @@ def on_grid(logs: np.ndarray, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray
     n = min(GRID, len(steps))
     edges = np.linspace(steps[0], steps[-1], n + 1)
     middles = (edges[1:] + edges[:-1]) / 2
-    interval = np.minimum(np.searchsorted(edges, steps, side="right") - 1, n - 1)
+    interval = np.searchsorted(edges, steps, side="right") - 1
+    interval = np.minimum(interval, n - 1)  # The last step is the last edge.
     is_in_interval = np.eye(n)[interval]  # [step, n]
     means = []
     for row in logs:
@@ -141,7 +142,8 @@ def on_grid(logs: np.ndarray, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray
         total = np.where(is_known, row, 0) @ is_in_interval
         count = is_known @ is_in_interval
         is_filled = count > 0
-        means.append(np.interp(middles, middles[is_filled], total[is_filled] / count[is_filled]))
+        mean = total[is_filled] / count[is_filled]
+        means.append(np.interp(middles, middles[is_filled], mean))
     return edges, np.array(means)
 
 
@@ -254,7 +256,7 @@ def change_points(frame: pd.DataFrame) -> pd.DataFrame:
             continue
         times = _times(followed)._asdict()
         n_pairs = len(followed.pairs)
-        row = {**key, **times, "n_pairs": n_pairs}
+        row: Row = {**key, **times, "n_pairs": n_pairs}
         rows.append(row)
     columns = [*GROUP, *_Times._fields, "n_pairs"]
     return pd.DataFrame(rows, columns=columns)

@@ -448,7 +448,7 @@ def _all_steps(
 
 
 def _disfavour(row: Row) -> float:
-    """How unfavourable to the claim the effect of a step is; infinite for a step without an effect."""
+    """Distance of the effect of a step towards refuting the claim; infinite for a step without an effect."""
     is_trend = row["claim"] == TREND
     effect = row["effect_size"] if is_trend else row["claim_low"] - row["effect_size"]
     return effect if np.isfinite(effect) else np.inf

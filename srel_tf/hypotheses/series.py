@@ -171,7 +171,7 @@ def _check_learning_rates(rows: pd.DataFrame) -> None:
 
 
 def _may_agree(run: pd.DataFrame) -> bool:
-    """Whether S_rel of a run is constant in time, as it is for linear models: all seeds may then have equal values."""
+    """Tell whether S_rel of a run is constant in time, as for linear models: all seeds may then have equal values."""
     if run["srel"].nunique() < 2:
         return True
     values_of_pairs = run.groupby(["source_id", "target_id"])["srel"].nunique()
@@ -195,7 +195,7 @@ def pairs_in_time(rows: pd.DataFrame) -> Cube:
 
 
 def _has_classes(rows: pd.DataFrame) -> bool:
-    """Whether every row has a source class and a target class."""
+    """Tell whether every row has a source class and a target class."""
     if not {"source_class", "target_class"} <= set(rows.columns):
         return False
     return not (rows["source_class"].astype(str) == "").any()
@@ -228,8 +228,8 @@ def cube(rows: pd.DataFrame) -> Cube:
     Returns:
         Cube of the rows.
     """
-    pairs = pd.MultiIndex.from_frame(rows[["source_id", "target_id"]])
-    pair, pair_names = pd.factorize(pairs)
+    ids = rows[["source_id", "target_id"]]
+    pair, pair_names = pd.factorize(pd.MultiIndex.from_frame(ids))
     seed, seeds = pd.factorize(rows["replicate"], sort=True)
     step, steps = pd.factorize(rows["step"], sort=True)
     shape = (len(seeds), len(pair_names), len(steps))

@@ -1,10 +1,16 @@
 """S^{k,smooth} over training, as in Figures 1, 2 and 14 of the paper."""
 
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from srel_tf.errors import FrameError
 from srel_tf.frames.schema import check_columns, rule_names
-from srel_tf.plotting.style import MEASURE_NAMES, WIDE, class_palette, new_figure, population_deviation
+from srel_tf.plotting.style import class_palette, is_wide, measure_name, new_figure, population_deviation
 
 NEEDED = [
     *("run", "step", "epoch", "measure", "update", "estimator", "learning_rate"),
@@ -13,70 +19,158 @@ NEEDED = [
 _CURVE = ["source_class", "target_class", "epoch"]
 
 
-def plot_class_pairs(pairs, classes=None):
-    """One panel a measure (column) and source class (row): Definition 3 for each target class over the epochs.
+def plot_class_pairs(pairs: pd.DataFrame, classes: Sequence[str] | None = None) -> Figure:
+    """Plot Definition 3 for each target class over the epochs: one panel a measure (column) and source class (row).
 
-    pairs: what `srel_tf.smooth` returns, of one update rule, which a column `rule` may name. Lines are means over
-    runs, bands their population standard deviation; the intra-class line is solid, inter-class lines are dashed. A
-    column whose means span more than a factor of `WIDE` has a logarithmic axis, and bands from the lowest run to the
-    highest. Raises `FrameError` for a frame of several update rules or without rows, and for a class that is no source
-    class.
+    Lines are means over runs, bands their population standard deviation. The intra-class line is solid, inter-class
+    lines are dashed. A column whose means span more than a factor of `WIDE` has a logarithmic axis, and bands from the
+    lowest run to the highest.
+
+    Args:
+        pairs: Result of `srel_tf.smooth`, of one update rule; a column `rule` may name the rule.
+        classes: Source classes to draw. The default is all of them.
+
+    Returns:
+        The figure.
+
+    Raises:
+        FrameError: The frame has several update rules or no rows, or a class is not a source class.
+
+    Example:
+        >>> import pandas as pd
+        >>> from srel_tf.plotting import plot_class_pairs
+        >>> pairs = pd.DataFrame({"source_class": "cat", "target_class": ["cat", "cat", "dog", "dog"]})
+        >>> pairs = pairs.assign(mean=[1.0, 1.0, 0.5, 0.2], step=[0, 9, 0, 9], epoch=[0, 1, 0, 1], run="a")
+        >>> pairs = pairs.assign(measure="kl", update="sgd", estimator="exact", learning_rate=0.1)
+        >>> len(plot_class_pairs(pairs).axes)
+        1
     """
     check_columns(pairs, NEEDED)
-    rules = [] if pairs.empty else (pairs["rule"] if "rule" in pairs else rule_names(pairs)).unique().tolist()
-    if len(rules) != 1:
-        raise FrameError(f"expected one update rule to draw, got {rules}: select one")
+    rule = _only_rule(pairs)
     measures = pairs["measure"].unique()
-    classes = list(pairs["source_class"].unique()) if classes is None else list(classes)
-    unknown = [c for c in classes if c not in set(pairs["source_class"])]
-    if unknown:
-        raise FrameError(f"classes {unknown} are no source classes: choose from {list(pairs['source_class'].unique())}")
-    targets = classes + [c for c in pairs["target_class"].unique() if c not in classes]
-    figure, axes = new_figure(len(classes), len(measures), sharex=True, sharey="col")
+    sources = _source_classes(pairs, classes)
+    targets = sources + [name for name in pairs["target_class"].unique() if name not in sources]
+    figure, axes = new_figure(
+        len(sources),
+        len(measures),
+        sharex=True,
+        sharey="col",
+    )
     for column, measure in zip(axes.T, measures, strict=True):
         of_measure = pairs[pairs["measure"] == measure]
-        means = of_measure.groupby(_CURVE)["mean"].mean()
-        wide = means.max() > WIDE * means.min() > 0
-        for ax, source in zip(column, classes, strict=True):
-            _panel(ax, of_measure[of_measure["source_class"] == source], source, measure, targets, wide)
-            ax.set_xlabel("")
-        column[-1].set_xlabel("epochs")
-        _scale(column[0], wide)  # Which all share: after the last panel, so that it holds every curve.
-    figure.suptitle(f"Fictitious step: {rules[0]}; {_about_bands(pairs, axes)}", fontsize="medium")
+        _column(column, of_measure, measure, sources, targets)
+    bands = _describe_bands(pairs, axes)
+    figure.suptitle(f"Fictitious step: {rule}; {bands}", fontsize="medium")
     return figure
 
 
-def _about_bands(pairs, axes):
+def _only_rule(pairs: pd.DataFrame) -> str:
+    """Name of the update rule; `FrameError` unless there is exactly one."""
+    rules: list[str] = []
+    if not pairs.empty:
+        names = pairs["rule"] if "rule" in pairs else rule_names(pairs)
+        rules = names.unique().tolist()
+    if len(rules) != 1:
+        raise FrameError(f"expected one update rule to draw, got {rules}: select one")
+    return rules[0]
+
+
+def _source_classes(pairs: pd.DataFrame, classes: Sequence[str] | None) -> list[str]:
+    """The source classes to draw; `FrameError` for a class that is not a source class."""
+    present = list(pairs["source_class"].unique())
+    if classes is None:
+        return present
+    unknown = [name for name in classes if name not in present]
+    if unknown:
+        raise FrameError(f"classes {unknown} are not source classes: choose from {present}")
+    return list(classes)
+
+
+def _column(
+    column: np.ndarray,
+    pairs: pd.DataFrame,
+    measure: str,
+    sources: list[str],
+    targets: list[str],
+) -> None:
+    """Draw the panels of one measure.
+
+    Args:
+        column: Axes, [source class].
+        pairs: Rows of the measure.
+        measure: The measure.
+        sources: Source classes, one a panel.
+        targets: Target classes, in the order of their colours.
+    """
+    means = pairs.groupby(_CURVE)["mean"].mean()
+    wide = is_wide(means.min(), means.max())
+    for ax, source in zip(column, sources, strict=True):
+        of_source = pairs[pairs["source_class"] == source]
+        _panel(ax, of_source, source, targets, wide)
+        ax.set_title(f"{measure_name(measure)}, source: {source}")
+        ax.set_xlabel("")
+    column[-1].set_xlabel("epochs")
+    # The panels of a column share this axis, so it is scaled after the last curve has been drawn.
+    _scale(column[0], wide)
+
+
+def _describe_bands(pairs: pd.DataFrame, axes: np.ndarray) -> str:
+    """Describe the lines and bands, for the title."""
     runs = pairs["run"].nunique()
     if runs == 1:
         return "one run"
-    logarithmic = any(ax.get_yscale() == "log" for ax in axes[0])
-    exception = "; on a logarithmic axis from the lowest run to the highest" if logarithmic else ""
+    is_logarithmic = any(ax.get_yscale() == "log" for ax in axes[0])
+    exception = "; on a logarithmic axis from the lowest run to the highest" if is_logarithmic else ""
     return f"mean over {runs} runs, bands ± 1 s.d.{exception}"
 
 
-def _scale(ax, wide):
+def _scale(ax: Axes, wide: bool) -> None:
+    """Make the axis logarithmic if values are wide; let a linear axis begin at zero if zero is near."""
     if wide:
         ax.set_yscale("log")
         return
     low, high = ax.get_ylim()
-    if low < high / 4:  # Else zero is too far away to be worth the room.
+    is_zero_near = low < high / 4
+    if is_zero_near:
         ax.set_ylim(bottom=0)
 
 
-def _panel(ax, chosen, source, measure, targets, wide):
-    present = [c for c in targets if c in set(chosen["target_class"])]
+def _panel(
+    ax: Axes,
+    pairs: pd.DataFrame,
+    source: str,
+    targets: list[str],
+    wide: bool,
+) -> None:
+    """Draw one panel.
+
+    Args:
+        ax: The panel.
+        pairs: Rows of one measure and source class.
+        source: The source class.
+        targets: Target classes, in the order of their colours.
+        wide: Whether the axis will be logarithmic.
+    """
+    drawn = set(pairs["target_class"])
+    present = [name for name in targets if name in drawn]
+    palette = class_palette(targets)
+    band = ("pi", 100) if wide else population_deviation  # ("pi", 100) reaches from the lowest run to the highest.
+    has_one_run = pairs["run"].nunique() == 1
     sns.lineplot(
-        chosen.astype({"epoch": float}),
+        pairs.astype({"epoch": float}),
         x="epoch",
         y="mean",
         hue="target_class",
         hue_order=present,
-        palette={c: colour for c, colour in class_palette(targets).items() if c in present},
+        palette={name: palette[name] for name in present},
         style="target_class",
-        dashes={c: "" if c == source else (4, 2) for c in present},
-        errorbar=None if chosen["run"].nunique() == 1 else ("pi", 100) if wide else population_deviation,
+        dashes={name: "" if name == source else (4, 2) for name in present},
+        errorbar=None if has_one_run else band,
         ax=ax,
     )
-    ax.set(title=f"{MEASURE_NAMES.get(measure, measure)}, source: {source}", ylabel="mean $S_{rel}$ of the class pair")
-    ax.legend(title="target class", fontsize="small", title_fontsize="small")
+    ax.set_ylabel("mean $S_{rel}$ of the class pair")
+    ax.legend(
+        title="target class",
+        fontsize="small",
+        title_fontsize="small",
+    )

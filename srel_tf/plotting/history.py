@@ -1,21 +1,40 @@
 """Loss and accuracy over training, as in Figures 15–17 of the paper."""
 
+import pandas as pd
 import seaborn as sns
+from matplotlib.figure import Figure
 
 from srel_tf.frames.schema import check_columns
 from srel_tf.plotting.style import new_figure, population_deviation
 
 
-def plot_history(history):
-    """Loss (left) and accuracy (right) by epoch on the training and the test set.
+def plot_history(history: pd.DataFrame) -> Figure:
+    """Plot loss (left) and accuracy (right) by epoch on the training and the test set.
 
     Lines are means over runs, bands their population standard deviation.
 
-    history: columns run, epoch (epochs done), split ("train" or "test"), loss, accuracy.
+    Args:
+        history: Columns run, epoch (epochs done), split ("train" or "test"), loss, accuracy.
+
+    Returns:
+        The figure.
+
+    Raises:
+        FrameError: The frame lacks a column.
+
+    Example:
+        >>> import pandas as pd
+        >>> from srel_tf.plotting import plot_history
+        >>> history = pd.DataFrame({"run": "a", "epoch": [0, 1], "split": "train"})
+        >>> figure = plot_history(history.assign(loss=[2.0, 0.5], accuracy=[0.1, 0.9]))
+        >>> [ax.get_ylabel() for ax in figure.axes]
+        ['loss (nats)', 'accuracy']
     """
     check_columns(history, ["run", "epoch", "split", "loss", "accuracy"])
+    has_runs = history["run"].nunique() > 1
     figure, axes = new_figure(1, 2)
-    for ax, quantity, unit in zip(axes[0], ("loss", "accuracy"), (" (nats)", ""), strict=True):
+    labels = {"loss": "loss (nats)", "accuracy": "accuracy"}
+    for ax, (quantity, label) in zip(axes[0], labels.items(), strict=True):
         sns.lineplot(
             history,
             x="epoch",
@@ -24,10 +43,10 @@ def plot_history(history):
             style="split",
             markers=True,
             palette="colorblind",
-            errorbar=population_deviation if history["run"].nunique() > 1 else None,
+            errorbar=population_deviation if has_runs else None,
             ax=ax,
         )
-        ax.set(xlabel="epochs", ylabel=f"{quantity}{unit}")
+        ax.set(xlabel="epochs", ylabel=label)
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.legend(title=None)
     axes[0, 1].set_ylim(top=1)

@@ -1,21 +1,45 @@
 """S_rel in regression, as in Figures 3, 4 and 5 of the paper."""
 
+from typing import cast
+
+import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from srel_tf.errors import FrameError
 from srel_tf.frames.schema import check_columns
-from srel_tf.plotting.style import class_palette, new_figure
+from srel_tf.plotting.style import Colour, class_palette, legend_below, new_figure
 
 PALETTE = sns.color_palette("colorblind")
 
+_LINE_STYLES = ("-", "--", ":")
 
-def plot_distances(frame, distances):
-    """Figure 3: S_rel(t, x', x_i) against the distance of x' and x_i; a row a metric, a panel a step, a colour a run.
 
-    frame: S_rel frame of one target and one measure.
-    distances: columns run, step, target_id, source_id, distance, metric (what `srel_tf.hypotheses` takes).
-    Raises `FrameError` for frames that do not fit each other.
+def plot_distances(frame: pd.DataFrame, distances: pd.DataFrame) -> Figure:
+    """Plot Figure 3: S_rel(t, x', x_i) against the distance of x' and x_i.
+
+    A row shows a metric, a panel a step, a colour a run.
+
+    Args:
+        frame: S_rel frame of one target and one measure.
+        distances: Columns run, step, target_id, source_id, distance, metric, as for `srel_tf.hypotheses`.
+
+    Returns:
+        The figure.
+
+    Raises:
+        FrameError: The frames do not fit each other.
+
+    Example:
+        >>> import pandas as pd
+        >>> from srel_tf.plotting import plot_distances
+        >>> pairs = pd.DataFrame({"run": "a", "step": 0, "source_id": [1, 2], "target_id": 0})
+        >>> frame = pairs.assign(measure="l2", srel=[0.9, 0.4], valid=True)
+        >>> figure = plot_distances(frame, pairs.assign(distance=[1.0, 2.0], metric="input"))
+        >>> len(figure.axes)
+        1
     """
     check_columns(frame, ["run", "step", "measure", "source_id", "target_id", "srel", "valid"])
     check_columns(distances, ["run", "step", "source_id", "target_id", "distance", "metric"])
@@ -25,57 +49,164 @@ def plot_distances(frame, distances):
     joined = frame[frame["valid"]].merge(distances, on=keys)
     if joined.empty:
         raise FrameError("no row of the frame has a distance: run, step, source_id and target_id must agree")
-    metrics, steps = joined["metric"].unique(), sorted(joined["step"].unique())
-    figure, axes = new_figure(len(metrics), len(steps), width=2.2, height=2.4, sharey=True, sharex="row")
+
+    metrics = joined["metric"].unique()
+    steps = sorted(joined["step"].unique())
     colours = class_palette(joined["run"].unique())
+    figure, axes = new_figure(
+        len(metrics),
+        len(steps),
+        width=2.2,
+        height=2.4,
+        sharey=True,
+        sharex="row",
+    )
     for row, metric in zip(axes, metrics, strict=True):
+        of_metric = joined[joined["metric"] == metric]
         for ax, step in zip(row, steps, strict=True):
-            chosen = joined[(joined["metric"] == metric) & (joined["step"] == step)]
-            for run, part in chosen.groupby("run"):
-                ax.scatter(part["distance"], part["srel"], s=3, color=colours[run], lw=0)
+            _scatter(ax, of_metric[of_metric["step"] == step], colours)
             ax.set(title=f"$t$ = {step}", xlabel=f"$\\|x' - x_i\\|$, {metric}")
         row[0].set_ylabel("$S_{rel}(t, x', x_i)$")
-    key = [Line2D([], [], color=colour, marker="o", ls="", ms=4, label=run) for run, colour in colours.items()]
-    figure.legend(handles=key, loc="outside lower center", ncols=len(key), fontsize="small")
+    markers = [_marker(colour) for colour in colours.values()]
+    legend_below(figure, markers, list(colours))
     figure.suptitle("Figure 3: $S_{rel}$ against distance at a fixed $x'$")
     return figure
 
 
-def plot_pairs(pairs, risks=None):
-    """Figure 4: S_rel of pairs (x, x') over time, mean over runs; with `risks`, Figure 5: the risks laid over it.
+def _scatter(
+    ax: Axes,
+    joined: pd.DataFrame,
+    colours: dict[str, Colour],
+) -> None:
+    """Draw S_rel against distance, with a colour a run."""
+    for run, part in joined.groupby("run"):
+        ax.scatter(
+            part["distance"],
+            part["srel"],
+            s=3,
+            color=colours[cast(str, run)],
+            lw=0,
+        )
+
+
+def _marker(colour: Colour) -> Line2D:
+    """Point of a legend."""
+    return Line2D([], [], color=colour, marker="o", ls="", ms=4)
+
+
+def plot_pairs(pairs: pd.DataFrame, risks: pd.DataFrame | None = None) -> Figure:
+    """Plot Figure 4: S_rel of pairs (x, x') over time, mean over runs; with `risks`, Figure 5: the risks over it.
 
     The band is one population standard deviation over the runs. Risks have a logarithmic axis of their own.
 
-    pairs: columns pair (a label), run, step, srel, valid. risks: columns run, step, split, loss.
+    Args:
+        pairs: Columns pair (a label), run, step, srel, valid.
+        risks: Columns run, step, split, loss; or None.
+
+    Returns:
+        The figure.
+
+    Raises:
+        FrameError: A frame lacks a column.
+
+    Example:
+        >>> import pandas as pd
+        >>> from srel_tf.plotting import plot_pairs
+        >>> pairs = pd.DataFrame({"pair": "near", "run": "a", "step": [0, 9], "srel": [0.5, 0.9], "valid": True})
+        >>> plot_pairs(pairs).axes[0].get_title()
+        "Figure 4: two pairs with the same x', mean over 1 runs ± 1 s.d."
     """
     check_columns(pairs, ["pair", "run", "step", "srel", "valid"])
+    runs = pairs["run"].nunique()
     figure, grid = new_figure(1, 1, width=8, height=4.2)
     ax = grid[0, 0]
-    shown = pairs.assign(srel=pairs["srel"].where(pairs["valid"]))
-    for (pair, part), color in zip(shown.groupby("pair", sort=False), PALETTE, strict=False):
-        _curve(ax, part, "srel", color, f"$S_{{rel}}$, {pair}", band=risks is None)
-    ax.set(xlabel="iteration t of SGD", ylabel="$S_{rel}(t, x', x)$", ylim=(0, None))
-    runs = pairs["run"].nunique()
-    title = f"Figure 4: two pairs with the same x', mean over {runs} runs ± 1 s.d."
+    _draw_pairs(ax, pairs, band=risks is None)
     handles, labels = ax.get_legend_handles_labels()
+    title = f"Figure 4: two pairs with the same x', mean over {runs} runs ± 1 s.d."
     if risks is not None:
-        check_columns(risks, ["run", "step", "split", "loss"])
         right = ax.twinx()
-        for (split, part), style in zip(risks.groupby("split", sort=False), ("-", "--", ":"), strict=False):
-            _curve(right, part, "loss", "black", f"{split} risk", style, band=False)
-        right.set(yscale="log", ylabel="risk (mean squared error)")
-        right.grid(False)
-        handles, labels = (a + b for a, b in zip((handles, labels), right.get_legend_handles_labels(), strict=True))
+        _draw_risks(right, risks)
+        more_handles, more_labels = right.get_legend_handles_labels()
+        handles = handles + more_handles
+        labels = labels + more_labels
         title = f"Figure 5: the pairs of Figure 4 and the risks, means over {runs} runs"
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize="small")
+    legend_below(figure, handles, labels)
     ax.set_title(title)
     return figure
 
 
-def _curve(ax, part, column, color, label, style="-", band=True):
+def _draw_pairs(ax: Axes, pairs: pd.DataFrame, band: bool) -> None:
+    """Draw one curve a pair, from valid entries only."""
+    shown = pairs.assign(srel=pairs["srel"].where(pairs["valid"]))
+    for (pair, part), colour in zip(shown.groupby("pair", sort=False), PALETTE, strict=False):
+        _curve(
+            ax,
+            part,
+            column="srel",
+            colour=colour,
+            label=f"$S_{{rel}}$, {pair}",
+            band=band,
+        )
+    ax.set(
+        xlabel="iteration t of SGD",
+        ylabel="$S_{rel}(t, x', x)$",
+        ylim=(0, None),
+    )
+
+
+def _draw_risks(ax: Axes, risks: pd.DataFrame) -> None:
+    """Draw one black curve a kind of risk."""
+    check_columns(risks, ["run", "step", "split", "loss"])
+    for (split, part), style in zip(risks.groupby("split", sort=False), _LINE_STYLES, strict=False):
+        _curve(
+            ax,
+            part,
+            column="loss",
+            colour="black",
+            label=f"{split} risk",
+            style=style,
+        )
+    ax.set(yscale="log", ylabel="risk (mean squared error)")
+    ax.grid(False)
+
+
+def _curve(
+    ax: Axes,
+    part: pd.DataFrame,
+    column: str,
+    colour: Colour | str,
+    label: str,
+    style: str = "-",
+    band: bool = False,
+) -> None:
+    """Draw the mean over runs of one curve, and a band of one population standard deviation.
+
+    Args:
+        ax: The panel.
+        part: Columns run, step and `column`.
+        column: Column to draw.
+        colour: Colour of the curve.
+        label: Label of the curve.
+        style: Line style.
+        band: Whether to draw the band, if there are several runs.
+    """
     by_step = part.groupby("step")[column]
     mean = by_step.mean()
-    ax.plot(mean.index, mean, color=color, ls=style, lw=1, label=label)
+    ax.plot(
+        mean.index,
+        mean,
+        color=colour,
+        ls=style,
+        lw=1,
+        label=label,
+    )
     if band and part["run"].nunique() > 1:
         deviation = by_step.std(ddof=0)
-        ax.fill_between(mean.index, mean - deviation, mean + deviation, color=color, alpha=0.2, lw=0)
+        ax.fill_between(
+            mean.index,
+            mean - deviation,
+            mean + deviation,
+            color=colour,
+            alpha=0.2,
+            lw=0,
+        )

@@ -1,83 +1,213 @@
-"""How well S_rel tells classes apart over training, and how wide its distribution is."""
+"""Separation of classes by S_rel over training, and the spread of S_rel over pairs."""
 
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
 from srel_tf.errors import FrameError
 from srel_tf.frames.schema import check_columns
-from srel_tf.plotting.style import MEASURE_NAMES, measure_palette, new_figure, population_deviation
+from srel_tf.plotting.style import (
+    legend_below,
+    measure_name,
+    measure_palette,
+    new_figure,
+    population_deviation,
+)
 
 COLUMNS = 3
 
+_QUANTILES = ["q0.05", "q0.5", "q0.95", "mean"]
 
-def plot_separation(separation, measures=("kl", "l1", "raw_l1", "published_kl")):
-    """AUC of intra- against inter-class pairs by epoch: a panel a rule, a line a measure, mean and band over runs.
 
-    separation: what `srel_tf.separation` returns, with a column `rule` (`srel_tf.rule_names`).
-    measures: those shown, as far as they are there. Bands are one population standard deviation.
-    Raises `FrameError` where none of them is there.
+def plot_separation(
+    separation: pd.DataFrame,
+    measures: Sequence[str] = ("kl", "l1", "raw_l1", "published_kl"),
+) -> Figure:
+    """Plot the AUC of intra- against inter-class pairs by epoch: a panel a rule, a line a measure.
+
+    Lines are means over runs, bands one population standard deviation.
+
+    Args:
+        separation: Result of `srel_tf.separation`, with a column `rule` (`srel_tf.rule_names`).
+        measures: Measures to draw, as far as the frame has them.
+
+    Returns:
+        The figure.
+
+    Raises:
+        FrameError: The frame has none of the measures.
+
+    Example:
+        >>> import pandas as pd
+        >>> from srel_tf.plotting import plot_separation
+        >>> separation = pd.DataFrame({"run": "a", "epoch": [0, 1], "measure": "kl", "rule": "sgd", "auc": [0.6, 0.9]})
+        >>> plot_separation(separation).axes[0].get_title()
+        'sgd'
     """
     check_columns(separation, ["run", "epoch", "measure", "rule", "auc"])
-    shown = [m for m in measures if m in set(separation["measure"])]
+    present = set(separation["measure"])
+    shown = [measure for measure in measures if measure in present]
     if not shown:
         raise FrameError(f"no measure of {list(measures)} in the frame: it has {separation['measure'].unique()}")
+    chosen = separation[separation["measure"].isin(shown)].astype({"epoch": float})
+    chosen = chosen.assign(measure=chosen["measure"].map(measure_name))
+    names = [measure_name(measure) for measure in shown]
+
     rules = list(separation["rule"].unique())
     columns = min(COLUMNS, len(rules))
     rows = -(-len(rules) // columns)
-    figure, grid = new_figure(rows, columns, width=3.6, height=2.8, sharex=True, sharey=True)
-    names = {m: MEASURE_NAMES.get(m, m) for m in shown}
-    colours = {names[m]: colour for m, colour in measure_palette().items() if m in names}
-    chosen = separation[separation["measure"].isin(shown)].astype({"epoch": float})
-    chosen = chosen.assign(measure=chosen["measure"].map(names))
-    for ax, rule in zip(grid.flat, rules, strict=False):
-        part = chosen[chosen["rule"] == rule]
-        sns.lineplot(
-            part,
-            x="epoch",
-            y="auc",
-            hue="measure",
-            style="measure",
-            hue_order=list(names.values()),
-            style_order=list(names.values()),
-            palette=colours,
-            errorbar=population_deviation if part["run"].nunique() > 1 else None,
-            legend=ax is grid.flat[0],
-            ax=ax,
-        )
-        ax.axhline(0.5, color="0.4", lw=0.8, ls=":")
-        ax.set(title=rule, xlabel="epochs", ylabel="AUC, intra above inter", ylim=(0, 1))
-    for ax in list(grid.flat)[len(rules) :]:
+    figure, grid = new_figure(
+        rows,
+        columns,
+        width=3.6,
+        height=2.8,
+        sharex=True,
+        sharey=True,
+    )
+    panels = list(grid.flat)
+    for ax, rule in zip(panels, rules, strict=False):
+        _auc_panel(ax, chosen[chosen["rule"] == rule], names, legend=ax is panels[0])
+        ax.set(title=rule)
+    for ax in panels[len(rules) :]:
         ax.remove()
-    handles, labels = grid.flat[0].get_legend_handles_labels()
-    grid.flat[0].get_legend().remove()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize="small")
+    handles, labels = panels[0].get_legend_handles_labels()
+    panels[0].get_legend().remove()
+    legend_below(figure, handles, labels)
     return figure
 
 
-def plot_spread(quantiles):
-    """Distribution of S_rel over pairs, by epoch: a panel a rule (row) and measure (column), intra beside inter.
+def _auc_panel(
+    ax: Axes,
+    part: pd.DataFrame,
+    names: list[str],
+    legend: bool,
+) -> None:
+    """Draw one rule.
 
-    Lines are medians, bands from the 5% to the 95% quantile, dashed lines means; averaged over runs. Logarithmic axis.
-
-    quantiles: columns run, epoch, measure, rule, kind ("intra" or "inter"), q0.05, q0.5, q0.95, mean.
+    Args:
+        ax: The panel.
+        part: Rows of the rule; `measure` holds names for the legend.
+        names: Names of all measures, in the order of the legend.
+        legend: Whether to draw a legend.
     """
-    check_columns(quantiles, ["run", "epoch", "measure", "rule", "kind", "q0.05", "q0.5", "q0.95", "mean"])
-    measures, rules = (list(quantiles[name].unique()) for name in ("measure", "rule"))
-    figure, grid = new_figure(len(rules), len(measures), width=3.8, height=2.8, sharex=True, sharey="col")
-    colours = dict(zip(("intra", "inter"), sns.color_palette("colorblind"), strict=False))
-    over_runs = quantiles.groupby(["rule", "measure", "kind", "epoch"])[["q0.05", "q0.5", "q0.95", "mean"]].mean()
+    colours = {measure_name(measure): colour for measure, colour in measure_palette().items()}
+    has_runs = part["run"].nunique() > 1
+    sns.lineplot(
+        part,
+        x="epoch",
+        y="auc",
+        hue="measure",
+        style="measure",
+        hue_order=names,
+        style_order=names,
+        palette={name: colours[name] for name in names},
+        errorbar=population_deviation if has_runs else None,
+        legend=legend,
+        ax=ax,
+    )
+    ax.axhline(0.5, color="0.4", lw=0.8, ls=":")
+    ax.set(
+        xlabel="epochs",
+        ylabel="AUC, intra above inter",
+        ylim=(0, 1),
+    )
+
+
+def plot_spread(quantiles: pd.DataFrame) -> Figure:
+    """Plot the distribution of S_rel over pairs by epoch, intra beside inter: a panel a rule (row), measure (column).
+
+    Lines are medians, bands reach from the 5% to the 95% quantile, dashed lines are means. All are averaged over runs.
+    The axis is logarithmic.
+
+    Args:
+        quantiles: Columns run, epoch, measure, rule, kind ("intra" or "inter"), q0.05, q0.5, q0.95, mean.
+
+    Returns:
+        The figure.
+
+    Raises:
+        FrameError: The frame lacks a column.
+
+    Example:
+        >>> import pandas as pd
+        >>> from srel_tf.plotting import plot_spread
+        >>> quantiles = pd.DataFrame({"run": "a", "epoch": [0, 1], "measure": "kl", "rule": "sgd", "kind": "intra"})
+        >>> figure = plot_spread(quantiles.assign(**{"q0.05": 0.1, "q0.5": 0.8, "q0.95": 2.0, "mean": 0.9}))
+        >>> [line.get_label() for line in figure.axes[0].lines]
+        ['intra, median', 'intra, mean']
+    """
+    check_columns(quantiles, ["run", "epoch", "measure", "rule", "kind", *_QUANTILES])
+    measures = list(quantiles["measure"].unique())
+    rules = list(quantiles["rule"].unique())
+    over_runs = quantiles.groupby(["rule", "measure", "kind", "epoch"])[_QUANTILES].mean()
+    figure, grid = new_figure(
+        len(rules),
+        len(measures),
+        width=3.8,
+        height=2.8,
+        sharex=True,
+        sharey="col",
+    )
     for row, rule in zip(grid, rules, strict=True):
         for ax, measure in zip(row, measures, strict=True):
-            for kind, colour in colours.items():
-                if (rule, measure, kind) in over_runs.index.droplevel("epoch"):
-                    curve = over_runs.loc[rule, measure, kind]
-                    ax.plot(curve.index, curve["q0.5"], color=colour, label=f"{kind}, median")
-                    ax.plot(curve.index, curve["mean"], color=colour, ls="--", lw=1, label=f"{kind}, mean")
-                    ax.fill_between(curve.index, curve["q0.05"], curve["q0.95"], color=colour, alpha=0.2, lw=0)
-            ax.set(yscale="log", title=f"{MEASURE_NAMES.get(measure, measure)}\n{rule}", xlabel="epochs")
-            ax.yaxis.set_major_formatter("{x:g}")
-            ax.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.4)))  # Numbers within two decades, too.
+            _spread_panel(ax, over_runs, rule, measure)
         row[0].set_ylabel("$S_{rel}$, bands 5–95% of pairs")
-    handles, labels = grid[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize="small")
+    legend_below(figure, *grid[0, 0].get_legend_handles_labels())
     return figure
+
+
+def _spread_panel(
+    ax: Axes,
+    over_runs: pd.DataFrame,
+    rule: str,
+    measure: str,
+) -> None:
+    """Draw one rule and measure.
+
+    Args:
+        ax: The panel.
+        over_runs: Quantiles and mean, indexed by (rule, measure, kind, epoch).
+        rule: The rule.
+        measure: The measure.
+    """
+    present = over_runs.index.droplevel("epoch")
+    for kind, colour in zip(("intra", "inter"), sns.color_palette("colorblind"), strict=False):
+        if (rule, measure, kind) not in present:
+            continue
+        curve = over_runs.xs((rule, measure, kind))
+        epochs = np.asarray(curve.index)
+        ax.plot(
+            epochs,
+            curve["q0.5"],
+            color=colour,
+            label=f"{kind}, median",
+        )
+        ax.plot(
+            epochs,
+            curve["mean"],
+            color=colour,
+            ls="--",
+            lw=1,
+            label=f"{kind}, mean",
+        )
+        ax.fill_between(
+            epochs,
+            curve["q0.05"],
+            curve["q0.95"],
+            color=colour,
+            alpha=0.2,
+            lw=0,
+        )
+    ax.set(
+        yscale="log",
+        title=f"{measure_name(measure)}\n{rule}",
+        xlabel="epochs",
+    )
+    ax.yaxis.set_major_formatter("{x:g}")
+    # Minor ticks have numbers, too, if the axis spans less than two decades.
+    ax.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.4)))

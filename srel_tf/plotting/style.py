@@ -1,12 +1,19 @@
-"""What all figures share: a colour-blind-safe palette in which a class keeps its colour, and files."""
+"""Style common to all figures: a colour-blind-safe palette in which a class keeps its colour, legends, and files."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, TypeAlias
 
+import numpy as np
+import pandas as pd
 import seaborn as sns
+from matplotlib.artist import Artist
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
+
+Colour: TypeAlias = tuple[float, float, float]
 
 MEASURE_NAMES = {
     "kl": "KL (Definition 2)",
@@ -17,23 +24,61 @@ MEASURE_NAMES = {
     "published_kl": "published KL code",
     "published_l2": "published ℓ2 code",
 }
-WIDE = 100  # The factor between the lowest mean and the highest from which on an axis is logarithmic.
+WIDE = 100  # Factor between the lowest mean and the highest from which on an axis is logarithmic.
+
+_DOTS_PER_INCH = 130
+_COLOURS_OF_FILE = 256  # A palette makes a PNG file of a third of the size.
 
 
-def class_palette(classes):
-    """A colour for each class, the same in every panel and figure that shows the same classes."""
+def class_palette(classes: Sequence[str]) -> dict[str, Colour]:
+    """Assign a colour to each class, the same in every figure that shows the same classes."""
     return dict(zip(classes, sns.color_palette("colorblind", len(classes)), strict=True))
 
 
-def measure_palette():
-    """A colour for each measure, the same in every figure; those that are drawn together are far apart."""
+def measure_palette() -> dict[str, Colour]:
+    """Assign a colour to each measure, the same in every figure; measures drawn together have distant colours."""
     colours = sns.color_palette("colorblind", 10)
-    places = {"kl": 0, "l1": 1, "l2": 8, "raw_l1": 2, "raw_l2": 9, "published_kl": 7, "published_l2": 4}
+    places = {
+        "kl": 0,
+        "l1": 1,
+        "l2": 8,
+        "raw_l1": 2,
+        "raw_l2": 9,
+        "published_kl": 7,
+        "published_l2": 4,
+    }
     return {measure: colours[place] for measure, place in places.items()}
 
 
-def new_figure(rows, columns, width=4.2, height=3.2, **kwargs):
-    """A figure and its array of axes, without pyplot: no global state, no window."""
+def measure_name(measure: str) -> str:
+    """Name of a measure for titles and legends."""
+    return MEASURE_NAMES.get(measure, measure)
+
+
+def is_wide(lowest: float, highest: float) -> bool:
+    """Tell whether positive values from `lowest` to `highest` need a logarithmic axis."""
+    return highest > WIDE * lowest > 0
+
+
+def new_figure(
+    rows: int,
+    columns: int,
+    width: float = 4.2,
+    height: float = 3.2,
+    **kwargs: Any,
+) -> tuple[Figure, np.ndarray]:
+    """Make a figure and its axes without pyplot: no global state, no window.
+
+    Args:
+        rows: Number of rows of panels.
+        columns: Number of columns of panels.
+        width: Width of a panel in inches.
+        height: Height of a panel in inches.
+        **kwargs: Further arguments of `Figure.subplots`.
+
+    Returns:
+        The figure, and its axes, [rows, columns].
+    """
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
     FigureCanvasAgg(figure)
     with sns.axes_style("whitegrid"):
@@ -41,20 +86,61 @@ def new_figure(rows, columns, width=4.2, height=3.2, **kwargs):
     return figure, axes
 
 
-def population_deviation(values):
+def legend_below(
+    figure: Figure,
+    handles: Sequence[Artist],
+    labels: Sequence[str],
+) -> None:
+    """Put one legend in a row below all panels.
+
+    Args:
+        figure: The figure.
+        handles: Artists that stand for the labels.
+        labels: Labels, as many.
+    """
+    figure.legend(
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=len(labels),
+        fontsize="small",
+    )
+
+
+def population_deviation(values: pd.Series) -> tuple[float, float]:
     """Band of ± one population standard deviation around the mean, as in the paper's figures (for seaborn)."""
-    mean, deviation = values.mean(), values.std(ddof=0)
+    mean = values.mean()
+    deviation = values.std(ddof=0)
     return mean - deviation, mean + deviation
 
 
-def save_figure(figure, path):
-    """Write a figure to `path` (PNG, PDF, SVG by its ending) and return the path."""
+def save_figure(figure: Figure, path: str | Path) -> Path:
+    """Write a figure to a file.
+
+    Args:
+        figure: The figure.
+        path: File name. Its ending selects the format: PNG, PDF or SVG.
+
+    Returns:
+        The path.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from matplotlib.figure import Figure
+        >>> from srel_tf.plotting import save_figure
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = save_figure(Figure(figsize=(1, 1)), Path(folder) / "empty.png")
+        ...     print(path.name, path.stat().st_size > 0)
+        empty.png True
+    """
     path = Path(path)
     if path.suffix != ".png":
         figure.savefig(path)
         return path
     drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=130)
-    # A palette of 256 colours makes a file of a third of the size.
-    Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+    figure.savefig(drawn, format="png", dpi=_DOTS_PER_INCH)
+    image = Image.open(drawn).convert("RGB")
+    reduced = image.quantize(_COLOURS_OF_FILE, dither=Image.Dither.NONE)
+    reduced.save(path, optimize=True)
     return path

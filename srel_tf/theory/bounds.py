@@ -45,8 +45,8 @@ def lemma_c1_bound(
     Example:
         >>> from srel_tf import theory
         >>> bound = theory.lemma_c1_bound([0.0, 1.0, 50.0], 1.0, 1.0, b1=1.0, b2=0.5, p_squared=1.0, q_squared=2.0)
-        >>> print(bound.numpy().round(3))
-        [ nan 0.379 0.5  ]
+        >>> print(bound.numpy().round(3).tolist())
+        [nan, 0.379, 0.5]
     """
     times = as_times(t)
     alpha_squared = as_positive(alpha_squared, "alpha_squared", "Lemma C.1")

@@ -344,7 +344,7 @@ def _as_residual(
 
 
 def _broadcasts(shape: Sequence[int], full_shape: Sequence[int]) -> bool:
-    """Whether an array of `shape` broadcasts to `full_shape` without enlarging it."""
+    """Tell whether an array of `shape` broadcasts to `full_shape` without enlarging it."""
     if len(shape) > len(full_shape):
         return False
     aligned = zip(reversed(shape), reversed(full_shape), strict=False)
@@ -417,8 +417,10 @@ def linearized_network(model: keras.Model) -> tuple[HomogeneousPredictor, tf.Ten
             values = outputs(x)
         parts = tape.jacobian(values, trainable, unconnected_gradients="zero")
         count = values.shape[0]
-        flat_parts = [tf.reshape(tf.cast(part, tf.float64), [count, -1]) for part in parts]
-        return tf.cast(values, tf.float64), tf.concat(flat_parts, 1)
+        parts64 = [tf.cast(part, tf.float64) for part in parts]
+        flat_parts = [tf.reshape(part, [count, -1]) for part in parts64]
+        jacobian = tf.concat(flat_parts, 1)
+        return tf.cast(values, tf.float64), jacobian
 
     def alpha(x: tf.Tensor) -> tf.Tensor:
         values, jacobian = values_and_jacobian(x)

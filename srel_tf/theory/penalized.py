@@ -162,10 +162,11 @@ class PenalizedRegression:
         elapsed = self.theta**2 * as_times(t)
         exponent = -elapsed[:, None, None] * self._rates  # [T, 1, r]
         start = tf.matmul(initial, self._right)  # [..., K, r]
-        drive = self._singular / self.size * self._labels_in_modes
         decayed_start = tf.exp(exponent) * start[..., None, :, :]
+        drive = self._singular / self.size * self._labels_in_modes
         driven = tf.math.expm1(exponent) / self._rates * drive
-        weights = tf.linalg.matmul(decayed_start - driven, self._right, transpose_b=True)
+        modes = decayed_start - driven  # [..., T, K, r]
+        weights = tf.linalg.matmul(modes, self._right, transpose_b=True)
         if self._right.shape[1] < self.width:
             # In directions that no feature reaches, only the penalty acts.
             unreached = initial - tf.matmul(start, self._right, transpose_b=True)
@@ -174,7 +175,9 @@ class PenalizedRegression:
         return weights
 
     def loss(self, weights: ArrayLike, labels: str = "own") -> tf.Tensor:
-        """Eq. 3, with λ₁/2K before ‖W‖² whatever `ridge` is; see `objective` for the function that the flow descends.
+        """Eq. 3, with λ₁/2K before ‖W‖² for every `ridge`.
+
+        The flow descends `objective`, which depends on `ridge`.
 
         Args:
             weights: W, [..., K, p].
