@@ -123,7 +123,7 @@ class Checkpoint(keras.callbacks.Callback):
         self._stateful_callbacks = list(companions)
         self._user_metadata = note or {}
         self._fingerprint: JsonObject | None = None  # Of the model as it was compiled.
-        self._restored = False  # Whether restore() has matched this model with the store.
+        self._restored = False  # Whether the store holds this training: restore() matched them, or it was empty.
         self._start = self._position = Position(0, 0)  # The place where the present fit began, and the present place.
         self._saved_position: Position | None = None
         self._restored_metrics: Arrays = ()  # Values for the metrics of the epoch that is continued.
