@@ -9,7 +9,10 @@ from pathlib import Path
 from mkdocs.structure.files import File
 
 LINK = re.compile(r"\]\(\.\./(results/[^)#]+)")
-PAGES = ("results/README.md", "results/REPLICATION.md")  # In the navigation of mkdocs.yml.
+PAGES = (
+    "results/README.md",
+    "results/REPLICATION.md",
+)  # In the navigation of mkdocs.yml.
 
 
 def on_files(files, config):

@@ -22,7 +22,11 @@ from srel_tf.frames.lazy import StoredFrame
 from srel_tf.frames.schema import read_frame, rule_names, write_frame
 from srel_tf.frames.stats import auc, separation, smooth
 from srel_tf.frames.store import FrameStore, scan_frame
-from srel_tf.gradients.factored import EmbeddingGradient, ExplicitGradient, OuterProductGradient
+from srel_tf.gradients.factored import (
+    EmbeddingGradient,
+    ExplicitGradient,
+    OuterProductGradient,
+)
 from srel_tf.gradients.layer_rules import register_layer_rule
 from srel_tf.measurement import Instrument, measure
 from srel_tf.measures.registry import register_measure

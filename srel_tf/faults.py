@@ -24,7 +24,13 @@ def warn_of_faults(result: SRelResult) -> None:
         )
     if sources.all():
         return
-    targets = np.any([np.isnan(matrices.numerator[~sources]).all(axis=0) for matrices in of_measures], axis=0)
+    targets = np.any(
+        [
+            np.isnan(matrices.numerator[~sources]).all(axis=0)
+            for matrices in of_measures
+        ],
+        axis=0,
+    )
     if targets.any():
         ids = named(probe.ids[probe.targets][targets])
         warnings.warn(
@@ -42,13 +48,19 @@ def unmoved_sources(result: SRelResult) -> np.ndarray:
     """
     of_measures = result.matrices.values()
     unmoved = np.all([matrices.denominator == 0 for matrices in of_measures], axis=0)
-    unresolved = ~np.any([matrices.valid.any(axis=1) for matrices in of_measures], axis=0)
+    unresolved = ~np.any(
+        [matrices.valid.any(axis=1) for matrices in of_measures], axis=0
+    )
     return unmoved | (unresolved & (result.probe.own_columns < 0))
 
 
 def named(ids: np.ndarray) -> str:
     """Return "ids 3, 7" of the first few ids."""
-    return "ids " + ", ".join(map(repr, ids[:5].tolist())) + (", …" if len(ids) > 5 else "")
+    return (
+        "ids "
+        + ", ".join(map(repr, ids[:5].tolist()))
+        + (", …" if len(ids) > 5 else "")
+    )
 
 
 def _faulty_sources(matrices: Matrices) -> np.ndarray:

@@ -57,14 +57,20 @@ def replacing(path: AnyPath) -> Iterator[Path]:
 def cannot_write(path: AnyPath, error: OSError) -> StorageError:
     """Make the `StorageError` that says why `path` cannot be written and what to do."""
     remedy = REMEDIES.get(error.errno or 0, "choose another directory")
-    reason = os.strerror(error.errno) if error.errno else error  # pyarrow's own text names the temporary file.
-    return StorageError(f"cannot write {path}: {reason}; {remedy}; what was saved before is whole")
+    reason = (
+        os.strerror(error.errno) if error.errno else error
+    )  # pyarrow's own text names the temporary file.
+    return StorageError(
+        f"cannot write {path}: {reason}; {remedy}; what was saved before is whole"
+    )
 
 
 def make_directory(path: AnyPath) -> None:
     """Make a directory and its missing parents, and flush their names to the disk."""
     path = Path(path).absolute()
-    missing = [directory for directory in (path, *path.parents) if not directory.exists()]
+    missing = [
+        directory for directory in (path, *path.parents) if not directory.exists()
+    ]
     path.mkdir(parents=True, exist_ok=True)
     for directory in missing:
         sync_directory(directory.parent)
@@ -124,7 +130,9 @@ def check_regular(path: AnyPath) -> None:
     try:
         regular = stat.S_ISREG(os.stat(path).st_mode)
     except (OSError, ValueError) as error:
-        raise StorageError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+        raise StorageError(
+            f"cannot read {path}: {getattr(error, 'strerror', None) or error}"
+        ) from error
     if not regular:
         raise StorageError(f"{path} is no regular file")
 
@@ -172,7 +180,9 @@ def remove(path: AnyPath) -> None:
     try:
         Path(path).unlink(missing_ok=True)
     except OSError as error:
-        warnings.warn(f"{path} is no longer needed, but stays: {error.strerror}", stacklevel=2)
+        warnings.warn(
+            f"{path} is no longer needed, but stays: {error.strerror}", stacklevel=2
+        )
 
 
 def remove_directory(path: AnyPath) -> None:
@@ -180,7 +190,10 @@ def remove_directory(path: AnyPath) -> None:
     try:
         Path(path).rmdir()
     except OSError as error:
-        kept = ", ".join(sorted(file.name for file in Path(path).glob("*"))) or error.strerror
+        kept = (
+            ", ".join(sorted(file.name for file in Path(path).glob("*")))
+            or error.strerror
+        )
         warnings.warn(f"{path} is no longer needed, but stays: {kept}", stacklevel=2)
 
 

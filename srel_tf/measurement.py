@@ -15,14 +15,22 @@ from srel_tf.estimators.plan import MeasurementPlan
 from srel_tf.faults import named, unmoved_sources, warn_of_faults
 from srel_tf.gradients.compiled_loss import CompiledLoss, compiled_loss
 from srel_tf.gradients.network import Network, warn_of_batch_norm
-from srel_tf.measures.outputs import check_fit, labelled, read_as, warn_of_unclear_targets
+from srel_tf.measures.outputs import (
+    check_fit,
+    labelled,
+    read_as,
+    warn_of_unclear_targets,
+)
 from srel_tf.measures.registry import MEASURES
 from srel_tf.probe import ProbeSet
 from srel_tf.result import Matrices, SRelResult
 from srel_tf.settings import Settings
 from srel_tf.updates import learning_rate_now
 
-LIBRARIES = ("keras.", "srel_tf.")  # Modules whose `train_step` minimises the compiled loss.
+LIBRARIES = (
+    "keras.",
+    "srel_tf.",
+)  # Modules whose `train_step` minimises the compiled loss.
 
 
 def measure(
@@ -83,7 +91,16 @@ def measure(
         array([[1. , 1. ],
                [0.5, 1. ]])
     """
-    settings = Settings(measures, update, learning_rate, estimator, predictions, batch_size, precision, loss)
+    settings = Settings(
+        measures,
+        update,
+        learning_rate,
+        estimator,
+        predictions,
+        batch_size,
+        precision,
+        loss,
+    )
     return Instrument(model, probe, settings)()
 
 
@@ -108,9 +125,13 @@ class Instrument:
         result = instrument()
     """
 
-    def __init__(self, model: keras.Model, probe: ProbeSet, settings: Settings | None = None) -> None:
+    def __init__(
+        self, model: keras.Model, probe: ProbeSet, settings: Settings | None = None
+    ) -> None:
         if not isinstance(probe, ProbeSet):
-            raise ProbeError(f"expected a srel_tf.ProbeSet, got {type(probe).__name__}: make one with ProbeSet(x, y)")
+            raise ProbeError(
+                f"expected a srel_tf.ProbeSet, got {type(probe).__name__}: make one with ProbeSet(x, y)"
+            )
         settings = Settings() if settings is None else settings
         if not isinstance(settings, Settings):
             raise OptionError(
@@ -121,7 +142,11 @@ class Instrument:
         self._network = Network(model, loss=settings.loss)
         warn_of_batch_norm(model)
         x, y = self._as_fit_gives_it(probe.x), self._as_fit_gives_it(probe.y)
-        self._data = tf.gather(x, probe.sources), tf.gather(y, probe.sources), tf.gather(x, probe.targets)
+        self._data = (
+            tf.gather(x, probe.sources),
+            tf.gather(y, probe.sources),
+            tf.gather(x, probe.targets),
+        )
         self._check_loss(model)
         if settings.loss is None:
             _warn_of_own_train_step(model)
@@ -129,7 +154,9 @@ class Instrument:
         self._sources_warned_of: set[int] = set()
         self._warned_of_no_step = False
         is_zero = self._gradient_is_zero
-        self._has_zero_gradient = is_zero if model.run_eagerly else tf.function(is_zero, autograph=False)
+        self._has_zero_gradient = (
+            is_zero if model.run_eagerly else tf.function(is_zero, autograph=False)
+        )
         self._make_estimator()
 
     def _make_plan(self, model: keras.Model) -> MeasurementPlan:
@@ -145,10 +172,14 @@ class Instrument:
         self._network.check_examples_apart(x)
         measures = {name: MEASURES[name] for name in settings.measures}
         activation = self._network.activation
-        kind, reason = read_as(settings.predictions, loss, activation, self._probe.y, num_outputs)
+        kind, reason = read_as(
+            settings.predictions, loss, activation, self._probe.y, num_outputs
+        )
         warn_of_unclear_targets(reason, self._probe, num_outputs)
         check_fit(kind, reason, measures, self._probe, num_outputs, loss)
-        return MeasurementPlan(self._network, self._data, self._probe, measures, settings, loss, kind)
+        return MeasurementPlan(
+            self._network, self._data, self._probe, measures, settings, loss, kind
+        )
 
     def _make_estimator(self) -> None:
         """Make it again once training has built the optimizer, since an earlier graph cannot read its state."""
@@ -160,7 +191,11 @@ class Instrument:
         """Measure the model as it is now."""
         start = time.perf_counter()
         model, settings = self._network.model, self.settings
-        if settings.update == "optimizer" and model.optimizer.built and not self._optimizer_built:
+        if (
+            settings.update == "optimizer"
+            and model.optimizer.built
+            and not self._optimizer_built
+        ):
             self._make_estimator()
         learning_rate = learning_rate_now(model, settings.learning_rate)
         result = SRelResult(
@@ -192,8 +227,14 @@ class Instrument:
     def _warn_of_zero_gradients(self, result: SRelResult) -> None:
         """Name each source once whose gradient is zero: its row has no valid entry."""
         x, y, _ = self._data
-        candidates = [i for i in np.flatnonzero(unmoved_sources(result)).tolist() if i not in self._sources_warned_of]
-        rows = [i for i in candidates if self._has_zero_gradient(x[i, None], y[i, None])]
+        candidates = [
+            i
+            for i in np.flatnonzero(unmoved_sources(result)).tolist()
+            if i not in self._sources_warned_of
+        ]
+        rows = [
+            i for i in candidates if self._has_zero_gradient(x[i, None], y[i, None])
+        ]
         self._sources_warned_of.update(rows)
         if rows:
             ids = named(self._probe.ids[self._probe.sources][rows])
@@ -226,7 +267,9 @@ class Instrument:
         return matrices
 
     def _halve_batches(self, error: Exception) -> None:
-        examples = len({*self._probe.sources, *self._probe.targets})  # No batch is larger.
+        examples = len(
+            {*self._probe.sources, *self._probe.targets}
+        )  # No batch is larger.
         size = min(self.settings.batch_size, examples) // 2
         if not size:
             n_s, n_t = len(self._probe.sources), len(self._probe.targets)
@@ -241,7 +284,11 @@ class Instrument:
     def _check_loss(self, model: keras.Model) -> None:
         own = type(model).compute_loss is not keras.Model.compute_loss
         given = self.settings.loss is not None or _has_loss(model)
-        if not given and not own and not self._network.has_added_losses(self._data[0][:1]):
+        if (
+            not given
+            and not own
+            and not self._network.has_added_losses(self._data[0][:1])
+        ):
             raise ModelError(
                 f"model {model.name!r} is compiled without a loss: call model.compile(optimizer, loss), or pass "
                 "loss=..., a function (y_true, y_pred) -> loss"
@@ -275,7 +322,9 @@ class Instrument:
 
     def _as_fit_gives_it(self, array: np.ndarray) -> tf.Tensor:
         """Cast floating-point data to the model's precision and leave integers alone, as Keras does."""
-        return tf.constant(array, self._network.dtype if array.dtype.kind == "f" else None)
+        return tf.constant(
+            array, self._network.dtype if array.dtype.kind == "f" else None
+        )
 
 
 def _has_loss(model: keras.Model) -> bool:
@@ -286,7 +335,11 @@ def _has_loss(model: keras.Model) -> bool:
 
 def _warn_of_own_train_step(model: keras.Model) -> None:
     """Warn that the model's own `train_step` may minimise a loss other than the compiled one, which is measured."""
-    owners = [c for c in type(model).__mro__ if "train_step" in vars(c) and not c.__module__.startswith(LIBRARIES)]
+    owners = [
+        c
+        for c in type(model).__mro__
+        if "train_step" in vars(c) and not c.__module__.startswith(LIBRARIES)
+    ]
     if owners:
         warnings.warn(
             f"{owners[0].__name__} has a train_step of its own: S_rel is of the compiled loss; if train_step minimises "

@@ -11,11 +11,16 @@ from srel_tf.engines.forward_mode import along
 from srel_tf.errors import OptionError, ProbeError
 from srel_tf.gradients.backprop import BatchBackprop, NotSeparable
 from srel_tf.gradients.batching import map_batches
-from srel_tf.gradients.factored import inner
+from srel_tf.gradients.factored import FactoredGradient, inner
 from srel_tf.gradients.network import Network, warn_of_batch_norm
 
 
-def empirical_ntk(model: keras.Model, x1: ArrayLike, x2: ArrayLike | None = None, batch_size: int = 128) -> np.ndarray:
+def empirical_ntk(
+    model: keras.Model,
+    x1: ArrayLike,
+    x2: ArrayLike | None = None,
+    batch_size: int = 128,
+) -> np.ndarray:
     """Compute Θ(x1, x2) = J(x1) J(x2)ᵀ, with J the Jacobian of the outputs with respect to the trainable weights.
 
     The limit of S_rel has δ_ij = −Θ(x_j, x_i) ∂ℓ/∂f(x_i) for a loss without regularisers.
@@ -45,7 +50,9 @@ def empirical_ntk(model: keras.Model, x1: ArrayLike, x2: ArrayLike | None = None
                [3., 9.]], dtype=float32)
     """
     if not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
-        raise OptionError(f"batch_size={batch_size!r}: give a positive number of examples")
+        raise OptionError(
+            f"batch_size={batch_size!r}: give a positive number of examples"
+        )
     network = Network(model, needs_loss=False)
     warn_of_batch_norm(model)
     first = _examples(x1, network)
@@ -54,13 +61,19 @@ def empirical_ntk(model: keras.Model, x1: ArrayLike, x2: ArrayLike | None = None
         num_outputs = network.num_outputs(second)
     except ValueError as error:
         shape = second.shape[1:]
-        raise ProbeError(f"model {model.name!r} does not take examples of shape {shape}: {error}") from error
+        raise ProbeError(
+            f"model {model.name!r} does not take examples of shape {shape}: {error}"
+        ) from error
     network.check_examples_apart(second)
     try:
         kernel = _by_layers(BatchBackprop(network, second[:2]), num_outputs, batch_size)
     except NotSeparable:
         kernel = _by_forward_mode(network, num_outputs, batch_size)
-    run = kernel if model.run_eagerly else tf.function(kernel, jit_compile=False, autograph=False)
+    run = (
+        kernel
+        if model.run_eagerly
+        else tf.function(kernel, jit_compile=False, autograph=False)
+    )
     return run(first, second).numpy()
 
 
@@ -70,7 +83,9 @@ empirical_kernel = empirical_ntk
 def _examples(x: ArrayLike, network: Network) -> tf.Tensor:
     array = np.asarray(x)
     if array.ndim < 2 or not len(array) or array.dtype.kind not in "fiub":
-        raise ProbeError(f"expected numbers of shape [n, …] with n ≥ 1, got shape {array.shape} of {array.dtype}")
+        raise ProbeError(
+            f"expected numbers of shape [n, …] with n ≥ 1, got shape {array.shape} of {array.dtype}"
+        )
     return tf.constant(array, network.dtype if array.dtype.kind == "f" else None)
 
 
@@ -79,21 +94,36 @@ def _by_layers(backprop: BatchBackprop, num_outputs: int, batch_size: int) -> Ca
     dtype = backprop.network.dtype
     unit_vectors = np.eye(num_outputs)
 
-    def gradients_at(x):
-        seeds = [tf.constant(np.tile(unit_vector, [x.shape[0], 1])) for unit_vector in unit_vectors]
+    def gradients_at(x: tf.Tensor) -> list[list[FactoredGradient]]:
+        seeds = [
+            tf.constant(np.tile(unit_vector, [x.shape[0], 1]))
+            for unit_vector in unit_vectors
+        ]
         return backprop.gradients(backprop.forward(x), seeds)
 
-    def kernel(x1, x2):
-        def rows(x1_batch):
+    def kernel(x1: tf.Tensor, x2: tf.Tensor) -> tf.Tensor:
+        def rows(x1_batch: tf.Tensor) -> tuple[tf.Tensor, ...]:
             firsts = gradients_at(x1_batch)
 
-            def columns(x2_batch):
+            def columns(x2_batch: tf.Tensor) -> tuple[tf.Tensor, ...]:
                 seconds = gradients_at(x2_batch)
-                pairs = [(a, b) for of_a, of_b in zip(firsts, seconds, strict=True) for a in of_a for b in of_b]
-                by_output = [tf.add_n([inner(a.only(c), b) for a, b in pairs]) for c in range(num_outputs)]
+                pairs = [
+                    (a, b)
+                    for of_a, of_b in zip(firsts, seconds, strict=True)
+                    for a in of_a
+                    for b in of_b
+                ]
+                by_output = [
+                    tf.add_n([inner(a.only(c), b) for a, b in pairs])
+                    for c in range(num_outputs)
+                ]
                 return (tf.transpose(tf.stack(by_output, axis=2), [1, 0, 2, 3]),)
 
-            return (tf.transpose(map_batches(columns, (dtype,), batch_size, x2)[0], [1, 0, 2, 3]),)
+            return (
+                tf.transpose(
+                    map_batches(columns, (dtype,), batch_size, x2)[0], [1, 0, 2, 3]
+                ),
+            )
 
         return map_batches(rows, (dtype,), batch_size, x1)[0]
 
@@ -103,20 +133,26 @@ def _by_layers(backprop: BatchBackprop, num_outputs: int, batch_size: int) -> Ca
 def _by_forward_mode(network: Network, num_outputs: int, batch_size: int) -> Callable:
     """Return Θ of any model: the gradient of each output of each example is pushed forward through the others."""
 
-    def kernel(x1, x2):
+    def kernel(x1: tf.Tensor, x2: tf.Tensor) -> tf.Tensor:
         weights = [tf.convert_to_tensor(w) for w in network.weights]
 
-        def of_output(index):
+        def of_output(index: tf.Tensor) -> tf.Tensor:
             i, c = index // num_outputs, index % num_outputs
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(weights)
                 output = network.outputs(x1[i, None], weights)[0, c]
-            gradients = tape.gradient(output, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+            gradients = tape.gradient(
+                output, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO
+            )
             return along(network, "identity", weights, gradients, x2, batch_size)
 
         indices = tf.range(x1.shape[0] * num_outputs)
-        rows = tf.map_fn(of_output, indices, fn_output_signature=network.dtype, parallel_iterations=1)
-        by_example = tf.reshape(rows, [x1.shape[0], num_outputs, x2.shape[0], num_outputs])
+        rows = tf.map_fn(
+            of_output, indices, fn_output_signature=network.dtype, parallel_iterations=1
+        )
+        by_example = tf.reshape(
+            rows, [x1.shape[0], num_outputs, x2.shape[0], num_outputs]
+        )
         return tf.transpose(by_example, [0, 2, 1, 3])
 
     return kernel

@@ -97,15 +97,21 @@ class ProbeSet:
                 "or choose the examples yourself, with ProbeSet(x, y)"
             )
         if len(x) != len(labels):
-            raise ProbeError(f"x of shape {x.shape} and y of shape {y.shape}: give as many labels as examples")
+            raise ProbeError(
+                f"x of shape {x.shape} and y of shape {y.shape}: give as many labels as examples"
+            )
         _check_whole_number("per_class", per_class, least=1)
         _check_whole_number("seed", seed, least=0)
         wanted = np.unique(labels) if classes is None else classes
         indices = [_class_index(name, class_names, labels) for name in wanted]
         num_different = len(set(indices))
         if not indices or num_different < len(indices):
-            raise ProbeError(f"classes={classes!r}: name at least one class, and none twice")
-        positions = np.concatenate([_draw(labels, index, per_class, seed) for index in indices])
+            raise ProbeError(
+                f"classes={classes!r}: name at least one class, and none twice"
+            )
+        positions = np.concatenate(
+            [_draw(labels, index, per_class, seed) for index in indices]
+        )
         probe = cls(x[positions], y[positions], class_names=class_names, ids=positions)
         return probe.with_class_indices() if are_floats else probe
 
@@ -182,7 +188,9 @@ def _check_whole_number(name: str, value: object, least: int) -> None:
 def _check_examples(x: np.ndarray, y: np.ndarray) -> None:
     has_rows = x.ndim >= 1 and y.ndim >= 1
     if not has_rows or len(x) == 0 or len(x) != len(y):
-        raise ProbeError(f"x of shape {x.shape} and y of shape {y.shape}: give n ≥ 1 examples and as many labels")
+        raise ProbeError(
+            f"x of shape {x.shape} and y of shape {y.shape}: give n ≥ 1 examples and as many labels"
+        )
     _check_values("x", x)
     _check_values("y", y)
 
@@ -194,10 +202,14 @@ def _check_values(name: str, values: np.ndarray) -> None:
     rows = values.reshape(len(values), -1)
     broken = ~np.isfinite(rows).all(axis=1)
     if broken.any():
-        raise ProbeError(f"{name} is NaN or infinite in example {broken.argmax()}: remove it")
+        raise ProbeError(
+            f"{name} is NaN or infinite in example {broken.argmax()}: remove it"
+        )
 
 
-def _class_of_each(labels: np.ndarray | None, class_names: tuple[str, ...] | None, n: int) -> np.ndarray:
+def _class_of_each(
+    labels: np.ndarray | None, class_names: tuple[str, ...] | None, n: int
+) -> np.ndarray:
     """Return the class name of each example, str [n]; "" without labels, the index without class names."""
     if labels is None:
         return np.full(n, "", dtype=object)
@@ -211,7 +223,9 @@ def _check_label_range(labels: np.ndarray, num_names: int) -> None:
     is_outside = (labels < 0) | (labels >= num_names)
     if is_outside.any():
         first = is_outside.argmax()
-        raise ProbeError(f"label {labels[first]} of example {first} is out of range of the {num_names} class names")
+        raise ProbeError(
+            f"label {labels[first]} of example {first} is out of range of the {num_names} class names"
+        )
 
 
 def _as_text(names: Iterable[object]) -> tuple[str, ...]:
@@ -224,7 +238,9 @@ def _as_ids(ids: ArrayLike | None, n: int) -> np.ndarray:
         return np.arange(n)
     ids = _as_int64_or_str(np.asarray(ids))
     if ids.shape != (n,) or len(np.unique(ids)) != n:
-        raise ProbeError(f"ids must be {n} different values, one an example; got shape {ids.shape}")
+        raise ProbeError(
+            f"ids must be {n} different values, one an example; got shape {ids.shape}"
+        )
     return ids
 
 
@@ -239,7 +255,9 @@ def _as_int64_or_str(ids: np.ndarray) -> np.ndarray:
 
 def _are_strings(ids: np.ndarray) -> bool:
     is_object = ids.dtype == object
-    return ids.dtype.kind == "U" or (is_object and all(isinstance(i, str) for i in ids.ravel()))
+    return ids.dtype.kind == "U" or (
+        is_object and all(isinstance(i, str) for i in ids.ravel())
+    )
 
 
 def _fit_int64(ids: np.ndarray) -> bool:
@@ -253,7 +271,9 @@ def _as_indices(name: str, indices: ArrayLike | None, n: int) -> np.ndarray:
         return np.arange(n)
     indices = np.asarray(indices)
     if not _are_integers_in_range(indices, n) or len(np.unique(indices)) < len(indices):
-        raise ProbeError(f"{name}={indices!r}: give different indices from 0 to {n - 1}")
+        raise ProbeError(
+            f"{name}={indices!r}: give different indices from 0 to {n - 1}"
+        )
     return indices.astype(np.int64)
 
 
@@ -264,20 +284,26 @@ def _are_integers_in_range(indices: np.ndarray, n: int) -> bool:
     return bool(indices.min() >= 0 and indices.max() < n)
 
 
-def _class_index(wanted: Any, class_names: Sequence[object] | None, labels: np.ndarray) -> int:
+def _class_index(
+    wanted: Any, class_names: Sequence[object] | None, labels: np.ndarray
+) -> int:
     """Find the index of a class that is given by its name or its index."""
     names = list(_as_text(class_names or ()))
     if str(wanted) in names:
         return names.index(str(wanted))
     if not isinstance(wanted, str) and wanted >= 0 and wanted in labels:
         return int(wanted)
-    raise ProbeError(f"unknown class {wanted!r}: choose from {names or np.unique(labels).tolist()}")
+    raise ProbeError(
+        f"unknown class {wanted!r}: choose from {names or np.unique(labels).tolist()}"
+    )
 
 
 def _draw(labels: np.ndarray, index: int, per_class: int, seed: int) -> np.ndarray:
     """Draw positions [per_class] of examples of one class."""
     positions = np.flatnonzero(labels == index)
     if len(positions) < per_class:
-        raise ProbeError(f"class {index} has {len(positions)} examples, {per_class} are wanted: lower per_class")
+        raise ProbeError(
+            f"class {index} has {len(positions)} examples, {per_class} are wanted: lower per_class"
+        )
     generator = np.random.default_rng([seed, index])
     return generator.choice(positions, per_class, replace=False)

@@ -80,11 +80,15 @@ class SRelResult(NamedTuple):
         """Return whether the arithmetic resolves each entry, bool [n_s, n_t] (see `srel_tf.numerics.rounding`)."""
         return self._matrices_of(measure).valid
 
-    def to_frame(self, run: str = "", seed: int | None = None, epoch: float = np.nan) -> pd.DataFrame:
+    def to_frame(
+        self, run: str = "", seed: int | None = None, epoch: float = np.nan
+    ) -> pd.DataFrame:
         """Return a tidy frame, one row per (measure, source, target), with the columns `srel_tf.frames.COLUMNS`."""
         return tidy(self, run=run, seed=seed, epoch=epoch)
 
     def _matrices_of(self, measure: str) -> Matrices:
         if measure not in self.matrices:
-            raise OptionError(f"{measure!r} was not measured: this result holds {', '.join(self.matrices)}")
+            raise OptionError(
+                f"{measure!r} was not measured: this result holds {', '.join(self.matrices)}"
+            )
         return self.matrices[measure]

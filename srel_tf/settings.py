@@ -38,8 +38,12 @@ class Settings:
 
     def __post_init__(self) -> None:
         if not isinstance(self.measures, Iterable):
-            raise OptionError(f"measures={self.measures!r}: choose from {', '.join(MEASURES)}")
-        names = (self.measures,) if isinstance(self.measures, str) else tuple(self.measures)
+            raise OptionError(
+                f"measures={self.measures!r}: choose from {', '.join(MEASURES)}"
+            )
+        names = (
+            (self.measures,) if isinstance(self.measures, str) else tuple(self.measures)
+        )
         object.__setattr__(self, "measures", names)
         for name in names:
             check_choice("measure", name, MEASURES)
@@ -50,18 +54,28 @@ class Settings:
         check_choice("predictions", self.predictions, CHOICES)
         check_choice("precision", self.precision, PRECISIONS)
         eta = self.learning_rate
-        if eta is not None and not (_is_number(eta, numbers.Real) and 0 < eta < float("inf")):
-            raise OptionError(f"learning_rate={eta!r}: give a positive number, or None for the optimizer's own")
+        if eta is not None and not (
+            _is_number(eta, numbers.Real) and 0 < eta < float("inf")
+        ):
+            raise OptionError(
+                f"learning_rate={eta!r}: give a positive number, or None for the optimizer's own"
+            )
         if not _is_number(self.batch_size, numbers.Integral) or self.batch_size < 1:
-            raise OptionError(f"batch_size={self.batch_size!r}: give a positive number of examples")
+            raise OptionError(
+                f"batch_size={self.batch_size!r}: give a positive number of examples"
+            )
         if self.loss is not None and not callable(self.loss):
-            raise OptionError(f"loss={self.loss!r}: give a function (y_true, y_pred) -> loss, or None for compile's")
+            raise OptionError(
+                f"loss={self.loss!r}: give a function (y_true, y_pred) -> loss, or None for compile's"
+            )
 
 
 def check_choice(option: str, value: Any, choices: Collection[str]) -> None:
     """Raise `OptionError` unless `value` is one of `choices`."""
     if not isinstance(value, str) or value not in choices:
-        raise OptionError(f"unknown {option} {value!r}: choose from {', '.join(choices)}")
+        raise OptionError(
+            f"unknown {option} {value!r}: choose from {', '.join(choices)}"
+        )
 
 
 def _is_number(value: Any, kind: type) -> bool:

@@ -31,17 +31,23 @@ class UpdateRule(Protocol):
     def gradient_factor(self, learning_rate: tf.Tensor) -> tf.Tensor:
         """Return the factor of the gradients that `updated` is given, in the shape of η."""
 
-    def updated(self, weights: Sequence, gradients: Sequence, learning_rate: tf.Tensor) -> list[tf.Tensor]:
+    def updated(
+        self, weights: Sequence, gradients: Sequence, learning_rate: tf.Tensor
+    ) -> list[tf.Tensor]:
         """Return w⁺ for weights w and gradients of the same shapes; learning_rate: η []."""
 
-    def as_in_training(self, x: tf.Tensor, y: tf.Tensor, weights: list, gradients: list) -> list:
+    def as_in_training(
+        self, x: tf.Tensor, y: tf.Tensor, weights: list, gradients: list
+    ) -> list:
         """Return the gradients of an example [1, ...] in the form that a tape gives; for rules not elementwise."""
 
 
 class _Elementwise:
     elementwise = True
 
-    def as_in_training(self, x: tf.Tensor, y: tf.Tensor, weights: list, gradients: list) -> list:
+    def as_in_training(
+        self, x: tf.Tensor, y: tf.Tensor, weights: list, gradients: list
+    ) -> list:
         return gradients
 
 
@@ -54,9 +60,13 @@ class Sgd(_Elementwise):
         del network
 
     def gradient_factor(self, learning_rate: tf.Tensor) -> tf.Tensor:
-        return learning_rate  # η multiplies the loss: that saves a pass over the weights.
+        return (
+            learning_rate  # η multiplies the loss: that saves a pass over the weights.
+        )
 
-    def updated(self, weights: Sequence, gradients: Sequence, learning_rate: tf.Tensor) -> list[tf.Tensor]:
+    def updated(
+        self, weights: Sequence, gradients: Sequence, learning_rate: tf.Tensor
+    ) -> list[tf.Tensor]:
         return [w - g for w, g in zip(weights, gradients, strict=True)]
 
 
@@ -74,7 +84,9 @@ class FreshAdam(_Elementwise):
     def gradient_factor(self, learning_rate: tf.Tensor) -> tf.Tensor:
         return tf.ones_like(learning_rate)
 
-    def updated(self, weights: Sequence, gradients: Sequence, learning_rate: tf.Tensor) -> list[tf.Tensor]:
+    def updated(
+        self, weights: Sequence, gradients: Sequence, learning_rate: tf.Tensor
+    ) -> list[tf.Tensor]:
         return [
             w - tf.cast(learning_rate, g.dtype) * (g / (tf.abs(g) + ADAM_EPSILON))
             for w, g in zip(weights, gradients, strict=True)
@@ -108,24 +120,35 @@ class OptimizerStep:
         self._learning_rate = keras.Variable(0.0, name="learning_rate", trainable=False)
         self._optimizer = _twin(self._live, self._weights, self._learning_rate)
         _check_weights_are_known(self._optimizer, self._weights)
-        variables = [*self._weights, self._learning_rate, *_held(self._optimizer, keras.Variable)]
+        variables = [
+            *self._weights,
+            self._learning_rate,
+            *_held(self._optimizer, keras.Variable),
+        ]
         self._variables = list({id(v): v for v in variables}.values())
         self._copies: dict[tf.DType, list[tf.Variable]] = {}
 
     def gradient_factor(self, learning_rate: tf.Tensor) -> tf.Tensor:
         return tf.ones_like(learning_rate)
 
-    def updated(self, weights: Sequence, gradients: Sequence, learning_rate: tf.Tensor) -> list[tf.Tensor]:
+    def updated(
+        self, weights: Sequence, gradients: Sequence, learning_rate: tf.Tensor
+    ) -> list[tf.Tensor]:
         dtype = weights[0].dtype
         if dtype not in self._copies:
             self._copies[dtype] = [_copy(v, dtype) for v in self._variables]
         copies = self._copies[dtype]
         self._reset(copies, weights, learning_rate)
-        with _in_precision_of(copies, self._variables), _OnCopies(copies, self._variables) as scope:
+        with (
+            _in_precision_of(copies, self._variables),
+            _OnCopies(copies, self._variables) as scope,
+        ):
             self._apply([None if g is None else tf.cast(g, dtype) for g in gradients])
             return [tf.identity(scope.get_current_value(v)) for v in self._weights]
 
-    def as_in_training(self, x: tf.Tensor, y: tf.Tensor, weights: list, gradients: list) -> list:
+    def as_in_training(
+        self, x: tf.Tensor, y: tf.Tensor, weights: list, gradients: list
+    ) -> list:
         """Return the gradients of an example [1, ...] in the form that the optimizer gets from a tape in training.
 
         It gets None for a weight that the loss does not depend on, and leaves that weight alone, weight decay included.
@@ -137,7 +160,10 @@ class OptimizerStep:
             tape.watch(weights)
             _, loss = self._network.predictions_and_loss(x, y, weights)
         taped = tape.gradient(loss, weights)
-        return [ours if isinstance(g, tf.Tensor) else g for ours, g in zip(gradients, taped, strict=True)]
+        return [
+            ours if isinstance(g, tf.Tensor) else g
+            for ours, g in zip(gradients, taped, strict=True)
+        ]
 
     def _reset(self, copies: list, weights: Sequence, learning_rate: tf.Tensor) -> None:
         """Give the copies the weights, the learning rate, and the optimizer's present state."""
@@ -177,7 +203,9 @@ class _OnCopies(keras.StatelessScope):
         value = super().get_current_value(variable)
         if value is None:
             with keras.StatelessScope():  # In it the variable has its own value.
-                value = tf.convert_to_tensor(variable.value)  # A tensor cannot be assigned to.
+                value = tf.convert_to_tensor(
+                    variable.value
+                )  # A tensor cannot be assigned to.
         return value
 
     def add_update(self, update: tuple) -> None:
@@ -194,7 +222,10 @@ def _in_precision_of(copies: list, variables: list) -> Iterator[None]:
 
     Keras rounds what is assigned to a variable to the variable's dtype, and Python numbers to floatx.
     """
-    changed = [(v, v._dtype, copy.dtype.name) for v, copy in zip(variables, copies, strict=True)]
+    changed = [
+        (v, v._dtype, copy.dtype.name)
+        for v, copy in zip(variables, copies, strict=True)
+    ]
     changed = [(v, own, dtype) for v, own, dtype in changed if own != dtype]
     floatx = keras.config.floatx()
     try:
@@ -222,13 +253,17 @@ def _own_optimizer(model: keras.Model) -> keras.optimizers.Optimizer:
     """Return the optimizer that makes the model's updates, without a `LossScaleOptimizer` around it."""
     optimizer = model.optimizer
     if optimizer is None:
-        raise ModelError("update='optimizer' needs an optimizer: call model.compile(optimizer=...)")
+        raise ModelError(
+            "update='optimizer' needs an optimizer: call model.compile(optimizer=...)"
+        )
     while isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         optimizer = optimizer.inner_optimizer
     return optimizer
 
 
-def _twin(live: keras.optimizers.Optimizer, weights: list, learning_rate: keras.Variable) -> keras.optimizers.Optimizer:
+def _twin(
+    live: keras.optimizers.Optimizer, weights: list, learning_rate: keras.Variable
+) -> keras.optimizers.Optimizer:
     """Return an optimizer that shares all attributes of the live one, but has a given variable as its η.
 
     If the live one is not built, the twin is built with variables of its own.
@@ -245,7 +280,9 @@ def _twin(live: keras.optimizers.Optimizer, weights: list, learning_rate: keras.
                 setattr(twin, name, value)
     from_variable = isinstance(live._learning_rate, keras.Variable)
     rate = learning_rate if from_variable else _Given(learning_rate)
-    vars(twin).update(_learning_rate=rate, gradient_accumulation_steps=None, loss_scale_factor=None)
+    vars(twin).update(
+        _learning_rate=rate, gradient_accumulation_steps=None, loss_scale_factor=None
+    )
     if not twin.built:
         twin.build(weights)
     if twin.learning_rate is not learning_rate:
@@ -258,7 +295,9 @@ def _twin(live: keras.optimizers.Optimizer, weights: list, learning_rate: keras.
 
 def _check_alone(optimizer: keras.optimizers.Optimizer) -> None:
     """Raise `ModelError` for state that copies do not protect: other optimizers, TensorFlow variables."""
-    if not hasattr(optimizer, "learning_rate") or _held(optimizer, keras.optimizers.Optimizer):
+    if not hasattr(optimizer, "learning_rate") or _held(
+        optimizer, keras.optimizers.Optimizer
+    ):
         raise ModelError(
             f"update='optimizer' does not support {_named(optimizer)}, which passes updates on to other optimizers: "
             "compile the model with one of them, or use update='sgd' with learning_rate=..."
@@ -273,10 +312,16 @@ def _check_alone(optimizer: keras.optimizers.Optimizer) -> None:
 
 def _held(optimizer: keras.optimizers.Optimizer, kind: type) -> list:
     """Return the objects of a class among an optimizer's attributes, and in their lists and dictionaries."""
-    return [part for part in keras.tree.flatten(list(vars(optimizer).values())) if isinstance(part, kind)]
+    return [
+        part
+        for part in keras.tree.flatten(list(vars(optimizer).values()))
+        if isinstance(part, kind)
+    ]
 
 
-def _check_weights_are_known(optimizer: keras.optimizers.Optimizer, weights: list) -> None:
+def _check_weights_are_known(
+    optimizer: keras.optimizers.Optimizer, weights: list
+) -> None:
     known = {id(v) for v in optimizer._trainable_variables}
     unknown = [v.path for v in weights if id(v) not in known]
     if unknown:
@@ -292,8 +337,12 @@ def _copy(variable: keras.Variable, dtype: tf.DType) -> tf.Variable:
     dtype = dtype if original.dtype.is_floating else original.dtype
     with tf.init_scope(), tf.name_scope(""):
         name = original.name.removesuffix(":0")
-        copy = tf.Variable(tf.zeros(original.shape, dtype), trainable=original.trainable, name=name)
-    copy._unique_id = original._unique_id  # An optimizer finds the slots of a weight by it.
+        copy = tf.Variable(
+            tf.zeros(original.shape, dtype), trainable=original.trainable, name=name
+        )
+    copy._unique_id = (
+        original._unique_id
+    )  # An optimizer finds the slots of a weight by it.
     return copy
 
 
@@ -301,7 +350,11 @@ def _named(optimizer: keras.optimizers.Optimizer) -> str:
     return f"optimizer {optimizer.name!r} ({type(optimizer).__name__})"
 
 
-RULES: dict[str, Callable[[Network], UpdateRule]] = {"sgd": Sgd, "fresh_adam": FreshAdam, "optimizer": OptimizerStep}
+RULES: dict[str, Callable[[Network], UpdateRule]] = {
+    "sgd": Sgd,
+    "fresh_adam": FreshAdam,
+    "optimizer": OptimizerStep,
+}
 
 
 def learning_rate_now(model: keras.Model, fixed: float | None = None) -> float:
@@ -309,7 +362,9 @@ def learning_rate_now(model: keras.Model, fixed: float | None = None) -> float:
     if fixed is not None:
         return float(fixed)
     if model.optimizer is None:
-        raise ModelError("the model has no optimizer to take η from: pass learning_rate=...")
+        raise ModelError(
+            "the model has no optimizer to take η from: pass learning_rate=..."
+        )
     try:
         return float(keras.ops.convert_to_numpy(model.optimizer.learning_rate))
     except (AttributeError, NotImplementedError, TypeError, ValueError) as error:

@@ -9,7 +9,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 import pytest
 import tensorflow as tf
-from tensorflow.python.framework.config import disable_op_determinism  # TensorFlow has no public name for it.
+from tensorflow.python.framework.config import (
+    disable_op_determinism,
+)  # TensorFlow has no public name for it.
 
 from srel_tf import updates
 from srel_tf.gradients import layer_rules
@@ -36,7 +38,10 @@ def _without_graphs_of_other_modules():
 def _fixed_seeds():
     """The same seeds and registries for each test, and TensorFlow's usual operations, whatever a test sets."""
     keras.utils.set_random_seed(0)
-    before = [(registry, dict(registry)) for registry in (MEASURES, layer_rules.RULES, updates.RULES)]
+    before = [
+        (registry, dict(registry))
+        for registry in (MEASURES, layer_rules.RULES, updates.RULES)
+    ]
     yield
     disable_op_determinism()
     for registry, entries in before:

@@ -12,7 +12,9 @@ CLASS_NAMES = ["cat", "dog", "owl"]
 def probe(per_class=2, classes=2, sources=None, targets=None, ids=None):
     """`per_class` one-pixel examples of each class, one class after the other."""
     y = np.repeat(np.arange(classes), per_class)
-    return ProbeSet(np.ones((len(y), 1)), y, CLASS_NAMES[:classes], ids, sources, targets)
+    return ProbeSet(
+        np.ones((len(y), 1)), y, CLASS_NAMES[:classes], ids, sources, targets
+    )
 
 
 def result(
@@ -31,6 +33,13 @@ def result(
         srel = rng.uniform(0, 3, (len(probe.sources), len(probe.targets))).round(digits)
         numerator = srel * denominator[:, None]
         valid = rng.random(srel.shape) >= invalid
-        bound, method = np.zeros_like(srel), np.resize(np.array(methods, dtype=object), len(denominator))
-        matrices[measure] = Matrices(numerator, denominator, np.where(valid, srel, np.nan), valid, bound, method)
-    return SRelResult(probe, matrices, update, estimator, learning_rate, step, seconds=0.25)
+        bound, method = (
+            np.zeros_like(srel),
+            np.resize(np.array(methods, dtype=object), len(denominator)),
+        )
+        matrices[measure] = Matrices(
+            numerator, denominator, np.where(valid, srel, np.nan), valid, bound, method
+        )
+    return SRelResult(
+        probe, matrices, update, estimator, learning_rate, step, seconds=0.25
+    )

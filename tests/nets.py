@@ -26,7 +26,9 @@ def digits(classes=3, per_class=None):
     if per_class:
         rank = np.array([np.sum(labels[:i] == label) for i, label in enumerate(labels)])
         chosen &= rank < per_class
-    return (images[chosen].reshape(-1, 8, 8, 1) / 16).astype("float32"), labels[chosen].astype("int64")
+    return (images[chosen].reshape(-1, 8, 8, 1) / 16).astype("float32"), labels[
+        chosen
+    ].astype("int64")
 
 
 def _mlp(x):
@@ -50,7 +52,9 @@ def _resnet(x):
 BODIES = {"mlp": _mlp, "cnn": _cnn, "resnet": _resnet}
 
 
-def classifier(body="mlp", classes=3, softmax=False, seed=0, optimizer="sgd", loss=None):
+def classifier(
+    body="mlp", classes=3, softmax=False, seed=0, optimizer="sgd", loss=None
+):
     """A compiled net on 8×8 images that returns logits, or probabilities with `softmax`."""
     keras.utils.set_random_seed(seed)
     inputs = keras.Input((8, 8, 1))
@@ -58,5 +62,8 @@ def classifier(body="mlp", classes=3, softmax=False, seed=0, optimizer="sgd", lo
     if softmax:
         outputs = keras.layers.Softmax()(outputs)
     model = keras.Model(inputs, outputs)
-    model.compile(optimizer, loss or keras.losses.SparseCategoricalCrossentropy(from_logits=not softmax))
+    model.compile(
+        optimizer,
+        loss or keras.losses.SparseCategoricalCrossentropy(from_logits=not softmax),
+    )
     return model

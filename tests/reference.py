@@ -22,7 +22,11 @@ def clone(model, dtype=None):
 
     copy = keras.models.clone_model(model, clone_function=copy_layer)
     copy.set_weights(model.get_weights())
-    loss = model.loss if dtype is None else type(model.loss).from_config({**model.loss.get_config(), "dtype": dtype})
+    loss = (
+        model.loss
+        if dtype is None
+        else type(model.loss).from_config({**model.loss.get_config(), "dtype": dtype})
+    )
     copy.compile(optimizer="sgd", loss=loss)
     return copy
 
@@ -31,7 +35,9 @@ def stepped(model, x, y, learning_rate, optimizer=None):
     """A clone of `model` after one real step on the examples x, y: by hand, or by a given optimizer."""
     copy = clone(model)
     with tf.GradientTape() as tape:
-        loss = copy.compute_loss(x=x, y=y, y_pred=copy(x, training=False), sample_weight=None, training=False)
+        loss = copy.compute_loss(
+            x=x, y=y, y_pred=copy(x, training=False), sample_weight=None, training=False
+        )
     gradients = tape.gradient(loss, copy.trainable_variables)
     if optimizer is not None:
         optimizer.apply(gradients, copy.trainable_variables)
@@ -62,19 +68,30 @@ def norm(order):
     """ℓ1 or ℓ2 norm of the difference of the softmax outputs."""
 
     def distance(before, after):
-        return float(np.linalg.norm((np.exp(log_softmax(after)) - np.exp(log_softmax(before))).astype(float), order))
+        return float(
+            np.linalg.norm(
+                (np.exp(log_softmax(after)) - np.exp(log_softmax(before))).astype(
+                    float
+                ),
+                order,
+            )
+        )
 
     return distance
 
 
 def raw_norm(order):
     """ℓ1 or ℓ2 norm of the difference of the outputs themselves."""
-    return lambda before, after: float(np.linalg.norm(np.asarray(after) - np.asarray(before), order))
+    return lambda before, after: float(
+        np.linalg.norm(np.asarray(after) - np.asarray(before), order)
+    )
 
 
 def of_probabilities(distance):
     """The same distance from rows of probabilities."""
-    return lambda before, after: distance(*(np.log(np.asarray(p, dtype=np.longdouble)) for p in (before, after)))
+    return lambda before, after: distance(
+        *(np.log(np.asarray(p, dtype=np.longdouble)) for p in (before, after))
+    )
 
 
 MEASURES = {"kl": kl, "l1": norm(1), "l2": norm(2)}
@@ -82,7 +99,9 @@ MEASURES = {"kl": kl, "l1": norm(1), "l2": norm(2)}
 
 def srel(model, x, y, sources, targets, learning_rate, distance, make_optimizer=None):
     """S_rel [n_s, n_t], one source after the other. make_optimizer: a new optimizer for each source, in its state."""
-    return srels(model, x, y, sources, targets, learning_rate, {"": distance}, make_optimizer)[""]
+    return srels(
+        model, x, y, sources, targets, learning_rate, {"": distance}, make_optimizer
+    )[""]
 
 
 def srels(model, x, y, sources, targets, learning_rate, distances, make_optimizer=None):
@@ -94,9 +113,13 @@ def srels(model, x, y, sources, targets, learning_rate, distances, make_optimize
     matrices = {name: np.empty((len(sources), len(targets))) for name in distances}
     for row, i in enumerate(sources):
         optimizer = None if make_optimizer is None else make_optimizer()
-        after = stepped(model, x[i : i + 1], y[i : i + 1], learning_rate, optimizer)(x, training=False).numpy()
+        after = stepped(model, x[i : i + 1], y[i : i + 1], learning_rate, optimizer)(
+            x, training=False
+        ).numpy()
         for name, distance in distances.items():
             numerators = np.array([distance(before[j], after[j]) for j in targets])
             with np.errstate(all="ignore"):
-                matrices[name][row] = numerators / np.float64(distance(before[i], after[i]))
+                matrices[name][row] = numerators / np.float64(
+                    distance(before[i], after[i])
+                )
     return matrices

@@ -9,7 +9,11 @@ import pytest
 import srel_tf
 
 MODULES = [m.name for m in pkgutil.walk_packages(srel_tf.__path__, "srel_tf.")]
-WITH_EXAMPLES = [name for name in MODULES if doctest.DocTestFinder().find(importlib.import_module(name))]
+WITH_EXAMPLES = [
+    name
+    for name in MODULES
+    if doctest.DocTestFinder().find(importlib.import_module(name))
+]
 
 
 @pytest.mark.filterwarnings("ignore")

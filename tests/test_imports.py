@@ -13,7 +13,11 @@ def module_name(path):
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-MODULES = {module_name(path): path for folder in ("srel_tf", "train") for path in (ROOT / folder).rglob("*.py")}
+MODULES = {
+    module_name(path): path
+    for folder in ("srel_tf", "train")
+    for path in (ROOT / folder).rglob("*.py")
+}
 
 
 def imports_of(source, known=MODULES):
@@ -32,7 +36,9 @@ def imports_of(source, known=MODULES):
     return found
 
 
-DIRECT = {name: imports_of(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
+DIRECT = {
+    name: imports_of(path.read_text(encoding="utf-8")) for name, path in MODULES.items()
+}
 
 
 def reach(name, graph=DIRECT):
@@ -47,7 +53,9 @@ def reach(name, graph=DIRECT):
 
 
 def within(name, packages):
-    return any(name == package or name.startswith(f"{package}.") for package in packages)
+    return any(
+        name == package or name.startswith(f"{package}.") for package in packages
+    )
 
 
 def modules(*packages):
@@ -72,13 +80,41 @@ ROOMS = {
     "result": ("errors", "frames", "probe"),
     "engines": ("errors", "gradients", "numerics", "updates"),
     "ntk": ("errors", "engines", "gradients"),
-    "estimators": ("errors", "engines", "gradients", "measures", "numerics", "probe", "result", "updates"),
+    "estimators": (
+        "errors",
+        "engines",
+        "gradients",
+        "measures",
+        "numerics",
+        "probe",
+        "result",
+        "updates",
+    ),
     "settings": ("errors", "measures", "updates"),
     "faults": ("result",),
     "measurement": (
-        *("errors", "estimators", "faults", "gradients", "measures", "probe", "result", "settings", "updates"),
+        *(
+            "errors",
+            "estimators",
+            "faults",
+            "gradients",
+            "measures",
+            "probe",
+            "result",
+            "settings",
+            "updates",
+        ),
     ),
-    "fit": ("errors", "files", "frames", "measurement", "plotting", "probe", "result", "updates"),
+    "fit": (
+        "errors",
+        "files",
+        "frames",
+        "measurement",
+        "plotting",
+        "probe",
+        "result",
+        "updates",
+    ),
 }
 # Libraries that no module of a room reaches.
 UNKNOWN = {
@@ -113,17 +149,28 @@ def test_imports_point_one_way(room):
 def test_rooms_are_in_an_order():
     """No room is allowed one that comes after it."""
     order = list(ROOMS)
-    assert all(order.index(other) < order.index(room) for room in ROOMS for other in ROOMS[room])
+    assert all(
+        order.index(other) < order.index(room)
+        for room in ROOMS
+        for other in ROOMS[room]
+    )
 
 
 @pytest.mark.parametrize("room", UNKNOWN)
 def test_what_a_room_does_not_know(room):
-    wrong = {n: [i for i in reach(n) if within(i, UNKNOWN[room])] for n in modules(f"srel_tf.{room}")}
+    wrong = {
+        n: [i for i in reach(n) if within(i, UNKNOWN[room])]
+        for n in modules(f"srel_tf.{room}")
+    }
     assert not {name: imported for name, imported in wrong.items() if imported}
 
 
 def test_the_library_knows_no_experiments():
-    assert not [n for n in modules("srel_tf") if any(within(i, ["train", "tests"]) for i in reach(n))]
+    assert not [
+        n
+        for n in modules("srel_tf")
+        if any(within(i, ["train", "tests"]) for i in reach(n))
+    ]
 
 
 def test_the_library_loads_figures_only_when_asked():
@@ -131,10 +178,17 @@ def test_the_library_loads_figures_only_when_asked():
     for name in modules("srel_tf"):
         if not within(name, ["srel_tf.plotting", "srel_tf.fit.tensorboard"]):
             tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
-            for function in [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]:
+            for function in [
+                n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)
+            ]:
                 function.body = [ast.Pass()]
             drawn = imports_of(ast.unparse(tree))
-            wrong = ["matplotlib", "seaborn", "srel_tf.plotting", "srel_tf.fit.tensorboard"]
+            wrong = [
+                "matplotlib",
+                "seaborn",
+                "srel_tf.plotting",
+                "srel_tf.fit.tensorboard",
+            ]
             assert not [i for i in drawn if within(i, wrong)], name
 
 
@@ -151,7 +205,10 @@ PUBLIC_MODULES = [
 def exported(name):
     """The names in a module's __all__."""
     for node in ast.parse(MODULES[name].read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == "__all__":
+        if (
+            isinstance(node, ast.Assign)
+            and getattr(node.targets[0], "id", None) == "__all__"
+        ):
             return set(ast.literal_eval(node.value))
     return None
 
@@ -160,21 +217,41 @@ def private_uses(source):
     """What a source takes from srel_tf that is not offered to users."""
     names = exported("srel_tf") | {name.split(".")[1] for name in PUBLIC_MODULES}
     wrong = [
-        name for name in imports_of(source) if within(name, ["srel_tf"]) and name not in ["srel_tf", *PUBLIC_MODULES]
+        name
+        for name in imports_of(source)
+        if within(name, ["srel_tf"]) and name not in ["srel_tf", *PUBLIC_MODULES]
     ]
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and node.module in ["srel_tf", *PUBLIC_MODULES]:
+        if isinstance(node, ast.ImportFrom) and node.module in [
+            "srel_tf",
+            *PUBLIC_MODULES,
+        ]:
             offered = names if node.module == "srel_tf" else exported(node.module)
-            taken = [a.name for a in node.names if f"{node.module}.{a.name}" not in PUBLIC_MODULES]
-            wrong += [name for name in taken if name.startswith("_") or (offered is not None and name not in offered)]
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "srel_tf":
+            taken = [
+                a.name
+                for a in node.names
+                if f"{node.module}.{a.name}" not in PUBLIC_MODULES
+            ]
+            wrong += [
+                name
+                for name in taken
+                if name.startswith("_") or (offered is not None and name not in offered)
+            ]
+        if (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id == "srel_tf"
+        ):
             wrong += [] if node.attr in names else [node.attr]
     return wrong
 
 
 @pytest.mark.parametrize("folder", ["train", "tests/train"])
 def test_experiments_use_public_names_only(folder):
-    wrong = {path.name: private_uses(path.read_text(encoding="utf-8")) for path in (ROOT / folder).rglob("*.py")}
+    wrong = {
+        path.name: private_uses(path.read_text(encoding="utf-8"))
+        for path in (ROOT / folder).rglob("*.py")
+    }
     assert not {name: uses for name, uses in wrong.items() if uses}
 
 
@@ -196,7 +273,9 @@ def test_imports_are_read(source, expected):
 
 
 def test_chains_are_followed():
-    assert reach("a", {"a": {"b"}, "b": {"c"}, "c": {"a", "pandas"}, "d": {"keras"}}) == {"a", "b", "c", "pandas"}
+    assert reach(
+        "a", {"a": {"b"}, "b": {"c"}, "c": {"a", "pandas"}, "d": {"keras"}}
+    ) == {"a", "b", "c", "pandas"}
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,9 @@ for n in (32, 96):
 
 def peaks(script):
     """Peak memory after a measurement of few and then of many, in a process of its own: it never falls."""
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
     return [float(line) for line in run.stdout.split()[-2:]]
 
 

@@ -23,7 +23,9 @@ def probe(data):
 
 
 def matrix(model, probe, **kwargs):
-    return srel_tf.measure(model, probe, measures="kl", learning_rate=0.1, **kwargs).matrix("kl")
+    return srel_tf.measure(
+        model, probe, measures="kl", learning_rate=0.1, **kwargs
+    ).matrix("kl")
 
 
 def sparse_on_logits(y, logits):
@@ -32,7 +34,10 @@ def sparse_on_logits(y, logits):
 
 def test_logits_and_softmax_models_agree(probe):
     logits, softmax = (classifier("cnn", softmax=s) for s in (False, True))
-    a, b = (srel_tf.measure(m, probe, measures=("kl", "l1", "l2"), learning_rate=0.1) for m in (logits, softmax))
+    a, b = (
+        srel_tf.measure(m, probe, measures=("kl", "l1", "l2"), learning_rate=0.1)
+        for m in (logits, softmax)
+    )
     for measure in ("kl", "l1", "l2"):
         np.testing.assert_allclose(a.matrix(measure), b.matrix(measure), rtol=1e-3)
         assert a.valid(measure).all()
@@ -40,10 +45,17 @@ def test_logits_and_softmax_models_agree(probe):
 
 
 def test_string_object_and_callable_losses_agree(probe):
-    on_logits = [classifier("mlp", loss=loss) for loss in (SPARSE(from_logits=True), sparse_on_logits)]
+    on_logits = [
+        classifier("mlp", loss=loss)
+        for loss in (SPARSE(from_logits=True), sparse_on_logits)
+    ]
     on_softmax = [
         classifier("mlp", softmax=True, loss=loss)
-        for loss in ("sparse_categorical_crossentropy", SPARSE(), keras.losses.sparse_categorical_crossentropy)
+        for loss in (
+            "sparse_categorical_crossentropy",
+            SPARSE(),
+            keras.losses.sparse_categorical_crossentropy,
+        )
     ]
     expected = matrix(on_logits[0], probe)
     for model in [*on_logits[1:], *on_softmax]:
@@ -52,9 +64,15 @@ def test_string_object_and_callable_losses_agree(probe):
 
 def test_one_hot_labels_agree_with_integers(data, probe):
     x, y = data
-    one_hot = srel_tf.ProbeSet(x, np.eye(3, dtype="float32")[y], sources=probe.sources, targets=probe.targets)
-    model = classifier("mlp", loss=keras.losses.CategoricalCrossentropy(from_logits=True))
-    np.testing.assert_allclose(matrix(model, one_hot), matrix(classifier("mlp"), probe), rtol=1e-4)
+    one_hot = srel_tf.ProbeSet(
+        x, np.eye(3, dtype="float32")[y], sources=probe.sources, targets=probe.targets
+    )
+    model = classifier(
+        "mlp", loss=keras.losses.CategoricalCrossentropy(from_logits=True)
+    )
+    np.testing.assert_allclose(
+        matrix(model, one_hot), matrix(classifier("mlp"), probe), rtol=1e-4
+    )
     assert one_hot.classes.tolist() == probe.classes.tolist()
 
 
@@ -71,7 +89,11 @@ class Subclassed(srel_tf.SRelMixin, keras.Model):
 
 def sequential():
     return srel_tf.SRelSequential(
-        [keras.layers.Flatten(), keras.layers.Dense(16, activation="relu"), keras.layers.Dense(3)]
+        [
+            keras.layers.Flatten(),
+            keras.layers.Dense(16, activation="relu"),
+            keras.layers.Dense(3),
+        ]
     )
 
 
@@ -86,7 +108,10 @@ def functional():
     [
         *((make, False) for make in (Subclassed, sequential, functional)),
         (functional, True),  # No layer is watched then, of whatever kind the model is.
-        *(pytest.param(make, True, marks=pytest.mark.slow) for make in (Subclassed, sequential)),
+        *(
+            pytest.param(make, True, marks=pytest.mark.slow)
+            for make in (Subclassed, sequential)
+        ),
     ],
 )
 def test_kinds_of_models_measure_the_same_inside_fit(make, eagerly, data, probe):
@@ -94,7 +119,9 @@ def test_kinds_of_models_measure_the_same_inside_fit(make, eagerly, data, probe)
     keras.utils.set_random_seed(5)
     model = make()
     model.compile("sgd", SPARSE(from_logits=True), run_eagerly=eagerly)
-    model.attach_probe(probe, every=1, measures=("kl",), learning_rate=0.1)  # Builds the model if need be.
+    model.attach_probe(
+        probe, every=1, measures=("kl",), learning_rate=0.1
+    )  # Builds the model if need be.
     model.fit(x, y, batch_size=6, epochs=1, shuffle=False, verbose=0)
     inside = model.srel_frame()
     assert inside["step"].unique().tolist() == [0, 1, 2]
@@ -103,7 +130,9 @@ def test_kinds_of_models_measure_the_same_inside_fit(make, eagerly, data, probe)
     twin = functional()
     twin.compile("sgd", SPARSE(from_logits=True))
     twin.set_weights(model.get_weights())
-    expected = reference.srel(twin, *data, probe.sources, probe.targets, 0.1, reference.kl)
+    expected = reference.srel(
+        twin, *data, probe.sources, probe.targets, 0.1, reference.kl
+    )
     np.testing.assert_allclose(last, expected, rtol=2e-3)
 
 
@@ -115,7 +144,13 @@ def test_whole_numbers_into_a_dense_layer(estimator, data):
     model(x[:1])
     model.compile("sgd", SPARSE(from_logits=True))
     whole, real = (
-        srel_tf.measure(model, srel_tf.ProbeSet(a, data[1]), "l1", learning_rate=1e-3, estimator=estimator)
+        srel_tf.measure(
+            model,
+            srel_tf.ProbeSet(a, data[1]),
+            "l1",
+            learning_rate=1e-3,
+            estimator=estimator,
+        )
         for a in (x, x.astype("float32"))
     )
     np.testing.assert_allclose(whole.matrix("l1"), real.matrix("l1"), rtol=1e-5)
@@ -136,14 +171,20 @@ def test_batch_norm_is_measured_in_inference_mode_with_one_warning(data, probe):
     x, y = data
     keras.utils.set_random_seed(0)
     inputs = keras.Input((8, 8, 1))
-    outputs = keras.layers.Dense(3)(keras.layers.BatchNormalization()(keras.layers.Flatten()(inputs)))
+    outputs = keras.layers.Dense(3)(
+        keras.layers.BatchNormalization()(keras.layers.Flatten()(inputs))
+    )
     model = keras.Model(inputs, outputs)
     model.compile("sgd", SPARSE(from_logits=True))
     model.fit(x, y, verbose=0)
-    with pytest.warns(UserWarning, match="batch normalisation.*inference mode") as caught:
+    with pytest.warns(
+        UserWarning, match="batch normalisation.*inference mode"
+    ) as caught:
         result = matrix(model, probe)
     assert len([w for w in caught if "batch normalisation" in str(w.message)]) == 1
-    expected = reference.srel(model, *data, probe.sources, probe.targets, 0.1, reference.kl)
+    expected = reference.srel(
+        model, *data, probe.sources, probe.targets, 0.1, reference.kl
+    )
     np.testing.assert_allclose(result, expected, rtol=2e-3)
 
 
@@ -152,7 +193,9 @@ def test_frozen_layers_are_not_updated(data, probe):
     model.layers[-2].trainable = False
     model.compile("sgd", SPARSE(from_logits=True))
     frozen = matrix(model, probe)
-    expected = reference.srel(model, *data, probe.sources, probe.targets, 0.1, reference.kl)
+    expected = reference.srel(
+        model, *data, probe.sources, probe.targets, 0.1, reference.kl
+    )
     np.testing.assert_allclose(frozen, expected, rtol=2e-3)
 
 
@@ -181,9 +224,15 @@ def test_scalar_regression_and_a_model_that_returns_a_vector(data):
     for outputs in (column, flat):
         model = keras.Model(inputs, outputs)
         model.compile("sgd", "mse")
-        results.append(srel_tf.measure(model, srel_tf.ProbeSet(x, y), measures=("l1", "l2"), learning_rate=1e-4))
+        results.append(
+            srel_tf.measure(
+                model, srel_tf.ProbeSet(x, y), measures=("l1", "l2"), learning_rate=1e-4
+            )
+        )
     np.testing.assert_array_equal(results[0].matrix("l1"), results[0].matrix("l2"))
-    np.testing.assert_allclose(results[0].matrix("l1"), results[1].matrix("l1"), rtol=1e-6)
+    np.testing.assert_allclose(
+        results[0].matrix("l1"), results[1].matrix("l1"), rtol=1e-6
+    )
     assert set(results[0].to_frame()["source_class"]) == {""}
 
 
@@ -194,10 +243,14 @@ def test_an_activity_penalty_beside_a_sum_over_the_batch(reduction):
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(12, 5)), rng.normal(size=(12, 2))
     keras.utils.set_random_seed(0)
-    hidden = keras.layers.Dense(8, activation="tanh", activity_regularizer=keras.regularizers.L2(0.1))
+    hidden = keras.layers.Dense(
+        8, activation="tanh", activity_regularizer=keras.regularizers.L2(0.1)
+    )
     model = keras.Sequential([keras.Input((5,)), hidden, keras.layers.Dense(2)])
     model.compile("sgd", keras.losses.MeanSquaredError(reduction=reduction))
-    result = srel_tf.measure(model, srel_tf.ProbeSet(x, y), measures=("l1", "l2"), learning_rate=0.01)
+    result = srel_tf.measure(
+        model, srel_tf.ProbeSet(x, y), measures=("l1", "l2"), learning_rate=0.01
+    )
     distances = {"l1": reference.raw_norm(1), "l2": reference.raw_norm(2)}
     expected = reference.srels(model, x, y, range(12), range(12), 0.01, distances)
     for measure in ("l1", "l2"):
@@ -216,7 +269,11 @@ def test_models_that_are_not_ready_are_refused(probe):
     model = sequential()
     refused(srel_tf.ModelError, "not built", lambda: matrix(model, probe))
     refused(srel_tf.ModelError, "not compiled", lambda: matrix(functional(), probe))
-    refused(srel_tf.ModelError, "expected a keras.Model, got str", lambda: matrix("net", probe))
+    refused(
+        srel_tf.ModelError,
+        "expected a keras.Model, got str",
+        lambda: matrix("net", probe),
+    )
     frozen = classifier("mlp")
     frozen.trainable = False
     refused(srel_tf.ModelError, "no trainable weights", lambda: matrix(frozen, probe))
@@ -225,7 +282,9 @@ def test_models_that_are_not_ready_are_refused(probe):
 def test_models_that_are_not_supported_are_refused(data, probe):
     inputs = keras.Input((8, 8, 1))
     one = keras.layers.Dense(3)(keras.layers.Flatten()(inputs))
-    two = keras.Model(inputs, [one, keras.layers.Dense(3)(keras.layers.Flatten()(inputs))])
+    two = keras.Model(
+        inputs, [one, keras.layers.Dense(3)(keras.layers.Flatten()(inputs))]
+    )
     two.compile("sgd", [SPARSE(from_logits=True)] * 2)
     refused(srel_tf.ModelError, "one output", lambda: matrix(two, probe))
     image = keras.Model(inputs, keras.layers.Conv2D(3, 1)(inputs))
@@ -247,44 +306,100 @@ def test_options_that_do_not_exist_are_refused_with_the_choices(probe):
         "batch_size": 0,
     }.items():
         expected = "js" if option == "measures" else str(value)
-        refused(srel_tf.OptionError, expected, lambda o=option, v=value: srel_tf.measure(model, probe, **{o: v}))
-    refused(srel_tf.OptionError, "none twice", lambda: srel_tf.measure(model, probe, measures=("kl", "kl")))
-    refused(srel_tf.OptionError, "none twice", lambda: srel_tf.measure(model, probe, measures=()))
+        refused(
+            srel_tf.OptionError,
+            expected,
+            lambda o=option, v=value: srel_tf.measure(model, probe, **{o: v}),
+        )
+    refused(
+        srel_tf.OptionError,
+        "none twice",
+        lambda: srel_tf.measure(model, probe, measures=("kl", "kl")),
+    )
+    refused(
+        srel_tf.OptionError,
+        "none twice",
+        lambda: srel_tf.measure(model, probe, measures=()),
+    )
     for options in (
         *({"measures": value} for value in (None, 3, [["kl"]], {"kl": 1}.values())),
-        *({name: ["sgd"]} for name in ("update", "estimator", "predictions", "learning_rate", "batch_size")),
-        *({"learning_rate": value} for value in (True, "1", 1j, np.complex64(1), np.nan)),
+        *(
+            {name: ["sgd"]}
+            for name in (
+                "update",
+                "estimator",
+                "predictions",
+                "learning_rate",
+                "batch_size",
+            )
+        ),
+        *(
+            {"learning_rate": value}
+            for value in (True, "1", 1j, np.complex64(1), np.nan)
+        ),
         *({"batch_size": value} for value in (True, 1.0, None, "2")),
     ):
         refused(
-            srel_tf.OptionError, "choose from|give a positive", lambda o=options: srel_tf.measure(model, probe, **o)
+            srel_tf.OptionError,
+            "choose from|give a positive",
+            lambda o=options: srel_tf.measure(model, probe, **o),
         )
-    refused(srel_tf.OptionError, "expected srel_tf.Settings", lambda: srel_tf.Instrument(model, probe, {}))
-    refused(srel_tf.OptionError, "choose from kl, l1", lambda: srel_tf.measure(model, probe, measures="KL"))
+    refused(
+        srel_tf.OptionError,
+        "expected srel_tf.Settings",
+        lambda: srel_tf.Instrument(model, probe, {}),
+    )
+    refused(
+        srel_tf.OptionError,
+        "choose from kl, l1",
+        lambda: srel_tf.measure(model, probe, measures="KL"),
+    )
     result = srel_tf.measure(model, probe, measures="kl")
     refused(srel_tf.OptionError, "'l1' was not measured", lambda: result.matrix("l1"))
 
 
 def test_measures_of_probabilities_need_probabilities(data, probe):
     model = classifier("mlp")
-    refused(srel_tf.OptionError, "probability", lambda: srel_tf.measure(model, probe, predictions="raw"))
-    unnormalised = classifier("mlp", loss=SPARSE(from_logits=False))  # Logits under a loss for probabilities.
+    refused(
+        srel_tf.OptionError,
+        "probability",
+        lambda: srel_tf.measure(model, probe, predictions="raw"),
+    )
+    unnormalised = classifier(
+        "mlp", loss=SPARSE(from_logits=False)
+    )  # Logits under a loss for probabilities.
     refused(srel_tf.ModelError, "from_logits", lambda: matrix(unnormalised, probe))
     x, y = data
-    refused(srel_tf.ProbeError, "label 2 of example", lambda: matrix(classifier("mlp", 2), srel_tf.ProbeSet(x, y)))
+    refused(
+        srel_tf.ProbeError,
+        "label 2 of example",
+        lambda: matrix(classifier("mlp", 2), srel_tf.ProbeSet(x, y)),
+    )
 
 
 def test_probes_that_do_not_fit_the_model_are_refused(data, probe):
     x, y = data
     one_hot = srel_tf.ProbeSet(x, np.eye(3)[y])
-    refused(srel_tf.ProbeError, "needs class indices", lambda: matrix(classifier("mlp"), one_hot))
-    model = classifier("mlp", loss=keras.losses.CategoricalCrossentropy(from_logits=True))
+    refused(
+        srel_tf.ProbeError,
+        "needs class indices",
+        lambda: matrix(classifier("mlp"), one_hot),
+    )
+    model = classifier(
+        "mlp", loss=keras.losses.CategoricalCrossentropy(from_logits=True)
+    )
     refused(srel_tf.ProbeError, "needs one-hot rows", lambda: matrix(model, probe))
     narrow = srel_tf.ProbeSet(x[:, :4], y)
-    refused(srel_tf.ProbeError, r"examples of shape \(4, 8, 1\)", lambda: matrix(classifier("mlp"), narrow))
+    refused(
+        srel_tf.ProbeError,
+        r"examples of shape \(4, 8, 1\)",
+        lambda: matrix(classifier("mlp"), narrow),
+    )
 
 
 def test_another_backend_is_refused(probe, monkeypatch):
     model = classifier("mlp")
     monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
-    refused(srel_tf.BackendError, "KERAS_BACKEND=tensorflow", lambda: matrix(model, probe))
+    refused(
+        srel_tf.BackendError, "KERAS_BACKEND=tensorflow", lambda: matrix(model, probe)
+    )

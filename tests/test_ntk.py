@@ -27,20 +27,36 @@ def jacobian(model, x):
     with tf.GradientTape(persistent=True) as tape:
         outputs = model(x, training=False)
         outputs = outputs[:, None] if len(outputs.shape) == 1 else outputs
-    parts = tape.jacobian(outputs, [v.value for v in model.trainable_variables], experimental_use_pfor=False)
-    return np.concatenate([p.numpy().reshape(*outputs.shape, -1) for p in parts], axis=-1)
+    parts = tape.jacobian(
+        outputs,
+        [v.value for v in model.trainable_variables],
+        experimental_use_pfor=False,
+    )
+    return np.concatenate(
+        [p.numpy().reshape(*outputs.shape, -1) for p in parts], axis=-1
+    )
 
 
 def check(model, x1, x2, **options):
     expected = np.einsum("icp,jdp->ijcd", jacobian(model, x1), jacobian(model, x2))
-    np.testing.assert_allclose(srel_tf.empirical_kernel(model, x1, x2, **options), expected, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(
+        srel_tf.empirical_kernel(model, x1, x2, **options),
+        expected,
+        rtol=1e-10,
+        atol=1e-12,
+    )
 
 
 @pytest.mark.parametrize("batch_size", [128, 2])
 @pytest.mark.parametrize("body", ["mlp", "resnet"])
 def test_equals_the_product_of_jacobians(body, batch_size):
     rng = np.random.default_rng(0)
-    check(classifier(body), rng.normal(size=(5, 8, 8, 1)), rng.normal(size=(3, 8, 8, 1)), batch_size=batch_size)
+    check(
+        classifier(body),
+        rng.normal(size=(5, 8, 8, 1)),
+        rng.normal(size=(3, 8, 8, 1)),
+        batch_size=batch_size,
+    )
 
 
 def test_a_model_whose_layers_cannot_be_watched():
@@ -60,13 +76,17 @@ def test_positions_as_many_as_examples(n):
             return x + self.table(keras.ops.arange(7))
 
     inputs = keras.Input((7, 2))
-    model = keras.Model(inputs, L.Dense(2)(L.Flatten()(keras.ops.tanh(Positions()(inputs)))))
+    model = keras.Model(
+        inputs, L.Dense(2)(L.Flatten()(keras.ops.tanh(Positions()(inputs))))
+    )
     check(model, *np.random.default_rng(0).normal(size=(2, n, 7, 2)))
 
 
 def test_one_output_and_one_set_of_examples():
     keras.utils.set_random_seed(0)
-    model = keras.Sequential([keras.Input((3,)), L.Dense(4, activation="tanh"), L.Dense(1), L.Reshape(())])
+    model = keras.Sequential(
+        [keras.Input((3,)), L.Dense(4, activation="tanh"), L.Dense(1), L.Reshape(())]
+    )
     x = np.random.default_rng(0).normal(size=(4, 3))
     theta = srel_tf.empirical_kernel(model, x)
     assert theta.shape == (4, 4, 1, 1)

@@ -13,14 +13,22 @@ import srel_tf
 
 try:
     import tomllib
-except ModuleNotFoundError:  # Python 3.10, where pytest brings it under its former name.
+except (
+    ModuleNotFoundError
+):  # Python 3.10, where pytest brings it under its former name.
     import tomli as tomllib
 
 ROOT = Path(__file__).parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))[
+    "project"
+]
 
 # Packages whose name differs from that of the module they bring.
-PACKAGE_OF = {"PIL": "pillow", "sklearn": "scikit-learn", "tensorflow_datasets": "tensorflow-datasets"}
+PACKAGE_OF = {
+    "PIL": "pillow",
+    "sklearn": "scikit-learn",
+    "tensorflow_datasets": "tensorflow-datasets",
+}
 
 
 def imported_packages(*folders):
@@ -32,7 +40,11 @@ def imported_packages(*folders):
                 names |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
                 names.add(node.module)
-    modules = {name.split(".")[0] for name in names} - sys.stdlib_module_names - {"srel_tf", "train", "tests"}
+    modules = (
+        {name.split(".")[0] for name in names}
+        - sys.stdlib_module_names
+        - {"srel_tf", "train", "tests"}
+    )
     return {PACKAGE_OF.get(name, name) for name in modules}
 
 
@@ -46,7 +58,11 @@ def test_the_library_requires_what_it_imports_and_nothing_else():
 
 def test_the_experiments_require_what_they_import():
     extras = PROJECT["optional-dependencies"]
-    known = required(PROJECT["dependencies"]) | required(extras["experiments"]) | required(extras["torch"])
+    known = (
+        required(PROJECT["dependencies"])
+        | required(extras["experiments"])
+        | required(extras["torch"])
+    )
     assert imported_packages("train") <= known
 
 
@@ -59,7 +75,9 @@ def test_the_version_is_said_once():
 
 def test_types_are_shipped():
     assert (ROOT / "srel_tf/py.typed").is_file()
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))[
+        "tool"
+    ]["setuptools"]
     assert settings["package-data"] == {"srel_tf": ["py.typed"]}
 
 

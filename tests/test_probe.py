@@ -27,7 +27,9 @@ def test_labels_as_they_come():
         assert probe.y.shape == y.shape  # goes to the loss as it is
 
 
-@pytest.mark.parametrize("y", [Y + 0.5, Y.astype(float), np.stack([Y, 1 - Y], axis=1), np.eye(3)[Y] * 2.0])
+@pytest.mark.parametrize(
+    "y", [Y + 0.5, Y.astype(float), np.stack([Y, 1 - Y], axis=1), np.eye(3)[Y] * 2.0]
+)
 def test_regression_targets_have_no_class(y):
     probe = ProbeSet(X, y)
     assert probe.labels is None
@@ -36,19 +38,32 @@ def test_regression_targets_have_no_class(y):
 
 
 def test_sample_takes_the_classes_in_the_order_wanted():
-    probe = ProbeSet.sample(X, Y, per_class=4, classes=["owl", "cat"], class_names=NAMES)
+    probe = ProbeSet.sample(
+        X, Y, per_class=4, classes=["owl", "cat"], class_names=NAMES
+    )
     assert probe.classes.tolist() == ["owl"] * 4 + ["cat"] * 4
-    assert ProbeSet.sample(X, Y, per_class=1, classes=[2, 0]).classes.tolist() == ["2", "0"]
-    assert ProbeSet.sample(X, Y, per_class=1, classes=[2, "cat"], class_names=NAMES).classes.tolist() == ["owl", "cat"]
+    assert ProbeSet.sample(X, Y, per_class=1, classes=[2, 0]).classes.tolist() == [
+        "2",
+        "0",
+    ]
+    assert ProbeSet.sample(
+        X, Y, per_class=1, classes=[2, "cat"], class_names=NAMES
+    ).classes.tolist() == ["owl", "cat"]
     assert ProbeSet.sample(X, Y, per_class=1).classes.tolist() == ["0", "1", "2"]
 
 
 def test_sample_takes_whole_floating_point_numbers_for_class_indices():
     whole, broken = Y.astype("float32"), Y + 0.5
-    probe = ProbeSet.sample(X, whole, per_class=4, classes=["owl", "cat"], class_names=NAMES)
-    np.testing.assert_array_equal(probe.ids, ProbeSet.sample(X, Y, 4, classes=[2, 0]).ids)
+    probe = ProbeSet.sample(
+        X, whole, per_class=4, classes=["owl", "cat"], class_names=NAMES
+    )
+    np.testing.assert_array_equal(
+        probe.ids, ProbeSet.sample(X, Y, 4, classes=[2, 0]).ids
+    )
     assert probe.classes.tolist() == ["owl"] * 4 + ["cat"] * 4
-    np.testing.assert_array_equal(probe.y, whole[probe.ids])  # goes to the loss as it is
+    np.testing.assert_array_equal(
+        probe.y, whole[probe.ids]
+    )  # goes to the loss as it is
     with pytest.raises(ProbeError, match="give class indices or one-hot rows"):
         ProbeSet.sample(X, broken)
 
@@ -70,7 +85,9 @@ def test_sample_draws_without_replacement_and_keeps_positions():
     assert sorted(probe.ids) == list(range(60))
     np.testing.assert_array_equal(probe.x[:, 0], probe.ids)  # X[i] is i
     np.testing.assert_array_equal(probe.y, Y[probe.ids])
-    assert not np.array_equal(probe.ids, np.sort(probe.ids))  # drawn, not the first ones
+    assert not np.array_equal(
+        probe.ids, np.sort(probe.ids)
+    )  # drawn, not the first ones
 
 
 def test_draw_of_a_class_does_not_depend_on_the_others():
@@ -103,7 +120,9 @@ def test_ids_are_kept(ids):
     assert ProbeSet(X[:3], Y[:3], ids=ids).ids.tolist() == ids
 
 
-@pytest.mark.parametrize("ids", [np.array([3, 1], np.uint8), np.array(["b", "a"], object)])
+@pytest.mark.parametrize(
+    "ids", [np.array([3, 1], np.uint8), np.array(["b", "a"], object)]
+)
 def test_ids_are_of_two_types(ids):
     """So that the frames of two probes fit into one."""
     found = ProbeSet(X[:2], Y[:2], ids=ids).ids
@@ -124,27 +143,48 @@ BAD_VALUES[17] = np.nan
         (lambda: ProbeSet(X, np.array(NAMES)[Y]), "y has dtype <U3"),
         (lambda: ProbeSet(X.astype(object), Y), "x has dtype object"),
         (lambda: ProbeSet(BAD_VALUES, Y), "x is NaN or infinite in example 17"),
-        (lambda: ProbeSet(X, np.where(Y == 1, np.inf, 0.0)), "y is NaN or infinite in example 1"),
-        (lambda: ProbeSet(X, Y, class_names=NAMES[:2]), "label 2 of example 2 .* 2 class names"),
+        (
+            lambda: ProbeSet(X, np.where(Y == 1, np.inf, 0.0)),
+            "y is NaN or infinite in example 1",
+        ),
+        (
+            lambda: ProbeSet(X, Y, class_names=NAMES[:2]),
+            "label 2 of example 2 .* 2 class names",
+        ),
         (lambda: ProbeSet(X, Y - 1, class_names=NAMES), "label -1 of example 0"),
         (lambda: ProbeSet(X, Y, ids=np.arange(59)), r"60 different values.*\(59,\)"),
         (lambda: ProbeSet(X, Y, ids=np.zeros(60, int)), "60 different values"),
-        (lambda: ProbeSet(X[:2], Y[:2], ids=[0.5, 1.5]), r"ids=.*0\.5.*integers or strings"),
+        (
+            lambda: ProbeSet(X[:2], Y[:2], ids=[0.5, 1.5]),
+            r"ids=.*0\.5.*integers or strings",
+        ),
         (lambda: ProbeSet(X[:2], Y[:2], ids=[None, "a"]), "integers or strings"),
-        (lambda: ProbeSet(X[:2], Y[:2], ids=np.array([0, 2**63], np.uint64)), "integers or strings"),
+        (
+            lambda: ProbeSet(X[:2], Y[:2], ids=np.array([0, 2**63], np.uint64)),
+            "integers or strings",
+        ),
         (lambda: ProbeSet(X, Y, sources=[0, 60]), r"sources=.*60.*0 to 59"),
         (lambda: ProbeSet(X, Y, targets=[-1]), r"targets=.*-1.*0 to 59"),
         (lambda: ProbeSet(X, Y, sources=[1, 1]), r"sources=.*1, 1"),
         (lambda: ProbeSet(X, Y, sources=[]), "sources="),
         (lambda: ProbeSet(X, Y, targets=[0.5]), r"targets=.*0\.5"),
         (lambda: ProbeSet(X, Y, targets=np.array([[0], [1]])), "targets="),
-        (lambda: ProbeSet.sample(X, Y, per_class=21), "class 0 has 20 examples, 21 are wanted"),
+        (
+            lambda: ProbeSet.sample(X, Y, per_class=21),
+            "class 0 has 20 examples, 21 are wanted",
+        ),
         (lambda: ProbeSet.sample(X, Y, per_class=0), "per_class=0"),
         (lambda: ProbeSet.sample(X, Y, classes=[5]), r"unknown class 5.*\[0, 1, 2\]"),
         (lambda: ProbeSet.sample(X, Y, classes=[-1]), "unknown class -1"),
-        (lambda: ProbeSet.sample(X, Y, classes=["fox"], class_names=NAMES), "unknown class 'fox'.*cat"),
+        (
+            lambda: ProbeSet.sample(X, Y, classes=["fox"], class_names=NAMES),
+            "unknown class 'fox'.*cat",
+        ),
         (lambda: ProbeSet.sample(X, Y, classes=["cat"]), "unknown class 'cat'"),
-        (lambda: ProbeSet.sample(X, Y, per_class=2, classes=[1, 1]), r"classes=\[1, 1\].*twice"),
+        (
+            lambda: ProbeSet.sample(X, Y, per_class=2, classes=[1, 1]),
+            r"classes=\[1, 1\].*twice",
+        ),
         (lambda: ProbeSet.sample(X, Y, per_class=2, classes=[]), r"classes=\[\]"),
         (lambda: ProbeSet.sample(X, Y + 0.5), r"\(60,\) and dtype float64"),
     ],

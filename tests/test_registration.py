@@ -19,18 +19,25 @@ def hellinger(change):
 
 
 def hellinger_first_order(change):
-    return tf.sqrt(tf.reduce_sum(change.before * (change.log_ratio / 2) ** 2, axis=-1) / 2)
+    return tf.sqrt(
+        tf.reduce_sum(change.before * (change.log_ratio / 2) ** 2, axis=-1) / 2
+    )
 
 
 def hellinger_of_numpy(before, after):
-    p, q = (np.exp(reference.log_softmax(np.asarray(z, np.longdouble))) for z in (before, after))
+    p, q = (
+        np.exp(reference.log_softmax(np.asarray(z, np.longdouble)))
+        for z in (before, after)
+    )
     return float(np.sqrt(((np.sqrt(q) - np.sqrt(p)) ** 2).sum() / 2))
 
 
 def top_margin(change):
     """Change of the gap between the two largest outputs before the update."""
     order = tf.argsort(change.before, direction="DESCENDING")[..., :2]
-    first, second = tf.unstack(tf.gather(change.difference, order, batch_dims=len(order.shape) - 1), axis=-1)
+    first, second = tf.unstack(
+        tf.gather(change.difference, order, batch_dims=len(order.shape) - 1), axis=-1
+    )
     return tf.abs(first - second)
 
 
@@ -38,7 +45,10 @@ def classifier(cls=keras.Model):
     keras.utils.set_random_seed(1)
     inputs = keras.Input((4,))
     model = cls(inputs, L.Dense(3)(L.Dense(6, activation="tanh")(inputs)))
-    model.compile(keras.optimizers.SGD(0.1), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.compile(
+        keras.optimizers.SGD(0.1),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
     return model
 
 
@@ -49,7 +59,9 @@ Y = np.arange(6) % 3
 def test_a_measure_of_ones_own_is_measured_and_is_in_the_frame():
     srel_tf.register_measure("hellinger", hellinger, probabilities=True)
     model = classifier(srel_tf.SRelModel)
-    model.attach_probe(srel_tf.ProbeSet(X, Y), every=1, measures=("hellinger", "kl"), learning_rate=0.5)
+    model.attach_probe(
+        srel_tf.ProbeSet(X, Y), every=1, measures=("hellinger", "kl"), learning_rate=0.5
+    )
     with double_precision():
         exact = classifier()
     exact.set_weights(model.get_weights())
@@ -58,24 +70,34 @@ def test_a_measure_of_ones_own_is_measured_and_is_in_the_frame():
     frame = model.srel_frame()
     first = frame[(frame["step"] == 0) & (frame["measure"] == "hellinger")]
     assert first["valid"].all()
-    matrix = first.pivot(index="source_id", columns="target_id", values="srel").to_numpy()
+    matrix = first.pivot(
+        index="source_id", columns="target_id", values="srel"
+    ).to_numpy()
     np.testing.assert_allclose(matrix, expected, rtol=1e-3)
     assert set(frame["measure"]) == {"hellinger", "kl"}
 
 
 def test_its_limit_is_that_of_short_steps():
-    srel_tf.register_measure("hellinger", hellinger, first_order=hellinger_first_order, probabilities=True)
+    srel_tf.register_measure(
+        "hellinger", hellinger, first_order=hellinger_first_order, probabilities=True
+    )
     model, probe = classifier(), srel_tf.ProbeSet(X, Y)
     limit = srel_tf.measure(model, probe, "hellinger", estimator="limit")
-    step = srel_tf.measure(model, probe, "hellinger", learning_rate=1e-6, precision="float64")
+    step = srel_tf.measure(
+        model, probe, "hellinger", learning_rate=1e-6, precision="float64"
+    )
     assert limit.valid("hellinger").all()
-    np.testing.assert_allclose(limit.matrix("hellinger"), step.matrix("hellinger"), rtol=1e-4)
+    np.testing.assert_allclose(
+        limit.matrix("hellinger"), step.matrix("hellinger"), rtol=1e-4
+    )
 
 
 def test_a_measure_without_a_first_order_form_has_no_limit():
     srel_tf.register_measure("margin", top_margin)
     model, probe = classifier(), srel_tf.ProbeSet(X, Y)
-    with pytest.raises(srel_tf.OptionError, match=r"'margin'.*no first-order form.*register_measure"):
+    with pytest.raises(
+        srel_tf.OptionError, match=r"'margin'.*no first-order form.*register_measure"
+    ):
         srel_tf.measure(model, probe, "margin", estimator="limit")
     assert srel_tf.measure(model, probe, "margin").valid("margin").any()
 
@@ -109,14 +131,22 @@ class Scale(L.Layer):
 def scaled():
     keras.utils.set_random_seed(2)
     inputs = keras.Input((4,))
-    model = keras.Model(inputs, L.Dense(3)(Scale()(L.Dense(5, activation="tanh")(inputs))))
-    model.compile(keras.optimizers.SGD(0.1), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model = keras.Model(
+        inputs, L.Dense(3)(Scale()(L.Dense(5, activation="tanh")(inputs)))
+    )
+    model.compile(
+        keras.optimizers.SGD(0.1),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
     return model
 
 
 def test_a_rule_of_ones_own_gives_what_differentiation_gives():
     model, probe = scaled(), srel_tf.ProbeSet(X, Y)
-    with pytest.warns(UserWarning, match=r"no gradient rule for layers of type Scale.*register_layer_rule"):
+    with pytest.warns(
+        UserWarning,
+        match=r"no gradient rule for layers of type Scale.*register_layer_rule",
+    ):
         expected = srel_tf.measure(model, probe, estimator="limit").matrix("kl")
     calls = []
 
@@ -137,10 +167,15 @@ def test_a_wrong_rule_is_refused():
     def wrong(layer, call, x, output_grads):
         return [(layer.w, srel_tf.ExplicitGradient(10 * x[:, None] * output_grads))]
 
-    with pytest.raises(srel_tf.ModelError, match="do not move as their derivative says"):
+    with pytest.raises(
+        srel_tf.ModelError, match="do not move as their derivative says"
+    ):
         srel_tf.measure(scaled(), srel_tf.ProbeSet(X, Y), estimator="limit")
 
 
 def test_a_rule_is_for_layers():
-    with pytest.raises(srel_tf.OptionError, match=r"register_layer_rule\(3\).*subclasses of keras.Layer"):
+    with pytest.raises(
+        srel_tf.OptionError,
+        match=r"register_layer_rule\(3\).*subclasses of keras.Layer",
+    ):
         srel_tf.register_layer_rule(3)

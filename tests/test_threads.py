@@ -19,7 +19,9 @@ def measure(directory):
     model = classifier("cnn")
     probe = srel_tf.ProbeSet(x, y, sources=range(0, 24, 3))
     for estimator in ESTIMATORS:
-        result = srel_tf.measure(model, probe, ("kl", "l1"), learning_rate=0.1, estimator=estimator)
+        result = srel_tf.measure(
+            model, probe, ("kl", "l1"), learning_rate=0.1, estimator=estimator
+        )
         srel_tf.write_frame(result.to_frame(), Path(directory) / f"{estimator}.parquet")
 
 
@@ -30,13 +32,20 @@ def test_other_numbers_of_threads_change_nothing_beyond_the_contract(tmp_path):
     there.mkdir()
     names = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
     threads = "1" if os.cpu_count() > 1 else "2"
-    command = [sys.executable, "-c", "import sys; from tests.test_threads import measure; measure(sys.argv[1])", there]
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from tests.test_threads import measure; measure(sys.argv[1])",
+        there,
+    ]
     env = {**os.environ, **dict.fromkeys(names, threads)}
     with subprocess.Popen(command, cwd=Path(__file__).parents[1], env=env) as process:
         measure(here)
     assert process.returncode == 0
     for estimator in ESTIMATORS:
-        one, two = (srel_tf.read_frame(path / f"{estimator}.parquet") for path in (here, there))
+        one, two = (
+            srel_tf.read_frame(path / f"{estimator}.parquet") for path in (here, there)
+        )
         both = one["valid"] & two["valid"]
         assert both.mean() > 0.9
         for name in ("l1", "kl"):

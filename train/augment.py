@@ -16,8 +16,12 @@ def crop_and_flip(images, rng, padding=4):
     row, column = rng.integers(0, 2 * padding + 1, size=(count, 2)).T
     flipped = rng.random(count) < 0.5
     padded = np.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), axis=(1, 2))
-    crops = np.moveaxis(windows[np.arange(count), row, column], 1, -1)  # from [N, C, H, W]
+    windows = np.lib.stride_tricks.sliding_window_view(
+        padded, (height, width), axis=(1, 2)
+    )
+    crops = np.moveaxis(
+        windows[np.arange(count), row, column], 1, -1
+    )  # from [N, C, H, W]
     return np.where(flipped[:, None, None, None], crops[:, :, ::-1], crops)
 
 
@@ -30,6 +34,8 @@ def draw_fifth(labels, rng):
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
         if members.size < 5:
-            raise DatasetError(f"class {label} has {members.size} training images, too few to draw a fifth for testing")
+            raise DatasetError(
+                f"class {label} has {members.size} training images, too few to draw a fifth for testing"
+            )
         drawn.append(rng.choice(members, members.size // 5, replace=False))
     return np.sort(np.concatenate(drawn))

@@ -30,26 +30,70 @@ def parser():
         description=__doc__.split("\n\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    for part, text in (("growth", "time and memory by probe points"), ("training", "what it costs during fit")):
+    for part, text in (
+        ("growth", "time and memory by probe points"),
+        ("training", "what it costs during fit"),
+    ):
         p.add_argument(f"--{part}", action="store_true", help=text)
-    p.add_argument("--shares", action="store_true", help="where the time goes, as shares of the physical limit")
-    p.add_argument("--all", action="store_true", help="these and the comparison, which is what runs without any")
-    p.add_argument("--out", type=Path, help="directory for tables (CSV), machine (JSON) and a picture")
+    p.add_argument(
+        "--shares",
+        action="store_true",
+        help="where the time goes, as shares of the physical limit",
+    )
+    p.add_argument(
+        "--all",
+        action="store_true",
+        help="these and the comparison, which is what runs without any",
+    )
+    p.add_argument(
+        "--out",
+        type=Path,
+        help="directory for tables (CSV), machine (JSON) and a picture",
+    )
     p.add_argument("--model", default="resnet18", choices=ARCHITECTURES)
-    p.add_argument("--points", type=int, default=60, help="probe points, of 3 classes (not --growth)")
-    p.add_argument("--repeats", type=int, default=5, help="rounds in which the procedures are called in turn")
-    p.add_argument("--torch-repeats", type=int, default=2, help="the same of the torch.func recipes; 0: none")
-    p.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="probe points of --growth")
-    p.add_argument("--exact-up-to", type=int, default=240, help="--growth measures exact up to this many points")
+    p.add_argument(
+        "--points",
+        type=int,
+        default=60,
+        help="probe points, of 3 classes (not --growth)",
+    )
+    p.add_argument(
+        "--repeats",
+        type=int,
+        default=5,
+        help="rounds in which the procedures are called in turn",
+    )
+    p.add_argument(
+        "--torch-repeats",
+        type=int,
+        default=2,
+        help="the same of the torch.func recipes; 0: none",
+    )
+    p.add_argument(
+        "--sizes", type=int, nargs="+", default=SIZES, help="probe points of --growth"
+    )
+    p.add_argument(
+        "--exact-up-to",
+        type=int,
+        default=240,
+        help="--growth measures exact up to this many points",
+    )
     p.add_argument("--batch-size", type=int, default=256, help="of --training")
-    p.add_argument("--rounds", type=int, default=5, help="of --training, in which its kinds of blocks take turns")
+    p.add_argument(
+        "--rounds",
+        type=int,
+        default=5,
+        help="of --training, in which its kinds of blocks take turns",
+    )
     return p
 
 
 def main(arguments=None):
     """Run the command; the exit status."""
     args = parser().parse_args(arguments)
-    chosen = [part for part in PARTS if args.all or getattr(args, part, False)] or ["comparison"]
+    chosen = [part for part in PARTS if args.all or getattr(args, part, False)] or [
+        "comparison"
+    ]
     try:
         _check(args)
         make_repeatable(0)
@@ -61,7 +105,13 @@ def main(arguments=None):
             print(f"  ({part}: {time.perf_counter() - start:.0f} s)", flush=True)
             if args.out:
                 options = {k: v for k, v in vars(args).items() if k != "out"}
-                report.write(args.out, part, {"machine": about, "options": options}, tables, figures)
+                report.write(
+                    args.out,
+                    part,
+                    {"machine": about, "options": options},
+                    tables,
+                    figures,
+                )
     except SRelError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -69,12 +119,23 @@ def main(arguments=None):
 
 
 def _check(args):
-    least_of = {"points": 3, "repeats": 1, "torch_repeats": 0, "exact_up_to": 0, "batch_size": 1, "rounds": 1}
+    least_of = {
+        "points": 3,
+        "repeats": 1,
+        "torch_repeats": 0,
+        "exact_up_to": 0,
+        "batch_size": 1,
+        "rounds": 1,
+    }
     for name, least in least_of.items():
         if getattr(args, name) < least:
-            raise OptionError(f"--{name.replace('_', '-')} {getattr(args, name)}: give at least {least}")
+            raise OptionError(
+                f"--{name.replace('_', '-')} {getattr(args, name)}: give at least {least}"
+            )
     if min(args.sizes) < 3 or len(set(args.sizes)) < len(args.sizes):
-        raise OptionError(f"--sizes {' '.join(map(str, args.sizes))}: give different numbers of 3 or more points")
+        raise OptionError(
+            f"--sizes {' '.join(map(str, args.sizes))}: give different numbers of 3 or more points"
+        )
 
 
 def _comparison(args):
@@ -82,16 +143,25 @@ def _comparison(args):
     table = comparison(args.model, args.points, args.repeats, torch_repeats)
     report.print_comparison(table, args.model, args.points)
     if args.torch_repeats and not torch_repeats:
-        print("torch.func recipes left out: PyTorch is not installed (pip install -e '.[torch]')", flush=True)
+        print(
+            "torch.func recipes left out: PyTorch is not installed (pip install -e '.[torch]')",
+            flush=True,
+        )
     return {"comparison": table}, {}
 
 
 def _growth(args):
-    print(f"\n{args.model}, each line in a process of its own; exact up to {args.exact_up_to} points (--exact-up-to)")
-    table = growth(args.model, sorted(args.sizes), args.exact_up_to, report.print_growth_row)
+    print(
+        f"\n{args.model}, each line in a process of its own; exact up to {args.exact_up_to} points (--exact-up-to)"
+    )
+    table = growth(
+        args.model, sorted(args.sizes), args.exact_up_to, report.print_growth_row
+    )
     fitted = exponents(table)
     report.print_exponents(fitted)
-    return {"growth": table, "growth_exponents": fitted}, {"growth": report.plot_growth(table, fitted)}
+    return {"growth": table, "growth_exponents": fitted}, {
+        "growth": report.plot_growth(table, fitted)
+    }
 
 
 def _training(args):
@@ -107,7 +177,12 @@ def _shares(args):
     return {"shares": table.assign(multiply_adds_per_second=rate)}, {}
 
 
-PARTS = {"comparison": _comparison, "growth": _growth, "training": _training, "shares": _shares}
+PARTS = {
+    "comparison": _comparison,
+    "growth": _growth,
+    "training": _training,
+    "shares": _shares,
+}
 
 
 if __name__ == "__main__":

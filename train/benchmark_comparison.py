@@ -27,7 +27,9 @@ def has_torch():
     return importlib.util.find_spec("torch") is not None
 
 
-def comparison(name="resnet18", points=60, repeats=5, torch_repeats=2, shape=(32, 32, 3)):
+def comparison(
+    name="resnet18", points=60, repeats=5, torch_repeats=2, shape=(32, 32, 3)
+):
     """One row a procedure: median seconds, timings, and its ratios forward_passes and published_over_it.
 
     `torch_repeats` 0 leaves the torch.func recipes out. The published procedure is scaled up from the (source, class)
@@ -45,8 +47,13 @@ def comparison(name="resnet18", points=60, repeats=5, torch_repeats=2, shape=(32
 
 def ratios(times, pairs):
     """The table of `comparison` from {procedure: seconds of its calls}; the published procedure consists of `pairs`."""
-    table = pd.DataFrame({"procedure": list(times), "timings": [len(t) for t in times.values()]})
-    table["seconds"] = [float(np.median(t)) * (pairs if name == PUBLISHED else 1) for name, t in times.items()]
+    table = pd.DataFrame(
+        {"procedure": list(times), "timings": [len(t) for t in times.values()]}
+    )
+    table["seconds"] = [
+        float(np.median(t)) * (pairs if name == PUBLISHED else 1)
+        for name, t in times.items()
+    ]
     whole = table.set_index("procedure")["seconds"]
     table["forward_passes"] = table["seconds"] / whole[FORWARD]
     table["published_over_it"] = whole[PUBLISHED] / table["seconds"]

@@ -44,29 +44,56 @@ def exponents(table):
     for estimator, part in table.groupby("estimator", sort=False):
         for quantity in QUANTITIES:
             known = len(part) > 1 and (part[quantity] > 0).all()
-            slope, height = np.polyfit(np.log(part["points"]), np.log(part[quantity]), 1) if known else (np.nan,) * 2
+            slope, height = (
+                np.polyfit(np.log(part["points"]), np.log(part[quantity]), 1)
+                if known
+                else (np.nan,) * 2
+            )
             sizes = f"{part['points'].min()}–{part['points'].max()}"
-            row = {"estimator": estimator, "quantity": quantity, "exponent": slope, "factor": np.exp(height)}
+            row = {
+                "estimator": estimator,
+                "quantity": quantity,
+                "exponent": slope,
+                "factor": np.exp(height),
+            }
             rows.append({**row, "points": sizes})
     return pd.DataFrame(rows)
 
 
 def _in_new_process(estimator, points, model):
-    command = [sys.executable, "-m", "train.benchmark_growth", estimator, str(points), model]
+    command = [
+        sys.executable,
+        "-m",
+        "train.benchmark_growth",
+        estimator,
+        str(points),
+        model,
+    ]
     run = subprocess.run(command, capture_output=True, text=True)
     if run.returncode:
-        last = (run.stderr.strip().splitlines() or ["no message: killed for lack of memory?"])[-1]
-        raise srel_tf.SRelError(f"{estimator} with {points} points ended with status {run.returncode}: {last}")
+        last = (
+            run.stderr.strip().splitlines()
+            or ["no message: killed for lack of memory?"]
+        )[-1]
+        raise srel_tf.SRelError(
+            f"{estimator} with {points} points ended with status {run.returncode}: {last}"
+        )
     return json.loads(run.stdout.strip().splitlines()[-1])
 
 
 def measure_one(estimator, points, model):
     """Time and memory of one estimator at one size, in this process: a dict."""
-    from train.benchmark_procedures import forward_pass, seconds, setup  # Loads TensorFlow.
+    from train.benchmark_procedures import (
+        forward_pass,
+        seconds,
+        setup,
+    )  # Loads TensorFlow.
 
     it = setup(model, points)
     forward = forward_pass(it.model)
-    batches = np.array_split(it.x, -(-points // srel_tf.Settings().batch_size))  # As many at a time as a measurement.
+    batches = np.array_split(
+        it.x, -(-points // srel_tf.Settings().batch_size)
+    )  # As many at a time as a measurement.
 
     def forward_all():
         for batch in batches:
@@ -81,8 +108,19 @@ def measure_one(estimator, points, model):
     while len(times) < 3 and sum(times) < LONG:
         times.append(seconds(instrument))
     peak = peak_memory()
-    about = {"estimator": estimator, "points": points, "seconds": float(np.median(times)), "measurements": len(times)}
-    return {**about, "first": first, "forward": float(np.median(backprop)), "memory": peak - before, "peak": peak}
+    about = {
+        "estimator": estimator,
+        "points": points,
+        "seconds": float(np.median(times)),
+        "measurements": len(times),
+    }
+    return {
+        **about,
+        "first": first,
+        "forward": float(np.median(backprop)),
+        "memory": peak - before,
+        "peak": peak,
+    }
 
 
 def peak_memory():
@@ -93,7 +131,9 @@ def peak_memory():
     status = Path("/proc/self/status")
     if status.exists():
         lines = status.read_text(encoding="utf-8").splitlines()
-        kibibytes = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+        kibibytes = next(
+            int(line.split()[1]) for line in lines if line.startswith("VmHWM")
+        )
         return kibibytes * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -38,7 +38,12 @@ def setup(name="resnet18", points=60, shape=(32, 32, 3)):
     x = generator.normal(size=(points, *shape)).astype(keras.config.floatx())
     model = build_model(name, shape, CLASSES)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.Adam(LEARNING_RATE), loss, metrics=["accuracy"], jit_compile=False)
+    model.compile(
+        keras.optimizers.Adam(LEARNING_RATE),
+        loss,
+        metrics=["accuracy"],
+        jit_compile=False,
+    )
     return Setup(model, x, np.arange(points) % CLASSES)
 
 
@@ -64,7 +69,12 @@ class NaiveLoop:
             with tf.GradientTape() as tape:
                 value = tf.reduce_mean(loss(y, model(x, training=False)))
             gradients = tape.gradient(value, model.trainable_variables)
-            weights = zip(shadow.trainable_variables, model.trainable_variables, gradients, strict=True)
+            weights = zip(
+                shadow.trainable_variables,
+                model.trainable_variables,
+                gradients,
+                strict=True,
+            )
             for copy, w, g in weights:
                 copy.assign(w - LEARNING_RATE * g)
             return shadow(targets, training=False)
@@ -74,13 +84,23 @@ class NaiveLoop:
     def __call__(self):
         before = self._forward(self._x)
         n = len(self._x)
-        after = tf.stack([self._stepped(self._x[i, None], self._y[i, None], self._x) for i in range(n)])
-        return {name: _srel(distance(before, after)) for name, distance in DISTANCES.items()}
+        after = tf.stack(
+            [
+                self._stepped(self._x[i, None], self._y[i, None], self._x)
+                for i in range(n)
+            ]
+        )
+        return {
+            name: _srel(distance(before, after)) for name, distance in DISTANCES.items()
+        }
 
 
 def _kl(before, after):
     """KL(g⁺, g) of softmax outputs, Definition 2."""
-    p, log_ratio = tf.nn.softmax(after), tf.nn.log_softmax(after) - tf.nn.log_softmax(before)
+    p, log_ratio = (
+        tf.nn.softmax(after),
+        tf.nn.log_softmax(after) - tf.nn.log_softmax(before),
+    )
     return tf.reduce_sum(p * log_ratio, axis=-1)
 
 
@@ -106,11 +126,18 @@ def published_pair(model, x, y, source, target_class):
     before = [copy(batch, training=False) for batch in (targets, xs)]
     with tf.GradientTape() as tape:
         loss = model.loss(ys, copy(xs, training=False))
-    optimizer.apply_gradients(zip(tape.gradient(loss, copy.trainable_variables), copy.trainable_variables, strict=True))
+    optimizer.apply_gradients(
+        zip(
+            tape.gradient(loss, copy.trainable_variables),
+            copy.trainable_variables,
+            strict=True,
+        )
+    )
     after = [copy(batch, training=False) for batch in (targets, xs)]
     p, q = ([tf.nn.softmax(outputs) for outputs in side] for side in (before, after))
     numerator, denominator = (
-        tf.reduce_mean(old * (tf.math.log(old) - new), axis=-1) for old, new in zip(p, q, strict=True)
+        tf.reduce_mean(old * (tf.math.log(old) - new), axis=-1)
+        for old, new in zip(p, q, strict=True)
     )
     return (numerator / (denominator + 1e-8)).numpy()
 
@@ -134,5 +161,7 @@ def interleaved(functions, rounds, each=None):
     for turn in range(max(rounds.values())):
         for name, function in functions.items():
             if turn < rounds[name]:
-                times[name] += [seconds(function) for _ in range((each or {}).get(name, 1))]
+                times[name] += [
+                    seconds(function) for _ in range((each or {}).get(name, 1))
+                ]
     return times

@@ -50,7 +50,9 @@ class LinearMap(NamedTuple):
         if self.window > 1:
             of_inputs = min(of_inputs, self.pixels**2 * (k // self.window + t * t))
         products = pairs * (of_inputs + m * t * t * o)
-        kernel = products if products + 4 * m * pairs * t * t <= formed + sources else formed
+        kernel = (
+            products if products + 4 * m * pairs * t * t <= formed + sources else formed
+        )
         return kernel + (n_s * n_t * m * g * o if self.has_bias else 0)
 
 
@@ -64,7 +66,11 @@ def linear_maps(model):
             positions = math.prod(layer.output.shape[1:-1])
             inputs, outputs = math.prod(window) * k, channels // groups
             over = math.prod(layer.input.shape[1:-1]), math.prod(window)
-            maps.append(LinearMap(groups, positions, inputs, outputs, layer.use_bias, not maps, *over))
+            maps.append(
+                LinearMap(
+                    groups, positions, inputs, outputs, layer.use_bias, not maps, *over
+                )
+            )
     return maps
 
 
@@ -104,10 +110,16 @@ def shares(name="resnet18", points=60, repeats=5):
         "exact": it.instrument("exact"),
         "limit": it.instrument("limit"),
     }
-    times = interleaved(procedures, dict.fromkeys(procedures, repeats), each={"product": 3, "forward pass": 10})
+    times = interleaved(
+        procedures,
+        dict.fromkeys(procedures, repeats),
+        each={"product": 3, "forward pass": 10},
+    )
     rate = SIZE**3 / min(times.pop("product"))
     table = needed(linear_maps(it.model), points, CLASSES)
-    table["seconds"] = table["estimator"].map({k: float(np.median(t)) for k, t in times.items()})
+    table["seconds"] = table["estimator"].map(
+        {k: float(np.median(t)) for k, t in times.items()}
+    )
     table["seconds_at_peak"] = table["multiply_adds"] / rate
     table["share"] = table["seconds_at_peak"] / table["seconds"]
     return table, rate

@@ -19,7 +19,9 @@ CHUNK = 10  # Examples whose gradients or Jacobians `vmap` forms at a time.
 def _conv(layer, x, kernel, bias=None):
     same = layer.padding == "same"
     if same and any(s != 1 for s in layer.strides):
-        raise ModelError(f"layer {layer.name!r}: torch pads strided convolutions otherwise; use ZeroPadding2D")
+        raise ModelError(
+            f"layer {layer.name!r}: torch pads strided convolutions otherwise; use ZeroPadding2D"
+        )
     return F.conv2d(x, kernel, bias, layer.strides, "same" if same else 0)
 
 
@@ -53,7 +55,11 @@ OPERATIONS = {
     keras.layers.Add: lambda layer, x: sum(x),
 }
 
-ACTIVATIONS = {None: lambda t: t, keras.activations.linear: lambda t: t, keras.activations.relu: F.relu}
+ACTIVATIONS = {
+    None: lambda t: t,
+    keras.activations.linear: lambda t: t,
+    keras.activations.relu: F.relu,
+}
 
 
 class AsTorch(torch.nn.Module):
@@ -66,7 +72,10 @@ class AsTorch(torch.nn.Module):
     def __init__(self, model):
         super().__init__()
         for layer in model.layers[1:]:
-            if type(layer) not in OPERATIONS or getattr(layer, "activation", None) not in ACTIVATIONS:
+            if (
+                type(layer) not in OPERATIONS
+                or getattr(layer, "activation", None) not in ACTIVATIONS
+            ):
                 raise ModelError(
                     f"layer {layer.name!r} of type {type(layer).__name__} has no counterpart in torch here"
                 )
@@ -75,15 +84,23 @@ class AsTorch(torch.nn.Module):
         for layer in model.layers:
             for k, w in enumerate(layer.get_weights()):
                 axes = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}[w.ndim]
-                self.kernels[_key(layer, k)] = torch.nn.Parameter(torch.tensor(w.transpose(axes)))
+                self.kernels[_key(layer, k)] = torch.nn.Parameter(
+                    torch.tensor(w.transpose(axes))
+                )
 
     def forward(self, x):
         values = {id(self._model.inputs[0]): x.movedim(-1, 1).contiguous()}
         for layer in self._model.layers[1:]:
-            inputs = [values[id(t)] for t in layer.input] if isinstance(layer.input, list) else values[id(layer.input)]
+            inputs = (
+                [values[id(t)] for t in layer.input]
+                if isinstance(layer.input, list)
+                else values[id(layer.input)]
+            )
             weights = [self.kernels[_key(layer, k)] for k in range(len(layer.weights))]
             outputs = OPERATIONS[type(layer)](layer, inputs, *weights)
-            values[id(layer.output)] = ACTIVATIONS[getattr(layer, "activation", None)](outputs)
+            values[id(layer.output)] = ACTIVATIONS[getattr(layer, "activation", None)](
+                outputs
+            )
         return values[id(self._model.outputs[0])]
 
 
@@ -96,7 +113,9 @@ class Recipes:
 
     def __init__(self, model, x, y, learning_rate):
         self._module = AsTorch(model)
-        self._weights = {name: p.detach() for name, p in self._module.named_parameters()}
+        self._weights = {
+            name: p.detach() for name, p in self._module.named_parameters()
+        }
         self._x, self._y, self._eta = torch.tensor(x), torch.tensor(y), learning_rate
 
     def use_faster_threads(self):
@@ -107,7 +126,9 @@ class Recipes:
         times = {}
         for threads in {1, torch.get_num_threads()}:
             torch.set_num_threads(threads)
-            times[threads] = min(seconds(lambda: self._after(self._x[0], self._y[0])) for _ in range(3))
+            times[threads] = min(
+                seconds(lambda: self._after(self._x[0], self._y[0])) for _ in range(3)
+            )
         best = min(times, key=times.get)
         torch.set_num_threads(best)
         return best
@@ -132,12 +153,17 @@ class Recipes:
         The gradients of all sources are held (n weights' worth), the Jacobians never all at once: they are used up
         as they come. That saves memory against the tutorial's kernel, and a factor C of its products.
         """
-        gradients = vmap(grad(self._loss), (None, 0, 0), chunk_size=CHUNK)(self._weights, self._x, self._y)
+        gradients = vmap(grad(self._loss), (None, 0, 0), chunk_size=CHUNK)(
+            self._weights, self._x, self._y
+        )
         jacobian = vmap(jacrev(self._one_output), (None, 0))
         columns = []
         for x in self._x.split(CHUNK):
             j = jacobian(self._weights, x)
-            by_weight = [torch.einsum("sp,tcp->stc", gradients[k].flatten(1), j[k].flatten(2)) for k in self._weights]
+            by_weight = [
+                torch.einsum("sp,tcp->stc", gradients[k].flatten(1), j[k].flatten(2))
+                for k in self._weights
+            ]
             columns.append(-sum(by_weight))
         return torch.cat(columns, dim=1).numpy()
 
@@ -152,4 +178,6 @@ class Recipes:
 
     def _after(self, x, y):
         gradients = grad(self._loss)(self._weights, x, y)
-        return self._outputs({k: w - self._eta * gradients[k] for k, w in self._weights.items()}, self._x)
+        return self._outputs(
+            {k: w - self._eta * gradients[k] for k, w in self._weights.items()}, self._x
+        )

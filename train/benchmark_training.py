@@ -9,7 +9,10 @@ import pandas as pd
 from train.benchmark_procedures import CLASSES, setup
 
 EVERY = 9  # Steps from one measurement to the next, as in the paper.
-PLAIN, KINDS = "plain fit", ("no measurement", "limit", "exact")  # What the blocks of a fit with probes do in turn.
+PLAIN, KINDS = (
+    "plain fit",
+    ("no measurement", "limit", "exact"),
+)  # What the blocks of a fit with probes do in turn.
 
 
 class _Blocks(keras.callbacks.Callback):
@@ -42,7 +45,9 @@ def training(name="resnet18", points=60, batch_size=256, rounds=5, shape=(32, 32
     plain = _fit(it.model, batch_size, 1 + rounds, shape)
     start = int(it.model.optimizer.iterations)
     for estimator in KINDS[1:]:
-        it.model.attach_probe(it.probe, every=due(estimator, start), estimator=estimator)
+        it.model.attach_probe(
+            it.probe, every=due(estimator, start), estimator=estimator
+        )
     in_turn = _fit(it.model, batch_size, 1 + rounds * len(KINDS), shape)
     it.model.detach_probes()
     rows = [(PLAIN, s) for s in plain] + list(zip(KINDS * rounds, in_turn, strict=True))
@@ -63,7 +68,9 @@ def due(estimator, start):
 def _fit(model, batch_size, blocks, shape):
     """Seconds of the blocks of one `fit` on random images, but for the first."""
     generator = np.random.default_rng(1)
-    x = generator.standard_normal((batch_size * EVERY * blocks, *shape), dtype="float32")
+    x = generator.standard_normal(
+        (batch_size * EVERY * blocks, *shape), dtype="float32"
+    )
     clock = _Blocks()
     y = generator.integers(CLASSES, size=len(x))
     model.fit(x, y, batch_size=batch_size, callbacks=[clock], verbose=0)
@@ -74,4 +81,10 @@ def overhead(table):
     """Median seconds of a block of each kind, and by how much it exceeds one without a measurement, as a share."""
     by_kind = table.groupby("kind", sort=False)["seconds"]
     medians = by_kind.median()
-    return pd.DataFrame({"seconds": medians, "blocks": by_kind.size(), "overhead": medians / medians[KINDS[0]] - 1})
+    return pd.DataFrame(
+        {
+            "seconds": medians,
+            "blocks": by_kind.size(),
+            "overhead": medians / medians[KINDS[0]] - 1,
+        }
+    )

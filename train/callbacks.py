@@ -42,8 +42,14 @@ class Lines(keras.callbacks.Callback):
         self._seed, self._epochs = seed, epochs
 
     def on_epoch_end(self, epoch, logs=None):
-        values = ", ".join(f"{name} {logs[name]:.4f}" for name in ("loss", "accuracy", "val_loss", "val_accuracy"))
-        print(f"seed {self._seed}: epoch {epoch + 1} of {self._epochs}, {values}", flush=True)
+        values = ", ".join(
+            f"{name} {logs[name]:.4f}"
+            for name in ("loss", "accuracy", "val_loss", "val_accuracy")
+        )
+        print(
+            f"seed {self._seed}: epoch {epoch + 1} of {self._epochs}, {values}",
+            flush=True,
+        )
 
 
 class History(keras.callbacks.Callback):
@@ -68,8 +74,15 @@ class History(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         for split, prefix in (("train", ""), ("test", "val_")):
             values = {name: logs[prefix + name] for name in ("loss", "accuracy")}
-            run = {"run": f"seed-{self._seed}", "seed": self._seed, "epoch": epoch + 1, "split": split}
+            run = {
+                "run": f"seed-{self._seed}",
+                "seed": self._seed,
+                "epoch": epoch + 1,
+                "split": split,
+            }
             self._rows.append({**run, **values})
 
     def frame(self):
-        return pd.DataFrame(self._rows, columns=["run", "seed", "epoch", "split", "loss", "accuracy"])
+        return pd.DataFrame(
+            self._rows, columns=["run", "seed", "epoch", "split", "loss", "accuracy"]
+        )

@@ -7,7 +7,11 @@ from srel_tf.hypotheses import COLUMNS, decide
 from train.condensed import KEY, read
 
 # Claims on the time dependence of means, and the share of entries from which on a mean is one of a selection.
-TRENDS = ("intra constant in time", "inter decreasing", "inter decreases more than intra")
+TRENDS = (
+    "intra constant in time",
+    "inter decreasing",
+    "inter decreases more than intra",
+)
 MISSING = 0.05
 # "Such a separation", intra above inter, is not seen: a separation the other way round is none of that kind.
 NO_SEPARATION = (-np.inf, 0.55)
@@ -15,8 +19,18 @@ NO_SEPARATION = (-np.inf, 0.55)
 COMPARISONS = (
     ("KL separates better than ℓ1", "kl", "l1", (0.01, np.inf)),
     ("ℓ1 and ℓ2 are indistinguishable", "l1", "l2", (-0.01, 0.01)),
-    ("softmax outputs separate better than raw ones, ℓ1", "l1", "raw_l1", (0.01, np.inf)),
-    ("softmax outputs separate better than raw ones, ℓ2", "l2", "raw_l2", (0.01, np.inf)),
+    (
+        "softmax outputs separate better than raw ones, ℓ1",
+        "l1",
+        "raw_l1",
+        (0.01, np.inf),
+    ),
+    (
+        "softmax outputs separate better than raw ones, ℓ2",
+        "l2",
+        "raw_l2",
+        (0.01, np.inf),
+    ),
 )
 
 
@@ -28,19 +42,48 @@ def claims(directories):
     undecided: what float32 does not resolve are the rows of the smallest denominators, which carry the means.
     """
     separation = read(directories, "separation.parquet")
-    auc = separation[separation["epoch"] >= 1].groupby([*KEY, "update", "estimator", "run"], sort=False)["auc"].mean()
+    auc = (
+        separation[separation["epoch"] >= 1]
+        .groupby([*KEY, "update", "estimator", "run"], sort=False)["auc"]
+        .mean()
+    )
     rows = []
-    for (data, protocol, rule), of_rule in auc.groupby(["data", "protocol", "rule"], sort=False):
-        by_measure = of_rule.reset_index().pivot(index="run", columns="measure", values="auc")
-        about = {"hypothesis": "Section 2.1", "scope": "AUC after the first epoch", "update": rule, "estimator": ""}
+    for (data, protocol, rule), of_rule in auc.groupby(
+        ["data", "protocol", "rule"], sort=False
+    ):
+        by_measure = of_rule.reset_index().pivot(
+            index="run", columns="measure", values="auc"
+        )
+        about = {
+            "hypothesis": "Section 2.1",
+            "scope": "AUC after the first epoch",
+            "update": rule,
+            "estimator": "",
+        }
         kept = {"data": data, "protocol": protocol, "rule": rule}
-        for name in (m for m in ("l1", "l2", "kl", "published_kl", "published_l2") if m in by_measure):
-            claim = {**about, "measure": name, "claim": "no separation", "effect": "AUC"}
-            rows.append({**decide(claim, by_measure[name].to_numpy(), NO_SEPARATION), **kept})
+        for name in (
+            m
+            for m in ("l1", "l2", "kl", "published_kl", "published_l2")
+            if m in by_measure
+        ):
+            claim = {
+                **about,
+                "measure": name,
+                "claim": "no separation",
+                "effect": "AUC",
+            }
+            rows.append(
+                {**decide(claim, by_measure[name].to_numpy(), NO_SEPARATION), **kept}
+            )
         for claim, first, second, bounds in COMPARISONS:
             if {first, second} <= set(by_measure):
                 gaps = (by_measure[first] - by_measure[second]).to_numpy()
-                names = {**about, "measure": f"{first} − {second}", "claim": claim, "effect": "difference of AUC"}
+                names = {
+                    **about,
+                    "measure": f"{first} − {second}",
+                    "claim": claim,
+                    "effect": "difference of AUC",
+                }
                 rows.append({**decide(names, gaps, bounds), **kept})
     found = pd.DataFrame(rows, columns=[*COLUMNS, "data", "protocol", "rule"])
     verdicts = pd.concat([read(directories, "verdicts.csv"), found], ignore_index=True)
@@ -54,10 +97,16 @@ def _of_selections(verdicts, pairs):
     share = counts["off_n_valid"] / counts["off_n_pairs"]
     rows = verdicts[KEY].itertuples(index=False)
     found = verdicts.assign(
-        valid_last=[min(share[r.data, r.protocol, m, r.rule] for m in r.measure.split(" − ")) for r in rows]
+        valid_last=[
+            min(share[r.data, r.protocol, m, r.rule] for m in r.measure.split(" − "))
+            for r in rows
+        ]
     )
     selected = found["claim"].isin(TRENDS) & (found["valid_last"] < 1 - MISSING)
-    reasons = found["valid_last"].map("{:.0%} of the entries are valid at the last step: a trend of a selection".format)
+    reasons = found["valid_last"].map(
+        "{:.0%} of the entries are valid at the last step: a trend of a selection".format
+    )
     return found.assign(
-        verdict=found["verdict"].mask(selected, "undecided"), reason=found["reason"].mask(selected, reasons)
+        verdict=found["verdict"].mask(selected, "undecided"),
+        reason=found["reason"].mask(selected, reasons),
     )

@@ -34,7 +34,16 @@ from train.seed_marks import finished_seeds
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 SHOWN = ("kl", "l1")
-KEPT = ("seed", "seconds", "updates", "parameters", "weights_sha256", "data_fingerprint", "probe_ids", "left_out")
+KEPT = (
+    "seed",
+    "seconds",
+    "updates",
+    "parameters",
+    "weights_sha256",
+    "data_fingerprint",
+    "probe_ids",
+    "left_out",
+)
 RULE = ["update", "estimator", "learning_rate"]
 MATRIX = ["run", "seed", "step", "epoch", "measure", *RULE]  # What makes a measurement.
 PAIR = [*MATRIX, "source_class", "target_class"]
@@ -48,11 +57,15 @@ def condense(path, out, steps=()):
     """
     seeds = finished_seeds(path)
     if not seeds:
-        raise FrameError(f"{path} has no finished seed (seed-*/seed.json): run train.classification to its end first")
+        raise FrameError(
+            f"{path} has no finished seed (seed-*/seed.json): run train.classification to its end first"
+        )
     frame = StoredFrame([seed / "frame.parquet" for seed in seeds])
     tables = {"matrices.parquet": matrices(frame, steps)} if steps else {}
     out.mkdir(parents=True, exist_ok=True)
-    off = srel_tf.smooth(frame, diagonal=False).rename(columns=lambda name: name if name in PAIR else f"off_{name}")
+    off = srel_tf.smooth(frame, diagonal=False).rename(
+        columns=lambda name: name if name in PAIR else f"off_{name}"
+    )
     pairs = srel_tf.smooth(frame).merge(off, on=PAIR)
     tables |= {
         "pairs.parquet": pairs.assign(rule=rule_names(pairs)),
@@ -60,15 +73,23 @@ def condense(path, out, steps=()):
         "quantiles.parquet": _with_rules(quantiles(frame)),
         "agreement.parquet": agreement(frame),
         "verdicts.csv": verdicts(frame),
-        "history.csv": pd.concat([srel_tf.read_frame(seed / "history.csv") for seed in seeds], ignore_index=True),
+        "history.csv": pd.concat(
+            [srel_tf.read_frame(seed / "history.csv") for seed in seeds],
+            ignore_index=True,
+        ),
     }
-    (out / "matrices.parquet").unlink(missing_ok=True)  # Those of a run that was condensed here before.
+    (out / "matrices.parquet").unlink(
+        missing_ok=True
+    )  # Those of a run that was condensed here before.
     for name, table in tables.items():
         srel_tf.write_frame(table, out / name)
     for name in ("settings.json", "environment.json"):
         shutil.copyfile(path / name, out / name)
     about = {seed.name: read_json(seed / "seed.json") for seed in seeds}
-    write_json(out / "seeds.json", {seed: {name: read.get(name) for name in KEPT} for seed, read in about.items()})
+    write_json(
+        out / "seeds.json",
+        {seed: {name: read.get(name) for name in KEPT} for seed, read in about.items()},
+    )
     return [*tables, "settings.json", "environment.json", "seeds.json"]
 
 
@@ -81,8 +102,12 @@ def quantiles(frame):
     rows = []
     for piece in frame.pieces([*PAIR, "source_id", "target_id", "srel", "valid"]):
         kept = piece[(piece["source_id"] != piece["target_id"]) & piece["valid"]]
-        kind = (kept["source_class"] == kept["target_class"]).map({True: "intra", False: "inter"})
-        srel = kept.groupby([*MATRIX, kind.rename("kind")], dropna=False, sort=False)["srel"]
+        kind = (kept["source_class"] == kept["target_class"]).map(
+            {True: "intra", False: "inter"}
+        )
+        srel = kept.groupby([*MATRIX, kind.rename("kind")], dropna=False, sort=False)[
+            "srel"
+        ]
         of_kind = srel.quantile(list(QUANTILES)).unstack().rename(columns="q{}".format)
         rows.append(of_kind.assign(mean=srel.mean(), n_valid=srel.size()).reset_index())
     return pd.concat(rows, ignore_index=True)
@@ -99,8 +124,13 @@ def agreement(frame):
         part = _rows(frame, {name: key[name] for name in (*RULE, "run")})
         part = part[(part["source_id"] != part["target_id"]) & part["valid"]]
         for step, entries in part.groupby("step"):
-            by_measure = entries.pivot(index=["source_id", "target_id"], columns="measure", values="srel")
-            ranks, logs = by_measure.corr("spearman"), np.log(by_measure.where(by_measure > 0))
+            by_measure = entries.pivot(
+                index=["source_id", "target_id"], columns="measure", values="srel"
+            )
+            ranks, logs = (
+                by_measure.corr("spearman"),
+                np.log(by_measure.where(by_measure > 0)),
+            )
             for first, second in itertools.combinations(by_measure, 2):
                 both = logs[[first, second]].dropna()
                 slope = (
@@ -108,7 +138,12 @@ def agreement(frame):
                     if len(both) > 2 and both[first].nunique() > 1
                     else np.nan
                 )
-                found = {"first": first, "second": second, "spearman": ranks.loc[first, second], "slope": slope}
+                found = {
+                    "first": first,
+                    "second": second,
+                    "spearman": ranks.loc[first, second],
+                    "slope": slope,
+                }
                 rows.append({**key, "step": step, **found, "n_valid": len(both)})
     return pd.DataFrame(rows)
 
@@ -125,33 +160,54 @@ def verdicts(frame):
 def _keys(frame, names):
     """The values of `names` that occur together, as dicts."""
     columns = ["run", "step", "measure", *RULE]
-    found = pd.concat(piece[columns].drop_duplicates() for piece in frame.pieces(MATRIX)).drop_duplicates()
+    found = pd.concat(
+        piece[columns].drop_duplicates() for piece in frame.pieces(MATRIX)
+    ).drop_duplicates()
     return _with_rules(found)[names].drop_duplicates().to_dict("records")
 
 
 def _rows(frame, key):
     """All rows with these values."""
-    wanted = functools.reduce(operator.and_, (pc.field(name) == value for name, value in key.items()))
+    wanted = functools.reduce(
+        operator.and_, (pc.field(name) == value for name, value in key.items())
+    )
     return frame.read(wanted)
 
 
 def matrices(frame, steps):
     """The rows of the first seed at `steps`, of the measures `SHOWN`."""
     first = frame.dataset.head(1)["seed"][0].as_py()
-    wanted = pc.field("step").isin(list(steps)) & pc.field("measure").isin(SHOWN) & (pc.field("seed") == first)
+    wanted = (
+        pc.field("step").isin(list(steps))
+        & pc.field("measure").isin(SHOWN)
+        & (pc.field("seed") == first)
+    )
     rows = frame.read(wanted)
     missing = sorted(set(steps) - set(rows["step"]))
     if missing:
-        raise FrameError(f"--matrices: steps {missing} of seed {first} were not measured")
+        raise FrameError(
+            f"--matrices: steps {missing} of seed {first} were not measured"
+        )
     return rows
 
 
 def main(arguments=None):
     """Run the command; the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m train.condense", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m train.condense", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
-    parser.add_argument("--out", type=Path, required=True, help="directory, results/NAME")
-    parser.add_argument("--matrices", type=int, nargs="*", default=[], metavar="STEP", help="steps of matrices.parquet")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="directory, results/NAME"
+    )
+    parser.add_argument(
+        "--matrices",
+        type=int,
+        nargs="*",
+        default=[],
+        metavar="STEP",
+        help="steps of matrices.parquet",
+    )
     options = parser.parse_args(arguments)
     try:
         written = condense(options.run_dir, options.out, options.matrices)

@@ -16,7 +16,9 @@ def load(results):
         data, _, protocol = mark.parent.name.rpartition("-")
         found[data, protocol] = mark.parent
     if not found:
-        raise OptionError(f"{results} holds no results of train.condense (DATA-PROTOCOL/separation.parquet)")
+        raise OptionError(
+            f"{results} holds no results of train.condense (DATA-PROTOCOL/separation.parquet)"
+        )
     return found
 
 

@@ -110,10 +110,15 @@ def load(
     read = [_read(image_set, split, labels, image_size) for split in splits]
     if labels is None:
         labels = sorted(set().union(*(examples.labels.tolist() for examples in read)))
-    read = [_renumber(image_set, split, examples, labels) for split, examples in zip(splits, read, strict=True)]
+    read = [
+        _renumber(image_set, split, examples, labels)
+        for split, examples in zip(splits, read, strict=True)
+    ]
     sizes = [examples.images.shape[1:] for examples in read]
     if sizes[0] != sizes[-1]:
-        raise DatasetError(f"training and test images of {name!r} have different sizes, {sizes}: give image_size")
+        raise DatasetError(
+            f"training and test images of {name!r} have different sizes, {sizes}: give image_size"
+        )
     fingerprint = _fingerprint(read)
     mean, std = _statistics(read[0].images, image_set.name)
 
@@ -139,15 +144,21 @@ def load(
 
 def _check_option(option, value, allowed):
     if value not in allowed:
-        raise OptionError(f"{option}={value!r} does not exist: choose one of {', '.join(allowed)}")
+        raise OptionError(
+            f"{option}={value!r} does not exist: choose one of {', '.join(allowed)}"
+        )
 
 
 def _check_size(size):
     if size is None:
         return None
     pair = tuple(size) if isinstance(size, tuple | list) else (size, size)
-    if len(pair) != 2 or not all(isinstance(side, int | np.integer) and side > 0 for side in pair):
-        raise OptionError(f"image_size={size!r}: give a side or (height, width) in pixels, positive whole numbers")
+    if len(pair) != 2 or not all(
+        isinstance(side, int | np.integer) and side > 0 for side in pair
+    ):
+        raise OptionError(
+            f"image_size={size!r}: give a side or (height, width) in pixels, positive whole numbers"
+        )
     return pair
 
 
@@ -170,9 +181,13 @@ def _choose(classes, image_set):
     for wanted in [classes] if isinstance(classes, str) else classes:
         label = names.index(wanted) if wanted in names else _as_label(wanted)
         if not 0 <= label < len(names):
-            raise DatasetError(f"{image_set.name!r} has no class {wanted!r}; it has {_listed(names)}")
+            raise DatasetError(
+                f"{image_set.name!r} has no class {wanted!r}; it has {_listed(names)}"
+            )
         if label in labels:
-            raise DatasetError(f"class {names[label]!r} (label {label}) is chosen twice in {list(classes)}")
+            raise DatasetError(
+                f"class {names[label]!r} (label {label}) is chosen twice in {list(classes)}"
+            )
         labels.append(label)
     if not labels:
         raise DatasetError(f"no class chosen; {image_set.name!r} has {_listed(names)}")
@@ -209,7 +224,9 @@ def _read(image_set, split, labels, image_size):
         if not finite.all():
             at = int(np.argmin(finite.all(axis=1)))
             value = examples.images[at].reshape(-1)[np.argmin(finite[at])]
-            raise DatasetError(f"example {examples.ids[at]} of {there} has a pixel of value {value}")
+            raise DatasetError(
+                f"example {examples.ids[at]} of {there} has a pixel of value {value}"
+            )
     return examples
 
 
@@ -217,7 +234,10 @@ def _renumber(image_set, split, examples, labels):
     """Labels 0 .. K-1 in the order of `labels`, each of which must occur."""
     for label in labels:
         if label not in examples.labels:
-            names = [image_set.class_names[present] for present in sorted(image_set.present(split))]
+            names = [
+                image_set.class_names[present]
+                for present in sorted(image_set.present(split))
+            ]
             raise DatasetError(
                 f"class {image_set.class_names[label]!r} (label {label}) has no images in split {split!r} of "
                 f"{image_set.name!r} in {image_set.where}; choose from {_listed(names) or 'none: the split is empty'}"
@@ -241,12 +261,16 @@ def _statistics(images, name):
         return PUBLISHED_MEAN.copy(), PUBLISHED_STD.copy()
     full = _full_intensity(images)
     mean = images.mean(axis=(0, 1, 2), dtype=np.float64) / full
-    parts = (images[start : start + 1024] for start in range(0, len(images), 1024))  # modest memory
+    parts = (
+        images[start : start + 1024] for start in range(0, len(images), 1024)
+    )  # modest memory
     square = sum(np.square(part / full - mean).sum(axis=(0, 1, 2)) for part in parts)
     std = np.sqrt(square / (images.size / images.shape[-1]))
     if not std.all():
         constant = np.flatnonzero(std == 0).tolist()
-        raise DatasetError(f"channels {constant} of the training images of {name!r} are constant, of deviation 0")
+        raise DatasetError(
+            f"channels {constant} of the training images of {name!r} are constant, of deviation 0"
+        )
     return mean, std
 
 

@@ -13,8 +13,21 @@ import tensorflow as tf
 
 from srel_tf.files import sha256
 
-PACKAGES = ("tensorflow", "keras", "tensorflow-datasets", "numpy", "pandas", "scipy", "scikit-learn")
-VARIABLES = ("TF_ENABLE_ONEDNN_OPTS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
+PACKAGES = (
+    "tensorflow",
+    "keras",
+    "tensorflow-datasets",
+    "numpy",
+    "pandas",
+    "scipy",
+    "scikit-learn",
+)
+VARIABLES = (
+    "TF_ENABLE_ONEDNN_OPTS",
+    "TF_NUM_INTRAOP_THREADS",
+    "TF_NUM_INTEROP_THREADS",
+    "OMP_NUM_THREADS",
+)
 
 
 def versions():
@@ -23,7 +36,9 @@ def versions():
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in PACKAGES},
         "sources": _sources(),
-        "processors allowed": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "processors allowed": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
         "threads": [
             tf.config.threading.get_intra_op_parallelism_threads(),
             tf.config.threading.get_inter_op_parallelism_threads(),
@@ -39,7 +54,9 @@ def _sources():
     origins = [importlib.util.find_spec(name).origin for name in ("srel_tf", "train")]
     for package in (Path(origin).parent for origin in origins):
         for file in sorted(package.rglob("*.py")):
-            digest.update(f"{package.name}/{file.relative_to(package).as_posix()} {sha256(file)}\n".encode())
+            digest.update(
+                f"{package.name}/{file.relative_to(package).as_posix()} {sha256(file)}\n".encode()
+            )
     return digest.hexdigest()
 
 
@@ -48,7 +65,10 @@ def environment():
     return {
         **versions(),
         "machine": f"{platform.machine()}, {os.cpu_count()} processors",
-        "devices": [f"{d.device_type}: {_device_name(d)}" for d in tf.config.list_physical_devices()],
+        "devices": [
+            f"{d.device_type}: {_device_name(d)}"
+            for d in tf.config.list_physical_devices()
+        ],
         "op_determinism": True,
         "jit_compile": False,
         "floatx": keras.config.floatx(),
@@ -56,4 +76,6 @@ def environment():
 
 
 def _device_name(device):
-    return tf.config.experimental.get_device_details(device).get("device_name", device.name)
+    return tf.config.experimental.get_device_details(device).get(
+        "device_name", device.name
+    )

@@ -100,7 +100,12 @@ ITEMS = {
         "1/N before h hᵀ in the numerator alone",
         penalized.stray_one_over_n,
     ),
-    12: Item("average of pairs", "over 20 pairs", "20 pairs are summed and divided by 400", penalized.divided_by_400),
+    12: Item(
+        "average of pairs",
+        "over 20 pairs",
+        "20 pairs are summed and divided by 400",
+        penalized.divided_by_400,
+    ),
     13: Item(
         "synthetic classes",
         "variance 2 in the class of mean 1; the sampled point has label e₁, mean 1",
@@ -125,7 +130,12 @@ ITEMS = {
         "eq. 37 and the remark have β₂₂(x)²; E[β₁₁β₂₂] = 0 is needed and not said",
         theorems.theorem_5_3,
     ),
-    17: Item("eq. 14", "no absolute values", "eq. 13, of which it is a case, has them", theorems.absolute_values),
+    17: Item(
+        "eq. 14",
+        "no absolute values",
+        "eq. 13, of which it is a case, has them",
+        theorems.absolute_values,
+    ),
     18: Item(
         "Theorem 5.1",
         "a time-independent upper bound",
@@ -166,7 +176,9 @@ def errata(evidence, numbers=ITEMS):
     for number in numbers:
         item = ITEMS[number]
         check, effect = item.examine(evidence)
-        rows.append({"number": number, **item._asdict(), "check": check, "effect": effect})
+        rows.append(
+            {"number": number, **item._asdict(), "check": check, "effect": effect}
+        )
     return pd.DataFrame(rows).drop(columns="examine")
 
 
@@ -174,22 +186,49 @@ def show(row):
     """An item as a terminal shows it."""
     print(f"\n{row.number}. {row.subject}")
     for name in ("text", "code", "check", "effect"):
-        print(textwrap.fill(f"{name}: {getattr(row, name)}", 118, initial_indent="   ", subsequent_indent="      "))
+        print(
+            textwrap.fill(
+                f"{name}: {getattr(row, name)}",
+                118,
+                initial_indent="   ",
+                subsequent_indent="      ",
+            )
+        )
 
 
 def main(arguments=None):
     """Run the command; the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m train.errata", description=__doc__.splitlines()[0])
-    parser.add_argument("--results", type=Path, default=Path("results"), help="what train.condense wrote")
-    parser.add_argument(
-        "--published-dir", type=Path, metavar="DIR", help="the published CIFAR-10 curves, if you have them"
+    parser = argparse.ArgumentParser(
+        prog="python -m train.errata", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("--items", type=int, nargs="+", choices=list(ITEMS), metavar="N", help="only these")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=Path("results"),
+        help="what train.condense wrote",
+    )
+    parser.add_argument(
+        "--published-dir",
+        type=Path,
+        metavar="DIR",
+        help="the published CIFAR-10 curves, if you have them",
+    )
+    parser.add_argument(
+        "--items",
+        type=int,
+        nargs="+",
+        choices=list(ITEMS),
+        metavar="N",
+        help="only these",
+    )
     parser.add_argument("--out", type=Path, help="default: RESULTS/replication")
     options = parser.parse_args(arguments)
     out = options.out or options.results / "replication"
     try:
-        found = errata(Evidence(options.results, *_curves(options.published_dir)), options.items or ITEMS)
+        found = errata(
+            Evidence(options.results, *_curves(options.published_dir)),
+            options.items or ITEMS,
+        )
         out.mkdir(parents=True, exist_ok=True)
         written = srel_tf.write_frame(found, out / "errata.csv")
     except (SRelError, OSError) as error:

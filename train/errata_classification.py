@@ -17,7 +17,11 @@ from train.models import build_model
 EPSILON, ETA, K = 1e-8, 1e-4, 20
 SMALL_STEP = "sgd η=0.0001"  # A rule of the protocol crossed.
 # Training and test images a class, batch size; three classes each.
-SIZES = {"SVHN": (4000, 800, 256), "CIFAR-10": (5000, 1000, 256), "CIFAR-100": (500, 100, 25)}
+SIZES = {
+    "SVHN": (4000, 800, 256),
+    "CIFAR-10": (5000, 1000, 256),
+    "CIFAR-100": (500, 100, 25),
+}
 
 
 # --- 1: "KL" ---------------------------------------------------------------------------------------------------
@@ -40,7 +44,10 @@ def published_kl(evidence):
     effect = evidence.of_runs("crossed", _kl_beside_published_kl)
     if evidence.srel is not None:
         curves = evidence.srel[evidence.srel["measure"] == "published_kl"]
-        first, within = curves[curves["step"] == 0]["srel"], curves["srel"].between(low / high, high / low)
+        first, within = (
+            curves[curves["step"] == 0]["srel"],
+            curves["srel"].between(low / high, high / low),
+        )
         effect += (
             f"; the published curves begin between {first.min():.3f} and {first.max():.3f}, and {within.mean():.1%} of "
             f"their values lie in the interval of two predictions that do not move"
@@ -86,7 +93,11 @@ def srel_at_initialisation(learning_rate):
     model = build_model("cnn", digits.input_shape, digits.num_classes)
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     probe = srel_tf.ProbeSet.sample(digits.train.x, digits.train.y, per_class=8, seed=0)
-    options = {"measures": ("published_kl",), "update": "fresh_adam", "learning_rate": learning_rate}
+    options = {
+        "measures": ("published_kl",),
+        "update": "fresh_adam",
+        "learning_rate": learning_rate,
+    }
     return srel_tf.measure(model, probe, **options).matrix("published_kl")
 
 
@@ -123,7 +134,9 @@ def loss_gradient(model, x, y):
     """∇_w of the cross-entropy of logits on x, y, all trainable weights in one float64 vector."""
     with tf.GradientTape() as tape:
         logits = model(x, training=False)
-        loss = keras.losses.sparse_categorical_crossentropy(np.asarray(y), logits, from_logits=True)
+        loss = keras.losses.sparse_categorical_crossentropy(
+            np.asarray(y), logits, from_logits=True
+        )
     gradients = tape.gradient(loss, model.trainable_variables)
     return np.concatenate([g.numpy().ravel() for g in gradients]).astype(float)
 
@@ -190,7 +203,11 @@ def _lowest_denominators(path):
     if not file.exists():
         return f"not measured: {file} is missing"
     entries = srel_tf.read_frame(file)
-    rows = entries[(entries["measure"] == "l1") & (entries["update"] == "fresh_adam") & entries["valid"]]
+    rows = entries[
+        (entries["measure"] == "l1")
+        & (entries["update"] == "fresh_adam")
+        & entries["valid"]
+    ]
     return ", ".join(
         f"step {step}: where float32 resolves it r of the sources is at least {r:.1e}, so that published_l2 is "
         f"lowered by at most {EPSILON / (r + EPSILON):.1e} of itself"

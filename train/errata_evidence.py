@@ -23,12 +23,17 @@ class Evidence(NamedTuple):
         found = self.directories(protocol)
         told = [f"{data}: {describe(path)}" for data, path in found.items()]
         if "cifar10" not in found:
-            told.append(f"not measured: {self.results / 'cifar10'}-{protocol} is missing")
+            told.append(
+                f"not measured: {self.results / 'cifar10'}-{protocol} is missing"
+            )
         return "; ".join(told)
 
     def directories(self, protocol):
         """{dataset: directory} of the condensed runs of a protocol."""
-        found = sorted(mark.parent for mark in self.results.glob(f"*-{protocol}/separation.parquet"))
+        found = sorted(
+            mark.parent
+            for mark in self.results.glob(f"*-{protocol}/separation.parquet")
+        )
         return {path.name.removesuffix(f"-{protocol}"): path for path in found}
 
 
@@ -44,11 +49,17 @@ def figure(path, measure, rule, quantity="auc"):
 @functools.cache
 def _central(path):
     data, _, protocol = path.name.rpartition("-")
-    return central({(data, protocol): path}).set_index(["measure", "rule", "quantity"]).sort_index()
+    return (
+        central({(data, protocol): path})
+        .set_index(["measure", "rule", "quantity"])
+        .sort_index()
+    )
 
 
 def rank_correlation(path, first, second, rule):
     """Spearman's, over the pairs off the diagonal: mean over runs and measured steps; NaN where not measured."""
     table = srel_tf.read_frame(path / "agreement.parquet")
     ends = table[["first", "second"]].apply(frozenset, axis=1)
-    return table[(ends == frozenset((first, second))) & (table["rule"] == rule)]["spearman"].mean()
+    return table[(ends == frozenset((first, second))) & (table["rule"] == rule)][
+        "spearman"
+    ].mean()

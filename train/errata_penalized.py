@@ -14,7 +14,9 @@ from train import theory_figures as figures
 def set_up(width=10, spread="variance", ridge="paper"):
     """(model, labels, w0 [10, 2, width]) of Figures 6 and 8; of 7 and 9 with width 100."""
     features, labels = theory.random_relu_features(width, seed=0, spread=spread)
-    model = theory.PenalizedRegression(features, labels, 2, figures.LAMBDA, figures.THETA, ridge)
+    model = theory.PenalizedRegression(
+        features, labels, 2, figures.LAMBDA, figures.THETA, ridge
+    )
     return model, labels, np.random.default_rng(2).normal(size=(10, 2, width))
 
 
@@ -25,7 +27,11 @@ def pairs(labels, kind="inter", convention="text"):
 
 def ends(model, w0, source, target, **options):
     """S_rel at t = 0 and at t = 8000, mean over initial W and pairs."""
-    return model.srel(w0, [0.0, figures.LAST_TIME], source, target, **options).numpy().mean(axis=(0, 2))
+    return (
+        model.srel(w0, [0.0, figures.LAST_TIME], source, target, **options)
+        .numpy()
+        .mean(axis=(0, 2))
+    )
 
 
 def arrow(start_and_end):
@@ -47,7 +53,9 @@ def ridge_coefficient(evidence):
         for ridge in ("paper", "loss"):
             model, labels, w0 = set_up(width, ridge=ridge)
             both[ridge] = arrow(ends(model, w0, *pairs(labels, kind)))
-        told.append(f"Figure {number} {both['paper']} with Nλ₁/K, {both['loss']} with λ₁/K")
+        told.append(
+            f"Figure {number} {both['paper']} with Nλ₁/K, {both['loss']} with λ₁/K"
+        )
     return check, f"mean S_rel of eq. 4, t = 0 → t = 8000: {'; '.join(told)}"
 
 
@@ -75,7 +83,9 @@ def stray_one_over_n(evidence):
         for numerator in ("theorem", "published"):
             start, end = ends(model, w0, source, target, numerator=numerator)
             late[numerator] = end / start
-        effect.append(f"p = {width}: {late['published']:.3g} with 1/N, {late['theorem']:.3g} without")
+        effect.append(
+            f"p = {width}: {late['published']:.3g} with 1/N, {late['theorem']:.3g} without"
+        )
     return (
         "; ".join(check),
         f"the steep rise of Figures 6–9: on the published data and pairs S_rel at t = 8000 over S_rel at t = 0 is, for "
@@ -99,22 +109,34 @@ def variance_and_classes(evidence):
     told = []
     for spread in ("variance", "deviation"):
         model, labels, w0 = set_up(spread=spread)
-        both = [arrow(ends(model, w0, *pairs(labels, convention=c))) for c in ("text", "published")]
-        told.append(f"{spread} 2: {both[0]} from the mean-1 class, {both[1]} from the mean-9 class")
+        both = [
+            arrow(ends(model, w0, *pairs(labels, convention=c)))
+            for c in ("text", "published")
+        ]
+        told.append(
+            f"{spread} 2: {both[0]} from the mean-1 class, {both[1]} from the mean-9 class"
+        )
     variances = {spread: input_variance(spread) for spread in ("variance", "deviation")}
     check = (
         "recovered from the features by least squares, the inputs of that class have variance "
         f"{variances['variance']:.2f} in the text's set-up, {variances['deviation']:.2f} in the code's"
     )
-    return check, f"mean S_rel of Figure 6 by eq. 4, t = 0 → t = 8000, {'; '.join(told)}"
+    return (
+        check,
+        f"mean S_rel of Figure 6 by eq. 4, t = 0 → t = 8000, {'; '.join(told)}",
+    )
 
 
 def input_variance(spread, width=400, dimension=20, per_class=300, seed=2):
     """The variance of a coordinate of x in the mean-1 class, from h = ReLU(W x) and W."""
-    features, labels = theory.random_relu_features(width, dimension, per_class, seed, spread)
+    features, labels = theory.random_relu_features(
+        width, dimension, per_class, seed, spread
+    )
     mixing = np.random.default_rng(seed).normal(size=(width, dimension))
     rows = features[labels == 0]
-    return np.var([np.linalg.lstsq(mixing[h > 0], h[h > 0], rcond=None)[0] for h in rows])
+    return np.var(
+        [np.linalg.lstsq(mixing[h > 0], h[h > 0], rcond=None)[0] for h in rows]
+    )
 
 
 def pairs_of_both_classes(evidence):
@@ -122,8 +144,12 @@ def pairs_of_both_classes(evidence):
     told = []
     for width, numbers in {10: (6, 8), 100: (7, 9)}.items():
         model, labels, w0 = set_up(width)
-        both = [arrow(ends(model, w0, *pairs(labels, kind))) for kind in ("inter", "intra")]
-        told.append(f"Figure {numbers[0]}, inter-class, {both[0]}, Figure {numbers[1]}, intra-class, {both[1]}")
+        both = [
+            arrow(ends(model, w0, *pairs(labels, kind))) for kind in ("inter", "intra")
+        ]
+        told.append(
+            f"Figure {numbers[0]}, inter-class, {both[0]}, Figure {numbers[1]}, intra-class, {both[1]}"
+        )
     inter, intra = (pairs(labels, kind, "published") for kind in ("inter", "intra"))
     crossing = (labels[intra[0]] != labels[intra[1]]).sum()
     same = (np.array(inter) == np.array(intra)).all(axis=0).sum()
@@ -139,7 +165,9 @@ def loss_of_both_labels(evidence):
     """15. The "empirical loss" that adds up the error to both labels."""
     model, _, w0 = set_up()
     weights = model.weights(w0, [0.0, figures.LAST_TIME])
-    own, every = (arrow(model.loss(weights, labels).numpy().mean(0)) for labels in ("own", "all"))
+    own, every = (
+        arrow(model.loss(weights, labels).numpy().mean(0)) for labels in ("own", "all")
+    )
     check = f"Figure 6's set-up, mean over 10 initial W, t = 0 → t = 8000: eq. 3 {own}, with both labels {every}"
     return check, (
         f"the drawn loss cannot fall below {least_error_to_both():.2f}, the error to both labels at their midpoint; "

@@ -15,7 +15,11 @@ from train.experiment import SCHEDULES
 
 K = 20  # Probe images a class.
 # Training and "test" images a class, batch size; three classes each.
-SIZES = {"SVHN": (4000, 800, 256), "CIFAR-10": (5000, 1000, 256), "CIFAR-100": (500, 100, 25)}
+SIZES = {
+    "SVHN": (4000, 800, 256),
+    "CIFAR-10": (5000, 1000, 256),
+    "CIFAR-100": (500, 100, 25),
+}
 
 
 # --- 5: the test set -------------------------------------------------------------------------------------------
@@ -28,7 +32,9 @@ def leaked_test_set(evidence):
         f"read as the code does, {shares['train']:.0%} of the digits' test images are training images, "
         f"{shares['test']:.0%} of the set's own; 1 in {2 * 9 * 9} is cropped and flipped alike in both"
     )
-    return check, evidence.of_runs("published", lambda path: _leaked_and_real(path, evidence))
+    return check, evidence.of_runs(
+        "published", lambda path: _leaked_and_real(path, evidence)
+    )
 
 
 def share_trained_on(test_images):
@@ -40,13 +46,19 @@ def share_trained_on(test_images):
 def _leaked_and_real(path, evidence):
     """Accuracies after the last epoch; of the real test images from another protocol's runs of the same trainings."""
     dataset = path.name.removesuffix("-published")
-    real = [found[dataset] for p in ("crossed", "defined") if dataset in (found := evidence.directories(p))]
+    real = [
+        found[dataset]
+        for p in ("crossed", "defined")
+        if dataset in (found := evidence.directories(p))
+    ]
     leaked = final_accuracies(path)
     text = f"{leaked['test'].mean():.3f} on the leaked images, {leaked['train'].mean():.3f} in training"
     if not real:
         return f"{text}; not measured: the same trainings with the real test images"
     others = final_accuracies(real[0]).reindex(leaked.index)
-    gaps = ", ".join(f"{gap:+.3f}" for gap in (leaked["test"] - others["test"]).dropna())
+    gaps = ", ".join(
+        f"{gap:+.3f}" for gap in (leaked["test"] - others["test"]).dropna()
+    )
     return (
         f"{text}, {others['test'].mean():.3f} on the real test images ({real[0].name}, the same seeds; trainings "
         f"that are the same to the last bit: {len(same_trainings(path, real[0]))}); leaked minus real, by seed: "
@@ -64,9 +76,17 @@ def final_accuracies(path):
 def same_trainings(path, other):
     """The runs that ended with the same weights and optimizer state in both directories."""
     digests = [
-        {run: about["weights_sha256"] for run, about in read_json(p / "seeds.json").items()} for p in (path, other)
+        {
+            run: about["weights_sha256"]
+            for run, about in read_json(p / "seeds.json").items()
+        }
+        for p in (path, other)
     ]
-    return sorted(run for run, digest in digests[0].items() if digest and digests[1].get(run) == digest)
+    return sorted(
+        run
+        for run, digest in digests[0].items()
+        if digest and digests[1].get(run) == digest
+    )
 
 
 # --- 6: runs and bands -----------------------------------------------------------------------------------------
@@ -94,7 +114,10 @@ def band_coverage(n):
 
 def _separated_bands(path):
     pairs = srel_tf.read_frame(path / "pairs.parquet")
-    pairs = pairs[(pairs["update"] == "fresh_adam") & pairs["measure"].str.startswith("published_")]
+    pairs = pairs[
+        (pairs["update"] == "fresh_adam")
+        & pairs["measure"].str.startswith("published_")
+    ]
     return ", ".join(
         f"{measure}: intra-class band wholly above the inter-class one at {separated(rows, 1):.1%} of (class pair, "
         f"step), with t-intervals at {separated(rows, None):.1%}"
@@ -113,10 +136,16 @@ def separated(pairs, factor):
         return np.nan
     factors = curves.size().map(t_over_population) if factor is None else factor
     width = curves.std(ddof=0) * factors
-    ends = pd.DataFrame({"low": curves.mean() - width, "high": curves.mean() + width}).reset_index()
-    intra = ends[ends["source_class"] == ends["target_class"]].drop(columns="target_class")
+    ends = pd.DataFrame(
+        {"low": curves.mean() - width, "high": curves.mean() + width}
+    ).reset_index()
+    intra = ends[ends["source_class"] == ends["target_class"]].drop(
+        columns="target_class"
+    )
     inter = ends[ends["source_class"] != ends["target_class"]]
-    both = inter.merge(intra, on=["step", "source_class"], suffixes=("_inter", "_intra"))
+    both = inter.merge(
+        intra, on=["step", "source_class"], suffixes=("_inter", "_intra")
+    )
     return (both["low_intra"] > both["high_inter"]).mean()
 
 
@@ -142,7 +171,10 @@ def diagonal(evidence):
             ),
         )
         for protocol, chosen in (
-            ("published", [("published_kl", "fresh_adam"), ("published_l2", "fresh_adam")]),
+            (
+                "published",
+                [("published_kl", "fresh_adam"), ("published_l2", "fresh_adam")],
+            ),
             ("crossed", [("kl", "sgd η=0.0001"), ("l1", "sgd η=0.0001")]),
         )
     ]
@@ -157,12 +189,17 @@ def epochs_axis(evidence):
     steps = {name: 3 * train // batch for name, (train, _, batch) in SIZES.items()}
     records = {name: measured_updates(count) for name, count in steps.items()}
     svhn = records["SVHN"]
-    counts = ", ".join(f"{name} {len(records[name])} ({count} updates an epoch)" for name, count in steps.items())
+    counts = ", ".join(
+        f"{name} {len(records[name])} ({count} updates an epoch)"
+        for name, count in steps.items()
+    )
     check = (
         f"records in 7 epochs: {counts}; SVHN's last is after update {svhn[-1]}, at {svhn[-1] / steps['SVHN']:.2f} "
         f"epochs, and is drawn at {(len(svhn) - 1) / 7:.2f}; every first record is after update {svhn[0]}"
     )
-    return check, "SVHN was not run; " + evidence.of_runs("published", lambda path: _first_update(path, evidence))
+    return check, "SVHN was not run; " + evidence.of_runs(
+        "published", lambda path: _first_update(path, evidence)
+    )
 
 
 def measured_updates(steps_per_epoch, every=9, epochs=7):
@@ -187,7 +224,9 @@ def _first_update(path, evidence):
 def _first_means(path):
     """Definition 3 at the first measured step under fresh_adam, mean over runs and classes, by measure and kind."""
     pairs = srel_tf.read_frame(path / "pairs.parquet")
-    pairs = pairs[(pairs["update"] == "fresh_adam") & (pairs["step"] == pairs["step"].min())]
+    pairs = pairs[
+        (pairs["update"] == "fresh_adam") & (pairs["step"] == pairs["step"].min())
+    ]
     kind = np.where(pairs["source_class"] == pairs["target_class"], "intra", "inter")
     return pairs.groupby(["measure", kind], sort=False)["mean"].mean()
 
@@ -212,10 +251,20 @@ def class_accuracies(evidence):
         f"{1 - seen / 10000:.2%} low, with a deviation of {deviation:.2%} between classes"
     )
     if evidence.history is not None:
-        of_split = {split: evidence.history[f"{split}_accuracy"] for split in ("train", "test")}
-        effect += "; overall accuracies published are over what was counted: " + ", ".join(
-            f"{multiples(of_split[split], n)} of {len(of_split[split])} {split} ones are multiples of 1/{n}"
-            for split, n in (("train", 14848), ("train", 15000), ("test", 2816), ("test", 3000))
+        of_split = {
+            split: evidence.history[f"{split}_accuracy"] for split in ("train", "test")
+        }
+        effect += (
+            "; overall accuracies published are over what was counted: "
+            + ", ".join(
+                f"{multiples(of_split[split], n)} of {len(of_split[split])} {split} ones are multiples of 1/{n}"
+                for split, n in (
+                    ("train", 14848),
+                    ("train", 15000),
+                    ("test", 2816),
+                    ("test", 3000),
+                )
+            )
         )
     return check, effect
 
@@ -227,9 +276,13 @@ def perfect_accuracy(class_size, classes, batch_size):
     """
     total = class_size * classes
     seen = total // batch_size * batch_size
-    return seen, hypergeom.std(total, class_size, total - seen) / class_size if seen < total else 0.0
+    return seen, hypergeom.std(
+        total, class_size, total - seen
+    ) / class_size if seen < total else 0.0
 
 
 def multiples(values, n, digits=6):
     """How many of the values, rounded to so many digits, are multiples of 1/n."""
-    return int((np.abs(values * n - np.round(values * n)) <= n * 0.51 * 10.0**-digits).sum())
+    return int(
+        (np.abs(values * n - np.round(values * n)) <= n * 0.51 * 10.0**-digits).sum()
+    )

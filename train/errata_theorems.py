@@ -34,7 +34,10 @@ def theorem_5_3(evidence):
         f"printed, for {excess[1]:.1%} with β₂₂(x)². With E[β₁₁β₂₂] = 0.9, β(x) = (1, 1), β(x') = (1, 0): S_rel "
         f"{moved:.3f}, the bound {bound:.3f}"
     )
-    return check, "the bound as printed is none; the theorem's conclusion holds with β₂₂(x)² and uncorrelated features"
+    return (
+        check,
+        "the bound as printed is none; the theorem's conclusion holds with β₂₂(x)² and uncorrelated features",
+    )
 
 
 def theorem_5_3_case(target, source, time=60.0):
@@ -42,7 +45,9 @@ def theorem_5_3_case(target, source, time=60.0):
     a, b, w0, theta = THEOREM_5_3
     srel = theory.DiagonalQuadratic(a, b, theta).srel(w0, time, target, source)
     bounds = [
-        theory.theorem_5_3_bound(*THEOREM_5_3, time, target, source, variant, t2_star=20.0)
+        theory.theorem_5_3_bound(
+            *THEOREM_5_3, time, target, source, variant, t2_star=20.0
+        )
         for variant in ("printed", "corrected")
     ]
     return [float(value[0]) for value in (srel, *bounds)]
@@ -67,9 +72,14 @@ def srel_of_correlated_features(moment, target, source, time=60.0):
 def absolute_values(evidence):
     """17. The sign of eq. 14."""
     targets, sources = np.random.default_rng(0).normal(size=(2, 10_000, 3))
-    signed = EQ_14.srel(figures.START, [0.0, 500.0], targets, sources, absolute=False).numpy()
+    signed = EQ_14.srel(
+        figures.START, [0.0, 500.0], targets, sources, absolute=False
+    ).numpy()
     drawn = [
-        EQ_14.srel(figures.START, np.arange(1.0, 1001), target, source, absolute=False).numpy().min() < 0
+        EQ_14.srel(figures.START, np.arange(1.0, 1001), target, source, absolute=False)
+        .numpy()
+        .min()
+        < 0
         for source, target in figures.PAIRS.values()
     ]
     check = (
@@ -87,11 +97,13 @@ def bound_in_time(evidence):
     h = theory.HomogeneousPredictor(lambda x: 0 * x[:, 0], lambda x: x[:, None, :], 2)
     path = EQ_14.weights(figures.START, [0.0, 100.0, 1000.0])[:, None, :]
     x_target, x_source = [1.0, 1.0, 0.5], [2.0, 0.1, 0.3]
-    bound, proximity = h.srel_bound(path, x_target, x_source).numpy(), float(h.proximity(x_target, x_source))
-    values = ", ".join(f"{value:.3f}" for value in bound)
-    check = (
-        f"eq. 14, x = (2, 0.1, 0.3), x' = (1, 1, 0.5): the bound is {values} at t = 0, 100, 1000; P is {proximity:.3f}"
+    bound, proximity = (
+        h.srel_bound(path, x_target, x_source).numpy(),
+        float(h.proximity(x_target, x_source)),
     )
+    values = ", ".join(f"{value:.3f}" for value in bound)
+    points = "x = (2, 0.1, 0.3), x' = (1, 1, 0.5)"
+    check = f"eq. 14, {points}: the bound is {values} at t = 0, 100, 1000; P is {proximity:.3f}"
     shrink = np.array([1.0, 0.01])
     targets = np.tile([1.0, -2.0, 1.0], (2, 1))
     srel = h.srel_limit(figures.START[None], targets, shrink[:, None] * targets).numpy()
@@ -106,7 +118,11 @@ def bound_in_time(evidence):
 def attained_bound(evidence):
     """19. Theorem 4.3's bound is attained; what fluctuates in Figure 10 is rounding."""
     n = figures.GATE["dimension"]
-    gate, x, target = theory.ReLUGate(np.ones(n)), figures.GATE_SOURCE, np.tile([30.0, -2.0], n // 2)
+    gate, x, target = (
+        theory.ReLUGate(np.ones(n)),
+        figures.GATE_SOURCE,
+        np.tile([30.0, -2.0], n // 2),
+    )
     bound = float(theory.ReLUGate.late_lower_bound(target, x))
     flow = gate.srel(np.full(n, 0.5), np.linspace(0, 100, 50), target, x, 1e-4).numpy()
     srel, resolved = differenced(1.4 * x, x)
@@ -120,7 +136,10 @@ def attained_bound(evidence):
         f"after that {len(noise)} values between {noise.min():.3g} and {noise.max():.3g}, and 0/0 at "
         f"{undefined.sum()} of {len(srel)} iterates"
     )
-    return check, "once no ReLU clips, what fluctuates about the bound in Figure 10 is rounding, not the net"
+    return (
+        check,
+        "once no ReLU clips, what fluctuates about the bound in Figure 10 is rounding, not the net",
+    )
 
 
 def differenced(target, source, steps=3000):
@@ -128,14 +147,20 @@ def differenced(target, source, steps=3000):
     "resolved."""
     w_star = np.ones(len(source))
     path = theory.relu_sgd(w_star, w_star / 2, SGD_RATE, steps, batch_size=32, seed=0)
-    return [values.numpy() for values in theory.relu_risk_srel(path, w_star, target, source, 1e-4)]
+    return [
+        values.numpy()
+        for values in theory.relu_risk_srel(path, w_star, target, source, 1e-4)
+    ]
 
 
 def lost_choices(evidence):
     """20. x' = (14, …, 14) in Figure 10."""
     x, target = figures.GATE_SOURCE, np.full(figures.GATE["dimension"], 14.0)
     weights = np.random.default_rng(0).normal(size=(1000, len(x)))
-    srel, resolved = (v.numpy() for v in theory.relu_risk_srel(weights, np.ones(len(x)), target, x, 0.01))
+    srel, resolved = (
+        v.numpy()
+        for v in theory.relu_risk_srel(weights, np.ones(len(x)), target, x, 0.01)
+    )
     error = np.abs(srel[resolved & ~np.isnan(srel)] / 1.4 - 1).max()
     check = (
         f"x' = (14, …, 14) gives {float(theory.ReLUGate.late_lower_bound(target, x)):g}; it is 1.4 x, so that S_rel "
@@ -151,13 +176,20 @@ def lost_choices(evidence):
 
 def all_pairs(evidence):
     """21. Four sentences on all pairs, or on the plotted times."""
-    check = "; ".join([phases_of_all_pairs(), falling_pairs(), figure_11(), distance_to_the_minimum()])
-    return check, "each sentence holds for some pairs or from some time on, and not as it is written"
+    check = "; ".join(
+        [phases_of_all_pairs(), falling_pairs(), figure_11(), distance_to_the_minimum()]
+    )
+    return (
+        check,
+        "each sentence holds for some pairs or from some time on, and not as it is written",
+    )
 
 
 def phases_of_all_pairs():
     source, targets = [1.0, 0.0, 1.0], [[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
-    srel = EQ_14.srel(figures.START, np.linspace(0, 5000, 400), targets, [source, source]).numpy()
+    srel = EQ_14.srel(
+        figures.START, np.linspace(0, 5000, 400), targets, [source, source]
+    ).numpy()
     error, moved = np.abs(srel.sum(axis=1) - 1).max(), np.ptp(srel, axis=0).min()
     return (
         f"Hypothesis 1.2(a), x = (1, 0, 1): S_rel(e₁, x) + S_rel(e₃, x) = 1 at all times (to {error:.0e}, each moves "
@@ -176,7 +208,10 @@ def falling_pairs(count=4000):
 
 
 def figure_11():
-    srel, target = figures.distance([500.0])["srel"].to_numpy(), np.array([1.0, -2.0, 1.0])
+    srel, target = (
+        figures.distance([500.0])["srel"].to_numpy(),
+        np.array([1.0, -2.0, 1.0]),
+    )
     falling = (np.diff(srel) < 0).sum()
     shrunk = EQ_14.srel(figures.START, 500.0, target, target / 10).numpy()[0]
     return (
@@ -188,10 +223,16 @@ def figure_11():
 
 def distance_to_the_minimum(runs=50, near=1e-6):
     times = np.arange(0.0, 6001)
-    flow = np.linalg.norm(EQ_14.weights(figures.START, times).numpy() - figures.W_STAR, axis=1)
-    path = theory.diagonal_sgd(figures.W_STAR, figures.START, figures.SGD_STEP, 6000, runs=runs, seed=0).numpy()
+    flow = np.linalg.norm(
+        EQ_14.weights(figures.START, times).numpy() - figures.W_STAR, axis=1
+    )
+    path = theory.diagonal_sgd(
+        figures.W_STAR, figures.START, figures.SGD_STEP, 6000, runs=runs, seed=0
+    ).numpy()
     sgd = np.linalg.norm(path - figures.W_STAR, axis=-1)
-    shares = {step: (sgd[step] < near).mean() for step in (figures.SGD_STEPS, 4000, 6000)}
+    shares = {
+        step: (sgd[step] < near).mean() for step in (figures.SGD_STEPS, 4000, 6000)
+    }
     told = ", ".join(f"{share:.0%} at {step}" for step, share in shares.items())
     return (
         f"‖w_t − w*‖ < 1e-6: the flow is at {flow[figures.SGD_STEPS]:.1e} after the 2,000 plotted steps and gets "
@@ -202,11 +243,18 @@ def distance_to_the_minimum(runs=50, near=1e-6):
 def theorem_5_2_range(evidence):
     """22. Eq. 36 from w(0) outside Theorem 5.2's range."""
     errors = []
-    times, w0 = np.array([0.0, 10.0, 200.0, 900.0]), np.array([[3.0, -5.0, 4.0], [1.0, 2.0, 3.0], [0.0, 1.0, 5.0]])
+    times, w0 = (
+        np.array([0.0, 10.0, 200.0, 900.0]),
+        np.array([[3.0, -5.0, 4.0], [1.0, 2.0, 3.0], [0.0, 1.0, 5.0]]),
+    )
     wide = theory.DiagonalQuadratic(*figures.MOMENTS, figures.THETA, initial="any")
     for start in w0:
-        path = theory.moment_flow(wide.a, np.eye(3), start, times, figures.THETA, 2).numpy()
-        errors.append(np.abs(wide.weights(start, times).numpy() - path).max() / np.abs(path).max())
+        path = theory.moment_flow(
+            wide.a, np.eye(3), start, times, figures.THETA, 2
+        ).numpy()
+        errors.append(
+            np.abs(wide.weights(start, times).numpy() - path).max() / np.abs(path).max()
+        )
     return (
         "w(0)² above a/b, equal to it, and with a zero: eq. 36 against the flow integrated numerically differs by "
         f"at most {max(errors):.0e} of the largest weight",

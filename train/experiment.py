@@ -66,10 +66,14 @@ def batches(split, batch_size, seed, epoch=0, skip=0):
 
     def indices():
         for e in itertools.count(epoch):
-            rows = order(len(split.y), seed, e)[: steps * batch_size].reshape(steps, batch_size)
+            rows = order(len(split.y), seed, e)[: steps * batch_size].reshape(
+                steps, batch_size
+            )
             yield from rows[skip if e == epoch else 0 :]
 
-    numbers = tf.data.Dataset.from_generator(indices, output_signature=tf.TensorSpec([batch_size], tf.int64))
+    numbers = tf.data.Dataset.from_generator(
+        indices, output_signature=tf.TensorSpec([batch_size], tf.int64)
+    )
     return numbers.map(lambda i: (tf.gather(x, i), tf.gather(y, i))).prefetch(2)
 
 
@@ -77,7 +81,9 @@ def compiled_model(settings, images):
     """The net, compiled with cross-entropy on logits."""
     model = build_model(settings["model"], images.input_shape, images.num_classes)
     model.compile(
-        optimizer=make_optimizer(settings["optimizer"], settings["learning_rate"], settings["weight_decay"]),
+        optimizer=make_optimizer(
+            settings["optimizer"], settings["learning_rate"], settings["weight_decay"]
+        ),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
         jit_compile=False,
@@ -113,36 +119,77 @@ def train(
     _check_batch_size(settings["batch_size"], images)
     model = compiled_model(settings, images)
     probe = _attach_probes(model, images, settings, seed, log_dir)
-    about = {"data_fingerprint": images.fingerprint, "probe_ids": images.train.ids[probe.ids].tolist()}
+    about = {
+        "data_fingerprint": images.fingerprint,
+        "probe_ids": images.train.ids[probe.ids].tolist(),
+    }
     rows = History(seed)
     note = directory.note(about)
-    with directory.store(seed, note, resume=resume, restart=restart, skip_damaged=skip_damaged) as store:
-        checkpoint = srel_tf.Checkpoint(store, checkpoint_every, companions=[rows, clock], note=note)
+    with directory.store(
+        seed, note, resume=resume, restart=restart, skip_damaged=skip_damaged
+    ) as store:
+        checkpoint = srel_tf.Checkpoint(
+            store, checkpoint_every, companions=[rows, clock], note=note
+        )
         position = checkpoint.restore(model)
         if resume:
-            print(f"seed {seed}: goes on after {position.epoch} epochs and {position.batch} batches", flush=True)
+            print(
+                f"seed {seed}: goes on after {position.epoch} epochs and {position.batch} batches",
+                flush=True,
+            )
         try:
             with checkpoint.stop_after_step():
                 lines = [Lines(seed, settings["epochs"])] if verbose == "lines" else []
                 callbacks = [rows, *lines, StopWhen(orphaned, checkpoint), checkpoint]
                 if not rows.diverged:
-                    _fit(model, images, settings, seed, position, callbacks, 0 if lines else verbose)
+                    _fit(
+                        model,
+                        images,
+                        settings,
+                        seed,
+                        position,
+                        callbacks,
+                        0 if lines else verbose,
+                    )
             _check_loss(rows, model, seed)
         except BaseException:
             with contextlib.suppress(SRelError):  # A full disk has been told already.
-                directory.save_rows(seed, store, rows.frame(), checkpoint.unsaved(model))
+                directory.save_rows(
+                    seed, store, rows.frame(), checkpoint.unsaved(model)
+                )
             raise
-        done = {"seed": seed, "seconds": clock.state, "updates": int(model.optimizer.iterations)}
-        done = {**done, "parameters": model.count_params(), "weights_sha256": _digest(model), **about}
+        done = {
+            "seed": seed,
+            "seconds": clock.state,
+            "updates": int(model.optimizer.iterations),
+        }
+        done = {
+            **done,
+            "parameters": model.count_params(),
+            "weights_sha256": _digest(model),
+            **about,
+        }
         directory.finish_seed(seed, store, rows.frame(), done)
 
 
 def _attach_probes(model, images, settings, seed, log_dir):
     probe = srel_tf.ProbeSet.sample(
-        images.train.x, images.train.y, per_class=settings["per_class"], seed=seed, class_names=images.class_names
+        images.train.x,
+        images.train.y,
+        per_class=settings["per_class"],
+        seed=seed,
+        class_names=images.class_names,
     )
-    every = SCHEDULES[settings["schedule"]](settings["every"], len(images.train.y) // settings["batch_size"])
-    of_rules = ("update", "measures", "learning_rate", "srel_learning_rate", "estimator")
+    every = SCHEDULES[settings["schedule"]](
+        settings["every"], len(images.train.y) // settings["batch_size"]
+    )
+    of_rules = (
+        "update",
+        "measures",
+        "learning_rate",
+        "srel_learning_rate",
+        "estimator",
+    )
     for rule in parse_rules(*(settings[name] for name in of_rules)):
         model.attach_probe(
             probe,
@@ -159,7 +206,11 @@ def _fit(model, images, settings, seed, position, callbacks, verbose):
     """Train from `position` on: first what is left of a begun epoch, then the others."""
     epoch, batch = position
     steps = len(images.train.y) // settings["batch_size"]
-    for skip, end in ((batch, epoch + 1), (0, settings["epochs"])) if batch else ((0, settings["epochs"]),):
+    for skip, end in (
+        ((batch, epoch + 1), (0, settings["epochs"]))
+        if batch
+        else ((0, settings["epochs"]),)
+    ):
         if epoch < end and not model.stop_training:
             model.fit(
                 batches(images.train, settings["batch_size"], seed, epoch, skip),
@@ -198,7 +249,9 @@ def _check_batch_size(batch_size, images):
         )
 
 
-def select_top(settings, count, seed, directory, resume=False, restart=False, checkpoint_every=None):
+def select_top(
+    settings, count, seed, directory, resume=False, restart=False, checkpoint_every=None
+):
     """Train on all classes of `settings` without a probe; the `count` classes of highest class-wise test accuracy.
 
     Writes selection.json: class names in the order of their labels, {class: accuracy}. Until then the training's state
@@ -207,22 +260,43 @@ def select_top(settings, count, seed, directory, resume=False, restart=False, ch
     make_repeatable(seed)
     images = load_data(settings, seed)
     if not 2 <= count <= images.num_classes:
-        raise srel_tf.OptionError(f"--select-top {count}: {settings['dataset']} has {images.num_classes} classes")
+        raise srel_tf.OptionError(
+            f"--select-top {count}: {settings['dataset']} has {images.num_classes} classes"
+        )
     _check_batch_size(settings["batch_size"], images)
     model, rows = compiled_model(settings, images), History(seed)
-    note = directory.note({"data_fingerprint": images.fingerprint, "seed of the selection": seed})
+    note = directory.note(
+        {"data_fingerprint": images.fingerprint, "seed of the selection": seed}
+    )
     parts = directory.path / "selection.parts"
-    with directory.open_store(parts, "the selection of classes", note, resume=resume, restart=restart) as store:
-        checkpoint = srel_tf.Checkpoint(store, checkpoint_every, companions=[rows], note=note)
-        position = checkpoint.restore(model, example=(images.test.x[:1], images.test.y[:1]))
+    with directory.open_store(
+        parts, "the selection of classes", note, resume=resume, restart=restart
+    ) as store:
+        checkpoint = srel_tf.Checkpoint(
+            store, checkpoint_every, companions=[rows], note=note
+        )
+        position = checkpoint.restore(
+            model, example=(images.test.x[:1], images.test.y[:1])
+        )
         with checkpoint.stop_after_step():
             if not rows.diverged:
                 _fit(model, images, settings, seed, position, [rows, checkpoint], 1)
         _check_loss(rows, model, seed)
-        predicted = model.predict(images.test.x, batch_size=256, verbose=0).argmax(axis=-1)
-        accuracy = [float((predicted[images.test.y == k] == k).mean()) for k in range(images.num_classes)]
-        best = sorted(sorted(range(images.num_classes), key=lambda k: -accuracy[k])[:count])  # Ties: the lower label.
+        predicted = model.predict(images.test.x, batch_size=256, verbose=0).argmax(
+            axis=-1
+        )
+        accuracy = [
+            float((predicted[images.test.y == k] == k).mean())
+            for k in range(images.num_classes)
+        ]
+        best = sorted(
+            sorted(range(images.num_classes), key=lambda k: -accuracy[k])[:count]
+        )  # Ties: the lower label.
         of_class = dict(zip(images.class_names, accuracy, strict=True))
-        chosen = {"seed": seed, "classes": [images.class_names[k] for k in best], "test_accuracy": of_class}
+        chosen = {
+            "seed": seed,
+            "classes": [images.class_names[k] for k in best],
+            "test_accuracy": of_class,
+        }
         write_json(directory.path / "selection.json", chosen)
         store.delete()

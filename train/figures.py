@@ -45,7 +45,10 @@ def file_name(rule):
 
 def of_classification(path, protocol):
     """{file: Figure} of what `train.condense` left in `path`."""
-    frames = {name: srel_tf.read_frame(path / f"{name}.parquet") for name in ("pairs", "separation", "quantiles")}
+    frames = {
+        name: srel_tf.read_frame(path / f"{name}.parquet")
+        for name in ("pairs", "separation", "quantiles")
+    }
     classes = list(frames["pairs"]["source_class"].unique())
     yield "history.png", plotting.plot_history(srel_tf.read_frame(path / "history.csv"))
     yield "separation.png", plotting.plot_separation(frames["separation"])
@@ -53,14 +56,23 @@ def of_classification(path, protocol):
         shown = rows[rows["measure"].isin(DRAWN.get(protocol, DRAWN["crossed"]))]
         yield f"pairs-{file_name(rule)}.png", plotting.plot_class_pairs(shown, classes)
     if protocol == "published":  # The same trainings by the definitions.
-        rows = _smallest_steps(frames["pairs"]).query("update == 'sgd' and measure in ('kl', 'l1')")
+        rows = _smallest_steps(frames["pairs"]).query(
+            "update == 'sgd' and measure in ('kl', 'l1')"
+        )
         yield "pairs-definitions.png", plotting.plot_class_pairs(rows, classes)
     spread = frames["quantiles"]
-    spread = pd.concat([_smallest_steps(spread), spread[spread["estimator"] == "limit"]])
-    yield "spread.png", plotting.plot_spread(spread[spread["measure"].isin(["kl", "l1"])])
+    spread = pd.concat(
+        [_smallest_steps(spread), spread[spread["estimator"] == "limit"]]
+    )
+    yield (
+        "spread.png",
+        plotting.plot_spread(spread[spread["measure"].isin(["kl", "l1"])]),
+    )
     if (path / "matrices.parquet").exists():
         matrices = srel_tf.read_frame(path / "matrices.parquet")
-        last = _smallest_steps(matrices[matrices["step"] == matrices["step"].max()]).query("update == 'sgd'")
+        last = _smallest_steps(
+            matrices[matrices["step"] == matrices["step"].max()]
+        ).query("update == 'sgd'")
         for measure in [m for m in ("kl", "l1") if m in set(last["measure"])]:
             yield f"matrix-{measure}.png", plotting.plot_matrix(last, measure)
 
@@ -74,29 +86,43 @@ def _smallest_steps(frame):
 
 def side_by_side(pairs, published):
     """Curves for `plot_beside`: ours of rule fresh_adam and the published ones, at the updates that both have."""
-    theirs = published.assign(step=published["step"] + 1, mean=published["srel"], origin="published")
+    theirs = published.assign(
+        step=published["step"] + 1, mean=published["srel"], origin="published"
+    )
     ends = ["source_class", "target_class"]
     theirs[ends] = theirs[ends].replace(PUBLISHED_NAMES)
-    ours = pairs[(pairs["update"] == "fresh_adam") & pairs["measure"].isin(theirs["measure"].unique())]
-    both = pd.concat([ours.assign(origin="srel_tf, protocol published"), theirs], ignore_index=True)
+    ours = pairs[
+        (pairs["update"] == "fresh_adam")
+        & pairs["measure"].isin(theirs["measure"].unique())
+    ]
+    both = pd.concat(
+        [ours.assign(origin="srel_tf, protocol published"), theirs], ignore_index=True
+    )
     return both[["origin", "run", "step", "measure", *ends, "mean"]]
 
 
 def of_theory(path):
     """{file: Figure} of the frames in results/theory."""
     for frame in sorted(path.glob("figure_*.parquet")):
-        yield frame.with_suffix(".png").name, THEORY[int(frame.stem.split("_")[1])](srel_tf.read_frame(frame))
+        yield (
+            frame.with_suffix(".png").name,
+            THEORY[int(frame.stem.split("_")[1])](srel_tf.read_frame(frame)),
+        )
 
 
 def of_regression(path):
     """{file: Figure} of the seeds in results/regression."""
     seeds = finished_seeds(path)
     frame, distances = (
-        pd.concat([srel_tf.read_frame(seed / name) for seed in seeds], ignore_index=True)
+        pd.concat(
+            [srel_tf.read_frame(seed / name) for seed in seeds], ignore_index=True
+        )
         for name in ("frame.parquet", "distances.parquet")
     )
     risks = srel_tf.read_frame(path / "risks.csv")
-    yield from regression_report.figures(frame, distances, risks, read_json(path / "settings.json"))
+    yield from regression_report.figures(
+        frame, distances, risks, read_json(path / "settings.json")
+    )
 
 
 def remake(results, published=None):
@@ -106,16 +132,26 @@ def remake(results, published=None):
     ours = results / "cifar10-published" / "pairs.parquet"
     if published and ours.exists():
         curves = side_by_side(srel_tf.read_frame(ours), read_published(published))
-        drawn = ((f"beside-{m}.png", plotting.plot_beside(curves, m)) for m in curves["measure"].unique())
+        drawn = (
+            (f"beside-{m}.png", plotting.plot_beside(curves, m))
+            for m in curves["measure"].unique()
+        )
         yield from _written(drawn, results / "replication")
     if (results / "theory").exists():
         yield from _written(of_theory(results / "theory"), results / "theory")
     if (results / "regression").exists():
-        yield from _written(of_regression(results / "regression"), results / "regression" / "figures")
+        yield from _written(
+            of_regression(results / "regression"), results / "regression" / "figures"
+        )
     growth = results / "benchmarks" / "growth.csv"
     if growth.exists():
-        table, fitted = (srel_tf.read_frame(growth.with_stem(name)) for name in ("growth", "growth_exponents"))
-        yield from _written([("growth.png", benchmark_report.plot_growth(table, fitted))], growth.parent)
+        table, fitted = (
+            srel_tf.read_frame(growth.with_stem(name))
+            for name in ("growth", "growth_exponents")
+        )
+        yield from _written(
+            [("growth.png", benchmark_report.plot_growth(table, fitted))], growth.parent
+        )
 
 
 def _written(figures, folder):
@@ -126,9 +162,15 @@ def _written(figures, folder):
 
 def main(arguments=None):
     """Run the command; the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m train.figures", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m train.figures", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--results", type=Path, default=Path("results"))
-    parser.add_argument("--published", type=Path, help="CSV of the published CIFAR-10 curves, if you have them")
+    parser.add_argument(
+        "--published",
+        type=Path,
+        help="CSV of the published CIFAR-10 curves, if you have them",
+    )
     options = parser.parse_args(arguments)
     try:
         for path in remake(options.results, options.published):

@@ -12,7 +12,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from srel_tf import FrameError, OptionError, SRelError, hypotheses, read_frame, write_frame
+from srel_tf import (
+    FrameError,
+    OptionError,
+    SRelError,
+    hypotheses,
+    read_frame,
+    write_frame,
+)
 from srel_tf.files import read_json
 from train import theory
 from train.seed_marks import finished_seeds
@@ -41,13 +48,17 @@ def load(path):
 def of_theory(path, saved):
     """The models of `train.theory`, computed again for several initial values; `OptionError` for other settings."""
     now = theory.settings(saved.get("variant"), saved.get("seed"))
-    names = [n for n in sorted({*now, *saved} - {"versions"}) if saved.get(n) != now.get(n)]
+    names = [
+        n for n in sorted({*now, *saved} - {"versions"}) if saved.get(n) != now.get(n)
+    ]
     if names or saved.get("variant") != "text":
         raise OptionError(
             f"{path} has figures of other settings ({', '.join(names) or 'variant'}) than those that are checked, the "
             "text's: make them with train.theory"
         )
-    print(f"note: {path} holds means over initial values; its models are computed again for each of several")
+    print(
+        f"note: {path} holds means over initial values; its models are computed again for each of several"
+    )
     return cases(saved["seed"])
 
 
@@ -58,7 +69,11 @@ def _together(seeds, name):
         raise FrameError(
             f"{', '.join(missing)}: no {name} there; restore it, or delete seed.json to run the seed again"
         )
-    return None if missing else pd.concat([read_frame(seed / name) for seed in seeds], ignore_index=True)
+    return (
+        None
+        if missing
+        else pd.concat([read_frame(seed / name) for seed in seeds], ignore_index=True)
+    )
 
 
 def _most_followed(frame):
@@ -70,12 +85,16 @@ def _most_followed(frame):
 def run_directories(path):
     """`path`, or the run directories of a sweep in it. `OptionError` where nothing is finished."""
     if not path.is_dir():
-        raise OptionError(f"{path} is no directory: name what train.regression, classification or theory left")
+        raise OptionError(
+            f"{path} is no directory: name what train.regression, classification or theory left"
+        )
     if any(path.glob("seed-*/seed.json")) or any(path.glob("figure_??.parquet")):
         return [path]
     found = sorted({mark.parents[1] for mark in path.glob("*/seed-*/seed.json")})
     if not found:
-        raise OptionError(f"{path} holds no finished seed (seed-*/seed.json): run its command to the end first")
+        raise OptionError(
+            f"{path} holds no finished seed (seed-*/seed.json): run its command to the end first"
+        )
     return found
 
 
@@ -87,13 +106,26 @@ def check(case, confidence):
     elif case.in_time:
         tables = []
     else:
-        tables = [missing(frame, "1.1(a)", "S_rel falls with distance", "the run has no distances")]
+        tables = [
+            missing(
+                frame, "1.1(a)", "S_rel falls with distance", "the run has no distances"
+            )
+        ]
     if case.proximity is not None:
-        tables.append(hypotheses.bounded_by_proximity(frame, case.proximity, confidence))
+        tables.append(
+            hypotheses.bounded_by_proximity(frame, case.proximity, confidence)
+        )
     risks, reason = in_steps(case.risks, frame)
     tables.append(hypotheses.two_phases(frame, risks, confidence))
     if risks is None:
-        tables.append(missing(frame, "1.2, Figure 5", "S_rel rises while the risk falls rapidly", reason))
+        tables.append(
+            missing(
+                frame,
+                "1.2, Figure 5",
+                "S_rel rises while the risk falls rapidly",
+                reason,
+            )
+        )
     if (frame["source_class"].astype(str) != "").all():
         tables.append(hypotheses.class_claim(frame, confidence))
     return pd.concat(tables, ignore_index=True)
@@ -107,8 +139,13 @@ def in_steps(history, frame):
         return history, ""
     known = frame[frame["epoch"] > 0]
     if known.empty:
-        return None, "the risks are by epoch, and the frame does not say which step belongs to one"
-    history = history.assign(step=history["epoch"] * (known["step"] / known["epoch"]).median())
+        return (
+            None,
+            "the risks are by epoch, and the frame does not say which step belongs to one",
+        )
+    history = history.assign(
+        step=history["epoch"] * (known["step"] / known["epoch"]).median()
+    )
     if history["step"].min() > frame["step"].min():
         return None, (
             f"the risks begin at step {history['step'].min():g} (epoch {history['epoch'].min():g}), S_rel at "
@@ -119,13 +156,24 @@ def in_steps(history, frame):
 
 def main(arguments=None):
     """Run the command; the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m train.hypotheses", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m train.hypotheses", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("run_dir", nargs="+", type=Path, metavar="RUN_DIR")
-    parser.add_argument("--confidence", type=float, default=0.95, help="of each interval (default: %(default)s)")
-    parser.add_argument("--all", action="store_true", help="print a row for each step, too")
+    parser.add_argument(
+        "--confidence",
+        type=float,
+        default=0.95,
+        help="of each interval (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--all", action="store_true", help="print a row for each step, too"
+    )
     options = parser.parse_args(arguments)
     try:
-        for path in [found for given in options.run_dir for found in run_directories(given)]:
+        for path in [
+            found for given in options.run_dir for found in run_directories(given)
+        ]:
             report(path, options.confidence, options.all)
     except (SRelError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -145,16 +193,25 @@ def report(path, confidence, every_step=False):
     table = table[["model", *hypotheses.COLUMNS]]
     print(f"\n{path}")
     print(as_text(table if every_step else _without_single_steps(table)))
-    print("verdicts:", ", ".join(f"{n} {verdict}" for verdict, n in table["verdict"].value_counts().items()))
+    print(
+        "verdicts:",
+        ", ".join(
+            f"{n} {verdict}" for verdict, n in table["verdict"].value_counts().items()
+        ),
+    )
     print(f"written: {write_frame(table, path / 'verdicts.csv')}")
 
 
 def _without_single_steps(table):
     """Without the rows of single steps where there is one for all of them."""
     keys = ["model", "claim", "measure", "update", "estimator", "metric"]
-    scoped = table.assign(metric=table["scope"].str.split(", (?:step|at all) ", regex=True).str[0])
+    scoped = table.assign(
+        metric=table["scope"].str.split(", (?:step|at all) ", regex=True).str[0]
+    )
     together = scoped["scope"].str.contains(", at all ")
-    covered = scoped[keys].merge(scoped.loc[together, keys].drop_duplicates(), how="left", indicator=True)
+    covered = scoped[keys].merge(
+        scoped.loc[together, keys].drop_duplicates(), how="left", indicator=True
+    )
     return table[together.to_numpy() | (covered["_merge"] == "left_only").to_numpy()]
 
 
@@ -164,13 +221,19 @@ def as_text(table):
     for (model, measure, update, estimator), rows in table.groupby(
         ["model", "measure", "update", "estimator"], sort=False
     ):
-        lines.append(f"{model}{model and ': '}{measure}, update {update}, estimator {estimator}")
+        lines.append(
+            f"{model}{model and ': '}{measure}, update {update}, estimator {estimator}"
+        )
         for row in rows.to_dict("records"):
             numbers = "{effect_size:.3g} [{ci_low:.3g}, {ci_high:.3g}], claimed ({claim_low:.3g}, {claim_high:.3g})"
             scope = row["scope"] and f"; {row['scope']}"
-            lines.append(f"  {row['verdict']:<12} {row['hypothesis']} {row['claim']}{scope}")
+            lines.append(
+                f"  {row['verdict']:<12} {row['hypothesis']} {row['claim']}{scope}"
+            )
             if row["effect"]:
-                lines.append(f"{'':15}{row['effect']}: {numbers.format(**row)}, {row['n_seeds']} seeds")
+                lines.append(
+                    f"{'':15}{row['effect']}: {numbers.format(**row)}, {row['n_seeds']} seeds"
+                )
             if row["verdict"] == "undecided":
                 lines.append(f"{'':15}{row['reason']}")
     return "\n".join(lines)

@@ -26,7 +26,9 @@ class DatasetError(SRelError, ValueError):
 class Examples(NamedTuple):
     """A split as it is stored, in its own order."""
 
-    images: np.ndarray  # [N, H, W, C]; integers span the range of their type, floats are intensities
+    images: (
+        np.ndarray
+    )  # [N, H, W, C]; integers span the range of their type, floats are intensities
     labels: np.ndarray  # int64 [N], the set's own labels
     ids: np.ndarray  # int64 [N], position in the split
 
@@ -90,7 +92,9 @@ class TFDSImages:
 
     def present(self, split):
         """The set's own labels that occur in `split`."""
-        batches = self._records(split).map(lambda record: record[self.label_key]).batch(4096)
+        batches = (
+            self._records(split).map(lambda record: record[self.label_key]).batch(4096)
+        )
         return set(np.concatenate(self._collect(batches, split)).tolist())
 
     def read(self, split, keep=None, image_size=None):
@@ -102,19 +106,31 @@ class TFDSImages:
 
         def wanted(_, record):
             label = record[self.label_key]
-            return tf.reduce_any(label == tf.constant(keep, tf.int64)) | (label < 0) | (label >= num_classes)
+            return (
+                tf.reduce_any(label == tf.constant(keep, tf.int64))
+                | (label < 0)
+                | (label >= num_classes)
+            )
 
         def decode(position, record):
             image = image_feature.decode_example(record[self.image_key])
-            return image if image_size is None else _resize(image, image_size), record[self.label_key], position
+            return (
+                image if image_size is None else _resize(image, image_size),
+                record[self.label_key],
+                position,
+            )
 
         records = self._records(split).enumerate()
         if keep is not None:
             records = records.filter(wanted)  # before decoding
-        examples = records.map(decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        examples = records.map(
+            decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+        )
         # Images of unknown size come one by one, so that a size that differs can be told.
         same_size = image_size is not None or None not in image_feature.shape
-        batches = self._collect(examples.batch(512 if same_size else 1).prefetch(2), split)
+        batches = self._collect(
+            examples.batch(512 if same_size else 1).prefetch(2), split
+        )
         sizes = sorted({images.shape[1:] for images, _, _ in batches})
         if len(sizes) > 1:
             raise DatasetError(
@@ -122,16 +138,26 @@ class TFDSImages:
                 f"{sizes[0]} and {sizes[-1]}: give image_size=(height, width) to resize them"
             )
         if not batches:
-            return Examples(np.empty((0, 1, 1, 1), np.uint8), np.empty(0, np.int64), np.empty(0, np.int64))
-        return Examples(*(np.concatenate(parts) for parts in zip(*batches, strict=True)))
+            return Examples(
+                np.empty((0, 1, 1, 1), np.uint8),
+                np.empty(0, np.int64),
+                np.empty(0, np.int64),
+            )
+        return Examples(
+            *(np.concatenate(parts) for parts in zip(*batches, strict=True))
+        )
 
     def _records(self, split):
         """The split in the order of its files, images still encoded, other features not read."""
         import tensorflow_datasets as tfds
 
         decoders = {self.image_key: tfds.decode.SkipDecoding()}
-        if not isinstance(self.builder, tfds.ImageFolder):  # it takes no partial decoding
-            decoders = tfds.decode.PartialDecoding({self.image_key: True, self.label_key: True}, decoders=decoders)
+        if not isinstance(
+            self.builder, tfds.ImageFolder
+        ):  # it takes no partial decoding
+            decoders = tfds.decode.PartialDecoding(
+                {self.image_key: True, self.label_key: True}, decoders=decoders
+            )
         return self.builder.as_dataset(
             split=split,
             decoders=decoders,
@@ -161,7 +187,9 @@ def _open_folder(name):
     builder = tfds.ImageFolder(str(root))
     counts = {split: info.num_examples for split, info in builder.info.splits.items()}
     if not counts.get("train"):
-        raise DatasetError(f"{name!r}: no training images (images found: {counts}); {layout}")
+        raise DatasetError(
+            f"{name!r}: no training images (images found: {counts}); {layout}"
+        )
     return TFDSImages(name, str(root), builder, "image", "label")
 
 
@@ -172,7 +200,9 @@ def _open_tfds(name, data_dir, download):
     looked_in = data_dir or "the default directory of TFDS"
     try:
         # With any version allowed, TFDS takes prepared files first and the code that makes them second.
-        builder = tfds.builder(name if ":" in name else f"{name}:*.*.*", data_dir=data_dir)
+        builder = tfds.builder(
+            name if ":" in name else f"{name}:*.*.*", data_dir=data_dir
+        )
     except tfds.core.DatasetNotFoundError:
         raise DatasetError(
             f"{name!r} is neither prepared in {looked_in} nor a set that TFDS knows "
@@ -180,7 +210,9 @@ def _open_tfds(name, data_dir, download):
             "other choices are 'digits' and 'folder:DIR'"
         ) from None
     except Exception as error:  # TFDS lets parser, file and value errors through
-        raise DatasetError(f"the TFDS set {name!r} in {looked_in} cannot be opened: {_first_line(error)}") from error
+        raise DatasetError(
+            f"the TFDS set {name!r} in {looked_in} cannot be opened: {_first_line(error)}"
+        ) from error
     if not builder.is_prepared():
         _prepare(builder, name, download)
     image_key, label_key = _image_and_label(builder.info, name)
@@ -196,7 +228,9 @@ def _prepare(builder, name, download):
     )
     advice = f"To get it, run, with a network: {command}"
     if not download:
-        raise DatasetError(f"the TFDS set {name!r} is not prepared in {place}, and download is off. {advice}")
+        raise DatasetError(
+            f"the TFDS set {name!r} is not prepared in {place}, and download is off. {advice}"
+        )
     try:
         _check_network(builder.url_infos)
         builder.download_and_prepare()
@@ -213,11 +247,15 @@ def _check_network(urls):
     if url is None:
         return
     try:
-        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=NETWORK_TIMEOUT).close()
+        urllib.request.urlopen(
+            urllib.request.Request(url, method="HEAD"), timeout=NETWORK_TIMEOUT
+        ).close()
     except urllib.error.HTTPError:
         pass  # a server answered
     except urllib.error.URLError as error:
-        if not isinstance(error.reason, ssl.SSLError):  # TFDS brings its own certificates
+        if not isinstance(
+            error.reason, ssl.SSLError
+        ):  # TFDS brings its own certificates
             raise
 
 
@@ -226,10 +264,16 @@ def _image_and_label(info, name):
     import tensorflow_datasets as tfds
 
     features = dict(info.features.items())
-    keys = info.supervised_keys if info.supervised_keys and len(info.supervised_keys) == 2 else tuple(features)
+    keys = (
+        info.supervised_keys
+        if info.supervised_keys and len(info.supervised_keys) == 2
+        else tuple(features)
+    )
     keys = [key for key in keys if isinstance(key, str) and key in features]
     images = [key for key in keys if isinstance(features[key], tfds.features.Image)]
-    labels = [key for key in keys if isinstance(features[key], tfds.features.ClassLabel)]
+    labels = [
+        key for key in keys if isinstance(features[key], tfds.features.ClassLabel)
+    ]
     if len(images) != 1 or len(labels) != 1:
         kinds = {key: type(feature).__name__ for key, feature in features.items()}
         raise DatasetError(

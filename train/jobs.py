@@ -28,14 +28,18 @@ def run_in_processes(work, seeds, jobs, again="the same command with --resume go
     """
     context = multiprocessing.get_context("spawn")
     waiting, running, ended = list(seeds), {}, {}
-    stop = context.RawValue("b", 0)  # Beside the signal, which may come while a process is loading libraries.
+    stop = context.RawValue(
+        "b", 0
+    )  # Beside the signal, which may come while a process is loading libraries.
     multiprocessing.resource_tracker.ensure_running()  # Now: it lets waiting signals through.
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
                 seed = waiting.pop(0)
                 with held():
-                    running[seed] = context.Process(target=_run, args=(work, seed, stop), name=f"seed {seed}")
+                    running[seed] = context.Process(
+                        target=_run, args=(work, seed, stop), name=f"seed {seed}"
+                    )
                     running[seed].start()
             multiprocessing.connection.wait([p.sentinel for p in running.values()])
             for seed in [s for s, p in running.items() if not p.is_alive()]:
@@ -49,7 +53,9 @@ def run_in_processes(work, seeds, jobs, again="the same command with --resume go
     failed = {seed: code for seed, code in ended.items() if code}
     if failed:
         raise JobError(
-            "; ".join(f"seed {seed} ended with status {code}" for seed, code in failed.items())
+            "; ".join(
+                f"seed {seed} ended with status {code}" for seed, code in failed.items()
+            )
             + f"; what was measured is saved: {again}"
         )
 
@@ -60,7 +66,10 @@ def _stop(processes, patience=600):
         if process.is_alive():
             os.kill(process.pid, signal.SIGINT)
     if processes:
-        print(f"{len(processes)} seeds end their step and save; asked again, they end at once", file=sys.stderr)
+        print(
+            f"{len(processes)} seeds end their step and save; asked again, they end at once",
+            file=sys.stderr,
+        )
     try:
         until = time.monotonic() + patience
         for process in processes:
@@ -74,7 +83,12 @@ def _run(work, seed, stop):
     os.setpgid(0, 0)  # Ctrl-C reaches us once, from the process that started us.
     try:
         take()
-        work(seed, orphaned=lambda: bool(stop.value) or not multiprocessing.parent_process().is_alive())
+        work(
+            seed,
+            orphaned=lambda: (
+                bool(stop.value) or not multiprocessing.parent_process().is_alive()
+            ),
+        )
     except (SRelError, OSError) as error:
         sys.exit(f"error: seed {seed}: {error}")
     except KeyboardInterrupt:

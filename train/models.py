@@ -16,7 +16,9 @@ from srel_tf.errors import OptionError
 
 def _he_fan_out():
     """Normal with variance 2 / fan_out, not truncated (He et al.): PyTorch's kaiming_normal_(mode="fan_out")."""
-    return keras.initializers.VarianceScaling(2.0, mode="fan_out", distribution="untruncated_normal")
+    return keras.initializers.VarianceScaling(
+        2.0, mode="fan_out", distribution="untruncated_normal"
+    )
 
 
 def _conv(x, filters, size, strides=1):
@@ -25,7 +27,12 @@ def _conv(x, filters, size, strides=1):
     if padding == "valid" and size > 1:
         x = layers.ZeroPadding2D(size // 2)(x)
     return layers.Conv2D(
-        filters, size, strides=strides, padding=padding, use_bias=False, kernel_initializer=_he_fan_out()
+        filters,
+        size,
+        strides=strides,
+        padding=padding,
+        use_bias=False,
+        kernel_initializer=_he_fan_out(),
     )(x)
 
 
@@ -74,7 +81,9 @@ def _cnn(x, num_classes):
     for filters in (16, 32):
         x = layers.Conv2D(filters, 3, padding="same", activation="relu")(x)
         x = layers.MaxPooling2D(2)(x)
-    return layers.Dense(num_classes)(layers.Dense(64, activation="relu")(layers.Flatten()(x)))
+    return layers.Dense(num_classes)(
+        layers.Dense(64, activation="relu")(layers.Flatten()(x))
+    )
 
 
 def _mlp(x, num_classes):
@@ -99,6 +108,10 @@ def build_model(name, input_shape, num_classes):
     3 classes), `resnet18_cifar` (3×3 stem, no pooling), `cnn`, `mlp`. Raises `OptionError` for any other name.
     """
     if name not in ARCHITECTURES:
-        raise OptionError(f"unknown model {name!r}: choose one of {', '.join(ARCHITECTURES)}")
+        raise OptionError(
+            f"unknown model {name!r}: choose one of {', '.join(ARCHITECTURES)}"
+        )
     inputs = keras.Input(input_shape)
-    return srel_tf.SRelModel(inputs, ARCHITECTURES[name](inputs, num_classes), name=name)
+    return srel_tf.SRelModel(
+        inputs, ARCHITECTURES[name](inputs, num_classes), name=name
+    )

@@ -34,19 +34,46 @@ ESTIMATORS = ("exact", "limit", "auto")
 
 
 def parser():
-    p = argparse.ArgumentParser(prog="python -m train.numerics", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    p.add_argument("--nets", nargs="+", choices=list(NETS), metavar="NET", help=f"of {', '.join(NETS)}")
+    p = argparse.ArgumentParser(
+        prog="python -m train.numerics",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    p.add_argument(
+        "--nets",
+        nargs="+",
+        choices=list(NETS),
+        metavar="NET",
+        help=f"of {', '.join(NETS)}",
+    )
     p.add_argument("--zoo", action="store_true", help="all nets")
     p.add_argument("--stages", nargs="+", metavar="STAGE", help="these stages only")
-    p.add_argument("--etas", nargs="+", type=float, metavar="ETA", help="instead of each net's own")
-    p.add_argument("--estimators", nargs="+", choices=ESTIMATORS, default=list(ESTIMATORS))
-    p.add_argument("--precision", help="as in srel_tf.Settings, whose default is used without this option")
-    p.add_argument("--per-class", type=int, help="probe points of each class, instead of each net's own")
-    p.add_argument("--minutes", type=float, default=30.0, help="within which each stage must be reached")
+    p.add_argument(
+        "--etas", nargs="+", type=float, metavar="ETA", help="instead of each net's own"
+    )
+    p.add_argument(
+        "--estimators", nargs="+", choices=ESTIMATORS, default=list(ESTIMATORS)
+    )
+    p.add_argument(
+        "--precision",
+        help="as in srel_tf.Settings, whose default is used without this option",
+    )
+    p.add_argument(
+        "--per-class",
+        type=int,
+        help="probe points of each class, instead of each net's own",
+    )
+    p.add_argument(
+        "--minutes",
+        type=float,
+        default=30.0,
+        help="within which each stage must be reached",
+    )
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--cache", type=Path, help="directory for the weights of each stage")
     p.add_argument("--out", type=Path, help="directory for the tables")
-    p.add_argument("--train-only", action="store_true", help="fill --cache, measure nothing")
+    p.add_argument(
+        "--train-only", action="store_true", help="fill --cache, measure nothing"
+    )
     return p
 
 
@@ -70,15 +97,26 @@ def main(arguments=None):
 def of_net(name, args, table):
     """Measure one net at each of its stages."""
     net, side = NETS[name], None
-    for stage, weights, outcome in Training(name, args.seed, args.cache, args.minutes).stages():
-        if args.train_only or (args.stages and stage not in args.stages) or table.has(name, stage):
+    for stage, weights, outcome in Training(
+        name, args.seed, args.cache, args.minutes
+    ).stages():
+        if (
+            args.train_only
+            or (args.stages and stage not in args.stages)
+            or table.has(name, stage)
+        ):
             continue
         side = side or Measuring(net, args)
         start = time.perf_counter()
         reference = side.reference(weights)
         between = time.perf_counter()
         rows = list(side.rows(weights, reference))
-        table.add([{"net": name, "stage": stage, "loss": outcome["loss"], **row} for row in rows])
+        table.add(
+            [
+                {"net": name, "stage": stage, "loss": outcome["loss"], **row}
+                for row in rows
+            ]
+        )
         seconds = f"{between - start:.0f} s reference, {time.perf_counter() - between:.0f} s measuring"
         print(f"{name}, {stage}: {seconds}", file=sys.stderr, flush=True)
 
@@ -88,14 +126,23 @@ class Table:
 
     def __init__(self, args):
         self._path = args.out / "numerics.csv" if args.out else None
-        chosen = {n: getattr(args, n) for n in ("precision", "estimators", "etas", "per_class", "seed")}
-        self._settings = " ".join(f"{name}={value}" for name, value in chosen.items() if value is not None)
+        chosen = {
+            n: getattr(args, n)
+            for n in ("precision", "estimators", "etas", "per_class", "seed")
+        }
+        self._settings = " ".join(
+            f"{name}={value}" for name, value in chosen.items() if value is not None
+        )
         known = self._path is not None and self._path.exists()
-        self.rows = pd.read_csv(self._path, keep_default_na=True) if known else pd.DataFrame()
+        self.rows = (
+            pd.read_csv(self._path, keep_default_na=True) if known else pd.DataFrame()
+        )
 
     def has(self, name, stage):
         """Whether this pair was measured with the same settings."""
-        return bool(len(self.rows)) and bool((self._of(name, stage) & (self.rows["settings"] == self._settings)).any())
+        return bool(len(self.rows)) and bool(
+            (self._of(name, stage) & (self.rows["settings"] == self._settings)).any()
+        )
 
     def add(self, rows):
         """Put in the rows of one net and stage, in the place of former ones."""
@@ -132,19 +179,31 @@ class Measuring:
 
     def __init__(self, net, args):
         x, y = net.data()
-        self._probe = srel_tf.ProbeSet.sample(x, y, per_class=args.per_class or net.per_class, seed=args.seed)
+        self._probe = srel_tf.ProbeSet.sample(
+            x, y, per_class=args.per_class or net.per_class, seed=args.seed
+        )
         self._etas = tuple(args.etas or net.etas)
         self._net = net.compiled()
         settings = srel_tf.Settings(measures=tuple(TOLERANCE))
         if args.precision is not None:
             settings = replace(settings, precision=args.precision)
-        self._instruments = {e: self._instrument(replace(settings, estimator=e)) for e in args.estimators}
+        self._instruments = {
+            e: self._instrument(replace(settings, estimator=e)) for e in args.estimators
+        }
         # With precision="float32", `auto` is `exact`.
         self._single = {
-            e: self._instrument(replace(settings, estimator="limit" if e == "limit" else "exact", precision="float32"))
+            e: self._instrument(
+                replace(
+                    settings,
+                    estimator="limit" if e == "limit" else "exact",
+                    precision="float32",
+                )
+            )
             for e in args.estimators
         }
-        self._reference = Reference(net.compiled, self._probe.x, self._probe.y, net.softmax)
+        self._reference = Reference(
+            net.compiled, self._probe.x, self._probe.y, net.softmax
+        )
 
     def reference(self, weights):
         """{η: {measure: S}}, NaN where there is none; η = 0 is the limit."""

@@ -29,7 +29,12 @@ def comparison(result, measure, reference):
     }
     source, target = np.unravel_index(error.argmax(), error.shape)
     if error[source, target] < 0:
-        return row | {"worst": np.nan, "worst_s": np.nan, "worst_reference": np.nan, "worst_pair": ""}
+        return row | {
+            "worst": np.nan,
+            "worst_s": np.nan,
+            "worst_reference": np.nan,
+            "worst_pair": "",
+        }
     return row | {
         "worst": error[source, target],
         "worst_s": s[source, target],
@@ -67,9 +72,24 @@ def as_markdown(table):
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in table.itertuples(index=False):
-        cells = [row.net, row.stage, getattr(row, "η", row[2]), row.estimator, f"{row.entries:,}"]
-        cells += [f"{100 * row[5]:.1f} %", f"{row.outside:,}", _number(row.worst, ".2f"), f"{row.unreferenced:,}"]
-        cells += [_number(row.seconds, ".3f"), _number(row.over_float32, ".1f"), _number(row.forward_passes, ".1f")]
+        cells = [
+            row.net,
+            row.stage,
+            getattr(row, "η", row[2]),
+            row.estimator,
+            f"{row.entries:,}",
+        ]
+        cells += [
+            f"{100 * row[5]:.1f} %",
+            f"{row.outside:,}",
+            _number(row.worst, ".2f"),
+            f"{row.unreferenced:,}",
+        ]
+        cells += [
+            _number(row.seconds, ".3f"),
+            _number(row.over_float32, ".1f"),
+            _number(row.forward_passes, ".1f"),
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -80,7 +100,9 @@ def _number(value, form):
 
 def total(rows):
     """One line on all rows."""
-    valid, outside, unreferenced = (rows[name].sum() for name in ("valid", "outside", "unreferenced"))
+    valid, outside, unreferenced = (
+        rows[name].sum() for name in ("valid", "outside", "unreferenced")
+    )
     return (
         f"{outside:,} of {valid:,} valid entries outside the contract, {unreferenced:,} of them without a reference; "
         f"worst error {_number(rows['worst'].max(), '.2f')} tolerances"

@@ -10,7 +10,9 @@ from srel_tf import OptionError
 
 
 def _with_l2(optimizer):
-    @keras.saving.register_keras_serializable(package="train", name=f"{optimizer.__name__}L2")
+    @keras.saving.register_keras_serializable(
+        package="train", name=f"{optimizer.__name__}L2"
+    )
     class WithL2(optimizer):
         def __init__(self, *args, l2=0.0, **kwargs):
             super().__init__(*args, **kwargs)
@@ -41,7 +43,11 @@ OPTIMIZERS = {
 def make_optimizer(name, learning_rate, l2=0.0):
     """A new optimizer `adam`, `sgd` or `momentum` (0.9). Raises `OptionError` for another name or a bad rate."""
     if name not in OPTIMIZERS:
-        raise OptionError(f"unknown optimizer {name!r}: choose one of {', '.join(OPTIMIZERS)}")
+        raise OptionError(
+            f"unknown optimizer {name!r}: choose one of {', '.join(OPTIMIZERS)}"
+        )
     if not learning_rate > 0 or not l2 >= 0:
-        raise OptionError(f"learning rate {learning_rate}, weight decay {l2}: give one > 0 and one ≥ 0")
+        raise OptionError(
+            f"learning rate {learning_rate}, weight decay {l2}: give one > 0 and one ≥ 0"
+        )
     return OPTIMIZERS[name](learning_rate, l2)

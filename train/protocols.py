@@ -39,7 +39,12 @@ DEFINED, PUBLISHED = ["kl", "l1", "l2"], ["published_kl", "published_l2"]
 
 PROTOCOLS = {
     # Definitions 1–3: the plain step with the training's learning rate, real test images, five runs.
-    "defined": {"measures": DEFINED, "update": ["sgd"], "every": 9, "seeds": [0, 1, 2, 3, 4]},
+    "defined": {
+        "measures": DEFINED,
+        "update": ["sgd"],
+        "every": 9,
+        "seeds": [0, 1, 2, 3, 4],
+    },
     # The code: a fresh Adam, its measures, its schedule, its "test" images of the training set, three runs. The same
     # runs measured by Definitions 1 and 2 come along.
     "published": {
@@ -53,7 +58,14 @@ PROTOCOLS = {
     # Each measure under each update rule, so that one sees which difference causes what.
     "crossed": {
         "measures": [*DEFINED, "raw_l1", "raw_l2", *PUBLISHED],
-        "update": ["sgd@1e-4", "sgd@1e-3", "sgd@1e-2", "optimizer", "fresh_adam", "limit"],
+        "update": [
+            "sgd@1e-4",
+            "sgd@1e-3",
+            "sgd@1e-2",
+            "optimizer",
+            "fresh_adam",
+            "limit",
+        ],
         "every": 18,
         "seeds": [0, 1, 2, 3, 4],
     },
@@ -66,7 +78,9 @@ def preset(protocol, dataset, select_top=None):
     A dataset that is not the paper's gets the recipe alone. Raises `OptionError` for an unknown protocol.
     """
     if protocol not in PROTOCOLS:
-        raise OptionError(f"unknown protocol {protocol!r}: choose from {', '.join(PROTOCOLS)}")
+        raise OptionError(
+            f"unknown protocol {protocol!r}: choose from {', '.join(PROTOCOLS)}"
+        )
     options = {**PUBLISHED_RECIPE, **DATASETS.get(dataset, {}), **PROTOCOLS[protocol]}
     if select_top:
         options.pop("classes", None)

@@ -46,20 +46,30 @@ def draw(count, dimension, *seed):
 
 def probe_points(settings):
     """x, y of the targets (x' first), then of the sources, and distances [targets, sources]. All seeds share them."""
-    x, y = draw(settings["targets"] + settings["sources"], settings["dimension"], settings["probe_seed"], 1)
+    x, y = draw(
+        settings["targets"] + settings["sources"],
+        settings["dimension"],
+        settings["probe_seed"],
+        1,
+    )
     targets, sources = np.split(x, [settings["targets"]])
     return x, y, np.linalg.norm(targets[:, None] - sources[None], axis=2)
 
 
 def near_and_far(distances):
     """Ids of the sources of Figures 4 and 5: the nearest to x' and the farthest from it."""
-    return len(distances) + np.array([distances[TARGET].argmin(), distances[TARGET].argmax()])
+    return len(distances) + np.array(
+        [distances[TARGET].argmin(), distances[TARGET].argmax()]
+    )
 
 
 def followed(distances):
     """Ids of the sources that are followed in time for all targets: from the nearest to x' to the farthest, evenly."""
     order = np.argsort(distances[TARGET])
-    return len(distances) + order[np.linspace(0, len(order) - 1, min(FOLLOWED, len(order))).astype(int)]
+    return (
+        len(distances)
+        + order[np.linspace(0, len(order) - 1, min(FOLLOWED, len(order))).astype(int)]
+    )
 
 
 def in_time(step):
@@ -71,9 +81,15 @@ def build(settings):
     """A feed-forward ReLU net (He normal), compiled with SGD and the squared error."""
     inputs = x = keras.Input((settings["dimension"],))
     for _ in range(settings["depth"]):
-        x = keras.layers.Dense(settings["width"], activation="relu", kernel_initializer="he_normal")(x)
+        x = keras.layers.Dense(
+            settings["width"], activation="relu", kernel_initializer="he_normal"
+        )(x)
     model = srel_tf.SRelModel(inputs, keras.layers.Dense(1)(x))
-    model.compile(keras.optimizers.SGD(settings["learning_rate"]), keras.losses.MeanSquaredError(), jit_compile=False)
+    model.compile(
+        keras.optimizers.SGD(settings["learning_rate"]),
+        keras.losses.MeanSquaredError(),
+        jit_compile=False,
+    )
     return model
 
 
@@ -84,8 +100,16 @@ def attach(model, settings, seed):
     targets, sources = np.split(everything, [len(distances)])
     for of_targets, of_sources, every in (
         (targets, sources, lambda step: step in FIGURE_3),
-        (targets, followed(distances), lambda step: step not in FIGURE_3 and in_time(step)),
-        ([TARGET], near_and_far(distances), lambda step: step not in FIGURE_3 and not in_time(step)),
+        (
+            targets,
+            followed(distances),
+            lambda step: step not in FIGURE_3 and in_time(step),
+        ),
+        (
+            [TARGET],
+            near_and_far(distances),
+            lambda step: step not in FIGURE_3 and not in_time(step),
+        ),
     ):
         model.attach_probe(
             srel_tf.ProbeSet(x, y, targets=np.asarray(of_targets), sources=of_sources),
@@ -113,7 +137,10 @@ class Watch(keras.callbacks.Callback):
         self._first, self.diverged = np.inf, None
 
     def on_train_begin(self, logs=None):
-        self._start, self._features = time.perf_counter(), keras.Model(self.model.inputs, self.model.layers[-2].output)
+        self._start, self._features = (
+            time.perf_counter(),
+            keras.Model(self.model.inputs, self.model.layers[-2].output),
+        )
         self._look(0)
 
     def on_train_batch_end(self, batch, logs=None):
@@ -130,9 +157,19 @@ class Watch(keras.callbacks.Callback):
             if self._orphaned and self._orphaned():
                 raise KeyboardInterrupt
             for split, (x, y) in self._sets.items():
-                loss = float(np.mean((self.model(tf.constant(x, self.model.dtype)).numpy() - y) ** 2))
+                loss = float(
+                    np.mean(
+                        (self.model(tf.constant(x, self.model.dtype)).numpy() - y) ** 2
+                    )
+                )
                 self._risks.append(
-                    {"run": f"seed-{self._seed}", "seed": self._seed, "step": step, "split": split, "loss": loss}
+                    {
+                        "run": f"seed-{self._seed}",
+                        "seed": self._seed,
+                        "step": step,
+                        "split": split,
+                        "loss": loss,
+                    }
                 )
         if step in FIGURE_3:
             features = self._features(tf.constant(self._x, self.model.dtype)).numpy()
@@ -140,20 +177,34 @@ class Watch(keras.callbacks.Callback):
             distances = np.linalg.norm(targets[:, None] - sources[None], axis=2)
             self._distances.append(self._pairs(distances, "last-layer features", step))
         if step in (last // 5 * i for i in range(1, 5)) or step == last:
-            risks = ", ".join(f"{r['split']} risk {r['loss']:.3g}" for r in self._risks[-2:])
+            risks = ", ".join(
+                f"{r['split']} risk {r['loss']:.3g}" for r in self._risks[-2:]
+            )
             seconds = time.perf_counter() - self._start
-            print(f"  seed {self._seed}, step {step} of {last}: {risks}; {seconds:.0f} s", flush=True)
+            print(
+                f"  seed {self._seed}, step {step} of {last}: {risks}; {seconds:.0f} s",
+                flush=True,
+            )
 
     def _pairs(self, distances, metric, step):
         targets, sources = np.indices(distances.shape)
-        columns = {"target_id": targets.ravel(), "source_id": (self._targets + sources).ravel()}
-        frame = pd.DataFrame({**columns, "distance": distances.ravel(), "metric": metric})
+        columns = {
+            "target_id": targets.ravel(),
+            "source_id": (self._targets + sources).ravel(),
+        }
+        frame = pd.DataFrame(
+            {**columns, "distance": distances.ravel(), "metric": metric}
+        )
         return frame.assign(
-            run=f"seed-{self._seed}", seed=self._seed, step=pd.array([step] * len(frame), dtype="Int64")
+            run=f"seed-{self._seed}",
+            seed=self._seed,
+            step=pd.array([step] * len(frame), dtype="Int64"),
         )
 
     def risks(self):
-        return pd.DataFrame(self._risks, columns=["run", "seed", "step", "split", "loss"])
+        return pd.DataFrame(
+            self._risks, columns=["run", "seed", "step", "split", "loss"]
+        )
 
     def distances(self):
         """Columns target_id, source_id, distance, metric, run, seed, step; input distances at each step of Figure 3."""
@@ -177,21 +228,31 @@ def train(settings, seed, directory, orphaned=None):
         model = build(settings)
         attach(model, settings, seed)
         watch = Watch(settings, seed, training, orphaned)
-        data = tf.data.Dataset.from_tensor_slices(training).shuffle(settings["examples"], seed=seed)
+        data = tf.data.Dataset.from_tensor_slices(training).shuffle(
+            settings["examples"], seed=seed
+        )
         batches = data.batch(settings["batch_size"], drop_remainder=True)
         about = None
         try:
             model.fit(
                 batches,
-                epochs=-(-settings["iterations"] // (settings["examples"] // settings["batch_size"])),
+                epochs=-(
+                    -settings["iterations"]
+                    // (settings["examples"] // settings["batch_size"])
+                ),
                 callbacks=[watch],
                 shuffle=False,  # The data set has done it.
                 verbose=0,
             )
             if watch.diverged is None:
                 directory.seed_path(seed).mkdir(exist_ok=True)
-                srel_tf.write_frame(watch.distances(), directory.seed_path(seed) / "distances.parquet")
-                seconds = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
+                srel_tf.write_frame(
+                    watch.distances(), directory.seed_path(seed) / "distances.parquet"
+                )
+                seconds = {
+                    "seconds": time.perf_counter() - start,
+                    "cpu_seconds": time.process_time() - cpu,
+                }
                 about = {"seed": seed, **{n: round(s, 1) for n, s in seconds.items()}}
                 about["parameters"] = model.count_params()
         finally:

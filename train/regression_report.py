@@ -11,15 +11,24 @@ def report(directory, settings, seeds):
     """Write and print what a run directory's seeds show; its summary, one row a quantity."""
     frame, risks = directory.frames(seeds)
     distances = pd.concat(
-        [srel_tf.read_frame(directory.seed_path(seed) / "distances.parquet") for seed in seeds], ignore_index=True
+        [
+            srel_tf.read_frame(directory.seed_path(seed) / "distances.parquet")
+            for seed in seeds
+        ],
+        ignore_index=True,
     )
     pairs = pair_curves(frame, probe_points(settings)[2])
     folder = directory.path / "figures"
     folder.mkdir(exist_ok=True)
     written = [srel_tf.write_frame(risks, directory.path / "risks.csv")]
-    written += [save_figure(f, folder / name) for name, f in figures(frame, distances, risks, settings)]
+    written += [
+        save_figure(f, folder / name)
+        for name, f in figures(frame, distances, risks, settings)
+    ]
     invalid = (~frame["valid"]).sum()
-    print(f"{len(frame)} entries of S_rel over {len(seeds)} seed{'s' * (len(seeds) > 1)}, {invalid} of them not valid")
+    print(
+        f"{len(frame)} entries of S_rel over {len(seeds)} seed{'s' * (len(seeds) > 1)}, {invalid} of them not valid"
+    )
     table = _table(pairs, risks)
     print(table.to_string(float_format="{:.3g}".format))
     print("written:", *written, sep="\n  ")
@@ -30,7 +39,10 @@ def report(directory, settings, seeds):
 def figures(frame, distances, risks, settings):
     """(file name, Figure) of Figures 3–5 from the frames of all seeds; 3 where there are distances at its steps."""
     if distances["step"].notna().any():
-        yield "figure_03.png", plot_distances(frame[frame["target_id"] == TARGET], distances)
+        yield (
+            "figure_03.png",
+            plot_distances(frame[frame["target_id"] == TARGET], distances),
+        )
     pairs = pair_curves(frame, probe_points(settings)[2])
     yield "figure_04.png", plot_pairs(pairs)
     yield "figure_05.png", plot_pairs(pairs, risks)
@@ -43,17 +55,23 @@ def pair_curves(frame, distances):
         part = frame[(frame["target_id"] == TARGET) & (frame["source_id"] == source)]
         length = distances[TARGET, source - len(distances)]
         parts.append(part.assign(pair=f"{name}: ‖x' − x‖ = {length:.2f}"))
-    return pd.concat(parts, ignore_index=True)[["pair", "run", "seed", "step", "srel", "valid"]]
+    return pd.concat(parts, ignore_index=True)[
+        ["pair", "run", "seed", "step", "srel", "valid"]
+    ]
 
 
 def _table(pairs, risks):
     """Means over seeds at a few steps: S_rel of both pairs, both risks."""
     steps = [s for s in (0, 10, 100, 500, 1000, 2500) if s in set(risks["step"])]
     steps = sorted({*steps, int(risks["step"].max())})
-    curves = pairs.assign(name="S_rel " + pairs["pair"], value=pairs["srel"].where(pairs["valid"]))
+    curves = pairs.assign(
+        name="S_rel " + pairs["pair"], value=pairs["srel"].where(pairs["valid"])
+    )
     losses = risks.assign(name=risks["split"] + " risk", value=risks["loss"])
     both = pd.concat([curves, losses])[["name", "step", "value"]]
-    table = both[both["step"].isin(steps)].pivot_table("value", "name", "step", aggfunc="mean", sort=False)[steps]
+    table = both[both["step"].isin(steps)].pivot_table(
+        "value", "name", "step", aggfunc="mean", sort=False
+    )[steps]
     table.columns.name = "mean over seeds at step"
     return table
 

@@ -21,7 +21,9 @@ def report(directory, seeds):
         save_figure(plot_history(history), figures / "history.png"),
     ]
     for rule, rows in pairs.groupby(rule_names(pairs), sort=False):
-        written.append(save_figure(plot_class_pairs(rows), figures / f"srel-{file_name(rule)}.png"))
+        written.append(
+            save_figure(plot_class_pairs(rows), figures / f"srel-{file_name(rule)}.png")
+        )
     _print_pairs(pairs)
     _print_separation(separation)
     _print_history(history)
@@ -39,27 +41,43 @@ def _last(frame):
 
 def _print_pairs(pairs):
     last = _last(pairs)
-    for (rule, measure), rows in last.groupby([rule_names(last), "measure"], sort=False):
+    for (rule, measure), rows in last.groupby(
+        [rule_names(last), "measure"], sort=False
+    ):
         order = rows["source_class"].unique()
-        table = rows.pivot_table("mean", "source_class", "target_class", aggfunc="mean").reindex(order, axis=0)
+        table = rows.pivot_table(
+            "mean", "source_class", "target_class", aggfunc="mean"
+        ).reindex(order, axis=0)
         print(
             f"\nDefinition 3, {measure}, update {rule}, step {rows['step'].iloc[0]}, mean over "
             f"{rows['run'].nunique()} runs; row: source class, column: target class; "
             f"{rows['n_valid'].sum()} of {rows['n_pairs'].sum()} entries valid"
         )
-        print(table.reindex([c for c in order if c in table], axis=1).to_string(float_format="{:.3f}".format))
+        print(
+            table.reindex([c for c in order if c in table], axis=1).to_string(
+                float_format="{:.3f}".format
+            )
+        )
 
 
 def _print_separation(separation):
     ends = separation["step"].isin([separation["step"].min(), separation["step"].max()])
-    of_rules = separation[ends].groupby([rule_names(separation[ends]), "measure", "step"], sort=False)
+    of_rules = separation[ends].groupby(
+        [rule_names(separation[ends]), "measure", "step"], sort=False
+    )
     table = of_rules[["auc", "median_intra", "median_inter", "ratio_of_medians"]].mean()
-    print("\nSeparation of intra-class from inter-class pairs, diagonal left out, mean over runs (AUC 0.5: none)")
+    print(
+        "\nSeparation of intra-class from inter-class pairs, diagonal left out, mean over runs (AUC 0.5: none)"
+    )
     print(table.to_string(float_format="{:.3f}".format))
 
 
 def _print_history(history):
-    table = history.groupby(["epoch", "split"])[["loss", "accuracy"]].mean().unstack("split")
+    table = (
+        history.groupby(["epoch", "split"])[["loss", "accuracy"]]
+        .mean()
+        .unstack("split")
+    )
     ends = table.iloc[[0, -1]] if len(table) > 1 else table
     print("\nLoss (nats) and accuracy, mean over runs")
     with pd.option_context("display.width", 120):

@@ -26,7 +26,9 @@ def parse_rules(names, measures, training_rate, learning_rate=None, estimator="e
         rule = _parse(name, tuple(measures), learning_rate, estimator)
         same = rule._replace(learning_rate=rule.learning_rate or training_rate)
         if same in rules:
-            raise OptionError(f"--update {' '.join(names)}: {name} comes twice (η of the training: {training_rate:g})")
+            raise OptionError(
+                f"--update {' '.join(names)}: {name} comes twice (η of the training: {training_rate:g})"
+            )
         rules[same] = rule
     return list(rules.values())
 
@@ -39,12 +41,18 @@ def _parse(name, measures, learning_rate, estimator):
         except ValueError:
             learning_rate = 0.0
         if not 0 < learning_rate < float("inf"):
-            raise OptionError(f"--update {name}: {eta!r} is no step length; give a positive number, say {update}@1e-3")
+            raise OptionError(
+                f"--update {name}: {eta!r} is no step length; give a positive number, say {update}@1e-3"
+            )
     if update != "limit":
         return Rule(update, learning_rate, estimator, measures)
     if at:
-        raise OptionError(f"--update {name}: the limit η → 0 has no step length; write limit")
+        raise OptionError(
+            f"--update {name}: the limit η → 0 has no step length; write limit"
+        )
     measures = tuple(m for m in measures if not m.startswith("published_"))
     if not measures:
-        raise OptionError("--update limit: no measure given has a limit η → 0; add kl, l1 or l2 to --measures")
+        raise OptionError(
+            "--update limit: no measure given has a limit η → 0; add kl, l1 or l2 to --measures"
+        )
     return Rule("sgd", None, "limit", measures)

@@ -15,12 +15,33 @@ from pathlib import Path
 import pandas as pd
 
 from srel_tf import FrameStore, StorageError, StoredFrame, read_frame, write_frame
-from srel_tf.files import differences, lock, make_directory, read_json, remove_leftovers, write_json
+from srel_tf.files import (
+    differences,
+    lock,
+    make_directory,
+    read_json,
+    remove_leftovers,
+    write_json,
+)
 from train.environment import environment, versions
-from train.seed_marks import RunDirectoryError, check_mark, is_finished, mark_as_finished, ours
+from train.seed_marks import (
+    RunDirectoryError,
+    check_mark,
+    is_finished,
+    mark_as_finished,
+    ours,
+)
 
 # What a command writes beside the seeds; in a directory that none of ours has begun they are another's.
-OWN = ("settings.json", "environment.json", "data.json", "pairs.csv", "separation.csv", "history.csv", "risks.csv")
+OWN = (
+    "settings.json",
+    "environment.json",
+    "data.json",
+    "pairs.csv",
+    "separation.csv",
+    "history.csv",
+    "risks.csv",
+)
 
 
 class RunDirectory:
@@ -50,7 +71,9 @@ class RunDirectory:
             raise
         except (StorageError, OSError) as error:
             reason = error.strerror or error
-            raise RunDirectoryError(f"cannot write to {self.path}: {reason}; choose another --out") from error
+            raise RunDirectoryError(
+                f"cannot write to {self.path}: {reason}; choose another --out"
+            ) from error
 
     def _check_that_it_is_ours(self):
         """Before the first command, it holds nothing under the names of what that will write, or remove."""
@@ -65,17 +88,27 @@ class RunDirectory:
         """Delete what a killed process left behind."""
         remove_leftovers(self.path)
         for parts in self.path.glob("seed-*/frame.parts"):
-            with contextlib.suppress(StorageError):  # Damaged (who needs the seed is told), or another process has it.
+            with contextlib.suppress(
+                StorageError
+            ):  # Damaged (who needs the seed is told), or another process has it.
                 if is_finished(parts.parent):
                     remove_store(parts)
 
     def _holds_results(self):
         """Whether a command got as far as to save something."""
         saved = ("selection.json", "selection.parts/state-*")
-        return any(any(self.path.glob(name)) for name in saved) or self._holds_measurements()
+        return (
+            any(any(self.path.glob(name)) for name in saved)
+            or self._holds_measurements()
+        )
 
     def _holds_measurements(self):
-        saved = ("frame.parquet", "seed.json", "frame.parts/part-*", "frame.parts/state-*")
+        saved = (
+            "frame.parquet",
+            "seed.json",
+            "frame.parts/part-*",
+            "frame.parts/state-*",
+        )
         return any(any(self.path.glob(f"seed-*/{name}")) for name in saved)
 
     def _check_settings(self):
@@ -88,20 +121,28 @@ class RunDirectory:
         lines = differences(saved, self.settings)
         if lines:
             raise RunDirectoryError(
-                f"{self.path} holds results of other settings; choose another --out:\n" + "\n".join(lines)
+                f"{self.path} holds results of other settings; choose another --out:\n"
+                + "\n".join(lines)
             )
 
     def _check_environment(self):
         """Say where versions or the machine differ from those of the results; each seed keeps its own in seed.json."""
         file = self.path / "environment.json"
-        lines = differences(ours(read_json, file), environment()) if file.exists() else []
+        lines = (
+            differences(ours(read_json, file), environment()) if file.exists() else []
+        )
         if lines:
-            print(f"note: {self.path} was begun in another environment:\n" + "\n".join(lines))
+            print(
+                f"note: {self.path} was begun in another environment:\n"
+                + "\n".join(lines)
+            )
 
     def check_data(self, fingerprint):
         """Bind the directory to the data with this hash; `RunDirectoryError` where it holds results of other data."""
         file = self.path / "data.json"
-        measured = self._holds_measurements()  # First: another seed's process may bind the directory and measure now.
+        measured = (
+            self._holds_measurements()
+        )  # First: another seed's process may bind the directory and measure now.
         if not file.exists():
             if measured:
                 raise RunDirectoryError(
@@ -109,7 +150,9 @@ class RunDirectory:
                 )
             write_json(file, {"fingerprint": fingerprint})
         elif ours(read_json, file).get("fingerprint") != fingerprint:
-            raise RunDirectoryError(f"{self.path} holds results of other data (see data.json); choose another --out")
+            raise RunDirectoryError(
+                f"{self.path} holds results of other data (see data.json); choose another --out"
+            )
 
     def is_complete(self, seed):
         """Whether this seed has been run to its end, its files being those it ended with.
@@ -134,11 +177,15 @@ class RunDirectory:
 
     def store(self, seed, note, **options):
         """The `FrameStore` of a seed, to write; note and options as for `open_store`."""
-        store = self.open_store(self.seed_path(seed) / "frame.parts", f"seed {seed}", note, **options)
+        store = self.open_store(
+            self.seed_path(seed) / "frame.parts", f"seed {seed}", note, **options
+        )
         remove_leftovers(self.seed_path(seed))
         return store
 
-    def open_store(self, path, name, note, resume=False, restart=False, skip_damaged=False):
+    def open_store(
+        self, path, name, note, resume=False, restart=False, skip_damaged=False
+    ):
         """The `FrameStore` at `path` of what is called `name`: to go on with what it holds, or `restart` to forget it.
 
         skip_damaged: leave parts of it that were damaged out for good; without it they are a `StorageError`.
@@ -164,7 +211,10 @@ class RunDirectory:
                 )
             store.check(skip_damaged)
             for part in store.left_out:
-                print(f"{name}: {part['rows']} rows are left out, {part['file']} {part['fault']}", flush=True)
+                print(
+                    f"{name}: {part['rows']} rows are left out, {part['file']} {part['fault']}",
+                    flush=True,
+                )
         except BaseException:
             store.close()
             raise
@@ -181,7 +231,10 @@ class RunDirectory:
         The mark also names the damaged parts whose rows the frame lacks.
         """
         self.save_rows(seed, store, history)
-        mark_as_finished(self.seed_path(seed), {**about, "settings": self.settings, "left_out": store.left_out})
+        mark_as_finished(
+            self.seed_path(seed),
+            {**about, "settings": self.settings, "left_out": store.left_out},
+        )
         store.delete()
 
     def save_seed(self, seed, frame, history, about=None):
@@ -199,12 +252,16 @@ class RunDirectory:
             if about is not None:
                 mark_as_finished(path, {**about, "settings": self.settings})
         except OSError as error:
-            raise RunDirectoryError(f"cannot write to {path}: {error}; what was saved before is whole") from error
+            raise RunDirectoryError(
+                f"cannot write to {path}: {error}; what was saved before is whole"
+            ) from error
 
     def frames(self, seeds):
         """(frame, history) of these seeds together, in memory."""
         files = [self._file(s, "frame.parquet") for s in seeds]
-        return pd.concat([read_frame(f) for f in files], ignore_index=True), self.histories(seeds)
+        return pd.concat(
+            [read_frame(f) for f in files], ignore_index=True
+        ), self.histories(seeds)
 
     def scan(self, seeds):
         """The frames of these seeds together, to be read in bounded memory."""
@@ -212,7 +269,9 @@ class RunDirectory:
 
     def histories(self, seeds):
         """Loss and accuracy by epoch of these seeds together."""
-        return pd.concat([read_frame(self._file(s, "history.csv")) for s in seeds], ignore_index=True)
+        return pd.concat(
+            [read_frame(self._file(s, "history.csv")) for s in seeds], ignore_index=True
+        )
 
     def _file(self, seed, name):
         """A file of a seed; `RunDirectoryError` where the seed is finished and it is not what was written."""

@@ -16,8 +16,14 @@ class RunDirectoryError(StorageError):
 
 def mark_as_finished(path, about):
     """Write the seed.json of a seed's directory: `about` (a dict) and what its files are."""
-    sums = {name: sha256(path / name) for name in (*FILES, *MORE) if (path / name).exists() or name in FILES}
-    write_json(path / "seed.json", {**about, "environment": environment(), "sha256": sums})
+    sums = {
+        name: sha256(path / name)
+        for name in (*FILES, *MORE)
+        if (path / name).exists() or name in FILES
+    }
+    write_json(
+        path / "seed.json", {**about, "environment": environment(), "sha256": sums}
+    )
 
 
 def finished_seeds(path):
@@ -40,7 +46,11 @@ def check_mark(path, expected):
     lines = []
     for name, value in expected.items():
         saved = mark.get(name, value)
-        both = (saved, value) if isinstance(saved, dict) and isinstance(value, dict) else ({name: saved}, {name: value})
+        both = (
+            (saved, value)
+            if isinstance(saved, dict) and isinstance(value, dict)
+            else ({name: saved}, {name: value})
+        )
         lines += differences(*both)
     if lines:
         raise RunDirectoryError(
@@ -55,14 +65,19 @@ def is_finished(path, names=()):
     if not mark.exists():
         return False
     sums = ours(read_json, mark).get("sha256")
-    if not isinstance(sums, dict) or not {*FILES, *names} <= set(sums) <= {*FILES, *MORE}:
+    if not isinstance(sums, dict) or not {*FILES, *names} <= set(sums) <= {
+        *FILES,
+        *MORE,
+    }:
         raise RunDirectoryError(
             f"{mark} holds no checksums of the seed's files: it is damaged; restore it, or delete it to run it again"
         )
     for name in names or sums:
         file = path / name
         if not file.is_file() or sums[name] != ours(sha256, file):
-            raise RunDirectoryError(f"{file} is not what was written: restore it, or delete {mark} to run it again")
+            raise RunDirectoryError(
+                f"{file} is not what was written: restore it, or delete {mark} to run it again"
+            )
     return True
 
 

@@ -23,10 +23,17 @@ def moves(directories):
     """
     rows = []
     for data, protocol, entries in load_matrices(directories):
-        finite = entries[(entries["measure"] == "l1") & entries["method"].str.startswith("finite_step")]
-        same = (finite["source_class"] == finite["target_class"]).map({True: INTRA, False: INTER})
+        finite = entries[
+            (entries["measure"] == "l1")
+            & entries["method"].str.startswith("finite_step")
+        ]
+        same = (finite["source_class"] == finite["target_class"]).map(
+            {True: INTRA, False: INTER}
+        )
         own = finite["source_id"] == finite["target_id"]
-        of_rule = finite.assign(kind=same.mask(own, "source")).groupby(["rule", "step", "kind"], sort=False)
+        of_rule = finite.assign(kind=same.mask(own, "source")).groupby(
+            ["rule", "step", "kind"], sort=False
+        )
         table = of_rule["numerator"].median().unstack().reset_index()
         rows.append(table.assign(data=data, protocol=protocol))
     return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
@@ -42,14 +49,35 @@ def adjusted(directories):
     """
     rows = []
     for data, protocol, entries in load_matrices(directories):
-        kept = entries[entries["valid"] & (entries["source_id"] != entries["target_id"])]
+        kept = entries[
+            entries["valid"] & (entries["source_id"] != entries["target_id"])
+        ]
         kept = kept.assign(same=kept["source_class"] == kept["target_class"])
-        for (rule, measure, step), one in kept.groupby(["rule", "measure", "step"], sort=False):
-            within = [_of_kinds(row["srel"], row["same"]) for _, row in one.groupby("source_id")]
+        for (rule, measure, step), one in kept.groupby(
+            ["rule", "measure", "step"], sort=False
+        ):
+            within = [
+                _of_kinds(row["srel"], row["same"])
+                for _, row in one.groupby("source_id")
+            ]
             positive = one[one["srel"] > 0]
-            found = {"auc": _of_kinds(one["srel"], one["same"]), "auc_rows": np.nanmean(within)}
-            found["auc_two_way"] = _of_kinds(two_way_residuals(positive), positive["same"])
-            rows.append({"data": data, "protocol": protocol, "rule": rule, "measure": measure, "step": step, **found})
+            found = {
+                "auc": _of_kinds(one["srel"], one["same"]),
+                "auc_rows": np.nanmean(within),
+            }
+            found["auc_two_way"] = _of_kinds(
+                two_way_residuals(positive), positive["same"]
+            )
+            rows.append(
+                {
+                    "data": data,
+                    "protocol": protocol,
+                    "rule": rule,
+                    "measure": measure,
+                    "step": step,
+                    **found,
+                }
+            )
     return pd.DataFrame(rows)
 
 
@@ -59,6 +87,8 @@ def _of_kinds(values, same):
 
 def two_way_residuals(entries):
     """log S less the least-squares fit of a term for each source and one for each target."""
-    design = pd.get_dummies(entries[["source_id", "target_id"]].astype(str), dtype=float).to_numpy()
+    design = pd.get_dummies(
+        entries[["source_id", "target_id"]].astype(str), dtype=float
+    ).to_numpy()
     logs = np.log(entries["srel"].to_numpy())
     return logs - design @ np.linalg.lstsq(design, logs, rcond=None)[0]

@@ -16,7 +16,9 @@ import pandas as pd
 import srel_tf
 
 CLASSES, PER_CLASS, MEASUREMENTS_A_PART = ["cat", "dog", "owl"], 20, 100
-ROWS = 2 * (len(CLASSES) * PER_CLASS) ** 2  # of a measurement: two measures of all pairs
+ROWS = (
+    2 * (len(CLASSES) * PER_CLASS) ** 2
+)  # of a measurement: two measures of all pairs
 
 
 def parser():
@@ -32,12 +34,16 @@ def main(arguments=None):
     with srel_tf.FrameStore(Path(args.dir), write=True) as store:
         write(store, measurements)
         frame = store.scan()
-        pairs = timed(f"smooth of {frame.num_rows:,} rows", lambda: srel_tf.smooth(frame))
+        pairs = timed(
+            f"smooth of {frame.num_rows:,} rows", lambda: srel_tf.smooth(frame)
+        )
         assert len(pairs) == measurements * 2 * len(CLASSES) ** 2
         assert pairs["n_pairs"].sum() == frame.num_rows == measurements * ROWS
         size = sum(file.stat().st_size for file in store.path.iterdir())
         parts = len(list(store.path.glob("part-*")))
-        print(f"{size / 1e9:.2f} GB in {parts} parts, {size / frame.num_rows:.1f} bytes a row")
+        print(
+            f"{size / 1e9:.2f} GB in {parts} parts, {size / frame.num_rows:.1f} bytes a row"
+        )
         store.delete()
 
 
@@ -46,11 +52,14 @@ def write(store, measurements):
     rng, start = np.random.default_rng(0), time.perf_counter()
     for first in range(0, measurements, MEASUREMENTS_A_PART):
         steps = range(first, min(first + MEASUREMENTS_A_PART, measurements))
-        store.append(pd.concat([made_up(step, rng) for step in steps], ignore_index=True))
+        store.append(
+            pd.concat([made_up(step, rng) for step in steps], ignore_index=True)
+        )
         if first <= measurements // 10 < first + MEASUREMENTS_A_PART:
             print(f"a tenth written: peak memory {peak():.0f} MB", flush=True)
     print(
-        f"{store.num_rows:,} rows written: {time.perf_counter() - start:.0f} s, peak memory {peak():.0f} MB", flush=True
+        f"{store.num_rows:,} rows written: {time.perf_counter() - start:.0f} s, peak memory {peak():.0f} MB",
+        flush=True,
     )
 
 
@@ -58,16 +67,30 @@ def made_up(step, rng):
     """Rows of random entries, as a measurement gives them."""
     labels = np.repeat(CLASSES, PER_CLASS)
     n = len(labels)
-    denominator, srel = np.repeat(rng.uniform(0.5, 2, 2 * n), n), rng.lognormal(size=ROWS)
+    denominator, srel = (
+        np.repeat(rng.uniform(0.5, 2, 2 * n), n),
+        rng.lognormal(size=ROWS),
+    )
     return pd.DataFrame(
         {
             **{"run": "made-up", "seed": pd.array([0], "Int64").repeat(ROWS)},
             **{"step": pd.array([step], "Int64").repeat(ROWS), "epoch": step / 100},
             **{"measure": np.repeat(["kl", "l1"], n * n), "update": "sgd"},
             **{"estimator": "exact", "method": "finite_step", "learning_rate": 0.1},
-            **{"source_id": np.tile(np.repeat(np.arange(n), n), 2), "source_class": np.tile(np.repeat(labels, n), 2)},
-            **{"target_id": np.tile(np.arange(n), 2 * n), "target_class": np.tile(labels, 2 * n)},
-            **{"numerator": srel * denominator, "denominator": denominator, "srel": srel, "valid": srel < 10},
+            **{
+                "source_id": np.tile(np.repeat(np.arange(n), n), 2),
+                "source_class": np.tile(np.repeat(labels, n), 2),
+            },
+            **{
+                "target_id": np.tile(np.arange(n), 2 * n),
+                "target_class": np.tile(labels, 2 * n),
+            },
+            **{
+                "numerator": srel * denominator,
+                "denominator": denominator,
+                "srel": srel,
+                "valid": srel < 10,
+            },
         }
     )
 
@@ -75,7 +98,10 @@ def made_up(step, rng):
 def timed(what, function):
     start = time.perf_counter()
     result = function()
-    print(f"{what}: {time.perf_counter() - start:.0f} s, peak memory {peak():.0f} MB", flush=True)
+    print(
+        f"{what}: {time.perf_counter() - start:.0f} s, peak memory {peak():.0f} MB",
+        flush=True,
+    )
     return result
 
 

@@ -28,7 +28,10 @@ from train.runs import RunDirectoryError, write_json
 def make(number, variant, seed):
     """The frame and the picture of one figure."""
     of_number = {
-        **dict.fromkeys(theory_figures.PENALIZED, lambda: theory_figures.penalized(number, variant, seed)),
+        **dict.fromkeys(
+            theory_figures.PENALIZED,
+            lambda: theory_figures.penalized(number, variant, seed),
+        ),
         10: lambda: theory_figures.relu_gate(seed),
         11: theory_figures.distance,
         12: theory_figures.flow_pairs,
@@ -44,11 +47,31 @@ def settings(variant, seed):
     return {
         "variant": variant,
         "seed": seed,
-        "figures_6_to_9": {"K": 2, "n_k": 1000, "dim": 100, "lambda_1": 1.0, "theta": 0.001, "starts": 10, "pairs": 20},
-        "figure_10": gate | {"x": "(10, …, 10)", "targets": list(theory_figures.GATE_TARGETS), "w0": "N(0, I)"},
-        "figures_11_to_13": {"w_star": [1, 2, 3], "w0_squared": [0.5, 2, 4], "theta": 0.001},
+        "figures_6_to_9": {
+            "K": 2,
+            "n_k": 1000,
+            "dim": 100,
+            "lambda_1": 1.0,
+            "theta": 0.001,
+            "starts": 10,
+            "pairs": 20,
+        },
+        "figure_10": gate
+        | {
+            "x": "(10, …, 10)",
+            "targets": list(theory_figures.GATE_TARGETS),
+            "w0": "N(0, I)",
+        },
+        "figures_11_to_13": {
+            "w_star": [1, 2, 3],
+            "w0_squared": [0.5, 2, 4],
+            "theta": 0.001,
+        },
         "figures_12_and_13": {"pairs": list(theory_figures.PAIRS)},
-        "figure_13": {"runs": theory_figures.SGD_RUNS, "learning_rate": theory_figures.SGD_STEP},
+        "figure_13": {
+            "runs": theory_figures.SGD_RUNS,
+            "learning_rate": theory_figures.SGD_STEP,
+        },
         "versions": {"python": platform.python_version(), "tensorflow": tf.__version__},
     }
 
@@ -68,7 +91,9 @@ def prepare(out, suffix, new):
     except RunDirectoryError:
         raise
     except OSError as error:
-        raise RunDirectoryError(f"cannot write to {out}: {error.strerror}; choose another --out") from error
+        raise RunDirectoryError(
+            f"cannot write to {out}: {error.strerror}; choose another --out"
+        ) from error
 
 
 def refuse_other_settings(out, file, new):
@@ -79,10 +104,16 @@ def refuse_other_settings(out, file, new):
         raise RunDirectoryError(
             f"{out} holds figures, but no {file.name} that says of what; choose another --out"
         ) from error
-    names = [n for n in sorted({*saved, *new} - {"versions"}) if saved.get(n) != new.get(n)]
+    names = [
+        n for n in sorted({*saved, *new} - {"versions"}) if saved.get(n) != new.get(n)
+    ]
     if names:
-        lines = "".join(f"\n  {n}: {saved.get(n)!r} there, {new.get(n)!r} now" for n in names)
-        raise RunDirectoryError(f"{out} holds figures of other settings; choose another --out:{lines}")
+        lines = "".join(
+            f"\n  {n}: {saved.get(n)!r} there, {new.get(n)!r} now" for n in names
+        )
+        raise RunDirectoryError(
+            f"{out} holds figures of other settings; choose another --out:{lines}"
+        )
 
 
 def report_rise(out):
@@ -109,21 +140,47 @@ def make_figures(numbers, out, variant, seed):
         stem = out / f"figure_{number:02d}{suffix}"
         write_frame(frame, stem.with_suffix(".parquet"))
         save_figure(figure, stem.with_suffix(".png"))
-        print(f"Figure {number}: {stem}.parquet ({len(frame)} rows), {stem}.png, {time.perf_counter() - start:.1f} s")
+        print(
+            f"Figure {number}: {stem}.parquet ({len(frame)} rows), {stem}.png, {time.perf_counter() - start:.1f} s"
+        )
 
 
 def main(arguments=None):
     """Run the command; the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m train.theory", description=__doc__.splitlines()[0])
-    parser.add_argument("--figure", type=int, choices=range(6, 14), help="one figure; all of them by default")
+    parser = argparse.ArgumentParser(
+        prog="python -m train.theory", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "--figure",
+        type=int,
+        choices=range(6, 14),
+        help="one figure; all of them by default",
+    )
     folder = "folder, of one set of settings (default: %(default)s)"
     parser.add_argument("--out", type=Path, default=Path("results/theory"), help=folder)
-    parser.add_argument("--variant", choices=("text", "published"), default="text", help="of Figures 6–9")
+    parser.add_argument(
+        "--variant",
+        choices=("text", "published"),
+        default="text",
+        help="of Figures 6–9",
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--benchmark", action="store_true", help="time eq. 4 against the published procedure instead")
-    parser.add_argument("--rise", action="store_true", help="Figures 6–9 over ten seeds instead: does S_rel rise?")
+    parser.add_argument(
+        "--benchmark",
+        action="store_true",
+        help="time eq. 4 against the published procedure instead",
+    )
+    parser.add_argument(
+        "--rise",
+        action="store_true",
+        help="Figures 6–9 over ten seeds instead: does S_rel rise?",
+    )
     options = parser.parse_args(arguments)
-    numbers = [options.figure] if options.figure else range(6, 10 if options.variant == "published" else 14)
+    numbers = (
+        [options.figure]
+        if options.figure
+        else range(6, 10 if options.variant == "published" else 14)
+    )
     if options.variant == "published" and max(numbers) > 9:
         parser.error("--variant published is defined for Figures 6–9 alone.")
     try:

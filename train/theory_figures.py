@@ -10,23 +10,37 @@ PENALIZED = {6: ("inter", 10), 7: ("inter", 100), 8: ("intra", 10), 9: ("intra",
 LAST_TIME, LAMBDA, THETA = 8000, 1.0, 0.001
 # Figure 10: the text gives w*, x and "mini-batch SGD in 10 dimensions"; step, batch and start are ours. So are the
 # targets, both of which have the stated bound 1.4: the first is parallel to x, where S_rel cannot move at all.
-GATE = {"dimension": 10, "learning_rate": 0.01, "batch_size": 32, "steps": 9000, "runs": 10}
+GATE = {
+    "dimension": 10,
+    "learning_rate": 0.01,
+    "batch_size": 32,
+    "steps": 9000,
+    "runs": 10,
+}
 GATE_SOURCE = np.full(10, 10.0)
-GATE_TARGETS = {"x' = (14, 14, …, 14)": np.full(10, 14.0), "x' = (30, −2, …, 30, −2)": np.tile([30.0, -2.0], 5)}
+GATE_TARGETS = {
+    "x' = (14, 14, …, 14)": np.full(10, 14.0),
+    "x' = (30, −2, …, 30, −2)": np.tile([30.0, -2.0], 5),
+}
 # Figures 11–13: eq. 14. The pairs of Figures 12 and 13 are lost; the third is a counterexample to the text.
 MOMENTS = ([1.0, 4.0, 9.0], [1.0, 1.0, 1.0])
 START, W_STAR = np.sqrt([0.5, 2.0, 4.0]), np.array([1.0, 2.0, 3.0])
 PAIRS = {
     "(a) x = (−2, 1, 3), x' = (−4, −3, 3)": ([-2.0, 1.0, 3.0], [-4.0, -3.0, 3.0]),
     "(b) x = (3, −1, 0), x' = (4, 1, 3)": ([3.0, -1.0, 0.0], [4.0, 1.0, 3.0]),
-    "(c) x = (1, 0, 1), x' = (0, 0, 1): falls at late times": ([1.0, 0.0, 1.0], [0.0, 0.0, 1.0]),
+    "(c) x = (1, 0, 1), x' = (0, 0, 1): falls at late times": (
+        [1.0, 0.0, 1.0],
+        [0.0, 0.0, 1.0],
+    ),
 }
 SGD_STEP, SGD_STEPS, SGD_RUNS = 0.001, 2000, 100
 
 
 def log_spaced(last, count=160):
     """0 and about `count` whole times up to `last`, evenly spaced on a logarithmic axis."""
-    return np.unique(np.concatenate([[0], np.round(np.geomspace(1, last, count))])).astype(float)
+    return np.unique(
+        np.concatenate([[0], np.round(np.geomspace(1, last, count))])
+    ).astype(float)
 
 
 def penalized(number, variant="text", seed=0, starts=10, pairs=20, per_class=1000):
@@ -38,28 +52,43 @@ def penalized(number, variant="text", seed=0, starts=10, pairs=20, per_class=100
     kind, width = PENALIZED[number]
     published = variant == "published"
     features, labels = theory.random_relu_features(
-        width, per_class=per_class, seed=seed, spread="deviation" if published else "variance"
+        width,
+        per_class=per_class,
+        seed=seed,
+        spread="deviation" if published else "variance",
     )
     convention = "published" if published else "text"
-    source, target = theory.sample_pairs(labels, kind, pairs, seed=seed + 1, convention=convention)
+    source, target = theory.sample_pairs(
+        labels, kind, pairs, seed=seed + 1, convention=convention
+    )
     w0 = np.random.default_rng(seed + 2).normal(size=(starts, 2, width))
     parts = []
     for ridge in ("paper",) if published else ("paper", "loss"):
         model = theory.PenalizedRegression(features, labels, 2, LAMBDA, THETA, ridge)
-        numerator, average = ("published", "published") if published else ("theorem", "mean")
+        numerator, average = (
+            ("published", "published") if published else ("theorem", "mean")
+        )
         times = log_spaced(LAST_TIME)
-        srel = theory.average_pairs(model.srel(w0, times, source, target, numerator=numerator), average)
+        srel = theory.average_pairs(
+            model.srel(w0, times, source, target, numerator=numerator), average
+        )
         parts.append(_over_starts(srel, times, ridge=ridge, quantity="srel"))
         times = np.arange(0.0, LAST_TIME + 1, 100)
-        loss = model.loss(model.weights(w0, times), labels="all" if published else "own").numpy()
+        loss = model.loss(
+            model.weights(w0, times), labels="all" if published else "own"
+        ).numpy()
         parts.append(_over_starts(loss, times, ridge=ridge, quantity="loss"))
     frame = pd.concat(parts, ignore_index=True)
-    return frame.assign(figure=number, variant=variant, pairs=kind, width=width, starts=starts)
+    return frame.assign(
+        figure=number, variant=variant, pairs=kind, width=width, starts=starts
+    )
 
 
 def _over_starts(values, times, **columns):
     low, high = np.quantile(values, [0.1, 0.9], axis=0)
-    return pd.DataFrame({"time": times, "mean": values.mean(0), "low": low, "high": high, **columns})
+    return pd.DataFrame(
+        {"time": times, "mean": values.mean(0), "low": low, "high": high, **columns}
+    )
 
 
 def rise(seeds=range(10), **options):
@@ -75,8 +104,20 @@ def rise(seeds=range(10), **options):
                 frame = penalized(number, variant, seed, **options)
                 for ridge, part in frame[frame["quantity"] == "srel"].groupby("ridge"):
                     mean = part.set_index("time")["mean"]
-                    values = {"start": mean.iloc[0], "early": mean[mean.index <= 1000].median(), "late": mean.iloc[-1]}
-                    rows.append({"figure": number, "variant": variant, "ridge": ridge, "seed": seed, **values})
+                    values = {
+                        "start": mean.iloc[0],
+                        "early": mean[mean.index <= 1000].median(),
+                        "late": mean.iloc[-1],
+                    }
+                    rows.append(
+                        {
+                            "figure": number,
+                            "variant": variant,
+                            "ridge": ridge,
+                            "seed": seed,
+                            **values,
+                        }
+                    )
     return pd.DataFrame(rows)
 
 
@@ -84,14 +125,30 @@ def relu_gate(seed=0):
     """Figure 10: S_rel of Definition 1 along SGD on the ℓ2 risk, differenced, beside the flow's exact S_rel."""
     n, step, runs = GATE["dimension"], GATE["learning_rate"], GATE["runs"]
     w_star, w0 = np.ones(n), np.random.default_rng(seed).normal(size=(runs, n))
-    steps = np.union1d(log_spaced(GATE["steps"])[1:], np.arange(100, GATE["steps"], 100)).astype(int)
-    path = theory.relu_sgd(w_star, w0, step, GATE["steps"], batch_size=GATE["batch_size"], seed=seed).numpy()[steps]
+    steps = np.union1d(
+        log_spaced(GATE["steps"])[1:], np.arange(100, GATE["steps"], 100)
+    ).astype(int)
+    path = theory.relu_sgd(
+        w_star, w0, step, GATE["steps"], batch_size=GATE["batch_size"], seed=seed
+    ).numpy()[steps]
     gate = theory.ReLUGate(w_star)
-    gaps = np.stack([np.linalg.norm(gate.weights(w, steps * step).numpy() - w_star, axis=1) for w in w0], 1)
+    gaps = np.stack(
+        [
+            np.linalg.norm(gate.weights(w, steps * step).numpy() - w_star, axis=1)
+            for w in w0
+        ],
+        1,
+    )
     parts = []
     for pair, target in GATE_TARGETS.items():
-        srel, resolved = (v.numpy() for v in theory.relu_risk_srel(path, w_star, target, GATE_SOURCE, step))
-        flow = np.stack([gate.srel(w, steps * step, target, GATE_SOURCE, step).numpy() for w in w0], 1)
+        srel, resolved = (
+            v.numpy()
+            for v in theory.relu_risk_srel(path, w_star, target, GATE_SOURCE, step)
+        )
+        flow = np.stack(
+            [gate.srel(w, steps * step, target, GATE_SOURCE, step).numpy() for w in w0],
+            1,
+        )
         columns = {
             "step": np.repeat(steps, runs), "run": np.tile(np.arange(runs), len(steps)),
             "srel_sgd": srel.ravel(), "resolved": resolved.ravel(), "srel_flow": flow.ravel(),
@@ -104,11 +161,16 @@ def relu_gate(seed=0):
 
 def distance(times=(0.0, 100.0, 500.0, 5000.0)):
     """Figure 11: S_rel of eq. 14 along x(z) = x' + √z (1, 1, 1), z = 1, …, 100; the paper shows t = 500."""
-    model, target = theory.DiagonalQuadratic(*MOMENTS, THETA), np.array([-1.0, -11.0, 1.0])
+    model, target = (
+        theory.DiagonalQuadratic(*MOMENTS, THETA),
+        np.array([-1.0, -11.0, 1.0]),
+    )
     sources = target + np.sqrt(np.arange(1, 101))[:, None]
     srel = model.srel(START, times, np.tile(target, (100, 1)), sources).numpy()
     far = np.linalg.norm(sources - target, axis=1)
-    frame = pd.DataFrame({"time": np.repeat(times, 100), "z": np.tile(np.arange(1, 101), len(times))})
+    frame = pd.DataFrame(
+        {"time": np.repeat(times, 100), "z": np.tile(np.arange(1, 101), len(times))}
+    )
     return frame.assign(distance=np.tile(far, len(times)), srel=srel.ravel(), figure=11)
 
 
@@ -124,8 +186,13 @@ def flow_pairs():
 
 def sgd_pairs(seed=0, every=10):
     """Figure 13: S_rel along the SGD of eq. 15 (mean and deviation over runs) and along the flow."""
-    path = theory.diagonal_sgd(W_STAR, START, SGD_STEP, SGD_STEPS, runs=SGD_RUNS, seed=seed)[::every]
-    model, steps = theory.DiagonalQuadratic(*MOMENTS, SGD_STEP), np.arange(0.0, SGD_STEPS + 1, every)
+    path = theory.diagonal_sgd(
+        W_STAR, START, SGD_STEP, SGD_STEPS, runs=SGD_RUNS, seed=seed
+    )[::every]
+    model, steps = (
+        theory.DiagonalQuadratic(*MOMENTS, SGD_STEP),
+        np.arange(0.0, SGD_STEPS + 1, every),
+    )
     parts = []
     for name, (source, target) in PAIRS.items():
         srel = theory.diagonal_sgd_srel(path, W_STAR, target, source, SGD_STEP).numpy()

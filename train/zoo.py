@@ -46,7 +46,9 @@ class Net:
     def compiled(self, optimizer="sgd"):
         """A new net in Keras's present precision, with a loss in that precision."""
         net = self.build()
-        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=not self.softmax, dtype=keras.config.floatx())
+        loss = keras.losses.SparseCategoricalCrossentropy(
+            from_logits=not self.softmax, dtype=keras.config.floatx()
+        )
         net.compile(optimizer, loss, metrics=["accuracy"], jit_compile=False)
         return net
 
@@ -55,8 +57,12 @@ class Net:
 def digits(classes, per_class):
     """Digits 0 .. classes-1: images float32 [n, 8, 8, 1] in [0, 1] and labels int64 [n], `per_class` of each."""
     images, labels = load_digits(return_X_y=True)
-    chosen = np.concatenate([np.flatnonzero(labels == label)[:per_class] for label in range(classes)])
-    return (images[chosen].reshape(-1, 8, 8, 1) / 16).astype("float32"), labels[chosen].astype("int64")
+    chosen = np.concatenate(
+        [np.flatnonzero(labels == label)[:per_class] for label in range(classes)]
+    )
+    return (images[chosen].reshape(-1, 8, 8, 1) / 16).astype("float32"), labels[
+        chosen
+    ].astype("int64")
 
 
 def resized(size, low, high):
@@ -69,7 +75,9 @@ def resized(size, low, high):
 def shifted():
     """90 images of three digits as 64 numbers in 1000 ± 0.1."""
     x, y = digits(3, 30)
-    return (1000 + 0.1 * (2 * x.reshape(-1, 64).astype("float64") - 1)).astype("float32"), y
+    return (1000 + 0.1 * (2 * x.reshape(-1, 64).astype("float64") - 1)).astype(
+        "float32"
+    ), y
 
 
 def batch_norm():
@@ -87,7 +95,9 @@ def residual():
     x = layers.Conv2D(16, 3, padding="same")(inputs)
     for _ in range(2):
         inner = layers.Conv2D(16, 3, padding="same", activation="relu")(x)
-        x = layers.ReLU()(layers.Add()([x, layers.Conv2D(16, 3, padding="same")(inner)]))
+        x = layers.ReLU()(
+            layers.Add()([x, layers.Conv2D(16, 3, padding="same")(inner)])
+        )
     return keras.Model(inputs, layers.Dense(10)(layers.GlobalAveragePooling2D()(x)))
 
 
@@ -95,7 +105,10 @@ class Positions(layers.Layer):
     """Add a trained vector to each token."""
 
     def build(self, input_shape):
-        self.table = self.add_weight(shape=input_shape[1:], initializer=keras.initializers.RandomNormal(stddev=0.02))
+        self.table = self.add_weight(
+            shape=input_shape[1:],
+            initializer=keras.initializers.RandomNormal(stddev=0.02),
+        )
 
     def call(self, tokens):
         return tokens + self.table
@@ -107,10 +120,17 @@ def vit():
     x = Positions()(layers.Reshape((16, 32))(layers.Conv2D(32, 2, strides=2)(inputs)))
     for _ in range(2):
         normed = layers.LayerNormalization()(x)
-        x = layers.Add()([x, layers.MultiHeadAttention(num_heads=4, key_dim=8)(normed, normed)])
+        x = layers.Add()(
+            [x, layers.MultiHeadAttention(num_heads=4, key_dim=8)(normed, normed)]
+        )
         hidden = layers.Dense(64, activation="gelu")(layers.LayerNormalization()(x))
         x = layers.Add()([x, layers.Dense(32)(hidden)])
-    return keras.Model(inputs, layers.Dense(10)(layers.GlobalAveragePooling1D()(layers.LayerNormalization()(x))))
+    return keras.Model(
+        inputs,
+        layers.Dense(10)(
+            layers.GlobalAveragePooling1D()(layers.LayerNormalization()(x))
+        ),
+    )
 
 
 def lstm():
@@ -164,11 +184,19 @@ _BODIES = {
     "residual": residual,
 }
 SMALL = {name: _small(build) for name, build in _BODIES.items()} | {
-    f"{name}-softmax": _small(functools.partial(_with_softmax, build), softmax=True, weights_of=name)
+    f"{name}-softmax": _small(
+        functools.partial(_with_softmax, build), softmax=True, weights_of=name
+    )
     for name, build in _BODIES.items()
 }
 NETS = SMALL | {
-    "batch_norm": Net(batch_norm, shifted, (UNTRAINED, STATISTICS, TRAINED), per_class=20, etas=_powers(*range(-8, 0))),
+    "batch_norm": Net(
+        batch_norm,
+        shifted,
+        (UNTRAINED, STATISTICS, TRAINED),
+        per_class=20,
+        etas=_powers(*range(-8, 0)),
+    ),
     "vit": _small(vit),
     "lstm": _small(lstm),
     "resnet18": Net(
@@ -186,6 +214,8 @@ NETS = SMALL | {
     "InceptionV3": _deep("InceptionV3", size=75),
     "ResNet50": _deep("ResNet50"),
     "NASNetMobile": _deep("NASNetMobile"),
-    "ConvNeXtTiny": _deep("ConvNeXtTiny", low=0, high=255, normalised=False, learning_rate=3e-4),
+    "ConvNeXtTiny": _deep(
+        "ConvNeXtTiny", low=0, high=255, normalised=False, learning_rate=3e-4
+    ),
     "VGG16": _deep("VGG16", normalised=False, learning_rate=1e-4),
 }

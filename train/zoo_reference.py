@@ -17,7 +17,10 @@ import tensorflow as tf
 TOLERANCE = {"kl": 2e-3, "l1": 1e-3, "l2": 1e-3, "raw_l1": 1e-3, "raw_l2": 1e-3}
 NEGLIGIBLE = 0.05  # Of the tolerance: two references that are nearer than this are one.
 NUDGE = 1e-15  # Relative change of the weights in the repetition.
-ORDERS = (2, 4)  # Of two quadratures, which are one where the derivative is smooth along the step.
+ORDERS = (
+    2,
+    4,
+)  # Of two quadratures, which are one where the derivative is smooth along the step.
 LARGEST_EXPONENT = 11_000  # Its exponential is finite in extended precision.
 
 
@@ -61,12 +64,18 @@ class Reference:
     def srel(self, weights, etas):
         """{η: {measure: S [n, n], NaN where float64 does not resolve it}}; η = 0 is the limit η → 0."""
         n, keys = len(self._x), (0.0, *etas)
-        rows = {eta: {measure: np.full((n, n), np.nan) for measure in TOLERANCE} for eta in keys}
+        rows = {
+            eta: {measure: np.full((n, n), np.nan) for measure in TOLERANCE}
+            for eta in keys
+        }
         with double_precision():
             self._net.set_weights(weights)
             places = self._places()
             for source in range(n):
-                gradients = [self._at(place.weights, self._gradient, tf.constant(source)) for place in places]
+                gradients = [
+                    self._at(place.weights, self._gradient, tf.constant(source))
+                    for place in places
+                ]
                 for eta in keys:
                     found = self._row(places, gradients, source, eta)
                     for measure, row in found.items():
@@ -79,25 +88,40 @@ class Reference:
         draw = np.random.default_rng(0)
         exact = [v.numpy() for v in self._variables]
         nudged = [w * (1 + NUDGE * draw.standard_normal(w.shape)) for w in exact]
-        return [Place(weights, self._at(weights, self._predict).numpy()) for weights in (exact, nudged)]
+        return [
+            Place(weights, self._at(weights, self._predict).numpy())
+            for weights in (exact, nudged)
+        ]
 
     def _row(self, places, gradients, source, eta):
         """{measure: S [n]} of one source."""
         compute = self._limit_change if eta == 0 else self._step_change
-        changes = [compute(place, g, eta) for place, g in zip(places, gradients, strict=True)]
+        changes = [
+            compute(place, g, eta) for place, g in zip(places, gradients, strict=True)
+        ]
         first, second = (
             srel_row(place.outputs, change, source, self._softmax, limit=eta == 0)
             for place, change in zip(places, changes, strict=True)
         )
         resolved = eta == 0 or is_resolved(places[0].outputs, changes[0], source)
-        row = {m: first[m] if resolved and np.all(close(first[m], second[m], m)) else None for m in TOLERANCE}
+        row = {
+            m: first[m] if resolved and np.all(close(first[m], second[m], m)) else None
+            for m in TOLERANCE
+        }
         if eta and any(s is None for s in row.values()):
             outputs = places[0].outputs
-            coarse, fine = (self._integral(places[0], gradients[0], eta, order) for order in ORDERS)
-            coarse, fine = (srel_row(outputs, change, source, self._softmax) for change in (coarse, fine))
+            coarse, fine = (
+                self._integral(places[0], gradients[0], eta, order) for order in ORDERS
+            )
+            coarse, fine = (
+                srel_row(outputs, change, source, self._softmax)
+                for change in (coarse, fine)
+            )
             for m in (m for m in TOLERANCE if row[m] is None):
                 row[m] = np.where(close(fine[m], coarse[m], m), fine[m], np.nan)
-        return {m: np.full(len(self._x), np.nan) if s is None else s for m, s in row.items()}
+        return {
+            m: np.full(len(self._x), np.nan) if s is None else s for m, s in row.items()
+        }
 
     def _step_change(self, place, gradient, eta):
         """The change of the outputs by the step, [n, C]."""
@@ -113,8 +137,13 @@ class Reference:
         nodes, shares = np.polynomial.legendre.leggauss(order)
         change = 0.0
         for node, share in zip((nodes + 1) / 2, shares / 2, strict=True):
-            on_the_way = [w - eta * node * g for w, g in zip(place.weights, gradient, strict=True)]
-            change = change - eta * share * self._at(on_the_way, self._slope, gradient).numpy()
+            on_the_way = [
+                w - eta * node * g for w, g in zip(place.weights, gradient, strict=True)
+            ]
+            change = (
+                change
+                - eta * share * self._at(on_the_way, self._slope, gradient).numpy()
+            )
         return change
 
     def _at(self, weights, function, *arguments):
@@ -134,7 +163,9 @@ class Reference:
         x, y = (tf.gather(a, [source]) for a in (self._x, self._y))
         with tf.GradientTape() as tape:
             outputs = self._net(x, training=False)
-            loss = self._net.compute_loss(x=x, y=y, y_pred=outputs, sample_weight=None, training=False)
+            loss = self._net.compute_loss(
+                x=x, y=y, y_pred=outputs, sample_weight=None, training=False
+            )
         return [tf.convert_to_tensor(g) for g in tape.gradient(loss, self._variables)]
 
     def _slope(self, direction):
@@ -149,7 +180,12 @@ class Reference:
             with tf.GradientTape() as inner:
                 outputs = self._net(self._x, training=False)
             gradients = inner.gradient(outputs, self._variables, output_gradients=u)
-            product = tf.add_n([tf.reduce_sum(g * d) for g, d in zip(gradients, direction, strict=True)])
+            product = tf.add_n(
+                [
+                    tf.reduce_sum(g * d)
+                    for g, d in zip(gradients, direction, strict=True)
+                ]
+            )
         return outer.gradient(product, u)
 
 
@@ -162,15 +198,23 @@ def close(s, other, measure):
 def is_resolved(outputs, change, source):
     """Whether the rounding of the outputs themselves is negligible beside their change at the source."""
     rounding = np.finfo(np.float64).eps * np.abs(outputs).max()
-    return rounding <= NEGLIGIBLE * min(TOLERANCE.values()) * np.abs(change[source]).max()
+    return (
+        rounding <= NEGLIGIBLE * min(TOLERANCE.values()) * np.abs(change[source]).max()
+    )
 
 
 def srel_row(outputs, change, source, softmax=False, limit=False):
     """{measure: S [n]}: the change at each example over that at `source`. outputs, change: [n, C]."""
     distances = distances_in_the_limit if limit else distances_of_a_step
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        found = distances(np.asarray(outputs, np.longdouble), np.asarray(change, np.longdouble), softmax)
-        return {measure: (d / d[source]).astype(np.float64) for measure, d in found.items()}
+        found = distances(
+            np.asarray(outputs, np.longdouble),
+            np.asarray(change, np.longdouble),
+            softmax,
+        )
+        return {
+            measure: (d / d[source]).astype(np.float64) for measure, d in found.items()
+        }
 
 
 def distances_of_a_step(outputs, change, softmax):
@@ -212,7 +256,9 @@ def log_softmax(logits):
 
 def change_of_log_softmax(log_p, change):
     """log p⁺ − log p = Δz − log Σ p e^Δz; Δz is taken relative to that of the likeliest class, which may be large."""
-    relative = change - np.take_along_axis(change, log_p.argmax(axis=-1)[..., None], axis=-1)
+    relative = change - np.take_along_axis(
+        change, log_p.argmax(axis=-1)[..., None], axis=-1
+    )
     spread = np.log1p((np.exp(log_p) * np.expm1(relative)).sum(axis=-1, keepdims=True))
     after = log_p + relative
     top = after.max(axis=-1, keepdims=True)

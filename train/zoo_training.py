@@ -38,7 +38,9 @@ class Training:
         for stage in self._net.stages:
             if self._cache and self._path(stage, ".json").exists():
                 weights = self._read(stage)
-                outcome = json.loads(self._path(stage, ".json").read_text(encoding="utf-8"))
+                outcome = json.loads(
+                    self._path(stage, ".json").read_text(encoding="utf-8")
+                )
             else:
                 model = model or self._new_model()
                 if self._cache and self._path(stage, ".partial.npz").exists():
@@ -70,7 +72,11 @@ class Training:
                 self._save_partly(stage, model)
                 raise NotConverged(
                     f"{self._name}: loss {loss:.1e}, accuracy {accuracy:.3f} after {epochs} epochs, not yet {stage!r}: "
-                    + ("run again to train on" if self._cache else "give more --minutes, or --cache to train on later")
+                    + (
+                        "run again to train on"
+                        if self._cache
+                        else "give more --minutes, or --cache to train on later"
+                    )
                 )
             if now - saved > SAVE_EVERY:
                 self._save_partly(stage, model)
@@ -78,8 +84,17 @@ class Training:
             model.fit(x, y, batch_size=30, epochs=EPOCHS, verbose=0)
             epochs += EPOCHS
         seconds = now - start
-        print(f"{self._name}, {stage}: loss {loss:.1e}, {epochs} epochs, {seconds:.0f} s", file=sys.stderr, flush=True)
-        return {"loss": loss, "accuracy": accuracy, "seconds": seconds, "epochs": epochs}
+        print(
+            f"{self._name}, {stage}: loss {loss:.1e}, {epochs} epochs, {seconds:.0f} s",
+            file=sys.stderr,
+            flush=True,
+        )
+        return {
+            "loss": loss,
+            "accuracy": accuracy,
+            "seconds": seconds,
+            "epochs": epochs,
+        }
 
     def _keep(self, stage, weights, outcome):
         if self._cache:
@@ -92,7 +107,10 @@ class Training:
             self._write(stage, model.get_weights(), ".partial.npz")
 
     def _path(self, stage, suffix):
-        return self._cache / f"{self._name}-{stage.replace(' ', '-')}-seed{self._seed}{suffix}"
+        return (
+            self._cache
+            / f"{self._name}-{stage.replace(' ', '-')}-seed{self._seed}{suffix}"
+        )
 
     def _read(self, stage, suffix=".npz"):
         with np.load(self._path(stage, suffix), allow_pickle=False) as arrays:
@@ -103,7 +121,9 @@ class Training:
         path = self._path(stage, suffix)
         unfinished = path.with_suffix(".tmp")
         with open(unfinished, "wb") as file:
-            np.savez(file, **{f"{number:05d}": array for number, array in enumerate(weights)})
+            np.savez(
+                file, **{f"{number:05d}": array for number, array in enumerate(weights)}
+            )
         unfinished.replace(path)
 
 
@@ -116,7 +136,11 @@ def _reached(stage, loss, accuracy):
 
 def take_statistics(model, x):
     """Give all batch normalisation the statistics of x, in the place of moving ones."""
-    norms = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
+    norms = [
+        layer
+        for layer in model._flatten_layers()
+        if isinstance(layer, keras.layers.BatchNormalization)
+    ]
     momenta = [layer.momentum for layer in norms]
     try:
         for layer in norms:

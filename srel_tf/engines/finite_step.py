@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from srel_tf.gradients.backprop import LossBackprop, SourceGradients
 from srel_tf.gradients.batching import map_batches
+from srel_tf.gradients.factored import OuterProductGradient
 from srel_tf.gradients.network import Network
 from srel_tf.numerics.rounding import DRAWS, perturbed
 from srel_tf.updates import UpdateRule
@@ -105,13 +106,21 @@ class FiniteStepEngine:
         return run(*arguments)
 
     def _run(
-        self, x_sources: tf.Tensor, y_sources: tf.Tensor, x_targets: tf.Tensor, learning_rates: tf.Tensor
+        self,
+        x_sources: tf.Tensor,
+        y_sources: tf.Tensor,
+        x_targets: tf.Tensor,
+        learning_rates: tf.Tensor,
     ) -> Outputs:
         sources = x_sources, y_sources, learning_rates
         before = self._forward(self._unchanged, x_targets)
-        after, before_at_source, after_at_source = self._around_updates(sources, x_targets)
+        after, before_at_source, after_at_source = self._around_updates(
+            sources, x_targets
+        )
         sample = self._sample(x_targets.shape[0])
-        noisy, noisy_at_source, sampled = self._perturbed_outputs(sources, x_targets, sample, after_at_source)
+        noisy, noisy_at_source, sampled = self._perturbed_outputs(
+            sources, x_targets, sample, after_at_source
+        )
 
         column = tf.constant(self._source_column.clip(min=0))
         is_target = tf.constant(self._source_column[:, None] >= 0)
@@ -119,7 +128,9 @@ class FiniteStepEngine:
         return Outputs(
             before=before,
             after=after,
-            before_at_source=tf.where(is_target, tf.gather(before, column), before_at_source),
+            before_at_source=tf.where(
+                is_target, tf.gather(before, column), before_at_source
+            ),
             after_at_source=tf.where(is_target, after_in_column, after_at_source),
             noisy=noisy,
             noisy_at_source=noisy_at_source,
@@ -132,17 +143,21 @@ class FiniteStepEngine:
         """Choose columns [n_s, m] at which the noise of each source's update is read; all targets take turns."""
         n_s = len(self._source_column)
         m = min(n_t, max(SAMPLE, math.ceil(SAMPLES / n_s)))
-        start = np.where(self._source_column >= 0, self._source_column + 1, np.arange(n_s))
+        start = np.where(
+            self._source_column >= 0, self._source_column + 1, np.arange(n_s)
+        )
         spacing = max(1, n_t // m)
         return (start[:, None] + np.arange(m) * spacing) % n_t
 
     def _around_updates(self, sources: tuple, x_targets: tf.Tensor) -> list[tf.Tensor]:
         """Return outputs after each update at the targets, and before and after it at its source."""
 
-        def rows(x, y, learning_rates):
+        def rows(
+            x: tf.Tensor, y: tf.Tensor, learning_rates: tf.Tensor
+        ) -> tuple[tf.Tensor, ...]:
             updates = self._updates(x, y, learning_rates, self._network.weights)
 
-            def of_source(i):
+            def of_source(i: tf.Tensor) -> tuple[tf.Tensor, ...]:
                 update = updates[i]
                 after = self._forward(update.outputs, x_targets) + update.zero
                 after_at_source = update.before
@@ -156,7 +171,9 @@ class FiniteStepEngine:
         # Not parallel_iterations: it runs one convolution kernel twice at a time, which crashes TensorFlow on a CPU.
         lanes = LANES if self._rule.elementwise and n > 1 else 1
         if not tf.executing_eagerly():
-            rows = tf.function(rows, jit_compile=False, autograph=False)  # Traced once for all lanes.
+            rows = tf.function(
+                rows, jit_compile=False, autograph=False
+            )  # Traced once for all lanes.
         batch_size = min(SOURCE_BATCH, self._batch_size)
         of_lanes = [
             map_batches(rows, (self._network.dtype,) * 3, batch_size, *lane)
@@ -168,55 +185,95 @@ class FiniteStepEngine:
         self, sources: tuple, x_targets: tf.Tensor, sample: np.ndarray, after: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Return the noisy outputs of `Outputs`: at targets, at sources, and after updates [DRAWS, n_s, 1 + m, C]."""
-        sources_are_targets = np.array_equal(self._source_column, np.arange(x_targets.shape[0]))
+        sources_are_targets = np.array_equal(
+            self._source_column, np.arange(x_targets.shape[0])
+        )
 
-        def of_draw(draw):
+        def of_draw(draw: tf.Tensor) -> tuple[tf.Tensor, ...]:
             weights = perturbed(self._network.weights, draw)
 
-            def after_updates(x, y, learning_rates, columns):
+            def after_updates(
+                x: tf.Tensor,
+                y: tf.Tensor,
+                learning_rates: tf.Tensor,
+                columns: tf.Tensor,
+            ) -> tuple:
                 x = tf.identity(x)  # Layers must see a tensor of this loop.
                 updates = self._updates(x, y, learning_rates, weights)
 
-                def of_source(i):
-                    source_and_sample = tf.concat([x[i, None], tf.gather(x_targets, columns[i])], axis=0)
+                def of_source(i: tf.Tensor) -> tuple[tf.Tensor, ...]:
+                    source_and_sample = tf.concat(
+                        [x[i, None], tf.gather(x_targets, columns[i])], axis=0
+                    )
                     return (self._forward(updates[i].outputs, source_and_sample),)
 
                 return self._for_each_source(of_source, learning_rates, 1)
 
-            def unchanged(x):
+            def unchanged(x: tf.Tensor) -> tf.Tensor:
                 return self._outputs(x, weights)
 
             noisy = self._forward(unchanged, x_targets)
-            noisy_at_source = noisy if sources_are_targets else self._forward(unchanged, sources[0])
+            noisy_at_source = (
+                noisy if sources_are_targets else self._forward(unchanged, sources[0])
+            )
             batch_size = min(SOURCE_BATCH, self._batch_size)
             dtypes = (self._network.dtype,)
-            sampled = map_batches(after_updates, dtypes, batch_size, *sources, tf.constant(sample))[0]
+            sampled = map_batches(
+                after_updates, dtypes, batch_size, *sources, tf.constant(sample)
+            )[0]
             return noisy, noisy_at_source, sampled
 
-        with tf.control_dependencies([after]):  # One after the other, since the memory is for one.
+        with tf.control_dependencies(
+            [after]
+        ):  # One after the other, since the memory is for one.
             draws = tf.identity(tf.range(DRAWS))
         signature = (self._network.dtype,) * 3
-        return tf.map_fn(of_draw, draws, fn_output_signature=signature, parallel_iterations=1)
+        return tf.map_fn(
+            of_draw, draws, fn_output_signature=signature, parallel_iterations=1
+        )
 
-    def _updates(self, x: tf.Tensor, y: tf.Tensor, learning_rates: tf.Tensor, weights: list) -> Updates:
+    def _updates(
+        self, x: tf.Tensor, y: tf.Tensor, learning_rates: tf.Tensor, weights: list
+    ) -> Updates:
         if self._backprop is not None and self._rule.elementwise:
-            return LayerwiseUpdates(self._backprop, self._rule, x, y, learning_rates, weights)
-        return WholeUpdates(self._network, self._outputs, self._backprop, self._rule, x, y, learning_rates, weights)
+            return LayerwiseUpdates(
+                self._backprop, self._rule, x, y, learning_rates, weights
+            )
+        return WholeUpdates(
+            self._network,
+            self._outputs,
+            self._backprop,
+            self._rule,
+            x,
+            y,
+            learning_rates,
+            weights,
+        )
 
-    def _for_each_source(self, function: Callable, learning_rates: tf.Tensor, num_outputs: int) -> tuple:
+    def _for_each_source(
+        self, function: Callable, learning_rates: tf.Tensor, num_outputs: int
+    ) -> tuple:
         """Stack the tensors of function(i); NaN for a source that is left out."""
         n = learning_rates.shape[0]
         wanted = tf.where(~tf.math.is_nan(learning_rates))
-        if tf.executing_eagerly():  # An eager map_fn over zero elements cannot infer the shape of a row.
+        if (
+            tf.executing_eagerly()
+        ):  # An eager map_fn over zero elements cannot infer the shape of a row.
             wanted = tf.range(n)[:, None]
         signature = (self._network.dtype,) * num_outputs
-        stacked = tf.map_fn(function, wanted[:, 0], fn_output_signature=signature, parallel_iterations=1)
+        stacked = tf.map_fn(
+            function, wanted[:, 0], fn_output_signature=signature, parallel_iterations=1
+        )
         return tuple(_placed(rows, wanted, n) for rows in stacked)
 
-    def _forward(self, outputs: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor) -> tf.Tensor:
+    def _forward(
+        self, outputs: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor
+    ) -> tf.Tensor:
         """Evaluate `outputs` at x [n, ...] in batches, [n, C]."""
         dtypes = (self._network.dtype,)
-        return map_batches(lambda batch: (outputs(batch),), dtypes, self._batch_size, x)[0]
+        return map_batches(
+            lambda batch: (outputs(batch),), dtypes, self._batch_size, x
+        )[0]
 
     def _unchanged(self, x: tf.Tensor) -> tf.Tensor:
         return self._outputs(x, None)
@@ -249,19 +306,25 @@ class LayerwiseUpdates:
     ) -> None:
         self._backprop, self._rule = backprop, rule
         self._learning_rates, self._weights = learning_rates, weights
-        self._gradients = SourceGradients(backprop, x, y, rule.gradient_factor(learning_rates), weights)
+        self._gradients = SourceGradients(
+            backprop, x, y, rule.gradient_factor(learning_rates), weights
+        )
 
     def __getitem__(self, i: tf.Tensor) -> Update:
         gradients, rule, weights = self._gradients, self._rule, self._weights
 
-        def new_weight(k):
-            return rule.updated([weights[k]], [gradients.of_weight(k, i)], self._learning_rates[i])[0]
+        def new_weight(k: int) -> tf.Tensor:
+            return rule.updated(
+                [weights[k]], [gradients.of_weight(k, i)], self._learning_rates[i]
+            )[0]
 
-        def rank_one_step(k):
+        def rank_one_step(k: int) -> OuterProductGradient | None:
             return gradients.rank_one_step(k, i) if rule.is_gradient else None
 
-        def outputs(x):
-            return self._backprop.read(self._backprop.layer_io.outputs(x, new_weight, rank_one_step, weights))
+        def outputs(x: tf.Tensor) -> tf.Tensor:
+            return self._backprop.read(
+                self._backprop.layer_io.outputs(x, new_weight, rank_one_step, weights)
+            )
 
         zero = tf.cast(gradients.zero[i], self._backprop.network.dtype)
         return Update(outputs, gradients.outputs[i], zero)
@@ -289,17 +352,30 @@ class WholeUpdates:
         weights: list,
     ) -> None:
         self._network, self._read_outputs, self._rule = network, read_outputs, rule
-        self._x, self._y, self._learning_rates, self._weights = x, y, learning_rates, weights
+        self._x, self._y, self._learning_rates, self._weights = (
+            x,
+            y,
+            learning_rates,
+            weights,
+        )
         self._factor = rule.gradient_factor(learning_rates)
-        self._gradients = None if backprop is None else SourceGradients(backprop, x, y, self._factor, weights)
+        self._gradients = (
+            None
+            if backprop is None
+            else SourceGradients(backprop, x, y, self._factor, weights)
+        )
 
     def __getitem__(self, i: tf.Tensor) -> Update:
         x, y = self._x[i, None], self._y[i, None]
         if self._gradients is None:
-            gradients, outputs = self._network.loss_gradient(x, y, self._factor[i], self._weights)
+            gradients, outputs = self._network.loss_gradient(
+                x, y, self._factor[i], self._weights
+            )
             before = outputs[0]
         else:
-            gradients = [self._gradients.of_weight(k, i) for k in range(len(self._weights))]
+            gradients = [
+                self._gradients.of_weight(k, i) for k in range(len(self._weights))
+            ]
             before = self._gradients.outputs[i]
         zero = 0.0 * tf.add_n([tf.reduce_sum(g) for g in gradients])
         if not self._rule.elementwise:

@@ -28,26 +28,48 @@ class FirstOrderEngine:
         differences: whether only differences of outputs count. The engine then computes differences from the last one.
     """
 
-    def __init__(self, backprop: LossBackprop, source_column: np.ndarray, batch_size: int, differences: bool) -> None:
+    def __init__(
+        self,
+        backprop: LossBackprop,
+        source_column: np.ndarray,
+        batch_size: int,
+        differences: bool,
+    ) -> None:
         self._backprop, self._network = backprop, backprop.network
         self._source_column, self._batch_size = source_column, batch_size
         self._differences = differences
         self._compiled = tf.function(self._run, jit_compile=False, autograph=False)
 
-    def __call__(self, x_sources: tf.Tensor, y_sources: tf.Tensor, x_targets: tf.Tensor, weights: list) -> FirstOrder:
+    def __call__(
+        self,
+        x_sources: tf.Tensor,
+        y_sources: tf.Tensor,
+        x_targets: tf.Tensor,
+        weights: list,
+    ) -> FirstOrder:
         # For a softmax `read` returns the logits u themselves.
         link = "sigmoid" if self._backprop.link == "sigmoid" else "identity"
-        return FirstOrder(link, *self._compiled(x_sources, y_sources, x_targets, weights))
+        return FirstOrder(
+            link, *self._compiled(x_sources, y_sources, x_targets, weights)
+        )
 
     def _run(
-        self, x_sources: tf.Tensor, y_sources: tf.Tensor, x_targets: tf.Tensor, weights: list
+        self,
+        x_sources: tf.Tensor,
+        y_sources: tf.Tensor,
+        x_targets: tf.Tensor,
+        weights: list,
     ) -> tuple[tf.Tensor, ...]:
         joined = JoinedExamples.of(x_sources, x_targets, self._source_column)
         if joined.are_the_sources and joined.x.shape[0] <= self._batch_size:
             return joined.split(*self._one_batch(joined.x, y_sources, weights))
-        return joined.split(*self._pairs_of_batches(x_sources, y_sources, joined.x, weights))
+        return joined.split(
+            *self._pairs_of_batches(x_sources, y_sources, joined.x, weights)
+        )
 
-    def _one_batch(self, x: tf.Tensor, y: tf.Tensor, weights: list) -> tuple[tf.Tensor, ...]:
+    def _one_batch(
+        self, x: tf.Tensor, y: tf.Tensor, weights: list
+    ) -> tuple[tf.Tensor, ...]:
         """Return f, df/du and δ if the sources are the targets: one backward pass less.
 
         The gradients of the loss are those of the first direction, which points along ∂ℓ/∂u.
@@ -56,7 +78,9 @@ class FirstOrderEngine:
         unit, length = self._unit_output_gradient(forward_pass, y)
         directions = directions_from(unit, self._basis(forward_pass))
         gradients = self._gradients_along(forward_pass, directions)
-        sign = tf.einsum("nc,nc->n", unit, directions[:, 0])  # The first direction is ± the unit vector.
+        sign = tf.einsum(
+            "nc,nc->n", unit, directions[:, 0]
+        )  # The first direction is ± the unit vector.
         moved = self._contract(gradients, sign * length, gradients, directions, weights)
         return *self._read(forward_pass.outputs), moved
 
@@ -65,14 +89,16 @@ class FirstOrderEngine:
     ) -> tuple[tf.Tensor, ...]:
         """Return f, df/du and δ from batches of sources against batches of targets."""
 
-        def rows(x_batch, y_batch):
+        def rows(x_batch: tf.Tensor, y_batch: tf.Tensor) -> tuple[tf.Tensor, ...]:
             forward_pass = self._backprop.forward(x_batch, weights)
             unit, length = self._unit_output_gradient(forward_pass, y_batch)
             sources = self._backprop.gradients(forward_pass, [unit])
 
-            def columns(x_batch):
+            def columns(x_batch: tf.Tensor) -> tuple[tf.Tensor, ...]:
                 forward_pass = self._backprop.forward(x_batch, weights)
-                directions = tf.tile(self._basis(forward_pass)[None], [x_batch.shape[0], 1, 1])
+                directions = tf.tile(
+                    self._basis(forward_pass)[None], [x_batch.shape[0], 1, 1]
+                )
                 targets = self._gradients_along(forward_pass, directions)
                 moved = self._contract(sources, length, targets, directions, weights)
                 return (tf.transpose(moved, [1, 0, 2]),)
@@ -80,10 +106,12 @@ class FirstOrderEngine:
             moved = map_batches(columns, (tf.float64,), self._batch_size, x)[0]
             return (tf.transpose(moved, [1, 0, 2]),)
 
-        def read(x_batch):
+        def read(x_batch: tf.Tensor) -> tuple[tf.Tensor, ...]:
             return self._read(self._network.outputs(x_batch, weights))
 
-        outputs = map_batches(read, (self._network.dtype, tf.float64), self._batch_size, x)
+        outputs = map_batches(
+            read, (self._network.dtype, tf.float64), self._batch_size, x
+        )
         moved = map_batches(rows, (tf.float64,), self._batch_size, x_sources, y_sources)
         return *outputs, *moved
 
@@ -99,11 +127,15 @@ class FirstOrderEngine:
         sums_to_zero, _ = np.linalg.qr(identity[:, :-1] - 1 / n_outputs)
         return tf.constant(sums_to_zero.T)
 
-    def _gradients_along(self, forward_pass: ForwardPass, directions: tf.Tensor) -> list[list[FactoredGradient]]:
+    def _gradients_along(
+        self, forward_pass: ForwardPass, directions: tf.Tensor
+    ) -> list[list[FactoredGradient]]:
         """Per-example gradients of ⟨direction, u⟩ for each of the directions [n, M, C]."""
         return self._backprop.gradients(forward_pass, tf.unstack(directions, axis=1))
 
-    def _unit_output_gradient(self, forward_pass: ForwardPass, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def _unit_output_gradient(
+        self, forward_pass: ForwardPass, y: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         """∂ℓ/∂u of each example as a unit vector [n, C], and its length [n], which float32 may not represent."""
         gradient = self._backprop.output_gradient(forward_pass, y)
         length = tf.norm(gradient, axis=-1)
@@ -126,8 +158,8 @@ class FirstOrderEngine:
             directions: [n_t, M, C].
             weights: those of the regularisers' penalty.
         """
-        products: list[tf.Tensor] = [
-            inner(source, target)  # type: ignore[type-var]  # Both are of one kind: they are of one call.
+        products = [
+            inner(source, target)
             for of_sources, of_targets in zip(sources, targets, strict=True)
             for source in of_sources
             for target in of_targets

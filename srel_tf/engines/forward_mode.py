@@ -23,8 +23,14 @@ class ForwardModeEngine:
         batch_size: targets of one pass.
     """
 
-    def __init__(self, network: Network, x: tf.Tensor, source_column: np.ndarray, batch_size: int) -> None:
-        self._network, self._source_column, self._batch_size = network, source_column, batch_size
+    def __init__(
+        self, network: Network, x: tf.Tensor, source_column: np.ndarray, batch_size: int
+    ) -> None:
+        self._network, self._source_column, self._batch_size = (
+            network,
+            source_column,
+            batch_size,
+        )
         self._link = _traced_link(network, x)
         self._compiled = tf.function(self._run, jit_compile=False, autograph=False)
 
@@ -33,7 +39,11 @@ class ForwardModeEngine:
         return FirstOrder(self._link, *run(*arguments))
 
     def _run(
-        self, x_sources: tf.Tensor, y_sources: tf.Tensor, x_targets: tf.Tensor, weights: list
+        self,
+        x_sources: tf.Tensor,
+        y_sources: tf.Tensor,
+        x_targets: tf.Tensor,
+        weights: list,
     ) -> tuple[tf.Tensor, ...]:
         joined = JoinedExamples.of(x_sources, x_targets, self._source_column)
         weights = [tf.convert_to_tensor(w) for w in weights]
@@ -44,22 +54,33 @@ class ForwardModeEngine:
     def _outputs(self, x: tf.Tensor, weights: list) -> tuple[tf.Tensor, ...]:
         """f and df/du at x, [n, C] each."""
 
-        def of_batch(batch):
+        def of_batch(batch: tf.Tensor) -> tuple[tf.Tensor, ...]:
             outputs = self._network.outputs(batch, weights)
             return outputs, link_derivative(self._link, outputs)
 
-        return map_batches(of_batch, (self._network.dtype, tf.float64), self._batch_size, x)
+        return map_batches(
+            of_batch, (self._network.dtype, tf.float64), self._batch_size, x
+        )
 
-    def _moved(self, x_sources: tf.Tensor, y_sources: tf.Tensor, x: tf.Tensor, weights: list) -> tf.Tensor:
+    def _moved(
+        self, x_sources: tf.Tensor, y_sources: tf.Tensor, x: tf.Tensor, weights: list
+    ) -> tf.Tensor:
         """δ of u, float64 [n_s, n, C]."""
         network = self._network
 
-        def of_source(i):
-            gradients, _ = network.loss_gradient(x_sources[i, None], y_sources[i, None], 1.0, weights)
-            return -tf.cast(along(network, self._link, weights, gradients, x, self._batch_size), tf.float64)
+        def of_source(i: tf.Tensor) -> tf.Tensor:
+            gradients, _ = network.loss_gradient(
+                x_sources[i, None], y_sources[i, None], 1.0, weights
+            )
+            return -tf.cast(
+                along(network, self._link, weights, gradients, x, self._batch_size),
+                tf.float64,
+            )
 
         sources = tf.range(x_sources.shape[0])
-        return tf.map_fn(of_source, sources, fn_output_signature=tf.float64, parallel_iterations=1)
+        return tf.map_fn(
+            of_source, sources, fn_output_signature=tf.float64, parallel_iterations=1
+        )
 
 
 def _traced_link(network: Network, x: tf.Tensor) -> str:
@@ -69,18 +90,25 @@ def _traced_link(network: Network, x: tf.Tensor) -> str:
     links = []
 
     @tf.function(autograph=False)
-    def trace(x):
+    def trace(x: tf.Tensor) -> None:
         links.append(link_of(network.outputs(x)))
 
     trace.get_concrete_function(x)
     return links[-1]
 
 
-def along(network: Network, link: str, weights: list, direction: list, x: tf.Tensor, batch_size: int) -> tf.Tensor:
+def along(
+    network: Network,
+    link: str,
+    weights: list,
+    direction: list,
+    x: tf.Tensor,
+    batch_size: int,
+) -> tf.Tensor:
     """Return the derivative of u at x along a direction in weight space, [n, C]."""
     tangents = [tf.convert_to_tensor(d) for d in direction]
 
-    def of_batch(batch):
+    def of_batch(batch: tf.Tensor) -> tuple[tf.Tensor, ...]:
         with tf.autodiff.ForwardAccumulator(weights, tangents) as forward:
             u = LINKS[link].of_outputs(network.outputs(batch, weights))
         return (forward.jvp(u, tf.UnconnectedGradients.ZERO),)

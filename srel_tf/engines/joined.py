@@ -39,11 +39,15 @@ class JoinedExamples(NamedTuple):
     n_targets: int
 
     @classmethod
-    def of(cls, x_sources: tf.Tensor, x_targets: tf.Tensor, source_column: np.ndarray) -> "JoinedExamples":
+    def of(
+        cls, x_sources: tf.Tensor, x_targets: tf.Tensor, source_column: np.ndarray
+    ) -> "JoinedExamples":
         """Join the examples; source_column: int [n_s], the column of each source or −1 if it is no target."""
         n_t = x_targets.shape[0]
         no_target = source_column < 0
-        x = tf.concat([x_targets, tf.gather(x_sources, np.flatnonzero(no_target))], axis=0)
+        x = tf.concat(
+            [x_targets, tf.gather(x_sources, np.flatnonzero(no_target))], axis=0
+        )
         column = np.where(no_target, n_t + np.cumsum(no_target) - 1, source_column)
         return cls(x, column, n_t)
 
@@ -52,7 +56,9 @@ class JoinedExamples(NamedTuple):
         """Whether x are the sources in their order."""
         return np.array_equal(self.column, np.arange(self.x.shape[0]))
 
-    def split(self, outputs: tf.Tensor, link_derivative: tf.Tensor, moved: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    def split(
+        self, outputs: tf.Tensor, link_derivative: tf.Tensor, moved: tf.Tensor
+    ) -> tuple[tf.Tensor, ...]:
         """Return the fields of `FirstOrder` after `link`, from f and df/du [n, C] and δ [n_s, n, C] at x."""
         targets = np.arange(self.n_targets)
         return (

@@ -7,14 +7,23 @@ from srel_tf.engines.finite_step import Outputs
 from srel_tf.engines.joined import FirstOrder
 from srel_tf.measures.distances import Distance, Measure
 from srel_tf.measures.outputs import change_of_outputs, first_order_change
-from srel_tf.numerics.rounding import Noise, error_bound, last_places_moved, noise_between
+from srel_tf.numerics.rounding import (
+    Noise,
+    error_bound,
+    last_places_moved,
+    noise_between,
+)
 from srel_tf.result import Matrices
 
 NEIGHBOURS = 8  # Examples whose noise each example is evaluated with, since its own may be small by chance.
 
 
 def from_finite_steps(
-    outputs: Outputs, kinds: dict[bool, str], measures: dict[str, Measure], source_column: np.ndarray, method: str
+    outputs: Outputs,
+    kinds: dict[bool, str],
+    measures: dict[str, Measure],
+    source_column: np.ndarray,
+    method: str,
 ) -> dict[str, Matrices]:
     """Return the `Matrices` of each measure from outputs around each update.
 
@@ -27,7 +36,13 @@ def from_finite_steps(
     """
     reader = FiniteStepReader(outputs, kinds)
     return {
-        name: assembled(measure, *reader.distances(measure), reader.noise(measure), source_column, method)
+        name: assembled(
+            measure,
+            *reader.distances(measure),
+            reader.noise(measure),
+            source_column,
+            method,
+        )
         for name, measure in measures.items()
     }
 
@@ -38,32 +53,61 @@ class FiniteStepReader:
     def __init__(self, outputs: Outputs, kinds: dict[bool, str]) -> None:
         self._outputs, self._kinds = outputs, kinds
         self._noisy = _with_noise(outputs.before, outputs.noisy, kinds[False])
-        self._noisy_at_source = _with_noise(outputs.before_at_source, outputs.noisy_at_source, kinds[False])
-        self._after_at_sample = tf.gather(outputs.after, outputs.sample, axis=1, batch_dims=1)
+        self._noisy_at_source = _with_noise(
+            outputs.before_at_source, outputs.noisy_at_source, kinds[False]
+        )
+        self._after_at_sample = tf.gather(
+            outputs.after, outputs.sample, axis=1, batch_dims=1
+        )
 
     def distances(self, measure: Measure) -> tuple[np.ndarray, np.ndarray]:
         """Return the numerators [n_s, n_t] and denominators [n_s]."""
-        numerator = self._between(measure, measure.numerator, self._outputs.before, self._outputs.after)
+        numerator = self._between(
+            measure, measure.numerator, self._outputs.before, self._outputs.after
+        )
         return numerator, self._denominator(measure)
 
     def _denominator(self, measure: Measure) -> np.ndarray:
         outputs = self._outputs
-        return self._between(measure, measure.denominator, outputs.before_at_source, outputs.after_at_source)
+        return self._between(
+            measure,
+            measure.denominator,
+            outputs.before_at_source,
+            outputs.after_at_source,
+        )
 
     def noise(self, measure: Measure) -> Noise:
         """Return the noise of D."""
         outputs = self._outputs
-        at_targets = self._noise_of(measure, measure.numerator, outputs.before, self._noisy)
-        at_sources = self._noise_of(measure, measure.denominator, outputs.before_at_source, self._noisy_at_source)
+        at_targets = self._noise_of(
+            measure, measure.numerator, outputs.before, self._noisy
+        )
+        at_sources = self._noise_of(
+            measure,
+            measure.denominator,
+            outputs.before_at_source,
+            self._noisy_at_source,
+        )
         shape = (len(at_sources), len(at_targets))
         of_updates = self._noise_of_updates(measure)
-        return Noise(np.broadcast_to(at_targets, shape), at_sources, np.broadcast_to(of_updates[:, None], shape))
+        return Noise(
+            np.broadcast_to(at_targets, shape),
+            at_sources,
+            np.broadcast_to(of_updates[:, None], shape),
+        )
 
     def _noise_of_updates(self, measure: Measure) -> np.ndarray:
         """Noise by each source's update as a share of D at the source, [n_s]."""
         outputs = self._outputs
-        at_source = self._noise_of(measure, measure.denominator, outputs.after_at_source, outputs.sampled_at_source)
-        at_sample = self._noise_of(measure, measure.numerator, self._after_at_sample, outputs.sampled)
+        at_source = self._noise_of(
+            measure,
+            measure.denominator,
+            outputs.after_at_source,
+            outputs.sampled_at_source,
+        )
+        at_sample = self._noise_of(
+            measure, measure.numerator, self._after_at_sample, outputs.sampled
+        )
         denominator = self._denominator(measure)
         size = np.abs(denominator) ** (1 / measure.degree)
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -73,15 +117,23 @@ class FiniteStepReader:
         return np.maximum(share, np.median(share[known]) if known.any() else 0)
 
     def _noise_of(
-        self, measure: Measure, distance: Distance, outputs: tf.Tensor, outputs_again: tf.Tensor
+        self,
+        measure: Measure,
+        distance: Distance,
+        outputs: tf.Tensor,
+        outputs_again: tf.Tensor,
     ) -> np.ndarray:
         """D between outputs [..., C] and noisy ones [draws, ..., C] as a norm, the largest of the draws [...]."""
         of_nothing = self._between(measure, distance, outputs, outputs)
         of_noise = self._between(measure, distance, outputs, outputs_again)
         return noise_between(measure.degree, of_nothing, of_noise).max(axis=0)
 
-    def _between(self, measure: Measure, distance: Distance, before: tf.Tensor, after: tf.Tensor) -> np.ndarray:
-        return distance(change_of_outputs(self._kinds[measure.raw], before, after)).numpy()
+    def _between(
+        self, measure: Measure, distance: Distance, before: tf.Tensor, after: tf.Tensor
+    ) -> np.ndarray:
+        return distance(
+            change_of_outputs(self._kinds[measure.raw], before, after)
+        ).numpy()
 
 
 def _with_noise(before: tf.Tensor, noisy: tf.Tensor, kind: str) -> tf.Tensor:
@@ -97,7 +149,9 @@ def _with_noise(before: tf.Tensor, noisy: tf.Tensor, kind: str) -> tf.Tensor:
     noise = tf.math.divide_no_nan(noisy - before, scale)
     noise = tf.where(tf.math.is_finite(noise), noise, tf.zeros_like(noise))
     shifts = range(1, min(NEIGHBOURS, before.shape[0]))
-    with_noise_of_others = [before + scale * tf.roll(noise, shift, axis=1) for shift in shifts]
+    with_noise_of_others = [
+        before + scale * tf.roll(noise, shift, axis=1) for shift in shifts
+    ]
     return tf.concat([noisy, *with_noise_of_others, last_places_moved(before)], axis=0)
 
 
@@ -125,16 +179,24 @@ def from_first_order(
         if relative_noise is not None:
             noise = _scaled_noise(measure, relative_noise, numerator, denominator)
         else:
-            again = [_first_order_distances(measure, kind, other) for other in changes_again]
+            again = [
+                _first_order_distances(measure, kind, other) for other in changes_again
+            ]
             noise = _noise_of_repetitions(measure, numerator, denominator, again)
-        matrices[name] = assembled(measure, numerator, denominator, noise, source_column, method)
+        matrices[name] = assembled(
+            measure, numerator, denominator, noise, source_column, method
+        )
     return matrices
 
 
-def _first_order_distances(measure: Measure, kind: str, changes: FirstOrder) -> tuple[np.ndarray, np.ndarray]:
+def _first_order_distances(
+    measure: Measure, kind: str, changes: FirstOrder
+) -> tuple[np.ndarray, np.ndarray]:
     """D at the targets [n_s, n_t] and at the sources [n_s]."""
     assert measure.first_order is not None
-    at_targets = first_order_change(kind, changes.link, changes.before, changes.moved, changes.link_derivative)
+    at_targets = first_order_change(
+        kind, changes.link, changes.before, changes.moved, changes.link_derivative
+    )
     at_sources = first_order_change(
         kind,
         changes.link,
@@ -142,24 +204,46 @@ def _first_order_distances(measure: Measure, kind: str, changes: FirstOrder) -> 
         changes.moved_at_source,
         changes.link_derivative_at_source,
     )
-    return measure.first_order(at_targets).numpy(), measure.first_order(at_sources).numpy()
+    return measure.first_order(at_targets).numpy(), measure.first_order(
+        at_sources
+    ).numpy()
 
 
-def _scaled_noise(measure: Measure, relative: np.ndarray, numerator: np.ndarray, denominator: np.ndarray) -> Noise:
+def _scaled_noise(
+    measure: Measure,
+    relative: np.ndarray,
+    numerator: np.ndarray,
+    denominator: np.ndarray,
+) -> Noise:
     at_targets = numerator.max(axis=1, initial=0, where=np.isfinite(numerator))
     largest = np.maximum(at_targets, denominator) ** (1 / measure.degree)
     with np.errstate(invalid="ignore"):
         noise = relative * largest
-    return Noise(np.broadcast_to(noise[:, None], numerator.shape), noise, np.zeros(numerator.shape))
+    return Noise(
+        np.broadcast_to(noise[:, None], numerator.shape),
+        noise,
+        np.zeros(numerator.shape),
+    )
 
 
 def _noise_of_repetitions(
-    measure: Measure, numerator: np.ndarray, denominator: np.ndarray, again: list[tuple[np.ndarray, np.ndarray]]
+    measure: Measure,
+    numerator: np.ndarray,
+    denominator: np.ndarray,
+    again: list[tuple[np.ndarray, np.ndarray]],
 ) -> Noise:
     """Noise from repetitions; an entry has at least the smaller one of the largest noise of its row and column."""
-    entries = np.max([noise_between(measure.degree, numerator, other) for other, _ in again], axis=0)
-    at_sources = np.max([noise_between(measure.degree, denominator, other) for _, other in again], axis=0)
-    of_row, of_column = entries.max(axis=1, keepdims=True), entries.max(axis=0, keepdims=True)
+    entries = np.max(
+        [noise_between(measure.degree, numerator, other) for other, _ in again], axis=0
+    )
+    at_sources = np.max(
+        [noise_between(measure.degree, denominator, other) for _, other in again],
+        axis=0,
+    )
+    of_row, of_column = (
+        entries.max(axis=1, keepdims=True),
+        entries.max(axis=0, keepdims=True),
+    )
     at_targets = np.maximum(entries, np.minimum(of_row, of_column))
     return Noise(at_targets, at_sources, np.zeros(numerator.shape))
 
@@ -186,4 +270,6 @@ def assembled(
     bound = error_bound(measure.degree, srel, denominator, noise)
     valid = np.isfinite(srel) & (bound <= measure.tolerance * (1 + np.abs(srel)))
     methods = np.full(len(denominator), method, dtype=object)
-    return Matrices(numerator, denominator, np.where(valid, srel, np.nan), valid, bound, methods)
+    return Matrices(
+        numerator, denominator, np.where(valid, srel, np.nan), valid, bound, methods
+    )

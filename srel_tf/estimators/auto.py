@@ -12,7 +12,10 @@ from srel_tf.estimators.plan import MeasurementPlan
 from srel_tf.measures.distances import Measure
 from srel_tf.result import Matrices
 
-LONGER = (1e3, 1e5)  # Lengths, in units of the step, of the steps that the limit is compared with.
+LONGER = (
+    1e3,
+    1e5,
+)  # Lengths, in units of the step, of the steps that the limit is compared with.
 
 
 class AutoEstimator:
@@ -33,7 +36,9 @@ class AutoEstimator:
         unresolved = _unresolved_rows(matrices)
         if not unresolved.any() or self._exact_in_float64 is None:
             return matrices
-        matrices = row_by_row(matrices, self._exact_in_float64(_only(unresolved, rates)))
+        matrices = row_by_row(
+            matrices, self._exact_in_float64(_only(unresolved, rates))
+        )
         unresolved = _unresolved_rows(matrices)
         if not unresolved.any() or self._limit is None:
             return matrices
@@ -41,7 +46,8 @@ class AutoEstimator:
         for times in LONGER:
             longer_step = self._exact_in_float64(_only(unresolved, times * rates))
             confirmed = {
-                name: agreeing(measure, limit[name], longer_step[name]) for name, measure in self._plan.measures.items()
+                name: agreeing(measure, limit[name], longer_step[name])
+                for name, measure in self._plan.measures.items()
             }
             matrices = row_by_row(matrices, confirmed)
         return matrices
@@ -52,13 +58,20 @@ class AutoEstimator:
         try:
             return self._plan.in_precision("float64")
         except ModelError as error:
-            warnings.warn(f"rows that float32 does not resolve stay invalid: {error}", stacklevel=7)
+            warnings.warn(
+                f"rows that float32 does not resolve stay invalid: {error}",
+                stacklevel=7,
+            )
             return None
 
     @functools.cached_property
     def _exact_in_float64(self) -> ExactEstimator | None:
         """Made when first needed."""
-        return None if self._plan_in_float64 is None else ExactEstimator(self._plan_in_float64)
+        return (
+            None
+            if self._plan_in_float64 is None
+            else ExactEstimator(self._plan_in_float64)
+        )
 
     @functools.cached_property
     def _limit(self) -> LimitEstimator | None:
@@ -79,7 +92,9 @@ def _only(rows: np.ndarray, rates: np.ndarray) -> np.ndarray:
 def agreeing(measure: Measure, limit: Matrices, step: Matrices) -> Matrices:
     """Return the limit's matrices, valid where a finite step is valid and agrees within the measure's tolerance."""
     with np.errstate(invalid="ignore"):
-        agree = np.abs(limit.srel - step.srel) <= measure.tolerance * (1 + np.abs(limit.srel))
+        agree = np.abs(limit.srel - step.srel) <= measure.tolerance * (
+            1 + np.abs(limit.srel)
+        )
     valid = limit.valid & step.valid & agree
     return limit._replace(valid=valid, srel=np.where(valid, limit.srel, np.nan))
 
@@ -93,9 +108,13 @@ def _unresolved_rows(matrices: dict[str, Matrices]) -> np.ndarray:
     return np.any(of_measures, axis=0)
 
 
-def row_by_row(first: dict[str, Matrices], second: dict[str, Matrices]) -> dict[str, Matrices]:
+def row_by_row(
+    first: dict[str, Matrices], second: dict[str, Matrices]
+) -> dict[str, Matrices]:
     """Return matrices with the row of each source from the second if more of its entries are valid there."""
-    return {name: _better_rows(matrices, second[name]) for name, matrices in first.items()}
+    return {
+        name: _better_rows(matrices, second[name]) for name, matrices in first.items()
+    }
 
 
 def _better_rows(first: Matrices, second: Matrices) -> Matrices:

@@ -36,7 +36,9 @@ def make_estimator(plan: MeasurementPlan) -> Estimator:
     if wanted == "auto":
         wanted = {"exact": own, "limit": "float64", "auto": "auto"}[settings.estimator]
     if own == "float64" and wanted == "float32":
-        raise OptionError("precision='float32': the model's weights are in float64, of which float32 loses digits")
+        raise OptionError(
+            "precision='float32': the model's weights are in float64, of which float32 loses digits"
+        )
     if wanted == own or own == "float64":
         return make(plan)
     if wanted == "auto":

@@ -19,7 +19,11 @@ class ExactEstimator:
         self._backprop, _ = plan.backprop
         rule = RULES[plan.settings.update](plan.network)
         self._engine = FiniteStepEngine(
-            plan.network, rule, plan.probe.own_columns, plan.settings.batch_size, self._backprop
+            plan.network,
+            rule,
+            plan.probe.own_columns,
+            plan.settings.batch_size,
+            self._backprop,
         )
 
     def __call__(self, learning_rate: ArrayLike) -> dict[str, Matrices]:
@@ -29,4 +33,6 @@ class ExactEstimator:
         outputs = self._engine(*plan.data, tf.constant(rates, plan.network.dtype))
         kinds = plan.kinds(outputs.before, self._backprop)
         method = plan.method("finite_step")
-        return from_finite_steps(outputs, kinds, plan.measures, plan.probe.own_columns, method)
+        return from_finite_steps(
+            outputs, kinds, plan.measures, plan.probe.own_columns, method
+        )

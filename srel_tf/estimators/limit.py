@@ -22,7 +22,9 @@ from srel_tf.gradients.precision import layers_within
 from srel_tf.numerics.rounding import DRAWS, perturbed, precision
 from srel_tf.result import Matrices
 
-FURTHER_DIGITS = 2.0**7  # A derivative may lose so many times more than the outputs do: float64 has them to spare.
+FURTHER_DIGITS = (
+    2.0**7
+)  # A derivative may lose so many times more than the outputs do: float64 has them to spare.
 # Relative lengths of the steps, and the tolerance, with which derivatives are compared with differences.
 CHECK_IN_FLOAT64 = (1e-7, 1e-6, 1e-5), 1e-2
 CHECK_IN_FLOAT32 = (1e-4, 1e-3, 1e-2), 1e-1
@@ -48,17 +50,25 @@ class LimitEstimator:
                 "differentiation, which costs a few forward passes of all targets for each",
                 stacklevel=5,
             )
-            self._engine = ForwardModeEngine(plan.network, plan.data[0][:1], source_column, batch_size)
+            self._engine = ForwardModeEngine(
+                plan.network, plan.data[0][:1], source_column, batch_size
+            )
         else:
             self._warn_of_slow_layers(self._backprop)
             differences = self._differences_suffice(self._backprop)
-            self._engine = FirstOrderEngine(self._backprop, source_column, batch_size, differences)
+            self._engine = FirstOrderEngine(
+                self._backprop, source_column, batch_size, differences
+            )
         self._relative_noise = RelativeNoise(plan, self._backprop)
         own_layers = _has_layers_of_ones_own(model)
-        self._is_checked = not (self._backprop is None or plan.network.opaque or own_layers)
+        self._is_checked = not (
+            self._backprop is None or plan.network.opaque or own_layers
+        )
 
     def _warn_of_slow_layers(self, backprop: LossBackprop) -> None:
-        slow = sorted({type(v).__name__ for v in backprop.layer_io.layers if rule_of(v) is None})
+        slow = sorted(
+            {type(v).__name__ for v in backprop.layer_io.layers if rule_of(v) is None}
+        )
         if slow:
             warnings.warn(
                 f"srel_tf has no gradient rule for layers of type {', '.join(slow)}: their gradients are formed "
@@ -68,7 +78,9 @@ class LimitEstimator:
 
     def _differences_suffice(self, backprop: LossBackprop) -> bool:
         """Whether neither D nor ℓ depends on a common shift of all outputs."""
-        raw = self._plan.kind == "raw" or any(measure.raw for measure in self._plan.measures.values())
+        raw = self._plan.kind == "raw" or any(
+            measure.raw for measure in self._plan.measures.values()
+        )
         return not raw and backprop.loss.ignores_shifts_of(backprop.link)
 
     def __call__(self, learning_rate: Any = None) -> dict[str, Matrices]:
@@ -82,9 +94,14 @@ class LimitEstimator:
         if plan.in_float64:
             relative_noise = self._relative_noise(weights)
         else:
-            changes_again = [self._engine(*plan.data, perturbed(weights, draw)) for draw in range(DRAWS)]
+            changes_again = [
+                self._engine(*plan.data, perturbed(weights, draw))
+                for draw in range(DRAWS)
+            ]
         kinds = plan.kinds(changes.before, self._backprop)
-        if changes.link == "softmax":  # u are the logits of a softmax, and D acts on its outputs as they are.
+        if (
+            changes.link == "softmax"
+        ):  # u are the logits of a softmax, and D acts on its outputs as they are.
             kinds = dict.fromkeys(kinds, "probabilities")
         return from_first_order(
             changes,
@@ -116,9 +133,13 @@ class RelativeNoise:
         finite = np.isfinite(outputs) & np.isfinite(noisy)
         largest = np.abs(outputs).max(initial=0, where=finite)
         moved = np.abs(noisy - outputs).max(initial=0, where=finite)
-        of_outputs = max(moved / largest if largest else 0, precision(self._plan.network.dtype))
+        of_outputs = max(
+            moved / largest if largest else 0, precision(self._plan.network.dtype)
+        )
         with np.errstate(divide="ignore", invalid="ignore"):
-            changes = np.maximum(changes, np.nanmedian(changes))  # Some gradients do not move by chance.
+            changes = np.maximum(
+                changes, np.nanmedian(changes)
+            )  # Some gradients do not move by chance.
             of_gradients = changes / lengths
         of_gradients = np.where(np.isnan(of_gradients), 0, of_gradients)
         return FURTHER_DIGITS * np.maximum(of_gradients, of_outputs)
@@ -129,33 +150,47 @@ class RelativeNoise:
         both, batch_size = (weights, noisy_weights), self._plan.settings.batch_size
         backprop, dtypes = self._backprop, (network.dtype, network.dtype)
 
-        def at_targets(x):
+        def at_targets(x: tf.Tensor) -> tuple[tf.Tensor, ...]:
             return tuple(network.outputs(x, w) for w in both)
 
-        def of_loss(i):
-            gradient, noisy = (network.loss_gradient(x[i, None], y[i, None], 1.0, w)[0] for w in both)
+        def of_loss(i: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            gradient, noisy = (
+                network.loss_gradient(x[i, None], y[i, None], 1.0, w)[0] for w in both
+            )
             change = [b - a for a, b in zip(gradient, noisy, strict=True)]
             return tf.linalg.global_norm(gradient), tf.linalg.global_norm(change)
 
         if backprop is None:
-            lengths = tf.map_fn(of_loss, tf.range(x.shape[0]), fn_output_signature=dtypes)
+            lengths = tf.map_fn(
+                of_loss, tf.range(x.shape[0]), fn_output_signature=dtypes
+            )
             return *map_batches(at_targets, dtypes, batch_size, x_targets), *lengths
 
-        def at_sources(x, y):
+        def at_sources(x: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, ...]:
             x = tf.identity(x)  # Layers must see a tensor of this loop.
             passes = [backprop.forward(x, w) for w in both]
             gradient, noisy = (backprop.output_gradient(one, y) for one in passes)
             outputs = [one.outputs for one in passes]
-            return *outputs, tf.norm(gradient, axis=-1), tf.norm(noisy - gradient, axis=-1)
+            return (
+                *outputs,
+                tf.norm(gradient, axis=-1),
+                tf.norm(noisy - gradient, axis=-1),
+            )
 
-        *outputs, length, change = map_batches(at_sources, (*dtypes, tf.float64, tf.float64), batch_size, x, y)
-        sources_are_targets = np.array_equal(self._plan.probe.own_columns, np.arange(x_targets.shape[0]))
+        *outputs, length, change = map_batches(
+            at_sources, (*dtypes, tf.float64, tf.float64), batch_size, x, y
+        )
+        sources_are_targets = np.array_equal(
+            self._plan.probe.own_columns, np.arange(x_targets.shape[0])
+        )
         if not sources_are_targets:
             outputs = list(map_batches(at_targets, dtypes, batch_size, x_targets))
         return *outputs, length, change
 
 
-def check_derivative(plan: MeasurementPlan, backprop: LossBackprop | None, changes: FirstOrder) -> None:
+def check_derivative(
+    plan: MeasurementPlan, backprop: LossBackprop | None, changes: FirstOrder
+) -> None:
     """Compare the derivative with differences, for the source that moves most and steps of several lengths.
 
     Raises:
@@ -168,15 +203,23 @@ def check_derivative(plan: MeasurementPlan, backprop: LossBackprop | None, chang
     moved = np.where(np.isfinite(moved), moved, 0)
     i = moved.sum(axis=1).argmax()
     gradients, _ = network.loss_gradient(x[i, None], y[i, None], 1.0, weights)
-    weight_norm, gradient_norm = (float(tf.linalg.global_norm(tensors)) for tensors in (weights, gradients))
-    usable = np.isfinite([weight_norm, gradient_norm]).all() and weight_norm and gradient_norm
+    weight_norm, gradient_norm = (
+        float(tf.linalg.global_norm(tensors)) for tensors in (weights, gradients)
+    )
+    usable = (
+        np.isfinite([weight_norm, gradient_norm]).all()
+        and weight_norm
+        and gradient_norm
+    )
     if not usable or not moved[i].max():
         return
 
     link = changes.link if backprop is None else backprop.link
 
-    def u_at(weights):
-        return tf.cast(LINKS[link].of_outputs(network.outputs(x_targets, weights)), tf.float64)
+    def u_at(weights: list) -> tf.Tensor:
+        return tf.cast(
+            LINKS[link].of_outputs(network.outputs(x_targets, weights)), tf.float64
+        )
 
     if not network.model.run_eagerly:
         u_at = tf.function(u_at, autograph=False, jit_compile=False)
@@ -203,7 +246,9 @@ def check_limit(plan: MeasurementPlan) -> None:
             f"update={settings.update!r} with estimator={settings.estimator!r}: the limit is that of the plain step "
             "w − η∇ℓ; use update='sgd', or estimator='exact'"
         )
-    without = [name for name, measure in plan.measures.items() if measure.first_order is None]
+    without = [
+        name for name, measure in plan.measures.items() if measure.first_order is None
+    ]
     if without:
         raise OptionError(
             f"measures {without} have no first-order form, and so no limit: use estimator='exact', or give first_order "
@@ -213,7 +258,9 @@ def check_limit(plan: MeasurementPlan) -> None:
 
 def _has_layers_of_ones_own(model: keras.Model) -> bool:
     """Whether a model has layers that are not Keras's, whose derivatives nobody has tested."""
-    layers = [layer for layer in layers_within(model) if not isinstance(layer, keras.Model)]
+    layers = [
+        layer for layer in layers_within(model) if not isinstance(layer, keras.Model)
+    ]
     return not all(type(layer).__module__.startswith("keras.") for layer in layers)
 
 

@@ -55,10 +55,14 @@ class MeasurementPlan:
             network.outputs(x[:1])
         except tf.errors.OpError as error:
             reason = error.message.splitlines()[0]
-            raise ModelError(f"model {network.model.name!r} does not run in {dtype} ({reason})") from error
+            raise ModelError(
+                f"model {network.model.name!r} does not run in {dtype} ({reason})"
+            ) from error
         return replace(self, network=network, data=(x, y, x_targets))
 
-    def kinds(self, outputs: tf.Tensor, backprop: LossBackprop | None) -> dict[bool, str]:
+    def kinds(
+        self, outputs: tf.Tensor, backprop: LossBackprop | None
+    ) -> dict[bool, str]:
         """Return how to read outputs [n_t, C] of an engine: kinds[True] for measures of raw outputs.
 
         The raw outputs of a model that ends in a softmax are its probabilities.
@@ -67,7 +71,9 @@ class MeasurementPlan:
         if has_softmax_link:
             kind = "logits"  # The engines return the logits behind the softmax.
         else:
-            kind = kind_of_predictions(self.kind, self.loss, self.network.model.name, np.asarray(outputs))
+            kind = kind_of_predictions(
+                self.kind, self.loss, self.network.model.name, np.asarray(outputs)
+            )
         ends_in_softmax = has_softmax_link or kind == "probabilities"
         return {False: kind, True: kind if ends_in_softmax else "raw"}
 

@@ -25,7 +25,14 @@ from srel_tf.fit.clock import Reached, TrainingClock
 from srel_tf.fit.identity import describe_loss
 from srel_tf.fit.recorder import Recorder
 from srel_tf.fit.schedules import Schedule, as_schedule
-from srel_tf.fit.traced import WEIGHTED, is_traced, note_trace, warn_of_stale_trace, warn_once, weighs_examples
+from srel_tf.fit.traced import (
+    WEIGHTED,
+    is_traced,
+    note_trace,
+    warn_of_stale_trace,
+    warn_once,
+    weighs_examples,
+)
 from srel_tf.frames.schema import check_seed
 from srel_tf.measurement import Instrument, Settings
 from srel_tf.probe import ProbeSet
@@ -80,17 +87,30 @@ class SRelCallback(keras.callbacks.Callback):
         self._is_due = as_schedule(every)
         self._metadata = self._describe_options()
         self._instrument: Instrument | None = None
-        self._made_for: TracedStep | None = None  # The training step that the instrument was made for.
+        self._made_for: TracedStep | None = (
+            None  # The training step that the instrument was made for.
+        )
         # (result, epoch) of the last step of the epoch before, until the next batch shows which η it takes.
         self._held: tuple[SRelResult, float] | None = None
-        self._is_counting = False  # Whether the optimizer is known to count the updates of this fit.
-        self._norms: np.ndarray | None = None  # Norms of the weights before the batch, while `_is_counting` is False.
-        self._similar: list[SRelCallback] = []  # Other callbacks whose rows of one step could be equal to these.
-        self._seconds: list[float] = []  # Durations of the measurements since the last report.
+        self._is_counting = (
+            False  # Whether the optimizer is known to count the updates of this fit.
+        )
+        self._norms: np.ndarray | None = (
+            None  # Norms of the weights before the batch, while `_is_counting` is False.
+        )
+        self._similar: list[
+            SRelCallback
+        ] = []  # Other callbacks whose rows of one step could be equal to these.
+        self._seconds: list[
+            float
+        ] = []  # Durations of the measurements since the last report.
 
     def _describe_options(self) -> JsonObject:
         """Describe the options in the types that JSON has."""
-        settings = {field.name: getattr(self._settings, field.name) for field in dataclasses.fields(self._settings)}
+        settings = {
+            field.name: getattr(self._settings, field.name)
+            for field in dataclasses.fields(self._settings)
+        }
         options = {
             **settings,
             "loss": describe_loss(self._settings.loss),
@@ -111,11 +131,15 @@ class SRelCallback(keras.callbacks.Callback):
                 )
             if not self._may_share_rows_with(other):
                 continue
-            has_same_rate = self._settings.learning_rate == other._settings.learning_rate
+            has_same_rate = (
+                self._settings.learning_rate == other._settings.learning_rate
+            )
             # Callable schedules may never coincide; this is checked when they do.
             has_own_schedule = callable(self._every) or callable(other._every)
             if has_same_rate and not has_own_schedule:
-                raise ProbeError(f"the model has such a probe already, and step 0 is due for both: {SAME_ROWS}")
+                raise ProbeError(
+                    f"the model has such a probe already, and step 0 is due for both: {SAME_ROWS}"
+                )
             self._similar.append(other)
 
     def _may_share_rows_with(self, other: SRelCallback) -> bool:
@@ -159,7 +183,9 @@ class SRelCallback(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: JsonObject | None = None) -> None:
         self._report()
-        self.recorder.epoch_ended(None)  # If results still wait, that epoch was interrupted and its length is unknown.
+        self.recorder.epoch_ended(
+            None
+        )  # If results still wait, that epoch was interrupted and its length is unknown.
         self._observe()
         self.clock.begin_epoch(epoch, self.params.get("steps"))
 
@@ -180,7 +206,9 @@ class SRelCallback(keras.callbacks.Callback):
         if weighs_examples(self.model):
             warn_once(self.model, WEIGHTED)
         if not is_traced(self.model):
-            note_trace(self.model)  # The model's own train_step does not call the train_step that notes the trace.
+            note_trace(
+                self.model
+            )  # The model's own train_step does not call the train_step that notes the trace.
         is_last = self.model.stop_training or self.clock.is_last_batch
         if is_last:
             self._measure_if_due()
@@ -234,7 +262,9 @@ class SRelCallback(keras.callbacks.Callback):
 
     def _measure_if_due(self) -> None:
         step = self.clock.step
-        is_measured = step == self.recorder.last_step and not self._has_another_rate(self.recorder.newest)
+        is_measured = step == self.recorder.last_step and not self._has_another_rate(
+            self.recorder.newest
+        )
         if is_measured or not self._is_due(step) or self._take_held(step):
             return
         self.recorder.withdraw(step)
@@ -243,7 +273,9 @@ class SRelCallback(keras.callbacks.Callback):
         result = instrument()._replace(step=step)
         self._check_distinct(result)
         self._settings = instrument.settings
-        self.recorder.add(result, *cast(Reached, self.clock.reached))  # Not None, because an epoch has begun.
+        self.recorder.add(
+            result, *cast(Reached, self.clock.reached)
+        )  # Not None, because an epoch has begun.
         self._seconds.append(result.seconds)
         for listener in self.listeners:
             listener(result)
@@ -265,14 +297,21 @@ class SRelCallback(keras.callbacks.Callback):
             newest = other.recorder.newest
             if newest is None:
                 continue
-            if (newest.step, newest.learning_rate) == (result.step, result.learning_rate):
-                raise OptionError(f"step {result.step} is due for two probes: {SAME_ROWS}")
+            if (newest.step, newest.learning_rate) == (
+                result.step,
+                result.learning_rate,
+            ):
+                raise OptionError(
+                    f"step {result.step} is due for two probes: {SAME_ROWS}"
+                )
 
     def _has_another_rate(self, result: SRelResult | None) -> bool:
         """Return whether the next update takes another η than `result`; False for None (a store has taken it)."""
         if result is None:
             return False
-        return result.learning_rate != learning_rate_now(self.model, self._settings.learning_rate)
+        return result.learning_rate != learning_rate_now(
+            self.model, self._settings.learning_rate
+        )
 
     def _check_counting(self, batches: int) -> None:
         """Check that the optimizer has counted the update of the last batch, by `batches`.
@@ -312,7 +351,9 @@ class SRelCallback(keras.callbacks.Callback):
         """Describe, a line each, the options (the probe's fingerprint among them) that differ from those of `state`."""
         return differences(state["about"], self._metadata)
 
-    def resume(self, state: JsonObject, model: keras.Model, epoch: int, batch: int) -> None:
+    def resume(
+        self, state: JsonObject, model: keras.Model, epoch: int, batch: int
+    ) -> None:
         """Continue from a state.
 
         Args:
@@ -326,7 +367,9 @@ class SRelCallback(keras.callbacks.Callback):
         """
         updates = int(model.optimizer.iterations)
         self._check_state(state, updates)
-        self._settings = dataclasses.replace(self._settings, batch_size=state["batch_size"])
+        self._settings = dataclasses.replace(
+            self._settings, batch_size=state["batch_size"]
+        )
         self.recorder.forget()  # What was measured after this state will be measured again.
         self.recorder.stored_step = state["last_step"]
         self._held = None
@@ -336,15 +379,21 @@ class SRelCallback(keras.callbacks.Callback):
         """Raise `ValueError` unless the numbers of a state fit an optimizer that has counted `updates` updates."""
         count_offset = state["phantom"]
         if not _is_integer(count_offset) or count_offset > updates:
-            raise ValueError(f"phantom={count_offset!r} is not a whole number up to the {updates} updates counted")
+            raise ValueError(
+                f"phantom={count_offset!r} is not a whole number up to the {updates} updates counted"
+            )
         step = updates - count_offset
         last_step = state["last_step"]
         if last_step is not None and not _is_integer_in(last_step, 0, step):
-            raise ValueError(f"last_step={last_step!r} is not a step from 0 to {step}, where the training is")
+            raise ValueError(
+                f"last_step={last_step!r} is not a step from 0 to {step}, where the training is"
+            )
         size = state["batch_size"]
         largest = self._settings.batch_size
         if not _is_integer_in(size, 1, largest):
-            raise ValueError(f"batch_size={size!r} is not from 1 to the {largest} asked for")
+            raise ValueError(
+                f"batch_size={size!r} is not from 1 to the {largest} asked for"
+            )
 
     def _report(self) -> None:
         """Print the cost of the measurements since the last report; between epochs, to leave the progress bar alone."""
@@ -364,7 +413,9 @@ class SRelCallback(keras.callbacks.Callback):
 
 def _norms(model: keras.Model) -> np.ndarray:
     """Compute the norm of each trainable weight, float64 [n_weights]."""
-    return np.array([float(tf.norm(tf.cast(v.value, "float64"))) for v in model.trainable_variables])
+    return np.array(
+        [float(tf.norm(tf.cast(v.value, "float64"))) for v in model.trainable_variables]
+    )
 
 
 def _is_integer(value: object) -> bool:

@@ -117,17 +117,23 @@ class Checkpoint(keras.callbacks.Callback):
         super().__init__()
         is_integer = isinstance(every, int) and not isinstance(every, bool)
         if every is not None and (not is_integer or every < 1):
-            raise OptionError(f"every={every!r}: give a positive number of steps, or None for each epoch")
+            raise OptionError(
+                f"every={every!r}: give a positive number of steps, or None for each epoch"
+            )
         self._store = store
         self._every = every
         self._stateful_callbacks = list(companions)
         self._user_metadata = note or {}
         self._fingerprint: JsonObject | None = None  # Of the model as it was compiled.
         self._restored = False  # Whether the store holds this training: restore() matched them, or it was empty.
-        self._start = self._position = Position(0, 0)  # The place where the present fit began, and the present place.
+        self._start = self._position = Position(
+            0, 0
+        )  # The place where the present fit began, and the present place.
         self._saved_position: Position | None = None
         self._restored_metrics: Arrays = ()  # Values for the metrics of the epoch that is continued.
-        self._batches_left: int | None = None  # Batches left of the epoch; None if unknown.
+        self._batches_left: int | None = (
+            None  # Batches left of the epoch; None if unknown.
+        )
         self._updates = 0  # The optimizer's count after the last batch.
         self._save_is_due = False
         self._interrupted = False  # Whether the epoch ends before its last batch.
@@ -181,7 +187,9 @@ class Checkpoint(keras.callbacks.Callback):
                 "again without it:\n" + "\n".join(lines)
             )
 
-    def _apply(self, model: keras.Model, state: SavedState, example: Example | None) -> None:
+    def _apply(
+        self, model: keras.Model, state: SavedState, example: Example | None
+    ) -> None:
         """Assign the state to the variables of the model, its optimizer and metrics, and to the callbacks."""
         callbacks = _srel_callbacks(model)
         if state.metrics:
@@ -191,7 +199,9 @@ class Checkpoint(keras.callbacks.Callback):
         assign(variables(model), state.variables)
         for callback, saved in zip(callbacks, state.probes, strict=True):
             callback.resume(saved, model, *state.position)
-        for companion, saved in zip(self._stateful_callbacks, state.stateful_callbacks, strict=True):
+        for companion, saved in zip(
+            self._stateful_callbacks, state.stateful_callbacks, strict=True
+        ):
             companion.state = saved
         if state.metrics:
             assign(model.metrics_variables, state.metrics)
@@ -265,7 +275,9 @@ class Checkpoint(keras.callbacks.Callback):
         if self._batches_left == 0:  # An epoch's last step is saved with the epoch.
             return
         uses_averages = self.model.optimizer.use_ema
-        self._interrupted = self.model.stop_training or (self._stop_requested and not uses_averages)
+        self._interrupted = self.model.stop_training or (
+            self._stop_requested and not uses_averages
+        )
         if uses_averages:
             return
         is_due_within_epoch = self._save_is_due and self._batches_left
@@ -277,7 +289,10 @@ class Checkpoint(keras.callbacks.Callback):
         """Read the optimizer's count of updates; a state is due if a multiple of `every` was passed."""
         former_updates = self._updates
         self._updates = int(self.model.optimizer.iterations)
-        if self._every is not None and self._updates // self._every != former_updates // self._every:
+        if (
+            self._every is not None
+            and self._updates // self._every != former_updates // self._every
+        ):
             self._save_is_due = True
 
     def on_epoch_end(self, epoch: int, logs: JsonObject | None = None) -> None:
@@ -341,7 +356,9 @@ class Checkpoint(keras.callbacks.Callback):
         self._forget_saved(model)
         return model.srel_frame() if _srel_callbacks(model) else None
 
-    def _check_later_than_stored(self, callback: SRelCallback, step: int | None) -> None:
+    def _check_later_than_stored(
+        self, callback: SRelCallback, step: int | None
+    ) -> None:
         """Raise `StorageError` if the store holds rows of `step` or of later steps.
 
         Args:
@@ -361,7 +378,10 @@ class Checkpoint(keras.callbacks.Callback):
     def _has_measured_stored_rows(self) -> bool:
         """Return whether a probe of the model has measured rows that the store holds."""
         stored_names = _marks(self._store.about).keys()
-        return any(callback.recorder.mark.keys() & stored_names for callback in _srel_callbacks(self.model))
+        return any(
+            callback.recorder.mark.keys() & stored_names
+            for callback in _srel_callbacks(self.model)
+        )
 
     def _forget_saved(self, model: keras.Model) -> None:
         """Drop from memory what the store holds, also if an interrupt prevented this right after saving."""
@@ -377,7 +397,9 @@ class Checkpoint(keras.callbacks.Callback):
 def _check_ready(model: keras.Model) -> None:
     """Build the optimizer. Raises `ModelError` if the model is not built and compiled."""
     if not model.compiled or not model.built:
-        raise ModelError(f"model {model.name!r} is not ready: build and compile it before a checkpoint is restored")
+        raise ModelError(
+            f"model {model.name!r} is not ready: build and compile it before a checkpoint is restored"
+        )
     model.optimizer.build(model.trainable_variables)
 
 
@@ -403,7 +425,10 @@ def _load(arrays: Mapping[str, np.ndarray], metadata: JsonObject) -> SavedState:
 
 def _as_arrays(prefix: str, state: Iterable[keras.Variable]) -> dict[str, np.ndarray]:
     """Return the values of variables as {prefix + number: array}."""
-    return {f"{prefix}{i}": keras.ops.convert_to_numpy(variable) for i, variable in enumerate(state)}
+    return {
+        f"{prefix}{i}": keras.ops.convert_to_numpy(variable)
+        for i, variable in enumerate(state)
+    }
 
 
 def _srel_callbacks(model: keras.Model) -> list[SRelCallback]:

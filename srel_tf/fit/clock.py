@@ -39,7 +39,9 @@ class Reached(NamedTuple):
     @property
     def is_known(self) -> bool:
         """Whether the number of epochs is known."""
-        return not np.isnan(self.epochs) and (not self.batches or self.length is not None)
+        return not np.isnan(self.epochs) and (
+            not self.batches or self.length is not None
+        )
 
 
 class Counts(NamedTuple):
@@ -74,8 +76,12 @@ class TrainingClock:
         self._epochs = 0.0
         self._epoch_batches = 0
         self._epoch_length: int | None = None  # None if unknown.
-        self._drawn_batches = 0  # Batches that Keras has taken from the data in this epoch.
-        self._resumed_batches = 0  # Batches of the coming epoch that an earlier process has trained.
+        self._drawn_batches = (
+            0  # Batches that Keras has taken from the data in this epoch.
+        )
+        self._resumed_batches = (
+            0  # Batches of the coming epoch that an earlier process has trained.
+        )
         self._waypoints: list[Waypoint] = []
         self._within_batch = False
         self._went_back = False
@@ -86,7 +92,13 @@ class TrainingClock:
         other._waypoints = list(self._waypoints)
         return other
 
-    def resume(self, optimizer: keras.optimizers.Optimizer, count_offset: int, epoch: int, batch: int) -> None:
+    def resume(
+        self,
+        optimizer: keras.optimizers.Optimizer,
+        count_offset: int,
+        epoch: int,
+        batch: int,
+    ) -> None:
         """Continue from a state saved after `batch` batches of `epoch`. The next fit trains the rest of that epoch."""
         self._reset()
         self.optimizer = optimizer
@@ -138,13 +150,17 @@ class TrainingClock:
         """
         if self.optimizer is not None and optimizer is not self.optimizer:
             if self._within_batch:
-                self.observe(self.optimizer, batches)  # The former optimizer may have made this batch's update.
+                self.observe(
+                    self.optimizer, batches
+                )  # The former optimizer may have made this batch's update.
                 batches = 0
             self._change_optimizer(optimizer)
         self._drawn_batches += batches
         if batches:
             self._within_batch = False
-        went_back = self.optimizer is not None and _counts(optimizer).batches < self.batches
+        went_back = (
+            self.optimizer is not None and _counts(optimizer).batches < self.batches
+        )
         if went_back:
             self._go_back()
             return True
@@ -161,14 +177,18 @@ class TrainingClock:
         if not self._within_batch:
             self._add_waypoint()
             return None
-        self._within_batch = False  # Keras has begun a batch and has found no data for it.
+        self._within_batch = (
+            False  # Keras has begun a batch and has found no data for it.
+        )
         was_unknown = self._epoch_length is None
         length = self._drawn_batches if was_unknown else None
         if length:
             self._set_epoch_length(length)
         self._add_waypoint()
         batches, updates = _counts(self.optimizer)
-        if batches > self.batches:  # Keras increments `iterations` once when a generator is exhausted.
+        if (
+            batches > self.batches
+        ):  # Keras increments `iterations` once when a generator is exhausted.
             self.count_offset = updates - self.step
             self._read_counts()
             self._add_waypoint()
@@ -177,7 +197,9 @@ class TrainingClock:
     @property
     def is_last_batch(self) -> bool:
         """Whether all batches of the epoch are known to be done."""
-        return self._epoch_length is not None and self._drawn_batches >= self._epoch_length
+        return (
+            self._epoch_length is not None and self._drawn_batches >= self._epoch_length
+        )
 
     @property
     def updates_next(self) -> bool:
@@ -228,7 +250,11 @@ class TrainingClock:
         epochs_at_step = _epochs_at(batches_at_step, waypoints)
         self.reached = Reached(epochs_at_step, 0, None)
         self._epochs = _epochs_at(self.batches, waypoints)
-        self._waypoints = [waypoint for waypoint in self._waypoints if waypoint.num_batches <= self.batches]
+        self._waypoints = [
+            waypoint
+            for waypoint in self._waypoints
+            if waypoint.num_batches <= self.batches
+        ]
         if self._waypoints:
             self.count_offset = self._waypoints[-1].count_offset
         self._epoch_batches = 0

@@ -9,7 +9,12 @@ import keras
 
 from srel_tf.files import JsonObject
 
-NAME_KEYS = ("name", "keras_history", "input_layers", "output_layers")  # Config keys whose values are layer names.
+NAME_KEYS = (
+    "name",
+    "keras_history",
+    "input_layers",
+    "output_layers",
+)  # Config keys whose values are layer names.
 
 
 def training_fingerprint(model: keras.Model) -> JsonObject:
@@ -22,7 +27,9 @@ def training_fingerprint(model: keras.Model) -> JsonObject:
         {name of a property: its value}, in the types that JSON has.
     """
     config = model.optimizer.get_config()
-    options = {f"optimizer {name}": value for name, value in config.items() if name != "name"}
+    options = {
+        f"optimizer {name}": value for name, value in config.items() if name != "name"
+    }
     loss = keras.saving.serialize_keras_object(model.loss)
     fingerprint = {
         "architecture": _architecture_hash(model),
@@ -56,13 +63,17 @@ def _config(layer: keras.layers.Layer) -> Any:
     """Return the config of a layer or model; None if a user's class has no usable `get_config`."""
     try:
         return _as_json(layer.get_config())
-    except Exception:  # A user's class may raise anything. Its layers are described one by one.
+    except (
+        Exception
+    ):  # A user's class may raise anything. Its layers are described one by one.
         return None
 
 
 def _as_json(content: Any) -> Any:
     """Convert to the types that JSON has; addresses in memory are removed, because each process has others."""
-    return json.loads(json.dumps(content, sort_keys=True, default=_text_without_address))
+    return json.loads(
+        json.dumps(content, sort_keys=True, default=_text_without_address)
+    )
 
 
 def _text_without_address(value: object) -> str:
@@ -81,7 +92,9 @@ def _without_names(config: Any, index_of_name: dict[str, int]) -> Any:
     if not isinstance(config, dict):
         return config
     return {
-        key: _indices(part, index_of_name) if key in NAME_KEYS else _without_names(part, index_of_name)
+        key: _indices(part, index_of_name)
+        if key in NAME_KEYS
+        else _without_names(part, index_of_name)
         for key, part in config.items()
     }
 

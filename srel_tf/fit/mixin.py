@@ -96,8 +96,19 @@ class SRelMixin(_Base):
                 probes measure.
         """
         if not isinstance(probe, ProbeSet):
-            raise ProbeError(f"attach_probe expects a srel_tf.ProbeSet, got {type(probe).__name__}")
-        settings = Settings(measures, update, learning_rate, estimator, predictions, batch_size, precision, loss)
+            raise ProbeError(
+                f"attach_probe expects a srel_tf.ProbeSet, got {type(probe).__name__}"
+            )
+        settings = Settings(
+            measures,
+            update,
+            learning_rate,
+            estimator,
+            predictions,
+            batch_size,
+            precision,
+            loss,
+        )
         callback = SRelCallback(probe, every, settings, run, seed)
         callback.check_distinct_from(self._srel_callbacks)
         if self._srel_clock is not None:
@@ -105,7 +116,9 @@ class SRelMixin(_Base):
         if not self.built:
             self(keras.ops.convert_to_tensor(probe.x[:1]), training=False)
         if log_dir is not None:
-            from srel_tf.fit.tensorboard import TensorBoardWriter  # Loads the plotting library.
+            from srel_tf.fit.tensorboard import (
+                TensorBoardWriter,
+            )  # Loads the plotting library.
 
             callback.listeners.append(TensorBoardWriter(log_dir, settings))
         self._set_srel_callbacks([*self._srel_callbacks, callback])
@@ -139,17 +152,27 @@ class SRelMixin(_Base):
         """Train as `keras.Model.fit` does, with the attached probes among its callbacks."""
         if self._srel_callbacks:
             if not self.compiled:
-                raise ModelError(f"model {self.name!r} is not compiled: call model.compile(optimizer, loss) before fit")
+                raise ModelError(
+                    f"model {self.name!r} is not compiled: call model.compile(optimizer, loss) before fit"
+                )
             if isinstance(callbacks, keras.callbacks.CallbackList):
-                raise OptionError("fit with a probe takes a list of callbacks, not a keras.callbacks.CallbackList")
+                raise OptionError(
+                    "fit with a probe takes a list of callbacks, not a keras.callbacks.CallbackList"
+                )
             callbacks = self._with_srel_callbacks(keras.tree.flatten(callbacks or []))
-        weighs_examples = any(kwargs.get(name) is not None for name in ("class_weight", "sample_weight"))
+        weighs_examples = any(
+            kwargs.get(name) is not None for name in ("class_weight", "sample_weight")
+        )
         note_weights(self, weighs_examples)
         return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
 
-    def _with_srel_callbacks(self, callbacks: list[keras.callbacks.Callback]) -> list[keras.callbacks.Callback]:
+    def _with_srel_callbacks(
+        self, callbacks: list[keras.callbacks.Callback]
+    ) -> list[keras.callbacks.Callback]:
         """Add the probes' callbacks. A checkpoint comes last, because it saves the measurements of its own step too."""
-        checkpoints = [callback for callback in callbacks if isinstance(callback, Checkpoint)]
+        checkpoints = [
+            callback for callback in callbacks if isinstance(callback, Checkpoint)
+        ]
         others = [callback for callback in callbacks if callback not in checkpoints]
         return [*others, *self._srel_callbacks, *checkpoints]
 

@@ -18,10 +18,16 @@ def variables(model: keras.Model) -> list[keras.Variable]:
     Variables of metrics are left out, because Keras resets them at the beginning of each epoch.
     """
     metrics = {id(v) for v in model.metrics_variables}
-    return [v for v in [*model.variables, *model.optimizer.variables] if id(v) not in metrics]
+    return [
+        v
+        for v in [*model.variables, *model.optimizer.variables]
+        if id(v) not in metrics
+    ]
 
 
-def build_metrics(model: keras.Model, example: Example | None, probes: Sequence[ProbeSet]) -> None:
+def build_metrics(
+    model: keras.Model, example: Example | None, probes: Sequence[ProbeSet]
+) -> None:
     """Let Keras make the variables of the metrics, from one example.
 
     Args:
@@ -58,7 +64,9 @@ def assign(state: Sequence[keras.Variable], arrays: Sequence[np.ndarray]) -> Non
 def _check_match(variable: keras.Variable, array: np.ndarray) -> None:
     shape = tuple(variable.shape)
     if shape != array.shape or variable.dtype != array.dtype.name:
-        raise ValueError(f"{array.dtype.name} {array.shape} for {variable.path}, which is {variable.dtype} {shape}")
+        raise ValueError(
+            f"{array.dtype.name} {array.shape} for {variable.path}, which is {variable.dtype} {shape}"
+        )
 
 
 def as_count(value: Any) -> int:

@@ -48,10 +48,18 @@ class Recorder:
         self._name = uuid.uuid4().hex
         self._count = 0
         self._records: list[Record] = []
-        self._pending: dict[int, Place] = {}  # Places of results, by number, whose epoch is not known yet.
+        self._pending: dict[
+            int, Place
+        ] = {}  # Places of results, by number, whose epoch is not known yet.
         self.stored_step: int | None = None
 
-    def add(self, result: SRelResult, epochs: float, batches: int, batches_per_epoch: int | None) -> None:
+    def add(
+        self,
+        result: SRelResult,
+        epochs: float,
+        batches: int,
+        batches_per_epoch: int | None,
+    ) -> None:
         """Append a result that was measured after `epochs` whole epochs and `batches` batches of the next one.
 
         Args:
@@ -73,7 +81,9 @@ class Recorder:
     def epoch_ended(self, batches_per_epoch: int | None) -> None:
         """Fill in the epochs that waited for the length of this epoch; None if the length stays unknown."""
         if self._pending and batches_per_epoch:
-            self._records = [self._filled_in(record, batches_per_epoch) for record in self._records]
+            self._records = [
+                self._filled_in(record, batches_per_epoch) for record in self._records
+            ]
         self._pending = {}
 
     def _filled_in(self, record: Record, batches_per_epoch: int) -> Record:
@@ -84,7 +94,10 @@ class Recorder:
 
     def frame(self) -> pd.DataFrame:
         """Return all rows so far; without results, a frame without rows."""
-        rows = [r.result.to_frame(run=self._run, seed=self._seed, epoch=r.epoch) for r in self._records]
+        rows = [
+            r.result.to_frame(run=self._run, seed=self._seed, epoch=r.epoch)
+            for r in self._records
+        ]
         return pd.concat(rows, ignore_index=True) if rows else empty()
 
     @property
@@ -124,7 +137,9 @@ class Recorder:
         stored_steps = [_step(r) for r in self._records if r.number < num_stored]
         if stored_steps and marks is not None:
             self.stored_step = stored_steps[-1]
-        self._records = [r for r in self._records if r.number >= num_stored]  # One assignment: an interrupt is safe.
+        self._records = [
+            r for r in self._records if r.number >= num_stored
+        ]  # One assignment: an interrupt is safe.
 
 
 def _step(record: Record) -> int:

@@ -18,6 +18,8 @@ def as_schedule(every: Any) -> Schedule:
         return every
     is_integer = hasattr(every, "__index__") and not isinstance(every, bool)
     if not is_integer or int(every) < 1:
-        raise OptionError(f"every={every!r}: give a positive number of steps, or a function from step to bool")
+        raise OptionError(
+            f"every={every!r}: give a positive number of steps, or a function from step to bool"
+        )
     period = int(every)
     return lambda step: step % period == 0

@@ -29,7 +29,9 @@ class TensorBoardWriter:
     """
 
     def __init__(self, log_dir: AnyPath, settings: Settings) -> None:
-        if importlib.util.find_spec("tensorboard") is None:  # Checked here, because tf.summary fails when first used.
+        if (
+            importlib.util.find_spec("tensorboard") is None
+        ):  # Checked here, because tf.summary fails when first used.
             raise OptionError(
                 f"log_dir={str(log_dir)!r} needs TensorBoard, which is not installed: pip install tensorboard"
             )
@@ -38,7 +40,9 @@ class TensorBoardWriter:
         try:
             self._writer = tf.summary.create_file_writer(str(log_dir))
         except tf.errors.OpError as error:
-            raise OptionError(f"cannot write TensorBoard summaries to {log_dir}: {error.message}") from error
+            raise OptionError(
+                f"cannot write TensorBoard summaries to {log_dir}: {error.message}"
+            ) from error
 
     def __call__(self, result: SRelResult) -> None:
         """Write a result. Raises `StorageError`."""

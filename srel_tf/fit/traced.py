@@ -57,7 +57,9 @@ def note_trace(model: keras.Model, data: Any = None) -> None:
     former = _traced(model)
     if former is not None and not model.run_eagerly:
         traced = former.joined(traced)
-    object.__setattr__(model, "_srel_traced", traced)  # Avoids Keras's tracking of attributes.
+    object.__setattr__(
+        model, "_srel_traced", traced
+    )  # Avoids Keras's tracking of attributes.
 
 
 def is_traced(model: keras.Model) -> bool:
@@ -73,7 +75,9 @@ def note_weights(model: keras.Model, given: bool) -> None:
 def weighs_examples(model: keras.Model) -> bool:
     """Return whether `fit` is known to weigh the examples."""
     traced = _traced(model)
-    return getattr(model, "_srel_weights_given", False) or (traced is not None and traced.weighted)
+    return getattr(model, "_srel_weights_given", False) or (
+        traced is not None and traced.weighted
+    )
 
 
 def warn_of_stale_trace(model: keras.Model) -> None:
@@ -102,7 +106,9 @@ def _changed_layers(model: keras.Model, traced: Traced) -> list[str]:
     trained_now = {id(v): v for v in model.trainable_variables}
     variables = {**traced.variables, **trained_now}
     unchanged = traced.common & trained_now.keys()
-    return sorted({v.path.rpartition("/")[0] for i, v in variables.items() if i not in unchanged})
+    return sorted(
+        {v.path.rpartition("/")[0] for i, v in variables.items() if i not in unchanged}
+    )
 
 
 def warn_once(model: keras.Model, text: str) -> None:
@@ -116,7 +122,11 @@ def warn_once(model: keras.Model, text: str) -> None:
 def _traced(model: keras.Model) -> Traced | None:
     """Return the `Traced` of Keras's present training step; None if no trace of it was noted."""
     traced = getattr(model, "_srel_traced", None)
-    return traced if traced is not None and traced.train_function is model.train_function else None
+    return (
+        traced
+        if traced is not None and traced.train_function is model.train_function
+        else None
+    )
 
 
 def _rate(model: keras.Model) -> Any:

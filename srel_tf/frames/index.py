@@ -67,7 +67,9 @@ class Index:
     def _write_page(self, directory: Path) -> JsonObject:
         """Write `parts` to a page. Returns the entry of the page."""
         file = directory / page_name(self.num_parts)
-        write_json(file, {"format": FORMAT, "before": self.previous_page, "parts": self.parts})
+        write_json(
+            file, {"format": FORMAT, "before": self.previous_page, "parts": self.parts}
+        )
         totals = _totals(self.previous_page, self.parts)
         return {"file": file.name, **totals, **fingerprint(file)}
 
@@ -110,10 +112,14 @@ def _read_page(directory: Path, entry: JsonObject) -> JsonObject:
     file = directory / entry["file"]
     damage = find_damage(file, entry)
     if damage:
-        raise StorageError(f"the page {file} of the index {damage}: restore it, or {GIVE_UP}")
+        raise StorageError(
+            f"the page {file} of the index {damage}: restore it, or {GIVE_UP}"
+        )
     page = read_json(file)
     if not _is_page(page) or not _has_totals(page, entry):
-        raise StorageError(f"{file} is not a page of this index: entries are missing, or of other types")
+        raise StorageError(
+            f"{file} is not a page of this index: entries are missing, or of other types"
+        )
     return page
 
 
@@ -128,21 +134,29 @@ def read_index(directory: Path) -> Index:
             f"{file} has format {content.get('format')!r}, this version reads {FORMAT}: use the one that wrote it"
         )
     if content.pop("sha256", None) != checksum(content):
-        raise StorageError(f"{file} has been altered: its checksum does not fit; restore it")
+        raise StorageError(
+            f"{file} has been altered: its checksum does not fit; restore it"
+        )
     if not _is_index(content):
         raise StorageError(
             f"{file} is not the index of a frame: entries are missing, of other types, or name other places"
         )
     index = Index.from_json(content)
     if not _skips_own_parts(index, directory):
-        raise StorageError(f"{file} is not the index of a frame: it leaves out parts that it does not have")
+        raise StorageError(
+            f"{file} is not the index of a frame: it leaves out parts that it does not have"
+        )
     return index
 
 
 def _missing_index(directory: Path) -> StorageError:
     if has_files(directory):
-        return StorageError(f"{directory} holds parts of a frame, but no {INDEX}: restore it, or {GIVE_UP}")
-    return StorageError(f"{directory} holds no frame: it has no {INDEX}; pass the directory of a FrameStore")
+        return StorageError(
+            f"{directory} holds parts of a frame, but no {INDEX}: restore it, or {GIVE_UP}"
+        )
+    return StorageError(
+        f"{directory} holds no frame: it has no {INDEX}; pass the directory of a FrameStore"
+    )
 
 
 def write_index(directory: Path, index: Index) -> None:
@@ -181,7 +195,9 @@ def checksum(content: JsonObject) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _totals(previous_page: JsonObject | None, parts: list[JsonObject]) -> dict[str, int]:
+def _totals(
+    previous_page: JsonObject | None, parts: list[JsonObject]
+) -> dict[str, int]:
     """Count {"parts", "rows"} up to the end of `parts`."""
     before = previous_page or {"parts": 0, "rows": 0}
     num_rows = sum(part["rows"] for part in parts)
@@ -209,7 +225,9 @@ def _is_index(content: JsonObject) -> bool:
 
 
 def _is_page(content: JsonObject) -> bool:
-    has_parts = set(content) == PAGE_KEYS and bool(content["parts"])  # So that the chain of pages ends.
+    has_parts = set(content) == PAGE_KEYS and bool(
+        content["parts"]
+    )  # So that the chain of pages ends.
     return has_parts and _are_parts(content["before"], content["parts"])
 
 
@@ -218,7 +236,9 @@ def _are_parts(previous_page: Any, parts: Any) -> bool:
     if previous_page is not None and not _is_page_entry(previous_page):
         return False
     first = previous_page["parts"] if previous_page else 0
-    return isinstance(parts, list) and all(_is_part(part, first + i) for i, part in enumerate(parts))
+    return isinstance(parts, list) and all(
+        _is_part(part, first + i) for i, part in enumerate(parts)
+    )
 
 
 def _is_part(entry: Any, number: int) -> bool:
@@ -226,7 +246,9 @@ def _is_part(entry: Any, number: int) -> bool:
 
 
 def _is_page_entry(entry: Any) -> bool:
-    return _is_file_entry(entry, "parts", "rows") and entry["file"] == page_name(entry["parts"])
+    return _is_file_entry(entry, "parts", "rows") and entry["file"] == page_name(
+        entry["parts"]
+    )
 
 
 def _is_state(entry: Any) -> bool:
@@ -239,7 +261,11 @@ def _are_skipped_parts(parts: Any) -> bool:
 
 
 def _is_skipped_part(entry: Any) -> bool:
-    return isinstance(entry, dict) and _is_count(entry.get("rows")) and isinstance(entry.get("file"), str)
+    return (
+        isinstance(entry, dict)
+        and _is_count(entry.get("rows"))
+        and isinstance(entry.get("file"), str)
+    )
 
 
 def _skips_own_parts(index: Index, directory: Path) -> bool:
@@ -247,7 +273,9 @@ def _skips_own_parts(index: Index, directory: Path) -> bool:
     rows_of = {part["file"]: part["rows"] for part in index.all_parts(directory)}
     names = {part["file"] for part in index.skipped_parts}
     has_repeats = len(names) < len(index.skipped_parts)
-    return not has_repeats and all(rows_of.get(part["file"]) == part["rows"] for part in index.skipped_parts)
+    return not has_repeats and all(
+        rows_of.get(part["file"]) == part["rows"] for part in index.skipped_parts
+    )
 
 
 def _is_file_entry(entry: Any, *counts: str) -> bool:

@@ -13,7 +13,13 @@ import pyarrow.dataset
 
 from srel_tf.errors import FrameError, SRelError
 from srel_tf.files import AnyPath
-from srel_tf.frames.schema import MATRIX, METHOD_OF_ESTIMATOR, check_columns, empty, lacks_method
+from srel_tf.frames.schema import (
+    MATRIX,
+    METHOD_OF_ESTIMATOR,
+    check_columns,
+    empty,
+    lacks_method,
+)
 
 ROWS_AT_A_TIME = 2**17
 
@@ -50,7 +56,9 @@ class StoredFrame:
         self.dataset: pa.dataset.Dataset | None = None
         if self._names:
             with self._as_frame_errors():
-                self.dataset = _with_method(pa.dataset.dataset(self._names, format="parquet"))
+                self.dataset = _with_method(
+                    pa.dataset.dataset(self._names, format="parquet")
+                )
 
     @property
     def schema(self) -> pa.Schema:
@@ -71,7 +79,9 @@ class StoredFrame:
             columns = self._filled_in(self.schema.names)
             return self._opened().to_table(columns=columns, filter=where).to_pandas()
 
-    def tables(self, rows: int, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    def tables(
+        self, rows: int, columns: Sequence[str] | None = None
+    ) -> Iterator[pa.Table]:
         """Yield Arrow tables of `rows` rows each (the last one may be shorter), however the files are divided.
 
         Args:
@@ -100,7 +110,9 @@ class StoredFrame:
             if rest.num_rows:
                 yield rest.combine_chunks()
 
-    def pieces(self, columns: Sequence[str] | None = None, rows: int | None = None) -> Iterator[pd.DataFrame]:
+    def pieces(
+        self, columns: Sequence[str] | None = None, rows: int | None = None
+    ) -> Iterator[pd.DataFrame]:
         """Yield DataFrames that hold whole measurements, with about `rows` rows, or more if one measurement has more.
 
         Args:
@@ -133,7 +145,9 @@ class StoredFrame:
     def _opened(self) -> pa.dataset.Dataset:
         """Return the dataset. Raises `FrameError` if there are no files."""
         if self.dataset is None:
-            raise FrameError("a StoredFrame without files has no schema: give it at least one Parquet file")
+            raise FrameError(
+                "a StoredFrame without files has no schema: give it at least one Parquet file"
+            )
         return self.dataset
 
     def _filled_in(self, columns: Sequence[str]) -> dict[str, pc.Expression]:
@@ -149,7 +163,9 @@ class StoredFrame:
             yield
         except (SRelError, GeneratorExit):
             raise
-        except Exception as error:  # pyarrow raises many exception types on damaged files.
+        except (
+            Exception
+        ) as error:  # pyarrow raises many exception types on damaged files.
             raise FrameError(
                 f"{self._names[0]} and {len(self._names) - 1} files more hold no frame, or a damaged one: {error}"
             ) from error
@@ -163,7 +179,9 @@ def _start_of_last_measurement(frame: pd.DataFrame) -> int:
 
 def _finish(piece: pd.DataFrame, finished: set[str]) -> pd.DataFrame:
     """Add the measurements of `piece` to `finished`. Raises `FrameError` if one of them is there already."""
-    names = {str(row) for row in piece[MATRIX].drop_duplicates().itertuples(index=False)}
+    names = {
+        str(row) for row in piece[MATRIX].drop_duplicates().itertuples(index=False)
+    }
     repeated = names & finished
     if repeated:
         raise FrameError(
@@ -206,8 +224,15 @@ def _with_method(dataset: pa.dataset.Dataset) -> pa.dataset.Dataset:
 def column_differences(saved: pa.Schema, now: pa.Schema) -> list[str]:
     """Describe each column that is missing in one of two Arrow schemas or has another type there."""
     saved_types, types_now = _type_names(saved), _type_names(now)
-    names = [name for name in {**saved_types, **types_now} if saved_types.get(name) != types_now.get(name)]
-    return [f"{name}: {saved_types.get(name)} there, {types_now.get(name)} now" for name in names]
+    names = [
+        name
+        for name in {**saved_types, **types_now}
+        if saved_types.get(name) != types_now.get(name)
+    ]
+    return [
+        f"{name}: {saved_types.get(name)} there, {types_now.get(name)} now"
+        for name in names
+    ]
 
 
 def _type_names(schema: pa.Schema) -> dict[str, str]:

@@ -28,7 +28,16 @@ METHOD_OF_ESTIMATOR = {"exact": "finite_step", "limit": "limit"}
 
 # The columns that identify a measurement: rows that agree in them belong to one matrix. `method` is not among them,
 # because the rows of one "auto" matrix are computed in several ways.
-MATRIX = ["run", "seed", "step", "epoch", "measure", "update", "estimator", "learning_rate"]
+MATRIX = [
+    "run",
+    "seed",
+    "step",
+    "epoch",
+    "measure",
+    "update",
+    "estimator",
+    "learning_rate",
+]
 
 
 class Measurement(Protocol):
@@ -54,7 +63,10 @@ def tidy(result: Measurement, run: str, seed: int | None, epoch: float) -> pd.Da
     `step` and `seed` are nullable integers, `epoch` is a float.
     """
     check_seed(seed)
-    return pd.concat([_rows(result, measure, run, seed, epoch) for measure in result.matrices], ignore_index=True)
+    return pd.concat(
+        [_rows(result, measure, run, seed, epoch) for measure in result.matrices],
+        ignore_index=True,
+    )
 
 
 def check_seed(seed: object) -> None:
@@ -66,7 +78,9 @@ def check_seed(seed: object) -> None:
         raise OptionError(f"seed={seed!r}: give a whole number, or None")
 
 
-def _rows(result: Measurement, measure: str, run: str, seed: int | None, epoch: float) -> pd.DataFrame:
+def _rows(
+    result: Measurement, measure: str, run: str, seed: int | None, epoch: float
+) -> pd.DataFrame:
     """Make the rows of one measure: source by source, all targets of each."""
     probe, matrices = result.probe, result.matrices[measure]
     n_s, n_t = matrices.srel.shape
@@ -95,7 +109,9 @@ def _rows(result: Measurement, measure: str, run: str, seed: int | None, epoch: 
     return pd.DataFrame(columns, columns=list(COLUMNS))
 
 
-def _nullable_integers(value: int | None, n_rows: int) -> pd.api.extensions.ExtensionArray:
+def _nullable_integers(
+    value: int | None, n_rows: int
+) -> pd.api.extensions.ExtensionArray:
     """Repeat an integer, or <NA> for None, [n_rows]."""
     entry = pd.NA if value is None else int(value)
     return pd.array([entry], dtype="Int64").repeat(n_rows)
@@ -136,7 +152,9 @@ def _rule(frame: pd.DataFrame) -> list[pd.Series]:
 def _has_several_rates(frame: pd.DataFrame) -> pd.Series:
     """Return for each row whether its rule and estimator have several η at any one step of a run, bool [n_rows]."""
     rule = _rule(frame)
-    rates_of_step = frame["learning_rate"].groupby([frame["run"], frame["step"], *rule], dropna=False)
+    rates_of_step = frame["learning_rate"].groupby(
+        [frame["run"], frame["step"], *rule], dropna=False
+    )
     has_several = rates_of_step.transform("nunique") > 1
     return has_several.groupby(rule).transform("any")
 
@@ -165,10 +183,20 @@ def check_columns(frame: object, needed: Iterable[str]) -> None:
         raise FrameError(f"expected a pandas DataFrame, got {type(frame).__name__}")
     missing = [name for name in needed if name not in frame.columns]
     if missing:
-        raise FrameError(f"the frame lacks the columns {missing}: it has {list(frame.columns)}")
+        raise FrameError(
+            f"the frame lacks the columns {missing}: it has {list(frame.columns)}"
+        )
 
 
-_TEXT = ("run", "measure", "update", "estimator", "method", "source_class", "target_class")
+_TEXT = (
+    "run",
+    "measure",
+    "update",
+    "estimator",
+    "method",
+    "source_class",
+    "target_class",
+)
 _IDS = ("source_id", "target_id")
 _CSV_TYPES = dict.fromkeys((*_TEXT, *_IDS), "str")
 
@@ -179,7 +207,9 @@ def _read_csv(path: Path) -> pd.DataFrame:
     text = [name for name in columns if name in _CSV_TYPES]
     missing_values = {name: [""] for name in columns if name not in text}
     types = {**_CSV_TYPES, "seed": "Int64", "step": "Int64"}
-    frame = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=missing_values)
+    frame = pd.read_csv(
+        path, dtype=types, keep_default_na=False, na_values=missing_values
+    )
     return _with_integer_ids(frame)
 
 
@@ -210,12 +240,20 @@ def parquet_options(schema: pa.Schema) -> dict[str, Any]:
 
     Floating-point columns get no dictionary: their values are seldom equal, and files become a quarter smaller.
     """
-    dictionary_columns = [column.name for column in schema if not pa.types.is_floating(column.type)]
+    dictionary_columns = [
+        column.name for column in schema if not pa.types.is_floating(column.type)
+    ]
     return {"compression": "zstd", "use_dictionary": dictionary_columns}
 
 
-_WRITERS: dict[str, Callable[[pd.DataFrame, Path], None]] = {".parquet": _write_parquet, ".csv": _write_csv}
-_READERS: dict[str, Callable[[Path], pd.DataFrame]] = {".parquet": pd.read_parquet, ".csv": _read_csv}
+_WRITERS: dict[str, Callable[[pd.DataFrame, Path], None]] = {
+    ".parquet": _write_parquet,
+    ".csv": _write_csv,
+}
+_READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
+    ".parquet": pd.read_parquet,
+    ".csv": _read_csv,
+}
 
 
 def lacks_method(columns: Iterable[str]) -> bool:
@@ -223,7 +261,13 @@ def lacks_method(columns: Iterable[str]) -> bool:
 
     Tables of statistics have no `source_id`, and never have a `method`.
     """
-    return "method" not in columns and {"estimator", "source_id", "target_id", "srel", "valid"} <= set(columns)
+    return "method" not in columns and {
+        "estimator",
+        "source_id",
+        "target_id",
+        "srel",
+        "valid",
+    } <= set(columns)
 
 
 def with_method(frame: pd.DataFrame) -> pd.DataFrame:
@@ -305,10 +349,16 @@ def read_frame(path: AnyPath) -> pd.DataFrame:
         return with_method(_READERS[path.suffix](path))
     except StorageError as error:
         raise FrameError(f"there is no frame {path}: it is no regular file") from error
-    except Exception as error:  # pandas and pyarrow raise many exception types on damaged files.
-        raise FrameError(f"{path} holds no frame, or a damaged one ({type(error).__name__}: {error})") from error
+    except (
+        Exception
+    ) as error:  # pandas and pyarrow raise many exception types on damaged files.
+        raise FrameError(
+            f"{path} holds no frame, or a damaged one ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _check_suffix(path: Path) -> None:
     if path.suffix not in _WRITERS:
-        raise FrameError(f"{path.name}: the name of a frame ends in {' or '.join(_WRITERS)}")
+        raise FrameError(
+            f"{path.name}: the name of a frame ends in {' or '.join(_WRITERS)}"
+        )

@@ -11,7 +11,15 @@ from srel_tf.errors import FrameError
 from srel_tf.frames.lazy import StoredFrame
 from srel_tf.frames.schema import MATRIX, check_columns
 
-NEEDED = [*MATRIX, "source_class", "target_class", "source_id", "target_id", "srel", "valid"]
+NEEDED = [
+    *MATRIX,
+    "source_class",
+    "target_class",
+    "source_id",
+    "target_id",
+    "srel",
+    "valid",
+]
 
 
 class Separation(NamedTuple):
@@ -55,7 +63,10 @@ def smooth(frame: pd.DataFrame | StoredFrame, diagonal: bool = True) -> pd.DataF
         [['cat', 'cat', 0.875, 2], ['cat', 'dog', 0.375, 2]]
     """
     if isinstance(frame, StoredFrame):
-        return pd.concat([_smooth(piece, diagonal) for piece in frame.pieces(NEEDED)], ignore_index=True)
+        return pd.concat(
+            [_smooth(piece, diagonal) for piece in frame.pieces(NEEDED)],
+            ignore_index=True,
+        )
     check_columns(frame, NEEDED)
     return _smooth(frame, diagonal)
 
@@ -64,8 +75,12 @@ def _smooth(frame: pd.DataFrame, diagonal: bool) -> pd.DataFrame:
     pairs = frame if diagonal else _without_diagonal(frame)
     keys = [*MATRIX, "source_class", "target_class"]
     valid_pairs = pairs.assign(srel=_valid_srel(pairs))
-    by_class = valid_pairs.groupby(keys, dropna=False, sort=False, observed=True)["srel"]
-    return by_class.agg(mean="mean", median="median", n_valid="count", n_pairs="size").reset_index()
+    by_class = valid_pairs.groupby(keys, dropna=False, sort=False, observed=True)[
+        "srel"
+    ]
+    return by_class.agg(
+        mean="mean", median="median", n_valid="count", n_pairs="size"
+    ).reset_index()
 
 
 def separation(frame: pd.DataFrame | StoredFrame) -> pd.DataFrame:
@@ -95,7 +110,9 @@ def separation(frame: pd.DataFrame | StoredFrame) -> pd.DataFrame:
         [[1.0, 3.0, 1.0, 1.0]]
     """
     if isinstance(frame, StoredFrame):
-        return pd.concat([_separations(piece) for piece in frame.pieces(NEEDED)], ignore_index=True)
+        return pd.concat(
+            [_separations(piece) for piece in frame.pieces(NEEDED)], ignore_index=True
+        )
     check_columns(frame, NEEDED)
     return _separations(frame)
 
@@ -106,14 +123,18 @@ def _separations(frame: pd.DataFrame) -> pd.DataFrame:
     measurements = pairs.groupby(MATRIX, dropna=False, sort=False, observed=True)
     rows = [(*key, *_separation(measurement)) for key, measurement in measurements]
     types_of_frame = {name: frame[name].dtype for name in MATRIX}
-    return pd.DataFrame(rows, columns=[*MATRIX, *Separation._fields]).astype(types_of_frame)
+    return pd.DataFrame(rows, columns=[*MATRIX, *Separation._fields]).astype(
+        types_of_frame
+    )
 
 
 def _check_classes(frame: pd.DataFrame) -> None:
     """Raise `FrameError` if any row has no class."""
     classes = frame["source_class"]
     if len(frame) and (classes.isna() | (classes.astype(str) == "")).any():
-        raise FrameError("the frame's source_class is empty: separation compares classes, and these pairs have none")
+        raise FrameError(
+            "the frame's source_class is empty: separation compares classes, and these pairs have none"
+        )
 
 
 def _separation(measurement: pd.DataFrame) -> Separation:

@@ -36,7 +36,16 @@ from srel_tf.files import (
     replacing,
 )
 from srel_tf.frames.arrays import read_arrays, write_arrays
-from srel_tf.frames.index import INDEX, Index, has_files, own_files, part_name, read_index, state_name, write_index
+from srel_tf.frames.index import (
+    INDEX,
+    Index,
+    has_files,
+    own_files,
+    part_name,
+    read_index,
+    state_name,
+    write_index,
+)
 from srel_tf.frames.lazy import ROWS_AT_A_TIME, StoredFrame, column_differences
 from srel_tf.frames.schema import arrow_errors, empty, parquet_options, write_frame
 
@@ -68,8 +77,12 @@ class FrameStore:
 
     def __init__(self, path: AnyPath, write: bool = False, anew: bool = False) -> None:
         self.path = Path(path)
-        self._schema: pa.Schema | None = None  # Columns and types of the rows; None while unknown.
-        self._known_index: Index | None = None  # The index on the disk; None while unknown.
+        self._schema: pa.Schema | None = (
+            None  # Columns and types of the rows; None while unknown.
+        )
+        self._known_index: Index | None = (
+            None  # The index on the disk; None while unknown.
+        )
         self._lock: filelock.BaseFileLock | None = lock(self.path) if write else None
         try:
             if write:
@@ -202,20 +215,33 @@ class FrameStore:
         _, damaged = self._check_parts(skip_damaged)
         if damaged:
             self._check_writable()
-            newly_skipped = [{"file": part["file"], "rows": part["rows"], "fault": part["fault"]} for part in damaged]
+            newly_skipped = [
+                {"file": part["file"], "rows": part["rows"], "fault": part["fault"]}
+                for part in damaged
+            ]
             skipped_parts = [*self._index.skipped_parts, *newly_skipped]
-            self._write_index(dataclasses.replace(self._index, skipped_parts=skipped_parts))
+            self._write_index(
+                dataclasses.replace(self._index, skipped_parts=skipped_parts)
+            )
 
     def _check_writable(self) -> None:
         if self._lock is None:
-            raise StorageError(f"{self.path} is open for reading: FrameStore(path, write=True) writes")
+            raise StorageError(
+                f"{self.path} is open for reading: FrameStore(path, write=True) writes"
+            )
 
     def _parts(self) -> list[JsonObject]:
         """Return the entries of the parts in order, without the skipped ones."""
         skipped = {part["file"] for part in self._index.skipped_parts}
-        return [part for part in self._index.all_parts(self.path) if part["file"] not in skipped]
+        return [
+            part
+            for part in self._index.all_parts(self.path)
+            if part["file"] not in skipped
+        ]
 
-    def _check_parts(self, skip_damaged: bool) -> tuple[list[JsonObject], list[JsonObject]]:
+    def _check_parts(
+        self, skip_damaged: bool
+    ) -> tuple[list[JsonObject], list[JsonObject]]:
         """Compare every part with its checksum.
 
         Returns:
@@ -265,7 +291,9 @@ class FrameStore:
             for table in frame.tables(ROWS_AT_A_TIME):
                 writer.write_table(table)
             if more is not None and len(more):
-                writer.write_table(pa.Table.from_pandas(more, schema, preserve_index=False))
+                writer.write_table(
+                    pa.Table.from_pandas(more, schema, preserve_index=False)
+                )
         return Path(path)
 
     def clear(self) -> None:
@@ -279,7 +307,9 @@ class FrameStore:
         """Remove the store from the disk and close it. A directory with other files stays, with a warning."""
         self.clear()
         remove(self.path / INDEX)
-        remove(self.path / ".lock")  # Deleted while it is held: a new writer creates its own lock file.
+        remove(
+            self.path / ".lock"
+        )  # Deleted while it is held: a new writer creates its own lock file.
         self.close()
         remove_directory(self.path)
 
@@ -300,8 +330,12 @@ class FrameStore:
     def _check_schema(self, schema: pa.Schema, stored: pa.Schema) -> None:
         """Raise `FrameError` if new rows do not have the columns and types of the stored rows."""
         if not schema.equals(stored):
-            different = "; ".join(column_differences(stored, schema)) or "their order differs"
-            raise FrameError(f"{self.path} holds a frame of other columns or types: {different}")
+            different = (
+                "; ".join(column_differences(stored, schema)) or "their order differs"
+            )
+            raise FrameError(
+                f"{self.path} holds a frame of other columns or types: {different}"
+            )
 
     def _stored_schema(self) -> pa.Schema | None:
         """Read the columns and types of the saved rows; None without rows. Raises `FrameError` for a damaged part."""
@@ -359,5 +393,7 @@ def scan_frame(path: AnyPath, skip_damaged: bool = False) -> StoredFrame:
     if _is_store(path):
         return FrameStore(path).scan(skip_damaged)
     if path.suffix != ".parquet" or not path.is_file():
-        raise FrameError(f"there is no frame {path}: give a .parquet file, or a directory with an {INDEX}")
+        raise FrameError(
+            f"there is no frame {path}: give a .parquet file, or a directory with an {INDEX}"
+        )
     return StoredFrame([path])

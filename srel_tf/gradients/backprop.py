@@ -56,20 +56,31 @@ class BatchBackprop:
             outputs = as_matrix(predictions, self.network.model)
             u = LINKS[self.link].of_outputs(outputs)
         mask = getattr(predictions, "_keras_mask", None)
-        return ForwardPass(tf.cast(outputs, self.network.dtype), u, calls, tape, weights, mask)
+        return ForwardPass(
+            tf.cast(outputs, self.network.dtype), u, calls, tape, weights, mask
+        )
 
-    def backward(self, forward_pass: ForwardPass, seeds: list[tf.Tensor]) -> list[tf.Tensor]:
+    def backward(
+        self, forward_pass: ForwardPass, seeds: list[tf.Tensor]
+    ) -> list[tf.Tensor]:
         """Return gradients of M functions of u at the output of each call, [n, M, ...]; seeds: M times ∂/∂u [n, C]."""
         tape, u = forward_pass.tape, forward_pass.u
         layer_outputs = [call.output for call in forward_pass.calls]
         zero = tf.UnconnectedGradients.ZERO
-        by_seed = [tape.gradient(u, layer_outputs, tf.cast(seed, u.dtype), zero) for seed in seeds]
+        by_seed = [
+            tape.gradient(u, layer_outputs, tf.cast(seed, u.dtype), zero)
+            for seed in seeds
+        ]
         return [tf.stack(of_layer, axis=1) for of_layer in zip(*by_seed, strict=True)]
 
-    def gradients(self, forward_pass: ForwardPass, seeds: list[tf.Tensor]) -> list[list[FactoredGradient]]:
+    def gradients(
+        self, forward_pass: ForwardPass, seeds: list[tf.Tensor]
+    ) -> list[list[FactoredGradient]]:
         """Return per-example gradients of M functions of u for each weight (`LayerIO.gradients`)."""
         output_grads = self.backward(forward_pass, seeds)
-        return self.layer_io.gradients(forward_pass.calls, output_grads, forward_pass.weights)
+        return self.layer_io.gradients(
+            forward_pass.calls, output_grads, forward_pass.weights
+        )
 
 
 class LossBackprop(BatchBackprop):
@@ -90,7 +101,10 @@ class LossBackprop(BatchBackprop):
         model = network.model
         if network.loss is not None:
             raise NotSeparable("the loss is a function of the user's own")
-        if type(model).compute_loss is not keras.Model.compute_loss or model.loss is None:
+        if (
+            type(model).compute_loss is not keras.Model.compute_loss
+            or model.loss is None
+        ):
             raise NotSeparable("the model computes its loss itself")
         if network.has_added_losses(x, but_penalties=True):
             raise NotSeparable("the model adds losses of its own")
@@ -99,7 +113,9 @@ class LossBackprop(BatchBackprop):
 
     def read(self, outputs: tf.Tensor) -> tf.Tensor:
         """Return outputs [n, C] as D reads them: the logits of a softmax, which resolve probabilities near 0 and 1."""
-        return LINKS["softmax"].of_outputs(outputs) if self.link == "softmax" else outputs
+        return (
+            LINKS["softmax"].of_outputs(outputs) if self.link == "softmax" else outputs
+        )
 
     def link_derivative(self, outputs: tf.Tensor) -> tf.Tensor:
         """Return df/du, float64 [n, C]."""
@@ -109,7 +125,7 @@ class LossBackprop(BatchBackprop):
         links = []
 
         @tf.function(autograph=False)
-        def trace(x, y):
+        def trace(x: tf.Tensor, y: tf.Tensor) -> None:
             predictions, _ = self.layer_io.forward(x)
             links.append(self.loss.link(as_matrix(predictions, self.network.model), y))
 
@@ -118,7 +134,9 @@ class LossBackprop(BatchBackprop):
 
     def output_gradient(self, forward_pass: ForwardPass, y: tf.Tensor) -> tf.Tensor:
         """Return ∂ℓ/∂u of each example, float64 [n, C]."""
-        return self.loss(tf.cast(forward_pass.u, tf.float64), y, self.link, forward_pass.mask)
+        return self.loss(
+            tf.cast(forward_pass.u, tf.float64), y, self.link, forward_pass.mask
+        )
 
     def penalty_gradient(self, weights: list | None = None) -> list[tf.Tensor] | None:
         """Return ∇ of the regularisers' penalty, one tensor a weight; None if there is no regulariser."""
@@ -128,9 +146,15 @@ class LossBackprop(BatchBackprop):
         tensors = [tf.convert_to_tensor(w) for w in weights or self.network.weights]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(tensors)
-            terms = [v.regularizer(w) for v, w in zip(variables, tensors, strict=True) if v.regularizer is not None]
+            terms = [
+                v.regularizer(w)
+                for v, w in zip(variables, tensors, strict=True)
+                if v.regularizer is not None
+            ]
             penalty = tf.add_n(terms)
-        return tape.gradient(penalty, tensors, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        return tape.gradient(
+            penalty, tensors, unconnected_gradients=tf.UnconnectedGradients.ZERO
+        )
 
 
 class SourceGradients:
@@ -148,11 +172,22 @@ class SourceGradients:
     """
 
     def __init__(
-        self, backprop: LossBackprop, x: tf.Tensor, y: tf.Tensor, factor: tf.Tensor, weights: list | None = None
+        self,
+        backprop: LossBackprop,
+        x: tf.Tensor,
+        y: tf.Tensor,
+        factor: tf.Tensor,
+        weights: list | None = None,
     ) -> None:
-        self._variables, self._dtype = backprop.network.variables, backprop.network.dtype
+        self._variables, self._dtype = (
+            backprop.network.variables,
+            backprop.network.dtype,
+        )
         forward_pass = backprop.forward(x, weights)
-        seed = backprop.output_gradient(forward_pass, y) * tf.cast(factor, tf.float64)[:, None]
+        seed = (
+            backprop.output_gradient(forward_pass, y)
+            * tf.cast(factor, tf.float64)[:, None]
+        )
         self._gradients = backprop.gradients(forward_pass, [seed])
         self._penalty, self._factor = backprop.penalty_gradient(weights), factor
         self.outputs = backprop.read(forward_pass.outputs)
@@ -171,14 +206,18 @@ class SourceGradients:
     def of_weight(self, k: int, i: tf.Tensor) -> tf.Tensor:
         """Return factor · ∂ℓ_i/∂(the k-th weight)."""
         shape = self._variables[k].shape
-        terms = [tf.reshape(of_call.gradient(i), shape) for of_call in self._gradients[k]]
+        terms = [
+            tf.reshape(of_call.gradient(i), shape) for of_call in self._gradients[k]
+        ]
         if self._penalty is not None:
             terms.append(self._penalty[k] * tf.cast(self._factor[i], self._dtype))
         return tf.add_n(terms) if terms else tf.zeros(shape, self._dtype)
 
 
 def _zero_if_finite(gradients: list[list[FactoredGradient]]) -> tf.Tensor:
-    fields: list[Any] = [field for of_weight in gradients for factored in of_weight for field in factored]
+    fields: list[Any] = [
+        field for of_weight in gradients for factored in of_weight for field in factored
+    ]
     floating = [t for t in fields if tf.is_tensor(t) and t.dtype.is_floating]
     sums = [tf.reduce_sum(tf.reshape(t, [t.shape[0], -1]), axis=-1) for t in floating]
     return 0.0 * tf.cast(tf.add_n(sums), tf.float64)

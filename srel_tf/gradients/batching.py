@@ -25,8 +25,13 @@ def map_batches(
         return function(*arrays)
     size = math.ceil(n / n_batches)
     rows = tf.minimum(tf.range(n_batches * size), n - 1)
-    batches = tuple(tf.reshape(tf.gather(a, rows), [n_batches, size, *a.shape[1:]]) for a in arrays)
+    batches = tuple(
+        tf.reshape(tf.gather(a, rows), [n_batches, size, *a.shape[1:]]) for a in arrays
+    )
     results = tf.map_fn(
-        lambda batch: function(*batch), batches, fn_output_signature=tuple(dtypes), parallel_iterations=1
+        lambda batch: function(*batch),
+        batches,
+        fn_output_signature=tuple(dtypes),
+        parallel_iterations=1,
     )
     return tuple(tf.reshape(t, [n_batches * size, *t.shape[2:]])[:n] for t in results)

@@ -15,7 +15,9 @@ KINDS = {
     "binary_crossentropy": "binary",
     "binary_focal_crossentropy": "binary",
 }
-FunctionLoss = keras.losses.MeanSquaredError.__base__  # Keras's class around a function, which has no public name.
+FunctionLoss = (
+    keras.losses.MeanSquaredError.__base__
+)  # Keras's class around a function, which has no public name.
 
 
 class CompiledLoss(NamedTuple):
@@ -46,7 +48,11 @@ def compiled_loss(model: keras.Model, y_shape: tuple, num_outputs: int) -> Compi
     if not (getattr(function, "__module__", None) or "").startswith("keras."):
         return CompiledLoss("own", name)
     kind = KINDS.get(name, "other")
-    from_logits = options.get("from_logits", False) if kind in ("sparse", "categorical", "binary") else None
+    from_logits = (
+        options.get("from_logits", False)
+        if kind in ("sparse", "categorical", "binary")
+        else None
+    )
     return CompiledLoss(kind, name, from_logits, options.get("ignore_class"))
 
 

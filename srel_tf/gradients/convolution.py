@@ -9,7 +9,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-LAYERS = (keras.layers.Conv2D, keras.layers.Conv3D)  # Conv1D does not call its `convolution_op`.
+LAYERS = (
+    keras.layers.Conv2D,
+    keras.layers.Conv3D,
+)  # Conv1D does not call its `convolution_op`.
 
 
 def windows(layer: keras.Layer, x: tf.Tensor) -> np.ndarray:
@@ -18,7 +21,10 @@ def windows(layer: keras.Layer, x: tf.Tensor) -> np.ndarray:
     The P pixels of x [n, ..., channels] are numbered in C order; P stands for padding.
     """
     pixels = np.arange(math.prod(x.shape[1:-1]), dtype=np.int32).reshape(x.shape[1:-1])
-    spans = [(size - 1) * step + 1 for size, step in zip(layer.kernel_size, layer.dilation_rate, strict=True)]
+    spans = [
+        (size - 1) * step + 1
+        for size, step in zip(layer.kernel_size, layer.dilation_rate, strict=True)
+    ]
     padding = [
         _padding(layer.padding, size, span, stride)
         for size, span, stride in zip(pixels.shape, spans, layer.strides, strict=True)
@@ -32,7 +38,11 @@ def windows(layer: keras.Layer, x: tf.Tensor) -> np.ndarray:
 
 def convolutions_of(layers: Iterable[keras.Layer]) -> list[keras.Layer]:
     """Return the layers that `quick_convolutions` may serve: Keras's own, channels last, without groups."""
-    return [v for v in layers if type(v) in LAYERS and v.groups == 1 and v.data_format == "channels_last"]
+    return [
+        v
+        for v in layers
+        if type(v) in LAYERS and v.groups == 1 and v.data_format == "channels_last"
+    ]
 
 
 @contextlib.contextmanager
@@ -45,7 +55,9 @@ def quick_convolutions(layers: Iterable[keras.Layer]) -> Iterator[None]:
     if tf.config.list_physical_devices("GPU"):
         replaced = []
     for layer in replaced:
-        layer.convolution_op = functools.partial(_convolved, layer, layer.convolution_op)
+        layer.convolution_op = functools.partial(
+            _convolved, layer, layer.convolution_op
+        )
     try:
         yield
     finally:
@@ -53,7 +65,9 @@ def quick_convolutions(layers: Iterable[keras.Layer]) -> Iterator[None]:
             del layer.convolution_op
 
 
-def _convolved(layer: keras.Layer, convolution_op: Callable, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+def _convolved(
+    layer: keras.Layer, convolution_op: Callable, x: tf.Tensor, kernel: tf.Tensor
+) -> tf.Tensor:
     """x ⋆ W; as a product of matrices if x has no more pixels than the kernel has entries."""
     if 1 < math.prod(layer.kernel_size) >= math.prod(x.shape[1:-1]):
         return _product(layer, x, kernel)
@@ -67,7 +81,9 @@ def _product(layer: keras.Layer, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
     under = windows(layer, x)
     n_positions, n_entries = under.shape
     no_entry = n_entries
-    entry_over = np.full([math.prod(pixels) + 1, n_positions], no_entry)  # The last row is that of the padding.
+    entry_over = np.full(
+        [math.prod(pixels) + 1, n_positions], no_entry
+    )  # The last row is that of the padding.
     entry_over[under, np.arange(n_positions)[:, None]] = np.arange(n_entries)
     entry_over = entry_over[:-1]
 

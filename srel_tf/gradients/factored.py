@@ -7,7 +7,7 @@ T positions, K inputs and O outputs of the map.
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import tensorflow as tf
@@ -58,13 +58,18 @@ class PairSizes(NamedTuple):
     def gram(self) -> float:
         """Multiply-adds of all pairs by products of positions; each function costs an elementwise pass as well."""
         by_functions = self.functions * self.position_pairs * (self.outputs + 4)
-        one_pair = self.groups * (min(self.patch_products, self.pixel_products) + by_functions)
+        one_pair = self.groups * (
+            min(self.patch_products, self.pixel_products) + by_functions
+        )
         return self.sources * self.targets * one_pair
 
     @property
     def explicit(self) -> int:
         """Multiply-adds of all pairs if the gradients are formed."""
-        forming = self.sources * self.source_positions + self.targets * self.functions * self.target_positions
+        forming = (
+            self.sources * self.source_positions
+            + self.targets * self.functions * self.target_positions
+        )
         products = self.sources * self.targets * self.functions
         return (forming + products) * self.weights
 
@@ -89,13 +94,19 @@ class OuterProductGradient(NamedTuple):
     @property
     def patches(self) -> tf.Tensor:
         """a [n, G, T, K], what the map is applied to at each position."""
-        return self.inputs if self.windows is None else under_windows(self.inputs, self.windows)
+        return (
+            self.inputs
+            if self.windows is None
+            else under_windows(self.inputs, self.windows)
+        )
 
     def parts(self, targets: "OuterProductGradient") -> tuple[int, int]:
         """Numbers of sources and targets whose product at a time keeps every intermediate below `ENTRIES`."""
         sizes = self._sizes(targets)
         if sizes.gram > sizes.explicit:
-            return max(1, ENTRIES // self._entries(1)), max(1, ENTRIES // targets._entries(sizes.functions))
+            return max(1, ENTRIES // self._entries(1)), max(
+                1, ENTRIES // targets._entries(sizes.functions)
+            )
         products = sizes.position_pairs * (1 + 2 * sizes.functions)
         pairs = max(1, ENTRIES // (sizes.groups * max(products, sizes.pixel_pairs)))
         n_targets = min(pairs, sizes.targets)
@@ -104,7 +115,11 @@ class OuterProductGradient(NamedTuple):
     def inner(self, targets: "OuterProductGradient") -> tf.Tensor:
         """Return ⟨∇ of each source's first function, ∇ of each target's M functions⟩, [n_s, n_t, M]."""
         sizes = self._sizes(targets)
-        return self._by_gram(targets) if sizes.gram <= sizes.explicit else self._by_kernel(targets)
+        return (
+            self._by_gram(targets)
+            if sizes.gram <= sizes.explicit
+            else self._by_kernel(targets)
+        )
 
     def _sizes(self, targets: "OuterProductGradient") -> PairSizes:
         n_t, functions, groups, target_positions, outputs = targets.output_grads.shape
@@ -133,7 +148,9 @@ class OuterProductGradient(NamedTuple):
     def _by_gram(self, targets: "OuterProductGradient") -> tf.Tensor:
         """Σ_{t,s} ⟨a_it, a_js⟩ ⟨s_it, s_js⟩: products of inputs times products of output gradients."""
         of_inputs = self._input_products(targets)
-        of_output_grads = tf.einsum("igto,jmgso->ijmgts", self.output_grads[:, 0], targets.output_grads)
+        of_output_grads = tf.einsum(
+            "igto,jmgso->ijmgts", self.output_grads[:, 0], targets.output_grads
+        )
         return tf.reduce_sum(of_inputs[:, :, None] * of_output_grads, axis=[3, 4, 5])
 
     def _input_products(self, targets: "OuterProductGradient") -> tf.Tensor:
@@ -144,7 +161,10 @@ class OuterProductGradient(NamedTuple):
         of_pixels = tf.einsum(equation, self.inputs, targets.inputs)
         pairs = _pixel_pairs_of_positions(self, targets)
         of_positions = tf.reshape(of_pixels, [-1, sizes.pixel_pairs]) @ pairs
-        return tf.reshape(of_positions, [*of_pixels.shape[:-2], sizes.source_positions, sizes.target_positions])
+        return tf.reshape(
+            of_positions,
+            [*of_pixels.shape[:-2], sizes.source_positions, sizes.target_positions],
+        )
 
     def _by_kernel(self, targets: "OuterProductGradient") -> tf.Tensor:
         """Inner products of gradients that are formed."""
@@ -153,7 +173,9 @@ class OuterProductGradient(NamedTuple):
         same = self.output_grads is targets.output_grads
         rows = columns[0] if same else self.only(0).materialize()[0]
         # A batch of one: TensorFlow's batched product is the faster for long rows.
-        product = tf.matmul(rows[None], tf.reshape(columns, [1, functions * n_t, -1]), transpose_b=True)
+        product = tf.matmul(
+            rows[None], tf.reshape(columns, [1, functions * n_t, -1]), transpose_b=True
+        )
         return tf.transpose(tf.reshape(product, [-1, functions, n_t]), [0, 2, 1])
 
     def materialize(self) -> tf.Tensor:
@@ -166,15 +188,22 @@ class OuterProductGradient(NamedTuple):
         """Return ⟨∇ of each function, a tensor of the variable's shape⟩, [n, M]."""
         sizes = [size for side in self.dims for size in side]
         inverse = [self.order.index(axis) for axis in range(len(sizes))]
-        ordered = tf.transpose(tf.reshape(direction, [sizes[axis] for axis in self.order]), inverse)
+        ordered = tf.transpose(
+            tf.reshape(direction, [sizes[axis] for axis in self.order]), inverse
+        )
         kernel = tf.reshape(ordered, [math.prod(side) for side in self.dims])
         outputs = self.patches @ kernel
         return tf.reduce_sum(outputs[:, None] * self.output_grads, axis=[2, 3, 4])
 
     def gradient(self, i: tf.Tensor | int) -> tf.Tensor:
         """Return ∇ of example i's first function, in the variable's shape."""
-        kernel = tf.matmul(self.example(i).patches[0], self.output_grads[i, 0], transpose_a=True)
-        return tf.transpose(tf.reshape(kernel, [size for side in self.dims for size in side]), self.order)
+        kernel = tf.matmul(
+            self.example(i).patches[0], self.output_grads[i, 0], transpose_a=True
+        )
+        return tf.transpose(
+            tf.reshape(kernel, [size for side in self.dims for size in side]),
+            self.order,
+        )
 
     @property
     def is_rank_one(self) -> bool:
@@ -183,13 +212,17 @@ class OuterProductGradient(NamedTuple):
 
     def example(self, i: tf.Tensor | int) -> "OuterProductGradient":
         """Return example i alone."""
-        return self._replace(inputs=self.inputs[i, None], output_grads=self.output_grads[i, None])
+        return self._replace(
+            inputs=self.inputs[i, None], output_grads=self.output_grads[i, None]
+        )
 
     def applied_to(self, other: "OuterProductGradient") -> tf.Tensor:
         """Return the map's output [n·T, O] at the inputs of `other` if its weight is this gradient of one example."""
         inputs, outputs = math.prod(self.dims[1]), self.output_grads.shape[-1]
         products = tf.matmul(
-            tf.reshape(other.patches, [-1, inputs]), tf.reshape(self.patches, [1, inputs]), transpose_b=True
+            tf.reshape(other.patches, [-1, inputs]),
+            tf.reshape(self.patches, [1, inputs]),
+            transpose_b=True,
         )
         return products * tf.reshape(self.output_grads, [1, outputs])
 
@@ -220,12 +253,22 @@ class EmbeddingGradient(NamedTuple):
 
     def inner(self, targets: "EmbeddingGradient") -> tf.Tensor:
         """See `OuterProductGradient.inner`."""
-        same_row = tf.cast(self.ids[:, None, :, None] == targets.ids[None, :, None, :], self.output_grads.dtype)
-        return tf.einsum("ijts,ito,jmso->ijm", same_row, self.output_grads[:, 0], targets.output_grads)
+        same_row = tf.cast(
+            self.ids[:, None, :, None] == targets.ids[None, :, None, :],
+            self.output_grads.dtype,
+        )
+        return tf.einsum(
+            "ijts,ito,jmso->ijm",
+            same_row,
+            self.output_grads[:, 0],
+            targets.output_grads,
+        )
 
     def along(self, direction: tf.Tensor) -> tf.Tensor:
         """See `OuterProductGradient.along`."""
-        return tf.einsum("nto,nmto->nm", tf.gather(direction, self.ids), self.output_grads)
+        return tf.einsum(
+            "nto,nmto->nm", tf.gather(direction, self.ids), self.output_grads
+        )
 
     def gradient(self, i: tf.Tensor | int) -> tf.Tensor:
         """See `OuterProductGradient.gradient`."""
@@ -254,7 +297,9 @@ class ExplicitGradient(NamedTuple):
         n_s, (n_t, functions) = self.gradients.shape[0], targets.gradients.shape[:2]
         rows = tf.reshape(self.gradients[:, 0], [n_s, -1])
         columns = tf.reshape(targets.gradients, [n_t * functions, -1])
-        return tf.reshape(tf.matmul(rows, columns, transpose_b=True), [n_s, n_t, functions])
+        return tf.reshape(
+            tf.matmul(rows, columns, transpose_b=True), [n_s, n_t, functions]
+        )
 
     def along(self, direction: tf.Tensor) -> tf.Tensor:
         """See `OuterProductGradient.along`."""
@@ -270,28 +315,40 @@ class ExplicitGradient(NamedTuple):
         return self._replace(gradients=self.gradients[:, m : m + 1])
 
 
-FactoredGradient: TypeAlias = OuterProductGradient | EmbeddingGradient | ExplicitGradient
-Factored = TypeVar("Factored", OuterProductGradient, EmbeddingGradient, ExplicitGradient)
+FactoredGradient: TypeAlias = (
+    OuterProductGradient | EmbeddingGradient | ExplicitGradient
+)
 
 
-def inner(sources: Factored, targets: Factored) -> tf.Tensor:
-    """Return ⟨∇ of each source's first function, ∇ of each target's M functions⟩, [n_s, n_t, M], in parts if large."""
-    n_sources, n_targets = sources.parts(targets)
+def inner(sources: FactoredGradient, targets: FactoredGradient) -> tf.Tensor:
+    """Return ⟨∇ of each source's first function, ∇ of each target's M functions⟩, [n_s, n_t, M].
 
-    def columns(some_targets: Factored) -> tf.Tensor:
-        rows = map_parts(sources, n_sources, lambda some_sources: some_sources.inner(some_targets))
-        return tf.transpose(rows, [1, 0, 2])
+    Both are of one kind, as those of one layer are. Large products are computed in parts.
+    """
+    first: Any = sources
+    n_sources, n_targets = first.parts(targets)
+
+    def columns(some_targets: FactoredGradient) -> tf.Tensor:
+        def rows(some_sources: Any) -> tf.Tensor:
+            return some_sources.inner(some_targets)
+
+        return tf.transpose(map_parts(sources, n_sources, rows), [1, 0, 2])
 
     return tf.transpose(map_parts(targets, n_targets, columns), [1, 0, 2])
 
 
-def map_parts(factored: Factored, part_size: int, function: Callable[[Factored], tf.Tensor]) -> tf.Tensor:
+def map_parts(
+    factored: FactoredGradient, part_size: int, function: Callable[..., tf.Tensor]
+) -> tf.Tensor:
     """Apply a function to some of the examples at a time; return function(factored) [n, ...]."""
-    fields = [name for name in factored._fields if tf.is_tensor(getattr(factored, name))]
+    fields = [
+        name for name in factored._fields if tf.is_tensor(getattr(factored, name))
+    ]
     tensors = [getattr(factored, name) for name in fields]
 
     def of_part(*part: tf.Tensor) -> tuple[tf.Tensor]:
-        return (function(factored._replace(**dict(zip(fields, part, strict=True)))),)
+        replaced: dict[str, Any] = dict(zip(fields, part, strict=True))
+        return (function(factored._replace(**replaced)),)
 
     return map_batches(of_part, (tensors[-1].dtype,), part_size, *tensors)[0]
 
@@ -304,10 +361,15 @@ def under_windows(pixels: tf.Tensor, windows: np.ndarray) -> tf.Tensor:
     return tf.reshape(tf.gather(pixels, windows, axis=2), [n, groups, len(windows), -1])
 
 
-def _pixel_pairs_of_positions(sources: OuterProductGradient, targets: OuterProductGradient) -> tf.Tensor:
+def _pixel_pairs_of_positions(
+    sources: OuterProductGradient, targets: OuterProductGradient
+) -> tf.Tensor:
     """Count how often one kernel entry lies over pixels p and q at positions t and s, [P·Q, T·S]."""
     of_sources, of_targets = (
-        tf.one_hot(f.windows, f.inputs.shape[2], dtype=sources.inputs.dtype) for f in (sources, targets)
+        tf.one_hot(f.windows, f.inputs.shape[2], dtype=sources.inputs.dtype)
+        for f in (sources, targets)
     )
     (t, _, p), (s, _, q) = of_sources.shape, of_targets.shape
-    return tf.reshape(tf.einsum("tjp,sjq->pqts", of_sources, of_targets), [p * q, t * s])
+    return tf.reshape(
+        tf.einsum("tjp,sjq->pqts", of_sources, of_targets), [p * q, t * s]
+    )

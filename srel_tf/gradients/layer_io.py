@@ -12,7 +12,11 @@ from typing import Any, NamedTuple, TypeAlias
 import keras
 import tensorflow as tf
 
-from srel_tf.gradients.factored import ExplicitGradient, FactoredGradient, OuterProductGradient
+from srel_tf.gradients.factored import (
+    ExplicitGradient,
+    FactoredGradient,
+    OuterProductGradient,
+)
 from srel_tf.gradients.layer_rules import WeightGradients, rule_of
 from srel_tf.gradients.network import Network, Scope, agree
 
@@ -67,12 +71,18 @@ class LayerIO:
                 if id(v) in self._owner:
                     raise NotSeparable(f"the weight {v.path} belongs to two layers")
                 self._owner[id(v)] = layer
-        if network.model in self.layers or {id(v) for v in network.variables} - set(self._owner):
+        if network.model in self.layers or {id(v) for v in network.variables} - set(
+            self._owner
+        ):
             raise NotSeparable("the model itself owns weights")
         self._trained = {id(v): k for k, v in enumerate(network.variables)}
         self._batched: list[tuple] = []  # `LayerCall.batched` of each call, in order.
-        self._shared: set[int] = set()  # Indices of calls whose inputs all examples share.
-        self._shared = _calls_with_shared_inputs({size: self._traced_calls(x, size) for size in TRIAL_SIZES})
+        self._shared: set[int] = (
+            set()
+        )  # Indices of calls whose inputs all examples share.
+        self._shared = _calls_with_shared_inputs(
+            {size: self._traced_calls(x, size) for size in TRIAL_SIZES}
+        )
         if self._shared:
             self._check_copies(x)
 
@@ -81,7 +91,7 @@ class LayerIO:
         calls = []
 
         @tf.function(autograph=False)
-        def forward(batch):
+        def forward(batch: tf.Tensor) -> tf.Tensor:
             predictions, recorded = self.forward(batch)
             calls.extend(recorded)
             return predictions
@@ -101,7 +111,7 @@ class LayerIO:
         ]
 
         @tf.function(autograph=False)
-        def with_copies(batch):
+        def with_copies(batch: tf.Tensor) -> tf.Tensor:
             return self._network.as_outputs(self.forward(batch, weights=weights)[0])
 
         for size in TRIAL_SIZES:
@@ -109,10 +119,15 @@ class LayerIO:
             with _not_separable("shared inputs cannot be copied for each example"):
                 ours = with_copies(batch)
             if not agree(ours.numpy(), self._network.outputs(batch, weights).numpy()):
-                raise NotSeparable("outputs change if shared inputs are copied for each example")
+                raise NotSeparable(
+                    "outputs change if shared inputs are copied for each example"
+                )
 
     def forward(
-        self, x: tf.Tensor, tape: tf.GradientTape | None = None, weights: list | None = None
+        self,
+        x: tf.Tensor,
+        tape: tf.GradientTape | None = None,
+        weights: list | None = None,
     ) -> tuple[tf.Tensor, list[LayerCall]]:
         """Run the model on x [n, ...] and record its layer calls.
 
@@ -126,7 +141,9 @@ class LayerIO:
         """
         calls: list[LayerCall] = []
 
-        def observer(layer, call, arguments, keywords):
+        def observer(
+            layer: keras.Layer, call: Callable, arguments: tuple, keywords: dict
+        ) -> tf.Tensor:
             scope.active.append(layer)
             with without_activation(layer) as activation:
                 output = call(*arguments, **keywords)
@@ -137,32 +154,50 @@ class LayerIO:
                 output = _copied(output, x.shape[0])
             if tape is not None:
                 tape.watch(output)
-            batched = self._with_batch_axis(len(calls), (arguments, keywords), x.shape[0])
+            batched = self._with_batch_axis(
+                len(calls), (arguments, keywords), x.shape[0]
+            )
             calls.append(LayerCall(layer, call, arguments, keywords, output, batched))
             return output if activation is None else activation(output)
 
         kind = functools.partial(OwnerScope, owner=self._owner)
-        with self._network.scope(weights, kind) as scope, observed(self.layers, observer):
+        with (
+            self._network.scope(weights, kind) as scope,
+            observed(self.layers, observer),
+        ):
             predictions = self._network.model(x, training=False)
         if scope.stray:
-            raise NotSeparable(f"the weight {scope.stray} is used outside the layer that owns it")
+            raise NotSeparable(
+                f"the weight {scope.stray} is used outside the layer that owns it"
+            )
         return predictions, calls
 
     def _with_batch_axis(self, k: int, arguments: tuple, n: int) -> tuple:
         """For each leaf of the k-th call's arguments, whether its first axis had size n in every pass so far."""
         leaves = keras.tree.flatten(arguments)
-        batched = tuple(tf.is_tensor(t) and len(t.shape) > 0 and t.shape[0] == n for t in leaves)
+        batched = tuple(
+            tf.is_tensor(t) and len(t.shape) > 0 and t.shape[0] == n for t in leaves
+        )
         if k == len(self._batched):
             self._batched.append(batched)
-        self._batched[k] = tuple(a and b for a, b in zip(self._batched[k], batched, strict=True))
+        self._batched[k] = tuple(
+            a and b for a, b in zip(self._batched[k], batched, strict=True)
+        )
         return (True, *self._batched[k][1:]) if k in self._shared else self._batched[k]
 
     def _check(self, layer: keras.Layer, arguments: tuple, output: Any) -> None:
         for t in (_first(arguments), output):
             if not tf.is_tensor(t) or not len(t.shape):
-                raise NotSeparable(f"layer {layer.name!r} does not see or return a tensor with an axis")
-            if tf.is_symbolic_tensor(t) and t.graph is not tf.compat.v1.get_default_graph():
-                raise NotSeparable(f"layer {layer.name!r} is called inside a loop or a branch")
+                raise NotSeparable(
+                    f"layer {layer.name!r} does not see or return a tensor with an axis"
+                )
+            if (
+                tf.is_symbolic_tensor(t)
+                and t.graph is not tf.compat.v1.get_default_graph()
+            ):
+                raise NotSeparable(
+                    f"layer {layer.name!r} is called inside a loop or a branch"
+                )
 
     def outputs(
         self,
@@ -182,7 +217,9 @@ class LayerIO:
         """
         formed = set()
 
-        def observer(layer, call, arguments, keywords):
+        def observer(
+            layer: keras.Layer, call: Callable, arguments: tuple, keywords: dict
+        ) -> tf.Tensor:
             steps = []
             for v in layer.trainable_variables:
                 k = self._trained.get(id(v))
@@ -201,19 +238,28 @@ class LayerIO:
                 output = call(*arguments, **keywords)
             layer_call = LayerCall(layer, call, arguments, keywords, output)
             # Of these gradients only the layer's inputs are used.
-            by_variable = gradients_of_call(layer_call, output[:, None], lambda: self._network.scope(weights))
+            by_variable = gradients_of_call(
+                layer_call, output[:, None], lambda: self._network.scope(weights)
+            )
             for v, step in steps:
-                layer_inputs = next(gradient for variable, gradient in by_variable if variable is v)
+                layer_inputs = next(
+                    gradient for variable, gradient in by_variable if variable is v
+                )
                 assert isinstance(layer_inputs, OuterProductGradient)
                 # A difference: TensorFlow's graph optimiser turns a ReLU of the sum into an invalid node.
-                output = output - tf.reshape(step.applied_to(layer_inputs), output.shape)
+                output = output - tf.reshape(
+                    step.applied_to(layer_inputs), output.shape
+                )
             return output if activation is None else activation(output)
 
         with self._network.scope(weights) as scope, observed(self.layers, observer):
             return self._network.as_outputs(self._network.model(x, training=False))
 
     def gradients(
-        self, calls: list[LayerCall], output_grads: list[tf.Tensor], weights: list | None = None
+        self,
+        calls: list[LayerCall],
+        output_grads: list[tf.Tensor],
+        weights: list | None = None,
     ) -> list[list[FactoredGradient]]:
         """Return the per-example gradients of each weight of the network, one list a weight, one entry a call.
 
@@ -223,7 +269,7 @@ class LayerIO:
             weights: the weights of that pass; None stands for the network's own.
         """
 
-        def scope():
+        def scope() -> contextlib.AbstractContextManager[Scope]:
             return self._network.scope(weights)
 
         by_weight: list[list[FactoredGradient]] = [[] for _ in self._network.variables]
@@ -234,7 +280,9 @@ class LayerIO:
         return by_weight
 
 
-def gradients_of_call(call: LayerCall, output_grads: tf.Tensor, scope: OpenScope) -> WeightGradients:
+def gradients_of_call(
+    call: LayerCall, output_grads: tf.Tensor, scope: OpenScope
+) -> WeightGradients:
     """Return the per-example gradients of a call's weights: by the layer's rule, or by differentiation.
 
     Args:
@@ -244,42 +292,64 @@ def gradients_of_call(call: LayerCall, output_grads: tf.Tensor, scope: OpenScope
     """
     rule = rule_of(call.layer)
 
-    def call_again(x, replaced=()):
+    def call_again(x: tf.Tensor, replaced: Sequence[tuple] = ()) -> tf.Tensor:
         with scope() as opened:
             for update in replaced:
                 opened.add_update(update)
             return call.call(x, *call.arguments[1:], **call.keywords)
 
     with scope():
-        gradients = rule(call.layer, call_again, call.arguments[0], output_grads) if rule else None
+        gradients = (
+            rule(call.layer, call_again, call.arguments[0], output_grads)
+            if rule
+            else None
+        )
     covered = {id(variable) for variable, _ in gradients or ()}
-    if gradients is not None and covered >= {id(v) for v in call.layer.trainable_variables}:
+    if gradients is not None and covered >= {
+        id(v) for v in call.layer.trainable_variables
+    }:
         return gradients
     return by_differentiation(call, output_grads, scope)
 
 
-def by_differentiation(call: LayerCall, output_grads: tf.Tensor, scope: OpenScope) -> WeightGradients:
+def by_differentiation(
+    call: LayerCall, output_grads: tf.Tensor, scope: OpenScope
+) -> WeightGradients:
     """Call any layer on each example alone and differentiate it there; return [(variable, ExplicitGradient)]."""
     variables = call.layer.trainable_variables
     n, functions = output_grads.shape[:2]
     zero = tf.UnconnectedGradients.ZERO
 
-    def of_example(i):
+    def of_example(i: tf.Tensor) -> tuple[tf.Tensor, ...]:
         given = call.arguments, call.keywords
-        leaves = [t[i, None] if b else t for t, b in zip(keras.tree.flatten(given), call.batched, strict=True)]
+        leaves = [
+            t[i, None] if b else t
+            for t, b in zip(keras.tree.flatten(given), call.batched, strict=True)
+        ]
         arguments, keywords = keras.tree.pack_sequence_as(given, leaves)
-        with scope() as opened, tf.GradientTape(watch_accessed_variables=False, persistent=True) as tape:
+        with (
+            scope() as opened,
+            tf.GradientTape(watch_accessed_variables=False, persistent=True) as tape,
+        ):
             weights = [tf.convert_to_tensor(v.value) for v in variables]
             tape.watch(weights)
             for update in zip(variables, weights, strict=True):
                 opened.add_update(update)
             with without_activation(call.layer):
                 output = call.call(*arguments, **keywords)
-        rows = [tape.gradient(output, weights, output_grads[i, k][None], zero) for k in range(functions)]
-        return tuple(tf.stack([tf.convert_to_tensor(row[v]) for row in rows]) for v in range(len(variables)))
+        rows = [
+            tape.gradient(output, weights, output_grads[i, k][None], zero)
+            for k in range(functions)
+        ]
+        return tuple(
+            tf.stack([tf.convert_to_tensor(row[v]) for row in rows])
+            for v in range(len(variables))
+        )
 
     dtypes = (output_grads.dtype,) * len(variables)
-    gradients = tf.map_fn(of_example, tf.range(n), fn_output_signature=dtypes, parallel_iterations=1)
+    gradients = tf.map_fn(
+        of_example, tf.range(n), fn_output_signature=dtypes, parallel_iterations=1
+    )
     return [(v, ExplicitGradient(g)) for v, g in zip(variables, gradients, strict=True)]
 
 
@@ -287,12 +357,14 @@ def weight_owners(model: keras.Model) -> list[keras.Layer]:
     """Return the innermost layers that own trainable weights, each once; nested models and layers are entered."""
     owners = {}
 
-    def visit(layer, outer_layers):
+    def visit(layer: keras.Layer, outer_layers: list[keras.Layer]) -> None:
         own = {id(v) for v in layer.trainable_variables}
         if not own:
             return
         parts = [] if isinstance(layer, CLOSED) or rule_of(layer) else _parts_of(layer)
-        parts = [part for part in parts if not any(part is outer for outer in outer_layers)]
+        parts = [
+            part for part in parts if not any(part is outer for outer in outer_layers)
+        ]
         if own <= {id(v) for part in parts for v in part.trainable_variables}:
             for part in parts:
                 visit(part, [*outer_layers, layer])
@@ -307,14 +379,20 @@ def _parts_of(layer: keras.Layer) -> list[keras.Layer]:
     """Return the layers that a layer is made of."""
     if isinstance(layer, keras.Model):
         return layer.layers
-    return [v for v in keras.tree.flatten(list(vars(layer).values())) if isinstance(v, keras.Layer)]
+    return [
+        v
+        for v in keras.tree.flatten(list(vars(layer).values()))
+        if isinstance(v, keras.Layer)
+    ]
 
 
 @contextlib.contextmanager
 def observed(layers: Sequence[keras.Layer], observer: Observer) -> Iterator[None]:
     """Send every call of these layers through `observer(layer, call, arguments, keywords)` while it is open."""
 
-    def through(layer, call, *arguments, **keywords):
+    def through(
+        layer: keras.Layer, call: Callable, *arguments: Any, **keywords: Any
+    ) -> tf.Tensor:
         return observer(layer, call, arguments, keywords)
 
     own_calls = {id(layer): vars(layer).get("call") for layer in layers}
@@ -393,12 +471,17 @@ def _calls_with_shared_inputs(calls: dict[int, list[LayerCall]]) -> set[int]:
     """
     shared = set()
     for k, of_passes in enumerate(zip(*calls.values(), strict=True)):
-        first_axes = [(_first(call.arguments).shape[0], call.output.shape[0]) for call in of_passes]
+        first_axes = [
+            (_first(call.arguments).shape[0], call.output.shape[0])
+            for call in of_passes
+        ]
         if len(set(first_axes)) == 1:
             shared.add(k)
         elif first_axes != [(n, n) for n in calls]:
             name = of_passes[0].layer.name
-            raise NotSeparable(f"the first axis of what layer {name!r} sees or returns is not the batch's")
+            raise NotSeparable(
+                f"the first axis of what layer {name!r} sees or returns is not the batch's"
+            )
     return shared
 
 

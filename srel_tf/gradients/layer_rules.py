@@ -30,15 +30,25 @@ from srel_tf.gradients.factored import (
 )
 
 WeightGradients: TypeAlias = list[tuple[keras.Variable, FactoredGradient]]
-LayerRule: TypeAlias = Callable[[keras.Layer, Callable, tf.Tensor, tf.Tensor], WeightGradients | None]
+LayerRule: TypeAlias = Callable[
+    [keras.Layer, Callable, tf.Tensor, tf.Tensor], WeightGradients | None
+]
 
 RULES: dict[type[keras.Layer], LayerRule] = {}
 
 # A subclass may override these methods without changing how its output depends on its weights.
-_HARMLESS = {"build", "get_config", "compute_output_shape", "compute_output_spec", "compute_mask"}
+_HARMLESS = {
+    "build",
+    "get_config",
+    "compute_output_shape",
+    "compute_output_spec",
+    "compute_mask",
+}
 
 
-def register_layer_rule(*layer_classes: type[keras.Layer]) -> Callable[[LayerRule], LayerRule]:
+def register_layer_rule(
+    *layer_classes: type[keras.Layer],
+) -> Callable[[LayerRule], LayerRule]:
     """Register the gradient rule of one or more layer classes; use it as a decorator.
 
     The rule also serves subclasses that override nothing of what the class computes. It may return None for a layer
@@ -68,7 +78,9 @@ def register_layer_rule(*layer_classes: type[keras.Layer]) -> Callable[[LayerRul
     """
     for layer_class in layer_classes:
         if not (isinstance(layer_class, type) and issubclass(layer_class, keras.Layer)):
-            raise OptionError(f"register_layer_rule({layer_class!r}): give subclasses of keras.Layer")
+            raise OptionError(
+                f"register_layer_rule({layer_class!r}): give subclasses of keras.Layer"
+            )
 
     def register(rule: LayerRule) -> LayerRule:
         RULES.update(dict.fromkeys(layer_classes, rule))
@@ -90,19 +102,26 @@ def rule_of(layer: keras.Layer) -> LayerRule | None:
 def _overridden(subclass: type, layer_class: type) -> set[str]:
     """Return the names that a subclass redefines, such as `call`, `convolution_op` or the property `kernel`."""
     between = subclass.__mro__[: subclass.__mro__.index(layer_class)]
-    names = {name for one in between for name in vars(one) if hasattr(layer_class, name)}
+    names = {
+        name for one in between for name in vars(one) if hasattr(layer_class, name)
+    }
     public = {name for name in names if not name.startswith("__") or name == "__call__"}
     return public - _HARMLESS
 
 
 def _is_altered(layer: keras.Layer) -> bool:
     """Whether low-rank adaptation or quantisation has replaced the layer's own weights."""
-    return getattr(layer, "lora_enabled", False) or getattr(layer, "quantization_mode", None) is not None
+    return (
+        getattr(layer, "lora_enabled", False)
+        or getattr(layer, "quantization_mode", None) is not None
+    )
 
 
 # z = x W + b at each position t:  ∇W = Σ_t x_t ⊗ s_t,  ∇b = Σ_t s_t.
 @register_layer_rule(keras.layers.Dense)
-def dense(layer: keras.Layer, call: Callable, x: tf.Tensor, output_grads: tf.Tensor) -> WeightGradients:
+def dense(
+    layer: keras.Layer, call: Callable, x: tf.Tensor, output_grads: tf.Tensor
+) -> WeightGradients:
     inputs, outputs = layer.kernel.shape
     n, m = output_grads.shape[:2]
     x = tf.cast(x, output_grads.dtype)  # Dense layers accept integers, too.
@@ -132,17 +151,24 @@ class EinsumAxes(NamedTuple):
 
 # z = einsum(x, W) + b:  ∇W[g, k, o] = Σ_t x[g, t, k] s[g, t, o]  for groups g, inputs k, outputs o, positions t.
 @register_layer_rule(keras.layers.EinsumDense)
-def einsum_dense(layer: keras.Layer, call: Callable, x: tf.Tensor, output_grads: tf.Tensor) -> WeightGradients | None:
+def einsum_dense(
+    layer: keras.Layer, call: Callable, x: tf.Tensor, output_grads: tf.Tensor
+) -> WeightGradients | None:
     axes = _einsum_axes(layer.equation, len(x.shape))
     if axes is None:
         return None
     size = dict(zip(axes.of_w, layer.kernel.shape, strict=True))
-    dims = tuple(tuple(size[c] for c in side) for side in (axes.groups, axes.inputs, axes.outputs))
+    dims = tuple(
+        tuple(size[c] for c in side)
+        for side in (axes.groups, axes.inputs, axes.outputs)
+    )
     group_size, input_size, output_size = (math.prod(side) for side in dims)
     n, m = output_grads.shape[:2]
 
     batch = axes.of_x[0]
-    functions = next(c for c in _ALPHABET if c not in {*axes.of_x, *axes.of_w, *axes.of_z})
+    functions = next(
+        c for c in _ALPHABET if c not in {*axes.of_x, *axes.of_w, *axes.of_z}
+    )
     x_to = [batch, *axes.groups, *axes.positions, *axes.inputs]
     z_from = [batch, functions, *axes.of_z[1:]]
     z_to = [batch, functions, *axes.groups, *axes.positions, *axes.outputs]
@@ -152,7 +178,9 @@ def einsum_dense(layer: keras.Layer, call: Callable, x: tf.Tensor, output_grads:
     kernel_axes = [*axes.groups, *axes.inputs, *axes.outputs]
     kernel = OuterProductGradient(
         inputs=tf.reshape(x, [n, group_size, -1, input_size]),
-        output_grads=tf.reshape(output_grads_by_group, [n, m, group_size, -1, output_size]),
+        output_grads=tf.reshape(
+            output_grads_by_group, [n, m, group_size, -1, output_size]
+        ),
         dims=dims,
         order=tuple(kernel_axes.index(c) for c in axes.of_w),
     )
@@ -179,7 +207,9 @@ def _einsum_axes(equation: str, rank: int) -> EinsumAxes | None:
 
     distinct = all(len(set(letters)) == len(letters) for letters in (x, w, z))
     batch_first = x[0] == z[0] and x[0] not in w
-    no_sum_of_one = all(c in x or c in z for c in w) and all(c in x or c in w for c in z)
+    no_sum_of_one = all(c in x or c in z for c in w) and all(
+        c in x or c in w for c in z
+    )
     if not (distinct and batch_first and no_sum_of_one):
         return None
     groups = [c for c in w if c in x and c in z]
@@ -191,7 +221,9 @@ def _einsum_axes(equation: str, rank: int) -> EinsumAxes | None:
 
 # z = x ⋆ W + b: a dense map of the patch under the kernel at each position, one for each group of channels.
 @register_layer_rule(keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
-def conv(layer: keras.Layer, call: Callable, x: tf.Tensor, output_grads: tf.Tensor) -> WeightGradients:
+def conv(
+    layer: keras.Layer, call: Callable, x: tf.Tensor, output_grads: tf.Tensor
+) -> WeightGradients:
     x, output_grads = _channels_last(layer, x, output_grads)
     *window, inputs, channels = layer.kernel.shape
     groups, outputs = layer.groups, channels // layer.groups
@@ -211,22 +243,36 @@ def conv(layer: keras.Layer, call: Callable, x: tf.Tensor, output_grads: tf.Tens
 
 # z[c, q] = x[c] ⋆ W[c, q] + b: each channel c is a group of its own.
 @register_layer_rule(keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
-def depthwise_conv(layer: keras.Layer, call: Callable, x: tf.Tensor, output_grads: tf.Tensor) -> WeightGradients:
+def depthwise_conv(
+    layer: keras.Layer, call: Callable, x: tf.Tensor, output_grads: tf.Tensor
+) -> WeightGradients:
     x, output_grads = _channels_last(layer, x, output_grads)
-    return [(layer.kernel, _depthwise(layer, layer.kernel, x, output_grads)), *_bias(layer, output_grads)]
+    return [
+        (layer.kernel, _depthwise(layer, layer.kernel, x, output_grads)),
+        *_bias(layer, output_grads),
+    ]
 
 
 # z = u P + b with u = x ⋆ W depthwise: the gradient at u is s Pᵀ.
 @register_layer_rule(keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
-def separable_conv(layer: keras.Layer, call: Callable, x: tf.Tensor, output_grads: tf.Tensor) -> WeightGradients:
+def separable_conv(
+    layer: keras.Layer, call: Callable, x: tf.Tensor, output_grads: tf.Tensor
+) -> WeightGradients:
     x, output_grads = _channels_last(layer, x, output_grads)
     u = keras.ops.depthwise_conv(
-        x, layer.depthwise_kernel, layer.strides, layer.padding, "channels_last", layer.dilation_rate
+        x,
+        layer.depthwise_kernel,
+        layer.strides,
+        layer.padding,
+        "channels_last",
+        layer.dilation_rate,
     )
     pointwise = tf.convert_to_tensor(layer.pointwise_kernel.value)
     *window, inputs, outputs = pointwise.shape
     n, m = output_grads.shape[:2]
-    grads_at_u = tf.tensordot(output_grads, tf.reshape(pointwise, [inputs, outputs]), [[-1], [1]])
+    grads_at_u = tf.tensordot(
+        output_grads, tf.reshape(pointwise, [inputs, outputs]), [[-1], [1]]
+    )
     of_pointwise = OuterProductGradient(
         inputs=tf.reshape(u, [n, 1, -1, inputs]),
         output_grads=tf.reshape(output_grads, [n, m, 1, -1, outputs]),
@@ -234,7 +280,10 @@ def separable_conv(layer: keras.Layer, call: Callable, x: tf.Tensor, output_grad
         order=_groups_before_outputs(window),
     )
     return [
-        (layer.depthwise_kernel, _depthwise(layer, layer.depthwise_kernel, x, grads_at_u)),
+        (
+            layer.depthwise_kernel,
+            _depthwise(layer, layer.depthwise_kernel, x, grads_at_u),
+        ),
         (layer.pointwise_kernel, of_pointwise),
         *_bias(layer, output_grads),
     ]
@@ -242,7 +291,9 @@ def separable_conv(layer: keras.Layer, call: Callable, x: tf.Tensor, output_grad
 
 # z_t = W[id_t]:  ∇W[v] = Σ_t [id_t = v] s_t.
 @register_layer_rule(keras.layers.Embedding)
-def embedding(layer: keras.Layer, call: Callable, x: tf.Tensor, output_grads: tf.Tensor) -> WeightGradients:
+def embedding(
+    layer: keras.Layer, call: Callable, x: tf.Tensor, output_grads: tf.Tensor
+) -> WeightGradients:
     n, m = output_grads.shape[:2]
     table = EmbeddingGradient(
         ids=tf.reshape(tf.cast(x, tf.int32), [n, -1]),
@@ -253,8 +304,14 @@ def embedding(layer: keras.Layer, call: Callable, x: tf.Tensor, output_grads: tf
 
 
 # z = γ x̂ + β:  ∇γ = Σ_t s_t x̂_t,  ∇β = Σ_t s_t;  x̂ is the layer's output for γ = 1 and β = 0.
-@register_layer_rule(keras.layers.LayerNormalization, keras.layers.GroupNormalization, keras.layers.BatchNormalization)
-def normalization(layer: keras.Layer, call: Callable, x: tf.Tensor, output_grads: tf.Tensor) -> WeightGradients:
+@register_layer_rule(
+    keras.layers.LayerNormalization,
+    keras.layers.GroupNormalization,
+    keras.layers.BatchNormalization,
+)
+def normalization(
+    layer: keras.Layer, call: Callable, x: tf.Tensor, output_grads: tf.Tensor
+) -> WeightGradients:
     gamma, beta = getattr(layer, "gamma", None), getattr(layer, "beta", None)
     replaced = []
     if gamma is not None:
@@ -264,13 +321,26 @@ def normalization(layer: keras.Layer, call: Callable, x: tf.Tensor, output_grads
     normalized = call(x, replaced=replaced)
 
     axes = [layer.axis] if isinstance(layer.axis, int) else layer.axis
-    weight_axes = [axis % len(x.shape) + 1 for axis in axes]  # `output_grads` has one more axis than x.
-    positions = [axis for axis in range(2, len(output_grads.shape)) if axis not in weight_axes]
+    weight_axes = [
+        axis % len(x.shape) + 1 for axis in axes
+    ]  # `output_grads` has one more axis than x.
+    positions = [
+        axis for axis in range(2, len(output_grads.shape)) if axis not in weight_axes
+    ]
     gradients: WeightGradients = []
     if gamma is not None:
-        gradients.append((gamma, ExplicitGradient(tf.reduce_sum(output_grads * normalized[:, None], positions))))
+        gradients.append(
+            (
+                gamma,
+                ExplicitGradient(
+                    tf.reduce_sum(output_grads * normalized[:, None], positions)
+                ),
+            )
+        )
     if beta is not None:
-        gradients.append((beta, ExplicitGradient(tf.reduce_sum(output_grads, positions))))
+        gradients.append(
+            (beta, ExplicitGradient(tf.reduce_sum(output_grads, positions)))
+        )
     return gradients
 
 
@@ -283,7 +353,14 @@ def _bias(layer: keras.Layer, output_grads: tf.Tensor) -> WeightGradients:
     broadcast_shape = (1,) * (rank - len(bias.shape)) + tuple(bias.shape)
     broadcast = [2 + axis for axis, size in enumerate(broadcast_shape) if size == 1]
     summed = tf.reduce_sum(output_grads, axis=broadcast) if broadcast else output_grads
-    return [(bias, ExplicitGradient(tf.reshape(summed, [*output_grads.shape[:2], *bias.shape])))]
+    return [
+        (
+            bias,
+            ExplicitGradient(
+                tf.reshape(summed, [*output_grads.shape[:2], *bias.shape])
+            ),
+        )
+    ]
 
 
 def _depthwise(
@@ -292,7 +369,9 @@ def _depthwise(
     *window, channels, multiplier = kernel.shape
     n, m = output_grads.shape[:2]
     pixels = tf.reshape(x, [n, 1, -1, channels])
-    patches = tf.reshape(under_windows(pixels, windows(layer, x)), [n, -1, math.prod(window), channels])
+    patches = tf.reshape(
+        under_windows(pixels, windows(layer, x)), [n, -1, math.prod(window), channels]
+    )
     grads_at_positions = tf.reshape(output_grads, [n, m, -1, channels, multiplier])
     return OuterProductGradient(
         inputs=tf.transpose(patches, [0, 3, 1, 2]),
@@ -308,7 +387,9 @@ def _groups_before_outputs(window: Sequence[int]) -> tuple[int, ...]:
     return (*range(1, last + 1), 0, last + 1)
 
 
-def _channels_last(layer: keras.Layer, x: tf.Tensor, output_grads: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def _channels_last(
+    layer: keras.Layer, x: tf.Tensor, output_grads: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
     if layer.data_format == "channels_last":
         return x, output_grads
     return _axis_last(x, 1), _axis_last(output_grads, 2)

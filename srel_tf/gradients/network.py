@@ -16,7 +16,12 @@ import tensorflow as tf
 
 from srel_tf.errors import BackendError, ModelError, OptionError
 from srel_tf.gradients.convolution import convolutions_of, quick_convolutions
-from srel_tf.gradients.precision import computing_in, inspection, layers_within, switches_to
+from srel_tf.gradients.precision import (
+    computing_in,
+    inspection,
+    layers_within,
+    switches_to,
+)
 
 
 class Network:
@@ -42,21 +47,29 @@ class Network:
         check_model(model, needs_loss)
         self.model, self.loss = model, loss
         self.dtype = tf.as_dtype(dtype or own_precision(model))
-        self._loss_takes_training = "training" in inspect.signature(model.compute_loss).parameters
+        self._loss_takes_training = (
+            "training" in inspect.signature(model.compute_loss).parameters
+        )
         self._look_at_model()
 
     def _look_at_model(self) -> None:
         """Collect the present weights and layers. A layer may create its weights when it is first called."""
         self.variables = list(self.model.trainable_variables)
-        floating = [v for v in self.model.variables if keras.backend.is_float_dtype(v.dtype)]
+        floating = [
+            v for v in self.model.variables if keras.backend.is_float_dtype(v.dtype)
+        ]
         # The variables of TensorFlow behind Keras's own, whose values a `StatelessScope` replaces.
-        self.to_be_cast = {id(v): v.value for v in floating if v.dtype != self.dtype.name}
+        self.to_be_cast = {
+            id(v): v.value for v in floating if v.dtype != self.dtype.name
+        }
         self._switches = switches_to(self.dtype, self.model)
         self._convolutions = convolutions_of(layers_within(self.model))
 
     def in_precision(self, dtype: str | tf.DType) -> "Network":
         """Return a network of the same model that computes in `dtype`."""
-        return type(self)(self.model, needs_loss=self.model.compiled, dtype=dtype, loss=self.loss)
+        return type(self)(
+            self.model, needs_loss=self.model.compiled, dtype=dtype, loss=self.loss
+        )
 
     @property
     def weights(self) -> list:
@@ -97,7 +110,7 @@ class Network:
         last = []
 
         @tf.function(autograph=False, jit_compile=False)
-        def forward(weights):
+        def forward(weights: list) -> tuple[tf.Tensor, tf.Tensor]:
             predictions, loss = self.predictions_and_loss(x, y, weights)
             last.append(predictions)
             return self.as_outputs(predictions), loss
@@ -105,7 +118,11 @@ class Network:
         weights = [tf.TensorSpec(v.shape, self.dtype) for v in self.variables]
         graph = forward.get_concrete_function(weights).graph
         found = inspection(graph, graph.inputs[: len(weights)], self.dtype)
-        name, self.opaque, self.activation = self.model.name, found.opaque, activation_of(last[-1])
+        name, self.opaque, self.activation = (
+            self.model.name,
+            found.opaque,
+            activation_of(last[-1]),
+        )
         if found.random:
             raise ModelError(
                 f"model {name!r} draws random numbers in inference mode (operation {found.random!r}), so that its "
@@ -118,7 +135,11 @@ class Network:
             )
 
     def loss_gradient(
-        self, x: tf.Tensor, y: tf.Tensor, factor: tf.Tensor | float, weights: list | None = None
+        self,
+        x: tf.Tensor,
+        y: tf.Tensor,
+        factor: tf.Tensor | float,
+        weights: list | None = None,
     ) -> tuple[list[tf.Tensor], tf.Tensor]:
         """Return factor · ∇_w ℓ(w, (x, y)), one tensor a variable, and f(x; w) [1, C], for one example.
 
@@ -131,13 +152,19 @@ class Network:
         return self.backward(tape, loss, weights, factor), self.as_outputs(predictions)
 
     def backward(
-        self, tape: tf.GradientTape, loss: tf.Tensor, sources: list, factor: tf.Tensor | float
+        self,
+        tape: tf.GradientTape,
+        loss: tf.Tensor,
+        sources: list,
+        factor: tf.Tensor | float,
     ) -> list[tf.Tensor]:
         """Return factor · ∂loss/∂source for each source, zeros if unconnected; the factor has the network's dtype."""
         factor = tf.convert_to_tensor(factor, self.dtype)
         same = loss.dtype == self.dtype
         seed = factor if same else None
-        gradients = tape.gradient(loss, sources, seed, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        gradients = tape.gradient(
+            loss, sources, seed, unconnected_gradients=tf.UnconnectedGradients.ZERO
+        )
         gradients = [tf.convert_to_tensor(g) for g in gradients]
         # A loss in float32 under a net in float64 would round η.
         return gradients if same else [g * tf.cast(factor, g.dtype) for g in gradients]
@@ -155,7 +182,11 @@ class Network:
 
         Regularisers of weights do not count if `but_penalties`.
         """
-        penalties = sum(v.regularizer is not None for v in self.variables) if but_penalties else 0
+        penalties = (
+            sum(v.regularizer is not None for v in self.variables)
+            if but_penalties
+            else 0
+        )
         with self.scope(self.weights):
             self.model(x, training=False)
             return len(self.model.losses) > penalties
@@ -163,21 +194,27 @@ class Network:
     def keeps_examples_apart(self, x: tf.Tensor) -> bool:
         """Whether the outputs at each of a few examples are the same without the others, apart from rounding."""
         together = self.outputs(x).numpy()
-        alone = np.concatenate([self.outputs(x[i, None]).numpy() for i in range(x.shape[0])])
+        alone = np.concatenate(
+            [self.outputs(x[i, None]).numpy() for i in range(x.shape[0])]
+        )
         return agree(alone, together)
 
     def as_outputs(self, predictions: Any) -> tf.Tensor:
         """Return the model's predictions as outputs [n, C] in the network's precision."""
         return tf.cast(as_matrix(predictions, self.model), self.dtype)
 
-    def predictions_and_loss(self, x: tf.Tensor, y: tf.Tensor, weights: list) -> tuple[tf.Tensor, tf.Tensor]:
+    def predictions_and_loss(
+        self, x: tf.Tensor, y: tf.Tensor, weights: list
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         """Return the model's predictions for x and the loss of these examples, with these weights."""
         with self.scope(weights):
             predictions = self.model(x, training=False)
             if self.loss is not None:
                 return predictions, self._loss_of_settings(y, predictions)
             training = {"training": False} if self._loss_takes_training else {}
-            return predictions, self.model.compute_loss(x=x, y=y, y_pred=predictions, sample_weight=None, **training)
+            return predictions, self.model.compute_loss(
+                x=x, y=y, y_pred=predictions, sample_weight=None, **training
+            )
 
     def _loss_of_settings(self, y: tf.Tensor, predictions: tf.Tensor) -> tf.Tensor:
         """The loss that the user gave, plus penalties as `compute_loss` adds them."""
@@ -185,11 +222,22 @@ class Network:
         loss = self.loss(y, predictions)
         if not tf.is_tensor(loss) or len(loss.shape) > 1:
             shape = getattr(loss, "shape", type(loss).__name__)
-            raise OptionError(f"loss={self.loss!r} returned {shape}: give a function (y_true, y_pred) -> [n] or scalar")
-        return keras.ops.sum([keras.ops.mean(loss), *(keras.ops.sum(penalty) for penalty in self.model.losses)])
+            raise OptionError(
+                f"loss={self.loss!r} returned {shape}: give a function (y_true, y_pred) -> [n] or scalar"
+            )
+        return keras.ops.sum(
+            [
+                keras.ops.mean(loss),
+                *(keras.ops.sum(penalty) for penalty in self.model.losses),
+            ]
+        )
 
     @contextlib.contextmanager
-    def scope(self, weights: list | None = None, kind: Callable[["Network"], "Scope"] | None = None) -> Iterator:
+    def scope(
+        self,
+        weights: list | None = None,
+        kind: Callable[["Network"], "Scope"] | None = None,
+    ) -> Iterator:
         """Let the model compute in the network's precision, and drop whatever it would write, while it is open.
 
         Args:
@@ -197,9 +245,17 @@ class Network:
             kind: makes the `Scope` that is yielded, say a subclass.
         """
         scope = (kind or Scope)(self)
-        for update in zip(self.variables, weights, strict=True) if weights is not None else ():
-            scope.add_update(update)  # The constructor's mapping would be cast to the variables' own precision.
-        with computing_in(self.dtype, self._switches), quick_convolutions(self._convolutions), scope:
+        for update in (
+            zip(self.variables, weights, strict=True) if weights is not None else ()
+        ):
+            scope.add_update(
+                update
+            )  # The constructor's mapping would be cast to the variables' own precision.
+        with (
+            computing_in(self.dtype, self._switches),
+            quick_convolutions(self._convolutions),
+            scope,
+        ):
             yield scope
 
 
@@ -217,7 +273,11 @@ class Scope(keras.StatelessScope):
         return value
 
 
-ACTIVATIONS = {"Softmax": "softmax", "LogSoftmax": "log_softmax", "Sigmoid": "sigmoid"}  # By TensorFlow's operations.
+ACTIVATIONS = {
+    "Softmax": "softmax",
+    "LogSoftmax": "log_softmax",
+    "Sigmoid": "sigmoid",
+}  # By TensorFlow's operations.
 
 
 def activation_of(output: tf.Tensor) -> str | None:
@@ -233,7 +293,11 @@ def eager_activation(outputs: tf.Tensor) -> str | None:
     logits = getattr(outputs, "_keras_logits", None)
     if logits is None:
         return None
-    fitting = [a for a in ("softmax", "sigmoid") if np.array_equal(outputs, keras.activations.get(a)(logits))]
+    fitting = [
+        a
+        for a in ("softmax", "sigmoid")
+        if np.array_equal(outputs, keras.activations.get(a)(logits))
+    ]
     return fitting[0] if len(fitting) == 1 else None
 
 
@@ -242,7 +306,11 @@ def own_precision(model: keras.Model) -> str:
 
     Models of half or mixed precision are measured in float32, the precision of their master weights.
     """
-    return "float64" if {v.dtype for v in model.trainable_variables} == {"float64"} else "float32"
+    return (
+        "float64"
+        if {v.dtype for v in model.trainable_variables} == {"float64"}
+        else "float32"
+    )
 
 
 def agree(ours: np.ndarray, theirs: np.ndarray, share: float = 1e-3) -> bool:
@@ -255,7 +323,9 @@ def as_matrix(outputs: Any, model: keras.Model) -> tf.Tensor:
     """Return one output tensor as [n, C]; a model that returns [n] has C = 1. `ModelError` for anything else."""
     if not tf.is_tensor(outputs) or not 1 <= len(outputs.shape) <= 2:
         shape = getattr(outputs, "shape", f"a {type(outputs).__name__}")
-        raise ModelError(f"model {model.name!r} returns {shape}; S_rel needs one output of shape [n, C]")
+        raise ModelError(
+            f"model {model.name!r} returns {shape}; S_rel needs one output of shape [n, C]"
+        )
     return outputs[:, None] if len(outputs.shape) == 1 else outputs
 
 
@@ -269,13 +339,21 @@ def check_model(model: Any, needs_loss: bool = True) -> None:
     if not isinstance(model, keras.Model):
         raise ModelError(f"expected a keras.Model, got {type(model).__name__}")
     if not model.built:
-        raise ModelError(f"model {model.name!r} is not built: call it once on a batch, or model.build(input_shape)")
+        raise ModelError(
+            f"model {model.name!r} is not built: call it once on a batch, or model.build(input_shape)"
+        )
     if needs_loss and not model.compiled:
-        raise ModelError(f"model {model.name!r} is not compiled and has no loss: call model.compile(optimizer, loss)")
+        raise ModelError(
+            f"model {model.name!r} is not compiled and has no loss: call model.compile(optimizer, loss)"
+        )
     if not model.trainable_variables:
-        raise ModelError(f"model {model.name!r} has no trainable weights: an update moves nothing")
+        raise ModelError(
+            f"model {model.name!r} has no trainable weights: an update moves nothing"
+        )
     if model.distribute_strategy is not tf.distribute.get_strategy():
-        raise ModelError(f"model {model.name!r} was built in the scope of a tf.distribute strategy: build it outside")
+        raise ModelError(
+            f"model {model.name!r} was built in the scope of a tf.distribute strategy: build it outside"
+        )
 
 
 def warn_of_batch_norm(model: keras.Model) -> None:

@@ -34,7 +34,10 @@ class Link(NamedTuple):
     to_outputs: Callable[[tf.Tensor], tf.Tensor]
 
 
-OPERATIONS = {"softmax": "Softmax", "sigmoid": "Sigmoid"}  # TensorFlow's operation of each link.
+OPERATIONS = {
+    "softmax": "Softmax",
+    "sigmoid": "Sigmoid",
+}  # TensorFlow's operation of each link.
 
 
 def operation(f: tf.Tensor) -> tf.Operation | None:
@@ -49,7 +52,9 @@ def link_of(f: tf.Tensor) -> str:
     op = operation(f)
     if op is None:
         return "identity"
-    return next((link for link, op_type in OPERATIONS.items() if op.type == op_type), "identity")
+    return next(
+        (link for link, op_type in OPERATIONS.items() if op.type == op_type), "identity"
+    )
 
 
 def link_derivative(link: str, f: tf.Tensor) -> tf.Tensor:
@@ -62,12 +67,18 @@ def link_derivative(link: str, f: tf.Tensor) -> tf.Tensor:
     return tf.sigmoid(u) * tf.sigmoid(-u) if link == "sigmoid" else tf.ones_like(u)
 
 
-def _logits(link: str, inverse: Callable[[tf.Tensor], tf.Tensor]) -> Callable[[tf.Tensor], tf.Tensor]:
+def _logits(
+    link: str, inverse: Callable[[tf.Tensor], tf.Tensor]
+) -> Callable[[tf.Tensor], tf.Tensor]:
     """Return a function that gives the logits behind outputs f; `inverse(f)` if f has another origin."""
 
     def of_outputs(f: tf.Tensor) -> tf.Tensor:
         op = operation(f)
-        return op.inputs[0] if op is not None and op.type == OPERATIONS[link] else inverse(f)
+        return (
+            op.inputs[0]
+            if op is not None and op.type == OPERATIONS[link]
+            else inverse(f)
+        )
 
     return of_outputs
 
@@ -76,7 +87,10 @@ def _logits(link: str, inverse: Callable[[tf.Tensor], tf.Tensor]) -> Callable[[t
 LINKS = {
     "identity": Link(lambda f: f, lambda u: u),
     "softmax": Link(_logits("softmax", tf.math.log), keras.activations.softmax),
-    "sigmoid": Link(_logits("sigmoid", lambda p: tf.math.log(p) - tf.math.log1p(-p)), keras.activations.sigmoid),
+    "sigmoid": Link(
+        _logits("sigmoid", lambda p: tf.math.log(p) - tf.math.log1p(-p)),
+        keras.activations.sigmoid,
+    ),
 }
 
 
@@ -95,7 +109,9 @@ class OutputGradients:
 
         The cross-entropy of a row y ignores shifts only if y sums to one, which is not known here.
         """
-        return isinstance(self._loss, losses.SparseCategoricalCrossentropy) and self._takes_logits(link)
+        return isinstance(
+            self._loss, losses.SparseCategoricalCrossentropy
+        ) and self._takes_logits(link)
 
     def _takes_logits(self, link: str) -> bool:
         """Whether u are the logits of a cross-entropy that has a softmax inside."""
@@ -114,12 +130,18 @@ class OutputGradients:
             return link
         with tf.GradientTape() as tape:
             tape.watch(predictions)
-            loss = self._compute_loss(y, predictions) if self._loss is None else self._of_examples(y, predictions)
+            loss = (
+                self._compute_loss(y, predictions)
+                if self._loss is None
+                else self._of_examples(y, predictions)
+            )
         if tape.gradient(loss, predictions) is None:
             raise NotSeparable("the loss does not depend on the outputs themselves")
         return "identity"
 
-    def __call__(self, u: tf.Tensor, y: tf.Tensor, link: str, mask: tf.Tensor | None = None) -> tf.Tensor:
+    def __call__(
+        self, u: tf.Tensor, y: tf.Tensor, link: str, mask: tf.Tensor | None = None
+    ) -> tf.Tensor:
         """Return ∂ℓ_i/∂u_i, float64 [n, C].
 
         Args:
@@ -136,7 +158,11 @@ class OutputGradients:
             gradient = tf.where(self._sums_to_zero(y), _balanced(gradient, u), gradient)
         if mask is not None:
             # Keras's mean over the entries that count gives them the weight one: all of an example or nothing.
-            counts = tf.reduce_any(tf.reshape(tf.cast(mask, tf.bool), [u.shape[0], -1]), axis=1, keepdims=True)
+            counts = tf.reduce_any(
+                tf.reshape(tf.cast(mask, tf.bool), [u.shape[0], -1]),
+                axis=1,
+                keepdims=True,
+            )
             gradient = tf.where(counts, gradient, tf.zeros_like(gradient))
         return gradient
 
@@ -155,25 +181,40 @@ class OutputGradients:
             return True
         return tf.reduce_sum(tf.cast(y, tf.float64), axis=-1, keepdims=True) == 1
 
-    def _example_by_example(self, u: tf.Tensor, y: tf.Tensor, link: str, mask: tf.Tensor | None) -> tf.Tensor:
-        def of_example(i):
+    def _example_by_example(
+        self, u: tf.Tensor, y: tf.Tensor, link: str, mask: tf.Tensor | None
+    ) -> tf.Tensor:
+        def of_example(i: tf.Tensor) -> tf.Tensor:
             own_mask = None if mask is None else mask[i, None]
-            return self._gradient(u[i, None], lambda f: self._compute_loss(y[i, None], f, own_mask), link)[0]
+            return self._gradient(
+                u[i, None], lambda f: self._compute_loss(y[i, None], f, own_mask), link
+            )[0]
 
-        return tf.map_fn(of_example, tf.range(u.shape[0]), fn_output_signature=tf.float64)
+        return tf.map_fn(
+            of_example, tf.range(u.shape[0]), fn_output_signature=tf.float64
+        )
 
-    def _gradient(self, u: tf.Tensor, loss: Callable[[tf.Tensor], tf.Tensor], link: str) -> tf.Tensor:
+    def _gradient(
+        self, u: tf.Tensor, loss: Callable[[tf.Tensor], tf.Tensor], link: str
+    ) -> tf.Tensor:
         with tf.GradientTape() as tape:
             tape.watch(u)
             total = tf.reduce_sum(loss(LINKS[link].to_outputs(u)))
-        return tf.cast(tape.gradient(total, u, unconnected_gradients=tf.UnconnectedGradients.ZERO), tf.float64)
+        return tf.cast(
+            tape.gradient(total, u, unconnected_gradients=tf.UnconnectedGradients.ZERO),
+            tf.float64,
+        )
 
-    def _compute_loss(self, y: tf.Tensor, predictions: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:
+    def _compute_loss(
+        self, y: tf.Tensor, predictions: tf.Tensor, mask: tf.Tensor | None = None
+    ) -> tf.Tensor:
         """The model's own `compute_loss`. It includes regularisers, whose gradient at the predictions is 0."""
         if mask is not None:
             predictions._keras_mask = mask  # Where Keras's losses look for it.
         with self._network.scope(self._network.weights):
-            return self._network.model.compute_loss(x=None, y=y, y_pred=predictions, sample_weight=None)
+            return self._network.model.compute_loss(
+                x=None, y=y, y_pred=predictions, sample_weight=None
+            )
 
 
 def _balanced(gradient: tf.Tensor, u: tf.Tensor) -> tf.Tensor:
@@ -181,7 +222,9 @@ def _balanced(gradient: tf.Tensor, u: tf.Tensor) -> tf.Tensor:
 
     p − 1 loses its digits if p is close to one.
     """
-    largest = tf.one_hot(tf.argmax(u, axis=-1), tf.shape(u)[-1], on_value=True, off_value=False)
+    largest = tf.one_hot(
+        tf.argmax(u, axis=-1), tf.shape(u)[-1], on_value=True, off_value=False
+    )
     others = tf.where(largest, tf.zeros_like(gradient), gradient)
     return tf.where(largest, -tf.reduce_sum(others, axis=-1, keepdims=True), gradient)
 
@@ -190,16 +233,25 @@ def _mean_over_examples(model: keras.Model) -> keras.losses.Loss | None:
     """Return the compiled loss if it is a class of `MEANS` that averages over examples, else None."""
     loss: Any = single_loss(model)
     loss = MEANS[loss]() if loss in MEANS else loss
-    if type(loss) not in MEANS.values() or loss.reduction not in ("sum_over_batch_size", "mean"):
+    if type(loss) not in MEANS.values() or loss.reduction not in (
+        "sum_over_batch_size",
+        "mean",
+    ):
         return None
     _, options = function_and_options(loss)
     of_last_axis = options.get("axis", -1) == -1
-    plain = of_last_axis and options.get("ignore_class") is None and not _may_have_loss_weights(model)
+    plain = (
+        of_last_axis
+        and options.get("ignore_class") is None
+        and not _may_have_loss_weights(model)
+    )
     return loss if plain else None
 
 
 def _may_have_loss_weights(model: keras.Model) -> bool:
     try:
         return bool((model.get_compile_config() or {}).get("loss_weights"))
-    except Exception:  # A user's optimizer or metric may have no configuration, and raise anything.
+    except (
+        Exception
+    ):  # A user's optimizer or metric may have no configuration, and raise anything.
         return True

@@ -6,7 +6,7 @@ served, too.
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import keras
@@ -58,10 +58,18 @@ def switches_to(dtype: tf.DType, model: keras.Model) -> list[Switch]:
     found = []
     for layer in layers_within(model):
         floating = keras.backend.is_float_dtype(layer.compute_dtype)
-        if floating and {layer.compute_dtype, layer.variable_dtype} != {name} and layer.quantization_mode is None:
+        if (
+            floating
+            and {layer.compute_dtype, layer.variable_dtype} != {name}
+            and layer.quantization_mode is None
+        ):
             # The setter of `dtype_policy` would write into a `DTypePolicyMap`, which is saved with the model.
             found.append(Switch(layer, "_dtype_policy", policy))
-    found += [Switch(holder, "_dtype", name) for holder in _typed(model) if _is_other_float(holder.dtype, name)]
+    found += [
+        Switch(holder, "_dtype", name)
+        for holder in _typed(model)
+        if _is_other_float(holder.dtype, name)
+    ]
     return found
 
 
@@ -114,14 +122,26 @@ class Inspection(NamedTuple):
 def inspection(graph: Any, weights: list[tf.Tensor], dtype: tf.DType) -> Inspection:
     """Inspect a graph whose tensors `weights` are the trainable weights."""
     coarse_types = COARSER_THAN.get(tf.as_dtype(dtype), ())
-    bodies = {body.signature.name: body.node_def for body in graph.as_graph_def().library.function}
+    bodies = {
+        body.signature.name: body.node_def
+        for body in graph.as_graph_def().library.function
+    }
 
-    def first(operations, kind):
+    def first(operations: Iterable[Any], kind: Callable[[Any], bool]) -> str | None:
         """The name of the first operation that is of a kind, or calls a function, loop or branch with one."""
-        return next((op.name for op in operations if any(map(kind, _with_called(op.node_def, bodies)))), None)
+        return next(
+            (
+                op.name
+                for op in operations
+                if any(map(kind, _with_called(op.node_def, bodies)))
+            ),
+            None,
+        )
 
     return Inspection(
-        coarse=first(_depending_on(weights), lambda node: _is_coarse(node, coarse_types)),
+        coarse=first(
+            _depending_on(weights), lambda node: _is_coarse(node, coarse_types)
+        ),
         random=first(graph.get_operations(), _is_random),
         opaque=first(graph.get_operations(), _is_opaque),
     )
@@ -149,16 +169,28 @@ def _with_called(node: Any, bodies: dict) -> Iterator[Any]:
 
 def _is_coarse(node: Any, types: tuple) -> bool:
     """Whether a node casts floating-point numbers to one of these types. Casts of integers are exact."""
-    from_floating = node.op == "Cast" and tf.as_dtype(node.attr["SrcT"].type).is_floating
+    from_floating = (
+        node.op == "Cast" and tf.as_dtype(node.attr["SrcT"].type).is_floating
+    )
     return from_floating and tf.as_dtype(node.attr["DstT"].type) in types
 
 
 def _is_random(node: Any) -> bool:
-    return "Random" in node.op or node.op in ("Multinomial", "TruncatedNormal", "ParameterizedTruncatedNormal")
+    return "Random" in node.op or node.op in (
+        "Multinomial",
+        "TruncatedNormal",
+        "ParameterizedTruncatedNormal",
+    )
 
 
 def _is_opaque(node: Any) -> bool:
     # TensorFlow's variance stops the gradient of the mean, by which its derivative is zero.
     of_variance = node.name.endswith("moments/StopGradient")
-    opaque = ("StopGradient", "PreventGradient", "PyFunc", "PyFuncStateless", "EagerPyFunc")
+    opaque = (
+        "StopGradient",
+        "PreventGradient",
+        "PyFunc",
+        "PyFuncStateless",
+        "EagerPyFunc",
+    )
     return node.op in opaque and not of_variance

@@ -9,7 +9,16 @@ import pandas as pd
 from srel_tf.errors import FrameError
 from srel_tf.frames.schema import check_columns
 from srel_tf.hypotheses.proximity import join
-from srel_tf.hypotheses.series import FALL, NEGLIGIBLE, Cube, cube, groups, log2, selected, slopes
+from srel_tf.hypotheses.series import (
+    FALL,
+    NEGLIGIBLE,
+    Cube,
+    cube,
+    groups,
+    log2,
+    selected,
+    slopes,
+)
 from srel_tf.hypotheses.verdicts import (
     MIN_SEEDS,
     Bounds,
@@ -22,12 +31,20 @@ from srel_tf.hypotheses.verdicts import (
 )
 
 MIN_SOURCES = 20
-RISES, AS_FAST, IN_TIME = "S_rel rises with P", "S_rel = O(P): falls with P as fast as P", "max S_rel/P does not grow"
+RISES, AS_FAST, IN_TIME = (
+    "S_rel rises with P",
+    "S_rel = O(P): falls with P as fast as P",
+    "max S_rel/P does not grow",
+)
 ALPHA = "slope of log S_rel (highest in time) on log P"
 CLAIMS = (
     Claim(RISES, ALPHA, (NEGLIGIBLE, np.inf)),
     Claim(AS_FAST, ALPHA, (0.9, np.inf)),
-    Claim(IN_TIME, "log₂ change of max S_rel/P over pairs, second half of the time", (-np.inf, FALL)),
+    Claim(
+        IN_TIME,
+        "log₂ change of max S_rel/P over pairs, second half of the time",
+        (-np.inf, FALL),
+    ),
 )
 
 
@@ -111,7 +128,9 @@ def bounded_by_proximity(
     rows: list[Row] = []
     for key, part in groups(frame):
         joined = join(part, proximity, "proximity")
-        p = np.nanmax(cube(joined.assign(srel=joined["proximity"])).srel, axis=(0, 2))  # [pair]
+        p = np.nanmax(
+            cube(joined.assign(srel=joined["proximity"])).srel, axis=(0, 2)
+        )  # [pair]
         about = {"hypothesis": "1.1(b)", **key}
         rows += _verdicts(_with_values(cube(joined)), p, about, confidence)
     return table(rows)
@@ -122,17 +141,25 @@ def _check_proximity(proximity: pd.DataFrame) -> None:
     values = pd.to_numeric(proximity["proximity"], errors="coerce").astype(float)
     is_fine = np.isfinite(values) & (values >= 0)
     if not is_fine.all():
-        raise FrameError("proximity must hold finite numbers, none below zero: P(x, x') is in [0, ∞)")
+        raise FrameError(
+            "proximity must hold finite numbers, none below zero: P(x, x') is in [0, ∞)"
+        )
     if set(proximity.columns) & {"step", "seed", "run"}:
-        raise FrameError("proximity has a step, seed or run: P(x, x') depends on x and x' alone (Hypothesis 1.1(b))")
+        raise FrameError(
+            "proximity has a step, seed or run: P(x, x') depends on x and x' alone (Hypothesis 1.1(b))"
+        )
     mirrored = proximity.merge(
         proximity,
         left_on=["source_id", "target_id"],
         right_on=["target_id", "source_id"],
         suffixes=("", "_mirrored"),
     )
-    if not np.allclose(mirrored["proximity"], mirrored["proximity_mirrored"], rtol=1e-9):
-        raise FrameError("proximity differs between (x, x') and (x', x): P is symmetric (Hypothesis 1.1(b))")
+    if not np.allclose(
+        mirrored["proximity"], mirrored["proximity_mirrored"], rtol=1e-9
+    ):
+        raise FrameError(
+            "proximity differs between (x, x') and (x', x): P is symmetric (Hypothesis 1.1(b))"
+        )
 
 
 def _with_values(whole: Cube) -> Cube:
@@ -161,7 +188,9 @@ def _verdicts(
     Returns:
         One row a claim.
     """
-    highest = np.max(whole.srel, axis=2, initial=-np.inf, where=np.isfinite(whole.srel))  # [seed, pair]
+    highest = np.max(
+        whole.srel, axis=2, initial=-np.inf, where=np.isfinite(whole.srel)
+    )  # [seed, pair]
     used = _used_pairs(whole, p, highest)
     scope = f"{len(used.log_p)} pairs of {used.n_sources} sources with P > 0"
     reason = ""

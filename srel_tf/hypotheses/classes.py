@@ -8,16 +8,43 @@ import pandas as pd
 
 from srel_tf.errors import FrameError
 from srel_tf.hypotheses.series import NEGLIGIBLE, Cube, cube, groups, log2, slopes
-from srel_tf.hypotheses.verdicts import Claim, Row, check_confidence, decide, of_bootstrap, table
+from srel_tf.hypotheses.verdicts import (
+    Claim,
+    Row,
+    check_confidence,
+    decide,
+    of_bootstrap,
+    table,
+)
 
 CONSTANT = 0.5  # In log₂: "relatively constant" means a change by less than a factor of √2 over the training.
 MIN_STEPS, MIN_EXAMPLES = 3, 8
 CLAIMS = (
-    Claim("intra above inter at (almost) all times", "5% quantile of log₂ (intra / inter)", (0.0, np.inf)),
-    Claim("intra above inter", "log₂ (intra / inter), mean over class pairs and steps", (NEGLIGIBLE, np.inf)),
-    Claim("intra constant in time", "log₂ change of intra over the measured span", (-CONSTANT, CONSTANT)),
-    Claim("inter decreasing", "log₂ change of inter over the measured span", (-np.inf, -NEGLIGIBLE)),
-    Claim("inter decreases more than intra", "log₂ change of inter minus that of intra", (-np.inf, -NEGLIGIBLE)),
+    Claim(
+        "intra above inter at (almost) all times",
+        "5% quantile of log₂ (intra / inter)",
+        (0.0, np.inf),
+    ),
+    Claim(
+        "intra above inter",
+        "log₂ (intra / inter), mean over class pairs and steps",
+        (NEGLIGIBLE, np.inf),
+    ),
+    Claim(
+        "intra constant in time",
+        "log₂ change of intra over the measured span",
+        (-CONSTANT, CONSTANT),
+    ),
+    Claim(
+        "inter decreasing",
+        "log₂ change of inter over the measured span",
+        (-np.inf, -NEGLIGIBLE),
+    ),
+    Claim(
+        "inter decreases more than intra",
+        "log₂ change of inter minus that of intra",
+        (-np.inf, -NEGLIGIBLE),
+    ),
 )
 
 
@@ -89,7 +116,9 @@ def class_claim(
     check_confidence(confidence)
     rows: list[Row] = []
     generator = np.random.default_rng(seed)
-    for key, _ in groups(frame):  # `groups` checks the frame, but leaves the diagonal out.
+    for key, _ in groups(
+        frame
+    ):  # `groups` checks the frame, but leaves the diagonal out.
         part = _rows_of_group(frame, key, diagonal)
         class_of = _classes(part)
         sizes = class_of.astype(str).value_counts()
@@ -97,7 +126,11 @@ def class_claim(
         reason = ""
         if least < MIN_EXAMPLES:
             reason = f"a class has {least} examples: {MIN_EXAMPLES} are needed"
-        about = {"hypothesis": "classification", **key, "scope": f"{len(sizes)} classes"}
+        about = {
+            "hypothesis": "classification",
+            **key,
+            "scope": f"{len(sizes)} classes",
+        }
         effects, draws = _effects(part, class_of, resamples, generator)
         for i, claim in enumerate(CLAIMS):
             shared = of_bootstrap(draws[:, i], least, confidence)
@@ -159,7 +192,9 @@ def _classes(part: pd.DataFrame) -> pd.Series:
     is_empty = named["class"].isna() | (named["class"].astype(str) == "")
     n_classes = part["source_class"].nunique()
     if is_empty.any() or n_classes < 2:
-        raise FrameError("the claim compares classes: source_class must name at least two, and none may be empty")
+        raise FrameError(
+            "the claim compares classes: source_class must name at least two, and none may be empty"
+        )
     is_second = named["id"].duplicated()
     if is_second.any():
         first = named.loc[is_second, "id"].iloc[0]
@@ -221,7 +256,9 @@ def _class_weights(
     for code in range(len(names)):
         members = np.flatnonzero(codes == code)
         probabilities = np.full(len(members), 1 / len(members))
-        weights[1:, members] = generator.multinomial(len(members), probabilities, resamples)
+        weights[1:, members] = generator.multinomial(
+            len(members), probabilities, resamples
+        )
     is_member = codes == np.arange(len(names))[:, None]  # [class, example]
     return weights[:, None] * is_member
 
@@ -245,7 +282,9 @@ def _effects_of_run(
     target = ids.get_indexer(run.pairs.get_level_values(1))
     logs = []
     for step in range(len(run.steps)):
-        entries = _Entries(run.srel[0, :, step], run.measured[0, :, step], source, target)
+        entries = _Entries(
+            run.srel[0, :, step], run.measured[0, :, step], source, target
+        )
         logs.append(_class_means(entries, by_class))
     return _effects_of_means(np.stack(logs, axis=-1), run.steps)
 
@@ -298,12 +337,20 @@ def _effects_of_means(logs: np.ndarray, steps: np.ndarray) -> np.ndarray:
     gaps = (intra[:, :, None] - logs)[:, ~is_intra].reshape(len(logs), -1)
     quantile = np.nanquantile if np.isnan(gaps).any() else np.quantile
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # There may be no gap, or no curve.
+        warnings.simplefilter(
+            "ignore", RuntimeWarning
+        )  # There may be no gap, or no curve.
         low_gap = quantile(gaps, 0.05, axis=1)
         mean_gap = np.nanmean(gaps, axis=1)
         change_intra = _change(intra, steps)
         change_inter = _change(inter, steps)
-    effects = [low_gap, mean_gap, change_intra, change_inter, change_inter - change_intra]
+    effects = [
+        low_gap,
+        mean_gap,
+        change_intra,
+        change_inter,
+        change_inter - change_intra,
+    ]
     return np.stack(effects, axis=1)
 
 

@@ -25,24 +25,60 @@ from srel_tf.hypotheses.series import (
     series,
     slopes,
 )
-from srel_tf.hypotheses.verdicts import MIN_SEEDS, Claim, Row, check_confidence, decide, of_median_pair, seeds, table
+from srel_tf.hypotheses.verdicts import (
+    MIN_SEEDS,
+    Claim,
+    Row,
+    check_confidence,
+    decide,
+    of_median_pair,
+    seeds,
+    table,
+)
 
 WINDOWS = 10  # Number of windows of the late phase; their minima are C(t).
 GRID = 200  # Largest number of intervals of equal length in time among which change points are sought.
-LEAST = {"start": 1, "early": 2, "rise": 3, "late": 12}  # Measured steps that a phase must have to be judged.
-LEAST_FOR_HALVES = 16  # Steps from which on every other step still makes four segments of two.
+LEAST = {
+    "start": 1,
+    "early": 2,
+    "rise": 3,
+    "late": 12,
+}  # Measured steps that a phase must have to be judged.
+LEAST_FOR_HALVES = (
+    16  # Steps from which on every other step still makes four segments of two.
+)
 
 CLAIMS = (
-    Claim("(a) late level above that of [t₁, t₂]", "log₂ (late / early median)", (NEGLIGIBLE, np.inf)),
-    Claim("(a) late level above the start", "log₂ (late median / median of the first segment)", (NEGLIGIBLE, np.inf)),
-    Claim("rises from t₁ to t*", "slope of log₂ S_rel per measured span", (NEGLIGIBLE, np.inf)),
-    Claim("rises faster from t₁ to t* than after", "difference of slopes of log₂ S_rel", (NEGLIGIBLE, np.inf)),
+    Claim(
+        "(a) late level above that of [t₁, t₂]",
+        "log₂ (late / early median)",
+        (NEGLIGIBLE, np.inf),
+    ),
+    Claim(
+        "(a) late level above the start",
+        "log₂ (late median / median of the first segment)",
+        (NEGLIGIBLE, np.inf),
+    ),
+    Claim(
+        "rises from t₁ to t*",
+        "slope of log₂ S_rel per measured span",
+        (NEGLIGIBLE, np.inf),
+    ),
+    Claim(
+        "rises faster from t₁ to t* than after",
+        "difference of slopes of log₂ S_rel",
+        (NEGLIGIBLE, np.inf),
+    ),
     Claim(
         "(b) late values stay above half the level before t*",
         "log₂ (lowest late value / median before)",
         (-1.0, np.inf),
     ),
-    Claim("(b) late lower bound non-decreasing", "log₂ change of C(t) in the late phase", (-FALL, np.inf)),
+    Claim(
+        "(b) late lower bound non-decreasing",
+        "log₂ change of C(t) in the late phase",
+        (-FALL, np.inf),
+    ),
 )
 
 
@@ -66,7 +102,8 @@ class Phases(NamedTuple):
         return {
             "start": steps < self.start,
             "early": (steps >= self.t1) & (steps < self.t2),
-            "rise": (steps >= self.t1) & (steps < self.star),  # S_rel may fall before t₁.
+            "rise": (steps >= self.t1)
+            & (steps < self.star),  # S_rel may fall before t₁.
             "late": steps >= self.star,
         }
 
@@ -111,7 +148,9 @@ def find_phases(logs: np.ndarray, steps: np.ndarray) -> Phases:
     search = ruptures.KernelCPD(kernel="linear", min_size=max(2, len(values) // 40))
     change_points = search.fit(values).predict(n_bkps=3)
     starts = [0, *change_points[:3]]
-    first, last = min(pairwise(starts), key=lambda segment: values[slice(*segment)].mean())
+    first, last = min(
+        pairwise(starts), key=lambda segment: values[slice(*segment)].mean()
+    )
     return Phases(
         start=edges[starts[1]],
         t1=edges[first],
@@ -340,7 +379,9 @@ def _judge(
         One row a claim.
     """
     times = _times(followed)._asdict()
-    scope = "t1={t1:g}, t2={t2:g}, t*={t_star:g} ({t_star_low:g} to {t_star_high:g})".format(**times)
+    scope = "t1={t1:g}, t2={t2:g}, t*={t_star:g} ({t_star_low:g} to {t_star_high:g})".format(
+        **times
+    )
     effects = _effects_of_seeds(followed)
     reason = ""
     n_seeds = len(followed.seeds)
@@ -352,7 +393,9 @@ def _judge(
     rows = []
     for i, claim in enumerate(CLAIMS):
         names = {**about, "claim": claim.name, "scope": scope, "effect": claim.effect}
-        rows.append(of_median_pair(names, effects[:, i], claim.bounds, confidence, reason))
+        rows.append(
+            of_median_pair(names, effects[:, i], claim.bounds, confidence, reason)
+        )
     return rows
 
 
@@ -413,7 +456,9 @@ def _effects(
         slope_of_rise,
         slope_of_rise - slope_after,
         lowest_known - median(before),
-        np.where(lowest <= FLOOR, FLOOR, change_of_bound),  # A lower bound of 0 says nothing.
+        np.where(
+            lowest <= FLOOR, FLOOR, change_of_bound
+        ),  # A lower bound of 0 says nothing.
     ]
     return np.stack(effects)
 

@@ -10,7 +10,14 @@ from scipy.stats import rankdata
 from srel_tf.errors import FrameError, OptionError
 from srel_tf.frames.schema import check_columns
 from srel_tf.hypotheses.series import cube, groups
-from srel_tf.hypotheses.verdicts import Bounds, Row, check_confidence, decide, of_permutations, table
+from srel_tf.hypotheses.verdicts import (
+    Bounds,
+    Row,
+    check_confidence,
+    decide,
+    of_permutations,
+    table,
+)
 
 TREND = "S_rel falls with distance"
 NEARER = "a nearer x_l has a higher S_rel, more often than by chance"
@@ -106,7 +113,9 @@ def proximity_trend(
     """
     check_confidence(confidence)
     if min_sources < 3 or resamples < 100:
-        raise OptionError(f"min_sources={min_sources}, resamples={resamples}: give at least 3 and 100")
+        raise OptionError(
+            f"min_sources={min_sources}, resamples={resamples}: give at least 3 and 100"
+        )
     check_columns(distances, ["target_id", "source_id", "distance"])
     if not (distances["distance"].astype(float) >= 0).all():
         raise FrameError("distances must be numbers, none of them negative or missing")
@@ -124,7 +133,9 @@ def proximity_trend(
                 rows += _verdicts(steps, {**about, "claim": TREND}, metric, confidence)
                 rows += _verdicts(steps, {**about, "claim": NEARER}, metric, confidence)
             else:
-                rows.append(_no_step({**about, "scope": metric}, min_sources, confidence))
+                rows.append(
+                    _no_step({**about, "scope": metric}, min_sources, confidence)
+                )
     return table(rows)
 
 
@@ -157,17 +168,25 @@ def join(
     Raises:
         FrameError: A pair has several values, or no pair has one.
     """
-    on = [name for name in ("run", "seed", "step", "source_id", "target_id") if name in values]
+    on = [
+        name
+        for name in ("run", "seed", "step", "source_id", "target_id")
+        if name in values
+    ]
     is_second = values.duplicated(on)
     if is_second.any():
-        raise FrameError(f"{is_second.sum()} pairs have a second {column}, told apart by {on}")
+        raise FrameError(
+            f"{is_second.sum()} pairs have a second {column}, told apart by {on}"
+        )
     # Seeds and steps are compared as floats: pandas does not merge a frame's nullable integers with NumPy's.
     types = {name: float for name in on if name in ("seed", "step")}
     left = part.astype(types)
     right = values[[*on, column]].astype(types)
     joined = left.merge(right, on=on)
     if joined.empty:
-        raise FrameError(f"no row of the frame has a {column}: source_id, target_id and step must agree in both")
+        raise FrameError(
+            f"no row of the frame has a {column}: source_id, target_id and step must agree in both"
+        )
     return joined
 
 
@@ -218,13 +237,18 @@ def _effects(
     sources = np.arange(srel.shape[2])
     unshuffled = np.tile(sources, (resamples, 1))
     orders = generator.permuted(unshuffled, axis=1)  # [resamples, source]
-    of_seeds = [_trend_of_seed(*arrays, orders, min_sources) for arrays in zip(srel, distance, strict=True)]
+    of_seeds = [
+        _trend_of_seed(*arrays, orders, min_sources)
+        for arrays in zip(srel, distance, strict=True)
+    ]
     known = [trend for trend in of_seeds if trend is not None]
     if not known:
         return None
 
     rank = np.array([np.nan if trend is None else trend.rank for trend in of_seeds])
-    nearer = np.array([(np.nan, np.nan) if trend is None else trend.nearer for trend in of_seeds])
+    nearer = np.array(
+        [(np.nan, np.nan) if trend is None else trend.nearer for trend in of_seeds]
+    )
     share, n_without = nearer.T
     shuffled_rank = np.mean([trend.shuffled_rank for trend in known], axis=0)
     shuffled_share = np.mean([trend.shuffled_nearer[:, 0] for trend in known], axis=0)
@@ -269,7 +293,9 @@ def _trend_of_seed(
     if not has_enough.any():
         return None
     targets = np.flatnonzero(has_enough)
-    of_targets = [_trend_of_target(srel[target], distance[target], orders) for target in targets]
+    of_targets = [
+        _trend_of_target(srel[target], distance[target], orders) for target in targets
+    ]
 
     means = [np.mean(values, axis=0) for values in zip(*of_targets, strict=True)]
     return _Trend(*means)
@@ -349,7 +375,9 @@ def higher(distance: np.ndarray, srel: np.ndarray) -> np.ndarray:
     order = order[np.isfinite(distance[order])]
     distance = distance[order]
     srel = srel[..., order]
-    n_nearer = np.searchsorted(distance, distance, side="left")  # Strictly nearer sources.
+    n_nearer = np.searchsorted(
+        distance, distance, side="left"
+    )  # Strictly nearer sources.
     known = np.where(np.isfinite(srel), srel, -np.inf)
     highest_so_far = np.maximum.accumulate(known, axis=-1)
     highest_nearer = highest_so_far[..., n_nearer - 1]

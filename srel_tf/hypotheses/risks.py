@@ -23,9 +23,21 @@ from srel_tf.hypotheses.series import NEGLIGIBLE, Cube, replicates, slopes
 from srel_tf.hypotheses.verdicts import Claim, Row, of_median_pair
 
 CLAIMS = (
-    Claim("S_rel rises while the risk falls rapidly", "log₂ change of S_rel in that phase", (NEGLIGIBLE, np.inf)),
-    Claim("S_rel rises faster then than after", "difference of slopes of log₂ S_rel", (NEGLIGIBLE, np.inf)),
-    Claim("S_rel rises from the start on", "log₂ change until half of the fall is done", (NEGLIGIBLE, np.inf)),
+    Claim(
+        "S_rel rises while the risk falls rapidly",
+        "log₂ change of S_rel in that phase",
+        (NEGLIGIBLE, np.inf),
+    ),
+    Claim(
+        "S_rel rises faster then than after",
+        "difference of slopes of log₂ S_rel",
+        (NEGLIGIBLE, np.inf),
+    ),
+    Claim(
+        "S_rel rises from the start on",
+        "log₂ change until half of the fall is done",
+        (NEGLIGIBLE, np.inf),
+    ),
 )
 RAPID = 0.9  # Share of the fall of log₂ risk that ends the phase.
 LEAST_FALL = 1.0  # In log₂: the risk must fall to less than half.
@@ -77,8 +89,15 @@ def risk_rows(
             scope = kind
             reason = f"the {kind} risk does not fall to less than half in any seed"
         for i, claim in enumerate(CLAIMS):
-            names = {**about, "claim": claim.name, "scope": scope, "effect": claim.effect}
-            rows.append(of_median_pair(names, effects[:, i], claim.bounds, confidence, reason))
+            names = {
+                **about,
+                "claim": claim.name,
+                "scope": scope,
+                "effect": claim.effect,
+            }
+            rows.append(
+                of_median_pair(names, effects[:, i], claim.bounds, confidence, reason)
+            )
     return rows
 
 
@@ -177,15 +196,21 @@ def _curves(risks: pd.DataFrame, followed: Cube) -> dict[str, list[RiskCurve]]:
     names = set(risks["replicate"])
     missing = [name for name in followed.seeds if name not in names]
     if missing:
-        raise FrameError(f"the risks lack the runs {missing}: they have {sorted(names)}")
+        raise FrameError(
+            f"the risks lack the runs {missing}: they have {sorted(names)}"
+        )
     is_positive = np.isfinite(risks["loss"].astype(float)) & (risks["loss"] > 0)
     if not is_positive.all():
-        raise FrameError(f"the risks range from {risks['loss'].min()} to {risks['loss'].max()}: they must be positive")
+        raise FrameError(
+            f"the risks range from {risks['loss'].min()} to {risks['loss'].max()}: they must be positive"
+        )
     span = followed.steps[[0, -1]]
     curves = {}
     for split, of_kind in risks.groupby("split", sort=False):
         kind = str(split)
-        curves[kind] = [_curve_of_seed(of_kind, kind, name, span) for name in followed.seeds]
+        curves[kind] = [
+            _curve_of_seed(of_kind, kind, name, span) for name in followed.seeds
+        ]
     return curves
 
 

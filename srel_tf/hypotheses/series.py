@@ -13,7 +13,9 @@ from srel_tf.frames.schema import check_columns
 GROUP = ["measure", "update", "estimator"]
 NEEDED = ["run", "seed", "step", *GROUP, "source_id", "target_id", "srel", "valid"]
 NEGLIGIBLE = 0.01  # In log₂: a change by 0.7% of the value.
-FALL = np.log2(1.1)  # A bound that loses less than a tenth of its height counts as non-decreasing.
+FALL = np.log2(
+    1.1
+)  # A bound that loses less than a tenth of its height counts as non-decreasing.
 FLOOR = -64.0  # Log₂ that stands for zero: a valid S_rel of 0 is below all others, but is not missing.
 
 _ENTRY = ["replicate", "step", "source_id", "target_id"]
@@ -57,7 +59,9 @@ def groups(frame: pd.DataFrame) -> Iterator[tuple[dict[str, str], pd.DataFrame]]
     is_pair = frame["source_id"] != frame["target_id"]
     pairs = frame[is_pair]
     if pairs.empty:
-        raise FrameError("the frame has no pairs of two different examples: nothing to check")
+        raise FrameError(
+            "the frame has no pairs of two different examples: nothing to check"
+        )
     checked = pairs.assign(
         srel=_checked_srel(pairs),
         step=_checked_steps(pairs),
@@ -82,7 +86,9 @@ def _checked_srel(frame: pd.DataFrame) -> pd.Series:
     srel = _as_numbers(frame, "srel").where(is_valid)
     srel = srel.replace([np.inf, -np.inf], np.nan)
     if (srel < 0).any():
-        raise FrameError(f"srel is {srel.min()} in row {srel.idxmin()}: S_rel is never negative")
+        raise FrameError(
+            f"srel is {srel.min()} in row {srel.idxmin()}: S_rel is never negative"
+        )
     return srel
 
 
@@ -91,16 +97,23 @@ def _checked_steps(frame: pd.DataFrame) -> pd.Series:
     steps = _as_numbers(frame, "step")
     n_missing = (~np.isfinite(steps)).sum()
     if n_missing:
-        raise FrameError(f"step is missing in {n_missing} rows: say at which step each was measured")
+        raise FrameError(
+            f"step is missing in {n_missing} rows: say at which step each was measured"
+        )
     return steps
 
 
 def _as_bool(column: pd.Series) -> pd.Series:
     """A column of booleans, missing ones as False. Text is refused, because "False" would count as true."""
     is_bool = pd.api.types.is_bool_dtype(column)
-    if is_bool or column.dropna().map(lambda value: isinstance(value, (bool, np.bool_))).all():
+    if (
+        is_bool
+        or column.dropna().map(lambda value: isinstance(value, (bool, np.bool_))).all()
+    ):
         return column.eq(True).fillna(False).astype(bool)
-    raise FrameError(f"column 'valid' holds {str(column.dropna().iloc[0])!r}: it must be True or False")
+    raise FrameError(
+        f"column 'valid' holds {str(column.dropna().iloc[0])!r}: it must be True or False"
+    )
 
 
 def _as_numbers(frame: pd.DataFrame, name: str) -> pd.Series:
@@ -129,7 +142,9 @@ def replicates(frame: pd.DataFrame) -> pd.Series:
     if len(repeated):
         seed = repeated.iloc[0]
         names = runs.loc[runs["seed"] == seed, "run"].tolist()
-        raise FrameError(f"seed {seed} belongs to several runs, {names}: check one experiment at a time")
+        raise FrameError(
+            f"seed {seed} belongs to several runs, {names}: check one experiment at a time"
+        )
     seed_names = frame["seed"].astype("string").fillna("").astype(str)
     return frame["run"].astype(str) + "/" + seed_names
 
@@ -157,7 +172,9 @@ def _check_replicates(rows: pd.DataFrame) -> None:
         values = run["srel"].to_numpy()
         first_name = run_of_values.setdefault(values.tobytes(), name)
         if first_name != name:
-            raise FrameError(f"the runs {first_name} and {name} are the same to the last bit: drop the copy")
+            raise FrameError(
+                f"the runs {first_name} and {name} are the same to the last bit: drop the copy"
+            )
 
 
 def _check_learning_rates(rows: pd.DataFrame) -> None:
@@ -166,8 +183,12 @@ def _check_learning_rates(rows: pd.DataFrame) -> None:
     differs = at_step.min() < at_step.max()
     if differs.any():
         step = differs.idxmax()
-        rates = sorted(rows.loc[rows["step"] == step, "learning_rate"].unique().tolist())
-        raise FrameError(f"learning_rate is {rates} at step {step}: check one η at a time")
+        rates = sorted(
+            rows.loc[rows["step"] == step, "learning_rate"].unique().tolist()
+        )
+        raise FrameError(
+            f"learning_rate is {rates} at step {step}: check one η at a time"
+        )
 
 
 def _may_agree(run: pd.DataFrame) -> bool:
@@ -188,7 +209,9 @@ def pairs_in_time(rows: pd.DataFrame) -> Cube:
         Cube of the pairs, or of the means over class pairs.
     """
     by_pair = cube(rows)
-    is_common = by_pair.measured.any(axis=2).all(axis=0)  # Pairs that all seeds measured.
+    is_common = by_pair.measured.any(axis=2).all(
+        axis=0
+    )  # Pairs that all seeds measured.
     if is_common.any() or not _has_classes(rows):
         return by_pair
     return cube(of_classes(rows))
@@ -216,7 +239,9 @@ def of_classes(rows: pd.DataFrame) -> pd.DataFrame:
     means = srel.agg(["mean", "count", "size"]).reset_index()
     is_known = means["count"] >= means["size"] / 2
     means = means.assign(srel=means["mean"].where(is_known))
-    return means.rename(columns={"source_class": "source_id", "target_class": "target_id"})
+    return means.rename(
+        columns={"source_class": "source_id", "target_class": "target_id"}
+    )
 
 
 def cube(rows: pd.DataFrame) -> Cube:
@@ -266,7 +291,9 @@ def series(whole: Cube, least: int = 12) -> Cube | str:
     common = whole.measured[:, followed].all(axis=(0, 1))
     n_common = common.sum()
     if n_common < least:
-        return f"the pairs and seeds have {n_common} steps in common: {least} are needed"
+        return (
+            f"the pairs and seeds have {n_common} steps in common: {least} are needed"
+        )
 
     chosen = whole.srel[:, followed][:, :, common]
     logs = log2(chosen)
@@ -307,7 +334,9 @@ def slopes(values: np.ndarray, at: np.ndarray) -> np.ndarray:
     """
     at = np.where(np.isfinite(values), at, np.nan)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # Rows of NaN only have no mean.
+        warnings.simplefilter(
+            "ignore", RuntimeWarning
+        )  # Rows of NaN only have no mean.
         at = at - np.nanmean(at, axis=-1, keepdims=True)
         values = values - np.nanmean(values, axis=-1, keepdims=True)
     covariance = np.nansum(at * values, axis=-1)

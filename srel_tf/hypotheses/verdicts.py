@@ -38,7 +38,9 @@ class Claim(NamedTuple):
 def check_confidence(confidence: float) -> None:
     """Raise `OptionError` unless 0.5 <= confidence < 1."""
     if not 0.5 <= confidence < 1:
-        raise OptionError(f"confidence={confidence!r}: give a number from 0.5 to 1, say 0.95")
+        raise OptionError(
+            f"confidence={confidence!r}: give a number from 0.5 to 1, say 0.95"
+        )
 
 
 def interval(
@@ -288,9 +290,13 @@ def undecided(
         >>> table[["measure", "verdict", "reason"]].values.tolist()
         [['kl', 'undecided', 'the frame has one step']]
     """
-    keys = frame[["measure", "update", "estimator"]].drop_duplicates().to_dict("records")
+    keys = (
+        frame[["measure", "update", "estimator"]].drop_duplicates().to_dict("records")
+    )
     names = {"hypothesis": hypothesis, "claim": claim, "scope": "", "effect": ""}
-    rows = [decide({**names, **key}, [], (np.nan, np.nan), reason=reason) for key in keys]
+    rows = [
+        decide({**names, **key}, [], (np.nan, np.nan), reason=reason) for key in keys
+    ]
     return table(rows)
 
 

@@ -51,7 +51,9 @@ def probability_change(log_before: tf.Tensor, log_after: tf.Tensor) -> Change:
     both_zero = tf.math.is_inf(log_before) & tf.math.is_inf(log_after)
     d = tf.where(both_zero, tf.zeros_like(before), log_after - log_before)
     small = tf.abs(d) < 1.0
-    difference = tf.where(small, before * tf.math.expm1(tf.where(small, d, 0.0)), after - before)
+    difference = tf.where(
+        small, before * tf.math.expm1(tf.where(small, d, 0.0)), after - before
+    )
     return Change(before, after, difference, log_before, d)
 
 
@@ -64,8 +66,12 @@ def log_probabilities(outputs: tf.Tensor, are_probabilities: bool) -> tf.Tensor:
     outputs = tf.cast(outputs, tf.float64)
     f = tf.math.log(outputs) if are_probabilities else outputs
     f -= tf.reduce_max(f, axis=-1, keepdims=True)
-    largest = tf.one_hot(tf.argmax(f, axis=-1), tf.shape(f)[-1], on_value=True, off_value=False)
-    others = tf.reduce_sum(tf.where(largest, tf.zeros_like(f), tf.exp(f)), axis=-1, keepdims=True)
+    largest = tf.one_hot(
+        tf.argmax(f, axis=-1), tf.shape(f)[-1], on_value=True, off_value=False
+    )
+    others = tf.reduce_sum(
+        tf.where(largest, tf.zeros_like(f), tf.exp(f)), axis=-1, keepdims=True
+    )
     return f - tf.math.log1p(others)
 
 
@@ -139,7 +145,9 @@ class Measure:
 
 
 def _definition(distance: Distance, first_order: Distance, **options: Any) -> Measure:
-    return Measure(numerator=distance, denominator=distance, first_order=first_order, **options)
+    return Measure(
+        numerator=distance, denominator=distance, first_order=first_order, **options
+    )
 
 
 DEFINITIONS = {

@@ -7,16 +7,26 @@ import numpy as np
 import tensorflow as tf
 
 from srel_tf.errors import ModelError, OptionError, ProbeError
-from srel_tf.measures.distances import Change, Measure, log_probabilities, probability_change, raw_change
+from srel_tf.measures.distances import (
+    Change,
+    Measure,
+    log_probabilities,
+    probability_change,
+    raw_change,
+)
 
 Probe: TypeAlias = Any  # A `ProbeSet`.
 Loss: TypeAlias = Any  # A `CompiledLoss`.
 
 CHOICES = ("auto", "softmax", "raw")
-OWN_LOSS = "the loss is your own, and y holds no class indices"  # A reason for raw outputs.
+OWN_LOSS = (
+    "the loss is your own, and y holds no class indices"  # A reason for raw outputs.
+)
 
 
-def read_as(choice: str, loss: Loss, activation: str | None, y: np.ndarray, num_outputs: int) -> tuple[str, str]:
+def read_as(
+    choice: str, loss: Loss, activation: str | None, y: np.ndarray, num_outputs: int
+) -> tuple[str, str]:
     """Decide how to read outputs [n, C]. The values of outputs and of y play no part.
 
     Args:
@@ -48,7 +58,11 @@ def read_as(choice: str, loss: Loss, activation: str | None, y: np.ndarray, num_
     A softmax is the model's last operation, so that its outputs are probabilities by construction; a cross-entropy
     with from_logits=True says that they are logits. In both cases no value of an output can change the reading.
     """
-    reason = "" if choice == "softmax" else _reason_for_raw(choice, loss, activation, y, num_outputs)
+    reason = (
+        ""
+        if choice == "softmax"
+        else _reason_for_raw(choice, loss, activation, y, num_outputs)
+    )
     if reason:
         return "raw", reason
     if activation == "softmax":
@@ -58,7 +72,9 @@ def read_as(choice: str, loss: Loss, activation: str | None, y: np.ndarray, num_
     return "softmax", ""
 
 
-def _reason_for_raw(choice: str, loss: Loss, activation: str | None, y: np.ndarray, num_outputs: int) -> str:
+def _reason_for_raw(
+    choice: str, loss: Loss, activation: str | None, y: np.ndarray, num_outputs: int
+) -> str:
     if choice == "raw":
         return "predictions='raw'"
     if num_outputs == 1:
@@ -67,14 +83,19 @@ def _reason_for_raw(choice: str, loss: Loss, activation: str | None, y: np.ndarr
         return f"the loss {loss.name} takes each output by itself"
     if activation == "sigmoid":
         return "the model ends in a sigmoid, which takes each output by itself"
-    if loss.kind in ("sparse", "categorical") or activation in ("softmax", "log_softmax"):
+    if loss.kind in ("sparse", "categorical") or activation in (
+        "softmax",
+        "log_softmax",
+    ):
         return ""
     if loss.kind == "own":
         return "" if holds_class_indices(y) else OWN_LOSS
     return f"the loss {loss.name} is not one of a classifier, and the model does not end in a softmax"
 
 
-def kind_of_predictions(kind: str, loss: Loss, model_name: str, outputs: np.ndarray) -> str:
+def kind_of_predictions(
+    kind: str, loss: Loss, model_name: str, outputs: np.ndarray
+) -> str:
     """Return "raw", "logits" or "probabilities": `kind` of `read_as`, decided by values if it is "softmax".
 
     Values decide for a classifier whose last operation is unknown or does not make probabilities by itself, such as a
@@ -93,7 +114,9 @@ def kind_of_predictions(kind: str, loss: Loss, model_name: str, outputs: np.ndar
         return kind
     finite = np.isfinite(outputs).all(axis=-1)
     if finite.any():
-        outputs = outputs[finite]  # One target whose prediction is NaN does not change how the others are read.
+        outputs = outputs[
+            finite
+        ]  # One target whose prediction is NaN does not change how the others are read.
     if _on_simplex(outputs):
         return "probabilities"
     if finite.any() and loss.from_logits is False:
@@ -121,7 +144,11 @@ def change_of_outputs(kind: str, before: tf.Tensor, after: tf.Tensor) -> Change:
 
 
 def first_order_change(
-    kind: str, link: str, before: tf.Tensor, moved: tf.Tensor, link_derivative: tf.Tensor | float
+    kind: str,
+    link: str,
+    before: tf.Tensor,
+    moved: tf.Tensor,
+    link_derivative: tf.Tensor | float,
 ) -> Change:
     """Return the `Change` of predictions to first order in the change of u.
 
@@ -135,7 +162,10 @@ def first_order_change(
         moved: the change of u [..., C].
         link_derivative: df/du.
     """
-    before, moved = tf.cast(before, tf.float64), link_derivative * tf.cast(moved, tf.float64)
+    before, moved = (
+        tf.cast(before, tf.float64),
+        link_derivative * tf.cast(moved, tf.float64),
+    )
     if kind == "raw":
         return Change(before, before, moved)
     log_g = log_probabilities(before, kind == "probabilities")
@@ -154,7 +184,14 @@ def holds_class_indices(y: np.ndarray) -> bool:
     return y.dtype.kind in "biu" and y.size == len(y)
 
 
-def check_fit(kind: str, reason: str, measures: dict[str, Measure], probe: Probe, num_outputs: int, loss: Loss) -> None:
+def check_fit(
+    kind: str,
+    reason: str,
+    measures: dict[str, Measure],
+    probe: Probe,
+    num_outputs: int,
+    loss: Loss,
+) -> None:
     """Check that measures, labels and a model's number of outputs go together.
 
     Args:
@@ -169,14 +206,20 @@ def check_fit(kind: str, reason: str, measures: dict[str, Measure], probe: Probe
         OptionError: if a measure of probabilities would act on raw outputs.
         ProbeError: if a label is out of range.
     """
-    unfit = [name for name, measure in measures.items() if measure.probabilities and kind == "raw"]
+    unfit = [
+        name
+        for name, measure in measures.items()
+        if measure.probabilities and kind == "raw"
+    ]
     if unfit:
         raise OptionError(
             f"measures {unfit} are defined for probability vectors, and D acts on raw outputs here ({reason}): use "
             "'l1' or 'l2', or predictions='softmax' if the softmax of two outputs or more is meant"
         )
     if kind != "raw" and num_outputs < 2:
-        raise OptionError("predictions='softmax' needs two outputs or more; this model has one: use 'raw'")
+        raise OptionError(
+            "predictions='softmax' needs two outputs or more; this model has one: use 'raw'"
+        )
     if probe.labels is None or (kind == "raw" and loss.kind != "sparse"):
         return
     outside = (probe.labels < 0) | (probe.labels >= num_outputs)
@@ -208,9 +251,13 @@ def labelled(probe: Probe, loss: Loss) -> Probe:
     """
     rows = probe.y.ndim == 2 and probe.y.shape[1] > 1
     if loss.kind == "categorical" and not rows:
-        raise ProbeError(f"y has the shape {probe.y.shape}, and the loss {loss.name} needs one-hot rows [n, C]")
+        raise ProbeError(
+            f"y has the shape {probe.y.shape}, and the loss {loss.name} needs one-hot rows [n, C]"
+        )
     if loss.kind != "sparse":
         return probe
     if rows or probe.y.ndim > 2:
-        raise ProbeError(f"y has the shape {probe.y.shape}, and the loss {loss.name} needs class indices [n]")
+        raise ProbeError(
+            f"y has the shape {probe.y.shape}, and the loss {loss.name} needs class indices [n]"
+        )
     return probe.with_class_indices() if probe.labels is None else probe

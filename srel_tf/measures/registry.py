@@ -49,12 +49,22 @@ def register_measure(
         >>> srel_tf.register_measure("hellinger", hellinger, probabilities=True)
     """
     if not isinstance(name, str) or not name:
-        raise OptionError(f"register_measure({name!r}): give the measure's name as a string")
+        raise OptionError(
+            f"register_measure({name!r}): give the measure's name as a string"
+        )
     if name in BUILT_IN:
-        raise OptionError(f"register_measure({name!r}): this name is built in; choose another one")
+        raise OptionError(
+            f"register_measure({name!r}): this name is built in; choose another one"
+        )
     for option, function in (("distance", distance), ("first_order", first_order)):
-        if not callable(function) and not (option == "first_order" and function is None):
+        if not callable(function) and not (
+            option == "first_order" and function is None
+        ):
             raise OptionError(f"{option}={function!r}: give a function of a Change")
     if degree not in (1, 2) or not 0 < tolerance < 1:
-        raise OptionError(f"degree={degree!r}, tolerance={tolerance!r}: give degree 1 or 2 and 0 < tolerance < 1")
-    MEASURES[name] = Measure(distance, distance, probabilities, first_order, raw, degree, tolerance)
+        raise OptionError(
+            f"degree={degree!r}, tolerance={tolerance!r}: give degree 1 or 2 and 0 < tolerance < 1"
+        )
+    MEASURES[name] = Measure(
+        distance, distance, probabilities, first_order, raw, degree, tolerance
+    )

@@ -18,7 +18,9 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-DRAWS = 2  # Perturbed evaluations; the second has the opposite perturbation of the first.
+DRAWS = (
+    2  # Perturbed evaluations; the second has the opposite perturbation of the first.
+)
 UNITS = 8.0  # ULP by which weights and outputs are perturbed.
 
 
@@ -61,7 +63,10 @@ def perturbed(weights: list, draw: tf.Tensor | int) -> list[tf.Tensor]:
     each. The signs do not depend on global random state.
     """
     direction = tf.where(draw % 2 == 0, 1.0, -1.0)
-    return [_perturbed(tf.convert_to_tensor(w), [index, draw // 2], direction) for index, w in enumerate(weights)]
+    return [
+        _perturbed(tf.convert_to_tensor(w), [index, draw // 2], direction)
+        for index, w in enumerate(weights)
+    ]
 
 
 def _perturbed(w: tf.Tensor, seed: list, direction: tf.Tensor) -> tf.Tensor:
@@ -84,7 +89,9 @@ def last_places_moved(outputs: tf.Tensor) -> tf.Tensor:
     return outputs * tf.constant(moves[:, None, :], outputs.dtype)
 
 
-def noise_between(degree: int, values: np.ndarray, values_again: np.ndarray) -> np.ndarray:
+def noise_between(
+    degree: int, values: np.ndarray, values_again: np.ndarray
+) -> np.ndarray:
     """Return the difference of two evaluations of D as a norm, that is of D to the power 1/degree.
 
     It is infinite if only the second value is not a number. It is zero if the first one is not, since such an entry is
@@ -93,10 +100,14 @@ def noise_between(degree: int, values: np.ndarray, values_again: np.ndarray) -> 
     root = 1 / degree
     with np.errstate(invalid="ignore"):
         apart = np.abs(np.abs(values_again) ** root - np.abs(values) ** root)
-    return np.where(np.isfinite(values), np.where(np.isfinite(values_again), apart, np.inf), 0.0)
+    return np.where(
+        np.isfinite(values), np.where(np.isfinite(values_again), apart, np.inf), 0.0
+    )
 
 
-def error_bound(degree: int, srel: np.ndarray, denominator: np.ndarray, noise: Noise) -> np.ndarray:
+def error_bound(
+    degree: int, srel: np.ndarray, denominator: np.ndarray, noise: Noise
+) -> np.ndarray:
     """Return a bound of the error of S [n_s, n_t]; denominator: D at the sources [n_s].
 
     For degree 2, D is the square of a norm: the triangle inequality holds for S^½.
@@ -105,7 +116,9 @@ def error_bound(degree: int, srel: np.ndarray, denominator: np.ndarray, noise: N
     s = np.abs(srel) ** root
     norm_at_source = np.abs(denominator)[:, None] ** root
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        of_readings = (noise.at_targets + s * noise.at_sources[:, None]) / norm_at_source
+        of_readings = (
+            noise.at_targets + s * noise.at_sources[:, None]
+        ) / norm_at_source
         of_updates = noise.of_updates * (1 + s)
         bound = np.maximum(of_readings, of_updates)
         return bound if degree == 1 else 2 * s * bound + bound**2

@@ -10,7 +10,13 @@ from matplotlib.figure import Figure
 
 from srel_tf.errors import FrameError
 from srel_tf.frames.schema import check_columns, rule_names
-from srel_tf.plotting.style import class_palette, is_wide, measure_name, new_figure, population_deviation
+from srel_tf.plotting.style import (
+    class_palette,
+    is_wide,
+    measure_name,
+    new_figure,
+    population_deviation,
+)
 
 NEEDED = [
     *("run", "step", "epoch", "measure", "update", "estimator", "learning_rate"),
@@ -19,7 +25,9 @@ NEEDED = [
 _CURVE = ["source_class", "target_class", "epoch"]
 
 
-def plot_class_pairs(pairs: pd.DataFrame, classes: Sequence[str] | None = None) -> Figure:
+def plot_class_pairs(
+    pairs: pd.DataFrame, classes: Sequence[str] | None = None
+) -> Figure:
     """Plot Definition 3 for each target class over the epochs: one panel a measure (column) and source class (row).
 
     Lines are means over runs, bands their population standard deviation. The intra-class line is solid, inter-class
@@ -49,7 +57,9 @@ def plot_class_pairs(pairs: pd.DataFrame, classes: Sequence[str] | None = None) 
     rule = _only_rule(pairs)
     measures = pairs["measure"].unique()
     sources = _source_classes(pairs, classes)
-    targets = sources + [name for name in pairs["target_class"].unique() if name not in sources]
+    targets = sources + [
+        name for name in pairs["target_class"].unique() if name not in sources
+    ]
     figure, axes = new_figure(
         len(sources),
         len(measures),
@@ -82,7 +92,9 @@ def _source_classes(pairs: pd.DataFrame, classes: Sequence[str] | None) -> list[
         return present
     unknown = [name for name in classes if name not in present]
     if unknown:
-        raise FrameError(f"classes {unknown} are not source classes: choose from {present}")
+        raise FrameError(
+            f"classes {unknown} are not source classes: choose from {present}"
+        )
     return list(classes)
 
 
@@ -120,7 +132,11 @@ def _describe_bands(pairs: pd.DataFrame, axes: np.ndarray) -> str:
     if runs == 1:
         return "one run"
     is_logarithmic = any(ax.get_yscale() == "log" for ax in axes[0])
-    exception = "; on a logarithmic axis from the lowest run to the highest" if is_logarithmic else ""
+    exception = (
+        "; on a logarithmic axis from the lowest run to the highest"
+        if is_logarithmic
+        else ""
+    )
     return f"mean over {runs} runs, bands ± 1 s.d.{exception}"
 
 
@@ -154,7 +170,9 @@ def _panel(
     drawn = set(pairs["target_class"])
     present = [name for name in targets if name in drawn]
     palette = class_palette(targets)
-    band = ("pi", 100) if wide else population_deviation  # ("pi", 100) reaches from the lowest run to the highest.
+    band = (
+        ("pi", 100) if wide else population_deviation
+    )  # ("pi", 100) reaches from the lowest run to the highest.
     has_one_run = pairs["run"].nunique() == 1
     sns.lineplot(
         pairs.astype({"epoch": float}),

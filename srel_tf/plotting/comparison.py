@@ -8,7 +8,13 @@ from matplotlib.figure import Figure
 
 from srel_tf.errors import FrameError
 from srel_tf.frames.schema import check_columns
-from srel_tf.plotting.style import Colour, is_wide, legend_below, measure_name, new_figure
+from srel_tf.plotting.style import (
+    Colour,
+    is_wide,
+    legend_below,
+    measure_name,
+    new_figure,
+)
 
 _LINE_STYLES = ("-", "--", ":")
 
@@ -38,12 +44,19 @@ def plot_beside(curves: pd.DataFrame, measure: str) -> Figure:
         >>> [line.get_label() for line in figure.axes[0].lines]
         ['ours', 'published']
     """
-    check_columns(curves, ["origin", "run", "step", "measure", "source_class", "target_class", "mean"])
+    check_columns(
+        curves,
+        ["origin", "run", "step", "measure", "source_class", "target_class", "mean"],
+    )
     rows = curves[curves["measure"] == measure]
     if rows.empty:
-        raise FrameError(f"no curve of measure {measure!r}: choose from {list(curves['measure'].unique())}")
+        raise FrameError(
+            f"no curve of measure {measure!r}: choose from {list(curves['measure'].unique())}"
+        )
     classes = list(rows["source_class"].unique())
-    colours = dict(zip(rows["origin"].unique(), sns.color_palette("colorblind"), strict=False))
+    colours = dict(
+        zip(rows["origin"].unique(), sns.color_palette("colorblind"), strict=False)
+    )
     of_curve = rows.groupby(["source_class", "target_class", "origin", "step"])["mean"]
     over_runs = of_curve.agg(["mean", "min", "max"])
     wide = is_wide(over_runs["mean"].min(), over_runs["mean"].max())
@@ -63,7 +76,9 @@ def plot_beside(curves: pd.DataFrame, measure: str) -> Figure:
         axes[0].set(ylabel="mean $S_{rel}$", yscale="log" if wide else "linear")
     for ax in grid[-1]:
         ax.set_xlabel("optimizer updates")
-    figure.suptitle(f"{measure_name(measure)}: source x → target x', mean and range of the runs")
+    figure.suptitle(
+        f"{measure_name(measure)}: source x → target x', mean and range of the runs"
+    )
     legend_below(figure, *grid[0, 0].get_legend_handles_labels())
     return figure
 

@@ -35,10 +35,15 @@ def plot_matrix(frame: pd.DataFrame, measure: str) -> Figure:
         >>> plot_matrix(frame, "kl").axes[0].get_title()
         'KL (Definition 2) (blank: not valid, or 0)'
     """
-    check_columns(frame, ["measure", "source_id", "target_id", "source_class", "target_class", "srel"])
+    check_columns(
+        frame,
+        ["measure", "source_id", "target_id", "source_class", "target_class", "srel"],
+    )
     rows = frame[frame["measure"] == measure]
     if rows.empty or rows.duplicated(["source_id", "target_id"]).any():
-        raise FrameError(f"expected one matrix of measure {measure!r}, got {len(rows)} rows: select one step and rule")
+        raise FrameError(
+            f"expected one matrix of measure {measure!r}, got {len(rows)} rows: select one step and rule"
+        )
     matrix = _as_matrix(rows)
     low, high = _colour_range(matrix)
     figure, axes = new_figure(1, 1, width=5.4, height=4.6)

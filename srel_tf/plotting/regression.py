@@ -41,14 +41,20 @@ def plot_distances(frame: pd.DataFrame, distances: pd.DataFrame) -> Figure:
         >>> len(figure.axes)
         1
     """
-    check_columns(frame, ["run", "step", "measure", "source_id", "target_id", "srel", "valid"])
-    check_columns(distances, ["run", "step", "source_id", "target_id", "distance", "metric"])
+    check_columns(
+        frame, ["run", "step", "measure", "source_id", "target_id", "srel", "valid"]
+    )
+    check_columns(
+        distances, ["run", "step", "source_id", "target_id", "distance", "metric"]
+    )
     if frame["target_id"].nunique() != 1 or frame["measure"].nunique() != 1:
         raise FrameError("expected one target x' and one measure to draw: select them")
     keys = ["run", "step", "source_id", "target_id"]
     joined = frame[frame["valid"]].merge(distances, on=keys)
     if joined.empty:
-        raise FrameError("no row of the frame has a distance: run, step, source_id and target_id must agree")
+        raise FrameError(
+            "no row of the frame has a distance: run, step, source_id and target_id must agree"
+        )
 
     metrics = joined["metric"].unique()
     steps = sorted(joined["step"].unique())
@@ -138,7 +144,9 @@ def plot_pairs(pairs: pd.DataFrame, risks: pd.DataFrame | None = None) -> Figure
 def _draw_pairs(ax: Axes, pairs: pd.DataFrame, band: bool) -> None:
     """Draw one curve a pair, from valid entries only."""
     shown = pairs.assign(srel=pairs["srel"].where(pairs["valid"]))
-    for (pair, part), colour in zip(shown.groupby("pair", sort=False), PALETTE, strict=False):
+    for (pair, part), colour in zip(
+        shown.groupby("pair", sort=False), PALETTE, strict=False
+    ):
         _curve(
             ax,
             part,
@@ -157,7 +165,9 @@ def _draw_pairs(ax: Axes, pairs: pd.DataFrame, band: bool) -> None:
 def _draw_risks(ax: Axes, risks: pd.DataFrame) -> None:
     """Draw one black curve a kind of risk."""
     check_columns(risks, ["run", "step", "split", "loss"])
-    for (split, part), style in zip(risks.groupby("split", sort=False), _LINE_STYLES, strict=False):
+    for (split, part), style in zip(
+        risks.groupby("split", sort=False), _LINE_STYLES, strict=False
+    ):
         _curve(
             ax,
             part,

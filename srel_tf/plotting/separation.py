@@ -53,7 +53,9 @@ def plot_separation(
     present = set(separation["measure"])
     shown = [measure for measure in measures if measure in present]
     if not shown:
-        raise FrameError(f"no measure of {list(measures)} in the frame: it has {separation['measure'].unique()}")
+        raise FrameError(
+            f"no measure of {list(measures)} in the frame: it has {separation['measure'].unique()}"
+        )
     chosen = separation[separation["measure"].isin(shown)].astype({"epoch": float})
     chosen = chosen.assign(measure=chosen["measure"].map(measure_name))
     names = [measure_name(measure) for measure in shown]
@@ -95,7 +97,9 @@ def _auc_panel(
         names: Names of all measures, in the order of the legend.
         legend: Whether to draw a legend.
     """
-    colours = {measure_name(measure): colour for measure, colour in measure_palette().items()}
+    colours = {
+        measure_name(measure): colour for measure, colour in measure_palette().items()
+    }
     has_runs = part["run"].nunique() > 1
     sns.lineplot(
         part,
@@ -144,7 +148,9 @@ def plot_spread(quantiles: pd.DataFrame) -> Figure:
     check_columns(quantiles, ["run", "epoch", "measure", "rule", "kind", *_QUANTILES])
     measures = list(quantiles["measure"].unique())
     rules = list(quantiles["rule"].unique())
-    over_runs = quantiles.groupby(["rule", "measure", "kind", "epoch"])[_QUANTILES].mean()
+    over_runs = quantiles.groupby(["rule", "measure", "kind", "epoch"])[
+        _QUANTILES
+    ].mean()
     figure, grid = new_figure(
         len(rules),
         len(measures),
@@ -176,7 +182,9 @@ def _spread_panel(
         measure: The measure.
     """
     present = over_runs.index.droplevel("epoch")
-    for kind, colour in zip(("intra", "inter"), sns.color_palette("colorblind"), strict=False):
+    for kind, colour in zip(
+        ("intra", "inter"), sns.color_palette("colorblind"), strict=False
+    ):
         if (rule, measure, kind) not in present:
             continue
         curve = over_runs.xs((rule, measure, kind))

@@ -32,7 +32,9 @@ _COLOURS_OF_FILE = 256  # A palette makes a PNG file of a third of the size.
 
 def class_palette(classes: Sequence[str]) -> dict[str, Colour]:
     """Assign a colour to each class, the same in every figure that shows the same classes."""
-    return dict(zip(classes, sns.color_palette("colorblind", len(classes)), strict=True))
+    return dict(
+        zip(classes, sns.color_palette("colorblind", len(classes)), strict=True)
+    )
 
 
 def measure_palette() -> dict[str, Colour]:

@@ -18,7 +18,10 @@ RIDGES = {
 
 _LINE_STYLES = ("-", "--", "-.", ":")
 _LABELS = {"loss": "empirical loss, eq. 3", "srel": "$S_{rel}$, eq. 4"}
-_PUBLISHED_LABELS = {"loss": "loss as the script sums it", "srel": "$S_{rel}$ as the script computes it"}
+_PUBLISHED_LABELS = {
+    "loss": "loss as the script sums it",
+    "srel": "$S_{rel}$ as the script computes it",
+}
 
 
 def _check(frame: pd.DataFrame, *columns: str) -> None:
@@ -80,13 +83,27 @@ def plot_penalized(frame: pd.DataFrame) -> Figure:
         >>> len(plot_penalized(frame.assign(pairs="inter", width=1000)).axes)
         2
     """
-    _check(frame, "figure", "variant", "ridge", "quantity", "time", "mean", "low", "high", "pairs", "width")
+    _check(
+        frame,
+        "figure",
+        "variant",
+        "ridge",
+        "quantity",
+        "time",
+        "mean",
+        "low",
+        "high",
+        "pairs",
+        "width",
+    )
     is_published = frame["variant"].iloc[0] == "published"
     labels = _PUBLISHED_LABELS if is_published else _LABELS
     ridges = list(frame["ridge"].unique())
     shown = frame[frame["time"] > 0]  # The time axis is logarithmic.
     figure, grid = new_figure(2, len(ridges), width=4.6, sharex=True)
-    for (quantity, label), row, colour in zip(labels.items(), grid, PALETTE, strict=False):
+    for (quantity, label), row, colour in zip(
+        labels.items(), grid, PALETTE, strict=False
+    ):
         of_quantity = shown[shown["quantity"] == quantity]
         for ridge, ax in zip(ridges, row, strict=True):
             part = of_quantity[of_quantity["ridge"] == ridge]
@@ -161,7 +178,9 @@ def plot_relu_gate(frame: pd.DataFrame) -> Figure:
         )
         ax.legend(fontsize="small", loc="upper left")
     _distance_of_the_gate(distance_panel, frame[frame["pair"] == pairs[0]])
-    figure.suptitle("Figure 10: a ReLU gate in 10 dimensions, w* = (1, …, 1), x = (10, …, 10)")
+    figure.suptitle(
+        "Figure 10: a ReLU gate in 10 dimensions, w* = (1, …, 1), x = (10, …, 10)"
+    )
     return figure
 
 
@@ -251,7 +270,9 @@ def plot_distance(frame: pd.DataFrame) -> Figure:
     _check(frame, "time", "distance", "srel")
     figure, grid = new_figure(1, 1, width=6.5, height=4.2)
     ax = grid[0, 0]
-    for (time, part), colour, style in zip(frame.groupby("time"), PALETTE, _LINE_STYLES, strict=False):
+    for (time, part), colour, style in zip(
+        frame.groupby("time"), PALETTE, _LINE_STYLES, strict=False
+    ):
         ax.plot(
             part["distance"],
             part["srel"],

@@ -4,9 +4,19 @@ import numpy as np
 import tensorflow as tf
 
 from srel_tf.errors import AssumptionError, ShapeError
-from srel_tf.theory.checks import ArrayLike, as_number, as_positive, as_tensor, as_times, check_option, nan_unless
+from srel_tf.theory.checks import (
+    ArrayLike,
+    as_number,
+    as_positive,
+    as_tensor,
+    as_times,
+    check_option,
+    nan_unless,
+)
 
-_RELATIVE_TOLERANCE = 1e-9  # Ratios of the two features that agree to this count as equal.
+_RELATIVE_TOLERANCE = (
+    1e-9  # Ratios of the two features that agree to this count as equal.
+)
 
 
 def lemma_c1_bound(
@@ -55,7 +65,11 @@ def lemma_c1_bound(
     beta_squared = _as_non_negative(beta_squared, "beta_squared")
     b1 = _as_non_negative(b1, "b1")
     b2 = _as_non_negative(b2, "b2")
-    t2_star = _default_t2_star(alpha_squared, b1, q_squared) if t2_star is None else as_number(t2_star, "t2_star")
+    t2_star = (
+        _default_t2_star(alpha_squared, b1, q_squared)
+        if t2_star is None
+        else as_number(t2_star, "t2_star")
+    )
 
     numerator = _bound_numerator(alpha_squared, b1, q_squared, t2_star)
     decay_p = tf.exp(-p_squared * times)
@@ -91,10 +105,14 @@ def _bound_numerator(
     t2_star: float,
 ) -> float:
     """α² − b₁e^{−q²t₂*}; raise `AssumptionError` unless it is positive."""
-    with np.errstate(over="ignore"):  # If the exponential overflows, the check below raises.
+    with np.errstate(
+        over="ignore"
+    ):  # If the exponential overflows, the check below raises.
         numerator = alpha_squared - (b1 * np.exp(-q_squared * t2_star) if b1 else 0.0)
     if numerator <= 0:
-        raise AssumptionError(f"Lemma C.1 needs α² − b₁e^(−q²t₂*) > 0; at t2_star={t2_star:g} it is {numerator:g}.")
+        raise AssumptionError(
+            f"Lemma C.1 needs α² − b₁e^(−q²t₂*) > 0; at t2_star={t2_star:g} it is {numerator:g}."
+        )
     return numerator
 
 
@@ -163,15 +181,21 @@ def theorem_5_3_bound(
     alpha_squared, beta_squared = _equal_ratios(a, b, w0)
 
     overlap = target @ source
-    square = source @ source if variant == "corrected" else source[0] ** 2 + target[1] ** 2
+    square = (
+        source @ source if variant == "corrected" else source[0] ** 2 + target[1] ** 2
+    )
     if overlap == 0 or square == 0:
-        raise AssumptionError("Theorem 5.3 assumes ⟨β(x'), β(x)⟩ ≠ 0 and β(x) ≠ 0: S_rel is 0 or undefined there.")
+        raise AssumptionError(
+            "Theorem 5.3 assumes ⟨β(x'), β(x)⟩ ≠ 0 and β(x) ≠ 0: S_rel is 0 or undefined there."
+        )
     k1 = target[0] * source[0] / overlap
     k2 = source[0] ** 2 / square
     # In eq. 38, p² belongs to k and q² to 1 − k.
     p_squared = 4 * theta * a[1]
     q_squared = 4 * theta * a[0]
-    if k1 < 0:  # The proof then uses 1 − k₁ >= 0 in the place of k₁, which exchanges the two exponents.
+    if (
+        k1 < 0
+    ):  # The proof then uses 1 − k₁ >= 0 in the place of k₁, which exchanges the two exponents.
         k1, k2 = 1 - k1, 1 - k2
         p_squared, q_squared = q_squared, p_squared
     bound = lemma_c1_bound(
@@ -194,13 +218,17 @@ def _equal_ratios(
 ) -> tuple[float, float]:
     """α² and β² of Theorem 5.3; raise `AssumptionError` if a, b or w(0), [2] each, do not fulfil its assumptions."""
     if (a <= 0).any() or (b <= 0).any():
-        raise AssumptionError(f"Theorem 5.3 assumes a_r > 0 and b_r > 0; given a = {a}, b = {b}.")
+        raise AssumptionError(
+            f"Theorem 5.3 assumes a_r > 0 and b_r > 0; given a = {a}, b = {b}."
+        )
     alpha_squared = _common_value(b / a, "b_r/a_r")
     if (w0 == 0).any():
         raise AssumptionError(f"Theorem 5.3 assumes w_r(0) ≠ 0; given w0 = {w0}.")
     beta_squared = _common_value(1 / w0**2 - b / a, "1/w_r(0)² − b_r/a_r")
     if beta_squared <= 0:
-        raise AssumptionError(f"Theorem 5.3 assumes 1/w_r(0)² − b_r/a_r = β² > 0; it is {beta_squared:g}.")
+        raise AssumptionError(
+            f"Theorem 5.3 assumes 1/w_r(0)² − b_r/a_r = β² > 0; it is {beta_squared:g}."
+        )
     return alpha_squared, beta_squared
 
 
@@ -208,7 +236,9 @@ def _as_pair(value: ArrayLike, name: str) -> np.ndarray:
     """Convert `value` to a float64 array [2]."""
     vector = as_tensor(value, name, 1).numpy()
     if vector.shape != (2,):
-        raise ShapeError(f"{name} must have shape (2,): Theorem 5.3 has two features; given {vector.shape}.")
+        raise ShapeError(
+            f"{name} must have shape (2,): Theorem 5.3 has two features; given {vector.shape}."
+        )
     return vector
 
 
@@ -216,5 +246,7 @@ def _common_value(values: np.ndarray, name: str) -> float:
     """Mean of two values, [2]; raise `AssumptionError` unless they are equal up to rounding."""
     if abs(values[0] - values[1]) > _RELATIVE_TOLERANCE * np.abs(values).max():
         given = f"{values[0]:g} and {values[1]:g}"
-        raise AssumptionError(f"Theorem 5.3 assumes {name} equal for both features; given {given}.")
+        raise AssumptionError(
+            f"Theorem 5.3 assumes {name} equal for both features; given {given}."
+        )
     return float(values.mean())

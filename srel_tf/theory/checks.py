@@ -50,7 +50,9 @@ def _to_float64(value: ArrayLike, name: str) -> tf.Tensor:
     try:
         return tf.constant(np.asarray(value, dtype=np.float64))
     except (TypeError, ValueError) as error:
-        raise ShapeError(f"{name} is not a rectangular array of numbers: {error}") from error
+        raise ShapeError(
+            f"{name} is not a rectangular array of numbers: {error}"
+        ) from error
 
 
 def _check_rank(
@@ -61,7 +63,9 @@ def _check_rank(
     """Raise `ShapeError` unless the number of axes is one of `ranks`."""
     if tensor.shape.rank not in ranks:
         wanted = " or ".join(str(rank) for rank in ranks)
-        raise ShapeError(f"{name} must have {wanted} axes, but has shape {tuple(tensor.shape)}.")
+        raise ShapeError(
+            f"{name} must have {wanted} axes, but has shape {tuple(tensor.shape)}."
+        )
 
 
 def _check_finite(tensor: tf.Tensor, name: str) -> None:
@@ -87,7 +91,9 @@ def as_times(t: ArrayLike) -> tf.Tensor:
     times = tf.reshape(as_tensor(t, "t", (0, 1)), [-1])
     if tf.executing_eagerly() and (times.numpy() < 0).any():
         smallest = times.numpy().min()
-        raise AssumptionError(f"Times must be >= 0, the flow starts at t = 0; the smallest given is t = {smallest:g}.")
+        raise AssumptionError(
+            f"Times must be >= 0, the flow starts at t = 0; the smallest given is t = {smallest:g}."
+        )
     return times
 
 
@@ -152,7 +158,9 @@ def as_count(
     """Convert `value` to a Python int; raise `ShapeError` unless it is a whole number >= `least`."""
     count = _as_whole_number(value)
     if count is None or count < least:
-        raise ShapeError(f"{name} must be a whole number >= {least}; given {name}={value!r}.")
+        raise ShapeError(
+            f"{name} must be a whole number >= {least}; given {name}={value!r}."
+        )
     return count
 
 
@@ -160,7 +168,9 @@ def as_degree(value: ArrayLike) -> int:
     """Convert the degree d of Definition 6 to a Python int; raise `AssumptionError` unless it is an integer >= 1."""
     degree = _as_whole_number(value)
     if degree is None or degree < 1:
-        raise AssumptionError(f"Definition 6 needs an integer degree d >= 1; given degree={value!r}.")
+        raise AssumptionError(
+            f"Definition 6 needs an integer degree d >= 1; given degree={value!r}."
+        )
     return degree
 
 
@@ -195,11 +205,17 @@ def as_indices(
     """
     indices = np.asarray(value)
     if indices.ndim > 1:
-        raise ShapeError(f"{name} must be one index or a list of them, but has shape {indices.shape}.")
+        raise ShapeError(
+            f"{name} must be one index or a list of them, but has shape {indices.shape}."
+        )
     if not np.issubdtype(indices.dtype, np.integer):
-        raise ShapeError(f"{name} must hold integers (rows of features), but has dtype {indices.dtype}.")
+        raise ShapeError(
+            f"{name} must hold integers (rows of features), but has dtype {indices.dtype}."
+        )
     if indices.size and (indices.min() < 0 or indices.max() >= size):
-        raise ShapeError(f"{name} must lie in 0..{size - 1}; given {indices.min()}..{indices.max()}.")
+        raise ShapeError(
+            f"{name} must lie in 0..{size - 1}; given {indices.min()}..{indices.max()}."
+        )
     return indices
 
 
@@ -211,7 +227,9 @@ def check_last_axis(
 ) -> None:
     """Raise `ShapeError` unless the last axis of `tensor` has `size` entries; `meaning` explains the size."""
     if tensor.shape[-1] != size:
-        raise ShapeError(f"{name} must end in an axis of {size} ({meaning}), but has shape {tuple(tensor.shape)}.")
+        raise ShapeError(
+            f"{name} must end in an axis of {size} ({meaning}), but has shape {tuple(tensor.shape)}."
+        )
 
 
 def check_same_shape(
@@ -222,7 +240,9 @@ def check_same_shape(
 ) -> None:
     """Raise `ShapeError` unless both tensors have the same shape."""
     if first.shape != second.shape:
-        raise ShapeError(f"{first_name} {tuple(first.shape)} and {second_name} {tuple(second.shape)} must agree.")
+        raise ShapeError(
+            f"{first_name} {tuple(first.shape)} and {second_name} {tuple(second.shape)} must agree."
+        )
 
 
 def check_option(
@@ -232,11 +252,15 @@ def check_option(
 ) -> str:
     """Return `value`; raise `OptionError` unless it is one of `allowed`."""
     if value not in allowed:
-        raise OptionError(f"{name}={value!r} does not exist; choose one of {', '.join(map(repr, allowed))}.")
+        raise OptionError(
+            f"{name}={value!r} does not exist; choose one of {', '.join(map(repr, allowed))}."
+        )
     return value
 
 
-def check_positive_definite(matrix: tf.Tensor, name: str) -> tuple[tf.Tensor, tf.Tensor]:
+def check_positive_definite(
+    matrix: tf.Tensor, name: str
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Diagonalise a symmetric positive definite matrix, as Theorem 4.1 assumes it.
 
     Args:
@@ -255,7 +279,9 @@ def check_positive_definite(matrix: tf.Tensor, name: str) -> tuple[tf.Tensor, tf
         raise ShapeError(f"{name} must be square, but has shape {array.shape}.")
     asymmetry = np.abs(array - array.T).max()
     if asymmetry > _SYMMETRY_TOLERANCE * np.abs(array).max():
-        raise AssumptionError(f"{name} must be symmetric; entries differ from their mirror by up to {asymmetry:g}.")
+        raise AssumptionError(
+            f"{name} must be symmetric; entries differ from their mirror by up to {asymmetry:g}."
+        )
     eigenvalues, eigenvectors = tf.linalg.eigh((matrix + tf.transpose(matrix)) / 2)
     smallest = float(eigenvalues[0])
     largest = float(eigenvalues[-1])

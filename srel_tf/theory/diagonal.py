@@ -75,9 +75,13 @@ class DiagonalQuadratic:
         self.a = as_tensor(a, "a", 1)
         self.b = as_tensor(b, "b", 1)
         if self.a.shape != self.b.shape:
-            raise ShapeError(f"a and b must agree, but have shapes {tuple(self.a.shape)} and {tuple(self.b.shape)}.")
+            raise ShapeError(
+                f"a and b must agree, but have shapes {tuple(self.a.shape)} and {tuple(self.b.shape)}."
+            )
         if not self.a.shape[0]:
-            raise ShapeError("a and b must hold at least one feature; given a = b = [].")
+            raise ShapeError(
+                "a and b must hold at least one feature; given a = b = []."
+            )
         _check_positive(self.a, "a")
         _check_positive(self.b, "b")
         self.theta = as_positive(theta, "theta", "Definition 7")
@@ -243,7 +247,9 @@ class DiagonalQuadratic:
         a = self.a.numpy()
         limit = a / self.b.numpy()
         squares = w0**2
-        is_outside = (w0 == 0) | (squares >= limit)  # w0 is tested for zero, since its square may underflow.
+        is_outside = (w0 == 0) | (
+            squares >= limit
+        )  # w0 is tested for zero, since its square may underflow.
         if is_outside.any():
             r = int(np.flatnonzero(is_outside)[0])
             raise AssumptionError(
@@ -251,7 +257,9 @@ class DiagonalQuadratic:
                 f"(0, {limit[r]:g}). The solution holds beyond that range too: use it with initial='any'."
             )
 
-    def _feature_pair(self, beta_target: ArrayLike, beta_source: ArrayLike) -> tuple[tf.Tensor, tf.Tensor]:
+    def _feature_pair(
+        self, beta_target: ArrayLike, beta_source: ArrayLike
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         """Features at x' and at x, [n] or [P, n] each, of one shape."""
         target = as_tensor(beta_target, "beta_target", (1, 2))
         source = as_tensor(beta_source, "beta_source", (1, 2))
@@ -264,7 +272,9 @@ def _check_positive(moments: tf.Tensor, name: str) -> None:
     """Raise `AssumptionError` unless each moment, [n], is positive."""
     smallest = moments.numpy().min()
     if smallest <= 0:
-        raise AssumptionError(f"Theorem 5.2 assumes {name}_r > 0; the smallest given is {smallest:g}.")
+        raise AssumptionError(
+            f"Theorem 5.2 assumes {name}_r > 0; the smallest given is {smallest:g}."
+        )
 
 
 def _sum_over_features(per_time: tf.Tensor, per_pair: tf.Tensor) -> tf.Tensor:
@@ -275,7 +285,9 @@ def _sum_over_features(per_time: tf.Tensor, per_pair: tf.Tensor) -> tf.Tensor:
 
 def scaled(weights: tf.Tensor) -> tf.Tensor:
     """Divide each row of weights [..., n] by its largest magnitude, which cancels in S_rel. Rows of zeros stay zero."""
-    return tf.math.divide_no_nan(weights, tf.reduce_max(tf.abs(weights), -1, keepdims=True))
+    return tf.math.divide_no_nan(
+        weights, tf.reduce_max(tf.abs(weights), -1, keepdims=True)
+    )
 
 
 def quadratic_srel(
@@ -312,7 +324,9 @@ def quadratic_srel(
     beta_target = as_tensor(beta_target, "beta_target", (1, 2))
     beta_source = as_tensor(beta_source, "beta_source")
     check_same_shape(beta_target, beta_source, "beta_target", "beta_source")
-    check_last_axis(beta_source, weights.shape[-1], "beta_source", "one feature a weight")
+    check_last_axis(
+        beta_source, weights.shape[-1], "beta_source", "one feature a weight"
+    )
 
     weights = scaled(weights)
     has_pairs = beta_source.shape.rank == 2

@@ -37,9 +37,13 @@ def exponential_sum(
     is_present = magnitude > 0
     infinity = tf.constant(np.inf, tf.float64)
     # The decay of the slowest mode is factored out first: added to a large r t, log c would lose its digits.
-    slowest = _finite_or_zero(tf.reduce_min(tf.where(is_present, rates, infinity), -1))  # [P]
+    slowest = _finite_or_zero(
+        tf.reduce_min(tf.where(is_present, rates, infinity), -1)
+    )  # [P]
     relative_rates = rates - slowest[:, None]
-    log_magnitude = tf.math.log(tf.where(is_present, magnitude, tf.ones_like(magnitude)))
+    log_magnitude = tf.math.log(
+        tf.where(is_present, magnitude, tf.ones_like(magnitude))
+    )
     log_terms = log_magnitude - times[:, None, None] * relative_rates  # [T, P, m]
     log_terms = tf.where(is_present, log_terms, -infinity)
     largest = _finite_or_zero(tf.reduce_max(log_terms, -1))
@@ -69,4 +73,6 @@ def with_start(
     """
     is_start = times[:, None] == 0
     mantissa = tf.where(is_start, start, values.mantissa)
-    return ScaledValues(mantissa, tf.where(is_start, tf.zeros_like(values.logarithm), values.logarithm))
+    return ScaledValues(
+        mantissa, tf.where(is_start, tf.zeros_like(values.logarithm), values.logarithm)
+    )

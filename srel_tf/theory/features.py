@@ -96,7 +96,9 @@ def sample_pairs(
     needed = (2 * count, 0) if within_first else (count, count)
     present = (len(first), len(second))
     if present[0] < needed[0] or present[1] < needed[1]:
-        raise AssumptionError(f"{count} {kind}-class pairs need {needed} examples of the two classes; given {present}.")
+        raise AssumptionError(
+            f"{count} {kind}-class pairs need {needed} examples of the two classes; given {present}."
+        )
 
     generator = np.random.default_rng(seed)
     if within_first:
@@ -112,7 +114,9 @@ def _rows_of_classes(labels: npt.ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Indices of the rows with label 0, and of those with label 1."""
     labels = np.asarray(labels)
     if labels.ndim != 1 or not set(np.unique(labels)) <= {0, 1}:
-        raise ShapeError(f"labels must be a list of 0 and 1, but has shape {labels.shape}.")
+        raise ShapeError(
+            f"labels must be a list of 0 and 1, but has shape {labels.shape}."
+        )
     return np.flatnonzero(labels == 0), np.flatnonzero(labels == 1)
 
 

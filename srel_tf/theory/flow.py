@@ -58,7 +58,9 @@ def moment_flow(
     b = _as_array(b, "b")
     w0 = _as_array(w0, "w0")
     if w0.shape != a.shape or b.shape != a.shape + a.shape:
-        raise ShapeError(f"w0, a and b must have shapes S, S and S + S; given {w0.shape}, {a.shape} and {b.shape}.")
+        raise ShapeError(
+            f"w0, a and b must have shapes S, S and S + S; given {w0.shape}, {a.shape} and {b.shape}."
+        )
     matrix = b.reshape(a.size, a.size)
     _check_second_moments(matrix)
     return _integrate(a, lambda power: matrix @ power, w0, t, theta, degree, rtol, atol)
@@ -78,10 +80,14 @@ def _check_second_moments(matrix: np.ndarray) -> None:
     scale = np.abs(matrix).max(initial=0)
     asymmetry = np.abs(matrix - matrix.T).max(initial=0)
     if asymmetry > _SYMMETRY_TOLERANCE * scale:
-        raise AssumptionError("b must be symmetric: it holds the second moments E[β ⊗ β].")
+        raise AssumptionError(
+            "b must be symmetric: it holds the second moments E[β ⊗ β]."
+        )
     smallest = np.linalg.eigvalsh(matrix).min(initial=0)
     if smallest < -_NEGATIVE_TOLERANCE * scale:
-        raise AssumptionError(f"b must be positive semidefinite (second moments); an eigenvalue is {smallest:g}.")
+        raise AssumptionError(
+            f"b must be positive semidefinite (second moments); an eigenvalue is {smallest:g}."
+        )
 
 
 def feature_flow(
@@ -119,7 +125,9 @@ def feature_flow(
     labels = _as_array(labels, "labels", 1)
     w0 = _as_array(w0, "w0")
     if w0.shape != features.shape[1:] or len(labels) != len(features):
-        raise ShapeError(f"Features {features.shape} need weights of shape {features.shape[1:]}, not {w0.shape}.")
+        raise ShapeError(
+            f"Features {features.shape} need weights of shape {features.shape[1:]}, not {w0.shape}."
+        )
     rows = features.reshape(len(features), -1)
     a = labels @ rows / len(rows)
 
@@ -179,5 +187,7 @@ def _integrate(
         atol=atol,
     )
     if not solution.success:
-        raise AssumptionError(f"The flow could not be followed up to t = {end:g}: {solution.message}")
+        raise AssumptionError(
+            f"The flow could not be followed up to t = {end:g}: {solution.message}"
+        )
     return tf.constant(solution.y.T.reshape(shape))

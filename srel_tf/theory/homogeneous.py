@@ -8,7 +8,13 @@ import numpy as np
 import tensorflow as tf
 
 from srel_tf.errors import ShapeError
-from srel_tf.theory.checks import ArrayLike, as_degree, as_learning_rate, as_tensor, ratio_or_nan
+from srel_tf.theory.checks import (
+    ArrayLike,
+    as_degree,
+    as_learning_rate,
+    as_tensor,
+    ratio_or_nan,
+)
 from srel_tf.theory.flow import feature_flow
 
 
@@ -133,14 +139,22 @@ class HomogeneousPredictor:
             full_shape = (*checked_weights.shape[:-2], source.shape[0])
             known_residual = _as_residual(residual, full_shape, single)
         else:
-            raise ShapeError("Give either label (y at the source) or residual (y − f there), not both or neither.")
+            raise ShapeError(
+                "Give either label (y at the source) or residual (y − f there), not both or neither."
+            )
 
         step_length = as_learning_rate(learning_rate)
         step = step_length * self.degree * known_residual
-        change_target = tf.abs(self._change_over_step(checked_weights, target, source, step))
-        change_source = tf.abs(self._change_over_step(checked_weights, source, source, step))
+        change_target = tf.abs(
+            self._change_over_step(checked_weights, target, source, step)
+        )
+        change_source = tf.abs(
+            self._change_over_step(checked_weights, source, source, step)
+        )
         is_updated = known_residual != 0
-        change_source = tf.where(is_updated, change_source, tf.zeros_like(change_source))
+        change_source = tf.where(
+            is_updated, change_source, tf.zeros_like(change_source)
+        )
         return _unbatch(ratio_or_nan(change_target, change_source), single)
 
     def srel_bound(
@@ -223,7 +237,9 @@ class HomogeneousPredictor:
             [T, r, n].
         """
         features, labels = self._training_set(x, y)
-        return feature_flow(features, labels, w0, t, theta, self.degree, rtol=rtol, atol=atol)
+        return feature_flow(
+            features, labels, w0, t, theta, self.degree, rtol=rtol, atol=atol
+        )
 
     def _training_set(self, x: ArrayLike, y: ArrayLike) -> tuple[tf.Tensor, tf.Tensor]:
         """β(x), [B, r, n], and y − α(x), [B]."""
@@ -232,7 +248,9 @@ class HomogeneousPredictor:
         labels = as_tensor(y, "y", 1)
         if labels.shape[0] != features.shape[0]:
             given = tuple(labels.shape)
-            raise ShapeError(f"y must hold {features.shape[0]} labels, one an input, but has shape {given}.")
+            raise ShapeError(
+                f"y must hold {features.shape[0]} labels, one an input, but has shape {given}."
+            )
         return features, labels - self._offset(batch)
 
     def _residual(
@@ -280,22 +298,30 @@ class HomogeneousPredictor:
         """α of a batch, [B]."""
         alpha = as_tensor(self.alpha(batch), "alpha(x)", 1)
         if alpha.shape[0] != batch.shape[0]:
-            raise ShapeError(f"alpha(x) must be [B] with B = {batch.shape[0]}, but has shape {tuple(alpha.shape)}.")
+            raise ShapeError(
+                f"alpha(x) must be [B] with B = {batch.shape[0]}, but has shape {tuple(alpha.shape)}."
+            )
         return alpha
 
     def _features(self, batch: tf.Tensor) -> tf.Tensor:
         """β of a batch, [B, r, n]."""
         beta = as_tensor(self.beta(batch), "beta(x)", 3)
         if beta.shape[0] != batch.shape[0]:
-            raise ShapeError(f"beta(x) must be [B, r, n] with B = {batch.shape[0]}, not {tuple(beta.shape)}.")
+            raise ShapeError(
+                f"beta(x) must be [B, r, n] with B = {batch.shape[0]}, not {tuple(beta.shape)}."
+            )
         return beta
 
-    def _feature_pair(self, x_target: ArrayLike, x_source: ArrayLike) -> tuple[tf.Tensor, tf.Tensor, bool]:
+    def _feature_pair(
+        self, x_target: ArrayLike, x_source: ArrayLike
+    ) -> tuple[tf.Tensor, tf.Tensor, bool]:
         """β(x') and β(x), [B, r, n] each, and whether one single pair was given."""
         target, single = _as_batch(x_target, "x_target")
         source, _ = _as_batch(x_source, "x_source")
         if target.shape != source.shape:
-            raise ShapeError(f"x_target {tuple(target.shape)} and x_source {tuple(source.shape)} must pair up.")
+            raise ShapeError(
+                f"x_target {tuple(target.shape)} and x_source {tuple(source.shape)} must pair up."
+            )
         return self._features(target), self._features(source), single
 
 
@@ -303,7 +329,9 @@ def _as_batch(x: ArrayLike, name: str) -> tuple[tf.Tensor, bool]:
     """The inputs as a batch [B, ...], and whether they were a single input [n]."""
     x = as_tensor(x, name)
     if x.shape.rank == 0:
-        raise ShapeError(f"{name} must be one input [n] or a batch [B, ...], not a scalar.")
+        raise ShapeError(
+            f"{name} must be one input [n] or a batch [B, ...], not a scalar."
+        )
     return (x[None], True) if x.shape.rank == 1 else (x, False)
 
 
@@ -325,7 +353,9 @@ def _as_labels(label: ArrayLike, count: int) -> tf.Tensor:
     """Check that there is one label, or one for each of `count` sources."""
     labels = as_tensor(label, "label", (0, 1))
     if labels.shape.rank == 1 and labels.shape[0] != count:
-        raise ShapeError(f"label must hold {count} labels, one a source, not {labels.shape[0]}.")
+        raise ShapeError(
+            f"label must hold {count} labels, one a source, not {labels.shape[0]}."
+        )
     return labels
 
 
@@ -339,7 +369,9 @@ def _as_residual(
     if single:
         checked = checked[..., None]
     if not _broadcasts(checked.shape, full_shape):
-        raise ShapeError(f"residual {tuple(checked.shape)} does not broadcast to {full_shape}, one a source.")
+        raise ShapeError(
+            f"residual {tuple(checked.shape)} does not broadcast to {full_shape}, one a source."
+        )
     return checked
 
 
@@ -398,16 +430,22 @@ def linearized_network(model: keras.Model) -> tuple[HomogeneousPredictor, tf.Ten
         [[1. 1. 0.]] 3.0
     """
     if not model.built:
-        raise ShapeError("The model has no weights yet: call it once, or give it an input shape, before linearising.")
+        raise ShapeError(
+            "The model has no weights yet: call it once, or give it an input shape, before linearising."
+        )
     trainable = [tf.identity(variable) for variable in model.trainable_variables]
     fixed = [tf.identity(variable) for variable in model.non_trainable_variables]
-    flat_start = [tf.reshape(tf.cast(variable, tf.float64), [-1]) for variable in trainable]
+    flat_start = [
+        tf.reshape(tf.cast(variable, tf.float64), [-1]) for variable in trainable
+    ]
     start = tf.concat(flat_start, 0)  # [P]
 
     def outputs(x: tf.Tensor) -> tf.Tensor:
         values, _ = model.stateless_call(trainable, fixed, x, training=False)
         if int(np.prod(values.shape[1:])) != 1:
-            raise ShapeError(f"Definition 6 has one output an input; the model returns shape {tuple(values.shape)}.")
+            raise ShapeError(
+                f"Definition 6 has one output an input; the model returns shape {tuple(values.shape)}."
+            )
         return tf.reshape(values, [-1])
 
     def values_and_jacobian(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

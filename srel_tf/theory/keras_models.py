@@ -26,7 +26,9 @@ class HalfSquaredError(keras.losses.Loss):
         **kwargs: Further arguments of `keras.losses.Loss`.
     """
 
-    def __init__(self, name: str = "half_squared_error", dtype: str = "float64", **kwargs: Any) -> None:
+    def __init__(
+        self, name: str = "half_squared_error", dtype: str = "float64", **kwargs: Any
+    ) -> None:
         super().__init__(name=name, dtype=dtype, **kwargs)
 
     def call(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
@@ -60,7 +62,9 @@ class PenalizedModel(keras.Model):
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         """Compute predictions, [B, K], from features [B, p]."""
-        return tf.matmul(tf.cast(x, tf.float64), tf.convert_to_tensor(self._w), transpose_b=True)
+        return tf.matmul(
+            tf.cast(x, tf.float64), tf.convert_to_tensor(self._w), transpose_b=True
+        )
 
     def compute_loss(
         self,
@@ -162,7 +166,9 @@ class ReLUGateModel(keras.Model):
 
     def _preactivation(self, x: tf.Tensor) -> tf.Tensor:
         """⟨w, x⟩, [B, 1]."""
-        return tf.linalg.matvec(tf.cast(x, tf.float64), tf.convert_to_tensor(self._w))[:, None]
+        return tf.linalg.matvec(tf.cast(x, tf.float64), tf.convert_to_tensor(self._w))[
+            :, None
+        ]
 
 
 def relu_gate_network(
@@ -207,7 +213,9 @@ class HomogeneousLayer(keras.layers.Layer):
         **kwargs: Further arguments of `keras.layers.Layer`.
     """
 
-    def __init__(self, predictor: HomogeneousPredictor, w0: ArrayLike, **kwargs: Any) -> None:
+    def __init__(
+        self, predictor: HomogeneousPredictor, w0: ArrayLike, **kwargs: Any
+    ) -> None:
         super().__init__(dtype="float64", **kwargs)
         w0 = as_tensor(w0, "w0", 2)
         self._predictor = predictor
@@ -221,7 +229,9 @@ class HomogeneousLayer(keras.layers.Layer):
         offset = tf.cast(self._predictor.alpha(x), tf.float64)
         return (offset + tf.einsum("brn,rn->b", features, powers))[:, None]
 
-    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, int]:
+    def compute_output_shape(
+        self, input_shape: tuple[int | None, ...]
+    ) -> tuple[int | None, int]:
         """Return (B, 1): one output an input."""
         return (input_shape[0], 1)
 
@@ -258,5 +268,7 @@ def homogeneous_network(
     inputs = keras.Input(input_shape, dtype="float64")
     outputs = HomogeneousLayer(predictor, w0)(inputs)
     model = keras.Model(inputs, outputs, name="homogeneous_predictor")
-    model.compile(keras.optimizers.SGD(learning_rate), HalfSquaredError(), jit_compile=False)
+    model.compile(
+        keras.optimizers.SGD(learning_rate), HalfSquaredError(), jit_compile=False
+    )
     return model

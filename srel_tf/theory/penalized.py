@@ -101,8 +101,12 @@ class PenalizedRegression:
 
         indices = as_indices(labels, "labels", self.num_classes)
         if indices.shape != (self.size,):
-            raise ShapeError(f"labels must have shape ({self.size},), one a row of features, not {indices.shape}.")
-        self.lam = as_positive(lam, "lam", "Theorem 3.1 needs λ₁ > 0, so that M is positive definite")
+            raise ShapeError(
+                f"labels must have shape ({self.size},), one a row of features, not {indices.shape}."
+            )
+        self.lam = as_positive(
+            lam, "lam", "Theorem 3.1 needs λ₁ > 0, so that M is positive definite"
+        )
         self.theta = as_positive(theta, "theta", "Definition 4 moves at speed θ²")
         self.ridge = check_option(ridge, ("paper", "loss"), "ridge")
         factor = self.size if ridge == "paper" else 1
@@ -114,11 +118,17 @@ class PenalizedRegression:
 
     def _decompose(self) -> None:
         """Compute the modes of the flow from the singular value decomposition of the features."""
-        self._singular, self._left, self._right = tf.linalg.svd(self.features, full_matrices=False)
+        self._singular, self._left, self._right = tf.linalg.svd(
+            self.features, full_matrices=False
+        )
         gram = self._singular**2 / self.size
         self._rates = self.coefficient + gram
-        self._labels_in_modes = tf.matmul(self.one_hot, self._left, transpose_a=True)  # [K, r]
-        self._fit = gram / self._rates * self._labels_in_modes  # W* h of every mode, [K, r]
+        self._labels_in_modes = tf.matmul(
+            self.one_hot, self._left, transpose_a=True
+        )  # [K, r]
+        self._fit = (
+            gram / self._rates * self._labels_in_modes
+        )  # W* h of every mode, [K, r]
         self._stationary_residual = self._residual_at_the_minimum()
         # The fit of a zero row is exactly zero; the singular vectors give it up to rounding only.
         is_row_nonzero = tf.reduce_any(self.features != 0, -1, keepdims=True)
@@ -129,10 +139,20 @@ class PenalizedRegression:
 
         The residual is −U (c/μ) Uᵀ Y, less the part of the labels Y outside the span of U.
         """
-        inside = tf.matmul(self._left, self._labels_in_modes * self.coefficient / self._rates, transpose_b=True)
-        if self._left.shape[1] == self.size:  # U is square: nothing lies outside its span.
+        inside = tf.matmul(
+            self._left,
+            self._labels_in_modes * self.coefficient / self._rates,
+            transpose_b=True,
+        )
+        if (
+            self._left.shape[1] == self.size
+        ):  # U is square: nothing lies outside its span.
             return -inside
-        return -(inside + self.one_hot - tf.matmul(self._left, self._labels_in_modes, transpose_b=True))
+        return -(
+            inside
+            + self.one_hot
+            - tf.matmul(self._left, self._labels_in_modes, transpose_b=True)
+        )
 
     @property
     def rates(self) -> tf.Tensor:
@@ -191,7 +211,9 @@ class PenalizedRegression:
             OptionError: `labels` does not exist.
         """
         check_option(labels, ("own", "all"), "labels")
-        return self._data_loss(weights, labels) + _penalty(weights, self.lam / self.num_classes)
+        return self._data_loss(weights, labels) + _penalty(
+            weights, self.lam / self.num_classes
+        )
 
     def objective(self, weights: ArrayLike) -> tf.Tensor:
         """Function whose gradient Definition 4 descends.
@@ -240,11 +262,17 @@ class PenalizedRegression:
         initial = self._initial(w0)
         times = as_times(t)
         pairs = self._pairs(source, target)
-        if numerator == "theorem" or self.size == 1:  # The two numerators are equal for N = 1.
+        if (
+            numerator == "theorem" or self.size == 1
+        ):  # The two numerators are equal for N = 1.
             change_target, change_source = self._theorem_changes(initial, times, pairs)
-            srel = self._exact_for_multiples(_ratio_of_norms(change_target, change_source), pairs)
+            srel = self._exact_for_multiples(
+                _ratio_of_norms(change_target, change_source), pairs
+            )
         else:
-            change_target, change_source = self._published_changes(initial, times, pairs)
+            change_target, change_source = self._published_changes(
+                initial, times, pairs
+            )
             srel = _ratio_of_norms(change_target, change_source)
         return srel[..., 0] if pairs.single else srel
 
@@ -276,7 +304,9 @@ class PenalizedRegression:
         stationary = tf.concat([stationary_source, stationary_target], -1)  # [P, 2K]
         is_zero = tf.reduce_all(stationary == 0, -1)  # [P]
         slowest = self._slowest_decay(times)  # [T, 1]
-        decay = tf.where(is_zero, tf.ones_like(slowest), slowest)[..., None]  # [T, P, 1]
+        decay = tf.where(is_zero, tf.ones_like(slowest), slowest)[
+            ..., None
+        ]  # [T, P, 1]
 
         c = self.coefficient
         inner_source = self._inner(pairs.sources, pairs.sources)  # ⟨h, h⟩, [P, 1]
@@ -316,8 +346,12 @@ class PenalizedRegression:
         change_source = stationary_source + decay * relaxing_source
 
         stationary_fit = self._stationary_fit()
-        fit_source = tf.gather(stationary_fit, pairs.sources) + decay * transient_source  # W h
-        fit_target = tf.gather(stationary_fit, pairs.targets) + decay * transient_target  # W h'
+        fit_source = (
+            tf.gather(stationary_fit, pairs.sources) + decay * transient_source
+        )  # W h
+        fit_target = (
+            tf.gather(stationary_fit, pairs.targets) + decay * transient_target
+        )  # W h'
         label = tf.gather(self.one_hot, pairs.examples)
         inner_target = self._inner(pairs.targets, pairs.sources)
         change_target = c * fit_target + inner_target * (fit_source / self.size - label)
@@ -328,14 +362,18 @@ class PenalizedRegression:
         size_target = tf.reduce_max(tf.abs(self._rows(pairs.targets)), -1)
         size_source = tf.reduce_max(tf.abs(self._rows(pairs.sources)), -1)
         is_same = tf.constant((pairs.sources == pairs.targets) | (self.width == 1))
-        return tf.where(is_same & (size_source > 0), ratio_or_nan(size_target, size_source), srel)
+        return tf.where(
+            is_same & (size_source > 0), ratio_or_nan(size_target, size_source), srel
+        )
 
     def _initial(self, w0: ArrayLike) -> tf.Tensor:
         """Check initial weights [K, p] or [I, K, p]."""
         w0 = as_tensor(w0, "w0", (2, 3))
         check_last_axis(w0, self.width, "w0", "one weight a feature")
         if w0.shape[-2] != self.num_classes:
-            raise ShapeError(f"w0 must have {self.num_classes} rows, one a class, but has shape {tuple(w0.shape)}.")
+            raise ShapeError(
+                f"w0 must have {self.num_classes} rows, one a class, but has shape {tuple(w0.shape)}."
+            )
         return w0
 
     def _pairs(self, source: npt.ArrayLike, target: npt.ArrayLike) -> _Pairs:
@@ -343,7 +381,9 @@ class PenalizedRegression:
         sources = as_indices(source, "source", self.size)
         targets = as_indices(target, "target", self.size)
         if sources.shape != targets.shape:
-            raise ShapeError(f"source and target must pair up, but have shapes {sources.shape} and {targets.shape}.")
+            raise ShapeError(
+                f"source and target must pair up, but have shapes {sources.shape} and {targets.shape}."
+            )
         source_rows = np.atleast_1d(sources)
         target_rows = np.atleast_1d(targets)
 
@@ -387,7 +427,9 @@ class PenalizedRegression:
         Returns:
             [..., T, P, K].
         """
-        amplitude = self._singular * tf.matmul(w0, self._right) - self._fit  # [..., K, r]
+        amplitude = (
+            self._singular * tf.matmul(w0, self._right) - self._fit
+        )  # [..., K, r]
         left = tf.gather(self._fit_rows, rows)  # [P, r]
         modes = left[:, None, :] * amplitude[..., None, :, :]  # [..., P, K, r]
         *leading, count, classes, rank = modes.shape
@@ -412,7 +454,9 @@ class PenalizedRegression:
         Returns:
             [P, K].
         """
-        kernel = tf.matmul(self._rows(rows), self.features, transpose_b=True)  # ⟨h, h_j⟩, [P, N]
+        kernel = tf.matmul(
+            self._rows(rows), self.features, transpose_b=True
+        )  # ⟨h, h_j⟩, [P, N]
         kernel_own = tf.gather(kernel, examples[:, None], batch_dims=1)  # [P, 1]
         residual_own = tf.gather(self._stationary_residual, examples)  # [P, K]
         own = kernel_own * residual_own
@@ -430,15 +474,21 @@ class PenalizedRegression:
         weights = as_tensor(weights, "weights")
         check_last_axis(weights, self.width, "weights", "one weight a feature")
         if weights.shape[-2] != self.num_classes:
-            raise ShapeError(f"weights must be [..., {self.num_classes}, {self.width}], not {tuple(weights.shape)}.")
+            raise ShapeError(
+                f"weights must be [..., {self.num_classes}, {self.width}], not {tuple(weights.shape)}."
+            )
         rows = tf.reshape(weights, [-1, self.width])
         outputs = tf.matmul(self.features, rows, transpose_b=True)
-        outputs = tf.reshape(outputs, [self.size, -1, self.num_classes])  # [N, batch, K]
+        outputs = tf.reshape(
+            outputs, [self.size, -1, self.num_classes]
+        )  # [N, batch, K]
         if labels == "own":
             errors = _squared_error(self.one_hot[:, None, :], outputs)
         else:
             every_label = tf.eye(self.num_classes, dtype=tf.float64)
-            errors_of_labels = [_squared_error(label, outputs) for label in tf.unstack(every_label)]
+            errors_of_labels = [
+                _squared_error(label, outputs) for label in tf.unstack(every_label)
+            ]
             errors = tf.add_n(errors_of_labels)
         mean_errors = errors / (2 * self.size)
         return tf.reshape(mean_errors, weights.shape[:-2])
@@ -446,7 +496,9 @@ class PenalizedRegression:
 
 def _first_equal_rows(features: np.ndarray) -> np.ndarray:
     """Index of the first row that is equal to each row of features [N, p]: [N]."""
-    _, first, inverse = np.unique(features, axis=0, return_index=True, return_inverse=True)
+    _, first, inverse = np.unique(
+        features, axis=0, return_index=True, return_inverse=True
+    )
     return first[inverse.reshape(-1)]
 
 
@@ -456,7 +508,9 @@ def _ratio_of_norms(change_target: tf.Tensor, change_source: tf.Tensor) -> tf.Te
     largest = tf.reduce_max(tf.abs(change_source), -1, keepdims=True)
     relative_target = tf.math.divide_no_nan(change_target, largest)
     relative_source = tf.math.divide_no_nan(change_source, largest)
-    return ratio_or_nan(tf.norm(relative_target, axis=-1), tf.norm(relative_source, axis=-1))
+    return ratio_or_nan(
+        tf.norm(relative_target, axis=-1), tf.norm(relative_source, axis=-1)
+    )
 
 
 def _squared_error(labels: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:

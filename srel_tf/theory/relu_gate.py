@@ -80,8 +80,12 @@ class ReLUGate:
         if second_moment is None:
             second_moment = tf.eye(self.dimension, dtype=tf.float64) / 2
         self.second_moment = as_tensor(second_moment, "second_moment", 2)
-        check_last_axis(self.second_moment, self.dimension, "second_moment", "as many as w_star")
-        self._eigenvalues, self._eigenvectors = check_positive_definite(self.second_moment, "second_moment")
+        check_last_axis(
+            self.second_moment, self.dimension, "second_moment", "as many as w_star"
+        )
+        self._eigenvalues, self._eigenvectors = check_positive_definite(
+            self.second_moment, "second_moment"
+        )
 
     @property
     def rates(self) -> tf.Tensor:
@@ -154,7 +158,9 @@ class ReLUGate:
         is_positive = self._margin(checked.source) > 0
         is_updated = is_positive & (residual.mantissa != 0)
         change_target = share_target * tf.abs(overlap)
-        change_source = tf.where(is_updated, share_source * square, tf.zeros_like(share_source))
+        change_source = tf.where(
+            is_updated, share_source * square, tf.zeros_like(share_source)
+        )
         srel = ratio_or_nan(change_target, change_source)
         return srel[:, 0] if checked.single else srel
 
@@ -188,7 +194,9 @@ class ReLUGate:
         is_updated = tf.cast(is_positive, tf.float64)
         overlap = tf.abs(_inner(checked.target, checked.source))
         size_of_residual = tf.abs(residual.mantissa)
-        bound = step * is_updated * overlap * size_of_residual * tf.exp(residual.logarithm)
+        bound = (
+            step * is_updated * overlap * size_of_residual * tf.exp(residual.logarithm)
+        )
         return bound[:, 0] if checked.single else bound
 
     @staticmethod
@@ -280,7 +288,9 @@ class ReLUGate:
         margin = self._margin(x)
         smallest = margin.numpy().min(initial=np.inf)
         if smallest <= 0:
-            raise AssumptionError(f"Theorem 4.3 assumes ⟨w*, {name}⟩ > 0; the smallest given is {smallest:g}.")
+            raise AssumptionError(
+                f"Theorem 4.3 assumes ⟨w*, {name}⟩ > 0; the smallest given is {smallest:g}."
+            )
         return margin
 
     def _overlaps_in_modes(self, w0: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
@@ -356,7 +366,9 @@ def _inner(first: tf.Tensor, second: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum(first * second, -1)
 
 
-def _vector_pair(x_target: ArrayLike, x_source: ArrayLike) -> tuple[tf.Tensor, tf.Tensor]:
+def _vector_pair(
+    x_target: ArrayLike, x_source: ArrayLike
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Check that x' and x have one shape, [n] or [P, n]."""
     target = as_tensor(x_target, "x_target", (1, 2))
     source = as_tensor(x_source, "x_source", (1, 2))

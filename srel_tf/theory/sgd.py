@@ -67,7 +67,9 @@ def modified_sgd(
         is_positive = tf.cast(label > 0, tf.float64)
         return tf.reduce_mean((is_positive * error)[..., None] * x, -2)
 
-    return _iterate(update, w_star, w0, learning_rate, steps, runs, batch_size, inputs, seed)
+    return _iterate(
+        update, w_star, w0, learning_rate, steps, runs, batch_size, inputs, seed
+    )
 
 
 def relu_sgd(
@@ -118,7 +120,9 @@ def relu_sgd(
         is_active = tf.cast(inner > 0, tf.float64)
         return tf.reduce_mean((is_active * error)[..., None] * x, -2)
 
-    return _iterate(update, w_star, w0, learning_rate, steps, runs, batch_size, inputs, seed)
+    return _iterate(
+        update, w_star, w0, learning_rate, steps, runs, batch_size, inputs, seed
+    )
 
 
 def diagonal_sgd(
@@ -165,7 +169,9 @@ def diagonal_sgd(
         error = _inner(x, (w_star - w) * (w_star + w))
         return tf.reduce_mean(2 * error[..., None] * x * w[..., None, :], -2)
 
-    return _iterate(update, w_star, w0, learning_rate, steps, runs, batch_size, inputs, seed)
+    return _iterate(
+        update, w_star, w0, learning_rate, steps, runs, batch_size, inputs, seed
+    )
 
 
 def diagonal_sgd_srel(
@@ -266,7 +272,9 @@ def _iterate(
     iterates = tf.concat([start[None], scan()], 0) if steps else start[None]
     last = iterates[-1].numpy()
     if not np.isfinite(last).all():
-        raise AssumptionError(f"SGD diverged with learning_rate={step_length:g}; take a smaller step.")
+        raise AssumptionError(
+            f"SGD diverged with learning_rate={step_length:g}; take a smaller step."
+        )
     return iterates[:, 0] if single else iterates
 
 
@@ -275,7 +283,9 @@ def _start_of_runs(start: tf.Tensor, runs: int | None) -> tf.Tensor:
     if start.shape.rank == 1:
         return tf.tile(start[None], [runs or 1, 1])
     if runs not in (None, start.shape[0]):
-        raise ShapeError(f"w0 has {start.shape[0]} starts for {runs} runs; give one start, or one a run.")
+        raise ShapeError(
+            f"w0 has {start.shape[0]} starts for {runs} runs; give one start, or one a run."
+        )
     return start
 
 
@@ -305,7 +315,9 @@ def _given_inputs(
     checked = as_tensor(inputs, "inputs", (3, 4))
     shape = tuple(checked.shape)
     if shape[0] != steps or shape[-1] != dimension:
-        raise ShapeError(f"inputs must be [{steps}, ..., {dimension}], but has shape {shape}.")
+        raise ShapeError(
+            f"inputs must be [{steps}, ..., {dimension}], but has shape {shape}."
+        )
     if len(shape) == 4 and shape[1] not in (1, runs):
         raise ShapeError(f"inputs {shape} hold {shape[1]} runs, but there are {runs}.")
     batch_shape = [runs, *shape[-2:]]

@@ -15,7 +15,10 @@ from tests.nets import classifier, digits, double_precision
 
 pytestmark = pytest.mark.usefixtures("in_double_precision")
 
-SOURCES, TARGETS = [0, 3, 7, 11, 2], [5, 3, 1]  # of different number; 3 is both, the other sources are no targets
+SOURCES, TARGETS = (
+    [0, 3, 7, 11, 2],
+    [5, 3, 1],
+)  # of different number; 3 is both, the other sources are no targets
 
 
 @pytest.fixture(scope="module")
@@ -28,15 +31,32 @@ def all_pairs(data):
     """(net, result of all pairs): what parts, other orders and repeated examples must agree with."""
     with double_precision():
         net = classifier("cnn")
-        yield net, srel_tf.measure(net, srel_tf.ProbeSet(*data), measures=("kl", "l1", "l2"), learning_rate=0.1)
+        yield (
+            net,
+            srel_tf.measure(
+                net,
+                srel_tf.ProbeSet(*data),
+                measures=("kl", "l1", "l2"),
+                learning_rate=0.1,
+            ),
+        )
 
 
-SLOWER = [pytest.param(*net, marks=pytest.mark.slow) for net in (("cnn", "softmax"), ("resnet", "logits"))]
+SLOWER = [
+    pytest.param(*net, marks=pytest.mark.slow)
+    for net in (("cnn", "softmax"), ("resnet", "logits"))
+]
 
 
 @pytest.mark.parametrize(
     ("body", "outputs"),
-    [("mlp", "logits"), ("mlp", "softmax"), ("cnn", "logits"), ("resnet", "softmax"), *SLOWER],
+    [
+        ("mlp", "logits"),
+        ("mlp", "softmax"),
+        ("cnn", "logits"),
+        ("resnet", "softmax"),
+        *SLOWER,
+    ],
 )
 def test_equals_the_naive_version_in_float64(body, outputs, data):
     softmax = outputs == "softmax"
@@ -62,9 +82,17 @@ def at_one_position(*layers):
 
 
 ONE_POSITION = {  # Changes of their kernels act on what they see.
-    "einsum that turns its axes": lambda: [keras.layers.Flatten(), keras.layers.EinsumDense("ab,bcd->adc", (3, 2))],
-    "convolution": lambda: [keras.layers.Conv2D(4, 3, strides=8, padding="same", activation="tanh")],
-    "dense": lambda: [keras.layers.Flatten(), keras.layers.Dense(4, use_bias=False, activation="gelu")],
+    "einsum that turns its axes": lambda: [
+        keras.layers.Flatten(),
+        keras.layers.EinsumDense("ab,bcd->adc", (3, 2)),
+    ],
+    "convolution": lambda: [
+        keras.layers.Conv2D(4, 3, strides=8, padding="same", activation="tanh")
+    ],
+    "dense": lambda: [
+        keras.layers.Flatten(),
+        keras.layers.Dense(4, use_bias=False, activation="gelu"),
+    ],
     "separable": lambda: [keras.layers.SeparableConv2D(4, 8, activation="tanh")],
 }
 
@@ -73,8 +101,15 @@ ONE_POSITION = {  # Changes of their kernels act on what they see.
 def test_layers_at_one_position(name, data):
     x, y = data
     model = at_one_position(*ONE_POSITION[name]())
-    result = srel_tf.measure(model, srel_tf.ProbeSet(x, y, sources=SOURCES, targets=TARGETS), "l1", learning_rate=0.3)
-    expected = reference.srel(model, x, y, SOURCES, TARGETS, 0.3, reference.MEASURES["l1"])
+    result = srel_tf.measure(
+        model,
+        srel_tf.ProbeSet(x, y, sources=SOURCES, targets=TARGETS),
+        "l1",
+        learning_rate=0.3,
+    )
+    expected = reference.srel(
+        model, x, y, SOURCES, TARGETS, 0.3, reference.MEASURES["l1"]
+    )
     np.testing.assert_allclose(result.matrix("l1"), expected, rtol=1e-10)
 
 
@@ -87,7 +122,10 @@ def test_numerators_and_denominators_are_the_changes_themselves(data):
     assert result.denominator("kl").shape == (5,)
     for row, i in enumerate(SOURCES):
         after = reference.stepped(net, x[i : i + 1], y[i : i + 1], 0.3)
-        moved = [reference.kl(net(x[[j]]).numpy()[0], after(x[[j]]).numpy()[0]) for j in [*TARGETS, i]]
+        moved = [
+            reference.kl(net(x[[j]]).numpy()[0], after(x[[j]]).numpy()[0])
+            for j in [*TARGETS, i]
+        ]
         np.testing.assert_allclose(result.numerator("kl")[row], moved[:-1], rtol=1e-10)
         assert result.denominator("kl")[row] == pytest.approx(moved[-1], rel=1e-10)
 
@@ -101,7 +139,9 @@ def test_raw_outputs_of_a_regression_net(data):
     probe = srel_tf.ProbeSet(x, y, sources=SOURCES, targets=TARGETS)
     result = srel_tf.measure(model, probe, measures=("l1", "l2"), learning_rate=1e-3)
     for name, order in (("l1", 1), ("l2", 2)):
-        expected = reference.srel(model, x, y, SOURCES, TARGETS, 1e-3, reference.raw_norm(order))
+        expected = reference.srel(
+            model, x, y, SOURCES, TARGETS, 1e-3, reference.raw_norm(order)
+        )
         np.testing.assert_allclose(result.matrix(name), expected, rtol=1e-10)
 
 
@@ -109,7 +149,9 @@ def test_raw_outputs_of_a_classifier_can_be_chosen(data):
     x, y = data
     net = classifier()
     probe = srel_tf.ProbeSet(x, y, sources=SOURCES, targets=TARGETS)
-    result = srel_tf.measure(net, probe, measures="l1", learning_rate=0.3, predictions="raw")
+    result = srel_tf.measure(
+        net, probe, measures="l1", learning_rate=0.3, predictions="raw"
+    )
     expected = reference.srel(net, x, y, SOURCES, TARGETS, 0.3, reference.raw_norm(1))
     np.testing.assert_allclose(result.matrix("l1"), expected, rtol=1e-10)
 
@@ -121,7 +163,9 @@ def test_penalties_of_the_loss_enter_the_fictitious_gradient(data):
     model = keras.Model(inputs, dense(keras.layers.Flatten()(inputs)))
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     probe = srel_tf.ProbeSet(x, y, sources=SOURCES, targets=TARGETS)
-    matrix = srel_tf.measure(model, probe, measures="kl", learning_rate=0.3).matrix("kl")
+    matrix = srel_tf.measure(model, probe, measures="kl", learning_rate=0.3).matrix(
+        "kl"
+    )
     expected = reference.srel(model, x, y, SOURCES, TARGETS, 0.3, reference.kl)
     np.testing.assert_allclose(matrix, expected, rtol=1e-10)
     dense.kernel_regularizer = None  # Which a clone is made by.
@@ -138,26 +182,36 @@ def test_diagonal_is_one(all_pairs):
 def test_permuting_the_probe_permutes_the_matrix(data, all_pairs):
     (x, y), (net, result) = data, all_pairs
     order = np.random.default_rng(0).permutation(len(x))
-    permuted = srel_tf.measure(net, srel_tf.ProbeSet(x[order], y[order]), learning_rate=0.1).matrix("kl")
-    np.testing.assert_allclose(permuted, result.matrix("kl")[np.ix_(order, order)], rtol=1e-10)
+    permuted = srel_tf.measure(
+        net, srel_tf.ProbeSet(x[order], y[order]), learning_rate=0.1
+    ).matrix("kl")
+    np.testing.assert_allclose(
+        permuted, result.matrix("kl")[np.ix_(order, order)], rtol=1e-10
+    )
 
 
 def test_a_duplicated_example_repeats_a_row_and_a_column(data, all_pairs):
     (x, y), (net, _) = data, all_pairs
     twice = [0, 1, 2, 3, 1]
-    matrix = srel_tf.measure(net, srel_tf.ProbeSet(x[twice], y[twice]), learning_rate=0.1).matrix("kl")
+    matrix = srel_tf.measure(
+        net, srel_tf.ProbeSet(x[twice], y[twice]), learning_rate=0.1
+    ).matrix("kl")
     np.testing.assert_allclose(matrix[4], matrix[1], rtol=1e-10)
     np.testing.assert_allclose(matrix[:, 4], matrix[:, 1], rtol=1e-10)
     assert matrix[1, 4] == pytest.approx(1, rel=1e-10)
 
 
 # Of the 12 targets 5 make three batches of 4, and 11 two of 6; 7 sources in batches of 5 are filled up.
-@pytest.mark.parametrize("batch_size", [1, 5, *(pytest.param(b, marks=pytest.mark.slow) for b in (11, 12))])
+@pytest.mark.parametrize(
+    "batch_size", [1, 5, *(pytest.param(b, marks=pytest.mark.slow) for b in (11, 12))]
+)
 def test_batch_size_does_not_matter(batch_size, data, all_pairs):
     net, whole = all_pairs
     sources = [1, 4, 6, 0, 9, 11, 2]
     probe = srel_tf.ProbeSet(*data, sources=sources)
-    parts = srel_tf.measure(net, probe, learning_rate=0.1, batch_size=batch_size).matrix("kl")
+    parts = srel_tf.measure(
+        net, probe, learning_rate=0.1, batch_size=batch_size
+    ).matrix("kl")
     np.testing.assert_allclose(parts, whole.matrix("kl")[sources], rtol=1e-10)
 
 
@@ -166,26 +220,40 @@ def test_ridge_regression_as_a_keras_layer_gives_theorem_3_2(data):
     rng = np.random.default_rng(0)
     h, labels, penalty = rng.normal(size=(9, 6)), np.arange(9) % 3, 0.75
     keras.utils.set_random_seed(0)
-    dense = keras.layers.Dense(3, use_bias=False, kernel_regularizer=keras.regularizers.L2(penalty / 2))
+    dense = keras.layers.Dense(
+        3, use_bias=False, kernel_regularizer=keras.regularizers.L2(penalty / 2)
+    )
     model = keras.Sequential([keras.Input((6,)), dense])
 
-    class HalfSquaredError(keras.losses.Loss):  # ½ ‖e_k − W h‖²: Keras's own divides by the number of classes.
+    class HalfSquaredError(
+        keras.losses.Loss
+    ):  # ½ ‖e_k − W h‖²: Keras's own divides by the number of classes.
         def call(self, y, f):
             return keras.ops.sum(keras.ops.square(y - f), axis=-1) / 2
 
     model.compile("sgd", HalfSquaredError())
     probe = srel_tf.ProbeSet(h, np.eye(3)[labels], sources=[0, 4, 8], targets=[1, 5])
-    matrix = srel_tf.measure(model, probe, measures="l2", learning_rate=1e-2, predictions="raw").matrix("l2")
+    matrix = srel_tf.measure(
+        model, probe, measures="l2", learning_rate=1e-2, predictions="raw"
+    ).matrix("l2")
     w = dense.kernel.numpy().T  # rows w_q
     for row, i in enumerate([0, 4, 8]):
         k, t = labels[i], penalty * np.eye(6) + np.outer(h[i], h[i])
         h_tilde = penalty + h[i] @ h[i]
         for column, j in enumerate([1, 5]):
             inner = h[i] @ h[j]
-            numerator = inner**2 - 2 * inner * (t @ h[j]) @ w[k] + sum(((t @ h[j]) @ wq) ** 2 for wq in w)
-            denominator = (h[i] @ h[i]) ** 2 - 2 * h_tilde * (h[i] @ h[i]) * (h[i] @ w[k])
+            numerator = (
+                inner**2
+                - 2 * inner * (t @ h[j]) @ w[k]
+                + sum(((t @ h[j]) @ wq) ** 2 for wq in w)
+            )
+            denominator = (h[i] @ h[i]) ** 2 - 2 * h_tilde * (h[i] @ h[i]) * (
+                h[i] @ w[k]
+            )
             denominator += h_tilde**2 * sum((h[i] @ wq) ** 2 for wq in w)
-            assert matrix[row, column] == pytest.approx(np.sqrt(numerator / denominator), rel=1e-10)
+            assert matrix[row, column] == pytest.approx(
+                np.sqrt(numerator / denominator), rel=1e-10
+            )
 
 
 def test_a_source_that_moves_nothing_is_undefined(data):
@@ -193,10 +261,19 @@ def test_a_source_that_moves_nothing_is_undefined(data):
     x = x.copy()
     x[0] = 0  # A bias-free linear net on the zero image: gradient zero.
     inputs = keras.Input((8, 8, 1))
-    model = keras.Model(inputs, keras.layers.Dense(3, use_bias=False)(keras.layers.Flatten()(inputs)))
+    model = keras.Model(
+        inputs, keras.layers.Dense(3, use_bias=False)(keras.layers.Flatten()(inputs))
+    )
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    with pytest.warns(UserWarning, match=r"\(ids 0\) moves nothing: the gradient is zero"):
-        result = srel_tf.measure(model, srel_tf.ProbeSet(x, y), measures=("kl", "l1", "l2"), learning_rate=0.1)
+    with pytest.warns(
+        UserWarning, match=r"\(ids 0\) moves nothing: the gradient is zero"
+    ):
+        result = srel_tf.measure(
+            model,
+            srel_tf.ProbeSet(x, y),
+            measures=("kl", "l1", "l2"),
+            learning_rate=0.1,
+        )
     for name in ("kl", "l1", "l2"):
         assert np.isnan(result.matrix(name)[0]).all()
         assert not result.valid(name)[0].any()
@@ -213,7 +290,9 @@ def test_sources_without_a_learning_rate_are_left_out(wanted, layerwise, data):
     x = tf.cast(x, tf.float64)
     network = Network(net)
     backprop = LossBackprop(network, x[:2], y[:2]) if layerwise else None
-    engine = FiniteStepEngine(network, RULES["sgd"](network), np.array([2, -1, -1, -1, 0]), 128, backprop)
+    engine = FiniteStepEngine(
+        network, RULES["sgd"](network), np.array([2, -1, -1, -1, 0]), 128, backprop
+    )
     sources, targets = [1, 3, 7, 11, 2], [2, 5, 1]
     arguments = tf.gather(x, sources), tf.gather(y, sources), tf.gather(x, targets)
     every = engine(*arguments, tf.fill([5], tf.constant(0.3, tf.float64)))
@@ -240,7 +319,9 @@ def test_one_trace_serves_all_measurements(data):
             return inputs
 
     inputs = keras.Input((8, 8, 1))
-    model = srel_tf.SRelModel(inputs, keras.layers.Dense(3)(keras.layers.Flatten()(Counting()(inputs))))
+    model = srel_tf.SRelModel(
+        inputs, keras.layers.Dense(3)(keras.layers.Flatten()(Counting()(inputs)))
+    )
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     model.fit(x, y, epochs=1, verbose=0)
     traces.clear()
@@ -258,10 +339,18 @@ def test_measures_of_raw_outputs_come_beside_those_of_probabilities(softmax, dat
     x, y = data
     net = classifier(softmax=softmax)
     probe = srel_tf.ProbeSet(x, y, sources=SOURCES, targets=TARGETS)
-    result = srel_tf.measure(net, probe, measures=("l1", "raw_l1", "raw_l2", "kl"), learning_rate=0.3)
+    result = srel_tf.measure(
+        net, probe, measures=("l1", "raw_l1", "raw_l2", "kl"), learning_rate=0.3
+    )
     for order in (1, 2):
-        expected = reference.srel(net, x, y, SOURCES, TARGETS, 0.3, reference.raw_norm(order))
+        expected = reference.srel(
+            net, x, y, SOURCES, TARGETS, 0.3, reference.raw_norm(order)
+        )
         np.testing.assert_allclose(result.matrix(f"raw_l{order}"), expected, rtol=1e-9)
-    of_softmax = reference.norm(1) if not softmax else reference.of_probabilities(reference.norm(1))
+    of_softmax = (
+        reference.norm(1)
+        if not softmax
+        else reference.of_probabilities(reference.norm(1))
+    )
     expected = reference.srel(net, x, y, SOURCES, TARGETS, 0.3, of_softmax)
     np.testing.assert_allclose(result.matrix("l1"), expected, rtol=1e-9)

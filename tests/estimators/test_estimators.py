@@ -57,34 +57,53 @@ def net(*layers, **options):
 @double
 @pytest.mark.parametrize("softmax", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_exact_tends_to_limit_with_an_error_in_proportion_to_the_step(softmax, probe):
-    model = net(L.Conv2D(3, 3, activation="tanh"), *([L.Flatten(), L.Dense(3), L.Softmax()] if softmax else []))
+    model = net(
+        L.Conv2D(3, 3, activation="tanh"),
+        *([L.Flatten(), L.Dense(3), L.Softmax()] if softmax else []),
+    )
     if softmax:  # The last layer of `net` would follow it.
-        model = compiled(model.inputs, model.layers[-3].output, keras.losses.SparseCategoricalCrossentropy())
+        model = compiled(
+            model.inputs,
+            model.layers[-3].output,
+            keras.losses.SparseCategoricalCrossentropy(),
+        )
     s = limit(model, probe)
     errors = []
     for eta in (4e-4, 2e-4, 1e-4):
         exact = srel_tf.measure(model, probe, measures=DEFINITIONS, learning_rate=eta)
-        errors.append([np.abs(exact.matrix(name) - s.matrix(name)) for name in DEFINITIONS])
+        errors.append(
+            [np.abs(exact.matrix(name) - s.matrix(name)) for name in DEFINITIONS]
+        )
         for name in DEFINITIONS:
             degree = MEASURES[name].degree
             scaled = exact.numerator(name) / eta**degree  # Per unit of η (KL: of η²).
             np.testing.assert_allclose(scaled, s.numerator(name), rtol=0.05)
     for wide, narrow in itertools.pairwise(np.array(errors)):
         outside = s.matrix("l1") != 1  # S_rel(x, x) is 1 in both.
-        np.testing.assert_allclose(np.median(wide[:, outside] / narrow[:, outside], axis=-1), 2, rtol=0.02)
-        np.testing.assert_allclose(wide.sum(axis=(1, 2)) / narrow.sum(axis=(1, 2)), 2, rtol=0.02)
+        np.testing.assert_allclose(
+            np.median(wide[:, outside] / narrow[:, outside], axis=-1), 2, rtol=0.02
+        )
+        np.testing.assert_allclose(
+            wide.sum(axis=(1, 2)) / narrow.sum(axis=(1, 2)), 2, rtol=0.02
+        )
 
 
 @double
 def test_limit_is_a_contraction_of_the_empirical_kernel(data, probe):
     x, y = data
     model = classifier("resnet")
-    theta = srel_tf.empirical_kernel(model, x[probe.targets], x[probe.sources])  # [n_t, n_s, C, C]
-    by_output = tf.nn.softmax(model(x[probe.sources])).numpy() - np.eye(3)[y[probe.sources]]
+    theta = srel_tf.empirical_kernel(
+        model, x[probe.targets], x[probe.sources]
+    )  # [n_t, n_s, C, C]
+    by_output = (
+        tf.nn.softmax(model(x[probe.sources])).numpy() - np.eye(3)[y[probe.sources]]
+    )
     moved = -np.einsum("jicd,id->ijc", theta, by_output)
     result = limit(model, probe, measures=("l1", "l2"), predictions="raw")
     for name, order in (("l1", 1), ("l2", 2)):
-        np.testing.assert_allclose(result.numerator(name), np.linalg.norm(moved, order, axis=-1), rtol=1e-9)
+        np.testing.assert_allclose(
+            result.numerator(name), np.linalg.norm(moved, order, axis=-1), rtol=1e-9
+        )
 
 
 def pairs(function, x):
@@ -100,24 +119,36 @@ MIX = np.random.default_rng(5).normal(size=(2, 3, 4))
 def test_theorem_5_1(degree):
     rng = np.random.default_rng(1)
     h = HomogeneousPredictor(
-        lambda x: tf.reduce_sum(x, -1), lambda x: tf.tanh(tf.einsum("rni,bi->brn", tf.constant(MIX), x)), degree
+        lambda x: tf.reduce_sum(x, -1),
+        lambda x: tf.tanh(tf.einsum("rni,bi->brn", tf.constant(MIX), x)),
+        degree,
     )
     w, x, y = rng.normal(size=(2, 3)), rng.normal(size=(6, 4)), rng.normal(size=(6, 1))
     model = homogeneous_network(h, w, (4,), 0.1)
     with pytest.warns(UserWarning, match="HomogeneousLayer"):
         result = limit(model, srel_tf.ProbeSet(x, y), measures="l2")
     assert result.valid("l2").all()
-    np.testing.assert_allclose(result.matrix("l2"), pairs(lambda t, s: h.srel_limit(w, t, s), x), rtol=1e-9)
+    np.testing.assert_allclose(
+        result.matrix("l2"), pairs(lambda t, s: h.srel_limit(w, t, s), x), rtol=1e-9
+    )
 
 
 @pytest.mark.parametrize("t", [0.0, 40.0])
 def test_theorem_5_2(t):
-    w_star, start, x = np.array([1.0, 2.0, 3.0]), np.sqrt([0.5, 2.0, 4.0]), np.random.default_rng(3).normal(size=(7, 3))
+    w_star, start, x = (
+        np.array([1.0, 2.0, 3.0]),
+        np.sqrt([0.5, 2.0, 4.0]),
+        np.random.default_rng(3).normal(size=(7, 3)),
+    )
     flow = DiagonalQuadratic(w_star**2, np.ones(3), 0.001)
     predictor = HomogeneousPredictor(lambda x: 0 * x[:, 0], lambda x: x[:, None, :], 2)
-    model = homogeneous_network(predictor, flow.weights(start, t)[0].numpy()[None], (3,), 0.1)
+    model = homogeneous_network(
+        predictor, flow.weights(start, t)[0].numpy()[None], (3,), 0.1
+    )
     with pytest.warns(UserWarning, match="HomogeneousLayer"):
-        result = limit(model, srel_tf.ProbeSet(x, (x @ w_star**2)[:, None]), measures="l2")
+        result = limit(
+            model, srel_tf.ProbeSet(x, (x @ w_star**2)[:, None]), measures="l2"
+        )
     expected = pairs(lambda target, source: flow.srel(start, t, target, source), x)
     np.testing.assert_allclose(result.matrix("l2"), expected, rtol=1e-9)
 
@@ -133,7 +164,10 @@ class Tied(keras.Model):
         self.flatten, self.encoder = L.Flatten(), L.Dense(3, activation="tanh")
 
     def call(self, x):
-        return self.encoder(self.flatten(x)) @ keras.ops.transpose(self.encoder.kernel)[:, :3]
+        return (
+            self.encoder(self.flatten(x))
+            @ keras.ops.transpose(self.encoder.kernel)[:, :3]
+        )
 
 
 def tied():
@@ -144,9 +178,13 @@ def tied():
 
 
 class OwnLoss(keras.Model):
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+    def compute_loss(
+        self, x=None, y=None, y_pred=None, sample_weight=None, training=True
+    ):
         target = keras.ops.one_hot(keras.ops.cast(y, "int32"), 3)
-        return keras.ops.mean((y_pred - target) ** 2) + keras.ops.mean(x) * keras.ops.mean(y_pred**2)
+        return keras.ops.mean((y_pred - target) ** 2) + keras.ops.mean(
+            x
+        ) * keras.ops.mean(y_pred**2)
 
 
 class AcrossExamples(L.Layer):
@@ -158,7 +196,9 @@ class AcrossExamples(L.Layer):
 
     def call(self, x):
         x = keras.ops.reshape(x, (-1, 8, 8))
-        return keras.ops.transpose(self.dense(keras.ops.transpose(x, (1, 0, 2))), (1, 0, 2))
+        return keras.ops.transpose(
+            self.dense(keras.ops.transpose(x, (1, 0, 2))), (1, 0, 2)
+        )
 
 
 class PairsOfPositions(L.Layer):
@@ -174,11 +214,23 @@ class PairsOfPositions(L.Layer):
 
 
 WITHOUT_CAPTURE = {
-    "the same for all examples, but not one for each": (lambda: net(PairsOfPositions()), "cannot be given to each"),
-    "examples on another axis": (lambda: net(AcrossExamples()), "cannot be given to each"),
+    "the same for all examples, but not one for each": (
+        lambda: net(PairsOfPositions()),
+        "cannot be given to each",
+    ),
+    "examples on another axis": (
+        lambda: net(AcrossExamples()),
+        "cannot be given to each",
+    ),
     "a weight used outside its layer": (tied, "used outside"),
-    "a loss of its own": (lambda: net(L.Conv2D(2, 3), model_class=OwnLoss), "computes its loss itself"),
-    "a penalty on activities": (lambda: net(L.Dense(2, activity_regularizer="l2")), "adds losses"),
+    "a loss of its own": (
+        lambda: net(L.Conv2D(2, 3), model_class=OwnLoss),
+        "computes its loss itself",
+    ),
+    "a penalty on activities": (
+        lambda: net(L.Dense(2, activity_regularizer="l2")),
+        "adds losses",
+    ),
     "eager execution": (lambda: net(L.Conv2D(2, 3), run_eagerly=True), "runs eagerly"),
 }
 
@@ -191,9 +243,15 @@ def test_models_whose_layers_cannot_be_watched_go_source_by_source(name, data):
     probe = srel_tf.ProbeSet(x, y, sources=[4, 0], targets=[1, 0, 3])
     with pytest.warns(UserWarning, match=rf"{reason}.*forward-mode"):
         result = limit(model, probe, measures="l2", predictions="raw")
-    moved = np.linalg.norm(jacobian_times_gradient(model, tf.constant(x), tf.constant(y)), axis=-1)
-    np.testing.assert_allclose(result.numerator("l2"), moved[np.ix_([4, 0], [1, 0, 3])], rtol=1e-9)
-    np.testing.assert_allclose(result.denominator("l2"), moved[[4, 0], [4, 0]], rtol=1e-9)
+    moved = np.linalg.norm(
+        jacobian_times_gradient(model, tf.constant(x), tf.constant(y)), axis=-1
+    )
+    np.testing.assert_allclose(
+        result.numerator("l2"), moved[np.ix_([4, 0], [1, 0, 3])], rtol=1e-9
+    )
+    np.testing.assert_allclose(
+        result.denominator("l2"), moved[[4, 0], [4, 0]], rtol=1e-9
+    )
     assert result.valid("l2").all()
 
 
@@ -223,9 +281,15 @@ class Positions(L.Layer):
 
 
 POSITIONS = {
-    "with no axis of examples": lambda: Positions(L.Embedding(8, 8), lambda: keras.ops.arange(8)),
-    "with an axis of one": lambda: Positions(L.Embedding(8, 8), lambda: keras.ops.arange(8)[None]),
-    "one position": lambda: Positions(L.Dense(8, activation="tanh"), lambda: keras.ops.ones((1, 1, 3))),
+    "with no axis of examples": lambda: Positions(
+        L.Embedding(8, 8), lambda: keras.ops.arange(8)
+    ),
+    "with an axis of one": lambda: Positions(
+        L.Embedding(8, 8), lambda: keras.ops.arange(8)[None]
+    ),
+    "one position": lambda: Positions(
+        L.Dense(8, activation="tanh"), lambda: keras.ops.ones((1, 1, 3))
+    ),
     "without a rule": lambda: Positions(Scaled(), lambda: keras.ops.ones((8, 8))),
 }
 
@@ -233,25 +297,42 @@ POSITIONS = {
 @double
 @pytest.mark.filterwarnings("ignore:no rule")
 @pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind == "with an axis of one")) for kind in POSITIONS]
+    "kind",
+    [
+        pytest.param(kind, marks=[pytest.mark.slow] * (kind == "with an axis of one"))
+        for kind in POSITIONS
+    ],
 )
 def test_layers_called_on_the_same_for_all_examples(kind, data):
     """As in a transformer's embedding of positions. A warning that it goes source by source would be an error."""
-    model, x, y = net(POSITIONS[kind](), L.Dense(4, activation="tanh")), data[0][:5].astype("float64"), data[1][:5]
+    model, x, y = (
+        net(POSITIONS[kind](), L.Dense(4, activation="tanh")),
+        data[0][:5].astype("float64"),
+        data[1][:5],
+    )
     probe = srel_tf.ProbeSet(x, y)
-    moved = np.linalg.norm(jacobian_times_gradient(model, tf.constant(x), tf.constant(y)), axis=-1)
+    moved = np.linalg.norm(
+        jacobian_times_gradient(model, tf.constant(x), tf.constant(y)), axis=-1
+    )
     result = limit(model, probe, measures="raw_l2")
     np.testing.assert_allclose(result.numerator("raw_l2"), moved, rtol=1e-9)
     unwatched = keras.Model(model.inputs, model.outputs)  # The plain loop.
     unwatched.compile("sgd", model.loss, run_eagerly=True)
-    finite, expected = (srel_tf.measure(m, probe, measures="raw_l2", learning_rate=0.1) for m in (model, unwatched))
-    np.testing.assert_allclose(finite.numerator("raw_l2"), expected.numerator("raw_l2"), rtol=1e-9)
+    finite, expected = (
+        srel_tf.measure(m, probe, measures="raw_l2", learning_rate=0.1)
+        for m in (model, unwatched)
+    )
+    np.testing.assert_allclose(
+        finite.numerator("raw_l2"), expected.numerator("raw_l2"), rtol=1e-9
+    )
 
 
 def test_layers_without_a_rule_are_said_once(data):
     model = net(Scaled(), L.Dense(2), Scaled())
     with pytest.warns(UserWarning, match="no rule .* of type Scaled:") as caught:
-        instrument = srel_tf.Instrument(model, srel_tf.ProbeSet(*data), srel_tf.Settings(estimator="limit"))
+        instrument = srel_tf.Instrument(
+            model, srel_tf.ProbeSet(*data), srel_tf.Settings(estimator="limit")
+        )
     assert len([w for w in caught if "no rule" in str(w.message)]) == 1
     assert instrument().valid("l1").any()  # A warning here would be an error.
 
@@ -261,16 +342,23 @@ def test_layers_without_a_rule_are_said_once(data):
 
 @double
 def test_logits_and_probabilities_agree(probe):
-    logits, softmax = (limit(classifier("cnn", softmax=s), probe) for s in (False, True))
+    logits, softmax = (
+        limit(classifier("cnn", softmax=s), probe) for s in (False, True)
+    )
     for name in DEFINITIONS:
         np.testing.assert_allclose(softmax.matrix(name), logits.matrix(name), rtol=1e-9)
-        np.testing.assert_allclose(softmax.numerator(name), logits.numerator(name), rtol=1e-9)
+        np.testing.assert_allclose(
+            softmax.numerator(name), logits.numerator(name), rtol=1e-9
+        )
 
 
 @double
 def test_raw_outputs_of_probabilities_are_the_probabilities(probe):
     model = classifier("cnn", softmax=True)
-    raw, read = (limit(model, probe, measures=("l1", "l2"), predictions=p) for p in ("raw", "softmax"))
+    raw, read = (
+        limit(model, probe, measures=("l1", "l2"), predictions=p)
+        for p in ("raw", "softmax")
+    )
     for name in ("l1", "l2"):
         np.testing.assert_allclose(raw.matrix(name), read.matrix(name), rtol=1e-9)
 
@@ -281,9 +369,17 @@ def test_sources_targets_and_batches_do_not_matter(data):
     whole = limit(model, srel_tf.ProbeSet(*data))
     sources, targets = [0, 3, 7, 11, 2], [5, 3, 1]
     for batch_size in (128, 4, 1):
-        part = limit(model, srel_tf.ProbeSet(*data, sources=sources, targets=targets), batch_size=batch_size)
+        part = limit(
+            model,
+            srel_tf.ProbeSet(*data, sources=sources, targets=targets),
+            batch_size=batch_size,
+        )
         for name in DEFINITIONS:
-            np.testing.assert_allclose(part.matrix(name), whole.matrix(name)[np.ix_(sources, targets)], rtol=1e-9)
+            np.testing.assert_allclose(
+                part.matrix(name),
+                whole.matrix(name)[np.ix_(sources, targets)],
+                rtol=1e-9,
+            )
 
 
 # --- the model stays as it is ------------------------------------------------------------------------------------
@@ -291,7 +387,10 @@ def test_sources_targets_and_batches_do_not_matter(data):
 
 def state(model):
     layers = model._flatten_layers()
-    return [(layer, sorted(vars(layer)), getattr(layer, "activation", None)) for layer in layers]
+    return [
+        (layer, sorted(vars(layer)), getattr(layer, "activation", None))
+        for layer in layers
+    ]
 
 
 @pytest.mark.parametrize("estimator", ["exact", "limit", "auto"])
@@ -315,7 +414,9 @@ def test_the_model_is_left_as_it_was_by_an_exception(probe):
     with instrument:
         srel_tf.measure(model, probe, estimator="limit")
     layer.fail = False
-    ready = srel_tf.Instrument(model, probe, srel_tf.Settings(estimator="limit"))  # Fails when it is traced.
+    ready = srel_tf.Instrument(
+        model, probe, srel_tf.Settings(estimator="limit")
+    )  # Fails when it is traced.
     layer.fail = True
     with pytest.raises(ArithmeticError, match="on purpose"):
         ready()
@@ -330,7 +431,9 @@ def test_training_does_not_notice(estimator, data, probe):
         keras.utils.set_random_seed(0)
         inputs = keras.Input((8, 8, 1))
         hidden = L.Dropout(0.3)(L.Conv2D(3, 3, activation="relu")(inputs))
-        model = compiled(inputs, L.Dense(3)(L.Flatten()(hidden)), model_class=srel_tf.SRelModel)
+        model = compiled(
+            inputs, L.Dense(3)(L.Flatten()(hidden)), model_class=srel_tf.SRelModel
+        )
         if attached:
             model.attach_probe(probe, every=1, estimator=estimator, learning_rate=1e-6)
         model.fit(*data, batch_size=6, epochs=2, shuffle=False, verbose=0)
@@ -338,7 +441,10 @@ def test_training_does_not_notice(estimator, data, probe):
     frame = model.srel_frame()
     assert set(frame["estimator"]) == {estimator}
     assert (
-        set(frame["method"]) <= {"limit": {"limit_float64"}, "auto": {"finite_step", "finite_step_float64"}}[estimator]
+        set(frame["method"])
+        <= {"limit": {"limit_float64"}, "auto": {"finite_step", "finite_step_float64"}}[
+            estimator
+        ]
     )
     assert frame["step"].nunique() == 5
     for with_probe, without in zip(*weights, strict=True):
@@ -356,9 +462,16 @@ def mlp():
 @pytest.fixture(scope="module")
 def at(mlp, data):
     """eta -> results of exact, in float32 and float64, and auto for the same net."""
-    settings = ({"estimator": "exact"}, {"estimator": "exact", "precision": "float64"}, {"estimator": "auto"})
+    settings = (
+        {"estimator": "exact"},
+        {"estimator": "exact", "precision": "float64"},
+        {"estimator": "auto"},
+    )
     probe = srel_tf.ProbeSet(*data)
-    instruments = [srel_tf.Instrument(mlp, probe, srel_tf.Settings(measures=DEFINITIONS, **s)) for s in settings]
+    instruments = [
+        srel_tf.Instrument(mlp, probe, srel_tf.Settings(measures=DEFINITIONS, **s))
+        for s in settings
+    ]
 
     def measured(eta):
         mlp.optimizer.learning_rate = eta
@@ -374,11 +487,19 @@ def test_auto_takes_the_rows_that_float32_resolves_and_the_others_from_float64(a
         for name in DEFINITIONS:
             rows = auto.matrices[name].method
             seen.add(frozenset(rows))
-            for method, other in (("finite_step", single), ("finite_step_float64", double)):
+            for method, other in (
+                ("finite_step", single),
+                ("finite_step_float64", double),
+            ):
                 assert set(other.matrices[name].method) == {method}
                 for of in ("matrix", "numerator", "denominator"):
-                    ours, theirs = (getattr(result, of)(name)[rows == method] for result in (auto, other))
-                    np.testing.assert_allclose(ours, theirs, rtol=1e-9 if method.endswith("float64") else 0)
+                    ours, theirs = (
+                        getattr(result, of)(name)[rows == method]
+                        for result in (auto, other)
+                    )
+                    np.testing.assert_allclose(
+                        ours, theirs, rtol=1e-9 if method.endswith("float64") else 0
+                    )
             assert auto.valid(name).all()
             assert single.valid(name)[rows == "finite_step"].all()
     assert {frozenset({"finite_step"}), frozenset({"finite_step_float64"})} <= seen
@@ -396,7 +517,9 @@ def in_float64(model, probe, eta, dtype="float64"):
     with double_precision():
         every = np.arange(len(probe))
         copy = reference.clone(model, dtype)
-        return reference.srel(copy, probe.x, probe.y, every, every, eta, reference.norm(1))
+        return reference.srel(
+            copy, probe.x, probe.y, every, every, eta, reference.norm(1)
+        )
 
 
 class Own(keras.Model):
@@ -432,12 +555,17 @@ def test_models_of_ones_own_are_run_in_float64_as_they_are(policy, estimator, da
     models[1].set_weights(models[0].get_weights())
     probe = srel_tf.ProbeSet(x, y)
     ours, expected = (
-        srel_tf.measure(model, probe, DEFINITIONS, estimator=estimator, precision="float64") for model in models
+        srel_tf.measure(
+            model, probe, DEFINITIONS, estimator=estimator, precision="float64"
+        )
+        for model in models
     )
     for name in DEFINITIONS:
         assert ours.valid(name).all()
         np.testing.assert_allclose(ours.matrix(name), expected.matrix(name), rtol=1e-7)
-    assert {layer.compute_dtype for layer in models[0].layers} == {keras.DTypePolicy(policy).compute_dtype}
+    assert {layer.compute_dtype for layer in models[0].layers} == {
+        keras.DTypePolicy(policy).compute_dtype
+    }
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
@@ -448,7 +576,11 @@ def test_mixed_precision_is_measured_in_float32_with_the_weights_it_holds(policy
         keras.utils.set_random_seed(1)
         keras.config.set_dtype_policy(name)
         try:
-            results.append(srel_tf.measure(net(L.Conv2D(3, 3)), srel_tf.ProbeSet(x, y), learning_rate=0.1))
+            results.append(
+                srel_tf.measure(
+                    net(L.Conv2D(3, 3)), srel_tf.ProbeSet(x, y), learning_rate=0.1
+                )
+            )
         finally:
             keras.config.set_dtype_policy("float32")
     for name in ("kl", "l1"):
@@ -471,7 +603,9 @@ def test_layers_that_compute_in_float32_by_themselves_are_refused_or_said(data):
     for estimator in ("exact", "limit", "auto"):
         with pytest.raises(srel_tf.ModelError, match=r"casting.*less than float64"):
             srel_tf.measure(model, probe, estimator=estimator, precision="float64")
-    with pytest.warns(UserWarning, match=r"limit is taken in float32: operation .*casting"):
+    with pytest.warns(
+        UserWarning, match=r"limit is taken in float32: operation .*casting"
+    ):
         assert set(limit(model, probe).matrices["l1"].method) == {"limit"}
     with pytest.warns(UserWarning, match=r"stay invalid: operation .*casting"):
         auto = srel_tf.measure(model, probe, learning_rate=1e-9, estimator="auto")
@@ -489,7 +623,9 @@ def test_half_precision_within_a_layer_is_refused(nested, estimator, data):
 
 def test_casts_that_no_weight_reaches_are_no_fault(data):
     model = net(Casting("float32"), L.Dense(4))
-    result = srel_tf.measure(model, srel_tf.ProbeSet(*data), learning_rate=1e-7, precision="float64")
+    result = srel_tf.measure(
+        model, srel_tf.ProbeSet(*data), learning_rate=1e-7, precision="float64"
+    )
     assert result.valid("l1").all()
 
 
@@ -507,7 +643,11 @@ class Noisy(L.Layer):
         return x + tf.random.normal(tf.shape(x), dtype=x.dtype)
 
 
-DRAWING = {"keras": Sampling, "tensorflow": Noisy, "dropout": lambda: L.Lambda(lambda x: tf.nn.dropout(x, 0.5))}
+DRAWING = {
+    "keras": Sampling,
+    "tensorflow": Noisy,
+    "dropout": lambda: L.Lambda(lambda x: tf.nn.dropout(x, 0.5)),
+}
 
 
 @pytest.mark.parametrize("estimator", ["exact", "limit", "auto"])
@@ -515,7 +655,9 @@ DRAWING = {"keras": Sampling, "tensorflow": Noisy, "dropout": lambda: L.Lambda(l
 def test_layers_that_draw_in_inference_mode_are_refused_by_name(kind, estimator, data):
     layer = DRAWING[kind]()
     with pytest.raises(srel_tf.ModelError, match=f"random numbers.*{layer.name}"):
-        srel_tf.measure(net(layer, L.Dense(3)), srel_tf.ProbeSet(*data), estimator=estimator)
+        srel_tf.measure(
+            net(layer, L.Dense(3)), srel_tf.ProbeSet(*data), estimator=estimator
+        )
 
 
 class InNumpy(L.Layer):
@@ -534,19 +676,29 @@ class Stopped(L.Layer):
 
 
 @pytest.mark.filterwarnings("ignore:.*forward-mode")
-@pytest.mark.parametrize(("layer", "eager"), [(InNumpy, True), (Stopped, True), (Stopped, False)])
-def test_a_derivative_that_does_not_see_all_is_refused_and_the_finite_step_is_not(layer, eager, data):
+@pytest.mark.parametrize(
+    ("layer", "eager"), [(InNumpy, True), (Stopped, True), (Stopped, False)]
+)
+def test_a_derivative_that_does_not_see_all_is_refused_and_the_finite_step_is_not(
+    layer, eager, data
+):
     x, y = data
     model = net(L.Flatten(), L.Dense(4), layer(), run_eagerly=eager)
     probe = srel_tf.ProbeSet(x, y)
-    with pytest.raises(srel_tf.ModelError, match="do not move as their derivative says"):
+    with pytest.raises(
+        srel_tf.ModelError, match="do not move as their derivative says"
+    ):
         limit(model, probe)
     before = model(x, training=False).numpy()
     result = srel_tf.measure(model, probe, "raw_l1", learning_rate=0.1)
     with tf.GradientTape() as tape:
         loss = model.compute_loss(x=None, y=y[:1], y_pred=model(x[:1], training=False))
     weights = model.get_weights()
-    for v, g in zip(model.trainable_variables, tape.gradient(loss, model.trainable_variables), strict=True):
+    for v, g in zip(
+        model.trainable_variables,
+        tape.gradient(loss, model.trainable_variables),
+        strict=True,
+    ):
         v.assign_sub(0.1 * g)
     moved = np.abs(model(x, training=False).numpy() - before).sum(axis=1)
     model.set_weights(weights)
@@ -564,7 +716,9 @@ def test_auto_takes_the_finite_step_where_the_function_is_not_differentiable(pen
     x, y = digits(per_class=2)
     x[:, :, 6:] = 0
     probe = srel_tf.ProbeSet(x, y)
-    result = srel_tf.measure(model, probe, DEFINITIONS, learning_rate=1e-7, estimator="auto")
+    result = srel_tf.measure(
+        model, probe, DEFINITIONS, learning_rate=1e-7, estimator="auto"
+    )
     expected = in_float64(model, probe, 1e-7)
     apart = np.abs(expected - limit(model, probe).matrix("l1"))
     assert (apart > 1e-3 * (1 + expected)).any()
@@ -573,19 +727,31 @@ def test_auto_takes_the_finite_step_where_the_function_is_not_differentiable(pen
 
 def test_precision_is_checked(data):
     model, probe = net(L.Dense(2)), srel_tf.ProbeSet(*data)
-    with pytest.raises(srel_tf.OptionError, match="unknown precision 'half': choose from auto, float32, float64"):
+    with pytest.raises(
+        srel_tf.OptionError,
+        match="unknown precision 'half': choose from auto, float32, float64",
+    ):
         srel_tf.measure(model, probe, precision="half")
-    with double_precision(), pytest.raises(srel_tf.OptionError, match="weights are in float64"):
+    with (
+        double_precision(),
+        pytest.raises(srel_tf.OptionError, match="weights are in float64"),
+    ):
         srel_tf.measure(net(L.Dense(2)), probe, precision="float32")
 
 
 def test_what_has_no_limit_is_refused(probe):
     model = classifier("mlp")
     for update in ("optimizer", "fresh_adam"):
-        with pytest.raises(srel_tf.OptionError, match=f"update='{update}'.*estimator='exact'"):
+        with pytest.raises(
+            srel_tf.OptionError, match=f"update='{update}'.*estimator='exact'"
+        ):
             srel_tf.measure(model, probe, update=update, estimator="limit")
-    with pytest.raises(srel_tf.OptionError, match=r"published_kl.*use estimator='exact'"):
-        srel_tf.measure(model, probe, measures=("kl", "published_kl"), estimator="limit")
+    with pytest.raises(
+        srel_tf.OptionError, match=r"published_kl.*use estimator='exact'"
+    ):
+        srel_tf.measure(
+            model, probe, measures=("kl", "published_kl"), estimator="limit"
+        )
 
 
 @pytest.mark.parametrize("update", ["optimizer", "fresh_adam"])
@@ -611,13 +777,20 @@ def check_contract(name, result, expected, resolved):
     return result.valid(name).mean()
 
 
-@pytest.mark.parametrize(("body", "softmax"), [pytest.param("mlp", True, marks=pytest.mark.slow), ("resnet", False)])
+@pytest.mark.parametrize(
+    ("body", "softmax"),
+    [pytest.param("mlp", True, marks=pytest.mark.slow), ("resnet", False)],
+)
 def test_limit_and_auto_in_float32_keep_the_contract_at_every_stage(body, softmax):
     data = digits(4, per_class=10)
     probe, eta = srel_tf.ProbeSet.sample(*data, per_class=3), 1e-7
 
     def ready(model, estimator):
-        return srel_tf.Instrument(model, probe, srel_tf.Settings(DEFINITIONS, learning_rate=eta, estimator=estimator))
+        return srel_tf.Instrument(
+            model,
+            probe,
+            srel_tf.Settings(DEFINITIONS, learning_rate=eta, estimator=estimator),
+        )
 
     singles = None
     for stage, model in stages(body, softmax, data):
@@ -631,7 +804,10 @@ def test_limit_and_auto_in_float32_keep_the_contract_at_every_stage(body, softma
         single, auto = (instrument() for instrument in singles)
         for name in DEFINITIONS:
             assert there.valid(name).all()
-            assert check_contract(name, single, there.matrix(name), True) > 0.97, (stage, name)
+            assert check_contract(name, single, there.matrix(name), True) > 0.97, (
+                stage,
+                name,
+            )
             share = check_contract(name, auto, exact.matrix(name), exact.valid(name))
             assert share >= 0.99, (stage, name)
 
@@ -639,7 +815,11 @@ def test_limit_and_auto_in_float32_keep_the_contract_at_every_stage(body, softma
 def saturated():
     """Probabilities from 1e-7 to 1 − 1e-7 out of a sigmoid."""
     inputs = keras.Input((2,))
-    model = compiled(inputs, L.Dense(1, activation="sigmoid")(inputs), keras.losses.BinaryCrossentropy())
+    model = compiled(
+        inputs,
+        L.Dense(1, activation="sigmoid")(inputs),
+        keras.losses.BinaryCrossentropy(),
+    )
     model.set_weights([np.array([[1.0], [0.25]]), np.array([0.0])])
     return model
 
@@ -647,15 +827,24 @@ def saturated():
 def sure_softmax(model_class=keras.Model):
     """A softmax that is trained on squares, with probabilities up to 1 − 1e-6."""
     inputs = keras.Input((3,))
-    model = compiled(inputs, L.Dense(3, activation="softmax")(inputs), keras.losses.MeanSquaredError(), model_class)
-    model.set_weights([np.array([[1, 0, 0], [0.3, -0.2, 0.1], [-0.1, 0.4, 0.2]]), np.zeros(3)])
+    model = compiled(
+        inputs,
+        L.Dense(3, activation="softmax")(inputs),
+        keras.losses.MeanSquaredError(),
+        model_class,
+    )
+    model.set_weights(
+        [np.array([[1, 0, 0], [0.3, -0.2, 0.1], [-0.1, 0.4, 0.2]]), np.zeros(3)]
+    )
     return model
 
 
 class SourceBySource(keras.Model):
     """Whose limit is taken source by source, for its loss may be anything."""
 
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+    def compute_loss(
+        self, x=None, y=None, y_pred=None, sample_weight=None, training=True
+    ):
         return self.loss(y, y_pred)
 
 
@@ -663,7 +852,9 @@ class SourceBySource(keras.Model):
 @pytest.mark.parametrize("model_class", [keras.Model, SourceBySource])
 def test_limit_of_a_sure_softmax_keeps_the_contract_under_any_loss(model_class):
     rng = np.random.default_rng(0)
-    x = np.stack([np.linspace(-14, 14, 12), *rng.normal(size=(2, 12))], axis=1).astype("float32")
+    x = np.stack([np.linspace(-14, 14, 12), *rng.normal(size=(2, 12))], axis=1).astype(
+        "float32"
+    )
     probe = srel_tf.ProbeSet(x, np.eye(3)[np.arange(12) % 3])
     single = limit(sure_softmax(model_class), probe)
     with double_precision():
@@ -672,27 +863,40 @@ def test_limit_of_a_sure_softmax_keeps_the_contract_under_any_loss(model_class):
         0.9 if model_class is keras.Model else 0.2
     )  # Source by source 1 − p is lost, and so are the rows that need it.
     for name in DEFINITIONS:
-        assert check_contract(name, single, double.matrix(name), double.valid(name)) > least
+        assert (
+            check_contract(name, single, double.matrix(name), double.valid(name))
+            > least
+        )
 
 
-@pytest.mark.filterwarnings("ignore:the update of .* moves nothing")  # Where it is zero to the bit.
+@pytest.mark.filterwarnings(
+    "ignore:the update of .* moves nothing"
+)  # Where it is zero to the bit.
 @pytest.mark.filterwarnings("ignore:model .*forward-mode")
 @pytest.mark.parametrize("own", [None, keras.losses.mean_absolute_error])
 @pytest.mark.parametrize("estimator", ["limit", "auto"])
 def test_a_gradient_that_is_zero_but_for_rounding_is_no_gradient(estimator, own):
     """Mean absolute errors from targets of zero: their sum is that of the probabilities, one whatever the weights."""
     inputs = keras.Input((3,))
-    model = compiled(inputs, L.Dense(3, activation="softmax")(inputs), keras.losses.MeanAbsoluteError())
+    model = compiled(
+        inputs,
+        L.Dense(3, activation="softmax")(inputs),
+        keras.losses.MeanAbsoluteError(),
+    )
     x = np.random.default_rng(0).normal(size=(6, 3)).astype("float32")
     probe = srel_tf.ProbeSet(x, np.zeros((6, 3)))
-    result = srel_tf.measure(model, probe, DEFINITIONS, learning_rate=0.1, estimator=estimator, loss=own)
+    result = srel_tf.measure(
+        model, probe, DEFINITIONS, learning_rate=0.1, estimator=estimator, loss=own
+    )
     for name in DEFINITIONS:
         assert not result.valid(name).any()
 
 
 def test_limit_of_a_sure_sigmoid_keeps_the_contract():
     """Where f is close to one, float32 has lost the digits of 1 − f, on which df depends."""
-    x = np.stack([np.linspace(-16, 16, 12), np.arange(12) % 5], axis=1).astype("float32")
+    x = np.stack([np.linspace(-16, 16, 12), np.arange(12) % 5], axis=1).astype(
+        "float32"
+    )
     probe = srel_tf.ProbeSet(x, (x[:, 0] > 3).astype("int64"))
     single = limit(saturated(), probe, measures="l1")
     with double_precision():
@@ -706,9 +910,15 @@ def test_limit_of_raw_outputs_is_what_exact_tends_to(softmax, probe):
     """f = softmax or logits; the gap shrinks in proportion to η. The common shift of logits counts here."""
     model, names = classifier("mlp", softmax=softmax), ("l1", "raw_l1", "raw_l2")
     at_zero = limit(model, probe, measures=names)
-    steps = [srel_tf.measure(model, probe, names, learning_rate=eta) for eta in (1e-4, 1e-5)]
+    steps = [
+        srel_tf.measure(model, probe, names, learning_rate=eta) for eta in (1e-4, 1e-5)
+    ]
     for name in names:
-        gaps = [np.abs(step.matrix(name) - at_zero.matrix(name)).max() for step in steps]
+        gaps = [
+            np.abs(step.matrix(name) - at_zero.matrix(name)).max() for step in steps
+        ]
         assert gaps[0] < 1e-2, name
         assert gaps[1] < 0.15 * gaps[0], name
-    assert (np.abs(at_zero.matrix("raw_l1") - at_zero.matrix("l1")).max() < 1e-9) == softmax
+    assert (
+        np.abs(at_zero.matrix("raw_l1") - at_zero.matrix("l1")).max() < 1e-9
+    ) == softmax

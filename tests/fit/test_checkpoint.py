@@ -23,7 +23,9 @@ def net(probe=None, optimizer="adam", activation=None, loss=LOSS, **options):
     keras.utils.set_random_seed(0)
     inputs = keras.Input((3,))
     hidden = keras.layers.Dense(3, activation)(inputs)
-    model = srel_tf.SRelModel(inputs, keras.layers.Dense(2)(keras.layers.Dropout(0.1)(hidden)))
+    model = srel_tf.SRelModel(
+        inputs, keras.layers.Dense(2)(keras.layers.Dropout(0.1)(hidden))
+    )
     model.compile(keras.optimizers.get(optimizer), loss, metrics=["accuracy"])
     options = {"every": 1, "seed": np.int64(3), "estimator": "limit", **options}
     model.attach_probe(probe or srel_tf.ProbeSet(X[:2], Y[:2]), **options)
@@ -62,7 +64,9 @@ def test_a_learning_rate_that_training_changed_is_no_difference(saved):
     model = net()
     checkpoint.restore(model)
     model.optimizer.learning_rate = 0.5
-    model.fit(X, Y, batch_size=4, verbose=0, callbacks=[checkpoint], initial_epoch=1, epochs=2)
+    model.fit(
+        X, Y, batch_size=4, verbose=0, callbacks=[checkpoint], initial_epoch=1, epochs=2
+    )
     again = net()
     assert Checkpoint(saved).restore(again) == (2, 0)
     assert float(again.optimizer.learning_rate) == 0.5
@@ -73,18 +77,37 @@ def test_a_learning_rate_that_training_changed_is_no_difference(saved):
     [
         ({"probe": srel_tf.ProbeSet(X[:2] + 1, Y[:2])}, "probe 0, probe: '"),
         ({"probe": srel_tf.ProbeSet(X[:2], Y[:2][::-1])}, "probe 0, probe: '"),
-        ({"probe": srel_tf.ProbeSet(X[:2], Y[:2], ids=["a", "b"])}, "probe 0, probe: '"),
+        (
+            {"probe": srel_tf.ProbeSet(X[:2], Y[:2], ids=["a", "b"])},
+            "probe 0, probe: '",
+        ),
         ({"probe": srel_tf.ProbeSet(X[:2], Y[:2], sources=[1])}, "probe 0, probe: '"),
         ({"update": "fresh_adam"}, "probe 0, update: 'sgd' there, 'fresh_adam' now"),
         ({"learning_rate": 0.1}, "probe 0, learning_rate: None there, 0.1 now"),
-        ({"measures": ["l1"]}, r"probe 0, measures: \['kl', 'l1'\] there, \['l1'\] now"),
+        (
+            {"measures": ["l1"]},
+            r"probe 0, measures: \['kl', 'l1'\] there, \['l1'\] now",
+        ),
         ({"every": 2}, "probe 0, every: 1 there, 2 now"),
         ({"run": "b"}, "probe 0, run: '' there, 'b' now"),
         ({"seed": 4}, "probe 0, seed: 3 there, 4 now"),
         ({"activation": "relu"}, "architecture: "),
-        ({"optimizer": keras.optimizers.Adam(0.1)}, "optimizer learning_rate: 0.001.* there, 0.1.* now"),
-        ({"optimizer": keras.optimizers.Adam(beta_1=0.5)}, "optimizer beta_1: 0.9 there, 0.5 now"),
-        ({"loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="sum")}, "loss: "),
+        (
+            {"optimizer": keras.optimizers.Adam(0.1)},
+            "optimizer learning_rate: 0.001.* there, 0.1.* now",
+        ),
+        (
+            {"optimizer": keras.optimizers.Adam(beta_1=0.5)},
+            "optimizer beta_1: 0.9 there, 0.5 now",
+        ),
+        (
+            {
+                "loss": keras.losses.SparseCategoricalCrossentropy(
+                    from_logits=True, reduction="sum"
+                )
+            },
+            "loss: ",
+        ),
     ],
 )
 def test_another_training_is_refused_with_the_difference(saved, other, shown):
@@ -102,7 +125,10 @@ class Own(srel_tf.SRelMixin, keras.Model):
 
     def __init__(self, activation, rate):
         super().__init__()
-        self.hidden, self.drop = keras.layers.Dense(3, activation), keras.layers.Dropout(rate)
+        self.hidden, self.drop = (
+            keras.layers.Dense(3, activation),
+            keras.layers.Dropout(rate),
+        )
         self.out = keras.layers.Dense(2)
 
     def call(self, x, training=None):
@@ -120,7 +146,9 @@ def test_another_layer_in_a_model_of_the_users_own_is_refused(tmp_path):
         own().fit(X, Y, batch_size=4, verbose=0, callbacks=[Checkpoint(store)])
         assert Checkpoint(store).restore(own()) == (1, 0)
         for other in (own(keras.activations.tanh), own(rate=0.5)):
-            with pytest.raises(StorageError, match=r"another training.*\n  architecture: "):
+            with pytest.raises(
+                StorageError, match=r"another training.*\n  architecture: "
+            ):
                 Checkpoint(store).restore(other)
 
 
@@ -151,8 +179,18 @@ def test_an_interrupt_after_saving_writes_no_row_twice(tmp_path, anew, restored)
         store.__class__ = FrameStore
         checkpoint = Checkpoint(store) if anew else checkpoint
         assert not restored or checkpoint.restore(model) == (2, 0)
-        model.fit(X, Y, batch_size=4, initial_epoch=2, epochs=3, verbose=0, callbacks=[checkpoint])
-        assert store.read().groupby("step").size().to_dict() == dict.fromkeys(range(7), 2 * 2 * 2)
+        model.fit(
+            X,
+            Y,
+            batch_size=4,
+            initial_epoch=2,
+            epochs=3,
+            verbose=0,
+            callbacks=[checkpoint],
+        )
+        assert store.read().groupby("step").size().to_dict() == dict.fromkeys(
+            range(7), 2 * 2 * 2
+        )
 
 
 def test_what_was_not_saved_is_measured_again(tmp_path):
@@ -163,13 +201,26 @@ def test_what_was_not_saved_is_measured_again(tmp_path):
         model.fit(X, Y, batch_size=4, initial_epoch=1, epochs=2, verbose=0)
         assert checkpoint.unsaved(model)["step"].unique().tolist() == [3, 4]
         assert checkpoint.restore(model) == (1, 0)
-        model.fit(X, Y, batch_size=4, initial_epoch=1, epochs=2, verbose=0, callbacks=[checkpoint])
-        assert store.read().groupby("step").size().to_dict() == dict.fromkeys(range(5), 2 * 2 * 2)
+        model.fit(
+            X,
+            Y,
+            batch_size=4,
+            initial_epoch=1,
+            epochs=2,
+            verbose=0,
+            callbacks=[checkpoint],
+        )
+        assert store.read().groupby("step").size().to_dict() == dict.fromkeys(
+            range(5), 2 * 2 * 2
+        )
 
 
 def test_a_training_that_was_not_restored_is_not_mixed_with(saved):
     model, rows = net(), saved.read()
-    with pytest.raises(StorageError, match=r"holds 24 rows and a state of a training that has not been restored: call"):
+    with pytest.raises(
+        StorageError,
+        match=r"holds 24 rows and a state of a training that has not been restored: call",
+    ):
         model.fit(X, Y, batch_size=4, verbose=0, callbacks=[Checkpoint(saved)])
     assert int(model.optimizer.iterations) == 0
     pd.testing.assert_frame_equal(saved.read(), rows)
@@ -180,7 +231,9 @@ def test_two_probes_of_the_same_settings_in_one_store(tmp_path):
     """Their rows stand together, so that the statistics of the stored frame are those of the frame."""
     model = net(measures=("l1", "kl"))
     other = srel_tf.ProbeSet(X[4:7], Y[4:7], ids=[4, 5, 6])
-    model.attach_probe(other, every=1, measures=("l1", "kl"), seed=np.int64(3), estimator="limit")
+    model.attach_probe(
+        other, every=1, measures=("l1", "kl"), seed=np.int64(3), estimator="limit"
+    )
     with FrameStore(tmp_path / "frame", write=True) as store:
         model.fit(X, Y, batch_size=4, verbose=0, callbacks=[Checkpoint(store, every=1)])
         stored = store.scan()
@@ -189,19 +242,28 @@ def test_two_probes_of_the_same_settings_in_one_store(tmp_path):
         (step, measure): 2 * 2 + 3 * 3 for step in range(3) for measure in ("l1", "kl")
     }
     for statistic in (srel_tf.smooth, srel_tf.separation):
-        pd.testing.assert_frame_equal(statistic(stored), statistic(frame), check_exact=True)
+        pd.testing.assert_frame_equal(
+            statistic(stored), statistic(frame), check_exact=True
+        )
     assert [len(piece) for piece in stored.pieces(rows=5)] == [13] * 6
 
 
 def test_what_no_column_holds_is_told(tmp_path):
-    frames = [result(probe(2, 2, ids=ids)).to_frame(run="", seed=0, epoch=0.0) for ids in (range(4), list("abcd"))]
+    frames = [
+        result(probe(2, 2, ids=ids)).to_frame(run="", seed=0, epoch=0.0)
+        for ids in (range(4), list("abcd"))
+    ]
     with FrameStore(tmp_path / "frame", write=True) as store:
-        with pytest.raises(srel_tf.FrameError, match=r"Give ProbeSet\(ids=...\) of one type to all"):
+        with pytest.raises(
+            srel_tf.FrameError, match=r"Give ProbeSet\(ids=...\) of one type to all"
+        ):
             store.append(srel_tf.frames.schema.merged(frames))
         store.append(frames[0])
         with pytest.raises(srel_tf.FrameError, match="of other columns or types"):
             store.append(frames[1])
-        with pytest.raises(srel_tf.FrameError, match=r"Give ProbeSet\(ids=...\) of one type to all"):
+        with pytest.raises(
+            srel_tf.FrameError, match=r"Give ProbeSet\(ids=...\) of one type to all"
+        ):
             store.export(tmp_path / "frame.parquet", frames[1])
     assert [path.name for path in tmp_path.iterdir()] == ["frame"]
 
@@ -224,7 +286,9 @@ def test_numbers_that_no_training_can_have_left_are_refused(saved, name, values)
         changed = {**about, "probes": [dict(about["probes"][0])]}
         (changed if name in changed else changed["probes"][0])[name] = value
         saved.commit(arrays=arrays, about=changed)
-        with pytest.raises(StorageError, match=r"is not that of model .*: start again without it"):
+        with pytest.raises(
+            StorageError, match=r"is not that of model .*: start again without it"
+        ):
             Checkpoint(saved).restore(model)
     saved.commit(arrays=arrays, about=about)
     assert Checkpoint(saved).restore(model) == (1, 0)
@@ -245,14 +309,22 @@ def train(store, data_of, act=None, epochs=3):
     """The training of the docstring of `srel_tf.fit.checkpoint`; `act(model)` after the 6th update, of 4 an epoch."""
     model, checkpoint = net(optimizer="sgd"), Checkpoint(store)
     more = [AtUpdate(6, lambda model: act(model, checkpoint))] if act else []
-    options = {"callbacks": [checkpoint, *more], "validation_data": (X, Y), "verbose": 0}
+    options = {
+        "callbacks": [checkpoint, *more],
+        "validation_data": (X, Y),
+        "verbose": 0,
+    }
     epoch, batch = checkpoint.restore(model)
     histories = []
     if batch:
         rest = data_of(epoch, batch)
-        histories.append(model.fit(rest, initial_epoch=epoch, epochs=epoch + 1, **options).history)
+        histories.append(
+            model.fit(rest, initial_epoch=epoch, epochs=epoch + 1, **options).history
+        )
         epoch += 1
-    histories.append(model.fit(data_of(epoch), initial_epoch=epoch, epochs=epochs, **options).history)
+    histories.append(
+        model.fit(data_of(epoch), initial_epoch=epoch, epochs=epochs, **options).history
+    )
     return model, checkpoint, histories
 
 
@@ -274,10 +346,15 @@ def ask_to_stop(model, checkpoint):
 
 
 @pytest.mark.filterwarnings("ignore:Your input ran out of data")
-@pytest.mark.parametrize(("data_of", "act"), [(known, stop_training), (unknown, ask_to_stop)])
+@pytest.mark.parametrize(
+    ("data_of", "act"), [(known, stop_training), (unknown, ask_to_stop)]
+)
 def test_an_epoch_that_was_stopped_within_is_gone_on_with(data_of, act, tmp_path):
     """By a callback or by Ctrl-C, and after its validation: weights, metrics and rows are those of one training."""
-    with FrameStore(tmp_path / "whole", write=True) as whole, FrameStore(tmp_path / "two", write=True) as two:
+    with (
+        FrameStore(tmp_path / "whole", write=True) as whole,
+        FrameStore(tmp_path / "two", write=True) as two,
+    ):
         expected, _, (history,) = train(whole, data_of)
         if act is stop_training:
             train(two, data_of, act)
@@ -302,18 +379,29 @@ def test_an_epoch_that_was_stopped_at_its_last_batch_is_done(tmp_path):
     with FrameStore(tmp_path, write=True) as store:
         model = net()
         last = AtUpdate(2, lambda model: stop_training(model, None))
-        model.fit(X, Y, batch_size=4, epochs=3, verbose=0, callbacks=[Checkpoint(store), last])
+        model.fit(
+            X, Y, batch_size=4, epochs=3, verbose=0, callbacks=[Checkpoint(store), last]
+        )
         assert (store.about["epoch"], store.about["batch"]) == (1, 0)
 
 
 def test_averaged_weights_are_saved_at_the_ends_of_epochs(tmp_path):
     """`fit` overwrites the weights by their averages when it ends: a second one for the rest would begin with those."""
     with FrameStore(tmp_path, write=True) as store:
-        model, checkpoint = net(optimizer=keras.optimizers.SGD(use_ema=True)), Checkpoint(store, every=3)
+        model, checkpoint = (
+            net(optimizer=keras.optimizers.SGD(use_ema=True)),
+            Checkpoint(store, every=3),
+        )
         ask = AtUpdate(3, lambda model: ask_to_stop(model, checkpoint))
         with pytest.raises(KeyboardInterrupt):
-            model.fit(X, Y, batch_size=2, epochs=3, verbose=0, callbacks=[checkpoint, ask])
-        assert (store.about["epoch"], store.about["batch"], store.about["step"]) == (1, 0, 4)
+            model.fit(
+                X, Y, batch_size=2, epochs=3, verbose=0, callbacks=[checkpoint, ask]
+            )
+        assert (store.about["epoch"], store.about["batch"], store.about["step"]) == (
+            1,
+            0,
+            4,
+        )
 
 
 def test_averaged_weights_are_not_saved_where_training_stops_within_an_epoch(tmp_path):
@@ -325,7 +413,9 @@ def test_averaged_weights_are_not_saved_where_training_stops_within_an_epoch(tmp
             checkpoint = Checkpoint(store)
             epoch, batch = checkpoint.restore(model)
             assert batch == 0
-            more = [AtUpdate(6, lambda model: stop_training(model, None))] if act else []
+            more = (
+                [AtUpdate(6, lambda model: stop_training(model, None))] if act else []
+            )
             options = {"callbacks": [checkpoint, *more], "epochs": 3, "verbose": 0}
             model.fit(known(epoch), initial_epoch=epoch, **options)
             return model, store.about["step"]
@@ -357,13 +447,22 @@ def test_seeds_that_inference_draws_from_go_on(within, tmp_path):
         models = []
         for _ in range(2):
             keras.utils.set_random_seed(0)
-            model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3), AlwaysDropout(), keras.layers.Dense(2)])
+            model = keras.Sequential(
+                [
+                    keras.Input((3,)),
+                    keras.layers.Dense(3),
+                    AlwaysDropout(),
+                    keras.layers.Dense(2),
+                ]
+            )
             model.compile("sgd", LOSS, metrics=["accuracy"])
             models.append(model)
         first, second = models
         stop = [AtUpdate(6, lambda model: stop_training(model, None))] if within else []
         first.fit(known(0), epochs=2, verbose=0, callbacks=[*stop, Checkpoint(store)])
-        assert Checkpoint(store).restore(second, example=(X[:1], Y[:1])) == ((1, 2) if within else (2, 0))
+        assert Checkpoint(store).restore(second, example=(X[:1], Y[:1])) == (
+            (1, 2) if within else (2, 0)
+        )
     for a, b in zip(first.variables, second.variables, strict=True):
         np.testing.assert_array_equal(a.numpy(), b.numpy())
 

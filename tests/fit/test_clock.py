@@ -15,31 +15,43 @@ class Training:
         self._rng, self._length, self._known = rng, length, is_length_known
         self._accumulated = accumulated
         self.optimizer = self._new_optimizer()
-        self.updates = self.batches = self.reached = 0  # The step was reached after this many batches.
+        self.updates = self.batches = self.reached = (
+            0  # The step was reached after this many batches.
+        )
         self.clock = TrainingClock()
         self.states = []
 
     def _new_optimizer(self):
-        return SimpleNamespace(_iterations=0, iterations=0, gradient_accumulation_steps=self._accumulated)
+        return SimpleNamespace(
+            _iterations=0, iterations=0, gradient_accumulation_steps=self._accumulated
+        )
 
     def _count(self, with_data=True):
         before = self.optimizer.iterations
         self.optimizer._iterations += 1
-        self.optimizer.iterations = self.optimizer._iterations // (self._accumulated or 1)
+        self.optimizer.iterations = self.optimizer._iterations // (
+            self._accumulated or 1
+        )
         if with_data:
             self.batches += 1
             if self.optimizer.iterations > before:
                 self.updates, self.reached = self.updates + 1, self.batches
 
     def save(self):
-        self.states.append((self.optimizer._iterations, self.updates, self.batches, self.reached))
+        self.states.append(
+            (self.optimizer._iterations, self.updates, self.batches, self.reached)
+        )
 
     def go_back(self):
         """To a state of the same optimizer, none of which are later than the present one."""
         if self.states:
             chosen = self._rng.randrange(len(self.states))
-            self.optimizer._iterations, self.updates, self.batches, self.reached = self.states[chosen]
-            self.optimizer.iterations = self.optimizer._iterations // (self._accumulated or 1)
+            self.optimizer._iterations, self.updates, self.batches, self.reached = (
+                self.states[chosen]
+            )
+            self.optimizer.iterations = self.optimizer._iterations // (
+                self._accumulated or 1
+            )
             self.states = self.states[: chosen + 1]
 
     def compile(self):
@@ -50,7 +62,9 @@ class Training:
         assert self.clock.step == self.updates
         if self._known and self.reached is not None:
             epochs, batches, length = self.clock.reached
-            assert epochs + (batches / length if batches else 0) == pytest.approx(self.reached / self._length)
+            assert epochs + (batches / length if batches else 0) == pytest.approx(
+                self.reached / self._length
+            )
 
     def maybe(self, share, act):
         if self._rng.random() < share:
@@ -101,7 +115,9 @@ def test_steps_and_epochs_are_those_of_a_plain_count(accumulated, is_length_know
 
 
 def test_which_batch_makes_the_next_update():
-    optimizer = SimpleNamespace(_iterations=0, iterations=0, gradient_accumulation_steps=3)
+    optimizer = SimpleNamespace(
+        _iterations=0, iterations=0, gradient_accumulation_steps=3
+    )
     clock = TrainingClock()
     updates = []
     for count in range(7):

@@ -18,9 +18,13 @@ PROBE = srel_tf.ProbeSet(X[:4], Y[:4])
 
 def net(every=1, **optimizer):
     keras.utils.set_random_seed(3)
-    model = srel_tf.SRelSequential([keras.Input((5,)), keras.layers.Dense(6, "tanh"), keras.layers.Dense(3)])
+    model = srel_tf.SRelSequential(
+        [keras.Input((5,)), keras.layers.Dense(6, "tanh"), keras.layers.Dense(3)]
+    )
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.SGD(0.1, momentum=0.5, **optimizer), loss, jit_compile=False)
+    model.compile(
+        keras.optimizers.SGD(0.1, momentum=0.5, **optimizer), loss, jit_compile=False
+    )
     model.attach_probe(PROBE, every=every, estimator="limit")
     return model
 
@@ -62,10 +66,14 @@ class State:
     """Weights and optimizer of a model."""
 
     def save(self, model):
-        self.values = [v.numpy() for v in [*model.variables, *model.optimizer.variables]]
+        self.values = [
+            v.numpy() for v in [*model.variables, *model.optimizer.variables]
+        ]
 
     def load(self, model):
-        for v, value in zip([*model.variables, *model.optimizer.variables], self.values, strict=True):
+        for v, value in zip(
+            [*model.variables, *model.optimizer.variables], self.values, strict=True
+        ):
             v.assign(value)
 
 
@@ -90,18 +98,24 @@ def test_backup_and_restore(data_of, accumulated, tmp_path):
     assert model.srel_frame()["step"].max() == (3 if accumulated else 11)
     fit(model, data_of, callbacks=[backup])
     assert model.srel_frame()["step"].max() == 3 * STEPS // (accumulated or 1)
-    pd.testing.assert_frame_equal(model.srel_frame(), whole.srel_frame(), check_exact=True)
+    pd.testing.assert_frame_equal(
+        model.srel_frame(), whole.srel_frame(), check_exact=True
+    )
 
 
 def test_backup_within_an_epoch(tmp_path):
     """Keras begins the epoch again from its first batch: `epoch` goes on from where the weights are."""
     model = net()
-    backup = keras.callbacks.BackupAndRestore(tmp_path, save_freq=3)  # After 3, 6, 9, ... batches.
+    backup = keras.callbacks.BackupAndRestore(
+        tmp_path, save_freq=3
+    )  # After 3, 6, 9, ... batches.
     with pytest.raises(KeyboardInterrupt):
         fit(model, callbacks=[backup, Act(1, 4, interrupt)])
     assert epochs_of(model) == pytest.approx({n: n / STEPS for n in range(11)})
     fit(model, epochs=2, callbacks=[backup])
-    assert epochs_of(model) == pytest.approx({n: n / STEPS for n in range(9 + STEPS + 1)})
+    assert epochs_of(model) == pytest.approx(
+        {n: n / STEPS for n in range(9 + STEPS + 1)}
+    )
 
 
 @pytest.mark.parametrize("between", [True, False])
@@ -152,7 +166,11 @@ def test_two_probes_and_one_attached_later():
     fit(model, epochs=1)
     frame = model.srel_frame()
     steps = {run: sorted(set(rows["step"])) for run, rows in frame.groupby("run")}
-    assert steps == {"": list(range(15)), "other": [0, 3, 6, 9, 12], "later": list(range(7, 15))}
+    assert steps == {
+        "": list(range(15)),
+        "other": [0, 3, 6, 9, 12],
+        "later": list(range(7, 15)),
+    }
     np.testing.assert_allclose(frame["epoch"], frame["step"].astype(float) / STEPS)
 
 
@@ -162,7 +180,9 @@ def test_a_new_optimizer_does_not_go_back():
     fit(model, epochs=1)
     model.compile("sgd", model.loss)
     fit(model, epochs=1)
-    assert epochs_of(model) == pytest.approx({n: n / STEPS for n in range(2 * STEPS + 1)})
+    assert epochs_of(model) == pytest.approx(
+        {n: n / STEPS for n in range(2 * STEPS + 1)}
+    )
 
 
 def test_a_store_that_holds_later_rows_gets_none_of_them_again(tmp_path):
@@ -173,11 +193,16 @@ def test_a_store_that_holds_later_rows_gets_none_of_them_again(tmp_path):
         fit(model, epochs=2, callbacks=[checkpoint, Act(0, 4, state.save)])
         rows, weights = store.read(), model.get_weights()
         state.load(model)
-        with pytest.raises(StorageError, match=r"is at step 4, and .* holds rows up to step 14: call restore"):
+        with pytest.raises(
+            StorageError,
+            match=r"is at step 4, and .* holds rows up to step 14: call restore",
+        ):
             fit(model, epochs=1, callbacks=[checkpoint])
         assert int(model.optimizer.iterations) == 4
         assert checkpoint.restore(model) == (2, 0)
-        with pytest.raises(StorageError, match=r"is at step 10, and .* rows up to step 14"):
+        with pytest.raises(
+            StorageError, match=r"is at step 10, and .* rows up to step 14"
+        ):
             fit(model, initial_epoch=2, callbacks=[checkpoint, Act(2, 1, state.load)])
         pd.testing.assert_frame_equal(store.read(), rows)
         assert checkpoint.restore(model) == (2, 0)
@@ -185,7 +210,11 @@ def test_a_store_that_holds_later_rows_gets_none_of_them_again(tmp_path):
             np.testing.assert_array_equal(a, b)
         fit(model, initial_epoch=2, callbacks=[checkpoint])
         assert sorted(set(store.read()["step"])) == list(range(3 * STEPS + 1))
-        assert not store.read().duplicated(["step", "measure", "source_id", "target_id"]).any()
+        assert (
+            not store.read()
+            .duplicated(["step", "measure", "source_id", "target_id"])
+            .any()
+        )
 
 
 def test_a_store_that_holds_earlier_rows_goes_on(tmp_path):
@@ -198,4 +227,6 @@ def test_a_store_that_holds_earlier_rows_goes_on(tmp_path):
         with pytest.raises(KeyboardInterrupt):
             fit(model, callbacks=[checkpoint, backup, Act(1, 4, interrupt)])
         fit(model, callbacks=[checkpoint, backup])
-        pd.testing.assert_frame_equal(store.read(), whole.srel_frame(), check_exact=True)
+        pd.testing.assert_frame_equal(
+            store.read(), whole.srel_frame(), check_exact=True
+        )

@@ -42,16 +42,26 @@ def trained(body, optimizer, update, **fit):
     inputs = keras.Input((8, 8, 1))
     model = srel_tf.SRelModel(inputs, keras.layers.Dense(3)(body(inputs)))
     model.compile(
-        OPTIMIZERS[optimizer](), keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"]
+        OPTIMIZERS[optimizer](),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
     )
     if update:
         probe = srel_tf.ProbeSet.sample(x, y, per_class=3)
-        model.attach_probe(probe, every=2, measures=("kl", "l1", "published_kl"), update=update)
-    history = model.fit(x, y, epochs=3, batch_size=16, verbose=0, validation_split=0.2, **fit).history
+        model.attach_probe(
+            probe, every=2, measures=("kl", "l1", "published_kl"), update=update
+        )
+    history = model.fit(
+        x, y, epochs=3, batch_size=16, verbose=0, validation_split=0.2, **fit
+    ).history
     if update:
         assert model.srel_frame()["step"].unique().tolist() == [0, 2, 4, 6, 8]
     variables = [v.numpy() for v in [*model.variables, *model.optimizer.variables]]
-    draws = [tf.random.uniform([3]).numpy(), np.random.random(3), keras.random.uniform([3]).numpy()]
+    draws = [
+        tf.random.uniform([3]).numpy(),
+        np.random.random(3),
+        keras.random.uniform([3]).numpy(),
+    ]
     return variables, history, draws
 
 
@@ -85,7 +95,9 @@ def test_training_with_a_probe_is_bit_identical(body, optimizer, update):
 
 
 def test_the_comparison_notices_another_order_of_the_data():
-    shuffled, ordered = (trained(plain, "adam", None, shuffle=shuffle) for shuffle in (True, False))
+    shuffled, ordered = (
+        trained(plain, "adam", None, shuffle=shuffle) for shuffle in (True, False)
+    )
     assert not np.array_equal(shuffled[0][1], ordered[0][1])
 
 
@@ -94,11 +106,22 @@ def test_measuring_leaves_the_model_and_the_random_state_alone():
     keras.utils.set_random_seed(3)
     inputs = keras.Input((8, 8, 1))
     model = keras.Model(inputs, keras.layers.Dense(3)(with_dropout(inputs)))
-    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+    model.compile(
+        "adam",
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
     model.fit(x, y, verbose=0)
 
     def state():
-        return [v.numpy() for v in [*model.variables, *model.optimizer.variables, *model.metrics_variables]]
+        return [
+            v.numpy()
+            for v in [
+                *model.variables,
+                *model.optimizer.variables,
+                *model.metrics_variables,
+            ]
+        ]
 
     before, losses = state(), len(model.losses)
     tf.random.set_global_generator(tf.random.Generator.from_seed(1))
@@ -107,4 +130,6 @@ def test_measuring_leaves_the_model_and_the_random_state_alone():
     for a, b in zip(before, state(), strict=True):
         np.testing.assert_array_equal(a, b)
     assert len(model.losses) == losses
-    np.testing.assert_array_equal(generator, tf.random.get_global_generator().state.numpy())
+    np.testing.assert_array_equal(
+        generator, tf.random.get_global_generator().state.numpy()
+    )

@@ -20,7 +20,9 @@ PROBE = srel_tf.ProbeSet(X[:4], Y[:4], targets=[0, 1, 3])
 
 
 def net(**compile_options):
-    model = srel_tf.SRelSequential([keras.Input((5,)), keras.layers.Dense(6, "tanh"), keras.layers.Dense(3)])
+    model = srel_tf.SRelSequential(
+        [keras.Input((5,)), keras.layers.Dense(6, "tanh"), keras.layers.Dense(3)]
+    )
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile("sgd", loss, jit_compile=False, **compile_options)
     return model
@@ -46,7 +48,9 @@ def epochs_of(frame):
     return frame.groupby("step")["epoch"].agg(["min", "max"])
 
 
-@pytest.mark.parametrize("every", [1, 3, 14, lambda n: n in (1, 5, 13), lambda n: False])
+@pytest.mark.parametrize(
+    "every", [1, 3, 14, lambda n: n in (1, 5, 13), lambda n: False]
+)
 def test_measures_at_exactly_the_steps_of_the_schedule(every):
     model = net()
     attach(model, every)
@@ -93,7 +97,9 @@ def test_epoch_is_the_number_of_epochs_done():
     attach(model, every=3)
     fit(model, validation_data=(X, Y))
     epochs = epochs_of(model.srel_frame())
-    assert epochs["min"].to_dict() == pytest.approx({n: n / STEPS for n in (0, 3, 6, 9, 12)})
+    assert epochs["min"].to_dict() == pytest.approx(
+        {n: n / STEPS for n in (0, 3, 6, 9, 12)}
+    )
     assert (epochs["min"] == epochs["max"]).all()
 
 
@@ -126,27 +132,43 @@ def test_data_of_unknown_length():
             yield X[i : i + BATCH], Y[i : i + BATCH]
 
     data = tf.data.Dataset.from_generator(
-        examples, output_signature=(tf.TensorSpec([None, 5]), tf.TensorSpec([None], tf.int64))
+        examples,
+        output_signature=(tf.TensorSpec([None, 5]), tf.TensorSpec([None], tf.int64)),
     )
     model = net()
     attach(model, every=2)
     model.fit(data, epochs=2, verbose=0)
     frame = model.srel_frame()
     assert steps_of(frame) == [0, 2, 4, 6, 8, 10]
-    assert epochs_of(frame)["min"].to_dict() == pytest.approx({n: n / 5 for n in range(0, 11, 2)})
+    assert epochs_of(frame)["min"].to_dict() == pytest.approx(
+        {n: n / 5 for n in range(0, 11, 2)}
+    )
 
 
 def test_two_probes_in_one_fit():
     model = net()
     model.attach_probe(PROBE, every=4, measures="l1", run="a", seed=1)
-    model.attach_probe(PROBE, every=6, measures="kl", update="fresh_adam", learning_rate=1e-3, run="b", seed=2)
+    model.attach_probe(
+        PROBE,
+        every=6,
+        measures="kl",
+        update="fresh_adam",
+        learning_rate=1e-3,
+        run="b",
+        seed=2,
+    )
     fit(model)
     frame = model.srel_frame()
-    first, second = (frame[frame["update"] == update] for update in ("sgd", "fresh_adam"))
+    first, second = (
+        frame[frame["update"] == update] for update in ("sgd", "fresh_adam")
+    )
     assert len(first) + len(second) == len(frame)
     assert steps_of(first) == [0, 4, 8, 12]
     assert steps_of(second) == [0, 6, 12]
-    for part, expected in ((first, ("l1", 0.01, "a", 1)), (second, ("kl", 1e-3, "b", 2))):
+    for part, expected in (
+        (first, ("l1", 0.01, "a", 1)),
+        (second, ("kl", 1e-3, "b", 2)),
+    ):
         found = part[["measure", "learning_rate", "run", "seed"]].drop_duplicates()
         assert tuple(found.iloc[0]) == pytest.approx(expected)
         assert len(found) == 1
@@ -155,7 +177,12 @@ def test_two_probes_in_one_fit():
 def test_learning_rate_is_the_one_in_force_at_that_step():
     model = net()
     attach(model, every=7)
-    fit(model, callbacks=[keras.callbacks.LearningRateScheduler(lambda epoch: (0.5, 0.25)[epoch])])
+    fit(
+        model,
+        callbacks=[
+            keras.callbacks.LearningRateScheduler(lambda epoch: (0.5, 0.25)[epoch])
+        ],
+    )
     # The scheduler acts at the start of an epoch; no update follows step 14. More in `tests/fit/test_rates.py`.
     rates = model.srel_frame().groupby("step")["learning_rate"].unique()
     assert [list(r) for r in rates] == [[0.5], [0.25], [0.25]]
@@ -180,7 +207,9 @@ def test_steps_go_on_after_a_new_compile():
     fit(model, epochs=1)
     frame = model.srel_frame()
     assert steps_of(frame) == [0, 5, 10]
-    assert frame.groupby("step")["learning_rate"].first().tolist() == pytest.approx([0.01, 0.01, 0.5])
+    assert frame.groupby("step")["learning_rate"].first().tolist() == pytest.approx(
+        [0.01, 0.01, 0.5]
+    )
 
 
 class StopTraining(keras.callbacks.Callback):
@@ -194,18 +223,26 @@ def test_an_epoch_that_was_broken_off_counts_as_far_as_it_went(stop):
     attach(model, every=1)
     with contextlib.suppress(RuntimeError):
         fit(model, callbacks=[stop])
-    done = 5 if isinstance(stop, StopTraining) else 4  # `Stop` acts before the probe sees the step.
+    done = (
+        5 if isinstance(stop, StopTraining) else 4
+    )  # `Stop` acts before the probe sees the step.
     assert steps_of(model.srel_frame()) == list(range(done + 1))
     fit(model, epochs=1)
     frame = epochs_of(model.srel_frame())
     assert (frame["min"] == frame["max"]).all()
-    assert frame["min"].to_dict() == pytest.approx({n: n / STEPS for n in range(5 + STEPS + 1)})
+    assert frame["min"].to_dict() == pytest.approx(
+        {n: n / STEPS for n in range(5 + STEPS + 1)}
+    )
 
 
 @pytest.mark.filterwarnings("ignore:Your input ran out of data")
 def test_an_epoch_of_unknown_length_that_was_broken_off_has_no_fractions():
     """Nor those of the next one, which may be of other data."""
-    data = tf.data.Dataset.from_tensor_slices((X, Y)).batch(BATCH).filter(lambda x, y: True)
+    data = (
+        tf.data.Dataset.from_tensor_slices((X, Y))
+        .batch(BATCH)
+        .filter(lambda x, y: True)
+    )
     model = net()
     attach(model, every=2)
     model.fit(data, verbose=0, callbacks=[StopTraining()])
@@ -220,7 +257,11 @@ def test_an_epoch_of_unknown_length_that_was_broken_off_has_no_fractions():
 @pytest.mark.parametrize("detach", [False, True])
 def test_a_probe_attached_later_counts_as_those_before_it(detach):
     """After data of unknown length, for which Keras counts an update too many, and after a new compile."""
-    data = tf.data.Dataset.from_tensor_slices((X, Y)).batch(BATCH).filter(lambda x, y: True)
+    data = (
+        tf.data.Dataset.from_tensor_slices((X, Y))
+        .batch(BATCH)
+        .filter(lambda x, y: True)
+    )
     model = net()
     attach(model, every=STEPS)
     model.fit(data, verbose=0)
@@ -234,7 +275,11 @@ def test_a_probe_attached_later_counts_as_those_before_it(detach):
     assert steps_of(later) == [7, 14]
     assert epochs_of(later)["min"].tolist() == [1, 2]
     if not detach:
-        assert epochs_of(frame[frame["run"] == ""])["min"].to_dict() == {0: 0, 7: 1, 14: 2}
+        assert epochs_of(frame[frame["run"] == ""])["min"].to_dict() == {
+            0: 0,
+            7: 1,
+            14: 2,
+        }
 
 
 @pytest.mark.parametrize("error", [RuntimeError("full disk"), KeyboardInterrupt()])
@@ -242,7 +287,9 @@ def test_what_was_measured_survives_the_end_of_fit(error):
     model = net()
     attach(model, every=2)
     with pytest.raises(type(error)):
-        fit(model, callbacks=Stop(4, error))  # a callback by itself is as good as a list
+        fit(
+            model, callbacks=Stop(4, error)
+        )  # a callback by itself is as good as a list
     assert steps_of(model.srel_frame()) == [0, 2, 4]
 
 
@@ -254,7 +301,9 @@ def test_a_line_says_what_measuring_costs(capsys):
     assert len(lines) == 2  # one an epoch
     assert "3 measurements, 4 sources x 3 targets" in lines[0]  # steps 0, 3, 6
     assert "2 measurements, 4 sources x 3 targets" in lines[1]  # 9, 12
-    assert all(float(line.split(", ")[-1].removesuffix(" s each")) > 0 for line in lines)
+    assert all(
+        float(line.split(", ")[-1].removesuffix(" s each")) > 0 for line in lines
+    )
 
 
 def test_no_line_without_verbose(capsys):
@@ -307,9 +356,15 @@ def test_a_probe_whose_rows_could_not_be_told_from_anothers_is_refused():
         {"every": 5},
         {"measures": "l1"},
         {"batch_size": 1},
-        {"probe": srel_tf.ProbeSet(X[:2], Y[:2], ids=[9, 3], sources=[1], targets=[0, 1])},
+        {
+            "probe": srel_tf.ProbeSet(
+                X[:2], Y[:2], ids=[9, 3], sources=[1], targets=[0, 1]
+            )
+        },
     ):
-        with pytest.raises(ProbeError, match=r"step 0 is due for both.*give one of them another run"):
+        with pytest.raises(
+            ProbeError, match=r"step 0 is due for both.*give one of them another run"
+        ):
             model.attach_probe(**{"probe": PROBE, "seed": 1, **other})
     for other in (
         {"measures": "l2"},
@@ -331,10 +386,14 @@ def test_probes_of_all_estimators_share_a_frame_and_stay_apart():
     """Of the same examples at the same steps: each row tells its estimator, and the statistics are those of each."""
     model = net()
     for estimator in ("exact", "limit", "auto"):
-        model.attach_probe(PROBE, STEPS, measures="l1", estimator=estimator, learning_rate=1e-5)
+        model.attach_probe(
+            PROBE, STEPS, measures="l1", estimator=estimator, learning_rate=1e-5
+        )
     fit(model, epochs=1)
     frame = model.srel_frame()
-    assert not frame.duplicated([*srel_tf.frames.schema.MATRIX, "source_id", "target_id"]).any()
+    assert not frame.duplicated(
+        [*srel_tf.frames.schema.MATRIX, "source_id", "target_id"]
+    ).any()
     pairs = srel_tf.smooth(frame)
     for estimator, methods in (
         ("exact", {"finite_step"}),
@@ -352,7 +411,12 @@ def test_two_schedules_of_one_series_may_take_turns_but_not_meet():
     """The same where a given η is the optimizer's own. What was measured before they met is kept."""
     model = net()
     attach(model, every=lambda step: step % 2 == 0)
-    attach(model, probe=OTHERS, every=lambda step: step in (3, 4), learning_rate=np.float32(0.01))
+    attach(
+        model,
+        probe=OTHERS,
+        every=lambda step: step in (3, 4),
+        learning_rate=np.float32(0.01),
+    )
     with pytest.raises(OptionError, match=r"step 4 is due for two probes.*another run"):
         fit(model)
     assert steps_of(model.srel_frame()) == [0, 2, 3, 4]

@@ -21,8 +21,12 @@ def output(y, f):
 
 
 def net(learning_rate=0.5, accumulated=None, estimator="limit", **compile_options):
-    model = srel_tf.SRelSequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
-    optimizer = keras.optimizers.SGD(learning_rate, gradient_accumulation_steps=accumulated)
+    model = srel_tf.SRelSequential(
+        [keras.Input((1,)), keras.layers.Dense(1, use_bias=False)]
+    )
+    optimizer = keras.optimizers.SGD(
+        learning_rate, gradient_accumulation_steps=accumulated
+    )
     model.compile(optimizer, loss=output, jit_compile=False, **compile_options)
     model.attach_probe(PROBE, every=1, measures="l1", estimator=estimator)
     return model
@@ -67,7 +71,9 @@ class SetRate(keras.callbacks.Callback):
 def fit(model, data=None, epochs=3, callbacks=(), **options):
     weights = Weights()
     data = {"x": X, "y": Y, "batch_size": 1} if data is None else {"x": data}
-    model.fit(**data, epochs=epochs, verbose=0, callbacks=[weights, *callbacks], **options)
+    model.fit(
+        **data, epochs=epochs, verbose=0, callbacks=[weights, *callbacks], **options
+    )
     return weights.rates
 
 
@@ -88,12 +94,18 @@ def check(model, taken, updates):
 
 METHODS = ["on_epoch_begin", "on_train_batch_begin", "on_train_batch_end"]
 KERAS = {
-    "LearningRateScheduler": lambda: keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate / (2 + epoch)),
-    "ReduceLROnPlateau": lambda: keras.callbacks.ReduceLROnPlateau("loss", 0.5, patience=1, mode="max", min_delta=0),
+    "LearningRateScheduler": lambda: keras.callbacks.LearningRateScheduler(
+        lambda epoch, rate: rate / (2 + epoch)
+    ),
+    "ReduceLROnPlateau": lambda: keras.callbacks.ReduceLROnPlateau(
+        "loss", 0.5, patience=1, mode="max", min_delta=0
+    ),
 }
 
 
-@pytest.mark.parametrize("callback", [*METHODS, pytest.param("on_test_end", marks=pytest.mark.slow), *KERAS])
+@pytest.mark.parametrize(
+    "callback", [*METHODS, pytest.param("on_test_end", marks=pytest.mark.slow), *KERAS]
+)
 def test_rates_that_a_callback_sets(callback):
     model = net()
     callbacks = [KERAS[callback]() if callback in KERAS else SetRate(callback)]
@@ -101,7 +113,9 @@ def test_rates_that_a_callback_sets(callback):
 
 
 @pytest.mark.filterwarnings("ignore:Your input ran out of data")
-@pytest.mark.parametrize("method", ["on_epoch_begin", "on_epoch_end", "on_train_batch_begin"])
+@pytest.mark.parametrize(
+    "method", ["on_epoch_begin", "on_epoch_end", "on_train_batch_begin"]
+)
 def test_rates_in_epochs_of_unknown_length(method):
     """Keras begins a batch there for which it finds no data, and counts an update for it."""
     data = tf.data.Dataset.from_tensor_slices((X, Y)).batch(1).filter(lambda x, y: True)
@@ -113,12 +127,16 @@ def test_rates_in_epochs_of_unknown_length(method):
 
 SCHEDULES = {
     "decay": lambda: keras.optimizers.schedules.ExponentialDecay(0.5, 2, 0.7),
-    "pieces": lambda: keras.optimizers.schedules.PiecewiseConstantDecay([3, 5], [0.5, 0.25, 0.125]),
+    "pieces": lambda: keras.optimizers.schedules.PiecewiseConstantDecay(
+        [3, 5], [0.5, 0.25, 0.125]
+    ),
 }
 
 
 @pytest.mark.parametrize("accumulated", [None, 3])
-@pytest.mark.parametrize("schedule", ["decay", pytest.param("pieces", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "schedule", ["decay", pytest.param("pieces", marks=pytest.mark.slow)]
+)
 def test_schedules(schedule, accumulated):
     """Keras's schedules count batches; of those whose gradients are accumulated the last one's rate is taken."""
     model = net(SCHEDULES[schedule](), accumulated)
@@ -132,7 +150,11 @@ def test_rates_of_accumulated_gradients_that_a_callback_sets():
 
 def test_rates_of_a_model_that_runs_eagerly():
     model = net(run_eagerly=True, estimator="exact")
-    check(model, fit(model, epochs=2, callbacks=[SetRate("on_train_batch_begin")]), 2 * STEPS)
+    check(
+        model,
+        fit(model, epochs=2, callbacks=[SetRate("on_train_batch_begin")]),
+        2 * STEPS,
+    )
 
 
 def test_another_rate_in_the_next_fit():
@@ -172,7 +194,10 @@ def test_a_store_has_the_rates_that_updates_take(tmp_path):
     """Each step is saved once, also at the end of an epoch, where the next rate is not known yet."""
     with srel_tf.FrameStore(tmp_path, write=True) as store:
         model = net()
-        taken = fit(model, callbacks=[srel_tf.Checkpoint(store, every=3), SetRate("on_epoch_begin")])
+        taken = fit(
+            model,
+            callbacks=[srel_tf.Checkpoint(store, every=3), SetRate("on_epoch_begin")],
+        )
         frame = store.read()
     assert len(model.srel_frame()) == 0
     assert frame["step"].tolist() == list(range(3 * STEPS + 1))
@@ -194,7 +219,9 @@ def test_a_rate_of_zero_is_named():
     """In warm-up, once a fit."""
     warm_up = keras.optimizers.schedules.PolynomialDecay(0.0, 2 * STEPS, 0.5)
     model = net(warm_up, estimator="exact")
-    with pytest.warns(UserWarning, match=r"moves nothing.*rate is 0 at step 0.*learning_rate=") as caught:
+    with pytest.warns(
+        UserWarning, match=r"moves nothing.*rate is 0 at step 0.*learning_rate="
+    ) as caught:
         rates = fit(model, epochs=1)
     assert sum("rate is 0" in str(warning.message) for warning in caught) == 1
     frame = model.srel_frame()
@@ -207,4 +234,8 @@ def test_a_rate_of_zero_outside_fit(update):
     model = net(keras.optimizers.schedules.PolynomialDecay(0.0, 9, 0.5))
     with pytest.warns(UserWarning, match=r"rate is 0 at step 0.*learning_rate="):
         assert not srel_tf.measure(model, PROBE, "l1", update=update).valid("l1").any()
-    assert srel_tf.measure(model, PROBE, "l1", update=update, learning_rate=0.1).valid("l1").all()
+    assert (
+        srel_tf.measure(model, PROBE, "l1", update=update, learning_rate=0.1)
+        .valid("l1")
+        .all()
+    )

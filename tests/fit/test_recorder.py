@@ -11,7 +11,13 @@ PROBE = probe()
 
 
 def epochs_of(recorder):
-    return recorder.frame().groupby("step", sort=False)["epoch"].unique().map(list).to_dict()
+    return (
+        recorder.frame()
+        .groupby("step", sort=False)["epoch"]
+        .unique()
+        .map(list)
+        .to_dict()
+    )
 
 
 def test_nothing_measured_yet():
@@ -26,16 +32,25 @@ def test_rows_are_kept_in_order_with_run_and_seed():
     for r in results:
         recorder.add(r, 0, r.step, 10)
     frame = recorder.frame()
-    assert frame["step"].tolist() == np.repeat([0, 3, 6], 2 * 16).tolist()  # 2 measures, 4 x 4 pairs
+    assert (
+        frame["step"].tolist() == np.repeat([0, 3, 6], 2 * 16).tolist()
+    )  # 2 measures, 4 x 4 pairs
     assert (frame["run"] == "a run").all()
     assert (frame["seed"] == 7).all()
     first = frame[(frame["step"] == 3) & (frame["measure"] == "l1")]
-    np.testing.assert_array_equal(first["srel"].to_numpy().reshape(4, 4), results[1].matrix("l1"))
+    np.testing.assert_array_equal(
+        first["srel"].to_numpy().reshape(4, 4), results[1].matrix("l1")
+    )
 
 
 def test_epoch_is_a_fraction_where_the_length_is_known():
     recorder = Recorder("", None)
-    for step, (epochs, batches) in {0: (0, 0), 3: (0, 3), 8: (0, 8), 10: (1, 2)}.items():
+    for step, (epochs, batches) in {
+        0: (0, 0),
+        3: (0, 3),
+        8: (0, 8),
+        10: (1, 2),
+    }.items():
         recorder.add(result(PROBE, step), epochs, batches, 8)
     assert epochs_of(recorder) == {0: [0.0], 3: [0.375], 8: [1.0], 10: [1.25]}
     assert recorder.frame()["seed"].isna().all()
@@ -91,7 +106,11 @@ def test_what_was_saved_is_forgotten_once():
 
 def test_results_of_later_steps_are_withdrawn():
     recorder = Recorder("", None)
-    assert (recorder.first_step, recorder.last_step, recorder.newest) == (None, None, None)
+    assert (recorder.first_step, recorder.last_step, recorder.newest) == (
+        None,
+        None,
+        None,
+    )
     for step in range(4):
         recorder.add(result(PROBE, step), 0, step, 8)
     withdrawn = recorder.withdraw(2)

@@ -19,7 +19,10 @@ def written(log_dir):
     reader = EventAccumulator(str(log_dir), size_guidance={"tensors": 0})
     reader.Reload()
     return {
-        tag: {event.step: tf.make_ndarray(event.tensor_proto) for event in reader.Tensors(tag)}
+        tag: {
+            event.step: tf.make_ndarray(event.tensor_proto)
+            for event in reader.Tensors(tag)
+        }
         for tag in reader.Tags()["tensors"]
     }
 
@@ -56,7 +59,9 @@ def test_scalars_and_heat_maps_of_a_fit(tmp_path):
     assert images == {"srel_sgd_kl", "srel_sgd_l1"}
     for tag in images:
         assert set(tensors[tag]) == {0, 2, 4}
-        for _, _, *pictures in tensors[tag].values():  # width, height, one PNG a picture
+        for _, _, *pictures in tensors[
+            tag
+        ].values():  # width, height, one PNG a picture
             (picture,) = pictures
             assert matplotlib.image.imread(io.BytesIO(picture)).ndim == 3
 
@@ -65,7 +70,9 @@ def test_scalars_and_heat_maps_of_a_fit(tmp_path):
 def test_undefined_entries(tmp_path):
     """A class pair without a valid entry is NaN; a matrix without one has no picture."""
     made = result(probe(), step=3, invalid=0.4)
-    made.matrices["l1"] = made.matrices["l1"]._replace(valid=np.zeros((4, 4), bool), srel=np.full((4, 4), np.nan))
+    made.matrices["l1"] = made.matrices["l1"]._replace(
+        valid=np.zeros((4, 4), bool), srel=np.full((4, 4), np.nan)
+    )
     TensorBoardWriter(tmp_path, srel_tf.Settings())(made)
     tensors = written(tmp_path)
     check_scalars(tensors, made.to_frame())
@@ -75,11 +82,27 @@ def test_undefined_entries(tmp_path):
 
 
 def test_summaries_of_several_probes_stay_apart(tmp_path):
-    settings = [{}, {"learning_rate": 0.5}, {"estimator": "limit"}, {"update": "optimizer"}]
+    settings = [
+        {},
+        {"learning_rate": 0.5},
+        {"estimator": "limit"},
+        {"update": "optimizer"},
+    ]
     for number, options in enumerate(settings):
-        TensorBoardWriter(tmp_path, srel_tf.Settings("l1", **options))(result(probe(), step=number, measures=["l1"]))
-    steps = {tag: list(by_step) for tag, by_step in written(tmp_path).items() if "/" not in tag}
-    assert steps == {"srel_sgd_l1": [0], "srel_sgd_0.5_l1": [1], "srel_sgd_limit_l1": [2], "srel_optimizer_l1": [3]}
+        TensorBoardWriter(tmp_path, srel_tf.Settings("l1", **options))(
+            result(probe(), step=number, measures=["l1"])
+        )
+    steps = {
+        tag: list(by_step)
+        for tag, by_step in written(tmp_path).items()
+        if "/" not in tag
+    }
+    assert steps == {
+        "srel_sgd_l1": [0],
+        "srel_sgd_0.5_l1": [1],
+        "srel_sgd_limit_l1": [2],
+        "srel_optimizer_l1": [3],
+    }
 
 
 def test_a_disk_that_is_full_is_told(tmp_path, monkeypatch):
@@ -88,5 +111,8 @@ def test_a_disk_that_is_full_is_told(tmp_path, monkeypatch):
 
     writer = TensorBoardWriter(tmp_path, srel_tf.Settings())
     monkeypatch.setattr(tf.summary, "scalar", full)
-    with pytest.raises(srel_tf.StorageError, match=f"summaries to {tmp_path}: No space left on device; free space"):
+    with pytest.raises(
+        srel_tf.StorageError,
+        match=f"summaries to {tmp_path}: No space left on device; free space",
+    ):
         writer(result(probe()))

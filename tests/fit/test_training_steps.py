@@ -18,14 +18,23 @@ STEPS = 6  # an epoch
 PROBE = srel_tf.ProbeSet(X[:3], Y[:3])
 MSE = keras.losses.MeanSquaredError()
 # Both layers are within reach of a user who freezes one of them.
-LAYERS = [functools.partial(keras.layers.Dense, 4, "tanh", name="first"), functools.partial(keras.layers.Dense, 2)]
+LAYERS = [
+    functools.partial(keras.layers.Dense, 4, "tanh", name="first"),
+    functools.partial(keras.layers.Dense, 2),
+]
 
 
 def layers():
     return [layer() for layer in LAYERS]
 
 
-def net(cls=srel_tf.SRelSequential, optimizer="sgd", attach=True, estimator="limit", **options):
+def net(
+    cls=srel_tf.SRelSequential,
+    optimizer="sgd",
+    attach=True,
+    estimator="limit",
+    **options,
+):
     model = cls([keras.Input((5,)), *layers()])
     model.compile(optimizer, MSE, jit_compile=False, **options)
     if attach:
@@ -110,7 +119,10 @@ OWN_STEP = "ignore:.* has a train_step of its own"
 @pytest.mark.filterwarnings(OWN_STEP)
 def test_an_optimizer_that_fit_does_not_know_is_refused():
     model = net(Own)
-    with pytest.raises(ModelError, match=r"weights of model .* moved.*\(SGD\) has made no update.*srel_tf\.Instrument"):
+    with pytest.raises(
+        ModelError,
+        match=r"weights of model .* moved.*\(SGD\) has made no update.*srel_tf\.Instrument",
+    ):
         fit(model)
     assert steps_of(model) == [0]
 
@@ -128,7 +140,9 @@ def test_a_train_step_that_collects_gradients_itself_is_measured():
 @pytest.mark.filterwarnings(OWN_STEP)
 def test_several_updates_in_a_batch_are_named():
     model = net(Twice)
-    with pytest.warns(UserWarning, match=r"made 2 updates in one batch.*steps within one are left out") as caught:
+    with pytest.warns(
+        UserWarning, match=r"made 2 updates in one batch.*steps within one are left out"
+    ) as caught:
         fit(model, epochs=2)
     assert sum("updates in one batch" in str(w.message) for w in caught) == 1
     assert steps_of(model) == list(range(0, 4 * STEPS + 1, 2))
@@ -137,7 +151,9 @@ def test_several_updates_in_a_batch_are_named():
 def test_no_optimizer():
     model = net()
     model.compile(None, MSE)
-    with pytest.raises(ModelError, match=r"without an optimizer.*model\.compile\(optimizer, loss\)"):
+    with pytest.raises(
+        ModelError, match=r"without an optimizer.*model\.compile\(optimizer, loss\)"
+    ):
         fit(model)
 
 
@@ -149,7 +165,11 @@ def accumulated_by_hand(model, batches, rate):
         with tf.GradientTape() as tape:
             loss = tf.reduce_mean((model(x) - y) ** 2)
         gradients = tape.gradient(loss, model.trainable_weights)
-        total = gradients if total is None else [a + b for a, b in zip(total, gradients, strict=True)]
+        total = (
+            gradients
+            if total is None
+            else [a + b for a, b in zip(total, gradients, strict=True)]
+        )
         if (k + 1) % batches == 0:
             for w, g in zip(model.trainable_weights, total, strict=True):
                 w.assign_sub(rate * g / batches)
@@ -176,7 +196,9 @@ def test_step_n_is_n_updates_of_accumulated_gradients():
 
 def test_the_optimizers_own_step_with_accumulated_gradients():
     """The update whose mean gradient is that of the example; what is collected so far does not count."""
-    model = net(attach=False, optimizer=keras.optimizers.SGD(0.1, gradient_accumulation_steps=2))
+    model = net(
+        attach=False, optimizer=keras.optimizers.SGD(0.1, gradient_accumulation_steps=2)
+    )
     weights = model.get_weights()
     assert srel_tf.measure(model, PROBE, "l1", update="optimizer").valid("l1").all()
     model.attach_probe(PROBE, every=10, measures="l1", update="optimizer")
@@ -188,7 +210,9 @@ def test_the_optimizers_own_step_with_accumulated_gradients():
     before = model(X[:3])
     expected = []
     for gradients in own:
-        model.set_weights([w - 0.1 * g for w, g in zip(weights, gradients, strict=True)])
+        model.set_weights(
+            [w - 0.1 * g for w, g in zip(weights, gradients, strict=True)]
+        )
         expected.append(np.abs(model(X[:3]) - before).sum(axis=-1))
     frame = model.srel_frame()
     assert frame["valid"].all()
@@ -218,16 +242,24 @@ def test_compile_in_a_callback(batch):
     """With another optimizer and another loss, at the beginning of an epoch or within it: the steps go on."""
     model = net(optimizer=keras.optimizers.SGD(0.1))
     other = keras.losses.MeanAbsoluteError()
-    fit(model, epochs=2, callbacks=[Call(lambda model: recompile(model, loss=other), batch=batch)])
+    fit(
+        model,
+        epochs=2,
+        callbacks=[Call(lambda model: recompile(model, loss=other), batch=batch)],
+    )
     frame = model.srel_frame()
     assert steps_of(model) == list(range(2 * STEPS + 1))
     np.testing.assert_allclose(frame["epoch"], frame["step"].astype(float) / STEPS)
-    first = STEPS if batch is None else STEPS + batch + 1  # This step is followed by an update of the new optimizer.
+    first = (
+        STEPS if batch is None else STEPS + batch + 1
+    )  # This step is followed by an update of the new optimizer.
     assert frame.groupby("step")["learning_rate"].first().tolist() == pytest.approx(
         [0.1] * first + [0.5] * (2 * STEPS + 1 - first)
     )
     expected = srel_tf.measure(model, PROBE, "l1", estimator="limit").to_frame()
-    np.testing.assert_allclose(frame[frame["step"] == 2 * STEPS]["numerator"], expected["numerator"], rtol=1e-5)
+    np.testing.assert_allclose(
+        frame[frame["step"] == 2 * STEPS]["numerator"], expected["numerator"], rtol=1e-5
+    )
 
 
 @pytest.mark.filterwarnings(OWN_STEP)
@@ -272,7 +304,9 @@ def test_a_layer_frozen_too_late_is_named(within):
         assert moved(model, lambda: fit(model, callbacks=callbacks))
     assert sum("trainable" in str(w.message) for w in caught) == 1
     freeze(model, True)
-    expected = srel_tf.measure(model, PROBE, "l1", estimator="limit").matrix("l1").ravel()
+    expected = (
+        srel_tf.measure(model, PROBE, "l1", estimator="limit").matrix("l1").ravel()
+    )
     np.testing.assert_allclose(srel(model, 2 * STEPS), expected, rtol=1e-5)
 
 
@@ -307,14 +341,20 @@ def test_a_layer_frozen_in_time_is_left_out(when):
         freeze(model)
     callbacks = [Call(freeze, epoch=0)] if when == "in a callback" else []
     assert not moved(model, lambda: fit(model, callbacks=callbacks))
-    expected = srel_tf.measure(model, PROBE, "l1", estimator="limit").matrix("l1").ravel()
-    np.testing.assert_allclose(srel(model, model.srel_frame()["step"].max()), expected, rtol=1e-5)
+    expected = (
+        srel_tf.measure(model, PROBE, "l1", estimator="limit").matrix("l1").ravel()
+    )
+    np.testing.assert_allclose(
+        srel(model, model.srel_frame()["step"].max()), expected, rtol=1e-5
+    )
 
 
 def test_a_layer_frozen_in_a_model_that_runs_eagerly():
     """Keras leaves it out at once, and so does the measurement."""
     model = net(run_eagerly=True, estimator="exact")
-    assert not moved(model, lambda: fit(model, epochs=2, callbacks=[Call(freeze, epoch=0)]))
+    assert not moved(
+        model, lambda: fit(model, epochs=2, callbacks=[Call(freeze, epoch=0)])
+    )
     expected = srel_tf.measure(model, PROBE, "l1").matrix("l1").ravel()
     np.testing.assert_allclose(srel(model, 2 * STEPS), expected, rtol=1e-5)
 
@@ -323,8 +363,13 @@ def test_a_schedule_set_too_late_is_named():
     """Keras's traced step goes on with the rate that it has."""
     model = net()
     fit(model)
-    model.optimizer.learning_rate = keras.optimizers.schedules.ExponentialDecay(1e-9, 1, 1.0)
-    with pytest.warns(UserWarning, match=r"another schedule after Keras had traced.*call model\.compile"):
+    model.optimizer.learning_rate = keras.optimizers.schedules.ExponentialDecay(
+        1e-9, 1, 1.0
+    )
+    with pytest.warns(
+        UserWarning,
+        match=r"another schedule after Keras had traced.*call model\.compile",
+    ):
         assert moved(model, lambda: fit(model))
 
 
@@ -335,7 +380,9 @@ class OwnLoss(srel_tf.SRelSequential):
         x, y = data[:2]
         with tf.GradientTape() as tape:
             loss = absolute(y, self(x, training=True)) + sum(self.losses)
-        self.optimizer.apply(tape.gradient(loss, self.trainable_variables), self.trainable_variables)
+        self.optimizer.apply(
+            tape.gradient(loss, self.trainable_variables), self.trainable_variables
+        )
         return {"loss": loss}
 
 
@@ -381,11 +428,19 @@ def with_penalties(cls, loss):
 @pytest.mark.filterwarnings("ignore:.*source by source by forward-mode")
 @pytest.mark.parametrize(
     ("loss", "estimator"),
-    [(absolute, "limit"), (one_each, "exact"), (one_each, "auto"), (keras.losses.MeanAbsoluteError(), "exact")],
+    [
+        (absolute, "limit"),
+        (one_each, "exact"),
+        (one_each, "auto"),
+        (keras.losses.MeanAbsoluteError(), "exact"),
+    ],
 )
 def test_a_loss_of_the_users(loss, estimator):
     """S_rel of a model with another compiled loss is that of a model compiled with this one, penalties included."""
-    model, twin = with_penalties(OwnLoss, MSE), with_penalties(keras.Sequential, keras.losses.MeanAbsoluteError())
+    model, twin = (
+        with_penalties(OwnLoss, MSE),
+        with_penalties(keras.Sequential, keras.losses.MeanAbsoluteError()),
+    )
     twin.set_weights(model.get_weights())
     options = {"learning_rate": 0.1, "estimator": estimator}
     with warnings.catch_warnings():
@@ -426,7 +481,10 @@ def test_a_loss_that_is_none():
     for loss in ("mse", 3):
         with pytest.raises(OptionError, match=rf"loss={loss!r}: give a function"):
             srel_tf.Settings(loss=loss)
-    for loss, returned in ((lambda y, f: f, r"\(1, 2\)"), (lambda y, f: None, "NoneType")):
+    for loss, returned in (
+        (lambda y, f: f, r"\(1, 2\)"),
+        (lambda y, f: None, "NoneType"),
+    ):
         with pytest.raises(OptionError, match=rf"returned {returned}: give a function"):
             srel_tf.measure(net(attach=False), PROBE, "l1", loss=loss)
 
@@ -466,13 +524,19 @@ WEIGHS = "fit weighs the examples"
 
 
 @pytest.mark.filterwarnings("ignore:`shuffle=True` was passed")
-@pytest.mark.parametrize("data", [*[*WEIGHTED][:-1], pytest.param("generator", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "data", [*[*WEIGHTED][:-1], pytest.param("generator", marks=pytest.mark.slow)]
+)
 def test_weights_of_examples_are_named(data):
     """Once, for all probes."""
     options = WEIGHTED[data]
     model, probe = net(attach=False), PROBE
     if data == "class_weight":
-        model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), jit_compile=False)
+        model.compile(
+            "sgd",
+            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            jit_compile=False,
+        )
         probe = srel_tf.ProbeSet(X[:3], [0, 1, 0])
     for run in ("a", "b") if data == "sample_weight" else ("a",):
         model.attach_probe(probe, every=100, measures="l1", estimator="limit", run=run)
@@ -482,7 +546,9 @@ def test_weights_of_examples_are_named(data):
 
 
 @pytest.mark.filterwarnings("ignore:`shuffle=True` was passed")
-@pytest.mark.parametrize("data", ["arrays", *(pytest.param(d, marks=pytest.mark.slow) for d in [*PLAIN][1:])])
+@pytest.mark.parametrize(
+    "data", ["arrays", *(pytest.param(d, marks=pytest.mark.slow) for d in [*PLAIN][1:])]
+)
 def test_examples_without_weights_are_not(data):
     model = net()
     with warnings.catch_warnings():

@@ -50,7 +50,10 @@ def main(where, at, arguments):
     from train import classification
     from train.runs import RunDirectory
 
-    owner, method = {"finish": (RunDirectory, "finish_seed"), "commit": (FrameStore, "commit")}[where]
+    owner, method = {
+        "finish": (RunDirectory, "finish_seed"),
+        "commit": (FrameStore, "commit"),
+    }[where]
     real = getattr(owner, method)
 
     def deadly(*args, **kwargs):

@@ -32,8 +32,29 @@ from train.runs import RunDirectory, write_json
 
 SECONDS, GIGABYTES = 20, 8  # what one input may take
 TOKENS = (
-    *(b"null", b"NaN", b"-1", b"1e999", b"true", b"[]", b"{}", b'""', b"../../etc/passwd", b"/dev/zero", b"folder:/"),
-    *(b"\x00", b"\xff\xff\xff\xff", b"999999999999999999999", b"[" * 5000, b"\n", b",", b'"', b"PAR1"),
+    *(
+        b"null",
+        b"NaN",
+        b"-1",
+        b"1e999",
+        b"true",
+        b"[]",
+        b"{}",
+        b'""',
+        b"../../etc/passwd",
+        b"/dev/zero",
+        b"folder:/",
+    ),
+    *(
+        b"\x00",
+        b"\xff\xff\xff\xff",
+        b"999999999999999999999",
+        b"[" * 5000,
+        b"\n",
+        b",",
+        b'"',
+        b"PAR1",
+    ),
 )
 
 
@@ -52,7 +73,9 @@ def mutated(content, rng):
             case 1:
                 content[at : at + length] = rng.bytes(length)
             case 2:
-                content[at : at + int(rng.integers(0, 8))] = TOKENS[rng.integers(0, len(TOKENS))]
+                content[at : at + int(rng.integers(0, 8))] = TOKENS[
+                    rng.integers(0, len(TOKENS))
+                ]
             case 3:
                 del content[at : at + length]
             case 4 if rng.random() < 0.3:
@@ -77,11 +100,20 @@ def scanned(directory):
 
 
 def run_directories(directory):
-    settings = {"dataset": "digits", "classes": ["3", "5"], "epochs": 2, "learning_rate": 0.1, "augment": None}
+    settings = {
+        "dataset": "digits",
+        "classes": ["3", "5"],
+        "epochs": 2,
+        "learning_rate": 0.1,
+        "augment": None,
+    }
     made = RunDirectory(directory / "run", settings)
     made.check_data("abc")
     made.save_seed(0, rows(), rows()[["run", "seed", "srel"]], about={"seed": 0})
-    write_json(made.path / "selection.json", {"seed": 0, "classes": ["a"], "test_accuracy": {"a": 0.5, "b": 0.25}})
+    write_json(
+        made.path / "selection.json",
+        {"seed": 0, "classes": ["a"], "test_accuracy": {"a": 0.5, "b": 0.25}},
+    )
 
     def read(changed):
         opened = RunDirectory(made.path, settings)
@@ -96,7 +128,11 @@ def run_directories(directory):
 def net():
     inputs = keras.Input((3,))
     model = srel_tf.SRelModel(inputs, keras.layers.Dense(2)(inputs))
-    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+    model.compile(
+        "adam",
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
     model.attach_probe(srel_tf.ProbeSet(np.ones((2, 3), "float32"), [0, 1]), every=1)
     return model
 
@@ -124,15 +160,21 @@ def checkpoints(directory, sealed):
         opened.num_rows  # noqa: B018
         epoch, _ = srel_tf.Checkpoint(opened, 1, [Notes()]).restore(model)
         srel_tf.smooth(opened.scan())
-        model.fit(x[:2], np.array([0, 1]), initial_epoch=epoch, epochs=epoch + 1, verbose=0)  # One step.
+        model.fit(
+            x[:2], np.array([0, 1]), initial_epoch=epoch, epochs=epoch + 1, verbose=0
+        )  # One step.
         assert (model.srel_frame()["step"] >= 0).all()
         model._srel_callbacks[0].recorder.forget()
 
-    return [file for file in store.path.iterdir() if file.is_file() and file.name != ".lock"], read
+    return [
+        file for file in store.path.iterdir() if file.is_file() and file.name != ".lock"
+    ], read
 
 
 def seal(file, changed):
-    with contextlib.suppress(ValueError, RecursionError, AttributeError, TypeError, KeyError, OSError):
+    with contextlib.suppress(
+        ValueError, RecursionError, AttributeError, TypeError, KeyError, OSError
+    ):
         index = json.loads(file.read_bytes())
         for entry in [*index["parts"], index["state"], index["before"]]:
             if entry["file"] == changed.name:
@@ -148,7 +190,9 @@ def image_folders(directory):
             place = directory / "images" / split / name
             place.mkdir(parents=True)
             files.append(place / f"0.{kind}")
-            keras.utils.save_img(files[-1], rng.integers(0, 256, (6, 6, 3)), scale=False)
+            keras.utils.save_img(
+                files[-1], rng.integers(0, 256, (6, 6, 3)), scale=False
+            )
     return files, lambda changed: load(f"folder:{directory / 'images'}")
 
 
@@ -190,9 +234,13 @@ def fuzz(name, count, seed):
             except srel_tf.SRelError as error:
                 outcomes["a named error"] += 1
                 if not str(error):
-                    failures.append((number, changed.name, "an error without a message"))
+                    failures.append(
+                        (number, changed.name, "an error without a message")
+                    )
             except BaseException as error:
-                failures.append((number, changed.name, f"{type(error).__name__}: {error}"[:300]))
+                failures.append(
+                    (number, changed.name, f"{type(error).__name__}: {error}"[:300])
+                )
             finally:
                 signal.alarm(0)
                 for file, content in whole.items():
@@ -209,7 +257,10 @@ def main(arguments=None):
     faulthandler.enable()
     warnings.simplefilter("ignore")
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    resource.setrlimit(resource.RLIMIT_AS, (_virtual_memory() + GIGABYTES * 2**30, resource.RLIM_INFINITY))
+    resource.setrlimit(
+        resource.RLIMIT_AS,
+        (_virtual_memory() + GIGABYTES * 2**30, resource.RLIM_INFINITY),
+    )
     total, failed = 0, 0
     for name in args.readers:
         count = round(args.count * READERS[name][1])
@@ -225,7 +276,10 @@ def main(arguments=None):
 
 
 def _virtual_memory():
-    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+    return (
+        int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+        * resource.getpagesize()
+    )
 
 
 if __name__ == "__main__":

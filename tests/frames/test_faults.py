@@ -35,7 +35,13 @@ class BrokenBackwards(keras.layers.Layer):
 
     def call(self, x):
         # The first feature is passed on, so that the layer knows its example.
-        return tf.concat([broken_backwards(x[:, :1], self._value), broken_backwards(x, self._value)[:, 1:]], axis=1)
+        return tf.concat(
+            [
+                broken_backwards(x[:, :1], self._value),
+                broken_backwards(x, self._value)[:, 1:],
+            ],
+            axis=1,
+        )
 
 
 def examples():
@@ -62,7 +68,10 @@ def net(value, softmax=False):
     [
         (np.nan, "sgd", True),
         (np.inf, "optimizer", False),
-        *(pytest.param(np.inf, rule, False, marks=pytest.mark.slow) for rule in ("sgd", "fresh_adam")),
+        *(
+            pytest.param(np.inf, rule, False, marks=pytest.mark.slow)
+            for rule in ("sgd", "fresh_adam")
+        ),
     ],
 )
 def test_a_gradient_that_is_no_number_breaks_its_own_row_alone(value, update, softmax):
@@ -71,15 +80,29 @@ def test_a_gradient_that_is_no_number_breaks_its_own_row_alone(value, update, so
         model, sound = net(value, softmax), net(0.0, softmax)
         sound.set_weights(model.get_weights())
         ids = [f"image-{i}" for i in range(6)]
-        with pytest.warns(UserWarning, match=r"1 of 6 sources \(ids 'image-3'\) have a NaN"):
-            result = srel_tf.measure(model, srel_tf.ProbeSet(x, y, ids=ids), update=update, learning_rate=0.01)
+        with pytest.warns(
+            UserWarning, match=r"1 of 6 sources \(ids 'image-3'\) have a NaN"
+        ):
+            result = srel_tf.measure(
+                model,
+                srel_tf.ProbeSet(x, y, ids=ids),
+                update=update,
+                learning_rate=0.01,
+            )
         expected = srel_tf.measure(
-            sound, srel_tf.ProbeSet(x, y, sources=FINITE_ELSEWHERE), update=update, learning_rate=0.01
+            sound,
+            srel_tf.ProbeSet(x, y, sources=FINITE_ELSEWHERE),
+            update=update,
+            learning_rate=0.01,
         )
     for measure in ("kl", "l1"):
         assert np.isnan(result.matrix(measure)[BAD]).all()
         assert not result.valid(measure)[BAD].any()
-        np.testing.assert_allclose(result.matrix(measure)[FINITE_ELSEWHERE], expected.matrix(measure), rtol=1e-9)
+        np.testing.assert_allclose(
+            result.matrix(measure)[FINITE_ELSEWHERE],
+            expected.matrix(measure),
+            rtol=1e-9,
+        )
         assert expected.valid(measure).all()
 
 
@@ -93,7 +116,9 @@ def test_a_prediction_that_is_no_number_breaks_its_own_column_alone():
         hidden = keras.layers.Dense(8, "relu")(keras.layers.Rescaling(1e5)(inputs))
         model = keras.Model(inputs, keras.layers.Dense(3, "softmax")(hidden))
         model.compile("sgd", SPARSE())
-        saturated = pytest.warns(UserWarning, match="moves nothing: the gradient is zero")
+        saturated = pytest.warns(
+            UserWarning, match="moves nothing: the gradient is zero"
+        )
         with (
             pytest.warns(UserWarning, match="1 of 6 sources .* have a NaN"),
             pytest.warns(UserWarning, match="1 of 6 targets"),
@@ -106,14 +131,18 @@ def test_a_prediction_that_is_no_number_breaks_its_own_column_alone():
     for measure in ("kl", "l1"):
         assert not result.valid(measure)[:, BAD].any()
         others = np.ix_(FINITE_ELSEWHERE, FINITE_ELSEWHERE)
-        np.testing.assert_allclose(result.matrix(measure)[others], expected.matrix(measure), rtol=1e-9)
+        np.testing.assert_allclose(
+            result.matrix(measure)[others], expected.matrix(measure), rtol=1e-9
+        )
 
 
 class Poisoned(keras.layers.Layer):
     """The identity; NaN for an example whose first pixel is above 9."""
 
     def call(self, x):
-        return x + tf.where(x[:, :1, :1, :1] > 9, tf.constant(np.nan, x.dtype), tf.zeros([], x.dtype))
+        return x + tf.where(
+            x[:, :1, :1, :1] > 9, tf.constant(np.nan, x.dtype), tf.zeros([], x.dtype)
+        )
 
 
 def convolutional():
@@ -121,8 +150,15 @@ def convolutional():
     keras.utils.set_random_seed(0)
     inputs = keras.Input((4, 4, 2))
     x = keras.layers.Conv2D(4, 3, padding="same")(Poisoned()(inputs))
-    x = keras.layers.AveragePooling2D(2)(keras.activations.tanh(keras.layers.GroupNormalization(2)(x)))
-    model = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.LayerNormalization()(keras.layers.Flatten()(x))))
+    x = keras.layers.AveragePooling2D(2)(
+        keras.activations.tanh(keras.layers.GroupNormalization(2)(x))
+    )
+    model = keras.Model(
+        inputs,
+        keras.layers.Dense(3)(
+            keras.layers.LayerNormalization()(keras.layers.Flatten()(x))
+        ),
+    )
     model.compile("adam", SPARSE(from_logits=True))
     return model
 
@@ -133,26 +169,40 @@ def convolutional():
         ("exact", "optimizer"),
         ("limit", "sgd"),
         ("auto", "sgd"),  # Both of exact and of limit.
-        *(pytest.param("exact", rule, marks=pytest.mark.slow) for rule in ("sgd", "fresh_adam")),
+        *(
+            pytest.param("exact", rule, marks=pytest.mark.slow)
+            for rule in ("sgd", "fresh_adam")
+        ),
     ],
 )
-def test_an_example_that_is_no_number_breaks_its_own_row_and_column_alone(estimator, update, in_double_precision):
+def test_an_example_that_is_no_number_breaks_its_own_row_and_column_alone(
+    estimator, update, in_double_precision
+):
     """The second of all, which is looked at before the others, too."""
     x, y = np.random.default_rng(0).normal(size=(6, 4, 4, 2)), np.arange(6) % 3
     x[1, 0, 0, 0] = 10
     sources, targets = np.array([0, 1, 2]), np.array([0, 1, 3, 4])
-    model, options = convolutional(), {"update": update, "learning_rate": 0.01, "estimator": estimator}
+    model, options = (
+        convolutional(),
+        {"update": update, "learning_rate": 0.01, "estimator": estimator},
+    )
     with (
         pytest.warns(UserWarning, match=r"1 of 3 sources \(ids 1\) have a NaN"),
         pytest.warns(UserWarning, match=r"1 of 4 targets \(ids 1\) have a NaN"),
     ):
-        result = srel_tf.measure(model, srel_tf.ProbeSet(x, y, sources=sources, targets=targets), **options)
-    sound = srel_tf.ProbeSet(x, y, sources=sources[sources != 1], targets=targets[targets != 1])
+        result = srel_tf.measure(
+            model, srel_tf.ProbeSet(x, y, sources=sources, targets=targets), **options
+        )
+    sound = srel_tf.ProbeSet(
+        x, y, sources=sources[sources != 1], targets=targets[targets != 1]
+    )
     expected = srel_tf.measure(model, sound, **options)
     for measure in ("kl", "l1"):
         others = np.ix_(sources != 1, targets != 1)
         assert expected.valid(measure).all()
-        np.testing.assert_allclose(result.matrix(measure)[others], expected.matrix(measure), rtol=1e-9)
+        np.testing.assert_allclose(
+            result.matrix(measure)[others], expected.matrix(measure), rtol=1e-9
+        )
         assert result.valid(measure).sum() == expected.valid(measure).size
 
 
@@ -167,7 +217,9 @@ def memory_for(monkeypatch):
             def limited(self, *arguments, run=engine.__call__):
                 tried.append(self._batch_size)
                 if self._batch_size > chunk:
-                    raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+                    raise tf.errors.ResourceExhaustedError(
+                        None, None, "OOM when allocating tensor"
+                    )
                 return run(self, *arguments)
 
             monkeypatch.setattr(engine, "__call__", limited)
@@ -189,15 +241,26 @@ def fit(model, **options):
     return model.fit(x, y, batch_size=2, verbose=0, shuffle=False, **options)
 
 
-def test_memory_that_runs_out_in_fit_reduces_the_chunk_for_good(memory_for, in_double_precision):
+def test_memory_that_runs_out_in_fit_reduces_the_chunk_for_good(
+    memory_for, in_double_precision
+):
     """In float64, in which chunks of other sizes round alike, but for the last places."""
     expected = probed_net(estimator="limit")
     fit(expected, epochs=2)
     model, tried = probed_net(estimator="limit"), memory_for(2)
-    with pytest.warns(UserWarning, match=r"batch_size=128: from now on it is 1,") as said:
+    with pytest.warns(
+        UserWarning, match=r"batch_size=128: from now on it is 1,"
+    ) as said:
         fit(model, epochs=2)
     assert len([w for w in said if "out of memory" in str(w.message)]) == 1
-    assert tried == [128, 3, 1, 1, 1, 1]  # 6 targets: half of them, and so on; then it stays
+    assert tried == [
+        128,
+        3,
+        1,
+        1,
+        1,
+        1,
+    ]  # 6 targets: half of them, and so on; then it stays
     frame = model.srel_frame()
     assert frame["step"].unique().tolist() == [0, 2, 4, 6]
     np.testing.assert_allclose(frame["srel"], expected.srel_frame()["srel"], rtol=1e-9)
@@ -205,7 +268,9 @@ def test_memory_that_runs_out_in_fit_reduces_the_chunk_for_good(memory_for, in_d
     assert tried[6:] == [1]
 
 
-def test_a_resumed_fit_begins_with_the_reduced_chunk(memory_for, in_double_precision, tmp_path):
+def test_a_resumed_fit_begins_with_the_reduced_chunk(
+    memory_for, in_double_precision, tmp_path
+):
     memory_for(3)
     with srel_tf.FrameStore(tmp_path, write=True) as store:
         with pytest.warns(UserWarning, match="out of memory"):
@@ -218,12 +283,19 @@ def test_a_resumed_fit_begins_with_the_reduced_chunk(memory_for, in_double_preci
 
 
 @pytest.mark.parametrize("estimator", ["exact", "limit", "auto"])
-def test_memory_that_runs_out_in_measure_reduces_the_chunk(estimator, memory_for, in_double_precision):
+def test_memory_that_runs_out_in_measure_reduces_the_chunk(
+    estimator, memory_for, in_double_precision
+):
     x, y = examples()
-    model, probe = net(0.0), srel_tf.ProbeSet(x, y, sources=[0, 1, 2], targets=[2, 3, 4, 5])
+    model, probe = (
+        net(0.0),
+        srel_tf.ProbeSet(x, y, sources=[0, 1, 2], targets=[2, 3, 4, 5]),
+    )
     expected = srel_tf.measure(model, probe, learning_rate=0.01, estimator=estimator)
     tried = memory_for(3)
-    instrument = srel_tf.Instrument(model, probe, srel_tf.Settings(learning_rate=0.01, estimator=estimator))
+    instrument = srel_tf.Instrument(
+        model, probe, srel_tf.Settings(learning_rate=0.01, estimator=estimator)
+    )
     with pytest.warns(UserWarning, match="from now on it is 3,"):
         result = instrument()
     np.testing.assert_allclose(result.matrix("kl"), expected.matrix("kl"), rtol=1e-9)
@@ -235,5 +307,7 @@ def test_memory_that_runs_out_in_measure_reduces_the_chunk(estimator, memory_for
 
 def test_memory_that_does_not_hold_one_example_is_a_named_error(memory_for):
     memory_for(0)
-    with pytest.raises(ChunkError, match=r"even with batch_size=1.*fewer than 6 sources x 6 targets"):
+    with pytest.raises(
+        ChunkError, match=r"even with batch_size=1.*fewer than 6 sources x 6 targets"
+    ):
         fit(probed_net())

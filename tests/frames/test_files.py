@@ -18,9 +18,17 @@ def acts(tmp_path, monkeypatch):
     def note(what, path):
         done.append((what, Path(path)))
 
-    monkeypatch.setattr(os, "fsync", lambda fd: (note("flush", os.readlink(f"/proc/self/fd/{fd}")), fsync(fd))[1])
-    monkeypatch.setattr(os, "replace", lambda a, b: (note("rename", b), replace(a, b))[1])
-    monkeypatch.setattr(os, "mkdir", lambda path, *m: (mkdir(path, *m), note("make", path))[0])
+    monkeypatch.setattr(
+        os,
+        "fsync",
+        lambda fd: (note("flush", os.readlink(f"/proc/self/fd/{fd}")), fsync(fd))[1],
+    )
+    monkeypatch.setattr(
+        os, "replace", lambda a, b: (note("rename", b), replace(a, b))[1]
+    )
+    monkeypatch.setattr(
+        os, "mkdir", lambda path, *m: (mkdir(path, *m), note("make", path))[0]
+    )
     return done
 
 
@@ -34,7 +42,11 @@ def test_the_names_of_new_directories_are_flushed(acts, tmp_path):
     place = tmp_path / "a" / "b" / "c"
     make_directory(place)
     assert place.is_dir()
-    assert {path for what, path in acts if what == "flush"} == {tmp_path, tmp_path / "a", tmp_path / "a" / "b"}
+    assert {path for what, path in acts if what == "flush"} == {
+        tmp_path,
+        tmp_path / "a",
+        tmp_path / "a" / "b",
+    }
     acts.clear()
     make_directory(place)
     assert acts == []
@@ -50,15 +62,30 @@ def test_nothing_that_a_store_makes_waits_for_the_disk(acts, tmp_path):
     """After each rename and each new directory the directory that has the name is flushed."""
     with FrameStore(tmp_path / "run" / "frame", write=True) as store:
         for step in (0, 3):
-            store.commit(result(probe(), step=step).to_frame(run="", seed=0, epoch=0.0), {"w": [1.0]})
-    named = [(number, path.parent) for number, (what, path) in enumerate(acts) if what in ("make", "rename")]
-    assert len(named) == 2 + 1 + 2 * 3  # directories; an index; rows, state and index of each commit
+            store.commit(
+                result(probe(), step=step).to_frame(run="", seed=0, epoch=0.0),
+                {"w": [1.0]},
+            )
+    named = [
+        (number, path.parent)
+        for number, (what, path) in enumerate(acts)
+        if what in ("make", "rename")
+    ]
+    assert (
+        len(named) == 2 + 1 + 2 * 3
+    )  # directories; an index; rows, state and index of each commit
     for number, directory in named:
         assert ("flush", directory) in acts[number:]
 
 
 def test_only_our_own_leftovers_are_removed(tmp_path):
-    for name in (".important.download.part", ".7.part", ".x.7.part", "x.7.srel_tf.part", ".srel_tf.part"):
+    for name in (
+        ".important.download.part",
+        ".7.part",
+        ".x.7.part",
+        "x.7.srel_tf.part",
+        ".srel_tf.part",
+    ):
         (tmp_path / name).write_text("mine", encoding="utf-8")
     before = set(tmp_path.iterdir())
 
@@ -80,5 +107,7 @@ def test_a_name_that_cannot_be_flushed_is_told(tmp_path, monkeypatch):
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr("srel_tf.files.sync_directory", fail)
-    with pytest.raises(StorageError, match=r"cannot write .*x\.json: Input/output error"):
+    with pytest.raises(
+        StorageError, match=r"cannot write .*x\.json: Input/output error"
+    ):
         write_json(tmp_path / "x.json", {})

@@ -10,19 +10,48 @@ from srel_tf.frames.schema import rule_names
 from tests.made_up import probe, result
 
 SCHEMA = [
-    *("run", "seed", "step", "epoch", "measure", "update", "estimator", "method", "learning_rate"),
-    *("source_id", "source_class", "target_id", "target_class", "numerator", "denominator", "srel", "valid"),
+    *(
+        "run",
+        "seed",
+        "step",
+        "epoch",
+        "measure",
+        "update",
+        "estimator",
+        "method",
+        "learning_rate",
+    ),
+    *(
+        "source_id",
+        "source_class",
+        "target_id",
+        "target_class",
+        "numerator",
+        "denominator",
+        "srel",
+        "valid",
+    ),
 ]
 
 
 def frame_of(**kwargs):
-    made = result(probe(3, 2, sources=[4, 0], targets=[1, 4, 2, 0]), step=12, invalid=0.3, **kwargs)
+    made = result(
+        probe(3, 2, sources=[4, 0], targets=[1, 4, 2, 0]),
+        step=12,
+        invalid=0.3,
+        **kwargs,
+    )
     return made, made.to_frame(run="a", seed=5, epoch=1.5)
 
 
 def test_columns_and_their_types():
     _, frame = frame_of()
-    assert list(frame.columns) == SCHEMA == list(frames.COLUMNS) == list(frames.empty().columns)
+    assert (
+        list(frame.columns)
+        == SCHEMA
+        == list(frames.COLUMNS)
+        == list(frames.empty().columns)
+    )
     assert {name: str(frame[name].dtype) for name in ("seed", "step", "valid")} == {
         "seed": "Int64",
         "step": "Int64",
@@ -35,25 +64,47 @@ def test_columns_and_their_types():
 def test_one_row_a_measure_source_and_target():
     made, frame = frame_of()
     rows = [
-        (measure, source, target, m.numerator[i, j], m.denominator[i], m.srel[i, j], m.valid[i, j])
+        (
+            measure,
+            source,
+            target,
+            m.numerator[i, j],
+            m.denominator[i],
+            m.srel[i, j],
+            m.valid[i, j],
+        )
         for measure, m in made.matrices.items()
         for i, source in enumerate([4, 0])
         for j, target in enumerate([1, 4, 2, 0])
     ]
-    names = ["measure", "source_id", "target_id", "numerator", "denominator", "srel", "valid"]
+    names = [
+        "measure",
+        "source_id",
+        "target_id",
+        "numerator",
+        "denominator",
+        "srel",
+        "valid",
+    ]
     pd.testing.assert_frame_equal(frame[names], pd.DataFrame(rows, columns=names))
     class_of = dict(zip(range(6), ["cat"] * 3 + ["dog"] * 3, strict=True))
     assert frame["source_class"].tolist() == [class_of[i] for i in frame["source_id"]]
     assert frame["target_class"].tolist() == [class_of[i] for i in frame["target_id"]]
-    constant = frame[[*frames.MATRIX, "method"]].drop(columns="measure").drop_duplicates()
-    assert constant.to_numpy().tolist() == [["a", 5, 12, 1.5, "sgd", "exact", 0.1, "finite_step"]]
+    constant = (
+        frame[[*frames.MATRIX, "method"]].drop(columns="measure").drop_duplicates()
+    )
+    assert constant.to_numpy().tolist() == [
+        ["a", 5, 12, 1.5, "sgd", "exact", 0.1, "finite_step"]
+    ]
 
 
 @pytest.mark.parametrize("estimator", ["exact", "limit", "auto"])
 def test_estimator_is_what_was_asked_and_method_how_each_row_was_computed(estimator):
     made, frame = frame_of(estimator=estimator)
     assert set(frame["estimator"]) == {estimator}
-    expected = [m.method[i] for m in made.matrices.values() for i in range(2) for _ in range(4)]
+    expected = [
+        m.method[i] for m in made.matrices.values() for i in range(2) for _ in range(4)
+    ]
     assert frame["method"].tolist() == expected
     assert len(set(expected)) == (2 if estimator == "auto" else 1)
 
@@ -68,7 +119,9 @@ def test_no_seed_no_step_no_epoch():
 
 def class_names_that_look_like_something_else():
     x, y = np.ones((4, 1)), np.arange(4)
-    return result(ProbeSet(x, y, ["3", "NA", "", "1.50"], ids=[7, 5, 3, 1]), measures=["l1"]).to_frame()
+    return result(
+        ProbeSet(x, y, ["3", "NA", "", "1.50"], ids=[7, 5, 3, 1]), measures=["l1"]
+    ).to_frame()
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".csv"])
@@ -76,8 +129,12 @@ def class_names_that_look_like_something_else():
     "make",
     [
         lambda: frame_of()[1],
-        lambda: result(probe(ids=list("wxyz")), step=None).to_frame(),  # no seed, no step, no epoch; run is ""
-        lambda: result(ProbeSet(np.ones((3, 1)), np.ones(3) / 3)).to_frame(),  # regression: no classes
+        lambda: result(
+            probe(ids=list("wxyz")), step=None
+        ).to_frame(),  # no seed, no step, no epoch; run is ""
+        lambda: result(
+            ProbeSet(np.ones((3, 1)), np.ones(3) / 3)
+        ).to_frame(),  # regression: no classes
         class_names_that_look_like_something_else,
     ],
 )
@@ -89,31 +146,60 @@ def test_files_give_back_the_frame(tmp_path, suffix, make):
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
-@pytest.mark.parametrize("ids", [["007", "7", "8", "9"], ["1", "2", "3", "x"], [-1, 0, 12, 7], ["1e3", "2", "3", "4"]])
+@pytest.mark.parametrize(
+    "ids",
+    [
+        ["007", "7", "8", "9"],
+        ["1", "2", "3", "x"],
+        [-1, 0, 12, 7],
+        ["1e3", "2", "3", "4"],
+    ],
+)
 def test_ids_in_csv_are_numbers_only_where_all_are_written_so(tmp_path, ids):
     frame = result(probe(ids=ids, sources=[1, 2]), measures=["l1"]).to_frame()
     again = read_frame(write_frame(frame, tmp_path / "frame.csv"))
     pd.testing.assert_frame_equal(again, frame, check_exact=True)
-    assert (again["source_id"] == again["target_id"]).sum() == 2  # sources and targets have one type
+    assert (
+        again["source_id"] == again["target_id"]
+    ).sum() == 2  # sources and targets have one type
 
 
 @pytest.mark.parametrize(
-    ("suffix", "content"), [(".csv", b""), (".csv", b"a,b\n1,2\n3,4,5\n"), (".csv", b"\xff\xfe"), (".parquet", b"PAR1")]
+    ("suffix", "content"),
+    [
+        (".csv", b""),
+        (".csv", b"a,b\n1,2\n3,4,5\n"),
+        (".csv", b"\xff\xfe"),
+        (".parquet", b"PAR1"),
+    ],
 )
 def test_damaged_files_are_named(tmp_path, suffix, content):
     (tmp_path / f"frame{suffix}").write_bytes(content)
-    with pytest.raises(FrameError, match=rf"frame\{suffix} holds no frame, or a damaged one"):
+    with pytest.raises(
+        FrameError, match=rf"frame\{suffix} holds no frame, or a damaged one"
+    ):
         read_frame(tmp_path / f"frame{suffix}")
 
 
 def test_other_tables_go_through_csv(tmp_path):
     table = pd.DataFrame(
-        {"run": ["seed-0", "seed-1"], "epoch": [1, 2], "split": ["train", "test"], "loss": [0.1, np.nan]}
+        {
+            "run": ["seed-0", "seed-1"],
+            "epoch": [1, 2],
+            "split": ["train", "test"],
+            "loss": [0.1, np.nan],
+        }
     )
-    pd.testing.assert_frame_equal(read_frame(write_frame(table, tmp_path / "history.csv")), table, check_exact=True)
+    pd.testing.assert_frame_equal(
+        read_frame(write_frame(table, tmp_path / "history.csv")),
+        table,
+        check_exact=True,
+    )
 
 
-@pytest.mark.parametrize(("suffix", "writer"), [(".parquet", "to_parquet"), (".csv", "to_csv")])
+@pytest.mark.parametrize(
+    ("suffix", "writer"), [(".parquet", "to_parquet"), (".csv", "to_csv")]
+)
 def test_a_failing_writer_leaves_the_old_file(tmp_path, monkeypatch, suffix, writer):
     _, frame = frame_of()
     path = write_frame(frame, tmp_path / f"frame{suffix}")
@@ -160,43 +246,94 @@ def test_a_frame_of_an_earlier_version_gets_its_methods(tmp_path, suffix):
     old = frame_of_an_earlier_version()
     frame = read_frame(write_frame(old, tmp_path / f"frame{suffix}"))
     assert list(frame.columns) == SCHEMA
-    assert frame["method"].tolist() == ["finite_step" if s == 4 else "limit" for s in frame["source_id"]]
+    assert frame["method"].tolist() == [
+        "finite_step" if s == 4 else "limit" for s in frame["source_id"]
+    ]
     pd.testing.assert_frame_equal(frame[old.columns], old, check_exact=True)
-    pd.testing.assert_frame_equal(read_frame(write_frame(frame, tmp_path / f"again{suffix}")), frame)
+    pd.testing.assert_frame_equal(
+        read_frame(write_frame(frame, tmp_path / f"again{suffix}")), frame
+    )
 
 
 def test_a_method_that_nothing_tells_is_missing(tmp_path):
-    frame = read_frame(write_frame(frame_of_an_earlier_version(["exact", "other"]), tmp_path / "frame.parquet"))
+    frame = read_frame(
+        write_frame(
+            frame_of_an_earlier_version(["exact", "other"]), tmp_path / "frame.parquet"
+        )
+    )
     assert frame["method"].isna().tolist() == (frame["source_id"] != 4).tolist()
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".csv"])
 def test_statistics_get_no_method(tmp_path, suffix):
     for table in (smooth(frame_of()[1]), separation(frame_of()[1])):
-        assert "method" not in read_frame(write_frame(table, tmp_path / f"table{suffix}"))
+        assert "method" not in read_frame(
+            write_frame(table, tmp_path / f"table{suffix}")
+        )
 
 
 def test_rule_names_tell_apart_what_was_measured_at_once():
-    rules = [("sgd", "exact", 1e-4), ("sgd", "exact", 1e-3), ("sgd", "limit", 1e-4), ("optimizer", "exact", 1e-4)]
+    rules = [
+        ("sgd", "exact", 1e-4),
+        ("sgd", "exact", 1e-3),
+        ("sgd", "limit", 1e-4),
+        ("optimizer", "exact", 1e-4),
+    ]
     columns = ["update", "estimator", "learning_rate"]
-    frame = pd.DataFrame(rules * 2, columns=columns).assign(run="a", step=[0] * 4 + [1] * 4)
-    assert rule_names(frame).tolist() == ["sgd η=0.0001", "sgd η=0.001", "limit", "optimizer"] * 2
+    frame = pd.DataFrame(rules * 2, columns=columns).assign(
+        run="a", step=[0] * 4 + [1] * 4
+    )
+    assert (
+        rule_names(frame).tolist()
+        == ["sgd η=0.0001", "sgd η=0.001", "limit", "optimizer"] * 2
+    )
     # The name of a rule is the same at the steps at which only one of two η was measured.
-    assert rule_names(frame.drop(index=5)).tolist() == [*rule_names(frame)[:5], "limit", "optimizer"]
-    scheduled = pd.DataFrame({"update": "sgd", "estimator": "exact", "learning_rate": [0.1, 0.05], "step": [0, 1]})
+    assert rule_names(frame.drop(index=5)).tolist() == [
+        *rule_names(frame)[:5],
+        "limit",
+        "optimizer",
+    ]
+    scheduled = pd.DataFrame(
+        {
+            "update": "sgd",
+            "estimator": "exact",
+            "learning_rate": [0.1, 0.05],
+            "step": [0, 1],
+        }
+    )
     assert rule_names(scheduled.assign(run="a")).tolist() == ["sgd", "sgd"]
-    assert rule_names(frame.assign(learning_rate=np.nan)).tolist() == ["sgd", "sgd", "limit", "optimizer"] * 2
+    assert (
+        rule_names(frame.assign(learning_rate=np.nan)).tolist()
+        == ["sgd", "sgd", "limit", "optimizer"] * 2
+    )
 
 
 def test_a_rule_name_does_not_depend_on_the_other_estimators():
     index = [7, 3, 5]
-    frame = pd.DataFrame({"update": "sgd", "estimator": ["exact", "auto", "limit"], "run": "a", "step": 0}, index)
+    frame = pd.DataFrame(
+        {
+            "update": "sgd",
+            "estimator": ["exact", "auto", "limit"],
+            "run": "a",
+            "step": 0,
+        },
+        index,
+    )
     names = pd.Series(["sgd", "sgd, auto", "limit"], index, name="rule", dtype="str")
     pd.testing.assert_series_equal(rule_names(frame.assign(learning_rate=0.1)), names)
     for row in index:
-        assert rule_names(frame.assign(learning_rate=0.1).loc[[row]]).tolist() == [names[row]]
+        assert rule_names(frame.assign(learning_rate=0.1).loc[[row]]).tolist() == [
+            names[row]
+        ]
     several = pd.concat([frame.assign(learning_rate=eta) for eta in (0.1, 0.1234)])
-    etas = ["sgd η=0.1", "sgd η=0.1, auto", "limit", "sgd η=0.1234", "sgd η=0.1234, auto", "limit"]
+    etas = [
+        "sgd η=0.1",
+        "sgd η=0.1, auto",
+        "limit",
+        "sgd η=0.1234",
+        "sgd η=0.1234, auto",
+        "limit",
+    ]
     assert rule_names(several).tolist() == etas
 
 
@@ -205,15 +342,34 @@ def test_rows_of_several_probes_stand_together_by_measurement():
 
     def of(first_id, steps, **options):
         made = probe(2, 2, ids=range(first_id, first_id + 4))
-        return pd.concat([result(made, s, **options).to_frame(run="a", seed=5, epoch=s / 9) for s in steps])
+        return pd.concat(
+            [
+                result(made, s, **options).to_frame(run="a", seed=5, epoch=s / 9)
+                for s in steps
+            ]
+        )
 
-    parts = [of(0, (0, 3, 6)), of(10, (0, 6)), of(20, (3, 6), update="fresh_adam", measures=["l1"])]
+    parts = [
+        of(0, (0, 3, 6)),
+        of(10, (0, 6)),
+        of(20, (3, 6), update="fresh_adam", measures=["l1"]),
+    ]
     frame = frames.merged(parts)
     firsts = frame[["step", "update", "measure", "source_id"]][::16].to_numpy().tolist()
     assert firsts == [
-        *([0, "sgd", "kl", 0], [0, "sgd", "kl", 10], [0, "sgd", "l1", 0], [0, "sgd", "l1", 10]),
+        *(
+            [0, "sgd", "kl", 0],
+            [0, "sgd", "kl", 10],
+            [0, "sgd", "l1", 0],
+            [0, "sgd", "l1", 10],
+        ),
         *([3, "sgd", "kl", 0], [3, "sgd", "l1", 0], [3, "fresh_adam", "l1", 20]),
-        *([6, "sgd", "kl", 0], [6, "sgd", "kl", 10], [6, "sgd", "l1", 0], [6, "sgd", "l1", 10]),
+        *(
+            [6, "sgd", "kl", 0],
+            [6, "sgd", "kl", 10],
+            [6, "sgd", "l1", 0],
+            [6, "sgd", "l1", 10],
+        ),
         [6, "fresh_adam", "l1", 20],
     ]
     columns = [*frame.columns]
@@ -222,12 +378,19 @@ def test_rows_of_several_probes_stand_together_by_measurement():
 
 
 def test_the_rows_of_one_probe_stay_in_their_order():
-    auto = result(probe(2, 2), 3, estimator="auto").to_frame(run="a", seed=None, epoch=np.nan)
+    auto = result(probe(2, 2), 3, estimator="auto").to_frame(
+        run="a", seed=None, epoch=np.nan
+    )
     pd.testing.assert_frame_equal(frames.merged([auto]), auto)
 
 
 def test_ids_of_two_types_are_no_column(tmp_path):
-    made = [result(probe(2, 2, ids=ids)).to_frame(run="", seed=0, epoch=0.0) for ids in (range(4), list("abcd"))]
-    with pytest.raises(FrameError, match="ids of one probe numbers, those of another one text"):
+    made = [
+        result(probe(2, 2, ids=ids)).to_frame(run="", seed=0, epoch=0.0)
+        for ids in (range(4), list("abcd"))
+    ]
+    with pytest.raises(
+        FrameError, match="ids of one probe numbers, those of another one text"
+    ):
         write_frame(frames.merged(made), tmp_path / "frame.parquet")
     assert not list(tmp_path.iterdir())

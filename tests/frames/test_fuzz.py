@@ -22,6 +22,8 @@ def test_mutated_inputs_end_in_a_named_error_or_a_result(reader):
 
 def test_mutations_repeat():
     rngs = [fuzz.np.random.default_rng(3) for _ in range(2)]
-    first, second = ([fuzz.mutated(b"0123456789" * 9, rng) for _ in range(50)] for rng in rngs)
+    first, second = (
+        [fuzz.mutated(b"0123456789" * 9, rng) for _ in range(50)] for rng in rngs
+    )
     assert first == second
     assert len(set(first)) == 50

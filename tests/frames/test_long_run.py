@@ -20,7 +20,10 @@ from tests.nets import digits
 def resident():
     """Bytes of memory that this process has now."""
     gc.collect()
-    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize()
+    return (
+        int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+        * resource.getpagesize()
+    )
 
 
 def allocated():
@@ -50,11 +53,20 @@ def long_fit(store, epochs, memory):
     x, y = digits(per_class=10)
     x, y = x[:30], y[:30]
     inputs = keras.Input(x.shape[1:])
-    model = srel_tf.SRelModel(inputs, keras.layers.Dense(3)(keras.layers.Flatten()(inputs)))
+    model = srel_tf.SRelModel(
+        inputs, keras.layers.Dense(3)(keras.layers.Flatten()(inputs))
+    )
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     model.attach_probe(srel_tf.ProbeSet(x, y), every=1, run="a", seed=0)
     watch = Watch(memory)
-    model.fit(x, y, batch_size=3, epochs=epochs, verbose=0, callbacks=[watch, srel_tf.Checkpoint(store)])
+    model.fit(
+        x,
+        y,
+        batch_size=3,
+        epochs=epochs,
+        verbose=0,
+        callbacks=[watch, srel_tf.Checkpoint(store)],
+    )
     return model, watch
 
 
@@ -83,7 +95,9 @@ def test_two_thousand_measurements(tmp_path, capsys):
     with FrameStore(tmp_path / "frame", write=True) as store:
         grown, measurements = check(store, 200, resident)
     with capsys.disabled():
-        print(f"\n{measurements} measurements in one fit: {grown / 1e6:.1f} MB more at the peak than after a third")
+        print(
+            f"\n{measurements} measurements in one fit: {grown / 1e6:.1f} MB more at the peak than after a third"
+        )
     assert grown < 10e6  # The 1,300 measurements would take 40 MB, their rows 270 MB.
 
 
@@ -94,13 +108,24 @@ def test_a_store_without_probes_keeps_the_state(tmp_path):
     def net():
         keras.utils.set_random_seed(0)
         model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
-        model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        model.compile(
+            "adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        )
         return model
 
     with FrameStore(tmp_path / "frame", write=True) as store:
         first = net()
-        first.fit(x, y, batch_size=2, epochs=2, verbose=0, callbacks=[srel_tf.Checkpoint(store)])
+        first.fit(
+            x,
+            y,
+            batch_size=2,
+            epochs=2,
+            verbose=0,
+            callbacks=[srel_tf.Checkpoint(store)],
+        )
         second = net()
         assert srel_tf.Checkpoint(store).restore(second) == (2, 0)
-    for a, b in zip(*([*m.weights, *m.optimizer.variables] for m in (first, second)), strict=True):
+    for a, b in zip(
+        *([*m.weights, *m.optimizer.variables] for m in (first, second)), strict=True
+    ):
         np.testing.assert_array_equal(a.numpy(), b.numpy())

@@ -12,14 +12,28 @@ from srel_tf import FrameError, separation, smooth
 from srel_tf.frames import schema as frames
 from tests.made_up import probe, result
 
-SETTINGS = ["run", "seed", "step", "epoch", "measure", "update", "estimator", "learning_rate"]
+SETTINGS = [
+    "run",
+    "seed",
+    "step",
+    "epoch",
+    "measure",
+    "update",
+    "estimator",
+    "learning_rate",
+]
 
 
 def one_run(run="", seed=None, steps=(0, 9), draw=0, **kwargs):
     """3 cats and 3 dogs as sources, 2 of each as targets, 30% of the entries invalid, ties among the others."""
     animals = probe(3, 2, targets=[0, 1, 4, 5])
-    made = [result(animals, step, seed=draw, invalid=0.3, digits=1, **kwargs) for step in steps]
-    return pd.concat([r.to_frame(run, seed, epoch=r.step / 9) for r in made], ignore_index=True)
+    made = [
+        result(animals, step, seed=draw, invalid=0.3, digits=1, **kwargs)
+        for step in steps
+    ]
+    return pd.concat(
+        [r.to_frame(run, seed, epoch=r.step / 9) for r in made], ignore_index=True
+    )
 
 
 def matrices_of(frame):
@@ -57,15 +71,22 @@ def test_definition_3(make, diagonal):
     expected = {}
     for key, rows in matrices_of(frame).items():
         for row in rows:
-            values, counted = expected.setdefault((*key, row["source_class"], row["target_class"]), ([], []))
+            values, counted = expected.setdefault(
+                (*key, row["source_class"], row["target_class"]), ([], [])
+            )
             if diagonal or row["source_id"] != row["target_id"]:
                 counted.append(row)
                 if row["valid"]:
                     values.append(row["srel"])
     assert len(pairs) == len(expected)
     for pair in pairs.to_dict("records"):
-        values, counted = expected[(*key_of(pair), pair["source_class"], pair["target_class"])]
-        mean, median = (f(values) if values else math.nan for f in (statistics.fmean, statistics.median))
+        values, counted = expected[
+            (*key_of(pair), pair["source_class"], pair["target_class"])
+        ]
+        mean, median = (
+            f(values) if values else math.nan
+            for f in (statistics.fmean, statistics.median)
+        )
         assert pair["mean"] == pytest.approx(mean, rel=1e-12, nan_ok=True)
         assert pair["median"] == pytest.approx(median, rel=1e-12, nan_ok=True)
         assert pair["n_valid"] == len(values)
@@ -84,7 +105,11 @@ def test_number_of_pairs_tells_the_diagonal():
 
 def test_axes_are_not_swapped():
     frame = one_run(steps=[0]).query("measure == 'kl'")
-    chosen = frame[(frame["source_class"] == "cat") & (frame["target_class"] == "dog") & frame["valid"]]
+    chosen = frame[
+        (frame["source_class"] == "cat")
+        & (frame["target_class"] == "dog")
+        & frame["valid"]
+    ]
     pair = smooth(frame).query("source_class == 'cat' and target_class == 'dog'")
     assert pair["mean"].item() == pytest.approx(chosen["srel"].mean())
 
@@ -92,7 +117,10 @@ def test_axes_are_not_swapped():
 def test_a_class_pair_without_valid_entries_is_nan():
     frame = one_run(steps=[0])
     cats = frame["source_class"] == "cat"
-    frame.loc[cats, ["valid", "srel"]] = [False, 5.0]  # what an invalid entry holds does not matter
+    frame.loc[cats, ["valid", "srel"]] = [
+        False,
+        5.0,
+    ]  # what an invalid entry holds does not matter
     pairs = smooth(frame).set_index(["measure", "source_class", "target_class"])
     assert math.isnan(pairs.loc[("kl", "cat", "dog"), "mean"])
     assert pairs.loc[("kl", "cat", "dog"), "n_valid"] == 0
@@ -100,7 +128,9 @@ def test_a_class_pair_without_valid_entries_is_nan():
 
 
 def auc_by_counting(intra, inter):
-    return sum((a > b) + 0.5 * (a == b) for a in intra for b in inter) / (len(intra) * len(inter))
+    return sum((a > b) + 0.5 * (a == b) for a in intra for b in inter) / (
+        len(intra) * len(inter)
+    )
 
 
 @pytest.mark.parametrize("make", [one_run, several_runs])
@@ -111,16 +141,24 @@ def test_separation_by_counting_pairs(make):
     assert len(scores) == len(matrices)
     ties = 0
     for score in scores.to_dict("records"):
-        rows = [r for r in matrices[key_of(score)] if r["valid"] and r["source_id"] != r["target_id"]]
+        rows = [
+            r
+            for r in matrices[key_of(score)]
+            if r["valid"] and r["source_id"] != r["target_id"]
+        ]
         intra = [r["srel"] for r in rows if r["source_class"] == r["target_class"]]
         inter = [r["srel"] for r in rows if r["source_class"] != r["target_class"]]
         ties += len(set(intra) & set(inter))
         assert score["auc"] == pytest.approx(auc_by_counting(intra, inter), rel=1e-12)
         truth = [1] * len(intra) + [0] * len(inter)
-        assert score["auc"] == pytest.approx(roc_auc_score(truth, intra + inter), rel=1e-12)
+        assert score["auc"] == pytest.approx(
+            roc_auc_score(truth, intra + inter), rel=1e-12
+        )
         assert score["median_intra"] == pytest.approx(statistics.median(intra))
         assert score["median_inter"] == pytest.approx(statistics.median(inter))
-        assert score["ratio_of_medians"] == pytest.approx(statistics.median(intra) / statistics.median(inter))
+        assert score["ratio_of_medians"] == pytest.approx(
+            statistics.median(intra) / statistics.median(inter)
+        )
         assert (score["n_intra"], score["n_inter"]) == (len(intra), len(inter))
     assert ties  # the draw above has some
 
@@ -128,14 +166,25 @@ def test_separation_by_counting_pairs(make):
 def test_perfect_separation_and_none():
     frame = one_run(steps=[0])
     same = frame["source_class"] == frame["target_class"]
-    for srel, auc in ((np.where(same, 2.0, 0.5), 1.0), (np.where(same, 0.5, 2.0), 0.0), (1.0, 0.5)):
-        assert separation(frame.assign(srel=srel, valid=True))["auc"].tolist() == [auc, auc]
+    for srel, auc in (
+        (np.where(same, 2.0, 0.5), 1.0),
+        (np.where(same, 0.5, 2.0), 0.0),
+        (1.0, 0.5),
+    ):
+        assert separation(frame.assign(srel=srel, valid=True))["auc"].tolist() == [
+            auc,
+            auc,
+        ]
 
 
 def test_separation_of_one_kind_alone_is_nan():
     frame = one_run(steps=[0])
     scores = separation(frame[frame["source_class"] == frame["target_class"]])
-    assert scores[["auc", "median_intra", "median_inter", "ratio_of_medians"]].isna().all(axis=None)
+    assert (
+        scores[["auc", "median_intra", "median_inter", "ratio_of_medians"]]
+        .isna()
+        .all(axis=None)
+    )
     assert (scores["n_inter"] == 0).all()
     assert (scores["n_intra"] > 0).all()
 
@@ -175,24 +224,36 @@ def test_frames_that_do_not_fit():
 @pytest.mark.parametrize("seed", [None, 3])
 def test_rows_of_auto_are_one_matrix(seed):
     """Whatever the methods of its rows: the numbers are those of the same entries under one estimator."""
-    exact, auto = (one_run(seed=seed, estimator=estimator) for estimator in ("exact", "auto"))
+    exact, auto = (
+        one_run(seed=seed, estimator=estimator) for estimator in ("exact", "auto")
+    )
     assert set(auto["method"]) == {*frames.METHODS}
     for statistic in (smooth, separation):
-        pd.testing.assert_frame_equal(statistic(auto), statistic(exact).assign(estimator="auto"))
+        pd.testing.assert_frame_equal(
+            statistic(auto), statistic(exact).assign(estimator="auto")
+        )
 
 
 def test_two_probes_of_one_run_by_two_estimators_stay_apart():
     """Their sources differ, so that no source says that there are two measurements; 0.2 and 0.9 are not 0.55."""
     cats = [
-        result(probe(2, 1, ids=ids), estimator=estimator, measures=["l1"]).to_frame("a", 0, 0.0).assign(srel=srel)
+        result(probe(2, 1, ids=ids), estimator=estimator, measures=["l1"])
+        .to_frame("a", 0, 0.0)
+        .assign(srel=srel)
         for ids, estimator, srel in (([0, 1], "exact", 0.2), ([2, 3], "limit", 0.9))
     ]
     pairs = smooth(pd.concat(cats, ignore_index=True))
-    assert pairs[["estimator", "mean", "n_pairs"]].to_numpy().tolist() == [["exact", 0.2, 4], ["limit", 0.9, 4]]
+    assert pairs[["estimator", "mean", "n_pairs"]].to_numpy().tolist() == [
+        ["exact", 0.2, 4],
+        ["limit", 0.9, 4],
+    ]
 
 
 def test_estimators_of_the_same_sources_stay_apart():
-    every = [one_run(estimator=estimator, draw=i) for i, estimator in enumerate(("exact", "limit", "auto"))]
+    every = [
+        one_run(estimator=estimator, draw=i)
+        for i, estimator in enumerate(("exact", "limit", "auto"))
+    ]
     together = pd.concat(every, ignore_index=True)
     for statistic in (smooth, separation):
         apart = pd.concat([statistic(one) for one in every], ignore_index=True)
@@ -201,9 +262,20 @@ def test_estimators_of_the_same_sources_stay_apart():
 
 def test_finite_steps_of_several_rates_stay_apart_and_a_schedule_is_followed():
     rates = [("exact", 1e-3), ("exact", 1e-2), ("auto", 1e-2)]
-    parts = [one_run(steps=[s], estimator=e, learning_rate=eta) for s in (0, 9) for e, eta in rates]
+    parts = [
+        one_run(steps=[s], estimator=e, learning_rate=eta)
+        for s in (0, 9)
+        for e, eta in rates
+    ]
     pairs = smooth(pd.concat(parts, ignore_index=True))
-    assert set(zip(pairs["estimator"], pairs["learning_rate"], strict=True)) == set(rates)
-    scheduled = smooth(pd.concat([parts[2], parts[5].assign(learning_rate=5e-3)], ignore_index=True))
-    assert scheduled.groupby("step")["learning_rate"].unique().map(list).to_dict() == {0: [1e-2], 9: [5e-3]}
+    assert set(zip(pairs["estimator"], pairs["learning_rate"], strict=True)) == set(
+        rates
+    )
+    scheduled = smooth(
+        pd.concat([parts[2], parts[5].assign(learning_rate=5e-3)], ignore_index=True)
+    )
+    assert scheduled.groupby("step")["learning_rate"].unique().map(list).to_dict() == {
+        0: [1e-2],
+        9: [5e-3],
+    }
     assert set(scheduled["estimator"]) == {"auto"}

@@ -10,16 +10,30 @@ import tensorflow as tf
 from srel_tf.gradients.convolution import convolutions_of, quick_convolutions
 
 L = keras.layers
-operations = sys.modules[L.Conv2D.__mro__[1].__module__].ops  # Where Keras's convolutional layers find them.
+operations = sys.modules[
+    L.Conv2D.__mro__[1].__module__
+].ops  # Where Keras's convolutional layers find them.
 CASES = {
     "one pixel": (lambda: L.Conv2D(4, 3, padding="same"), (1, 1)),
     "2 × 2": (lambda: L.Conv2D(4, 3, padding="same", activation="relu"), (2, 2)),
-    "3 × 3, every kernel entry meets padding": (lambda: L.Conv2D(4, 3, padding="same"), (3, 3)),
-    "stride": (lambda: L.Conv2D(4, 3, strides=2, padding="same", use_bias=False), (2, 3)),
+    "3 × 3, every kernel entry meets padding": (
+        lambda: L.Conv2D(4, 3, padding="same"),
+        (3, 3),
+    ),
+    "stride": (
+        lambda: L.Conv2D(4, 3, strides=2, padding="same", use_bias=False),
+        (2, 3),
+    ),
     "valid": (lambda: L.Conv2D(4, 3, padding="valid"), (3, 3)),
-    "dilation": (lambda: L.Conv2D(4, (3, 5), dilation_rate=(2, 1), padding="same"), (3, 4)),
+    "dilation": (
+        lambda: L.Conv2D(4, (3, 5), dilation_rate=(2, 1), padding="same"),
+        (3, 4),
+    ),
     "unequal sides": (lambda: L.Conv2D(4, (5, 1), padding="same"), (1, 4)),
-    "three dimensions": (lambda: L.Conv3D(4, 3, strides=(1, 2, 1), padding="same"), (2, 3, 2)),
+    "three dimensions": (
+        lambda: L.Conv3D(4, 3, strides=(1, 2, 1), padding="same"),
+        (2, 3, 2),
+    ),
 }
 
 
@@ -53,7 +67,12 @@ def test_what_is_replaced():
     class Own(L.Conv2D):
         pass
 
-    layers = [L.Conv2D(4, 3), L.Conv2D(4, 3, groups=2), L.Conv2D(4, 3, data_format="channels_first"), Own(4, 3)]
+    layers = [
+        L.Conv2D(4, 3),
+        L.Conv2D(4, 3, groups=2),
+        L.Conv2D(4, 3, data_format="channels_first"),
+        Own(4, 3),
+    ]
     assert convolutions_of([*layers, L.Conv1D(4, 3), L.Dense(3)]) == layers[:1]
     layer, calls = L.Conv2D(4, 3, padding="same"), []
     layer.build((None, None, None, 2))

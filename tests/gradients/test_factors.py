@@ -4,36 +4,59 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from srel_tf.gradients.factored import EmbeddingGradient, ExplicitGradient, OuterProductGradient
+from srel_tf.gradients.factored import (
+    EmbeddingGradient,
+    ExplicitGradient,
+    OuterProductGradient,
+)
 
 RNG = np.random.default_rng(0)
 
 
 def outer(n, m, positions, groups=2, k=3, o=4):
     """Gradients of n examples, M signals each, of a variable [K, G, O]."""
-    inputs, signals = RNG.normal(size=(n, groups, positions, k)), RNG.normal(size=(n, m, groups, positions, o))
+    inputs, signals = (
+        RNG.normal(size=(n, groups, positions, k)),
+        RNG.normal(size=(n, m, groups, positions, o)),
+    )
     whole = np.einsum("ngtk,nmgto->nmkgo", inputs, signals)
-    return OuterProductGradient(tf.constant(inputs), tf.constant(signals), ((groups,), (k,), (o,)), (1, 0, 2)), whole
+    return OuterProductGradient(
+        tf.constant(inputs), tf.constant(signals), ((groups,), (k,), (o,)), (1, 0, 2)
+    ), whole
 
 
 def windowed(n, m, pixels, positions, groups=2, k=6, o=4):
     """The same where each position sees three of the pixels, or zeros (index P)."""
     windows = RNG.integers(0, pixels + 1, size=(positions, 3), dtype=np.int32)
-    inputs, signals = RNG.normal(size=(n, groups, pixels, k)), RNG.normal(size=(n, m, groups, positions, o))
+    inputs, signals = (
+        RNG.normal(size=(n, groups, pixels, k)),
+        RNG.normal(size=(n, m, groups, positions, o)),
+    )
     seen = np.concatenate([inputs, np.zeros((n, groups, 1, k))], axis=2)[:, :, windows]
-    whole = np.einsum("ngtjk,nmgto->nmjkgo", seen, signals).reshape(n, m, 3 * k, groups, o)
+    whole = np.einsum("ngtjk,nmgto->nmjkgo", seen, signals).reshape(
+        n, m, 3 * k, groups, o
+    )
     return OuterProductGradient(
-        tf.constant(inputs), tf.constant(signals), ((groups,), (3 * k,), (o,)), (1, 0, 2), windows
+        tf.constant(inputs),
+        tf.constant(signals),
+        ((groups,), (3 * k,), (o,)),
+        (1, 0, 2),
+        windows,
     ), whole
 
 
 def lookup(n, m, positions=5, rows=6, o=4):
     """Gradients of a table [V, O]; tokens occur more than once."""
-    ids, signals = RNG.integers(0, rows, size=(n, positions)), RNG.normal(size=(n, m, positions, o))
+    ids, signals = (
+        RNG.integers(0, rows, size=(n, positions)),
+        RNG.normal(size=(n, m, positions, o)),
+    )
     whole = np.zeros((n, m, rows, o))
     for i, t in np.ndindex(n, positions):
         whole[i, :, ids[i, t]] += signals[i, :, t]
-    return EmbeddingGradient(tf.constant(ids, tf.int32), tf.constant(signals), (rows, o)), whole
+    return EmbeddingGradient(
+        tf.constant(ids, tf.int32), tf.constant(signals), (rows, o)
+    ), whole
 
 
 def formed(n, m):
@@ -75,9 +98,14 @@ def test_the_cheaper_way_is_taken(monkeypatch):
     """Few positions and many weights: products of positions. Many positions and few weights: kernels."""
     taken = []
     for way in ("_by_gram", "_by_kernel"):
-        monkeypatch.setattr(OuterProductGradient, way, lambda self, targets, way=way: taken.append(way))
+        monkeypatch.setattr(
+            OuterProductGradient, way, lambda self, targets, way=way: taken.append(way)
+        )
     for positions, k in ((1, 64), (256, 2)):
-        (sources, _), (targets, _) = outer(20, 1, positions, 1, k, k), outer(20, 2, positions, 1, k, k)
+        (sources, _), (targets, _) = (
+            outer(20, 1, positions, 1, k, k),
+            outer(20, 2, positions, 1, k, k),
+        )
         sources.inner(targets)
     assert taken == ["_by_gram", "_by_kernel"]
 
@@ -106,6 +134,9 @@ def test_products_by_pixels_agree_with_kernels_formed(pixels):
 def test_norms_directions_and_single_gradients(kind):
     factor, whole = MAKE[kind](3, 2)
     direction = RNG.normal(size=whole.shape[2:])
-    np.testing.assert_allclose(factor.along(tf.constant(direction)), np.tensordot(whole, direction, direction.ndim))
+    np.testing.assert_allclose(
+        factor.along(tf.constant(direction)),
+        np.tensordot(whole, direction, direction.ndim),
+    )
     np.testing.assert_allclose(factor.gradient(1), whole[1, 0], rtol=1e-12)
     np.testing.assert_allclose(factor.only(1).gradient(2), whole[2, 1], rtol=1e-12)

@@ -43,7 +43,9 @@ def two_paths(model, x, y, factor=0.7):
 
     @tf.function(autograph=False)
     def of_batch():
-        captured = SourceGradients(backprop, x, y, tf.fill([len(x)], tf.constant(factor, tf.float64)))
+        captured = SourceGradients(
+            backprop, x, y, tf.fill([len(x)], tf.constant(factor, tf.float64))
+        )
         weights = range(len(network.variables))
         gradients = [[captured.of_weight(k, i) for k in weights] for i in range(len(x))]
         return gradients, captured.outputs
@@ -52,7 +54,9 @@ def two_paths(model, x, y, factor=0.7):
     for i in range(len(x)):
         alone, output = network.loss_gradient(x[i, None], y[i, None], factor)
         if backprop.link == "softmax":  # The logits stand for the softmax.
-            np.testing.assert_allclose(tf.nn.softmax(outputs[i, None]), output, rtol=1e-10)
+            np.testing.assert_allclose(
+                tf.nn.softmax(outputs[i, None]), output, rtol=1e-10
+            )
             output = outputs[i, None]
         yield (gradients[i], outputs[i, None]), (alone, output)
 
@@ -70,13 +74,17 @@ def shared():
 
 def nested():
     inputs = keras.Input((8, 8, 1))
-    return compiled(inputs, L.Dense(3)(keras.Sequential([L.Flatten(), L.Dense(4)])(inputs)))
+    return compiled(
+        inputs, L.Dense(3)(keras.Sequential([L.Flatten(), L.Dense(4)])(inputs))
+    )
 
 
 def with_operation():
     inputs = keras.Input((8, 8, 1))
     flat = L.Flatten()(inputs)
-    return compiled(inputs, L.Dense(3)(flat - keras.ops.mean(flat, axis=0, keepdims=True)))
+    return compiled(
+        inputs, L.Dense(3)(flat - keras.ops.mean(flat, axis=0, keepdims=True))
+    )
 
 
 class Tied(keras.Model):
@@ -103,7 +111,11 @@ class WithoutCorrect(keras.losses.Loss):
     def call(self, y, p):
         labels = keras.ops.cast(y, "int32")
         wrong = keras.ops.cast(keras.ops.argmax(p, -1) != labels, p.dtype)
-        return keras.ops.sum((p - keras.ops.one_hot(labels, 3)) ** 2) * (1 + wrong) / (1 + keras.ops.sum(wrong))
+        return (
+            keras.ops.sum((p - keras.ops.one_hot(labels, 3)) ** 2)
+            * (1 + wrong)
+            / (1 + keras.ops.sum(wrong))
+        )
 
 
 def eager():
@@ -133,10 +145,19 @@ def of_another_graph():
 
 MODELS = {
     "dense": lambda: net(L.Flatten(), L.Dense(9, activation="gelu")),
-    "conv": lambda: net(L.Conv2D(4, 3, strides=2, padding="same", activation="relu"), L.Conv2D(3, 2, dilation_rate=2)),
-    "depthwise": lambda: net(L.DepthwiseConv2D(3, depth_multiplier=2), L.SeparableConv2D(4, 3)),
-    "grouped": lambda: net(L.Conv2D(4, 1), L.Conv2D(4, 3, groups=2), L.GroupNormalization(2)),
-    "normalised": lambda: net(L.LayerNormalization(), L.Conv2D(4, 3, use_bias=False), L.PReLU()),
+    "conv": lambda: net(
+        L.Conv2D(4, 3, strides=2, padding="same", activation="relu"),
+        L.Conv2D(3, 2, dilation_rate=2),
+    ),
+    "depthwise": lambda: net(
+        L.DepthwiseConv2D(3, depth_multiplier=2), L.SeparableConv2D(4, 3)
+    ),
+    "grouped": lambda: net(
+        L.Conv2D(4, 1), L.Conv2D(4, 3, groups=2), L.GroupNormalization(2)
+    ),
+    "normalised": lambda: net(
+        L.LayerNormalization(), L.Conv2D(4, 3, use_bias=False), L.PReLU()
+    ),
     "recurrent": lambda: net(L.Reshape((8, 8)), L.LSTM(5)),
     "dropout": lambda: net(L.Dropout(0.5), L.Conv2D(2, 3)),
     "softmax": lambda: classifier("mlp", softmax=True),
@@ -146,10 +167,16 @@ MODELS = {
     "a nested model": nested,
     "an overridden call": overridden,
     "a penalty": lambda: net(L.Dense(2, kernel_regularizer="l2")),
-    "a user's loss": lambda: net(loss=lambda y, p: keras.ops.mean((p - keras.ops.one_hot(y, 3)) ** 4)),
+    "a user's loss": lambda: net(
+        loss=lambda y, p: keras.ops.mean((p - keras.ops.one_hot(y, 3)) ** 4)
+    ),
     "a loss of the whole batch": lambda: net(L.Dense(2), loss=WithoutCorrect()),
-    "ignored labels": lambda: net(L.Dense(2), loss=CROSS_ENTROPY(from_logits=True, ignore_class=2)),
-    "a sum over the batch": lambda: net(loss=CROSS_ENTROPY(from_logits=True, reduction="sum")),
+    "ignored labels": lambda: net(
+        L.Dense(2), loss=CROSS_ENTROPY(from_logits=True, ignore_class=2)
+    ),
+    "a sum over the batch": lambda: net(
+        loss=CROSS_ENTROPY(from_logits=True, reduction="sum")
+    ),
 }
 
 
@@ -193,11 +220,21 @@ def test_other_models_take_one_backward_pass_a_source(name, data):
     model = REFUSED[name]()
     with pytest.raises(NotSeparable):
         LossBackprop(Network(model), tf.constant(x[:2], tf.float64), tf.constant(y[:2]))
-    assert srel_tf.measure(model, srel_tf.ProbeSet(x, y), learning_rate=0.1).valid("kl").any()
+    assert (
+        srel_tf.measure(model, srel_tf.ProbeSet(x, y), learning_rate=0.1)
+        .valid("kl")
+        .any()
+    )
 
 
-@pytest.mark.parametrize("make", [with_operation, lambda: net(MixesTheBatch(), L.Dense(2))], ids=["operation", "layer"])
+@pytest.mark.parametrize(
+    "make",
+    [with_operation, lambda: net(MixesTheBatch(), L.Dense(2))],
+    ids=["operation", "layer"],
+)
 @pytest.mark.parametrize("estimator", ["exact", "limit", "auto"])
 def test_models_that_mix_the_batch_are_refused(make, estimator, data):
     with pytest.raises(srel_tf.ModelError, match="depend on the other examples"):
-        srel_tf.measure(make(), srel_tf.ProbeSet(*data), learning_rate=0.1, estimator=estimator)
+        srel_tf.measure(
+            make(), srel_tf.ProbeSet(*data), learning_rate=0.1, estimator=estimator
+        )

@@ -17,7 +17,12 @@ import numpy as np
 import pandas as pd
 
 from srel_tf import write_frame
-from srel_tf.hypotheses import bounded_by_proximity, class_claim, proximity_trend, two_phases
+from srel_tf.hypotheses import (
+    bounded_by_proximity,
+    class_claim,
+    proximity_trend,
+    two_phases,
+)
 from srel_tf.hypotheses.bound import AS_FAST, IN_TIME, RISES
 from srel_tf.hypotheses.classes import CLAIMS as CLASS_CLAIMS
 from srel_tf.hypotheses.phases import CLAIMS as PHASE_CLAIMS
@@ -37,7 +42,9 @@ from tests.hypotheses.simulate import (
 )  # fmt: skip
 
 ALWAYS, ABOVE, CONSTANT, FALLS, MORE = (claim for claim, *_ in CLASS_CLAIMS)
-LEVEL, START, RISE, FASTER, AWAY, BOUND = (f"{claim}, median pair" for claim, *_ in PHASE_CLAIMS)
+LEVEL, START, RISE, FASTER, AWAY, BOUND = (
+    f"{claim}, median pair" for claim, *_ in PHASE_CLAIMS
+)
 DURING, THEN, FIRST = (f"{claim}, median pair" for claim, *_ in RISK_CLAIMS)
 BOTH = ("supported", "contradicted")
 TRUE, FALSE, EDGE = ("contradicted",), ("supported",), BOTH  # Which verdicts are wrong.
@@ -53,8 +60,15 @@ class Scenario(NamedTuple):
 
 
 def distances(slope, shared, wrong, **options):
-    name = f"slope {slope:g}, shared {shared:g}, " + _named({"sources": 60, "seeds": 5, **options})
-    simulation = lambda g: proximity_trend(*with_distances(g, slope, shared, **options), resamples=200)  # noqa: E731
+    name = f"slope {slope:g}, shared {shared:g}, " + _named(
+        {"sources": 60, "seeds": 5, **options}
+    )
+
+    def simulation(g):
+        return proximity_trend(
+            *with_distances(g, slope, shared, **options), resamples=200
+        )
+
     return Scenario(name, simulation, wrong, _runs(wrong))
 
 
@@ -67,14 +81,25 @@ def proximity(power, wrong, **options):
 def phases(name, shape, wrong, risk=None, **options):
     def simulation(generator):
         frame = in_time(generator, shape, **options)
-        return two_phases(frame, None if risk is None else risks_of(frame, risk, generator=generator))
+        return two_phases(
+            frame, None if risk is None else risks_of(frame, risk, generator=generator)
+        )
 
-    return Scenario(f"{name}, " + _named({"seeds": 5, **options}), simulation, wrong, _runs(wrong))
+    return Scenario(
+        f"{name}, " + _named({"seeds": 5, **options}), simulation, wrong, _runs(wrong)
+    )
 
 
 def classes(name, intra, inter, wrong, **options):
-    simulation = lambda g: class_claim(with_classes(g, intra, inter, **options), resamples=100)  # noqa: E731
-    return Scenario(f"{name}, " + _named({"seeds": 5, "per_class": 10, **options}), simulation, wrong, _runs(wrong))
+    def simulation(g):
+        return class_claim(with_classes(g, intra, inter, **options), resamples=100)
+
+    return Scenario(
+        f"{name}, " + _named({"seeds": 5, "per_class": 10, **options}),
+        simulation,
+        wrong,
+        _runs(wrong),
+    )
 
 
 def _runs(wrong):
@@ -133,26 +158,47 @@ def calibrate(times):
         runs = max(1, int(times * scenario.runs))
         start = time.process_time()
         counts = verdicts(scenario.simulation, runs, seed=number)
-        print(f"{number + 1}/{len(found)} {scenario.name}: {time.process_time() - start:.0f} s")
+        print(
+            f"{number + 1}/{len(found)} {scenario.name}: {time.process_time() - start:.0f} s"
+        )
         for claim, wrong in scenario.wrong.items():
             rates = {v: counts[claim][v] / runs for v in (*BOTH, "undecided")}
             about = {"claim": claim, "scenario": scenario.name, "runs": runs}
-            rows.append({**about, **rates, "wrong": " or ".join(wrong), "worst": max(rates[v] for v in wrong)})
-            print(f"    {claim}: " + ", ".join(f"{v} {r:.4f}" for v, r in rates.items()), flush=True)
+            rows.append(
+                {
+                    **about,
+                    **rates,
+                    "wrong": " or ".join(wrong),
+                    "worst": max(rates[v] for v in wrong),
+                }
+            )
+            print(
+                f"    {claim}: " + ", ".join(f"{v} {r:.4f}" for v, r in rates.items()),
+                flush=True,
+            )
     return pd.DataFrame(rows)
 
 
 def main(arguments=None):
     """Run the command; the exit status: 1 where a rate is above the stated one by more than chance."""
-    parser = argparse.ArgumentParser(prog="python -m tests.hypotheses.calibrate", description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--times", type=int, default=300, help="runs a scenario with an effect on the bound, a quarter for others"
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.hypotheses.calibrate", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("--out", type=Path, default=Path("results/hypotheses/calibration.csv"))
+    parser.add_argument(
+        "--times",
+        type=int,
+        default=300,
+        help="runs a scenario with an effect on the bound, a quarter for others",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("results/hypotheses/calibration.csv")
+    )
     options = parser.parse_args(arguments)
     table = calibrate(options.times)
     above = table[table["worst"] > 0.025 + 3 * np.sqrt(0.025 * 0.975 / table["runs"])]
-    print(f"{len(table)} rows, {table['runs'].sum()} verdicts; highest rate of a wrong one {table['worst'].max():.4f}")
+    print(
+        f"{len(table)} rows, {table['runs'].sum()} verdicts; highest rate of a wrong one {table['worst'].max():.4f}"
+    )
     print(f"above 2.5% by more than three standard errors: {len(above)} rows")
     options.out.parent.mkdir(parents=True, exist_ok=True)
     print(f"written: {write_frame(table, options.out)}")

@@ -16,7 +16,9 @@ def simulation(power, **options):
 
 
 def of(power, **options):
-    return bounded_by_proximity(*made(np.random.default_rng(0), power, **options)).set_index("claim")
+    return bounded_by_proximity(
+        *made(np.random.default_rng(0), power, **options)
+    ).set_index("claim")
 
 
 def test_verdicts_of_known_powers():
@@ -30,20 +32,29 @@ def test_verdicts_of_known_powers():
 def test_growth_in_time():
     assert of(1, noise=0.02)["verdict"][IN_TIME] == "supported"
     assert of(1, noise=0.02, growth=2)["verdict"][IN_TIME] == "contradicted"
-    assert of(1, noise=0.02, growth=2)["effect_size"][IN_TIME] == pytest.approx(2 * 3 / 7, abs=0.1)
+    assert of(1, noise=0.02, growth=2)["effect_size"][IN_TIME] == pytest.approx(
+        2 * 3 / 7, abs=0.1
+    )
 
 
 def test_effects_by_hand():
     frame, proximity = made(np.random.default_rng(1), 0.5, seeds=3)
     table = bounded_by_proximity(frame, proximity).set_index("claim")
-    logs, log_p = np.log2(frame["srel"].to_numpy().reshape(3, 60, 8)), np.log2(proximity["proximity"].to_numpy())
+    logs, log_p = (
+        np.log2(frame["srel"].to_numpy().reshape(3, 60, 8)),
+        np.log2(proximity["proximity"].to_numpy()),
+    )
     highest = logs.max(axis=2)
-    assert table.loc[RISES, "effect_size"] == pytest.approx(np.mean([np.polyfit(log_p, s, 1)[0] for s in highest]))
+    assert table.loc[RISES, "effect_size"] == pytest.approx(
+        np.mean([np.polyfit(log_p, s, 1)[0] for s in highest])
+    )
     over = (logs - log_p[:, None]).max(axis=1)[:, 4:]
     assert table.loc[IN_TIME, "effect_size"] == pytest.approx(
         np.mean([np.polyfit(np.arange(4, 8), y, 1)[0] * 3 for y in over])
     )
-    assert f"max S_rel/P = {2 ** (highest - log_p).max():.3g}" in table.loc[RISES, "scope"]
+    assert (
+        f"max S_rel/P = {2 ** (highest - log_p).max():.3g}" in table.loc[RISES, "scope"]
+    )
 
 
 def test_the_jackknife_leaves_out_a_source_with_all_its_pairs():
@@ -53,8 +64,14 @@ def test_the_jackknife_leaves_out_a_source_with_all_its_pairs():
         part["source_id"] = 100 + part["source_id"] % 20
     row = bounded_by_proximity(frame, proximity).set_index("claim").loc[RISES]
     highest = np.log2(frame["srel"].to_numpy().reshape(3, 60, 8)).max(axis=2)
-    log_p, source = np.log2(proximity["proximity"].to_numpy()), proximity["source_id"].to_numpy()
-    fits = [np.polyfit(log_p[source != s], highest.mean(axis=0)[source != s], 1)[0] for s in np.unique(source)]
+    log_p, source = (
+        np.log2(proximity["proximity"].to_numpy()),
+        proximity["source_id"].to_numpy(),
+    )
+    fits = [
+        np.polyfit(log_p[source != s], highest.mean(axis=0)[source != s], 1)[0]
+        for s in np.unique(source)
+    ]
     shared = 2.093024 * np.sqrt(19 / 20 * ((fits - np.mean(fits)) ** 2).sum())
     effects = [np.polyfit(log_p, s, 1)[0] for s in highest]
     seeds = 4.302653 * np.std(effects, ddof=1) / np.sqrt(3)
@@ -74,15 +91,27 @@ def test_zero_proximity_with_srel_above_zero_refutes():
     assert row["verdict"] == "contradicted"
     assert "3 pairs have P = 0, and S_rel > 0 in all 5 seeds" in row["reason"]
     assert row["scope"].startswith("57 pairs")
-    frame.loc[frame["source_id"].isin([100, 101, 102]) & (frame["seed"] == 4), "srel"] = 0.0  # not in all seeds
-    assert bounded_by_proximity(frame, proximity).set_index("claim").loc[AS_FAST, "verdict"] == "supported"
+    frame.loc[
+        frame["source_id"].isin([100, 101, 102]) & (frame["seed"] == 4), "srel"
+    ] = 0.0  # not in all seeds
+    assert (
+        bounded_by_proximity(frame, proximity)
+        .set_index("claim")
+        .loc[AS_FAST, "verdict"]
+        == "supported"
+    )
 
 
 def test_a_few_pairs_far_above_are_no_support():
     frame, proximity = made(np.random.default_rng(0), 1)
     low = proximity.nsmallest(3, "proximity")["source_id"]
     frame.loc[frame["source_id"].isin(low), "srel"] *= 1e6
-    assert bounded_by_proximity(frame, proximity).set_index("claim").loc[AS_FAST, "verdict"] != "supported"
+    assert (
+        bounded_by_proximity(frame, proximity)
+        .set_index("claim")
+        .loc[AS_FAST, "verdict"]
+        != "supported"
+    )
 
 
 def test_few_sources_are_undecided():
@@ -90,12 +119,16 @@ def test_few_sources_are_undecided():
     assert set(table["verdict"]) == {"undecided"}
     assert "10 sources" in table["reason"].iloc[0]
     frame, proximity = made(np.random.default_rng(0), 1)
-    assert set(bounded_by_proximity(frame, proximity.assign(proximity=1.0))["verdict"]) == {"undecided"}
+    assert set(
+        bounded_by_proximity(frame, proximity.assign(proximity=1.0))["verdict"]
+    ) == {"undecided"}
 
 
 def test_proximities_that_do_not_fit():
     frame, proximity = made(np.random.default_rng(0), 1)
-    mirrored = proximity.rename(columns={"source_id": "target_id", "target_id": "source_id"})
+    mirrored = proximity.rename(
+        columns={"source_id": "target_id", "target_id": "source_id"}
+    )
     for wrong, message in (
         (proximity.drop(columns="proximity"), r"lacks the columns \['proximity'\]"),
         (proximity.assign(proximity=-1.0), "finite numbers, none below zero"),
@@ -103,7 +136,10 @@ def test_proximities_that_do_not_fit():
         (proximity.assign(step=3), r"depends on x and x' alone"),
         (pd.concat([proximity, mirrored.assign(proximity=1.0)]), "P is symmetric"),
         (pd.concat([proximity, proximity]), "have a second proximity"),
-        (proximity.assign(source_id=-proximity["source_id"]), "no row of the frame has a proximity"),
+        (
+            proximity.assign(source_id=-proximity["source_id"]),
+            "no row of the frame has a proximity",
+        ),
     ):
         with pytest.raises(FrameError, match=message):
             bounded_by_proximity(frame, wrong)

@@ -14,7 +14,9 @@ ALWAYS, ABOVE, CONSTANT, FALLS, MORE = (claim for claim, _, _ in CLAIMS)
 
 
 def of(intra, inter, **options):
-    return class_claim(made(np.random.default_rng(0), intra, inter, **options)).set_index("claim")
+    return class_claim(
+        made(np.random.default_rng(0), intra, inter, **options)
+    ).set_index("claim")
 
 
 def test_the_claim_as_the_paper_has_it():
@@ -37,29 +39,51 @@ def test_the_opposite():
 def test_effects_by_definition_3():
     frame = made(np.random.default_rng(1), 0 * TIME, -0.1 - TIME)
     table = class_claim(frame).set_index("claim")
-    means = smooth(frame, diagonal=False).set_index(["seed", "source_class", "target_class", "step"])["mean"]
-    logs = {pair: np.log2([means.loc[(s, *pair)] for s in range(5)]) for pair in ("aa", "ab", "ba", "bb")}
+    means = smooth(frame, diagonal=False).set_index(
+        ["seed", "source_class", "target_class", "step"]
+    )["mean"]
+    logs = {
+        pair: np.log2([means.loc[(s, *pair)] for s in range(5)])
+        for pair in ("aa", "ab", "ba", "bb")
+    }
     gaps = np.array([logs["aa"] - logs["ab"], logs["bb"] - logs["ba"]])
     assert table.loc[ALWAYS, "effect_size"] == pytest.approx(
         np.mean([np.quantile(g, 0.05) for g in gaps.swapaxes(0, 1)])
     )
     assert table.loc[ABOVE, "effect_size"] == pytest.approx(gaps.mean())
-    change = {pair: [np.polyfit(TIME, y, 1)[0] for y in curves] for pair, curves in logs.items()}
-    assert table.loc[CONSTANT, "effect_size"] == pytest.approx(np.mean([change["aa"], change["bb"]]))
-    assert table.loc[FALLS, "effect_size"] == pytest.approx(np.mean([change["ab"], change["ba"]]))
+    change = {
+        pair: [np.polyfit(TIME, y, 1)[0] for y in curves]
+        for pair, curves in logs.items()
+    }
+    assert table.loc[CONSTANT, "effect_size"] == pytest.approx(
+        np.mean([change["aa"], change["bb"]])
+    )
+    assert table.loc[FALLS, "effect_size"] == pytest.approx(
+        np.mean([change["ab"], change["ba"]])
+    )
 
 
 def test_inter_belongs_to_its_source_class():
     """Intra of c is compared with the pairs that c is the source of, as in Figure 1."""
     frame = made(np.random.default_rng(1), 0 * TIME, -2 + 0 * TIME, noise=0.01)
-    frame["srel"] *= np.where((frame["source_class"] == "a") & (frame["target_class"] == "b"), 8, 1)
-    row = class_claim(frame).set_index("claim").loc[ALWAYS]  # log₂ gaps: 2 of class b, 2 − 3 of class a
-    assert (row["verdict"], row["effect_size"]) == ("contradicted", pytest.approx(-1, abs=0.05))
+    frame["srel"] *= np.where(
+        (frame["source_class"] == "a") & (frame["target_class"] == "b"), 8, 1
+    )
+    row = (
+        class_claim(frame).set_index("claim").loc[ALWAYS]
+    )  # log₂ gaps: 2 of class b, 2 − 3 of class a
+    assert (row["verdict"], row["effect_size"]) == (
+        "contradicted",
+        pytest.approx(-1, abs=0.05),
+    )
 
 
 def test_the_diagonal_alone_lifts_intra():
     frame = made(np.random.default_rng(0), -4 + 0 * TIME, -4 + 0 * TIME)
-    without, with_it = (class_claim(frame, diagonal=d).set_index("claim").loc[ABOVE] for d in (False, True))
+    without, with_it = (
+        class_claim(frame, diagonal=d).set_index("claim").loc[ABOVE]
+        for d in (False, True)
+    )
     assert without["verdict"] == "undecided"
     assert (with_it["verdict"], with_it["effect_size"] > 1) == ("supported", True)
 
@@ -67,16 +91,22 @@ def test_the_diagonal_alone_lifts_intra():
 @pytest.mark.parametrize("shared", [{"drift": 0.3}, {"example": 0.5, "pair": 0.5}])
 def test_error_rate_without_an_effect(shared):
     """Also where pairs and examples differ, in all seeds alike: they are as much by chance as seeds are."""
-    found = verdicts(lambda g: class_claim(made(g, 0 * TIME, 0 * TIME, **shared), resamples=100), 12)
+    found = verdicts(
+        lambda g: class_claim(made(g, 0 * TIME, 0 * TIME, **shared), resamples=100), 12
+    )
     for claim in (ABOVE, FALLS, MORE):
-        assert found[claim]["supported"] + found[claim]["contradicted"] <= most(12, 0.05), claim
+        assert found[claim]["supported"] + found[claim]["contradicted"] <= most(
+            12, 0.05
+        ), claim
     assert found[ALWAYS]["supported"] == 0
     assert found[CONSTANT]["contradicted"] <= most(12, 0.025)
 
 
 def test_the_bootstrap_over_examples_is_that_of_definition_3():
     """One resample, written out: examples repeated, an example never paired with itself."""
-    frame = made(np.random.default_rng(1), 0 * TIME, -1 - TIME, seeds=1, pair=0.5, per_class=4)
+    frame = made(
+        np.random.default_rng(1), 0 * TIME, -1 - TIME, seeds=1, pair=0.5, per_class=4
+    )
     picked = {"a": [0, 0, 1, 3], "b": [4, 5, 5, 5]}
 
     class Fixed:
@@ -110,7 +140,9 @@ def test_error_rate_at_the_bound_of_constancy():
 
 
 def test_few_examples_are_undecided():
-    table = class_claim(made(np.random.default_rng(0), 0 * TIME, -2 + 0 * TIME, per_class=3))
+    table = class_claim(
+        made(np.random.default_rng(0), 0 * TIME, -2 + 0 * TIME, per_class=3)
+    )
     assert set(table["verdict"]) == {"undecided"}
     assert table["reason"].iloc[0] == "a class has 3 examples: 8 are needed"
 
@@ -126,24 +158,49 @@ def test_three_seeds_that_agree_are_no_support():
     """Of shares that are all 1, of values that are all the same, an interval over seeds has no width."""
     logs = np.where(np.arange(400) // 20 // 10 == np.arange(400) % 20 // 10, 0.0, -2.0)
     names = dict(zip(range(20), np.repeat(["a", "b"], 10), strict=True))
-    srel = np.exp2(logs)[None, :, None] * np.exp2(np.linspace(0, 1e-9, 3))[:, None, None] * np.ones(len(STEPS))
+    srel = (
+        np.exp2(logs)[None, :, None]
+        * np.exp2(np.linspace(0, 1e-9, 3))[:, None, None]
+        * np.ones(len(STEPS))
+    )
     frame = srel_frame(srel, STEPS, np.arange(400) // 20, np.arange(400) % 20, names)
-    assert class_claim(frame).set_index("claim").loc[ABOVE, "reason"].startswith("the same in all 3 seeds")
+    assert (
+        class_claim(frame)
+        .set_index("claim")
+        .loc[ABOVE, "reason"]
+        .startswith("the same in all 3 seeds")
+    )
 
 
 def test_mostly_invalid_classes_are_missing():
     frame = made(np.random.default_rng(0), 0 * TIME, -1 - TIME)
     late = frame["step"] > 45
-    some = frame["target_id"].isin([0, 10])  # more than half of the entries are lost, the valid ones are a selection
+    some = frame["target_id"].isin(
+        [0, 10]
+    )  # more than half of the entries are lost, the valid ones are a selection
     table = class_claim(frame.assign(valid=~late | some)).set_index("claim")
     early = class_claim(frame[~late]).set_index("claim")
-    assert table.loc[FALLS, "effect_size"] == pytest.approx(early.loc[FALLS, "effect_size"])
-    assert set(class_claim(frame.assign(valid=frame["step"] < 10))["verdict"]) <= {"supported", "undecided"}
-    assert class_claim(frame.assign(valid=frame["step"] < 10)).set_index("claim").loc[FALLS, "verdict"] == "undecided"
+    assert table.loc[FALLS, "effect_size"] == pytest.approx(
+        early.loc[FALLS, "effect_size"]
+    )
+    assert set(class_claim(frame.assign(valid=frame["step"] < 10))["verdict"]) <= {
+        "supported",
+        "undecided",
+    }
+    assert (
+        class_claim(frame.assign(valid=frame["step"] < 10))
+        .set_index("claim")
+        .loc[FALLS, "verdict"]
+        == "undecided"
+    )
 
 
 def test_frames_without_classes():
     frame = made(np.random.default_rng(0), 0 * TIME, 0 * TIME)
-    for wrong in (frame.assign(source_class=""), frame.assign(source_class=None), frame[frame["source_class"] == "a"]):
+    for wrong in (
+        frame.assign(source_class=""),
+        frame.assign(source_class=None),
+        frame[frame["source_class"] == "a"],
+    ):
         with pytest.raises(FrameError, match="source_class must name at least two"):
             class_claim(wrong)

@@ -8,25 +8,39 @@ from srel_tf.hypotheses.phases import CLAIMS, find_phases, on_grid
 from tests.hypotheses.simulate import STEPS, most, ramp, srel_frame, verdicts
 from tests.hypotheses.simulate import in_time as made
 
-LEVEL, START, RISES, FASTER, AWAY, BOUND = MEDIANS = [f"{claim}, median pair" for claim, *_ in CLAIMS]
+LEVEL, START, RISES, FASTER, AWAY, BOUND = MEDIANS = [
+    f"{claim}, median pair" for claim, *_ in CLAIMS
+]
 ALL = "(a) all pairs: all late values above early ones"
 
 
 def of(log2_srel, generator=0, **options):
-    return two_phases(made(np.random.default_rng(generator), log2_srel, **options)).set_index("claim")
+    return two_phases(
+        made(np.random.default_rng(generator), log2_srel, **options)
+    ).set_index("claim")
 
 
 def test_change_points_are_where_they_were_put():
-    values, steps = np.repeat([0.0, -1.0, 2.0, 5.0], [10, 20, 15, 30])[None] + 1e-3, np.arange(75.0)
+    values, steps = (
+        np.repeat([0.0, -1.0, 2.0, 5.0], [10, 20, 15, 30])[None] + 1e-3,
+        np.arange(75.0),
+    )
     found = find_phases(values, steps).steps(steps)
-    assert [np.flatnonzero(found[p])[[0, -1]].tolist() for p in ("start", "early", "late")] == [
+    assert [
+        np.flatnonzero(found[p])[[0, -1]].tolist() for p in ("start", "early", "late")
+    ] == [
         [0, 9],
         [10, 29],
         [45, 74],
     ]
-    values = np.repeat([-1.0, 0.0, 2.0, 5.0], [10, 20, 15, 30]) * [[1.0], [3.0]] + [[7.0], [0.0]]
+    values = np.repeat([-1.0, 0.0, 2.0, 5.0], [10, 20, 15, 30]) * [[1.0], [3.0]] + [
+        [7.0],
+        [0.0],
+    ]
     found = find_phases(values, steps).steps(steps)
-    assert [np.flatnonzero(found[p])[[0, -1]].tolist() for p in ("start", "early", "late")] == [
+    assert [
+        np.flatnonzero(found[p])[[0, -1]].tolist() for p in ("start", "early", "late")
+    ] == [
         [0, 9],
         [0, 9],
         [45, 74],
@@ -38,7 +52,10 @@ def test_how_densely_it_was_measured_makes_no_difference():
     every = np.arange(2501.0)
     curve = (1 - np.exp(-every / 300))[None]
     dense_first = (every % 25 == 0) | ((every < 200) & (every % 5 == 0))
-    found = [find_phases(curve[:, kept], every[kept]).star for kept in (every >= 0, every % 25 == 0, dense_first)]
+    found = [
+        find_phases(curve[:, kept], every[kept]).star
+        for kept in (every >= 0, every % 25 == 0, dense_first)
+    ]
     assert np.ptp(found) < 60
 
 
@@ -46,18 +63,24 @@ def test_means_on_a_grid():
     steps = np.array([0, 1, 2, 3, 4, 5, 6, 7, 8, 100.0])
     edges, values = on_grid(np.array([steps, np.where(steps == 4, np.nan, 1.0)]), steps)
     np.testing.assert_allclose(edges, np.linspace(0, 100, 11))
-    np.testing.assert_allclose(values[0], 4 + 96 * np.arange(10) / 9)  # between the means 4 and 100 of the filled ones
+    np.testing.assert_allclose(
+        values[0], 4 + 96 * np.arange(10) / 9
+    )  # between the means 4 and 100 of the filled ones
     np.testing.assert_allclose(values[1], 1)
 
 
 def test_all_pairs_weigh_the_same():
     small = np.repeat([0.0, 1.0, 2.0, 3.0], [10, 10, 10, 30]) * [[1e-3], [1e-3]]
     large = 1e3 * (-1.0) ** np.arange(60)[None]
-    assert find_phases(np.vstack([small, large]), np.arange(60.0)) == find_phases(small, np.arange(60.0))
+    assert find_phases(np.vstack([small, large]), np.arange(60.0)) == find_phases(
+        small, np.arange(60.0)
+    )
 
 
 def test_change_points_as_a_frame():
-    (found,) = change_points(made(np.random.default_rng(0), ramp(100), noise=0.01)).to_dict("records")
+    (found,) = change_points(
+        made(np.random.default_rng(0), ramp(100), noise=0.01)
+    ).to_dict("records")
     assert found["t1"] == 0
     assert found["t2"] == pytest.approx(110, abs=20)
     assert found["t_star"] == pytest.approx(150, abs=20)
@@ -79,11 +102,16 @@ def test_times_that_suit_contradict_or_say_nothing():
     row = two_phases(frame).set_index("claim").loc[ALL]
     series, best = np.log2(frame["srel"].to_numpy().reshape(5, 4, -1)), []
     for seed in series:
-        gaps = [min(p[54:].min() - max(p[k], p[k + 1]) for p in seed) for k in range(53)]  # t2 < t*, six late steps
+        gaps = [
+            min(p[54:].min() - max(p[k], p[k + 1]) for p in seed) for k in range(53)
+        ]  # t2 < t*, six late steps
         best.append(max(gaps))
     assert row["effect_size"] == pytest.approx(np.mean(best))
     assert of(-ramp(100), pairs=8).loc[ALL, "verdict"] == "contradicted"
-    for shape in (ramp(100), 0 * STEPS):  # Of one pair's noise there always is a low stretch.
+    for shape in (
+        ramp(100),
+        0 * STEPS,
+    ):  # Of one pair's noise there always is a low stretch.
         assert of(shape, pairs=1).loc[ALL, "verdict"] == "undecided"
     assert "not support" in of(ramp(100)).loc[ALL, "reason"]
 
@@ -94,13 +122,18 @@ def test_the_opposite_is_contradicted():
 
 
 def test_a_falling_late_bound_is_contradicted():
-    assert of(ramp(100) - ramp(300, 300, 2), noise=0.1).loc[BOUND, "verdict"] == "contradicted"
+    assert (
+        of(ramp(100) - ramp(300, 300, 2), noise=0.1).loc[BOUND, "verdict"]
+        == "contradicted"
+    )
     assert of(ramp(100), noise=0.1).loc[BOUND, "verdict"] == "supported"
 
 
 def test_a_decay_to_zero_supports_nothing():
     table = of(-STEPS / 10, noise=0.05)
-    assert "supported" not in set(table.loc[[LEVEL, START, RISES, AWAY, BOUND, ALL], "verdict"])
+    assert "supported" not in set(
+        table.loc[[LEVEL, START, RISES, AWAY, BOUND, ALL], "verdict"]
+    )
     assert set(table.loc[[AWAY, BOUND], "verdict"]) == {"contradicted"}
 
 
@@ -117,15 +150,21 @@ def test_zeros_late_are_values():
 def test_a_median_pair_says_how_many_agree():
     """Nine pairs rise, seven fall: the median rises, and that is all that is said; all pairs do not."""
     sign = np.r_[np.ones(9), -np.ones(7)][:, None]
-    logs = sign * ramp(100, height=6) + 0.1 * np.random.default_rng(0).normal(size=(5, 16, len(STEPS)))
-    table = two_phases(srel_frame(np.exp2(logs), STEPS, 20 + np.arange(16), np.arange(16))).set_index("claim")
+    logs = sign * ramp(100, height=6) + 0.1 * np.random.default_rng(0).normal(
+        size=(5, 16, len(STEPS))
+    )
+    table = two_phases(
+        srel_frame(np.exp2(logs), STEPS, 20 + np.arange(16), np.arange(16))
+    ).set_index("claim")
     assert "9 of 16 pairs" in table.loc[START, "scope"]
     assert table.loc[ALL, "verdict"] == "contradicted"
 
 
 def test_a_dip_before_a_small_recovery_is_no_rise_from_the_start():
     x = STEPS / 600
-    dip = np.where(x < 0.5, 0, np.where(x < 0.7, -6, np.where(x < 0.8, -6 + 30 * (x - 0.7), -3)))
+    dip = np.where(
+        x < 0.5, 0, np.where(x < 0.7, -6, np.where(x < 0.8, -6 + 30 * (x - 0.7), -3))
+    )
     table = of(dip, noise=0.1)
     assert table.loc[LEVEL, "verdict"] == "supported"  # above that of [t1, t2]
     assert table.loc[START, "verdict"] == "contradicted"
@@ -139,13 +178,18 @@ def test_short_late_phases_are_undecided():
 
 
 def test_one_seed_says_so():
-    assert of(ramp(100), seeds=1).loc[LEVEL, "reason"] == "1 seed: an interval over seeds needs 3"
+    assert (
+        of(ramp(100), seeds=1).loc[LEVEL, "reason"]
+        == "1 seed: an interval over seeds needs 3"
+    )
 
 
 @pytest.mark.parametrize("options", [{"memory": 0.9}, {"walk": 0.2}])
 def test_error_rate_without_phases(options):
     """Noise has change points too; that the other seeds choose them keeps the rate."""
-    found = verdicts(lambda generator: two_phases(made(generator, 0 * STEPS, **options)), 25)
+    found = verdicts(
+        lambda generator: two_phases(made(generator, 0 * STEPS, **options)), 25
+    )
     for claim in (LEVEL, START, RISES, FASTER):
         assert found[claim]["supported"] <= most(25, 0.025), claim
         assert found[claim]["contradicted"] <= most(25, 0.025), claim
@@ -155,12 +199,18 @@ def test_each_seeds_own_change_points_would_not_hold_the_rate():
     """Why the times come from the other seeds: chosen by a seed itself, its lowest stretch is below what follows."""
     wrong = 0
     for i in range(40):
-        logs = np.log2(made(np.random.default_rng([3, i]), 0 * STEPS)["srel"].to_numpy().reshape(5, 4, -1))
+        logs = np.log2(
+            made(np.random.default_rng([3, i]), 0 * STEPS)["srel"]
+            .to_numpy()
+            .reshape(5, 4, -1)
+        )
         effects = []
         for seed in logs:
             found = find_phases(seed, STEPS).steps(STEPS)
             early, late = seed[:, found["early"]], seed[:, found["late"]]
-            effects.append(np.median(np.median(late, axis=1) - np.median(early, axis=1)))
+            effects.append(
+                np.median(np.median(late, axis=1) - np.median(early, axis=1))
+            )
         half = 2.776 * np.std(effects, ddof=1) / np.sqrt(5)
         wrong += np.mean(effects) > half
     assert wrong > most(40, 0.025)
@@ -169,6 +219,12 @@ def test_each_seeds_own_change_points_would_not_hold_the_rate():
 def test_missing_entries_are_bridged_not_invented():
     frame = made(np.random.default_rng(0), ramp(100), noise=0.1)
     lost = np.random.default_rng(1).random(len(frame)) < 0.3
-    whole, holes = (two_phases(f).set_index("claim") for f in (frame, frame.assign(valid=~lost)))
-    assert (holes.loc[[LEVEL, START, RISES, FASTER, AWAY], "verdict"] == "supported").all()
-    assert holes.loc[LEVEL, "effect_size"] == pytest.approx(whole.loc[LEVEL, "effect_size"], abs=0.1)
+    whole, holes = (
+        two_phases(f).set_index("claim") for f in (frame, frame.assign(valid=~lost))
+    )
+    assert (
+        holes.loc[[LEVEL, START, RISES, FASTER, AWAY], "verdict"] == "supported"
+    ).all()
+    assert holes.loc[LEVEL, "effect_size"] == pytest.approx(
+        whole.loc[LEVEL, "effect_size"], abs=0.1
+    )

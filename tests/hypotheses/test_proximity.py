@@ -13,7 +13,9 @@ from tests.hypotheses.simulate import with_distances as made
 
 
 def simulation(slope, shared, **options):
-    return lambda generator: proximity_trend(*made(generator, slope, shared, **options), resamples=100)
+    return lambda generator: proximity_trend(
+        *made(generator, slope, shared, **options), resamples=100
+    )
 
 
 @pytest.mark.parametrize("shared", [0, 2])
@@ -54,7 +56,14 @@ def test_effects_by_scipy():
             rank.append(spearmanr(chosen["srel"], far).statistic)
             pairs = list(zip(far, chosen["srel"], strict=True))
             asked = [h for h in pairs if h[0] > far.min()]
-            share.append(np.mean([any(low[0] < h[0] and low[1] > h[1] for low in pairs) for h in asked]))
+            share.append(
+                np.mean(
+                    [
+                        any(low[0] < h[0] and low[1] > h[1] for low in pairs)
+                        for h in asked
+                    ]
+                )
+            )
     assert table.loc[TREND, "effect_size"] == pytest.approx(np.mean(rank))
     assert table.loc[NEARER, "effect_size"] == pytest.approx(np.mean(share))
 
@@ -63,9 +72,13 @@ def test_correlation_of_permutations():
     generator = np.random.default_rng(0)
     a, b = generator.normal(size=30), generator.normal(size=30)
     rows = generator.permuted(np.tile(b, (5, 1)), axis=1)
-    np.testing.assert_allclose(correlation(a, rows), [spearmanr(a, row).statistic for row in rows])
+    np.testing.assert_allclose(
+        correlation(a, rows), [spearmanr(a, row).statistic for row in rows]
+    )
     holes = np.where(np.arange(30) % 7 == 0, np.nan, b)
-    assert correlation(a, holes) == pytest.approx(spearmanr(a, holes, nan_policy="omit").statistic)
+    assert correlation(a, holes) == pytest.approx(
+        spearmanr(a, holes, nan_policy="omit").statistic
+    )
     assert np.isnan(correlation(a, np.ones(30)))
 
 
@@ -75,8 +88,12 @@ def test_share_without_a_trend_is_what_the_order_of_records_gives():
     rows = generator.permuted(np.tile(np.arange(30.0), (4000, 1)), axis=1)
     shares, without = higher(np.arange(30.0), rows).T
     chance = 1 / np.arange(2, 31)
-    assert shares.mean() == pytest.approx(1 - chance.mean(), abs=4 * shares.std() / np.sqrt(4000))
-    assert without.std() == pytest.approx(np.sqrt((chance * (1 - chance)).sum()), rel=0.05)
+    assert shares.mean() == pytest.approx(
+        1 - chance.mean(), abs=4 * shares.std() / np.sqrt(4000)
+    )
+    assert without.std() == pytest.approx(
+        np.sqrt((chance * (1 - chance)).sum()), rel=0.05
+    )
 
 
 def test_perfect_order():
@@ -84,14 +101,21 @@ def test_perfect_order():
     assert tuple(higher(distance, -distance)) == (1, 0)
     assert tuple(higher(distance, distance)) == (0, 29)
     assert higher(distance, np.ones(30))[0] == 0  # not higher
-    assert tuple(higher(np.repeat(distance, 2), np.repeat(-distance, 2))) == (1, 0)  # none nearer: not asked
+    assert tuple(higher(np.repeat(distance, 2), np.repeat(-distance, 2))) == (
+        1,
+        0,
+    )  # none nearer: not asked
     assert tuple(higher(distance, np.where(distance == 3, np.nan, -distance))) == (1, 0)
 
 
 def test_each_metric_and_step_and_all_steps():
-    frame, distances = made(np.random.default_rng(0), -1, 0, steps=(100, 200, 400), noise=0.3)
+    frame, distances = made(
+        np.random.default_rng(0), -1, 0, steps=(100, 200, 400), noise=0.3
+    )
     opposite = distances.assign(distance=10 - distances["distance"])
-    both = pd.concat([distances.assign(metric="input"), opposite.assign(metric="features")])
+    both = pd.concat(
+        [distances.assign(metric="input"), opposite.assign(metric="features")]
+    )
     table = proximity_trend(frame, both)
     trend = table[table["claim"] == TREND].set_index("scope")["verdict"]
     steps = ["step 100", "step 200", "step 400", "at all 3 steps"]
@@ -102,7 +126,9 @@ def test_each_metric_and_step_and_all_steps():
 
 
 def test_one_contrary_step_is_enough():
-    frame, distances = made(np.random.default_rng(0), -1, 0, steps=(100, 200, 400), noise=0.3)
+    frame, distances = made(
+        np.random.default_rng(0), -1, 0, steps=(100, 200, 400), noise=0.3
+    )
     frame["srel"] = frame["srel"].where(frame["step"] != 200, 1 / frame["srel"])
     table = proximity_trend(frame, distances)
     together = table[(table["claim"] == TREND) & table["scope"].str.contains("all")]
@@ -138,9 +164,16 @@ def test_intervals_are_within_what_can_be():
 
 def test_distances_of_each_seed_and_step_are_used():
     """The distance that belongs to another step or seed has no trend."""
-    frame, distances = made(np.random.default_rng(0), -1, 0, steps=(100, 200), noise=0.1)
-    right = [distances.assign(step=s, seed=seed) for s in (100, 200) for seed in range(5)]
-    shuffled = [d.assign(distance=d["distance"].sample(frac=1, random_state=0).to_numpy()) for d in right]
+    frame, distances = made(
+        np.random.default_rng(0), -1, 0, steps=(100, 200), noise=0.1
+    )
+    right = [
+        distances.assign(step=s, seed=seed) for s in (100, 200) for seed in range(5)
+    ]
+    shuffled = [
+        d.assign(distance=d["distance"].sample(frac=1, random_state=0).to_numpy())
+        for d in right
+    ]
     for chosen, verdict in ((right, "supported"), (shuffled, "undecided")):
         every = pd.concat(chosen).astype({"step": "Int64"})
         table = proximity_trend(frame.astype({"step": "Int64", "seed": "Int64"}), every)
@@ -158,7 +191,9 @@ def test_constant_srel_is_undecided():
     frame, distances = made(np.random.default_rng(0), 0, 0)
     table = proximity_trend(frame.assign(srel=1.4), distances).set_index("claim")
     assert table.loc[TREND, "verdict"] == "undecided"
-    assert table.loc[NEARER, "verdict"] == "undecided"  # Nor is it less than of the same values in another order.
+    assert (
+        table.loc[NEARER, "verdict"] == "undecided"
+    )  # Nor is it less than of the same values in another order.
 
 
 def test_distances_that_do_not_fit():

@@ -20,7 +20,10 @@ def of(log2_srel, log_risk, noise=0.1, **options):
 
 
 def test_the_rapid_fall_by_hand():
-    steps, log_risk = np.arange(0, 100, 10.0), np.array([8, 6, 4, 3, 2, 1, 0, 0, 0, 0.0])
+    steps, log_risk = (
+        np.arange(0, 100, 10.0),
+        np.array([8, 6, 4, 3, 2, 1, 0, 0, 0, 0.0]),
+    )
     assert rapid_fall(steps, log_risk) == (20, 60)  # 8 - 4 and 8 - 7.2
     assert np.isnan(rapid_fall(steps, log_risk / 10)).all()
     assert np.isnan(rapid_fall(steps, -log_risk)).all()
@@ -31,18 +34,28 @@ def test_a_rise_with_the_fall_is_supported():
     assert len(table) == 6
     assert set(table["verdict"]) == {"supported"}
     assert table["scope"].str.contains("90% of its fall done at 1[34]").all()
-    assert table.loc[FIRST, "effect_size"].tolist() == pytest.approx([1.5, 1.5], abs=0.3)
+    assert table.loc[FIRST, "effect_size"].tolist() == pytest.approx(
+        [1.5, 1.5], abs=0.3
+    )
 
 
 def test_effects_by_hand():
     frame = in_time(np.random.default_rng(0), ramp(0, 150), noise=0.1, pairs=1)
     table = two_phases(frame, risks_of(frame, FALLING, noise=0.0)).set_index("claim")
-    logs, inside = np.log2(frame["srel"].to_numpy().reshape(5, -1)), STEPS <= 140  # 90% of 3 are gone at 135
-    fits = [[np.polyfit(STEPS[part], y[part], 1)[0] for part in (inside, ~inside)] for y in logs]
+    logs, inside = (
+        np.log2(frame["srel"].to_numpy().reshape(5, -1)),
+        STEPS <= 140,
+    )  # 90% of 3 are gone at 135
+    fits = [
+        [np.polyfit(STEPS[part], y[part], 1)[0] for part in (inside, ~inside)]
+        for y in logs
+    ]
     rise, rest = np.mean(fits, axis=0)
     assert table.loc[DURING, "effect_size"] == pytest.approx(140 * rise)
     assert table.loc[FASTER, "effect_size"] == pytest.approx(590 * (rise - rest))
-    assert table.loc[FIRST, "effect_size"] == pytest.approx((logs[:, 8] - logs[:, 0]).mean())
+    assert table.loc[FIRST, "effect_size"] == pytest.approx(
+        (logs[:, 8] - logs[:, 0]).mean()
+    )
 
 
 def test_a_rise_long_after_the_fall_does_not_coincide():
@@ -52,7 +65,9 @@ def test_a_rise_long_after_the_fall_does_not_coincide():
 
 
 def test_a_fall_of_srel_during_the_fall_contradicts():
-    assert set(of(-ramp(0, 100) + ramp(250, 100, 4), FALLING)["verdict"]) == {"contradicted"}
+    assert set(of(-ramp(0, 100) + ramp(250, 100, 4), FALLING)["verdict"]) == {
+        "contradicted"
+    }
 
 
 def test_an_initial_fall_is_contrary_evidence():
@@ -65,7 +80,10 @@ def test_risks_that_hardly_fall_decide_nothing():
     for log_risk in (0 * STEPS, FALLING / 10, STEPS / 100):
         table = of(ramp(0, 150), log_risk)
         assert set(table["verdict"]) == {"undecided"}
-        assert (table["reason"] == "the empirical risk does not fall to less than half in any seed").all()
+        assert (
+            table["reason"]
+            == "the empirical risk does not fall to less than half in any seed"
+        ).all()
 
 
 @pytest.mark.parametrize("options", [{}, {"walk": 0.2}])
@@ -76,13 +94,17 @@ def test_srel_without_relation_holds_the_rate(options):
 
     found = verdicts(simulation, 40)
     for claim in (DURING, FASTER, FIRST):
-        assert found[claim]["supported"] + found[claim]["contradicted"] <= most(40, 0.05), claim
+        assert found[claim]["supported"] + found[claim]["contradicted"] <= most(
+            40, 0.05
+        ), claim
 
 
 def test_srel_that_does_not_move_does_not_rise():
     frame = in_time(np.random.default_rng(0), 0 * STEPS, seeds=6).assign(srel=1.4)
     table = two_phases(frame, risks_of(frame, FALLING)).set_index("claim")
-    assert set(table.loc[[DURING, FASTER, FIRST], "verdict"]) == {"contradicted"}  # the same in six seeds
+    assert set(table.loc[[DURING, FASTER, FIRST], "verdict"]) == {
+        "contradicted"
+    }  # the same in six seeds
     five = frame[frame["seed"] < 5]
     table = two_phases(five, risks_of(five, FALLING)).set_index("claim")
     assert set(table.loc[[DURING, FASTER, FIRST], "verdict"]) == {"undecided"}
@@ -93,7 +115,9 @@ def test_risks_may_be_measured_at_other_steps():
     risks = risks_of(frame, FALLING)
     coarse = risks[risks["step"] % 50 == 0]
     last = risks[risks["step"] == STEPS[-1]]
-    table = two_phases(frame, pd.concat([coarse, last]).sample(frac=1, random_state=0)).set_index("claim")
+    table = two_phases(
+        frame, pd.concat([coarse, last]).sample(frac=1, random_state=0)
+    ).set_index("claim")
     assert table.loc[DURING, "verdict"] == "supported"
 
 

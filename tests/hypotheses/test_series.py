@@ -5,7 +5,13 @@ import pandas as pd
 import pytest
 
 from srel_tf import FrameError
-from srel_tf.hypotheses import bounded_by_proximity, change_points, class_claim, proximity_trend, two_phases
+from srel_tf.hypotheses import (
+    bounded_by_proximity,
+    change_points,
+    class_claim,
+    proximity_trend,
+    two_phases,
+)
 from srel_tf.hypotheses.series import cube, groups, log2, pairs_in_time, series
 from tests.hypotheses.simulate import srel_frame
 
@@ -60,7 +66,10 @@ def test_a_measurement_by_several_methods_is_one(check):
 def test_unsorted_rows_make_no_difference(check):
     frame, _ = simple()
     shuffled = frame.sample(frac=1, random_state=1)
-    expected, *found = (checks()[check](f) for f in (frame, shuffled, shuffled.set_axis([0] * len(frame))))
+    expected, *found = (
+        checks()[check](f)
+        for f in (frame, shuffled, shuffled.set_axis([0] * len(frame)))
+    )
     for table in found:
         pd.testing.assert_frame_equal(table, expected, rtol=1e-9)
 
@@ -90,20 +99,35 @@ def test_nothing_valid_is_undecided(check, value):
         (lambda f: f.drop(columns="srel"), r"lacks the columns \['srel'\]"),
         (lambda f: f.drop(columns=["valid", "seed"]), "lacks the columns"),
         (lambda f: f.iloc[:0], "no pairs of two different examples"),
-        (lambda f: f.assign(source_id=1, target_id=1), "no pairs of two different examples"),
+        (
+            lambda f: f.assign(source_id=1, target_id=1),
+            "no pairs of two different examples",
+        ),
         (lambda f: pd.concat([f, f.iloc[:3]]), "3 entries occur twice"),
         (lambda f: f.assign(step=0), "occur twice"),
-        (lambda f: f.assign(step=f["step"].astype(float).replace(20, np.nan)), "step is missing in 9 rows"),
+        (
+            lambda f: f.assign(step=f["step"].astype(float).replace(20, np.nan)),
+            "step is missing in 9 rows",
+        ),
         (lambda f: f.assign(step="early"), "'step' does not hold numbers"),
         (lambda f: f.assign(srel=-f["srel"]), "never negative"),
         (lambda f: f.assign(srel="much"), "'srel' does not hold numbers"),
-        (lambda f: pd.concat([f, f.assign(run="other")]), "seed 0 belongs to several runs"),
-        (lambda f: pd.concat([f, f[f["seed"] == 0].assign(run="other", seed=9)]), "the same to the last bit"),
+        (
+            lambda f: pd.concat([f, f.assign(run="other")]),
+            "seed 0 belongs to several runs",
+        ),
+        (
+            lambda f: pd.concat([f, f[f["seed"] == 0].assign(run="other", seed=9)]),
+            "the same to the last bit",
+        ),
         (
             lambda f: f.assign(learning_rate=np.where(f["seed"] < 1, 0.1, 1e-5)),
             r"learning_rate is \[1e-05, 0.1\] at step 0",
         ),
-        (lambda f: f.assign(valid="False"), "column 'valid' holds 'False': it must be True or False"),
+        (
+            lambda f: f.assign(valid="False"),
+            "column 'valid' holds 'False': it must be True or False",
+        ),
         (lambda f: f.assign(valid=1), "column 'valid' holds '1'"),
         (lambda f: f.to_dict(), "got dict"),
     ],
@@ -120,15 +144,21 @@ def test_runs_that_may_agree():
         frame.assign(learning_rate=0.1 / (1 + frame["step"])),
         frame.assign(learning_rate=np.nan),
         frame.assign(srel=frame["source_id"] / 10),
-        frame.assign(valid=frame["valid"].astype(object).where(frame["step"] > 0, None)),
+        frame.assign(
+            valid=frame["valid"].astype(object).where(frame["step"] > 0, None)
+        ),
     ):
         assert len(list(groups(fine))) == 1
-    ((_, rows),) = groups(frame.assign(valid=frame["valid"].astype(object).where(frame["step"] > 0, None)))
+    ((_, rows),) = groups(
+        frame.assign(valid=frame["valid"].astype(object).where(frame["step"] > 0, None))
+    )
     assert rows["srel"].isna().sum() == 9
 
 
 def test_zero_is_a_value():
-    np.testing.assert_array_equal(log2(np.array([0.0, 2.0, np.nan, 1e-30])), [-64, 1, np.nan, -64])
+    np.testing.assert_array_equal(
+        log2(np.array([0.0, 2.0, np.nan, 1e-30])), [-64, 1, np.nan, -64]
+    )
 
 
 def test_measures_are_judged_apart():
@@ -136,7 +166,10 @@ def test_measures_are_judged_apart():
     both = pd.concat([frame, frame.assign(measure="l2")])
     table = two_phases(both)
     assert set(table["measure"]) == {"l1", "l2"}
-    one, two = (table[table["measure"] == m].drop(columns="measure").reset_index(drop=True) for m in ("l1", "l2"))
+    one, two = (
+        table[table["measure"] == m].drop(columns="measure").reset_index(drop=True)
+        for m in ("l1", "l2")
+    )
     pd.testing.assert_frame_equal(one, two)
 
 
@@ -170,7 +203,9 @@ def test_mostly_invalid_seeds_and_pairs_are_left_out():
 def test_seeds_with_probes_of_their_own_are_compared_by_class_pairs():
     frame, values = simple()
     shifted = frame.assign(source_id=frame["source_id"] + 100 * frame["seed"])
-    shifted.loc[shifted["step"] == 70, "valid"] = shifted["source_id"] % 2 == 0  # half of (a, a), none of (b, a)
+    shifted.loc[shifted["step"] == 70, "valid"] = (
+        shifted["source_id"] % 2 == 0
+    )  # half of (a, a), none of (b, a)
     ((_, rows),) = groups(shifted)
     found = pairs_in_time(rows)
     assert list(found.pairs) == [("a", "a"), ("a", "b"), ("b", "a")]
@@ -180,7 +215,10 @@ def test_seeds_with_probes_of_their_own_are_compared_by_class_pairs():
     np.testing.assert_allclose(found.srel[:, 0, 7], values[:, 0, 7])
     assert "3 pairs" in two_phases(shifted)["scope"].iloc[0]
     nameless = two_phases(shifted.assign(source_class=""))
-    assert nameless["reason"].item() == "no pair was measured at 12 steps or more in every seed"
+    assert (
+        nameless["reason"].item()
+        == "no pair was measured at 12 steps or more in every seed"
+    )
 
 
 def test_short_series_say_so():

@@ -17,7 +17,9 @@ from srel_tf.hypotheses.verdicts import (
 )  # fmt: skip
 from tests.hypotheses.simulate import most
 
-NAMES = dict.fromkeys(["hypothesis", "claim", "scope", "measure", "update", "estimator", "effect"], "x")
+NAMES = dict.fromkeys(
+    ["hypothesis", "claim", "scope", "measure", "update", "estimator", "effect"], "x"
+)
 
 
 def test_interval_is_students():
@@ -37,14 +39,22 @@ def test_permutations_decide_by_their_share():
 
 
 def test_jackknife_and_bootstrap_of_a_mean_are_students_error():
-    values, generator = np.random.default_rng(0).normal(size=30), np.random.default_rng(1)
+    values, generator = (
+        np.random.default_rng(0).normal(size=30),
+        np.random.default_rng(1),
+    )
     expected = stats.t.ppf(0.975, 29) * values.std(ddof=1) / np.sqrt(30)
     without = (values.sum() - values) / 29
     assert of_jackknife(without, 0.95) == pytest.approx((expected, expected))
     resamples = generator.choice(values, (20000, 30)).mean(axis=1)
-    assert of_bootstrap(resamples, 30, 0.95) == pytest.approx((expected, expected), rel=0.03)
+    assert of_bootstrap(resamples, 30, 0.95) == pytest.approx(
+        (expected, expected), rel=0.03
+    )
     assert np.isnan(of_bootstrap(resamples, 1, 0.95)).all()
-    assert decide(NAMES, [1.0, 1.1, 0.9], (0, 9), shared=(np.nan, np.nan))["verdict"] == "undecided"
+    assert (
+        decide(NAMES, [1.0, 1.1, 0.9], (0, 9), shared=(np.nan, np.nan))["verdict"]
+        == "undecided"
+    )
 
 
 def test_what_all_seeds_share_widens_the_interval():
@@ -65,7 +75,11 @@ def test_what_all_seeds_share_widens_the_interval():
         ([0.01, 0.02, -0.01], (-0.5, 0.5), "supported"),
         ([0.7, 0.71, 0.69], (-0.5, 0.5), "contradicted"),
         ([0.5, 0.51, 0.49], (-0.5, 0.5), "undecided"),
-        ([1.0, 1.0, 1.0], (0.95, np.inf), "undecided"),  # no spread, and by the sign alone 3 seeds are too few
+        (
+            [1.0, 1.0, 1.0],
+            (0.95, np.inf),
+            "undecided",
+        ),  # no spread, and by the sign alone 3 seeds are too few
         ([1.0] * 5, (0.95, np.inf), "undecided"),
         ([1.0] * 6, (0.95, np.inf), "supported"),  # 2^−6 < 2.5%
         ([0.0] * 6, (0, np.inf), "contradicted"),  # claimed > 0, exactly 0 in all seeds
@@ -85,10 +99,16 @@ def test_the_whole_interval_decides(effects, claim, verdict):
 
 
 def test_too_few_seeds_are_named():
-    assert "1 seed: an interval over seeds needs 3" in decide(NAMES, [1.0], (0, 2))["reason"]
+    assert (
+        "1 seed: an interval over seeds needs 3"
+        in decide(NAMES, [1.0], (0, 2))["reason"]
+    )
     reason = decide(NAMES, [1.0, 1.0, np.nan, np.nan], (0, 2))["reason"]
     assert "2 of 4 seeds can be judged" in reason
-    assert "1 seed: an interval over seeds needs 3" in decide(NAMES, [np.nan], (0, 2))["reason"]
+    assert (
+        "1 seed: an interval over seeds needs 3"
+        in decide(NAMES, [np.nan], (0, 2))["reason"]
+    )
 
 
 @pytest.mark.parametrize("n", [3, 5])
@@ -99,7 +119,9 @@ def test_error_rate_at_the_bound(n, low, high):
     found = [decide(NAMES, d, (low, high))["verdict"] for d in draws]
     for verdict in ("supported", "contradicted"):
         assert found.count(verdict) <= most(2000, 0.025)
-        assert found.count(verdict) >= 2000 * 0.025 / 2  # and not far below: it is no rule that never decides
+        assert (
+            found.count(verdict) >= 2000 * 0.025 / 2
+        )  # and not far below: it is no rule that never decides
 
 
 def test_equivalence_at_its_bound():
@@ -110,8 +132,15 @@ def test_equivalence_at_its_bound():
 
 def test_a_percentile_bootstrap_over_seeds_would_not_hold_the_rate():
     """Why the interval over seeds is not one: of five it misses the truth more than twice as often as stated."""
-    draws, generator = np.random.default_rng(0).normal(size=(500, 5)), np.random.default_rng(1)
-    means = np.take_along_axis(draws, generator.integers(0, 5, (500, 400 * 5)), 1).reshape(500, 400, 5).mean(2)
+    draws, generator = (
+        np.random.default_rng(0).normal(size=(500, 5)),
+        np.random.default_rng(1),
+    )
+    means = (
+        np.take_along_axis(draws, generator.integers(0, 5, (500, 400 * 5)), 1)
+        .reshape(500, 400, 5)
+        .mean(2)
+    )
     low, high = np.quantile(means, [0.025, 0.975], axis=1)
     assert ((low > 0) | (high < 0)).sum() > 2 * 0.05 * 500
 

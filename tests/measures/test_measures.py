@@ -6,11 +6,20 @@ import pytest
 import tensorflow as tf
 from scipy.special import rel_entr
 
-from srel_tf.measures.distances import kl, l1, l2, log_probabilities, probability_change, raw_change
+from srel_tf.measures.distances import (
+    kl,
+    l1,
+    l2,
+    log_probabilities,
+    probability_change,
+    raw_change,
+)
 
 
 def change_of_logits(before, after):
-    return probability_change(*(log_probabilities(tf.constant(f), False) for f in (before, after)))
+    return probability_change(
+        *(log_probabilities(tf.constant(f), False) for f in (before, after))
+    )
 
 
 def mp_softmax(logits):
@@ -43,7 +52,9 @@ def test_measures_keep_their_digits_from_perturbations_of_1_to_1e12(size):
     # The logits are spaced by about 4e-16, which is the only error that the formulas may have.
     tolerance = 1e-13 + 2e-15 / size
     for distance, value in mp_distances(before, after).items():
-        assert float(distance(change_of_logits(before, after))) == pytest.approx(float(value), rel=2 * tolerance)
+        assert float(distance(change_of_logits(before, after))) == pytest.approx(
+            float(value), rel=2 * tolerance
+        )
 
 
 @pytest.mark.parametrize("ahead", [1.0, 10.0, 20.0, 35.0, 300.0])
@@ -51,10 +62,14 @@ def test_log_probabilities_of_a_sure_prediction_keep_their_digits(ahead):
     """log g of the largest is about −e^−ahead: f − log Σ e^f has none of its digits from 35 on."""
     logits = np.array([[0.25, ahead, -1.5], [ahead, ahead, 0.0]])
     with mpmath.workdps(200):
-        expected = [[float(mpmath.log(p)) for p in mp_softmax(row)] for row in logits[:1]]
+        expected = [
+            [float(mpmath.log(p)) for p in mp_softmax(row)] for row in logits[:1]
+        ]
     found = log_probabilities(tf.constant(logits), False).numpy()
     np.testing.assert_allclose(found[:1], expected, rtol=4e-15)
-    np.testing.assert_allclose(np.exp(found[1]).sum(), 1, rtol=1e-15)  # Of two that are largest either will do.
+    np.testing.assert_allclose(
+        np.exp(found[1]).sum(), 1, rtol=1e-15
+    )  # Of two that are largest either will do.
 
 
 @pytest.mark.parametrize("ahead", [10.0, 20.0, 35.0])
@@ -63,8 +78,13 @@ def test_measures_of_a_sure_prediction_keep_their_digits(ahead):
     after = before + 1e-3 * np.array([0.5, 1.0, -0.75])
     with mpmath.workdps(80):
         expected = mp_distances(before, after)
-    for distance, value in expected.items():  # The logits' spacing of up to 7e-15, over a change of 1e-3.
-        assert float(distance(change_of_logits(before, after))) == pytest.approx(float(value), rel=2e-11)
+    for (
+        distance,
+        value,
+    ) in expected.items():  # The logits' spacing of up to 7e-15, over a change of 1e-3.
+        assert float(distance(change_of_logits(before, after))) == pytest.approx(
+            float(value), rel=2e-11
+        )
 
 
 def test_kl_is_scipys_relative_entropy_of_the_new_distribution_to_the_old():
@@ -81,14 +101,20 @@ def test_kl_is_scipys_relative_entropy_of_the_new_distribution_to_the_old():
 def test_kl_is_continuous_where_the_series_takes_over():
     d = np.array([0.25 - 1e-12, 0.25 + 1e-12, -0.25 + 1e-12, -0.25 - 1e-12])
     log_g = np.log(np.full((4, 1), 0.3))
-    values = kl(probability_change(tf.constant(log_g), tf.constant(log_g + d[:, None]))).numpy()
-    np.testing.assert_allclose(values, 0.3 * (np.exp(d) * d - np.exp(d) + 1), rtol=1e-13)
+    values = kl(
+        probability_change(tf.constant(log_g), tf.constant(log_g + d[:, None]))
+    ).numpy()
+    np.testing.assert_allclose(
+        values, 0.3 * (np.exp(d) * d - np.exp(d) + 1), rtol=1e-13
+    )
 
 
 def test_kl_is_never_negative():
     rng = np.random.default_rng(2)
     before = rng.normal(size=(10_000, 3)) * 10
-    after = before + rng.normal(size=before.shape) * 10.0 ** rng.integers(-16, 2, size=(10_000, 1))
+    after = before + rng.normal(size=before.shape) * 10.0 ** rng.integers(
+        -16, 2, size=(10_000, 1)
+    )
     assert (kl(change_of_logits(before, after)).numpy() >= 0).all()
 
 
@@ -102,17 +128,28 @@ def test_probabilities_and_logits_agree():
     rng = np.random.default_rng(4)
     before, after = rng.normal(size=(2, 9, 5))
     softmax = [np.exp(f) / np.exp(f).sum(-1, keepdims=True) for f in (before, after)]
-    change = probability_change(*(log_probabilities(tf.constant(p), True) for p in softmax))
+    change = probability_change(
+        *(log_probabilities(tf.constant(p), True) for p in softmax)
+    )
     for distance in (kl, l1, l2):
-        np.testing.assert_allclose(distance(change), distance(change_of_logits(before, after)), rtol=1e-12)
+        np.testing.assert_allclose(
+            distance(change), distance(change_of_logits(before, after)), rtol=1e-12
+        )
 
 
 def test_a_class_of_probability_zero_contributes_its_limit():
     def change(before, after):
-        return probability_change(*(log_probabilities(tf.constant(p, tf.float64), True) for p in (before, after)))
+        return probability_change(
+            *(
+                log_probabilities(tf.constant(p, tf.float64), True)
+                for p in (before, after)
+            )
+        )
 
     stays_zero = change([0.5, 0.5, 0.0], [0.25, 0.75, 0.0])
-    assert float(kl(stays_zero)) == pytest.approx(0.25 * np.log(0.5) + 0.75 * np.log(1.5), rel=1e-14)
+    assert float(kl(stays_zero)) == pytest.approx(
+        0.25 * np.log(0.5) + 0.75 * np.log(1.5), rel=1e-14
+    )
     assert float(l1(stays_zero)) == pytest.approx(0.5, rel=1e-14)
     becomes_zero = change([0.5, 0.25, 0.25], [0.5, 0.5, 0.0])
     assert float(kl(becomes_zero)) == pytest.approx(0.5 * np.log(2), rel=1e-14)
@@ -131,8 +168,12 @@ def test_norms_of_raw_outputs_are_numpys():
     rng = np.random.default_rng(5)
     before, after = rng.normal(size=(2, 8, 3))
     change = raw_change(before, after)
-    np.testing.assert_allclose(l1(change), np.linalg.norm(after - before, 1, axis=-1), rtol=1e-14)
-    np.testing.assert_allclose(l2(change), np.linalg.norm(after - before, 2, axis=-1), rtol=1e-14)
+    np.testing.assert_allclose(
+        l1(change), np.linalg.norm(after - before, 1, axis=-1), rtol=1e-14
+    )
+    np.testing.assert_allclose(
+        l2(change), np.linalg.norm(after - before, 2, axis=-1), rtol=1e-14
+    )
 
 
 def test_l2_of_changes_whose_squares_underflow():

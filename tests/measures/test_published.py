@@ -18,7 +18,9 @@ def predictions():
 
 
 def change(before, after):
-    return probability_change(*(log_probabilities(tf.constant(p), True) for p in (before, after)))
+    return probability_change(
+        *(log_probabilities(tf.constant(p), True) for p in (before, after))
+    )
 
 
 def torch_kl_div(log_input, target):
@@ -29,20 +31,34 @@ def torch_kl_div(log_input, target):
 def test_published_kl_is_kl_div_fed_with_probabilities(predictions):
     before, after = predictions
     measure = PUBLISHED["published_kl"]
-    np.testing.assert_allclose(measure.numerator(change(before, after)), torch_kl_div(after, before), rtol=1e-12)
+    np.testing.assert_allclose(
+        measure.numerator(change(before, after)),
+        torch_kl_div(after, before),
+        rtol=1e-12,
+    )
     expected = torch_kl_div(after, before) + 1e-8
-    np.testing.assert_allclose(measure.denominator(change(before, after)), expected, rtol=1e-12)
+    np.testing.assert_allclose(
+        measure.denominator(change(before, after)), expected, rtol=1e-12
+    )
 
 
 def test_published_l2_is_mean_absolute_over_root_mean_square(predictions):
     before, after = predictions
     measure = PUBLISHED["published_l2"]
-    np.testing.assert_allclose(measure.numerator(change(before, after)), np.abs(after - before).mean(-1), rtol=1e-12)
+    np.testing.assert_allclose(
+        measure.numerator(change(before, after)),
+        np.abs(after - before).mean(-1),
+        rtol=1e-12,
+    )
     expected = np.sqrt(((after - before) ** 2).mean(-1)) + 1e-8
-    np.testing.assert_allclose(measure.denominator(change(before, after)), expected, rtol=1e-12)
+    np.testing.assert_allclose(
+        measure.denominator(change(before, after)), expected, rtol=1e-12
+    )
 
 
-def test_published_kl_without_any_update_is_minus_entropy_and_collision_over_classes(predictions):
+def test_published_kl_without_any_update_is_minus_entropy_and_collision_over_classes(
+    predictions,
+):
     p = predictions[0]
     entropy = -(p * np.log(p)).sum(-1)
     value = PUBLISHED["published_kl"].numerator(change(p, p))
@@ -52,9 +68,13 @@ def test_published_kl_without_any_update_is_minus_entropy_and_collision_over_cla
 def test_published_kl_is_near_one_at_initialisation_however_small_the_step():
     x, y = digits(per_class=5)
     model = classifier("mlp")
-    model.layers[-1].kernel.assign(model.layers[-1].kernel * 1e-3)  # nearly uniform predictions
+    model.layers[-1].kernel.assign(
+        model.layers[-1].kernel * 1e-3
+    )  # nearly uniform predictions
     probe = srel_tf.ProbeSet(x, y)
     for learning_rate in (1e-12, 1e-4):
-        result = srel_tf.measure(model, probe, measures=("published_kl",), learning_rate=learning_rate)
+        result = srel_tf.measure(
+            model, probe, measures=("published_kl",), learning_rate=learning_rate
+        )
         np.testing.assert_allclose(result.matrix("published_kl"), 1.0, atol=1e-3)
         assert result.valid("published_kl").all()

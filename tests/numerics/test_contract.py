@@ -17,7 +17,11 @@ from tests.nets import double_precision
 
 L = keras.layers
 NAMES = ("kl", "l1", "l2", "raw_l1", "raw_l2")
-DISTANCES = {**reference.MEASURES, "raw_l1": reference.raw_norm(1), "raw_l2": reference.raw_norm(2)}
+DISTANCES = {
+    **reference.MEASURES,
+    "raw_l1": reference.raw_norm(1),
+    "raw_l2": reference.raw_norm(2),
+}
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*batch normalisation"),
@@ -44,7 +48,12 @@ def net(widths, normalisation, activation, residual=False, inputs=6, classes=3):
         y = L.Activation(activation)(normalised(normalisation)(L.Dense(width)(x)))
         x = L.Add()([x, y]) if residual and x.shape == y.shape else y
     model = keras.Model(given_x, L.Dense(classes)(x))
-    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True, dtype=keras.config.floatx()))
+    model.compile(
+        "sgd",
+        keras.losses.SparseCategoricalCrossentropy(
+            from_logits=True, dtype=keras.config.floatx()
+        ),
+    )
     return model
 
 
@@ -67,9 +76,16 @@ def first_order(model, x, y, sources):
     rows = []
     for i in sources:
         with tf.GradientTape() as tape:
-            loss = model.compute_loss(x=None, y=y[i : i + 1], y_pred=model(x[i : i + 1], training=False))
+            loss = model.compute_loss(
+                x=None, y=y[i : i + 1], y_pred=model(x[i : i + 1], training=False)
+            )
         gradients = tape.gradient(loss, values)
-        rows.append(-sum(np.tensordot(j, g, axes=len(g.shape)) for j, g in zip(jacobians, gradients, strict=True)))
+        rows.append(
+            -sum(
+                np.tensordot(j, g, axes=len(g.shape))
+                for j, g in zip(jacobians, gradients, strict=True)
+            )
+        )
     return outputs.numpy(), np.array(rows)
 
 
@@ -86,7 +102,10 @@ def limits(model, x, y, sources):
         "raw_l2": np.linalg.norm(moved, axis=-1),
     }
     with np.errstate(divide="ignore", invalid="ignore"):
-        return {k: s / s[np.arange(len(sources)), sources][:, None] for k, s in sizes.items()}
+        return {
+            k: s / s[np.arange(len(sources)), sources][:, None]
+            for k, s in sizes.items()
+        }
 
 
 def check(build, x, y, weights, etas, estimators=("exact", "limit", "auto")):
@@ -97,9 +116,15 @@ def check(build, x, y, weights, etas, estimators=("exact", "limit", "auto")):
         exact = build()
     exact.set_weights(model.get_weights())
     sources = np.arange(0, len(x), 2)
-    probe, every, shares = srel_tf.ProbeSet(x, y, sources=sources), np.arange(len(x)), {}
+    probe, every, shares = (
+        srel_tf.ProbeSet(x, y, sources=sources),
+        np.arange(len(x)),
+        {},
+    )
     for estimator in estimators:
-        instrument = srel_tf.Instrument(model, probe, srel_tf.Settings(NAMES, estimator=estimator))
+        instrument = srel_tf.Instrument(
+            model, probe, srel_tf.Settings(NAMES, estimator=estimator)
+        )
         for eta in etas if estimator != "limit" else etas[:1]:
             model.optimizer.learning_rate = eta
             result = instrument()
@@ -108,11 +133,17 @@ def check(build, x, y, weights, etas, estimators=("exact", "limit", "auto")):
                     expected = limits(exact, x.astype("float64"), y, sources)
                 else:
                     used = float(model.optimizer.learning_rate.numpy())
-                    expected = reference.srels(exact, x.astype("float64"), y, sources, every, used, DISTANCES)
+                    expected = reference.srels(
+                        exact, x.astype("float64"), y, sources, every, used, DISTANCES
+                    )
             for name, s in expected.items():
                 valid = result.valid(name)
                 assert np.isfinite(s[valid]).all(), (estimator, eta, name)
-                error = np.abs(result.matrix(name) - s)[valid] / (1 + s[valid]) / MEASURES[name].tolerance
+                error = (
+                    np.abs(result.matrix(name) - s)[valid]
+                    / (1 + s[valid])
+                    / MEASURES[name].tolerance
+                )
                 assert (error <= 1).all(), (estimator, eta, name, error.max())
             shares[estimator, eta] = np.mean([result.valid(name) for name in NAMES])
     return shares
@@ -121,7 +152,9 @@ def check(build, x, y, weights, etas, estimators=("exact", "limit", "auto")):
 def of_large_mean(n=12, inputs=20, classes=3):
     """Inputs of 1000 ± 0.1, whose mean a first batch normalisation takes away."""
     rng = np.random.default_rng(0)
-    return (1000 + 0.1 * rng.normal(size=(n, inputs))).astype("float32"), np.arange(n) % classes
+    return (1000 + 0.1 * rng.normal(size=(n, inputs))).astype("float32"), np.arange(
+        n
+    ) % classes
 
 
 def test_batch_normalisation_of_inputs_with_a_large_mean():
@@ -162,11 +195,22 @@ def hard_nets(draw):
     options = {
         "widths": (width,) * depth,
         "normalisation": draw(st.sampled_from(["batch", "layer", "group", "none"])),
-        "activation": draw(st.sampled_from(["relu", "tanh", "gelu", "leaky_relu", "silu", "relu6"])),
+        "activation": draw(
+            st.sampled_from(["relu", "tanh", "gelu", "leaky_relu", "silu", "relu6"])
+        ),
         "residual": draw(st.booleans()),
     }
-    spread, mean = draw(st.sampled_from([1e-2, 1.0, 30.0])), draw(st.sampled_from([0.0, 1.0, 300.0]))
-    return options, spread, mean, draw(st.sampled_from([0.3, 1.0, 3.0])), draw(st.integers(0, 10**6))
+    spread, mean = (
+        draw(st.sampled_from([1e-2, 1.0, 30.0])),
+        draw(st.sampled_from([0.0, 1.0, 300.0])),
+    )
+    return (
+        options,
+        spread,
+        mean,
+        draw(st.sampled_from([0.3, 1.0, 3.0])),
+        draw(st.integers(0, 10**6)),
+    )
 
 
 def holds_on(case):
@@ -177,7 +221,10 @@ def holds_on(case):
 
     rng = np.random.default_rng(seed)
     keras.utils.set_random_seed(seed)
-    x, y = (mean + spread * rng.normal(size=(8, 6))).astype("float32"), rng.integers(0, 3, 8)
+    x, y = (
+        (mean + spread * rng.normal(size=(8, 6))).astype("float32"),
+        rng.integers(0, 3, 8),
+    )
     model = build()
     for v in model.trainable_variables:
         v.assign(scale * (v + 0.1 * rng.normal(size=v.shape)))
@@ -188,7 +235,11 @@ def holds_on(case):
 OPTIONS = {
     "deadline": None,
     "suppress_health_check": list(HealthCheck),
-    "phases": (Phase.explicit, Phase.reuse, Phase.generate),  # To shrink an example takes a graph a step.
+    "phases": (
+        Phase.explicit,
+        Phase.reuse,
+        Phase.generate,
+    ),  # To shrink an example takes a graph a step.
     "derandomize": True,
 }
 

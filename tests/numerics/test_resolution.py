@@ -42,7 +42,9 @@ def stages(body, softmax, data):
     model = classifier(body, CLASSES, softmax, optimizer=keras.optimizers.Adam(1e-2))
     yield "init", model
     for stage, loss in (("mid", 0.3), ("converged", 9e-5)):
-        model.fit(x, y, epochs=600, batch_size=40, verbose=0, callbacks=[StopBelow(loss)])
+        model.fit(
+            x, y, epochs=600, batch_size=40, verbose=0, callbacks=[StopBelow(loss)]
+        )
         assert model.evaluate(x, y, verbose=0) < max(loss, 1e-4)
         yield stage, model
 
@@ -54,12 +56,18 @@ def in_float64(model, probe, eta):
         softmax = isinstance(model.layers[-1], keras.layers.Softmax)
         read = reference.of_probabilities if softmax else lambda distance: distance
         every = np.arange(len(probe))
-        distances = {name: read(distance) for name, distance in reference.MEASURES.items()}
-        return reference.srels(net, probe.x, probe.y, every, every, eta, {**distances, **RAW})
+        distances = {
+            name: read(distance) for name, distance in reference.MEASURES.items()
+        }
+        return reference.srels(
+            net, probe.x, probe.y, every, every, eta, {**distances, **RAW}
+        )
 
 
 # A minute each; of the others `tests/estimators/test_estimators.py` holds a residual net at every stage.
-SLOWER = [pytest.param(body, False, marks=pytest.mark.slow) for body in ("cnn", "resnet")]
+SLOWER = [
+    pytest.param(body, False, marks=pytest.mark.slow) for body in ("cnn", "resnet")
+]
 
 
 @pytest.mark.parametrize(("body", "softmax"), [("mlp", True), *SLOWER])
@@ -68,7 +76,9 @@ def test_valid_entries_are_within_the_contract(body, softmax, data, probe):
     for stage, model in stages(body, softmax, data):
         # The same model at every stage, so that one graph serves them all.
         instrument = instrument or srel_tf.Instrument(
-            model, probe, srel_tf.Settings((*reference.MEASURES, *RAW), learning_rate=None)
+            model,
+            probe,
+            srel_tf.Settings((*reference.MEASURES, *RAW), learning_rate=None),
         )
         trained, shares = float(model.optimizer.learning_rate), {}
         for eta in ETAS:
@@ -79,7 +89,9 @@ def test_valid_entries_are_within_the_contract(body, softmax, data, probe):
             for name, expected in exact.items():
                 valid = result.valid(name)
                 error = np.abs(result.matrix(name) - expected)[valid]
-                assert (error <= MEASURES[name].tolerance * (1 + expected[valid])).all(), (stage, eta, name)
+                assert (
+                    error <= MEASURES[name].tolerance * (1 + expected[valid])
+                ).all(), (stage, eta, name)
                 assert np.isnan(result.matrix(name)[~valid]).all()
                 shares[eta, name] = valid.mean()
         model.optimizer.learning_rate = trained
@@ -87,13 +99,17 @@ def test_valid_entries_are_within_the_contract(body, softmax, data, probe):
         # In a converged net float32 has lost p − y itself, whatever η is.
         for name in exact:
             assert shares[1e-8, name] < 0.1, (stage, name)
-            assert shares[1.0, name] > {"init": 0.9, "mid": 0.5, "converged": -1}[stage], (stage, name)
+            assert (
+                shares[1.0, name] > {"init": 0.9, "mid": 0.5, "converged": -1}[stage]
+            ), (stage, name)
 
 
 def test_float64_resolves_what_float32_does_not(data, probe):
     *_, (_, model) = itertools.islice(stages("cnn", False, data), 2)
     with double_precision():
-        result = srel_tf.measure(reference.clone(model, "float64"), probe, learning_rate=1e-6)
+        result = srel_tf.measure(
+            reference.clone(model, "float64"), probe, learning_rate=1e-6
+        )
     assert result.valid("kl").mean() > 0.95
     assert srel_tf.measure(model, probe, learning_rate=1e-6).valid("kl").mean() < 0.5
 
@@ -105,7 +121,9 @@ def test_noise_of_a_sum_that_cancels_is_seen():
     model.layers[-1].set_weights([np.array([[1.0], [1.0], [0.5]], dtype="float32")])
     model.compile("sgd", "mse")
     x = np.array([[1000, -1000, 1], [1000.5, -1000, 1], [0, 0, 1]], dtype="float32")
-    result = srel_tf.measure(model, srel_tf.ProbeSet(x, np.zeros(3)), measures="l1", learning_rate=1e-5)
+    result = srel_tf.measure(
+        model, srel_tf.ProbeSet(x, np.zeros(3)), measures="l1", learning_rate=1e-5
+    )
     valid = result.valid("l1")
     assert not valid[2].any()  # moves f(x₂) by 1e-5
     assert valid[1, 1]  # moves f(x₁) by 20
@@ -124,7 +142,9 @@ def test_error_bound_contains_the_error_of_a_perturbed_ratio():
         noise = resolution.noise_between(measure.degree, d**power, (d + n) ** power)
         np.testing.assert_allclose(noise, n, rtol=1e-9)
         noise = resolution.Noise(n[:, None], n0, np.zeros((len(n), 1)))
-        bounds = resolution.error_bound(measure.degree, srel[:, None], noisy0**power, noise)[:, 0]
+        bounds = resolution.error_bound(
+            measure.degree, srel[:, None], noisy0**power, noise
+        )[:, 0]
         errors = np.abs(srel - (d / d0) ** power)
         assert (errors <= bounds).all()
         root = srel ** (1 / power)
@@ -134,7 +154,10 @@ def test_error_bound_contains_the_error_of_a_perturbed_ratio():
 
 def test_noise_of_what_is_no_number():
     """An entry that is a number once and none at perturbed weights is not known at all; of others nothing is said."""
-    first, second = np.array([1.0, np.nan, np.inf, 2.0]), np.array([np.nan, 1.0, 1.0, np.inf])
+    first, second = (
+        np.array([1.0, np.nan, np.inf, 2.0]),
+        np.array([np.nan, 1.0, 1.0, np.inf]),
+    )
     noise = resolution.noise_between(1, first, second)
     np.testing.assert_array_equal(noise, [np.inf, 0, 0, np.inf])
 
@@ -143,7 +166,9 @@ def test_a_relu_at_its_kink_is_not_resolved():
     """The second example's first hidden unit is at 2⁻²³, where the next rounding error decides its gradient."""
     first = np.array([1, -1, 0.5, -0.5, 2, -2, 0.25, -0.25])
     second = np.array([1, 0.5, 0, 0.25, 0, 0.5, 1, 0])
-    x = np.array([first / 4 + 0.5, np.full(8, 0.75), 0.25 - first / 8])  # first @ x = 2.66, 0, −1.33
+    x = np.array(
+        [first / 4 + 0.5, np.full(8, 0.75), 0.25 - first / 8]
+    )  # first @ x = 2.66, 0, −1.33
     x[1, 0] += 2.0**-23
     inputs = keras.Input((8,))
     hidden = keras.layers.Dense(2, activation="relu", use_bias=False)
@@ -151,6 +176,10 @@ def test_a_relu_at_its_kink_is_not_resolved():
     hidden.set_weights([np.stack([first, second], axis=1)])
     model.layers[-1].set_weights([np.array([[0.4, -0.2], [0.3, 0.4]])])
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    result = srel_tf.measure(model, srel_tf.ProbeSet(x, np.array([0, 1, 0])), learning_rate=0.1)
+    result = srel_tf.measure(
+        model, srel_tf.ProbeSet(x, np.array([0, 1, 0])), learning_rate=0.1
+    )
     assert result.valid("kl")[[0, 2]].all()
-    assert not result.valid("kl")[1, [0, 2]].any()  # S_rel(x, x) is 1 whatever the gradient is.
+    assert not result.valid("kl")[
+        1, [0, 2]
+    ].any()  # S_rel(x, x) is 1 whatever the gradient is.

@@ -31,13 +31,21 @@ def lines_of(ax):
         text.get_text(): to_rgb(handle.get_color())
         for text, handle in zip(legend.get_texts(), legend.get_lines(), strict=True)
     }
-    drawn = {to_rgb(line.get_color()): line for line in ax.get_lines() if len(line.get_xdata())}
-    return {name: (*drawn[colour].get_data(), colour) for name, colour in colours.items()}
+    drawn = {
+        to_rgb(line.get_color()): line
+        for line in ax.get_lines()
+        if len(line.get_xdata())
+    }
+    return {
+        name: (*drawn[colour].get_data(), colour) for name, colour in colours.items()
+    }
 
 
 def band_of(ax, colour):
     """(epochs, low, high) of the band in that colour."""
-    (band,) = [c for c in ax.collections if np.allclose(c.get_facecolor()[0, :3], colour)]
+    (band,) = [
+        c for c in ax.collections if np.allclose(c.get_facecolor()[0, :3], colour)
+    ]
     vertices = band.get_paths()[0].vertices
     epochs = np.unique(vertices[:, 0])
     edges = [vertices[vertices[:, 0] == epoch, 1] for epoch in epochs]
@@ -47,15 +55,26 @@ def band_of(ax, colour):
 def test_class_pairs_panels_and_labels():
     figure = plot_class_pairs(pairs_of())
     assert [ax.get_title() for ax in figure.axes] == [
-        f"{measure}, source: {source}" for source in CLASSES for measure in ("KL (Definition 2)", "ℓ1 (Definition 1)")
+        f"{measure}, source: {source}"
+        for source in CLASSES
+        for measure in ("KL (Definition 2)", "ℓ1 (Definition 1)")
     ]
-    assert [ax.get_xlabel() for ax in figure.axes] == ["", "", "", "", "epochs", "epochs"]
+    assert [ax.get_xlabel() for ax in figure.axes] == [
+        "",
+        "",
+        "",
+        "",
+        "epochs",
+        "epochs",
+    ]
     assert all("S_{rel}" in ax.get_ylabel() for ax in figure.axes)
 
 
 def test_class_pairs_lines_are_means_and_bands_population_deviations():
     pairs = pairs_of()
-    of = pairs.set_index(["source_class", "target_class", "measure", "run"])["mean"].sort_index()
+    of = pairs.set_index(["source_class", "target_class", "measure", "run"])[
+        "mean"
+    ].sort_index()
     figure = plot_class_pairs(pairs)
     for row, source in enumerate(CLASSES):
         for column, measure in enumerate(("kl", "l1")):
@@ -63,7 +82,9 @@ def test_class_pairs_lines_are_means_and_bands_population_deviations():
             lines = lines_of(ax)
             assert list(lines) == CLASSES
             for target, (epochs, values, colour) in lines.items():
-                runs = np.array([of.loc[source, target, measure, run] for run in "abc"])  # [runs, steps]
+                runs = np.array(
+                    [of.loc[source, target, measure, run] for run in "abc"]
+                )  # [runs, steps]
                 np.testing.assert_allclose(epochs, [0, 0.5, 1])
                 np.testing.assert_allclose(values, runs.mean(axis=0))
                 band_epochs, low, high = band_of(ax, colour)
@@ -78,17 +99,25 @@ def test_class_pairs_of_one_run_have_no_band():
 
 
 def test_a_class_keeps_its_colour_and_its_own_line_is_solid():
-    pairs = pairs_of().query("source_class != 'cat' or target_class != 'dog'")  # not every panel shows every class
+    pairs = pairs_of().query(
+        "source_class != 'cat' or target_class != 'dog'"
+    )  # not every panel shows every class
     figure = plot_class_pairs(pairs)
-    drawn = [{name: line[2] for name, line in lines_of(ax).items()} for ax in figure.axes]
-    colours = {name: {panel[name] for panel in drawn if name in panel} for name in CLASSES}
+    drawn = [
+        {name: line[2] for name, line in lines_of(ax).items()} for ax in figure.axes
+    ]
+    colours = {
+        name: {panel[name] for panel in drawn if name in panel} for name in CLASSES
+    }
     assert all(len(of_class) == 1 for of_class in colours.values())
     assert len(set.union(*colours.values())) == 3
     for ax in figure.axes:
         source = ax.get_title().split("source: ")[1]
         legend = ax.get_legend()
         pairs = zip(legend.get_texts(), legend.get_lines(), strict=True)
-        assert [text.get_text() for text, line in pairs if line.get_linestyle() == "-"] == [source]
+        assert [
+            text.get_text() for text, line in pairs if line.get_linestyle() == "-"
+        ] == [source]
 
 
 def test_class_pairs_of_chosen_sources_show_all_targets():
@@ -119,16 +148,24 @@ def test_class_pairs_are_said_to_be_of_the_rule_that_the_frame_names():
 def test_class_pairs_far_from_zero_do_not_waste_the_axis_on_it():
     pairs = pairs_of()
     for ax in plot_class_pairs(pairs.assign(mean=1 + pairs["mean"] / 100)).axes:
-        lowest = min(min(band_of(ax, colour)[1]) for _, _, colour in lines_of(ax).values())
+        lowest = min(
+            min(band_of(ax, colour)[1]) for _, _, colour in lines_of(ax).values()
+        )
         assert 0.99 < ax.get_ylim()[0] < lowest
 
 
 def test_class_pairs_that_span_decades_have_a_logarithmic_axis_and_the_range_of_runs():
     pairs = pairs_of().assign(mean=lambda p: p["mean"] * 10.0 ** (3 * p["epoch"]))
-    pairs.loc[pairs["run"] == "a", "mean"] *= 1e-2  # So that mean − s.d. would be negative.
-    of = pairs.set_index(["source_class", "target_class", "measure", "run"])["mean"].sort_index()
+    pairs.loc[pairs["run"] == "a", "mean"] *= (
+        1e-2  # So that mean − s.d. would be negative.
+    )
+    of = pairs.set_index(["source_class", "target_class", "measure", "run"])[
+        "mean"
+    ].sort_index()
     figure = plot_class_pairs(pairs)
-    for ax, (source, measure) in zip(figure.axes, [(s, m) for s in CLASSES for m in ("kl", "l1")], strict=True):
+    for ax, (source, measure) in zip(
+        figure.axes, [(s, m) for s in CLASSES for m in ("kl", "l1")], strict=True
+    ):
         assert ax.get_yscale() == "log"
         for target, (_, values, colour) in lines_of(ax).items():
             runs = np.array([of.loc[source, target, measure, run] for run in "abc"])
@@ -144,7 +181,10 @@ def test_class_pairs_that_cannot_be_drawn():
     for wrong, message in (
         (pairs.drop(columns="mean"), r"lacks the columns \['mean'\]"),
         (pairs.iloc[:0], r"one update rule to draw, got \[\]"),
-        (pd.concat([pairs, pairs.assign(update="optimizer")]), r"\['sgd', 'optimizer'\]"),
+        (
+            pd.concat([pairs, pairs.assign(update="optimizer")]),
+            r"\['sgd', 'optimizer'\]",
+        ),
     ):
         with pytest.raises(FrameError, match=message):
             plot_class_pairs(wrong)
@@ -154,7 +194,12 @@ def test_class_pairs_that_cannot_be_drawn():
 
 def test_history():
     rng = np.random.default_rng(0)
-    rows = [(run, epoch, split, *rng.random(2)) for run in "abc" for epoch in (1, 2) for split in ("train", "test")]
+    rows = [
+        (run, epoch, split, *rng.random(2))
+        for run in "abc"
+        for epoch in (1, 2)
+        for split in ("train", "test")
+    ]
     history = pd.DataFrame(rows, columns=["run", "epoch", "split", "loss", "accuracy"])
     loss, accuracy = plot_history(history).axes
     assert [loss.get_xlabel(), loss.get_ylabel()] == ["epochs", "loss (nats)"]
@@ -178,18 +223,24 @@ def test_matrix_shows_each_entry_where_it_belongs_and_invalid_ones_blank():
     (mesh,) = ax.collections
     drawn = mesh.get_array().reshape(3, 4)  # rows from the top, as the matrix
     np.testing.assert_array_equal(np.ma.getmaskarray(drawn), ~made.valid("kl"))
-    np.testing.assert_array_equal(drawn.data[made.valid("kl")], made.matrix("kl")[made.valid("kl")])
+    np.testing.assert_array_equal(
+        drawn.data[made.valid("kl")], made.matrix("kl")[made.valid("kl")]
+    )
     assert ax.yaxis_inverted()
     assert [label.get_text() for label in ax.get_yticklabels()] == ["owl", "cat"]
     assert [label.get_text() for label in ax.get_xticklabels()] == ["dog", "cat", "owl"]
-    np.testing.assert_allclose(ax.get_xticks(), [0.5, 1.5, 3.0])  # the middle of each class
+    np.testing.assert_allclose(
+        ax.get_xticks(), [0.5, 1.5, 3.0]
+    )  # the middle of each class
     assert ax.get_title() == "KL (Definition 2), step 0 (blank: not valid, or 0)"
     assert "source" in ax.get_ylabel()
     assert "target" in ax.get_xlabel()
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("values", [[[1, np.nan], [np.nan, 1]], [[0, 0], [0, 0]], np.full((2, 2), np.nan)])
+@pytest.mark.parametrize(
+    "values", [[[1, np.nan], [np.nan, 1]], [[0, 0], [0, 0]], np.full((2, 2), np.nan)]
+)
 def test_matrix_of_almost_nothing(tmp_path, values):
     """One value alone spans no range of colours, none at all even less."""
     frame = result(probe(1, 2), measures=["l1"]).to_frame()
@@ -212,5 +263,7 @@ def test_matrix_of_several_measurements_or_none():
 def test_importing_srel_tf_loads_no_plotting_library():
     """It works where there is none. (Keras itself loads matplotlib where it finds it.)"""
     code = "import sys; sys.modules['matplotlib'] = sys.modules['seaborn'] = None; import srel_tf"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr

@@ -31,7 +31,9 @@ def ridge_gradient(features, labels, num_classes, c, weights):
     gradient = c * weights
     for h, label in zip(features, labels, strict=True):
         for q in range(num_classes):
-            gradient[q] = gradient[q] + (weights[q] @ h - (label == q)) * h / len(features)
+            gradient[q] = gradient[q] + (weights[q] @ h - (label == q)) * h / len(
+                features
+            )
     return gradient
 
 
@@ -66,17 +68,27 @@ def ridge_srel_mp(features, labels, c, weights, source, target):
 def expm_mp(matrix, time):
     """e^{−matrix·time} by mpmath's eigendecomposition of a symmetric matrix."""
     values, vectors = mp.eigsy(mp.matrix(exact(matrix)))
-    return vectors * mp.diag([mp.exp(-v * mp.mpf(float(time))) for v in values]) * vectors.T
+    return (
+        vectors
+        * mp.diag([mp.exp(-v * mp.mpf(float(time))) for v in values])
+        * vectors.T
+    )
 
 
 def relu_gate_srel_mp(w_star, moment, beta, w0, t, x_target, x_source, eta):
     """Definition 1 for Algorithm 1's update at the flow's w(t), with 120 digits; NaN where undefined."""
     star, start, xt, xs = exact(w_star), exact(w0), exact(x_target), exact(x_source)
-    gap = expm_mp(np.asarray(moment) * beta, t) * mp.matrix([a - b for a, b in zip(start, star, strict=True)])
+    gap = expm_mp(np.asarray(moment) * beta, t) * mp.matrix(
+        [a - b for a, b in zip(start, star, strict=True)]
+    )
     w = [s + g for s, g in zip(star, gap, strict=True)]
     if dot(star, xs) <= 0:
         return mp.nan
-    push = mp.mpf(float(eta)) * mp.mpf(float(beta)) * (max(mp.mpf(0), dot(star, xs)) - dot(w, xs))
+    push = (
+        mp.mpf(float(eta))
+        * mp.mpf(float(beta))
+        * (max(mp.mpf(0), dot(star, xs)) - dot(w, xs))
+    )
     stepped = [a + push * b for a, b in zip(w, xs, strict=True)]
 
     def change(x):

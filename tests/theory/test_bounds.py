@@ -23,24 +23,34 @@ def test_lemma_c1_on_1000_random_instances():
     generator, t = np.random.default_rng(0), np.linspace(0, 20, 200)
     closeness, informative = [], 0
     for _ in range(1000):
-        alpha_squared, beta_squared, p_squared, q_squared = generator.uniform(0.05, 3, 4)
+        alpha_squared, beta_squared, p_squared, q_squared = generator.uniform(
+            0.05, 3, 4
+        )
         b1, b2 = generator.uniform(0, 6, 2) * generator.choice([0, 1], 2, p=[0.1, 0.9])
         numbers = alpha_squared, beta_squared, b1, b2, p_squared, q_squared
         bound = lemma_c1_bound(t, *numbers).numpy()
         claimed = ~np.isnan(bound)
         assert (bound[claimed] > 0).all()
-        assert (bound[claimed] <= lemma_c1_ratio(t, *numbers)[claimed] * (1 + 1e-12)).all()
+        assert (
+            bound[claimed] <= lemma_c1_ratio(t, *numbers)[claimed] * (1 + 1e-12)
+        ).all()
         assert rises(bound)
         informative += claimed.any()
-        closeness.append(np.max(bound[claimed] / lemma_c1_ratio(t, *numbers)[claimed], initial=0))
+        closeness.append(
+            np.max(bound[claimed] / lemma_c1_ratio(t, *numbers)[claimed], initial=0)
+        )
     assert informative > 950
-    assert np.median(closeness) > 0.45  # not vacuous: within a factor of about two somewhere
+    assert (
+        np.median(closeness) > 0.45
+    )  # not vacuous: within a factor of about two somewhere
 
 
 def test_lemma_c1_is_tight_for_a_late_t2_star():
     t = np.array([200.0, 300.0])
     bound = lemma_c1_bound(t, 1.0, 2.0, 5.0, 3.0, 0.5, 0.7, t2_star=200.0)
-    np.testing.assert_allclose(bound, lemma_c1_ratio(t, 1.0, 2.0, 5.0, 3.0, 0.5, 0.7), rtol=1e-12)
+    np.testing.assert_allclose(
+        bound, lemma_c1_ratio(t, 1.0, 2.0, 5.0, 3.0, 0.5, 0.7), rtol=1e-12
+    )
 
 
 def test_lemma_c1_without_b1_knows_no_t2_star():
@@ -53,14 +63,23 @@ def test_lemma_c1_without_b1_knows_no_t2_star():
 
 
 def test_lemma_c1_is_nan_where_it_claims_nothing():
-    bound = lemma_c1_bound([0.0, 5.0, 10.0], 1.0, 2.0, 5.0, 3.0, 0.5, 0.7, t2_star=7.0).numpy()
+    bound = lemma_c1_bound(
+        [0.0, 5.0, 10.0], 1.0, 2.0, 5.0, 3.0, 0.5, 0.7, t2_star=7.0
+    ).numpy()
     np.testing.assert_array_equal(np.isnan(bound), [True, True, False])
 
 
 def test_lemma_c1_waits_for_t1_star():
     """b₁ = 0 makes t₂* zero; the denominator of f is negative for a while, where the lemma claims nothing."""
     t = np.linspace(0, 40, 400)
-    numbers = {"alpha_squared": 0.1, "beta_squared": 0.1, "b1": 0.0, "b2": 6.0, "p_squared": 3.0, "q_squared": 0.3}
+    numbers = {
+        "alpha_squared": 0.1,
+        "beta_squared": 0.1,
+        "b1": 0.0,
+        "b2": 6.0,
+        "p_squared": 3.0,
+        "q_squared": 0.3,
+    }
     denominator = 0.1 + 6 * np.exp(-3 * t) - 5.9 * np.exp(-0.3 * t)
     claimed = ~np.isnan(lemma_c1_bound(t, **numbers).numpy())
     assert (denominator < 0).sum() > 100
@@ -70,7 +89,11 @@ def test_lemma_c1_waits_for_t1_star():
 
 def symmetric_instance(generator):
     """Moments and w(0) with b_r/a_r = α² and 1/w_r(0)² − α² = β² for both features."""
-    a, alpha_squared, beta_squared = generator.uniform(0.2, 3, 2), generator.uniform(0.1, 2), generator.uniform(0.1, 2)
+    a, alpha_squared, beta_squared = (
+        generator.uniform(0.2, 3, 2),
+        generator.uniform(0.1, 2),
+        generator.uniform(0.1, 2),
+    )
     w0 = np.sqrt(1 / (alpha_squared + beta_squared)) * generator.choice([-1, 1], 2)
     return a, alpha_squared * a, w0
 
@@ -105,7 +128,13 @@ def test_theorem_5_3_on_1000_random_instances():
     ],
 )
 def test_assumptions_of_theorem_5_3_are_checked(change, words):
-    good = {"a": [1.0, 2.0], "b": [1.0, 2.0], "w0": [0.5, 0.5], "beta_target": [1.0, 1.0], "beta_source": [1.0, 2.0]}
+    good = {
+        "a": [1.0, 2.0],
+        "b": [1.0, 2.0],
+        "w0": [0.5, 0.5],
+        "beta_target": [1.0, 1.0],
+        "beta_source": [1.0, 2.0],
+    }
     theorem_5_3_bound(**good, theta=0.1, t=[1.0])
     with pytest.raises(AssumptionError, match=words):
         theorem_5_3_bound(**(good | change), theta=0.1, t=[1.0])
@@ -113,19 +142,36 @@ def test_assumptions_of_theorem_5_3_are_checked(change, words):
 
 def test_other_bad_input_is_named():
     with pytest.raises(ShapeError, match="two features"):
-        theorem_5_3_bound([1.0] * 3, [1.0] * 3, [0.5] * 3, 0.1, [1.0], [1.0] * 3, [1.0] * 3)
+        theorem_5_3_bound(
+            [1.0] * 3, [1.0] * 3, [0.5] * 3, 0.1, [1.0], [1.0] * 3, [1.0] * 3
+        )
     with pytest.raises(OptionError, match="variant"):
-        theorem_5_3_bound([1.0, 2.0], [1.0, 2.0], [0.5, 0.5], 0.1, [1.0], [1.0, 1.0], [1.0, 2.0], variant="x")
+        theorem_5_3_bound(
+            [1.0, 2.0],
+            [1.0, 2.0],
+            [0.5, 0.5],
+            0.1,
+            [1.0],
+            [1.0, 1.0],
+            [1.0, 2.0],
+            variant="x",
+        )
     with pytest.raises(AssumptionError, match="b1 >= 0"):
         lemma_c1_bound([1.0], 1.0, 1.0, -1.0, 1.0, 1.0, 1.0)
     with pytest.raises(AssumptionError, match=r"t2_star=0\.1"):
         lemma_c1_bound([1.0], 1.0, 1.0, 5.0, 1.0, 1.0, 1.0, t2_star=0.1)
 
 
-@pytest.mark.parametrize("name", ["alpha_squared", "beta_squared", "b1", "b2", "p_squared", "q_squared", "t2_star"])
+@pytest.mark.parametrize(
+    "name",
+    ["alpha_squared", "beta_squared", "b1", "b2", "p_squared", "q_squared", "t2_star"],
+)
 def test_lemma_c1_takes_numbers_alone(name):
     numbers = ["alpha_squared", "beta_squared", "b1", "b2", "p_squared", "q_squared"]
-    good, shown = dict.fromkeys(numbers, 1.0), {"p_squared": "p²", "q_squared": "q²"}.get(name, name)
+    good, shown = (
+        dict.fromkeys(numbers, 1.0),
+        {"p_squared": "p²", "q_squared": "q²"}.get(name, name),
+    )
     for value, error, words in (
         ([1.0, 2.0], ShapeError, r"has shape \(2,\)"),
         ("x", ShapeError, "one number; given 'x'"),

@@ -23,7 +23,9 @@ def squares_mp(w0, t):
     values = []
     for a, b, w in zip(exact(A), exact(B), exact(w0), strict=True):
         decay = mp.exp(-4 * mp.mpf(THETA) * a * mp.mpf(float(t)))
-        values.append(a * w**2 / (a * decay + b * w**2 * (1 - decay)))  # Eq. 36, times w(0)² above and below.
+        values.append(
+            a * w**2 / (a * decay + b * w**2 * (1 - decay))
+        )  # Eq. 36, times w(0)² above and below.
     return values
 
 
@@ -31,12 +33,17 @@ def srel_mp(w0, t, eta=None):
     """Eq. 13, or with η Definition 1 taken literally, with 120 digits."""
     squares, target, source = squares_mp(w0, t), exact(TARGET), exact(SOURCE)
     if eta is None:
-        return abs(dot([u * v for u, v in zip(target, source, strict=True)], squares)) / dot(
-            [v * v for v in source], squares
-        )
-    gap = dot(source, [mp.mpf(a) / mp.mpf(b) - s for a, b, s in zip(A, B, squares, strict=True)])
+        return abs(
+            dot([u * v for u, v in zip(target, source, strict=True)], squares)
+        ) / dot([v * v for v in source], squares)
+    gap = dot(
+        source,
+        [mp.mpf(a) / mp.mpf(b) - s for a, b, s in zip(A, B, squares, strict=True)],
+    )
     w = [mp.sqrt(s) for s in squares]
-    stepped = [v + 2 * mp.mpf(eta) * gap * b * v for v, b in zip(w, source, strict=True)]
+    stepped = [
+        v + 2 * mp.mpf(eta) * gap * b * v for v, b in zip(w, source, strict=True)
+    ]
     moved = [p**2 - q**2 for p, q in zip(stepped, w, strict=True)]
     return abs(dot(target, moved) / dot(source, moved))
 
@@ -44,7 +51,9 @@ def srel_mp(w0, t, eta=None):
 def test_weights_solve_equation_33():
     t = np.linspace(0, 150, 7)
     velocity = lambda _, w: 2 * THETA * (A - B * w**2) * w  # noqa: E731
-    naive = solve_ivp(velocity, (0, 150), W0, t_eval=t, rtol=1e-11, atol=1e-13, method="DOP853").y.T
+    naive = solve_ivp(
+        velocity, (0, 150), W0, t_eval=t, rtol=1e-11, atol=1e-13, method="DOP853"
+    ).y.T
     np.testing.assert_allclose(model().weights(W0, t), naive, rtol=1e-8)
     assert (np.sign(model().weights(W0, t)) == np.sign(W0)).all()
 
@@ -56,18 +65,32 @@ def test_is_definition_7_of_the_diagonal_predictor():
     for r in range(3):
         moments[r, r, r, r] = B[r]
     path = moment_flow(np.diag(A), moments, np.diag(W0), t, THETA, 2).numpy()
-    np.testing.assert_allclose(np.diagonal(path, axis1=1, axis2=2), model().weights(W0, t), rtol=1e-8)
-    np.testing.assert_array_equal(path - np.stack([np.diag(np.diag(w)) for w in path]), 0)
-    h = HomogeneousPredictor(lambda x: 0 * x[:, 0], lambda x: x[:, :, None] * np.eye(3), 2)
-    np.testing.assert_allclose(h.srel_limit(path, TARGET, SOURCE), model().srel(W0, t, TARGET, SOURCE), rtol=1e-7)
+    np.testing.assert_allclose(
+        np.diagonal(path, axis1=1, axis2=2), model().weights(W0, t), rtol=1e-8
+    )
+    np.testing.assert_array_equal(
+        path - np.stack([np.diag(np.diag(w)) for w in path]), 0
+    )
+    h = HomogeneousPredictor(
+        lambda x: 0 * x[:, 0], lambda x: x[:, :, None] * np.eye(3), 2
+    )
+    np.testing.assert_allclose(
+        h.srel_limit(path, TARGET, SOURCE),
+        model().srel(W0, t, TARGET, SOURCE),
+        rtol=1e-7,
+    )
 
 
 def test_start_end_loop_and_restart():
     m, t = model(), np.array([0.0, 3.0, 11.0])
     np.testing.assert_allclose(m.weights(W0, 0.0)[0], W0, rtol=1e-15)
     np.testing.assert_allclose(m.squares(W0, 1e6)[0], A / B, rtol=1e-15)
-    np.testing.assert_allclose(m.weights(W0, t), [m.weights(W0, s)[0] for s in t], rtol=1e-15)
-    np.testing.assert_allclose(m.weights(m.weights(W0, 4.0)[0], 7.0)[0], m.weights(W0, 11.0)[0], rtol=1e-13)
+    np.testing.assert_allclose(
+        m.weights(W0, t), [m.weights(W0, s)[0] for s in t], rtol=1e-15
+    )
+    np.testing.assert_allclose(
+        m.weights(m.weights(W0, 4.0)[0], 7.0)[0], m.weights(W0, 11.0)[0], rtol=1e-13
+    )
 
 
 def test_digits_hold_for_fifty_relaxation_times():
@@ -78,37 +101,69 @@ def test_digits_hold_for_fifty_relaxation_times():
     for i, t in enumerate(times):
         squares = squares_mp(W0, t)
         assert abs(limit[i] / srel_mp(W0, t) - 1) < 1e-12
-        gap = dot(exact(SOURCE), [mp.mpf(a) / mp.mpf(b) - s for a, b, s in zip(A, B, squares, strict=True)])
+        gap = dot(
+            exact(SOURCE),
+            [mp.mpf(a) / mp.mpf(b) - s for a, b, s in zip(A, B, squares, strict=True)],
+        )
         assert abs(residual[i] / gap - 1) < 1e-10
         assert abs(finite[i] / srel_mp(W0, t, 0.05) - 1) < 1e-10
 
 
-@pytest.mark.parametrize("w0", [[0.0, -1.2, 3.0], [0.5, 0.0, 0.0], [0.0, 1e-170, 0.3], [1e-170, 3e-170, -2e-170]])
+@pytest.mark.parametrize(
+    "w0",
+    [[0.0, -1.2, 3.0], [0.5, 0.0, 0.0], [0.0, 1e-170, 0.3], [1e-170, 3e-170, -2e-170]],
+)
 def test_weights_that_start_at_zero_or_close_to_it(w0):
     """Zero is a fixed point of eq. 33. Up to times at which e^{−4θat}, and beyond which its root, underflow."""
     m, times = model(initial="any"), np.array([0.0, 1.0, 1e3, 3e4, 1e6])
     weights, squares = m.weights(w0, times).numpy(), m.squares(w0, times).numpy()
-    limit, finite = m.srel(w0, times, TARGET, SOURCE).numpy(), m.srel_finite(w0, times, TARGET, SOURCE, 1e-3).numpy()
+    limit, finite = (
+        m.srel(w0, times, TARGET, SOURCE).numpy(),
+        m.srel_finite(w0, times, TARGET, SOURCE, 1e-3).numpy(),
+    )
     residual = m.residual(w0, times, SOURCE).numpy()
     with mp.workdps(400):
         for i, t in enumerate(times):
             truth = squares_mp(w0, t)
-            np.testing.assert_allclose(squares[i], np.array(truth, float), rtol=1e-12, atol=1e-300)
-            np.testing.assert_allclose(weights[i], np.sign(w0) * [float(mp.sqrt(s)) for s in truth], rtol=1e-12)
-            gap = dot(exact(SOURCE), [mp.mpf(a) / mp.mpf(b) - s for a, b, s in zip(A, B, truth, strict=True)])
+            np.testing.assert_allclose(
+                squares[i], np.array(truth, float), rtol=1e-12, atol=1e-300
+            )
+            np.testing.assert_allclose(
+                weights[i], np.sign(w0) * [float(mp.sqrt(s)) for s in truth], rtol=1e-12
+            )
+            gap = dot(
+                exact(SOURCE),
+                [
+                    mp.mpf(a) / mp.mpf(b) - s
+                    for a, b, s in zip(A, B, truth, strict=True)
+                ],
+            )
             np.testing.assert_allclose(residual[i], float(gap), rtol=1e-10, atol=1e-300)
             assert abs(limit[i] / srel_mp(w0, t) - 1) < 1e-12
-            if abs(gap) > 1e-300:  # Below, 400 digits are not enough for the difference of Definition 1.
+            if (
+                abs(gap) > 1e-300
+            ):  # Below, 400 digits are not enough for the difference of Definition 1.
                 assert abs(finite[i] / srel_mp(w0, t, 1e-3) - 1) < 1e-10
 
 
 def test_a_zero_weight_beside_another_one_late():
     """Of w(0) = (0, 0.5) only w₂ moves: S_rel is β₂(x')/β₂(x) at all times, for the limit and for any step."""
-    m, t = DiagonalQuadratic([1.0, 2.0], [1.0, 1.0], 1.0, initial="any"), [0.0, 1.0, 1e3, 1e6, 1e300]
-    np.testing.assert_allclose(m.srel([0.0, 0.5], t, [1.0, 3.0], [2.0, 1.0]), 3, rtol=1e-15)
-    np.testing.assert_allclose(m.srel_finite([0.0, 0.5], t, [1.0, 3.0], [2.0, 1.0], 0.1), 3, rtol=1e-15)
-    np.testing.assert_allclose(m.residual([0.0, 0.5], t[2:], [2.0, 1.0]), 2, rtol=1e-15)  # a₁/b₁ of the one at rest
-    assert np.isnan(m.srel([0.0, 0.0], t, [1.0, 3.0], [2.0, 1.0])).all()  # Nothing moves.
+    m, t = (
+        DiagonalQuadratic([1.0, 2.0], [1.0, 1.0], 1.0, initial="any"),
+        [0.0, 1.0, 1e3, 1e6, 1e300],
+    )
+    np.testing.assert_allclose(
+        m.srel([0.0, 0.5], t, [1.0, 3.0], [2.0, 1.0]), 3, rtol=1e-15
+    )
+    np.testing.assert_allclose(
+        m.srel_finite([0.0, 0.5], t, [1.0, 3.0], [2.0, 1.0], 0.1), 3, rtol=1e-15
+    )
+    np.testing.assert_allclose(
+        m.residual([0.0, 0.5], t[2:], [2.0, 1.0]), 2, rtol=1e-15
+    )  # a₁/b₁ of the one at rest
+    assert np.isnan(
+        m.srel([0.0, 0.0], t, [1.0, 3.0], [2.0, 1.0])
+    ).all()  # Nothing moves.
     assert np.isnan(m.srel_finite([0.0, 0.0], t, [1.0, 3.0], [2.0, 1.0], 0.1)).all()
 
 
@@ -117,26 +172,43 @@ def test_residual_that_underflows_does_not_take_srel_with_it():
     t = 400.0 / model().rates.numpy().min()
     source = [0.0, 0.0, 1.0]
     assert model().residual(W0, t, source).numpy()[0] == 0
-    np.testing.assert_allclose(model().srel_finite(W0, t, TARGET, source, 0.1), [0.3], rtol=1e-14)
+    np.testing.assert_allclose(
+        model().srel_finite(W0, t, TARGET, source, 0.1), [0.3], rtol=1e-14
+    )
 
 
 def test_equation_14_is_equation_13_without_absolute_values():
-    m, w0 = DiagonalQuadratic([1.0, 4.0, 9.0], [1.0, 1.0, 1.0], 0.001), [np.sqrt(0.5), np.sqrt(2), 2.0]
+    m, w0 = (
+        DiagonalQuadratic([1.0, 4.0, 9.0], [1.0, 1.0, 1.0], 0.001),
+        [np.sqrt(0.5), np.sqrt(2), 2.0],
+    )
     t = np.array([0.0, 100.0, 800.0])
     e1, e2, e3 = np.exp(-0.004 * t), np.exp(-0.016 * t), np.exp(-0.036 * t)
-    weights = np.stack([1 / (1 + e1), 1 / (0.25 + 0.25 * e2), 1 / (1 / 9 + 5 / 36 * e3)], 1)
+    weights = np.stack(
+        [1 / (1 + e1), 1 / (0.25 + 0.25 * e2), 1 / (1 / 9 + 5 / 36 * e3)], 1
+    )
     printed = weights @ (TARGET * SOURCE) / (weights @ SOURCE**2)
-    np.testing.assert_allclose(m.srel(w0, t, TARGET, SOURCE, absolute=False), printed, rtol=1e-13)
-    np.testing.assert_allclose(m.srel(w0, t, TARGET, SOURCE), np.abs(printed), rtol=1e-13)
+    np.testing.assert_allclose(
+        m.srel(w0, t, TARGET, SOURCE, absolute=False), printed, rtol=1e-13
+    )
+    np.testing.assert_allclose(
+        m.srel(w0, t, TARGET, SOURCE), np.abs(printed), rtol=1e-13
+    )
     assert (printed < 0).all()
 
 
 def test_pairs_batch_like_single_ones():
-    targets, sources, t = np.stack([TARGET, SOURCE]), np.stack([SOURCE, TARGET]), np.array([0.0, 5.0, 50.0])
+    targets, sources, t = (
+        np.stack([TARGET, SOURCE]),
+        np.stack([SOURCE, TARGET]),
+        np.array([0.0, 5.0, 50.0]),
+    )
     for method in (model().srel, lambda *a: model().srel_finite(*a, 0.1)):
         batch = method(W0, t, targets, sources).numpy()
         assert batch.shape == (3, 2)
-        np.testing.assert_allclose(batch[:, 1], method(W0, t, SOURCE, TARGET), rtol=1e-14)
+        np.testing.assert_allclose(
+            batch[:, 1], method(W0, t, SOURCE, TARGET), rtol=1e-14
+        )
 
 
 def test_formulas_can_be_traced():
@@ -144,15 +216,21 @@ def test_formulas_can_be_traced():
     for initial in ("theorem", "any"):
         m = model(initial=initial)
         np.testing.assert_allclose(
-            tf.function(m.weights)(tf.constant(W0), tf.constant(t)), m.weights(W0, t), rtol=1e-14
+            tf.function(m.weights)(tf.constant(W0), tf.constant(t)),
+            m.weights(W0, t),
+            rtol=1e-14,
         )
         traced = tf.function(lambda w0, times, m=m: m.srel(w0, times, *pair))
-        np.testing.assert_allclose(traced(tf.constant(W0), tf.constant(t)), m.srel(W0, t, *pair), rtol=1e-14)
+        np.testing.assert_allclose(
+            traced(tf.constant(W0), tf.constant(t)), m.srel(W0, t, *pair), rtol=1e-14
+        )
 
 
 @pytest.mark.parametrize("w0", [[0.5, 0.0, 3.0], [0.5, 1.2, 4.25], [0.5, -1.5, 3.0]])
 def test_range_of_theorem_5_2_is_checked(w0):
-    with pytest.raises(AssumptionError, match=r"w_r\(0\)² in \(0, a_r/b_r\): w_\d\(0\)² = "):
+    with pytest.raises(
+        AssumptionError, match=r"w_r\(0\)² in \(0, a_r/b_r\): w_\d\(0\)² = "
+    ):
         model().weights(w0, 1.0)
 
 
@@ -179,5 +257,9 @@ def test_bad_input_is_named():
 
 def test_source_without_change_is_nan():
     assert np.isnan(model().srel(W0, [0.0, 9.0], TARGET, np.zeros(3))).all()
-    at_rest = DiagonalQuadratic([1.0, 4.0], [1.0, 4.0], 1.0, initial="any")  # w(0) = w*: no residual at any x
-    assert np.isnan(at_rest.srel_finite([1.0, -1.0], [0.0, 9.0], [1.0, 2.0], [1.0, 1.0], 0.1)).all()
+    at_rest = DiagonalQuadratic(
+        [1.0, 4.0], [1.0, 4.0], 1.0, initial="any"
+    )  # w(0) = w*: no residual at any x
+    assert np.isnan(
+        at_rest.srel_finite([1.0, -1.0], [0.0, 9.0], [1.0, 2.0], [1.0, 1.0], 0.1)
+    ).all()

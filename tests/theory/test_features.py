@@ -12,7 +12,9 @@ from srel_tf.theory import random_relu_features, sample_pairs
 def test_counts_are_whole_numbers(name, value):
     counts = {"width": 3, "dimension": 4, "per_class": 2}
     assert random_relu_features(**counts)[0].shape == (4, 3)
-    with pytest.raises(ShapeError, match=f"{name} must be a whole number >= 1; given {name}={value!r}"):
+    with pytest.raises(
+        ShapeError, match=f"{name} must be a whole number >= 1; given {name}={value!r}"
+    ):
         random_relu_features(**(counts | {name: value}))
 
 

@@ -27,38 +27,64 @@ def test_frame_of_figures_6_to_9_by_loops():
         model = theory.PenalizedRegression(features, labels, 2, 1.0, 0.001, ridge)
         part = frame[(frame["ridge"] == ridge) & (frame["quantity"] == "srel")]
         row = part.iloc[50]
-        values = [model.srel(w, row["time"], i, j).numpy()[0] for w in w0 for i, j in zip(source, target, strict=True)]
+        values = [
+            model.srel(w, row["time"], i, j).numpy()[0]
+            for w in w0
+            for i, j in zip(source, target, strict=True)
+        ]
         np.testing.assert_allclose(row["mean"], np.mean(values), rtol=1e-12)
         loss = frame[(frame["ridge"] == ridge) & (frame["quantity"] == "loss")].iloc[3]
         values = [model.loss(model.weights(w, loss["time"])[0]).numpy() for w in w0]
-        np.testing.assert_allclose([loss["mean"], loss["time"]], [np.mean(values), 300], rtol=1e-12)
+        np.testing.assert_allclose(
+            [loss["mean"], loss["time"]], [np.mean(values), 300], rtol=1e-12
+        )
     assert frame["time"].min() == 0
     assert frame["time"].max() == 8000
 
 
 def test_rise_reads_start_early_and_late_off_the_figures():
     frame = theory_figures.rise(seeds=[4], starts=2, pairs=2, per_class=6)
-    assert len(frame) == 4 * 2 + 4  # two ridges in the text's variant, one in the published
-    row = frame[(frame["figure"] == 9) & (frame["variant"] == "text") & (frame["ridge"] == "loss")].iloc[0]
+    assert (
+        len(frame) == 4 * 2 + 4
+    )  # two ridges in the text's variant, one in the published
+    row = frame[
+        (frame["figure"] == 9)
+        & (frame["variant"] == "text")
+        & (frame["ridge"] == "loss")
+    ].iloc[0]
     part = theory_figures.penalized(9, seed=4, starts=2, pairs=2, per_class=6)
     part = part[(part["ridge"] == "loss") & (part["quantity"] == "srel")]
-    np.testing.assert_array_equal(row[["start", "late"]].astype(float), part["mean"].iloc[[0, -1]])
-    np.testing.assert_allclose(row["early"], np.median(part["mean"][part["time"] <= 1000]))
+    np.testing.assert_array_equal(
+        row[["start", "late"]].astype(float), part["mean"].iloc[[0, -1]]
+    )
+    np.testing.assert_allclose(
+        row["early"], np.median(part["mean"][part["time"] <= 1000])
+    )
 
 
 def test_published_variant_takes_every_departure():
-    frame = theory_figures.penalized(8, "published", seed=4, starts=2, pairs=2, per_class=6)
-    features, labels = theory.random_relu_features(10, per_class=6, seed=4, spread="deviation")
-    source, target = theory.sample_pairs(labels, "intra", 2, seed=5, convention="published")
+    frame = theory_figures.penalized(
+        8, "published", seed=4, starts=2, pairs=2, per_class=6
+    )
+    features, labels = theory.random_relu_features(
+        10, per_class=6, seed=4, spread="deviation"
+    )
+    source, target = theory.sample_pairs(
+        labels, "intra", 2, seed=5, convention="published"
+    )
     model, w0 = (
         theory.PenalizedRegression(features, labels, 2, 1.0, 0.001),
         np.random.default_rng(6).normal(size=(2, 2, 10)),
     )
     pairs = zip(source, target, strict=True)
-    values = [model.srel(w0, 0.0, i, j, numerator="published").numpy()[:, 0] for i, j in pairs]
+    values = [
+        model.srel(w0, 0.0, i, j, numerator="published").numpy()[:, 0] for i, j in pairs
+    ]
     srel, loss = (frame[frame["quantity"] == q].iloc[0] for q in ("srel", "loss"))
     np.testing.assert_allclose(srel["mean"], np.mean(np.sum(values, 0) / 4), rtol=1e-12)
-    np.testing.assert_allclose(loss["mean"], np.mean(model.loss(w0, labels="all")), rtol=1e-12)
+    np.testing.assert_allclose(
+        loss["mean"], np.mean(model.loss(w0, labels="all")), rtol=1e-12
+    )
 
 
 def test_frame_of_figure_13_theory_lies_within_the_spread_of_sgd():
@@ -78,7 +104,9 @@ def test_frame_of_figure_10_marks_where_differences_end():
     late = defined[(defined["step"] > 1000) & defined["resolved"]]
     np.testing.assert_allclose(late["srel_sgd"], 1.4, rtol=2e-3)
     assert not frame[frame["step"] > 8000]["resolved"].any()
-    np.testing.assert_allclose(frame[frame["step"] > 1000]["srel_flow"], 1.4, rtol=1e-12)
+    np.testing.assert_allclose(
+        frame[frame["step"] > 1000]["srel_flow"], 1.4, rtol=1e-12
+    )
 
 
 @pytest.mark.parametrize("number", [7, 11, 12])
@@ -92,7 +120,9 @@ def test_command_writes_frame_picture_and_settings(number, tmp_path, capsys):
 
 
 def test_folder_of_other_settings_is_refused_and_left_as_it_was(tmp_path, capsys):
-    (tmp_path / "settings.json").write_text('{"seed": 9}')  # what a failed command left binds nobody
+    (tmp_path / "settings.json").write_text(
+        '{"seed": 9}'
+    )  # what a failed command left binds nobody
     assert command.main(["--figure", "12", "--out", str(tmp_path)]) == 0
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     assert json.loads(before["settings.json"])["seed"] == 0
@@ -110,15 +140,26 @@ def test_folder_of_other_settings_is_refused_and_left_as_it_was(tmp_path, capsys
     assert json.loads((tmp_path / "settings_published.json").read_text())["seed"] == 3
 
     assert command.main(["--figure", "11", "--out", str(tmp_path)]) == 0
-    names = ["figure_11.parquet", "figure_11.png", *sorted(before), "settings_published.json"]
+    names = [
+        "figure_11.parquet",
+        "figure_11.png",
+        *sorted(before),
+        "settings_published.json",
+    ]
     assert sorted(file.name for file in tmp_path.iterdir()) == names
 
 
 def test_other_versions_do_not_bind_a_folder(tmp_path):
     (tmp_path / "figure_12.parquet").touch()
-    write_json(tmp_path / "settings.json", command.settings("text", 0) | {"versions": {"python": "3.0"}})
+    write_json(
+        tmp_path / "settings.json",
+        command.settings("text", 0) | {"versions": {"python": "3.0"}},
+    )
     command.prepare(tmp_path, "", command.settings("text", 0))
-    assert json.loads((tmp_path / "settings.json").read_text())["versions"] == command.settings("text", 0)["versions"]
+    assert (
+        json.loads((tmp_path / "settings.json").read_text())["versions"]
+        == command.settings("text", 0)["versions"]
+    )
 
 
 def test_folder_that_does_not_say_what_it_holds_is_refused(tmp_path, capsys):
@@ -128,7 +169,10 @@ def test_folder_that_does_not_say_what_it_holds_is_refused(tmp_path, capsys):
             (tmp_path / "settings.json").write_text(content)
         assert command.main(["--figure", "12", "--out", str(tmp_path)]) == 1
         assert "no settings.json that says of what" in capsys.readouterr().err
-    assert command.main(["--figure", "12", "--out", str(tmp_path / "figure_12.parquet")]) == 1
+    assert (
+        command.main(["--figure", "12", "--out", str(tmp_path / "figure_12.parquet")])
+        == 1
+    )
     assert "cannot write to" in capsys.readouterr().err
 
 
@@ -143,11 +187,18 @@ def test_pictures_name_their_axes_and_draw_the_frame():
     frame = theory_figures.flow_pairs()
     figure = plots.plot_flow_pairs(frame)
     assert len(figure.axes) == 3
-    for axes, (_, part) in zip(figure.axes, frame.groupby("pair", sort=False), strict=True):
+    for axes, (_, part) in zip(
+        figure.axes, frame.groupby("pair", sort=False), strict=True
+    ):
         assert "time" in axes.get_xlabel()
         assert "S_{rel}" in axes.get_ylabel()
         np.testing.assert_array_equal(axes.lines[0].get_ydata(), part["srel"])
-    for plot in (plots.plot_penalized, plots.plot_relu_gate, plots.plot_distance, plots.plot_sgd_pairs):
+    for plot in (
+        plots.plot_penalized,
+        plots.plot_relu_gate,
+        plots.plot_distance,
+        plots.plot_sgd_pairs,
+    ):
         with pytest.raises(FrameError, match="lacks the columns"):
             plot(frame)
         with pytest.raises(FrameError):
@@ -158,7 +209,9 @@ def test_published_procedure_of_the_benchmark_is_equation_4():
     features, labels = theory.random_relu_features(5, dimension=8, per_class=6)
     w0 = np.random.default_rng(0).normal(size=(2, 5))
     model = theory.PenalizedRegression(features, labels, 2, 1.0, 0.05)
-    value = theory_benchmark.published_srel(features, labels, model.coefficient, 0.05, w0, 7.0, 2, 9)
+    value = theory_benchmark.published_srel(
+        features, labels, model.coefficient, 0.05, w0, 7.0, 2, 9
+    )
     np.testing.assert_allclose(model.srel(w0, 7.0, 2, 9), [value], rtol=1e-9)
 
 
@@ -174,7 +227,10 @@ def test_theory_knows_no_training_and_its_pictures_no_tensorflow():
     for path in (ROOT / "srel_tf" / "theory").glob("*.py"):
         for name in imports(path):
             parts = name.split(".")
-            assert parts[0] not in {"train", "pandas", "matplotlib", "seaborn"}, (path.name, name)
+            assert parts[0] not in {"train", "pandas", "matplotlib", "seaborn"}, (
+                path.name,
+                name,
+            )
             if parts[0] == "srel_tf":
                 assert parts[1] in {"theory", "errors"}, (path.name, name)
     for name in imports(ROOT / "srel_tf" / "plotting" / "theory.py"):

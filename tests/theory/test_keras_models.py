@@ -8,7 +8,13 @@ import pytest
 import tensorflow as tf
 
 from srel_tf import Instrument, ProbeSet, Settings, measure
-from srel_tf.theory import DiagonalQuadratic, HomogeneousPredictor, PenalizedRegression, ReLUGate, quadratic_srel
+from srel_tf.theory import (
+    DiagonalQuadratic,
+    HomogeneousPredictor,
+    PenalizedRegression,
+    ReLUGate,
+    quadratic_srel,
+)
 from srel_tf.theory.keras_models import (
     HalfSquaredError,
     homogeneous_network,
@@ -42,7 +48,12 @@ def train(network, x, y, batch_size, repeats):
 
 def representable(shape, seed):
     """Normal draws that float32 holds exactly, so that Keras may feed them in either precision."""
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32).astype(np.float64)
+    return (
+        np.random.default_rng(seed)
+        .normal(size=shape)
+        .astype(np.float32)
+        .astype(np.float64)
+    )
 
 
 # --- Section 3 -------------------------------------------------------------------------------------------------
@@ -50,7 +61,11 @@ def representable(shape, seed):
 
 def section_3(ridge):
     features, labels = representable((9, 4), 0), np.arange(9) % 3
-    return PenalizedRegression(features, labels, 3, 0.8, 0.5, ridge), features, np.eye(3)[labels]
+    return (
+        PenalizedRegression(features, labels, 3, 0.8, 0.5, ridge),
+        features,
+        np.eye(3)[labels],
+    )
 
 
 @pytest.mark.parametrize("ridge", ["paper", "loss"])
@@ -58,14 +73,20 @@ def section_3(ridge):
 def test_theorem_3_2_is_what_the_instrument_measures(ridge, eta):
     model, features, one_hot = section_3(ridge)
     w0, t = representable((3, 4), 1), 3.7
-    ours = measured(penalized_network(model, model.weights(w0, t)[0], 0.1), ProbeSet(features, one_hot), eta)
+    ours = measured(
+        penalized_network(model, model.weights(w0, t)[0], 0.1),
+        ProbeSet(features, one_hot),
+        eta,
+    )
     sources, targets = np.divmod(np.arange(81), 9)
     closed = model.srel(w0, t, sources, targets).numpy().reshape(9, 9)
     np.testing.assert_allclose(ours, closed, rtol=1e-8)
 
 
 @pytest.mark.parametrize("ridge", ["paper", "loss"])
-def test_training_the_layer_follows_theorem_3_1_and_the_error_halves_with_the_step(ridge):
+def test_training_the_layer_follows_theorem_3_1_and_the_error_halves_with_the_step(
+    ridge,
+):
     model, features, one_hot = section_3(ridge)
     w0, elapsed = representable((3, 4), 1), 0.25  # steps × η = θ² t
     flow = model.weights(w0, elapsed / 0.5**2)[0].numpy()
@@ -87,12 +108,16 @@ def test_theorem_3_2_is_measured_on_a_plain_dense_layer_with_a_keras_regularizer
     network = keras.Sequential([keras.Input((4,)), layer])
     layer.kernel.assign(w0.T)
     network.compile("sgd", HalfSquaredError(dtype="float32"), jit_compile=False)
-    ours = measured(network, ProbeSet(features.astype(np.float32), one_hot.astype(np.float32)), 0.1)
+    ours = measured(
+        network, ProbeSet(features.astype(np.float32), one_hot.astype(np.float32)), 0.1
+    )
     sources, targets = np.divmod(np.arange(81), 9)
     closed = model.srel(w0, 0.0, sources, targets).numpy().reshape(9, 9)
     np.testing.assert_allclose(ours, closed, rtol=1e-3)
     unpenalised = np.abs(features @ features.T) / np.sum(features**2, 1)[:, None]
-    assert np.median(np.abs(closed / unpenalised - 1)) > 0.05  # the penalty matters at this tolerance
+    assert (
+        np.median(np.abs(closed / unpenalised - 1)) > 0.05
+    )  # the penalty matters at this tolerance
 
 
 def test_keras_loss_is_equation_3():
@@ -112,16 +137,24 @@ def test_equations_19_and_20_are_what_the_instrument_measures(eta):
     w_star, w0, x = representable(3, 0), representable(3, 1), representable((12, 3), 2)
     gate, t = ReLUGate(w_star, np.diag([0.5, 0.7, 1.1]), beta=1.3), 0.6
     labels = np.maximum(0, x @ w_star)[:, None]
-    sources, targets = (i.ravel() for i in np.meshgrid(np.arange(12), np.arange(12), indexing="ij"))
+    sources, targets = (
+        i.ravel() for i in np.meshgrid(np.arange(12), np.arange(12), indexing="ij")
+    )
     closed = gate.srel(w0, t, x[targets], x[sources], eta).numpy()[0].reshape(12, 12)
     network = relu_gate_network(gate, gate.weights(w0, t)[0], 0.1)
-    with pytest.warns(UserWarning, match="moves nothing: the gradient is zero"):  # Of a source whose gate is shut.
-        result = measure(network, ProbeSet(x, labels), "l2", learning_rate=eta, predictions="raw")
+    with pytest.warns(
+        UserWarning, match="moves nothing: the gradient is zero"
+    ):  # Of a source whose gate is shut.
+        result = measure(
+            network, ProbeSet(x, labels), "l2", learning_rate=eta, predictions="raw"
+        )
     undefined = np.isnan(closed)
     assert 0 < undefined.sum() < 144
     np.testing.assert_array_equal(result.valid("l2"), ~undefined)
     np.testing.assert_allclose(result.matrix("l2"), closed, rtol=1e-8, atol=1e-12)
-    assert len(np.unique(np.round(closed[~undefined] / bounds(x)[~undefined], 9))) > 1  # gates that clip are among them
+    assert (
+        len(np.unique(np.round(closed[~undefined] / bounds(x)[~undefined], 9))) > 1
+    )  # gates that clip are among them
 
 
 def bounds(x):
@@ -129,10 +162,17 @@ def bounds(x):
 
 
 def test_training_the_gate_follows_theorem_4_1_and_the_error_halves_with_the_step():
-    w_star, w0, half = representable(3, 0), representable(3, 1), representable((20, 3), 2)
+    w_star, w0, half = (
+        representable(3, 0),
+        representable(3, 1),
+        representable((20, 3), 2),
+    )
     x = np.concatenate([half, -half])
     moment = np.mean([np.outer(v, v) * (w_star @ v > 0) for v in x], 0)
-    gate, labels = ReLUGate(w_star, moment, beta=0.8), np.maximum(0, x @ w_star)[:, None]
+    gate, labels = (
+        ReLUGate(w_star, moment, beta=0.8),
+        np.maximum(0, x @ w_star)[:, None],
+    )
     flow = gate.weights(w0, 1.5)[0].numpy()
     errors = []
     for steps in (25, 50, 100):
@@ -149,7 +189,9 @@ MIX = representable((2, 3, 4), 5)
 
 def homogeneous(degree):
     return HomogeneousPredictor(
-        lambda x: tf.reduce_sum(x, -1), lambda x: tf.tanh(tf.einsum("rni,bi->brn", tf.constant(MIX), x)), degree
+        lambda x: tf.reduce_sum(x, -1),
+        lambda x: tf.tanh(tf.einsum("rni,bi->brn", tf.constant(MIX), x)),
+        degree,
     )
 
 
@@ -162,19 +204,36 @@ def all_pairs(function, x):
 @pytest.mark.parametrize("degree", [1, 2, 3, 4])
 @pytest.mark.parametrize("eta", [1e-3, 0.1])
 def test_equations_26_and_28_are_what_the_instrument_measures(degree, eta):
-    h, w, x, y = homogeneous(degree), representable((2, 3), 0), representable((6, 4), 1), representable(6, 2)
+    h, w, x, y = (
+        homogeneous(degree),
+        representable((2, 3), 0),
+        representable((6, 4), 1),
+        representable(6, 2),
+    )
     network = homogeneous_network(h, w, (4,), 0.1)
     np.testing.assert_allclose(network(x)[:, 0], h(w, x), rtol=1e-13)
-    closed = all_pairs(lambda target, source, i: h.srel(w, target, source, eta, label=y[i]), x)
-    np.testing.assert_allclose(measured(network, ProbeSet(x, y[:, None]), eta), closed, rtol=1e-8)
+    closed = all_pairs(
+        lambda target, source, i: h.srel(w, target, source, eta, label=y[i]), x
+    )
+    np.testing.assert_allclose(
+        measured(network, ProbeSet(x, y[:, None]), eta), closed, rtol=1e-8
+    )
 
 
 @pytest.mark.parametrize("degree", [2, 3])
 def test_gap_to_equation_31_shrinks_in_proportion_to_the_step(degree):
-    h, w, x, y = homogeneous(degree), representable((2, 3), 0), representable((6, 4), 1), representable(6, 2)
+    h, w, x, y = (
+        homogeneous(degree),
+        representable((2, 3), 0),
+        representable((6, 4), 1),
+        representable(6, 2),
+    )
     network, probe = homogeneous_network(h, w, (4,), 0.1), ProbeSet(x, y[:, None])
     limit = all_pairs(lambda target, source, _: h.srel_limit(w, target, source), x)
-    gaps = [gap[~np.eye(6, dtype=bool)] for gap in gaps_to(limit, network, probe, (1e-4, 5e-5, 2.5e-5))]
+    gaps = [
+        gap[~np.eye(6, dtype=bool)]
+        for gap in gaps_to(limit, network, probe, (1e-4, 5e-5, 2.5e-5))
+    ]
     for wide, narrow in itertools.pairwise(gaps):
         np.testing.assert_allclose(np.median(wide / narrow), 2, rtol=0.01)
         np.testing.assert_allclose(wide.sum() / narrow.sum(), 2, rtol=0.02)
@@ -192,7 +251,9 @@ def diagonal(w, eta=0.1):
 def test_theorem_5_2_along_the_flow_is_what_the_instrument_measures(t):
     model, x = DiagonalQuadratic(W_STAR**2, np.ones(3), 0.001), representable((7, 3), 3)
     w, probe = model.weights(START, t)[0].numpy(), ProbeSet(x, (x @ W_STAR**2)[:, None])
-    finite = all_pairs(lambda target, source, _: model.srel_finite(START, t, target, source, 0.01), x)
+    finite = all_pairs(
+        lambda target, source, _: model.srel_finite(START, t, target, source, 0.01), x
+    )
     np.testing.assert_allclose(measured(diagonal(w), probe, 0.01), finite, rtol=1e-8)
     limit = all_pairs(lambda target, source, _: model.srel(START, t, target, source), x)
     gaps = [gap.sum() for gap in gaps_to(limit, diagonal(w), probe, (2e-4, 1e-4, 5e-5))]
@@ -203,13 +264,22 @@ def test_diagonal_finite_step_formula_is_what_the_instrument_measures_off_the_fl
     w, x = np.array([0.3, -1.0, 2.0]), representable((5, 3), 4)
     y = representable(5, 5)
     step = 2 * 0.05 * (y - x @ w**2)
-    closed = all_pairs(lambda target, source, i: quadratic_srel(w, target, source, step[i]), x)
-    np.testing.assert_allclose(measured(diagonal(w), ProbeSet(x, y[:, None]), 0.05), closed, rtol=1e-8)
+    closed = all_pairs(
+        lambda target, source, i: quadratic_srel(w, target, source, step[i]), x
+    )
+    np.testing.assert_allclose(
+        measured(diagonal(w), ProbeSet(x, y[:, None]), 0.05), closed, rtol=1e-8
+    )
 
 
 def test_mini_batch_training_of_the_diagonal_net_follows_theorem_5_2_and_the_error_halves_with_the_step():
     """Keras's own SGD, two examples a batch, in a fixed order: its noise is of the order of the step too."""
-    x = np.sqrt(4.0) * np.concatenate([np.eye(4)[:, :3], -np.eye(4)[:, :3]])[[0, 1, 2, 4, 5, 6, 3, 7]]
+    x = (
+        np.sqrt(4.0)
+        * np.concatenate([np.eye(4)[:, :3], -np.eye(4)[:, :3]])[
+            [0, 1, 2, 4, 5, 6, 3, 7]
+        ]
+    )
     flow = DiagonalQuadratic(W_STAR**2, np.ones(3), 1.0).weights(START, 0.05)[0].numpy()
     errors = []
     for epochs in (10, 20, 40):

@@ -30,8 +30,14 @@ def test_linearized_network_is_the_first_order_taylor_expansion():
             variable.assign(moved[0, offset : offset + size].reshape(variable.shape))
             offset += size
         values.append(model(x)[:, 0].numpy())
-    np.testing.assert_allclose((h(w0 + direction, x) - h(w0, x)).numpy(), (values[0] - values[1]) / 2e-5, rtol=1e-7)
-    assert not np.allclose(start[0], model.trainable_variables[0].numpy(), rtol=0, atol=1e-9)  # the network has moved,
+    np.testing.assert_allclose(
+        (h(w0 + direction, x) - h(w0, x)).numpy(),
+        (values[0] - values[1]) / 2e-5,
+        rtol=1e-7,
+    )
+    assert not np.allclose(
+        start[0], model.trainable_variables[0].numpy(), rtol=0, atol=1e-9
+    )  # the network has moved,
     for variable, value in zip(model.trainable_variables, start, strict=True):
         variable.assign(value)
     np.testing.assert_allclose(h(w0, x), model(x)[:, 0], rtol=1e-12)
@@ -41,10 +47,17 @@ def wide_network(width):
     """Outputs and gradients of order one at every width: 1/√width before the sum over hidden units."""
     keras.utils.set_random_seed(0)
     inputs = keras.Input((2,), dtype="float64")
-    first, second = (keras.initializers.RandomNormal(stddev=1.0, seed=seed) for seed in (1, 2))
-    hidden = keras.layers.Dense(width, "tanh", kernel_initializer=first, dtype="float64")(inputs)
+    first, second = (
+        keras.initializers.RandomNormal(stddev=1.0, seed=seed) for seed in (1, 2)
+    )
+    hidden = keras.layers.Dense(
+        width, "tanh", kernel_initializer=first, dtype="float64"
+    )(inputs)
     scaled = keras.layers.Rescaling(width**-0.5, dtype="float64")(hidden)
-    return keras.Model(inputs, keras.layers.Dense(1, kernel_initializer=second, dtype="float64")(scaled))
+    return keras.Model(
+        inputs,
+        keras.layers.Dense(1, kernel_initializer=second, dtype="float64")(scaled),
+    )
 
 
 def train(model, x, y, step, count):
@@ -92,16 +105,22 @@ def test_linearized_srel_is_a_ratio_of_tangent_kernels():
     def gradient(x):
         with tf.GradientTape() as tape:
             value = model(x[None])[0, 0]
-        return np.concatenate([g.numpy().ravel() for g in tape.gradient(value, model.trainable_variables)])
+        return np.concatenate(
+            [g.numpy().ravel() for g in tape.gradient(value, model.trainable_variables)]
+        )
 
-    targets, sources = (np.array([gradient(x) for x in batch]) for batch in (x_target, x_source))
+    targets, sources = (
+        np.array([gradient(x) for x in batch]) for batch in (x_target, x_source)
+    )
     naive = np.abs(np.sum(targets * sources, 1)) / np.sum(sources**2, 1)
     np.testing.assert_allclose(h.srel_limit(w0, x_target, x_source), naive, rtol=1e-11)
 
 
 def test_bad_networks_are_named():
     inputs = keras.Input((2,))
-    three_outputs, start = linearized_network(keras.Model(inputs, keras.layers.Dense(3)(inputs)))
+    three_outputs, start = linearized_network(
+        keras.Model(inputs, keras.layers.Dense(3)(inputs))
+    )
     with pytest.raises(ShapeError, match="one output"):
         three_outputs(start, np.ones((1, 2)))
     with pytest.raises(ShapeError, match="no weights yet"):

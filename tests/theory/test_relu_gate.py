@@ -19,7 +19,9 @@ def instance(seed, n=4, spread=1.0):
     root = generator.normal(size=(n, 2 * n))
     moment = root @ root.T / (2 * n) + np.diag(np.linspace(0.1, spread, n))
     w_star, w0 = generator.normal(size=(2, n))
-    x_source, x_target = generator.normal(size=(2, n)) * generator.choice([0.3, 1.0, 3.0], size=(2, 1))
+    x_source, x_target = generator.normal(size=(2, n)) * generator.choice(
+        [0.3, 1.0, 3.0], size=(2, 1)
+    )
     return ReLUGate(w_star, moment, beta=1.7), w_star, moment, w0, x_target, x_source
 
 
@@ -31,16 +33,31 @@ def facing(w_star, x):
 def test_weights_solve_definition_5():
     gate, w_star, moment, w0, _, _ = instance(0)
     t = np.linspace(0, 5, 8)
-    naive = solve_ivp(lambda _, w: 1.7 * moment @ (w_star - w), (0, 5), w0, t_eval=t, rtol=1e-11, atol=1e-13).y.T
-    np.testing.assert_allclose(gate.weights(w0, t).numpy(), naive, rtol=1e-8, atol=1e-10)
+    naive = solve_ivp(
+        lambda _, w: 1.7 * moment @ (w_star - w),
+        (0, 5),
+        w0,
+        t_eval=t,
+        rtol=1e-11,
+        atol=1e-13,
+    ).y.T
+    np.testing.assert_allclose(
+        gate.weights(w0, t).numpy(), naive, rtol=1e-8, atol=1e-10
+    )
 
 
 def test_definition_5_from_the_expectation_itself():
     """The right-hand side of eq. 5, averaged over a sample one example at a time, is dw/dt at t = 0."""
     generator = np.random.default_rng(5)
-    w_star, w0, sample = generator.normal(size=3), generator.normal(size=3), generator.normal(size=(50, 3))
+    w_star, w0, sample = (
+        generator.normal(size=3),
+        generator.normal(size=3),
+        generator.normal(size=(50, 3)),
+    )
     moment = np.mean([np.outer(x, x) * (w_star @ x > 0) for x in sample], 0)
-    slope = 0.6 * np.mean([(w_star @ x > 0) * (max(0, w_star @ x) - w0 @ x) * x for x in sample], 0)
+    slope = 0.6 * np.mean(
+        [(w_star @ x > 0) * (max(0, w_star @ x) - w0 @ x) * x for x in sample], 0
+    )
     moved = ReLUGate(w_star, moment, 0.6).weights(w0, 1e-7)[0].numpy() - w0
     np.testing.assert_allclose(moved / 1e-7, slope, rtol=1e-5)
 
@@ -60,15 +77,25 @@ def test_theorem_4_1_start_end_loop_and_restart():
     np.testing.assert_allclose(gate.weights(w0, 0.0)[0].numpy(), w0, rtol=1e-13)
     np.testing.assert_allclose(gate.weights(w0, 1e4)[0].numpy(), w_star, rtol=1e-13)
     t = np.array([0.3, 1.1, 4.0])
-    np.testing.assert_allclose(gate.weights(w0, t).numpy(), [gate.weights(w0, s)[0].numpy() for s in t], rtol=1e-13)
+    np.testing.assert_allclose(
+        gate.weights(w0, t).numpy(),
+        [gate.weights(w0, s)[0].numpy() for s in t],
+        rtol=1e-13,
+    )
     middle = gate.weights(w0, 0.8)[0]
-    np.testing.assert_allclose(gate.weights(middle, 0.5)[0].numpy(), gate.weights(w0, 1.3)[0].numpy(), rtol=1e-12)
+    np.testing.assert_allclose(
+        gate.weights(middle, 0.5)[0].numpy(),
+        gate.weights(w0, 1.3)[0].numpy(),
+        rtol=1e-12,
+    )
 
 
 @pytest.mark.parametrize("eta", [0.01, 0.5])
 @pytest.mark.parametrize("seed", range(12))
 def test_srel_keeps_its_digits_for_fifty_relaxation_times(seed, eta):
-    gate, w_star, moment, w0, x_target, x_source = instance(seed, spread=[1.0, 30.0][seed % 2])
+    gate, w_star, moment, w0, x_target, x_source = instance(
+        seed, spread=[1.0, 30.0][seed % 2]
+    )
     times = np.array([0, 0.1, 1.0, 7.0, 50.0]) / gate.rates.numpy().min()
     ours = gate.srel(w0, times, x_target, x_source, eta).numpy()
     for t, value in zip(times, ours, strict=True):
@@ -90,7 +117,10 @@ def test_a_small_start_keeps_its_digits_where_the_gate_clips():
                 truth = relu_gate_srel_mp(w_star, moment, 1.7, w0, 0.0, x, source, eta)
                 value = gate.srel(w0, 0.0, x, source, eta).numpy()[0]
                 if not mp.isnan(truth):
-                    assert abs(value - truth) <= 1e-10 * truth, (value, mp.nstr(truth, 12))
+                    assert abs(value - truth) <= 1e-10 * truth, (
+                        value,
+                        mp.nstr(truth, 12),
+                    )
                     bound = float(ReLUGate.late_lower_bound(x, source))
                     seen += value != 0 and not np.isclose(value, bound)
     assert seen > 0  # part of a change passes the gate
@@ -100,10 +130,16 @@ def test_clipped_cases_occur_in_the_comparison_above():
     """Without this the mpmath comparison could pass on unclipped gates alone."""
     seen = set()
     for seed in range(12):
-        gate, _, _, w0, x_target, x_source = instance(seed, spread=[1.0, 30.0][seed % 2])
+        gate, _, _, w0, x_target, x_source = instance(
+            seed, spread=[1.0, 30.0][seed % 2]
+        )
         value = float(gate.srel(w0, 0.1, x_target, x_source, 0.5)[0])
         bound = float(ReLUGate.late_lower_bound(x_target, x_source))
-        kinds = {"nan": np.isnan(value), "zero": value == 0, "bound": np.isclose(value, bound)}
+        kinds = {
+            "nan": np.isnan(value),
+            "zero": value == 0,
+            "bound": np.isclose(value, bound),
+        }
         seen.add(next((kind for kind, holds in kinds.items() if holds), "part"))
     assert seen == {"nan", "zero", "bound", "part"}
 
@@ -119,42 +155,72 @@ def test_modes_of_one_rate_keep_their_digits_however_late():
     """Their coefficients −2 and 10 share e^{−t/2}: beside t = 1e20 their logarithms would be equal, and cancel."""
     w_star, w0, x_target = [1.0, -2.0], [3.0, 3.0], [2.0, -3.0]
     for t in (1e2, 1e10, 1e20, 1e300):
-        np.testing.assert_allclose(ReLUGate(w_star).srel(w0, t, x_target, w_star, 0.1), [8 / 5], rtol=1e-14)
-    terms = (tf.constant(values, tf.float64) for values in ([[-2.0, 10.0]], [0.5, 0.5], [1e12]))
+        np.testing.assert_allclose(
+            ReLUGate(w_star).srel(w0, t, x_target, w_star, 0.1), [8 / 5], rtol=1e-14
+        )
+    terms = (
+        tf.constant(values, tf.float64)
+        for values in ([[-2.0, 10.0]], [0.5, 0.5], [1e12])
+    )
     mantissa, logarithm = exponential_sum(*terms)
-    np.testing.assert_allclose([mantissa[0, 0], logarithm[0, 0]], [0.8, np.log(10) - 5e11], rtol=1e-15)
+    np.testing.assert_allclose(
+        [mantissa[0, 0], logarithm[0, 0]], [0.8, np.log(10) - 5e11], rtol=1e-15
+    )
 
 
 def test_source_on_the_wrong_side_is_nan():
     gate = ReLUGate([1.0, 0.0])
-    assert np.isnan(gate.srel([0.3, 0.2], [0.0, 1.0, 99.0], [1.0, 0.0], [-1.0, 0.5], 0.1).numpy()).all()
-    orthogonal = gate.srel([1.0, 2.0], [0.0, 1.0], [1.0, 0.0], [1.0, 0.0], 0.1).numpy()  # ⟨w* − w, x⟩ = 0
+    assert np.isnan(
+        gate.srel([0.3, 0.2], [0.0, 1.0, 99.0], [1.0, 0.0], [-1.0, 0.5], 0.1).numpy()
+    ).all()
+    orthogonal = gate.srel(
+        [1.0, 2.0], [0.0, 1.0], [1.0, 0.0], [1.0, 0.0], 0.1
+    ).numpy()  # ⟨w* − w, x⟩ = 0
     assert np.isnan(orthogonal).all()
 
 
 def test_pairs_batch_like_single_ones():
     gate, _, _, w0, x_target, x_source = instance(3)
-    targets, sources, t = np.stack([x_target, x_source]), np.stack([x_source, x_source]), np.array([0.0, 0.4, 2.0])
+    targets, sources, t = (
+        np.stack([x_target, x_source]),
+        np.stack([x_source, x_source]),
+        np.array([0.0, 0.4, 2.0]),
+    )
     for method in (gate.srel, gate.change_bound):
         batch = method(w0, t, targets, sources, 0.1).numpy()
         assert batch.shape == (3, 2)
         for p in range(2):
-            np.testing.assert_array_equal(batch[:, p], method(w0, t, targets[p], sources[p], 0.1).numpy())
+            np.testing.assert_array_equal(
+                batch[:, p], method(w0, t, targets[p], sources[p], 0.1).numpy()
+            )
 
 
 def forty_pairs(seed):
     generator = np.random.default_rng(seed)
-    return generator.normal(size=(2, 40, 3)) * generator.choice([0.3, 1.0, 3.0], size=(2, 40, 1))
+    return generator.normal(size=(2, 40, 3)) * generator.choice(
+        [0.3, 1.0, 3.0], size=(2, 40, 1)
+    )
 
 
-@settings(max_examples=25, deadline=None)  # 25 gates of 40 pairs each: 1,000 instances at three times
+@settings(
+    max_examples=25, deadline=None
+)  # 25 gates of 40 pairs each: 1,000 instances at three times
 @given(seed=st.integers(0, 10**9), log_eta=st.floats(-4, 1))
 def test_lemma_4_2_on_random_instances(seed, log_eta):
     gate, w_star, _, w0, _, _ = instance(seed, n=3)
-    eta, t, (x_target, x_source) = 10**log_eta, np.array([0.0, 0.7, 3.0]), forty_pairs(seed)
+    eta, t, (x_target, x_source) = (
+        10**log_eta,
+        np.array([0.0, 0.7, 3.0]),
+        forty_pairs(seed),
+    )
     bound = gate.change_bound(w0, t, x_target, x_source, eta).numpy()
     w = gate.weights(w0, t).numpy()[:, None, :]
-    push = eta * 1.7 * (x_source @ w_star > 0) * (np.maximum(0, x_source @ w_star) - np.sum(w * x_source, -1))
+    push = (
+        eta
+        * 1.7
+        * (x_source @ w_star > 0)
+        * (np.maximum(0, x_source @ w_star) - np.sum(w * x_source, -1))
+    )
     after = np.sum((w + push[..., None] * x_source) * x_target, -1)
     change = np.abs(np.maximum(0, after) - np.maximum(0, np.sum(w * x_target, -1)))
     assert (change <= bound * (1 + 1e-9) + 1e-13).all()
@@ -166,9 +232,14 @@ def test_lemma_4_2_is_not_vacuous():
     x_source = np.array([facing(w_star, x) for x in x_source])
     w = gate.weights(w0, 0.5)[0].numpy()
     push = 0.001 * 1.7 * (x_source @ w_star - x_source @ w)
-    change = np.abs(np.maximum(0, np.sum((w + push[:, None] * x_source) * x_target, -1)) - np.maximum(0, x_target @ w))
+    change = np.abs(
+        np.maximum(0, np.sum((w + push[:, None] * x_source) * x_target, -1))
+        - np.maximum(0, x_target @ w)
+    )
     ratios = change / gate.change_bound(w0, 0.5, x_target, x_source, 0.001).numpy()[0]
-    assert np.mean(np.isclose(ratios, 1, rtol=1e-6)) > 0.25  # attained where the gate is open at x',
+    assert (
+        np.mean(np.isclose(ratios, 1, rtol=1e-6)) > 0.25
+    )  # attained where the gate is open at x',
     assert np.mean(ratios == 0) > 0.25  # loose where it is shut
 
 
@@ -176,7 +247,9 @@ def test_lemma_4_2_is_not_vacuous():
 @given(seed=st.integers(0, 10**9), log_eta=st.floats(-4, 1))
 def test_theorem_4_3_holds_and_is_attained_after_late_time(seed, log_eta):
     gate, w_star, _, w0, _, _ = instance(seed, n=3)
-    x_target, x_source = ([facing(w_star, x) for x in points] for points in forty_pairs(seed))
+    x_target, x_source = (
+        [facing(w_star, x) for x in points] for points in forty_pairs(seed)
+    )
     late = max(0.0, float(np.max(gate.late_time(w0, x_target, x_source, 10**log_eta))))
     times = late * 1.0001 + np.array([1e-6, 1.0, 100.0])
     srel = gate.srel(w0, times, x_target, x_source, 10**log_eta).numpy()
@@ -195,18 +268,29 @@ def test_theorem_4_3_needs_late_times():
 
 def test_differenced_srel_is_right_where_it_says_resolved():
     generator = np.random.default_rng(4)
-    w_star, x_target, x_source = np.ones(5), generator.uniform(0.5, 1, 5), generator.uniform(0.5, 1, 5)
+    w_star, x_target, x_source = (
+        np.ones(5),
+        generator.uniform(0.5, 1, 5),
+        generator.uniform(0.5, 1, 5),
+    )
     gaps = 10.0 ** -np.arange(0, 17)
     weights = w_star + gaps[:, None] * generator.normal(size=(17, 5))
-    srel, resolved = (value.numpy() for value in relu_risk_srel(weights, w_star, x_target, x_source, 0.1))
-    exact = (x_target @ x_source) / (x_source @ x_source)  # no ReLU clips: all of these weights are near w*
+    srel, resolved = (
+        value.numpy()
+        for value in relu_risk_srel(weights, w_star, x_target, x_source, 0.1)
+    )
+    exact = (x_target @ x_source) / (
+        x_source @ x_source
+    )  # no ReLU clips: all of these weights are near w*
     assert resolved[:9].all()
     assert not resolved[-3:].any()
     np.testing.assert_allclose(srel[resolved], exact, rtol=3e-3)
 
 
 def test_differenced_srel_of_a_gate_that_stays_shut_is_an_exact_zero():
-    srel, resolved = relu_risk_srel([[1.0, 0.5]], [1.0, 1.0], [-1.0, 0.2], [1.0, 1.0], 1e-3)
+    srel, resolved = relu_risk_srel(
+        [[1.0, 0.5]], [1.0, 1.0], [-1.0, 0.2], [1.0, 1.0], 1e-3
+    )
     assert srel.numpy()[0] == 0
     assert resolved.numpy()[0]
 

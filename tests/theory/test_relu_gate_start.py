@@ -13,7 +13,12 @@ def moment(seed):
 
 def test_a_source_orthogonal_to_the_gap_is_undefined_at_the_start_alone():
     """⟨w* − w(0), x⟩ = 0 exactly: Algorithm 1 does nothing at t = 0, and moves as soon as M has turned the gap."""
-    w_star, w0, x_source, x_target = ([1.0, 2.0, 4.0], [3.0, 1.0, 2.0], [3.0, 2.0, 2.0], [1.0, 0.5, 2.0])
+    w_star, w0, x_source, x_target = (
+        [1.0, 2.0, 4.0],
+        [3.0, 1.0, 2.0],
+        [3.0, 2.0, 2.0],
+        [1.0, 0.5, 2.0],
+    )
     for seed in range(20):
         gate = ReLUGate(w_star, moment(seed), beta=1.7)
         srel = gate.srel(w0, [0.0, 0.1, 0.0], x_target, x_source, 0.01).numpy()
@@ -24,16 +29,33 @@ def test_a_source_orthogonal_to_the_gap_is_undefined_at_the_start_alone():
 
 def test_a_target_with_an_exactly_shut_gate_does_not_move_at_the_start():
     """⟨w(0), x'⟩ = 0 and a push downwards: S_rel is zero, not the rounding of a basis of M."""
-    w_star, w0, x_source, x_target = ([4.0, 0.5, 2.0], [1.0, 1.0, -3.0], [1.0, 1.0, 1.0], [-3.0, 0.0, -1.0])
+    w_star, w0, x_source, x_target = (
+        [4.0, 0.5, 2.0],
+        [1.0, 1.0, -3.0],
+        [1.0, 1.0, 1.0],
+        [-3.0, 0.0, -1.0],
+    )
     for seed in range(20):
-        assert ReLUGate(w_star, moment(seed)).srel(w0, 0.0, x_target, x_source, 0.1).numpy()[0] == 0
+        assert (
+            ReLUGate(w_star, moment(seed))
+            .srel(w0, 0.0, x_target, x_source, 0.1)
+            .numpy()[0]
+            == 0
+        )
 
 
 def test_the_start_joins_the_times_after_it():
     generator = np.random.default_rng(1)
-    w_star, (x_target, x_source) = np.array([1.0, -2.0, 0.5]), generator.normal(size=(2, 40, 3))
+    w_star, (x_target, x_source) = (
+        np.array([1.0, -2.0, 0.5]),
+        generator.normal(size=(2, 40, 3)),
+    )
     x_source *= np.sign(x_source @ w_star)[:, None]
     w0 = w_star + np.array([0.6, 1.0, 0.4])
-    start, after = ReLUGate(w_star, moment(0)).srel(w0, [0.0, 1e-300], x_target, x_source, 0.1).numpy()
+    start, after = (
+        ReLUGate(w_star, moment(0))
+        .srel(w0, [0.0, 1e-300], x_target, x_source, 0.1)
+        .numpy()
+    )
     assert (start > 0).sum() > 10
     np.testing.assert_allclose(after, start, rtol=1e-12)

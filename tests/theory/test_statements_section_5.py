@@ -29,7 +29,10 @@ def theorem_5_3_case(target, source, t2_star=20.0):
     times = np.linspace(0, 60, 40)
     srel = DiagonalQuadratic(a, b, 0.1).srel(w0, times, target, source).numpy()
     arguments = a, b, w0, 0.1, times, target, source
-    return srel, *(theorem_5_3_bound(*arguments, v, t2_star).numpy() for v in ("printed", "corrected"))
+    return srel, *(
+        theorem_5_3_bound(*arguments, v, t2_star).numpy()
+        for v in ("printed", "corrected")
+    )
 
 
 def test_16_theorem_5_3_as_printed_is_false_counterexample():
@@ -43,15 +46,27 @@ def test_16_theorem_5_3_as_printed_is_false_counterexample():
 
 
 def test_16_equation_38_as_printed_is_not_equation_37():
-    target, source, e1, e2 = np.array([1.0, 0.5]), np.array([2.0, -1.0]), np.exp(-0.4 * 3), np.exp(-0.8 * 3)
+    target, source, e1, e2 = (
+        np.array([1.0, 0.5]),
+        np.array([2.0, -1.0]),
+        np.exp(-0.4 * 3),
+        np.exp(-0.8 * 3),
+    )
     alpha2, beta2 = 1.0, 3.0
-    truth = DiagonalQuadratic([1.0, 2.0], [1.0, 2.0], 0.1).srel([0.5, 0.5], 3.0, target, source).numpy()[0]
+    truth = (
+        DiagonalQuadratic([1.0, 2.0], [1.0, 2.0], 0.1)
+        .srel([0.5, 0.5], 3.0, target, source)
+        .numpy()[0]
+    )
     k1 = target[0] * source[0] / (target @ source)
     for last, agrees in ((source[1], True), (target[1], False)):
         square = source[0] ** 2 + last**2
         k2 = source[0] ** 2 / square
         above, below = (alpha2 + beta2 * (k * e2 + (1 - k) * e1) for k in (k1, k2))
-        assert np.isclose(abs(target @ source) / square * above / below, truth, rtol=1e-12) == agrees
+        assert (
+            np.isclose(abs(target @ source) / square * above / below, truth, rtol=1e-12)
+            == agrees
+        )
 
 
 def test_16_theorem_5_3_needs_uncorrelated_features_counterexample():
@@ -61,14 +76,18 @@ def test_16_theorem_5_3_needs_uncorrelated_features_counterexample():
     path = moment_flow(a, b, w0, [0.0, 60.0], 0.1, 2).numpy()
     target, source = np.array([1.0, 0.0]), np.array([1.0, 1.0])
     srel = (target * source) @ path[1] ** 2 / (source**2 @ path[1] ** 2)
-    bound = theorem_5_3_bound(a, np.diag(b), w0, 0.1, 60.0, target, source, t2_star=30.0).numpy()[0]
+    bound = theorem_5_3_bound(
+        a, np.diag(b), w0, 0.1, 60.0, target, source, t2_star=30.0
+    ).numpy()[0]
     assert srel < 0.5 * bound
 
 
 def test_17_equation_14_can_be_negative_where_equation_13_is_not():
     arguments = EQ_14_START, [0.0, 500.0], [1.0, 1.0, 1.0], [1.0, -1.0, -1.0]
     assert (EQ_14.srel(*arguments, absolute=False) < 0).numpy().all()
-    np.testing.assert_array_equal(EQ_14.srel(*arguments), -EQ_14.srel(*arguments, absolute=False))
+    np.testing.assert_array_equal(
+        EQ_14.srel(*arguments), -EQ_14.srel(*arguments, absolute=False)
+    )
 
 
 def test_18_the_bound_of_theorem_5_1_depends_on_time_and_only_p_does_not():
@@ -91,7 +110,9 @@ def test_hypothesis_1_1b_srel_is_of_the_order_of_the_proximity_counterexample():
     targets, sources = np.tile(target, (3, 1)), shrink[:, None] * target
     srel = h.srel_limit(EQ_14_START[None], targets, sources).numpy()
     proximity = h.proximity(targets, sources).numpy()
-    np.testing.assert_allclose(srel / proximity, srel[0] / proximity[0] / shrink**2, rtol=1e-12)
+    np.testing.assert_allclose(
+        srel / proximity, srel[0] / proximity[0] / shrink**2, rtol=1e-12
+    )
     assert (srel <= h.srel_bound(EQ_14_START[None], targets, sources).numpy()).all()
 
 
@@ -106,7 +127,9 @@ def test_21_hypothesis_1_2a_for_all_pairs_is_false_counterexample():
     srel = EQ_14.srel(EQ_14_START, times, targets, np.tile(source, (2, 1))).numpy()
     np.testing.assert_allclose(srel.sum(1), 1, rtol=1e-14)
     assert (np.ptp(srel, axis=0) > 0.04).all()  # each of the two moves
-    np.testing.assert_allclose(EQ_14.srel(EQ_14_START, times, source, source), 1, rtol=1e-15)
+    np.testing.assert_allclose(
+        EQ_14.srel(EQ_14_START, times, source, source), 1, rtol=1e-15
+    )
 
 
 def test_21_srel_non_decreasing_at_all_later_times_for_all_pairs_is_false_counterexample():
@@ -119,7 +142,9 @@ def test_21_srel_non_decreasing_at_all_later_times_for_all_pairs_is_false_counte
 
 def test_21_srel_falls_at_late_times_for_most_random_pairs():
     targets, sources = np.random.default_rng(0).normal(size=(2, 4000, 3))
-    srel = EQ_14.srel(EQ_14_START, np.linspace(1000, 2000, 30), targets, sources).numpy()
+    srel = EQ_14.srel(
+        EQ_14_START, np.linspace(1000, 2000, 30), targets, sources
+    ).numpy()
     assert (np.diff(srel, axis=0) < 0).all(0).mean() > 0.5
 
 
@@ -140,7 +165,12 @@ def test_21_figure_11_does_not_decrease_at_its_first_step_counterexample():
 def test_21_srel_can_grow_without_bound_as_the_source_moves_away_counterexample():
     """Moving the source from x' towards the origin, x = s x': the distance grows and S_rel = 1/s, at all times."""
     target, shrink = np.array([-1.0, -11.0, 1.0]), np.array([0.9, 0.5, 0.1, 0.01])
-    srel = EQ_14.srel(EQ_14_START, [0.0, 500.0, 1e4], np.tile(target, (4, 1)), shrink[:, None] * target).numpy()
+    srel = EQ_14.srel(
+        EQ_14_START,
+        [0.0, 500.0, 1e4],
+        np.tile(target, (4, 1)),
+        shrink[:, None] * target,
+    ).numpy()
     np.testing.assert_allclose(srel, np.tile(1 / shrink, (3, 1)), rtol=1e-13)
 
 
@@ -153,7 +183,9 @@ def test_21_iterates_of_figure_13_are_not_within_1e_6_of_the_minimum_counterexam
     assert np.linalg.norm(runs - w_star, axis=1).min() > 1e-6
     times = np.linspace(0, 8000, 8001)
     distance = np.linalg.norm(EQ_14.weights(EQ_14_START, times) - w_star, axis=1)
-    assert 3000 < times[np.argmax(distance < 1e-6)] < 3500  # the flow needs more than 3,000
+    assert (
+        3000 < times[np.argmax(distance < 1e-6)] < 3500
+    )  # the flow needs more than 3,000
 
 
 @pytest.mark.parametrize("w0", [[3.0, -5.0, 4.0], [1.0, 2.0, 3.0], [0.0, 1.0, 5.0]])

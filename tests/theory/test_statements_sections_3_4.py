@@ -43,7 +43,10 @@ def test_10_gradient_of_equation_3_has_lambda_over_k_not_n_lambda_over_k():
 
 def test_10_the_choice_of_the_ridge_changes_srel():
     start, times = np.random.default_rng(1).normal(size=(2, 10)), [0.0, 1000.0, 8000.0]
-    paper, loss = (section_3(ridge)[0].srel(start, times, 0, 1500).numpy() for ridge in ("paper", "loss"))
+    paper, loss = (
+        section_3(ridge)[0].srel(start, times, 0, 1500).numpy()
+        for ridge in ("paper", "loss")
+    )
     assert (np.abs(paper / loss - 1) > 1e-3).all()
 
 
@@ -54,14 +57,22 @@ def test_11_published_numerator_makes_srel_of_a_point_with_itself_differ_from_on
     published = model.srel(w0, [0.0, 500.0], i, i, numerator="published").numpy()
     assert (np.abs(published - 1) > 0.05).all()
     w, h, c = w0, features[i], model.coefficient
-    moved = -np.eye(2)[labels[i]] * (h @ h) + w @ (c * np.eye(10) + np.outer(h, h) / 40) @ h
-    theorem = -np.eye(2)[labels[i]] * (h @ h) + w @ (c * np.eye(10) + np.outer(h, h)) @ h
-    np.testing.assert_allclose(published[0], np.linalg.norm(moved) / np.linalg.norm(theorem), rtol=1e-10)
+    moved = (
+        -np.eye(2)[labels[i]] * (h @ h) + w @ (c * np.eye(10) + np.outer(h, h) / 40) @ h
+    )
+    theorem = (
+        -np.eye(2)[labels[i]] * (h @ h) + w @ (c * np.eye(10) + np.outer(h, h)) @ h
+    )
+    np.testing.assert_allclose(
+        published[0], np.linalg.norm(moved) / np.linalg.norm(theorem), rtol=1e-10
+    )
 
 
 @pytest.mark.parametrize("width", [10, 100])
 @pytest.mark.parametrize("ridge", ["paper", "loss"])
-def test_11_the_rise_of_srel_in_the_published_figures_comes_from_the_stray_one_over_n(width, ridge):
+def test_11_the_rise_of_srel_in_the_published_figures_comes_from_the_stray_one_over_n(
+    width, ridge
+):
     """On the published data and pairs, S_rel at t = 8000 over S_rel at t = 0: eq. 4 against its published numerator."""
     features, labels = random_relu_features(width, spread="deviation")
     source, target = sample_pairs(labels, "inter", 20, seed=1, convention="published")
@@ -69,7 +80,11 @@ def test_11_the_rise_of_srel_in_the_published_figures_comes_from_the_stray_one_o
     model = PenalizedRegression(features, labels, 2, 1.0, 0.001, ridge)
     rise = {}
     for numerator in ("theorem", "published"):
-        start, end = model.srel(w0, [0.0, 8000.0], source, target, numerator=numerator).numpy().mean((0, 2))
+        start, end = (
+            model.srel(w0, [0.0, 8000.0], source, target, numerator=numerator)
+            .numpy()
+            .mean((0, 2))
+        )
         rise[numerator] = end / start
     assert 0.8 < rise["theorem"] < 1.25
     assert rise["published"] > 10
@@ -86,51 +101,78 @@ def test_late_srel_above_early_srel_in_figure_6_is_false_for_equation_4_countere
     w0 = np.random.default_rng(2).normal(size=(10, 2, 10))
     model = PenalizedRegression(features, labels, 2, 1.0, 0.001)
     early = model.srel(w0, np.arange(0.0, 50), source, target).numpy().mean((0, 2))
-    late = model.srel(w0, np.arange(500.0, 8001, 10), source, target).numpy().mean((0, 2))
+    late = (
+        model.srel(w0, np.arange(500.0, 8001, 10), source, target).numpy().mean((0, 2))
+    )
     assert early.min() > np.quantile(late, 0.99)
     assert early[0] > 1.4 * late[-1]
 
 
 def test_12_published_average_is_twenty_times_too_small():
     srel = np.random.default_rng(0).uniform(size=(4, 20))
-    np.testing.assert_allclose(average_pairs(srel), [sum(row) / 20 for row in srel], rtol=1e-14)
-    np.testing.assert_allclose(average_pairs(srel, "published"), [sum(row) / 400 for row in srel], rtol=1e-14)
+    np.testing.assert_allclose(
+        average_pairs(srel), [sum(row) / 20 for row in srel], rtol=1e-14
+    )
+    np.testing.assert_allclose(
+        average_pairs(srel, "published"), [sum(row) / 400 for row in srel], rtol=1e-14
+    )
 
 
 def test_13_variance_two_and_deviation_two_are_different_data():
     """W_r x has the variance ‖row of W_r‖² s² + …: recover s² of the first class from inputs by linear algebra."""
     spreads = {}
     for spread in ("variance", "deviation"):
-        features, labels = random_relu_features(400, dimension=20, per_class=500, seed=2, spread=spread)
+        features, labels = random_relu_features(
+            400, dimension=20, per_class=500, seed=2, spread=spread
+        )
         mixing = np.random.default_rng(2).normal(size=(400, 20))
         open_gates = features[labels == 0][0] > 0
-        inputs = [np.linalg.lstsq(mixing[open_gates], h[open_gates], rcond=None)[0] for h in features[labels == 0][:1]]
+        inputs = [
+            np.linalg.lstsq(mixing[open_gates], h[open_gates], rcond=None)[0]
+            for h in features[labels == 0][:1]
+        ]
         for h in features[labels == 0][1:]:
             inputs.append(np.linalg.lstsq(mixing[h > 0], h[h > 0], rcond=None)[0])
         spreads[spread] = np.var(inputs)
         assert abs(np.mean(inputs) - 1) < 0.1
-    np.testing.assert_allclose([spreads["variance"], spreads["deviation"]], [2, 4], rtol=0.05)
+    np.testing.assert_allclose(
+        [spreads["variance"], spreads["deviation"]], [2, 4], rtol=0.05
+    )
 
 
 @pytest.mark.parametrize(
     ("kind", "convention", "source_label", "target_label"),
-    [("inter", "text", 0, 1), ("intra", "text", 0, 0), ("inter", "published", 1, 0), ("intra", "published", 1, 0)],
+    [
+        ("inter", "text", 0, 1),
+        ("intra", "text", 0, 0),
+        ("inter", "published", 1, 0),
+        ("intra", "published", 1, 0),
+    ],
 )
-def test_13_14_pairs_of_the_text_and_of_the_published_scripts(kind, convention, source_label, target_label):
+def test_13_14_pairs_of_the_text_and_of_the_published_scripts(
+    kind, convention, source_label, target_label
+):
     labels = np.repeat([0, 1], 50)
     source, target = sample_pairs(labels, kind, 20, seed=3, convention=convention)
     assert (labels[source] == source_label).all()
     assert (labels[target] == target_label).all()
     assert len(set(source)) == len(set(target)) == 20
     assert not set(source) & set(target)
-    if convention == "published":  # the "intra-class" script draws the very pairs of the inter-class one
-        np.testing.assert_array_equal(source, sample_pairs(labels, "inter", 20, seed=3, convention=convention)[0])
+    if (
+        convention == "published"
+    ):  # the "intra-class" script draws the very pairs of the inter-class one
+        np.testing.assert_array_equal(
+            source, sample_pairs(labels, "inter", 20, seed=3, convention=convention)[0]
+        )
 
 
 def test_15_published_loss_sums_the_error_to_both_labels_and_is_not_equation_3():
     model, features, _ = section_3(per_class=20)
     w = np.random.default_rng(0).normal(size=(2, 10))
-    naive = sum(np.sum((np.eye(2)[k] - w @ h) ** 2) for h in features for k in (0, 1)) / 80 + np.sum(w**2) / 4
+    naive = (
+        sum(np.sum((np.eye(2)[k] - w @ h) ** 2) for h in features for k in (0, 1)) / 80
+        + np.sum(w**2) / 4
+    )
     np.testing.assert_allclose(model.loss(w, labels="all"), naive, rtol=1e-12)
     assert abs(float(model.loss(w, labels="all") / model.loss(w)) - 1) > 0.5
 
@@ -143,24 +185,32 @@ def test_19_theorem_4_3_is_attained_exactly_at_all_times_if_no_gate_shuts():
     gate = ReLUGate(np.ones(10))
     x, x_target, times = np.full(10, 10.0), np.full(10, 14.0), np.linspace(0, 100, 50)
     srel = gate.srel(np.full(10, 0.5), times, x_target, x, 1e-4).numpy()
-    np.testing.assert_allclose(srel, float(ReLUGate.late_lower_bound(x_target, x)), rtol=1e-13)
+    np.testing.assert_allclose(
+        srel, float(ReLUGate.late_lower_bound(x_target, x)), rtol=1e-13
+    )
 
 
 def test_19_fluctuation_of_figure_10_at_convergence_is_rounding():
     """With no gate shut S_rel is 1.4 at every iterate; differenced, it scatters as soon as w* is reached."""
     w_star, x, x_target = np.ones(10), np.full(10, 10.0), np.full(10, 14.0)
     path = relu_sgd(w_star, np.full(10, 0.5), 0.05, 3000, batch_size=32, seed=0)
-    srel, resolved = (value.numpy() for value in relu_risk_srel(path, w_star, x_target, x, 1e-4))
+    srel, resolved = (
+        value.numpy() for value in relu_risk_srel(path, w_star, x_target, x, 1e-4)
+    )
     assert resolved[:100].all()
     np.testing.assert_allclose(srel[resolved], 1.4, rtol=2e-3)
     late = srel[2500:]
     assert not resolved[2500:].any()
     assert np.isnan(late).any() or np.abs(late / 1.4 - 1).max() > 0.05
-    with mp.workdps(60):  # the same definition with digits to spare at an unresolved iterate: 1.4, if it moves at all
+    with mp.workdps(
+        60
+    ):  # the same definition with digits to spare at an unresolved iterate: 1.4, if it moves at all
         w = [mp.mpf(float(v)) for v in path[1500]]
         error = 10 * (mp.mpf(10) - mp.fsum(w))
         stepped = [v + mp.mpf("1e-4") * error * 10 for v in w]
-        exact = (14 * mp.fsum(stepped) - 14 * mp.fsum(w)) / (10 * mp.fsum(stepped) - 10 * mp.fsum(w))
+        exact = (14 * mp.fsum(stepped) - 14 * mp.fsum(w)) / (
+            10 * mp.fsum(stepped) - 10 * mp.fsum(w)
+        )
         assert abs(exact - mp.mpf("1.4")) < 1e-30
 
 
@@ -169,9 +219,13 @@ def test_20_with_that_target_srel_is_1_4_whatever_the_weights_are(eta):
     """x' = 1.4 x and the gate is positively homogeneous, f(w, x') = 1.4 f(w, x): Figure 10 can show no phases."""
     w_star, x = np.ones(10), np.full(10, 10.0)
     weights = np.random.default_rng(0).normal(size=(200, 10))
-    srel, resolved = (value.numpy() for value in relu_risk_srel(weights, w_star, 1.4 * x, x, eta))
+    srel, resolved = (
+        value.numpy() for value in relu_risk_srel(weights, w_star, 1.4 * x, x, eta)
+    )
     defined = ~np.isnan(srel)
-    assert 50 < defined.sum() < 150  # a source at which the gate is shut changes nothing
+    assert (
+        50 < defined.sum() < 150
+    )  # a source at which the gate is shut changes nothing
     np.testing.assert_allclose(srel[defined & resolved], 1.4, rtol=1e-9)
     for w in weights[:20]:
         flow = ReLUGate(w_star).srel(w, np.linspace(0, 30, 40), 1.4 * x, x, eta).numpy()
@@ -179,7 +233,9 @@ def test_20_with_that_target_srel_is_1_4_whatever_the_weights_are(eta):
 
 
 def test_20_the_target_14_gives_the_stated_value_of_figure_10():
-    np.testing.assert_allclose(ReLUGate.late_lower_bound(np.full(10, 14.0), np.full(10, 10.0)), 1.4, rtol=1e-15)
+    np.testing.assert_allclose(
+        ReLUGate.late_lower_bound(np.full(10, 14.0), np.full(10, 10.0)), 1.4, rtol=1e-15
+    )
 
 
 def test_proof_of_theorem_4_3_projections_do_not_decrease_monotonically_counterexample():

@@ -17,7 +17,13 @@ from train import (
     benchmark_shares,
     benchmark_training,
 )
-from train.benchmark_procedures import LEARNING_RATE, NaiveLoop, interleaved, published_pair, setup
+from train.benchmark_procedures import (
+    LEARNING_RATE,
+    NaiveLoop,
+    interleaved,
+    published_pair,
+    setup,
+)
 from train.benchmark_training import overhead
 from train.models import build_model
 
@@ -25,7 +31,9 @@ SMALL = (8, 8, 3)
 
 
 def measured(it, estimator, measure):
-    result = srel_tf.measure(it.model, it.probe, measures=("kl", "l1"), estimator=estimator)
+    result = srel_tf.measure(
+        it.model, it.probe, measures=("kl", "l1"), estimator=estimator
+    )
     assert result.valid(measure).all()
     return result.matrix(measure)
 
@@ -50,18 +58,27 @@ def test_the_naive_loop_sees_the_weights_as_they_are_now(in_double_precision):
 def test_the_published_pair_is_kl_div_around_a_step_of_a_new_adam(in_double_precision):
     it = setup("mlp", 6, SMALL)
     x, y, source = it.x, it.y, 1
-    stepped = reference.stepped(it.model, x[[source]], y[[source]], None, keras.optimizers.Adam(LEARNING_RATE))
+    stepped = reference.stepped(
+        it.model, x[[source]], y[[source]], None, keras.optimizers.Adam(LEARNING_RATE)
+    )
 
     def kl_div(points):
         """torch's kl_div(input=probabilities after, target=probabilities before), mean over classes."""
-        p, q = (np.exp(reference.log_softmax(net(points, training=False))) for net in (it.model, stepped))
+        p, q = (
+            np.exp(reference.log_softmax(net(points, training=False)))
+            for net in (it.model, stepped)
+        )
         return (p * (np.log(p) - q)).mean(axis=-1)
 
     value = published_pair(it.model, x, y, source, target_class=2)
-    np.testing.assert_allclose(value, kl_div(x[y == 2]) / (kl_div(x[[source]]) + 1e-8), rtol=1e-9)
+    np.testing.assert_allclose(
+        value, kl_div(x[y == 2]) / (kl_div(x[[source]]) + 1e-8), rtol=1e-9
+    )
 
 
-@pytest.mark.parametrize(("name", "shape"), [("resnet18", (32, 32, 3)), ("cnn", SMALL), ("mlp", SMALL)])
+@pytest.mark.parametrize(
+    ("name", "shape"), [("resnet18", (32, 32, 3)), ("cnn", SMALL), ("mlp", SMALL)]
+)
 def test_the_net_in_torch_is_the_same(name, shape):
     torch = pytest.importorskip("torch")
     from train.benchmark_torch import AsTorch
@@ -69,7 +86,9 @@ def test_the_net_in_torch_is_the_same(name, shape):
     it = setup(name, 3, shape)
     with torch.no_grad():
         outputs = AsTorch(it.model)(torch.tensor(it.x)).numpy()
-    np.testing.assert_allclose(outputs, it.model(it.x, training=False), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        outputs, it.model(it.x, training=False), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_the_torch_recipes_give_the_same_numbers(in_double_precision):
@@ -102,7 +121,11 @@ def test_functions_take_turns_and_each_is_called_once_before():
 
 
 def test_ratios_of_made_up_times():
-    times = {"forward pass": [0.1, 0.2, 9.0], "limit": [1.0], "published procedure": [0.5, 0.7]}
+    times = {
+        "forward pass": [0.1, 0.2, 9.0],
+        "limit": [1.0],
+        "published procedure": [0.5, 0.7],
+    }
     table = benchmark_comparison.ratios(times, pairs=10).set_index("procedure")
     assert table["timings"].tolist() == [3, 1, 2]
     np.testing.assert_allclose(table["seconds"], [0.2, 1.0, 6.0])
@@ -111,7 +134,9 @@ def test_ratios_of_made_up_times():
 
 
 def test_overhead_of_made_up_blocks():
-    table = pd.DataFrame({"kind": ["no measurement"] * 3 + ["limit"], "seconds": [4.0, 5.0, 4.0, 4.2]})
+    table = pd.DataFrame(
+        {"kind": ["no measurement"] * 3 + ["limit"], "seconds": [4.0, 5.0, 4.0, 4.2]}
+    )
     found = overhead(table)
     np.testing.assert_allclose(found.loc["limit", "overhead"], 0.05)
     assert found.loc["no measurement", "blocks"] == 3
@@ -120,8 +145,13 @@ def test_overhead_of_made_up_blocks():
 @pytest.mark.parametrize("start", [0, 54, 117])
 def test_measurements_fall_due_at_the_start_of_their_blocks(start):
     """Wherever a plain fit has left the step: the blocks are counted from there."""
-    schedules = {name: benchmark_training.due(name, start) for name in ("limit", "exact")}
-    due = {name: [step for step in range(64) if is_due(start + step)] for name, is_due in schedules.items()}
+    schedules = {
+        name: benchmark_training.due(name, start) for name in ("limit", "exact")
+    }
+    due = {
+        name: [step for step in range(64) if is_due(start + step)]
+        for name, is_due in schedules.items()
+    }
     # The first nine steps trace the graphs; then nine without, nine with limit, nine with exact, and again.
     assert due == {"limit": [0, 18, 45], "exact": [0, 27, 54]}
 
@@ -133,42 +163,84 @@ def test_a_block_with_a_measurement_is_the_one_it_is_called(monkeypatch):
     class Clock(benchmark_training._Blocks):
         def on_train_batch_end(self, batch, logs=None):
             super().on_train_batch_end(batch, logs)
-            counts = {p._settings.estimator: len(p.recorder.frame()) for p in self.model._srel_callbacks}
+            counts = {
+                p._settings.estimator: len(p.recorder.frame())
+                for p in self.model._srel_callbacks
+            }
             if (batch + 1) % benchmark_training.EVERY == 0:
                 taken.append(counts)
 
     monkeypatch.setattr(benchmark_training, "_Blocks", Clock)
     table = benchmark_training.training("mlp", points=3, batch_size=2, rounds=1)
     assert table["kind"].tolist() == ["plain fit", "no measurement", "limit", "exact"]
-    of_fit = [c for c in taken if c]  # Rows so far at the end of each block of the fit with probes, the first apart.
-    rows = [{k: after[k] - before[k] for k in after} for before, after in itertools.pairwise(of_fit)]
-    assert [{k for k, n in block.items() if n} for block in rows] == [set(), {"limit"}, {"exact"}]
+    of_fit = [
+        c for c in taken if c
+    ]  # Rows so far at the end of each block of the fit with probes, the first apart.
+    rows = [
+        {k: after[k] - before[k] for k in after}
+        for before, after in itertools.pairwise(of_fit)
+    ]
+    assert [{k for k, n in block.items() if n} for block in rows] == [
+        set(),
+        {"limit"},
+        {"exact"},
+    ]
 
 
 def made_up_growth():
     points = np.array([30, 60, 120])
-    exact = pd.DataFrame({"estimator": "exact", "points": points, "seconds": 2e-3 * points**2.0, "memory": 5e8})
-    limit = pd.DataFrame({"estimator": "limit", "points": points, "seconds": 3e-3 * points**1.0, "memory": 0.0})
+    exact = pd.DataFrame(
+        {
+            "estimator": "exact",
+            "points": points,
+            "seconds": 2e-3 * points**2.0,
+            "memory": 5e8,
+        }
+    )
+    limit = pd.DataFrame(
+        {
+            "estimator": "limit",
+            "points": points,
+            "seconds": 3e-3 * points**1.0,
+            "memory": 0.0,
+        }
+    )
     return pd.concat([limit, exact])
 
 
 def test_exponents_of_made_up_times():
-    fitted = benchmark_growth.exponents(made_up_growth()).set_index(["estimator", "quantity"])
-    np.testing.assert_allclose(fitted.loc[("exact", "seconds"), ["exponent", "factor"]].astype(float), [2.0, 2e-3])
-    np.testing.assert_allclose(fitted.loc[("limit", "seconds"), ["exponent", "factor"]].astype(float), [1.0, 3e-3])
-    np.testing.assert_allclose(fitted.loc[("exact", "memory"), "exponent"], 0.0, atol=1e-12)
-    assert np.isnan(fitted.loc[("limit", "memory"), "exponent"])  # No memory above the forward pass has no logarithm.
+    fitted = benchmark_growth.exponents(made_up_growth()).set_index(
+        ["estimator", "quantity"]
+    )
+    np.testing.assert_allclose(
+        fitted.loc[("exact", "seconds"), ["exponent", "factor"]].astype(float),
+        [2.0, 2e-3],
+    )
+    np.testing.assert_allclose(
+        fitted.loc[("limit", "seconds"), ["exponent", "factor"]].astype(float),
+        [1.0, 3e-3],
+    )
+    np.testing.assert_allclose(
+        fitted.loc[("exact", "memory"), "exponent"], 0.0, atol=1e-12
+    )
+    assert np.isnan(
+        fitted.loc[("limit", "memory"), "exponent"]
+    )  # No memory above the forward pass has no logarithm.
     assert fitted.loc[("exact", "seconds"), "points"] == "30–120"
 
 
 def test_the_picture_is_log_log_with_every_point_and_a_line_a_fit():
     table = made_up_growth()
-    time, memory = benchmark_report.plot_growth(table, benchmark_growth.exponents(table)).axes
+    time, memory = benchmark_report.plot_growth(
+        table, benchmark_growth.exponents(table)
+    ).axes
     for ax in (time, memory):
         assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
     assert len(time.collections[0].get_offsets()) == 6
     assert [len(ax.lines) for ax in (time, memory)] == [2, 1]
-    np.testing.assert_allclose(time.lines[1].get_ydata(), 2e-3 * np.array([30, 60, 120]) ** 2.0)
+    np.testing.assert_allclose(
+        time.lines[1].get_ydata(), 2e-3 * np.array([30, 60, 120]) ** 2.0
+    )
     assert "(s)" in time.get_ylabel()
     assert "(GB)" in memory.get_ylabel()
 
@@ -176,9 +248,15 @@ def test_the_picture_is_log_log_with_every_point_and_a_line_a_fit():
 def test_multiply_adds_of_a_small_net_by_hand():
     maps = benchmark_shares.linear_maps(build_model("cnn", SMALL, 3))
     # 3×3 over 3 channels to 16 at 8×8; 3×3 over 16 to 32 at 4×4; 2·2·32 to 64; 64 to 3.
-    assert [a.forward for a in maps] == [64 * 27 * 16, 16 * 144 * 32, 128 * 64, 64 * 3] == [27648, 73728, 8192, 192]
+    assert (
+        [a.forward for a in maps]
+        == [64 * 27 * 16, 16 * 144 * 32, 128 * 64, 64 * 3]
+        == [27648, 73728, 8192, 192]
+    )
     assert [a.first for a in maps] == [True, False, False, False]
-    table = benchmark_shares.needed(maps, 2, classes=3).set_index(["estimator", "part"])["multiply_adds"]
+    table = benchmark_shares.needed(maps, 2, classes=3).set_index(
+        ["estimator", "part"]
+    )["multiply_adds"]
     assert table["exact", "2 forward passes of 2 targets"] == 4 * 109760
     assert table["exact", "gradients of the sources"] == 2 * (109760 + 82112 + 109760)
     assert table["limit", "2 backward passes"] == 2 * 2 * 82112
@@ -187,23 +265,35 @@ def test_multiply_adds_of_a_small_net_by_hand():
 def test_multiply_adds_of_the_published_net():
     """ResNet-18 on 32×32: a stem of 7×7 at 16×16, stages at 8, 4, 2 and 1, and the classes."""
     stem = 16 * 16 * 7 * 7 * 3 * 64
-    stages = [4 * 64 * 9 * 64 * 64]  # positions · 3×3 · channels in · out, four convolutions
+    stages = [
+        4 * 64 * 9 * 64 * 64
+    ]  # positions · 3×3 · channels in · out, four convolutions
     for side, width in ((4, 128), (2, 256), (1, 512)):
-        stages.append(side**2 * width * (9 * width // 2 + 3 * 9 * width + width // 2))  # and the shortcut
+        stages.append(
+            side**2 * width * (9 * width // 2 + 3 * 9 * width + width // 2)
+        )  # and the shortcut
     maps = benchmark_shares.linear_maps(build_model("resnet18", (32, 32, 3), 3))
     assert sum(a.forward for a in maps) == stem + sum(stages) + 512 * 3
 
 
 def test_multiply_adds_of_a_contraction_by_hand():
-    dense = benchmark_shares.LinearMap(1, 1, inputs=5, outputs=4, has_bias=True, first=False)
+    dense = benchmark_shares.LinearMap(
+        1, 1, inputs=5, outputs=4, has_bias=True, first=False
+    )
     # 3 × 3 pairs: one product of inputs (5) and two of signals (4 each); the bias's two inner products of 4.
     assert dense.contraction(3, 3, m=2) == 9 * (5 + 2 * 4) + 9 * 2 * 4
-    conv = benchmark_shares.LinearMap(1, 16, inputs=9, outputs=2, has_bias=False, first=False)
+    conv = benchmark_shares.LinearMap(
+        1, 16, inputs=9, outputs=2, has_bias=False, first=False
+    )
     # 2 gradients of 9 × 2 over 16 positions each, and 2 × 2 inner products; pairwise it were 4·256·(9 + 2).
     assert conv.contraction(2, 2, m=1) == (2 * 16 + 4) * 18
-    grouped = benchmark_shares.LinearMap(3, 16, inputs=9, outputs=2, has_bias=False, first=False)
+    grouped = benchmark_shares.LinearMap(
+        3, 16, inputs=9, outputs=2, has_bias=False, first=False
+    )
     assert grouped.contraction(2, 2, m=1) == 3 * conv.contraction(2, 2, m=1)
-    square = benchmark_shares.LinearMap(1, 4, inputs=90, outputs=80, has_bias=False, first=False, pixels=4, window=9)
+    square = benchmark_shares.LinearMap(
+        1, 4, inputs=90, outputs=80, has_bias=False, first=False, pixels=4, window=9
+    )
     # 4 × 4 products of pixels (10), which are summed under the windows of 4 × 4 pairs, and one product of signals (80).
     assert square.contraction(2, 2, m=1) == 4 * (16 * (10 + 16) + 16 * 80)
 
@@ -214,7 +304,14 @@ QUICK = "--model mlp --points 3 --repeats 1 --torch-repeats 0 --sizes 3 --exact-
 def test_the_comparison_runs_and_is_written(tmp_path, capsys):
     assert benchmark.main([*QUICK.split(), "--out", str(tmp_path)]) == 0
     comparison = srel_tf.read_frame(tmp_path / "comparison.csv")
-    procedures = {"forward pass", "limit", "exact", "auto at η = 1e-06", "naive loop", "published procedure"}
+    procedures = {
+        "forward pass",
+        "limit",
+        "exact",
+        "auto at η = 1e-06",
+        "naive loop",
+        "published procedure",
+    }
     assert set(comparison["procedure"]) == procedures
     assert {p.name for p in tmp_path.iterdir()} == {"comparison.csv", "comparison.json"}
     printed = capsys.readouterr().out
@@ -242,7 +339,9 @@ def test_all_parts_run_and_are_written(tmp_path):
     }
 
 
-@pytest.mark.parametrize("options", ["--points 2", "--repeats 0", "--sizes 30 30", "--rounds 0"])
+@pytest.mark.parametrize(
+    "options", ["--points 2", "--repeats 0", "--sizes 30 30", "--rounds 0"]
+)
 def test_bad_options_get_a_named_error(options, capsys):
     assert benchmark.main(options.split()) == 1
     assert options.split()[0] in capsys.readouterr().err
@@ -250,10 +349,15 @@ def test_bad_options_get_a_named_error(options, capsys):
 
 def test_a_failed_process_is_an_error_with_its_last_words(tmp_path, monkeypatch):
     python = tmp_path / "python"
-    python.write_text("#!/bin/sh\necho first >&2; echo 'ResourceExhaustedError: no memory' >&2; exit 1\n")
+    python.write_text(
+        "#!/bin/sh\necho first >&2; echo 'ResourceExhaustedError: no memory' >&2; exit 1\n"
+    )
     python.chmod(0o755)
     monkeypatch.setattr("sys.executable", str(python))
-    with pytest.raises(srel_tf.SRelError, match=r"limit with 30 points .* ResourceExhaustedError: no memory"):
+    with pytest.raises(
+        srel_tf.SRelError,
+        match=r"limit with 30 points .* ResourceExhaustedError: no memory",
+    ):
         benchmark_growth.growth("resnet18", sizes=(30,))
 
 
@@ -262,6 +366,9 @@ def test_a_layer_without_a_counterpart_in_torch_is_refused():
     from train.benchmark_torch import AsTorch
 
     inputs = keras.Input(SMALL)
-    for layer in (keras.layers.Conv2D(2, 3, activation="tanh"), keras.layers.AveragePooling2D(2)):
+    for layer in (
+        keras.layers.Conv2D(2, 3, activation="tanh"),
+        keras.layers.AveragePooling2D(2),
+    ):
         with pytest.raises(srel_tf.ModelError, match=layer.name):
             AsTorch(keras.Model(inputs, layer(inputs)))

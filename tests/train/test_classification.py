@@ -24,8 +24,27 @@ from train.data import load
 # 406 training images: 4 updates an epoch, measured at 0, 2 and 4.
 TINY = "--model mlp --epochs 1 --batch-size 100 --every 2 --per-class 2 --update sgd fresh_adam".split()  # noqa: SIM905
 SCHEMA = [
-    *("run", "seed", "step", "epoch", "measure", "update", "estimator", "method", "learning_rate"),
-    *("source_id", "source_class", "target_id", "target_class", "numerator", "denominator", "srel", "valid"),
+    *(
+        "run",
+        "seed",
+        "step",
+        "epoch",
+        "measure",
+        "update",
+        "estimator",
+        "method",
+        "learning_rate",
+    ),
+    *(
+        "source_id",
+        "source_class",
+        "target_id",
+        "target_class",
+        "numerator",
+        "denominator",
+        "srel",
+        "valid",
+    ),
 ]
 
 
@@ -56,9 +75,18 @@ def done(tmp_path_factory):
 
 def test_it_ends_well_and_leaves_its_files(done):
     assert (done.status, done.err) == (0, "")
-    found = {str(p.relative_to(done.path)) for p in done.path.rglob("*") if p.is_file()} - {".lock"}
+    found = {
+        str(p.relative_to(done.path)) for p in done.path.rglob("*") if p.is_file()
+    } - {".lock"}
     assert found == {
-        *("settings.json", "environment.json", "data.json", "pairs.csv", "separation.csv", "history.csv"),
+        *(
+            "settings.json",
+            "environment.json",
+            "data.json",
+            "pairs.csv",
+            "separation.csv",
+            "history.csv",
+        ),
         *("figures/history.png", "figures/srel-sgd.png", "figures/srel-fresh_adam.png"),
         *("seed-0/frame.parquet", "seed-0/history.csv", "seed-0/seed.json"),
     }
@@ -68,13 +96,21 @@ def test_the_frame(done):
     frame = done.frame()
     assert list(frame.columns) == SCHEMA
     assert len(frame) == 3 * 2 * 2 * 6 * 6  # steps, measures, rules, sources, targets
-    assert not frame.duplicated(["step", "measure", "update", "source_id", "target_id"]).any()
-    assert frame.groupby("step")["epoch"].unique().map(list).to_dict() == {0: [0.0], 2: [0.5], 4: [1.0]}
+    assert not frame.duplicated(
+        ["step", "measure", "update", "source_id", "target_id"]
+    ).any()
+    assert frame.groupby("step")["epoch"].unique().map(list).to_dict() == {
+        0: [0.0],
+        2: [0.5],
+        4: [1.0],
+    }
     assert set(frame["update"]) == {"sgd", "fresh_adam"}
     assert set(frame["measure"]) == {"kl", "l1"}
     assert list(frame["source_class"].unique()) == ["3", "5", "8"]
     constant = frame[["run", "seed", "estimator", "learning_rate"]].drop_duplicates()
-    assert constant.to_numpy().tolist() == [["seed-0", 0, "exact", float(np.float32(0.05))]]
+    assert constant.to_numpy().tolist() == [
+        ["seed-0", 0, "exact", float(np.float32(0.05))]
+    ]
     own = frame[(frame["source_id"] == frame["target_id"]) & frame["valid"]]
     assert (own["srel"] == 1).all()
     assert frame["valid"].mean() > 0.9
@@ -84,21 +120,38 @@ def test_probe_and_data_are_written_down(done):
     images = load("digits", classes=["3", "5", "8"])
     about = done.json("seed-0/seed.json")
     assert about["updates"] == 4
-    assert about["data_fingerprint"] == done.json("data.json")["fingerprint"] == images.fingerprint
+    assert (
+        about["data_fingerprint"]
+        == done.json("data.json")["fingerprint"]
+        == images.fingerprint
+    )
     ids, frame = about["probe_ids"], done.frame()
     assert len(set(ids)) == 6
-    positions = [images.train.ids.tolist().index(i) for i in ids]  # the set's own positions, all of them in training
+    positions = [
+        images.train.ids.tolist().index(i) for i in ids
+    ]  # the set's own positions, all of them in training
     names = [images.class_names[label] for label in images.train.y[positions]]
-    assert names == frame.drop_duplicates("source_id")["source_class"].tolist() == ["3", "3", "5", "5", "8", "8"]
+    assert (
+        names
+        == frame.drop_duplicates("source_id")["source_class"].tolist()
+        == ["3", "3", "5", "5", "8", "8"]
+    )
 
 
 def test_tables(done):
     pairs = srel_tf.read_frame(done.path / "pairs.csv")
-    pd.testing.assert_frame_equal(pairs, srel_tf.smooth(done.frame()), check_exact=False, rtol=1e-12)
+    pd.testing.assert_frame_equal(
+        pairs, srel_tf.smooth(done.frame()), check_exact=False, rtol=1e-12
+    )
     separation = srel_tf.read_frame(done.path / "separation.csv")
-    pd.testing.assert_frame_equal(separation, srel_tf.separation(done.frame()), check_exact=False, rtol=1e-12)
+    pd.testing.assert_frame_equal(
+        separation, srel_tf.separation(done.frame()), check_exact=False, rtol=1e-12
+    )
     history = srel_tf.read_frame(done.path / "history.csv")
-    assert history[["run", "epoch", "split"]].to_numpy().tolist() == [["seed-0", 1, "train"], ["seed-0", 1, "test"]]
+    assert history[["run", "epoch", "split"]].to_numpy().tolist() == [
+        ["seed-0", 1, "train"],
+        ["seed-0", 1, "test"],
+    ]
     assert history["accuracy"].between(0, 1).all()
 
 
@@ -106,20 +159,40 @@ def test_what_is_printed(done):
     last = srel_tf.smooth(done.frame()).query("step == 4")
     for (update, measure), rows in last.groupby(["update", "measure"]):
         lines = done.out.splitlines()
-        (start,) = [i for i, line in enumerate(lines) if line.startswith(f"Definition 3, {measure}, update {update},")]
+        (start,) = [
+            i
+            for i, line in enumerate(lines)
+            if line.startswith(f"Definition 3, {measure}, update {update},")
+        ]
         printed = [line.split() for line in lines[start + 3 : start + 6]]
-        expected = rows.pivot(index="source_class", columns="target_class", values="mean")
-        assert printed == [[name, *(f"{v:.3f}" for v in expected.loc[name, ["3", "5", "8"]])] for name in "358"]
+        expected = rows.pivot(
+            index="source_class", columns="target_class", values="mean"
+        )
+        assert printed == [
+            [name, *(f"{v:.3f}" for v in expected.loc[name, ["3", "5", "8"]])]
+            for name in "358"
+        ]
         assert f"{rows['n_valid'].sum()} of 36 entries valid" in lines[start]
     assert "Separation of intra-class from inter-class pairs" in done.out
     assert "Loss (nats) and accuracy" in done.out
     assert "S_rel (sgd): 3 measurements, 6 sources x 6 targets" in done.out
-    paths = [Path(line.strip()) for line in done.out.splitlines() if line.strip().startswith(str(done.path))]
-    assert {p.name for p in paths} >= {"frame.parquet", "pairs.csv", "srel-sgd.png", "srel-fresh_adam.png"}
+    paths = [
+        Path(line.strip())
+        for line in done.out.splitlines()
+        if line.strip().startswith(str(done.path))
+    ]
+    assert {p.name for p in paths} >= {
+        "frame.parquet",
+        "pairs.csv",
+        "srel-sgd.png",
+        "srel-fresh_adam.png",
+    }
     assert all(p.is_file() for p in paths)
 
 
-def test_an_interrupted_run_goes_again_and_repeats_bit_for_bit(done, tmp_path, monkeypatch):
+def test_an_interrupted_run_goes_again_and_repeats_bit_for_bit(
+    done, tmp_path, monkeypatch
+):
     def interrupt(self, batch, logs=None):
         if batch == 2:
             raise KeyboardInterrupt
@@ -127,26 +200,43 @@ def test_an_interrupted_run_goes_again_and_repeats_bit_for_bit(done, tmp_path, m
     monkeypatch.setattr(keras.callbacks.TerminateOnNaN, "on_train_batch_end", interrupt)
     stopped = command(tmp_path, "--seeds", 0, "--update", "sgd")
     assert stopped.status == 130
-    assert "interrupted: what was measured is saved; the same command with --resume goes on" in stopped.err
+    assert (
+        "interrupted: what was measured is saved; the same command with --resume goes on"
+        in stopped.err
+    )
     assert not (tmp_path / "seed-0" / "seed.json").exists()
     whole = done.frame().query("update == 'sgd'").reset_index(drop=True)
-    pd.testing.assert_frame_equal(stopped.frame(), whole[whole["step"] < 3], check_exact=True)
+    pd.testing.assert_frame_equal(
+        stopped.frame(), whole[whole["step"] < 3], check_exact=True
+    )
 
     monkeypatch.undo()
     again = command(tmp_path, "--seeds", 0, "--update", "sgd")
     assert again.status == 0
     pd.testing.assert_frame_equal(again.frame(), whole, check_exact=True)
-    assert again.json("seed-0/seed.json")["probe_ids"] == done.json("seed-0/seed.json")["probe_ids"]
+    assert (
+        again.json("seed-0/seed.json")["probe_ids"]
+        == done.json("seed-0/seed.json")["probe_ids"]
+    )
 
 
 def test_a_finished_seed_is_kept_and_another_added(done):
-    before = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in (done.path / "seed-0").iterdir()}
+    before = {
+        p: (p.read_bytes(), p.stat().st_mtime_ns)
+        for p in (done.path / "seed-0").iterdir()
+    }
     more = command(done.path, "--seeds", 0, 1)
     assert more.status == 0
     assert "seed 0: measured already" in more.out
-    assert {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in (done.path / "seed-0").iterdir()} == before
+    assert {
+        p: (p.read_bytes(), p.stat().st_mtime_ns)
+        for p in (done.path / "seed-0").iterdir()
+    } == before
     assert not more.frame(1)["srel"].equals(more.frame(0)["srel"])
-    assert set(srel_tf.read_frame(done.path / "pairs.csv")["run"]) == {"seed-0", "seed-1"}
+    assert set(srel_tf.read_frame(done.path / "pairs.csv")["run"]) == {
+        "seed-0",
+        "seed-1",
+    }
     assert "mean over 2 runs" in more.out
 
 
@@ -186,16 +276,24 @@ def test_select_top_keeps_the_classes_of_best_test_accuracy(selected):
     assert list(accuracy) == list("0123456789")
     assert len(kept) == 2
     assert kept == sorted(kept)
-    assert min(accuracy[c] for c in kept) >= max(v for c, v in accuracy.items() if c not in kept)
+    assert min(accuracy[c] for c in kept) >= max(
+        v for c, v in accuracy.items() if c not in kept
+    )
     sizes = np.bincount(load("digits").test.y)
-    correct = sizes * [accuracy[c] for c in accuracy]  # a class's accuracy is a share of its own test images
+    correct = sizes * [
+        accuracy[c] for c in accuracy
+    ]  # a class's accuracy is a share of its own test images
     np.testing.assert_allclose(correct, correct.round(), atol=1e-9)
     assert list(selected.frame()["source_class"].unique()) == kept
-    assert all(f"{c}: test accuracy {accuracy[c]:.3f} (kept)" in selected.out for c in kept)
+    assert all(
+        f"{c}: test accuracy {accuracy[c]:.3f} (kept)" in selected.out for c in kept
+    )
     assert selected.out.count("(kept)") == 2
 
 
-def test_an_interrupted_selection_goes_on_and_chooses_the_same(selected, tmp_path, monkeypatch):
+def test_an_interrupted_selection_goes_on_and_chooses_the_same(
+    selected, tmp_path, monkeypatch
+):
     """No update is made twice, and nothing is chosen by a half-trained net."""
     updates = []
 
@@ -218,7 +316,9 @@ def test_an_interrupted_selection_goes_on_and_chooses_the_same(selected, tmp_pat
     assert command(tmp_path, *SELECT, "--resume").status == 0
     assert updates == list(range(1, len(updates) + 1))
     assert len(updates) > 10
-    assert (tmp_path / "selection.json").read_bytes() == (selected.path / "selection.json").read_bytes()
+    assert (tmp_path / "selection.json").read_bytes() == (
+        selected.path / "selection.json"
+    ).read_bytes()
     assert not (tmp_path / "selection.parts").exists()
 
 
@@ -229,7 +329,10 @@ def test_an_interrupted_selection_goes_on_and_chooses_the_same(selected, tmp_pat
         (["--classes", "3", "3"], "chosen twice"),
         (["--per-class", 500], r"class 0 has \d+ examples, 500 are wanted"),
         (["--per-class", 0], "per_class=0"),
-        (["--measures", "kl", "l3"], "unknown measure 'l3'.*kl, l1, l2, raw_l1, raw_l2, published_kl, published_l2"),
+        (
+            ["--measures", "kl", "l3"],
+            "unknown measure 'l3'.*kl, l1, l2, raw_l1, raw_l2, published_kl, published_l2",
+        ),
         (["--update", "newton"], "unknown update rule 'newton'.*sgd"),
         (["--update", "sgd", "sgd"], "--update sgd sgd"),
         (["--estimator", "guess"], "unknown estimator 'guess'.*exact"),
@@ -268,7 +371,15 @@ def test_an_output_directory_that_cannot_be_written(tmp_path):
 
 def test_the_module_is_a_command(tmp_path):
     """The exit status reaches the shell, without a traceback."""
-    arguments = [sys.executable, "-m", "train.classification", "--model", "vgg", "--out", str(tmp_path)]
+    arguments = [
+        sys.executable,
+        "-m",
+        "train.classification",
+        "--model",
+        "vgg",
+        "--out",
+        str(tmp_path),
+    ]
     failed = subprocess.run(arguments, capture_output=True, text=True, check=False)
     assert failed.returncode == 1
     assert "error: unknown model 'vgg'" in failed.stderr

@@ -23,7 +23,9 @@ PUBLISHED = np.array([0.4914, 0.4822, 0.4465]), np.array([0.2023, 0.1994, 0.2010
 def data_dir(tmp_path_factory):
     root = tmp_path_factory.mktemp("tfds")
     write_set(root, "cifar10", {"train": TRAIN, "test": TEST}, NAMES, shard=20)
-    write_set(root, "svhn_cropped", {"train": TRAIN, "test": TEST}, ["0", "1", "2", "3"])
+    write_set(
+        root, "svhn_cropped", {"train": TRAIN, "test": TEST}, ["0", "1", "2", "3"]
+    )
     grey = random_images(30, channels=1), np.arange(30) % 3
     write_set(root, "grey", {"train": grey, "validation": grey}, ["a", "b", "c"])
     return root
@@ -37,15 +39,25 @@ def pixels(data, split):
 def test_arrays_equal_what_was_written(data_dir):
     data = load("cifar10", data_dir)
     for split, (images, labels) in ((data.train, TRAIN), (data.test, TEST)):
-        assert (split.x.dtype, split.y.dtype, split.ids.dtype) == (np.float32, np.int64, np.int64)
-        np.testing.assert_allclose(split.x, (images / 255 - PUBLISHED[0]) / PUBLISHED[1], atol=2e-6)
+        assert (split.x.dtype, split.y.dtype, split.ids.dtype) == (
+            np.float32,
+            np.int64,
+            np.int64,
+        )
+        np.testing.assert_allclose(
+            split.x, (images / 255 - PUBLISHED[0]) / PUBLISHED[1], atol=2e-6
+        )
         np.testing.assert_array_equal(split.y, labels)
-        np.testing.assert_array_equal(split.ids, np.arange(len(labels)))  # over three files
+        np.testing.assert_array_equal(
+            split.ids, np.arange(len(labels))
+        )  # over three files
     assert data.class_names == tuple(NAMES)
     assert (data.name, data.input_shape, data.num_classes) == ("cifar10", (8, 8, 3), 4)
 
 
-@pytest.mark.parametrize("classes", [["ship", "airplane"], [3, 0], ["3", "0"], ["ship", np.int64(0)]])
+@pytest.mark.parametrize(
+    "classes", [["ship", "airplane"], [3, 0], ["3", "0"], ["ship", np.int64(0)]]
+)
 def test_classes_are_numbered_in_the_order_given(data_dir, classes):
     data = load("cifar10", data_dir, classes)
     images, labels = TRAIN
@@ -82,13 +94,27 @@ def test_bad_classes(data_dir, classes, message):
 def test_class_without_images(tmp_path):
     names = ["a", "b", "c", "d"]
     write_set(
-        tmp_path, "part", {"train": (TRAIN[0][:20], np.arange(20) % 2 * 2), "test": (TEST[0], TEST[1] // 2 * 2)}, names
+        tmp_path,
+        "part",
+        {
+            "train": (TRAIN[0][:20], np.arange(20) % 2 * 2),
+            "test": (TEST[0], TEST[1] // 2 * 2),
+        },
+        names,
     )
     assert load("part", tmp_path).class_names == ("a", "c")
-    with pytest.raises(DatasetError, match=r"class 'b' \(label 1\) has no images in split 'train'.*choose from a, c"):
+    with pytest.raises(
+        DatasetError,
+        match=r"class 'b' \(label 1\) has no images in split 'train'.*choose from a, c",
+    ):
         load("part", tmp_path, ["a", "b"])
-    write_set(tmp_path, "halves", {"train": TRAIN, "test": (TEST[0], TEST[1] // 2)}, names)
-    with pytest.raises(DatasetError, match=r"class 'c' \(label 2\) has no images in split 'test'.*choose from a, b"):
+    write_set(
+        tmp_path, "halves", {"train": TRAIN, "test": (TEST[0], TEST[1] // 2)}, names
+    )
+    with pytest.raises(
+        DatasetError,
+        match=r"class 'c' \(label 2\) has no images in split 'test'.*choose from a, b",
+    ):
         load("halves", tmp_path)
     assert load("halves", tmp_path, [1, 0]).class_names == ("b", "a")
 
@@ -99,7 +125,9 @@ def test_other_sets_have_their_own_statistics_of_the_chosen_classes(data_dir):
         data = load("grey", data_dir, ["a", "c"], augment=augment)
         np.testing.assert_allclose(data.mean, [images.mean()], rtol=1e-12)
         np.testing.assert_allclose(data.std, [images.std()], rtol=1e-12)
-        np.testing.assert_allclose(data.test.x, (images - images.mean()) / images.std(), atol=2e-6)
+        np.testing.assert_allclose(
+            data.test.x, (images - images.mean()) / images.std(), atol=2e-6
+        )
 
 
 def test_digits():
@@ -107,11 +135,20 @@ def test_digits():
     assert (data.input_shape, data.class_names) == ((8, 8, 1), tuple("0123456789"))
     ids = np.concatenate([data.train.ids, data.test.ids])
     np.testing.assert_array_equal(np.sort(ids), np.arange(1797))
-    x, y = np.concatenate([data.train.x, data.test.x]), np.concatenate([data.train.y, data.test.y])
-    np.testing.assert_allclose((x * data.std + data.mean)[..., 0], digits.images[ids] / 16, atol=1e-6)
+    x, y = (
+        np.concatenate([data.train.x, data.test.x]),
+        np.concatenate([data.train.y, data.test.y]),
+    )
+    np.testing.assert_allclose(
+        (x * data.std + data.mean)[..., 0], digits.images[ids] / 16, atol=1e-6
+    )
     np.testing.assert_array_equal(y, digits.target[ids])
-    np.testing.assert_allclose([data.train.x.mean(), data.train.x.std()], [0, 1], atol=1e-5)
-    np.testing.assert_allclose(np.bincount(data.test.y) / np.bincount(y), 0.25, atol=0.005)
+    np.testing.assert_allclose(
+        [data.train.x.mean(), data.train.x.std()], [0, 1], atol=1e-5
+    )
+    np.testing.assert_allclose(
+        np.bincount(data.test.y) / np.bincount(y), 0.25, atol=0.005
+    )
     some = load("digits", classes=[7, "3"], image_size=16)
     assert some.input_shape == (16, 16, 1)
     assert (digits.target[some.test.ids] == np.array([7, 3])[some.test.y]).all()
@@ -129,7 +166,9 @@ def test_digits_need_no_tfds():
 def candidates(image, padding=4):
     """Every crop of a padded image, plain and flipped, by row, column and flip."""
     height, width, channels = image.shape
-    padded = np.zeros((height + 2 * padding, width + 2 * padding, channels), image.dtype)
+    padded = np.zeros(
+        (height + 2 * padding, width + 2 * padding, channels), image.dtype
+    )
     padded[padding : padding + height, padding : padding + width] = image
     for row in range(2 * padding + 1):
         for column in range(2 * padding + 1):
@@ -143,22 +182,33 @@ def test_augmentation_equals_a_loop():
     made = crop_and_flip(images, np.random.default_rng(3))
     rng = np.random.default_rng(3)
     corners, flips = rng.integers(0, 9, (50, 2)), rng.random(50) < 0.5
-    for image, (row, column), flip, ours in zip(images, corners, flips, made, strict=True):
-        np.testing.assert_array_equal(ours, dict(candidates(image))[(row, column, bool(flip))])
+    for image, (row, column), flip, ours in zip(
+        images, corners, flips, made, strict=True
+    ):
+        np.testing.assert_array_equal(
+            ours, dict(candidates(image))[(row, column, bool(flip))]
+        )
 
 
 def found(data, split, images):
     """The crop that each example of a split is of the image of its id."""
     places = []
     for made, at in zip(np.rint(pixels(data, split)), split.ids, strict=True):
-        matches = [place for place, crop in candidates(images[at]) if np.array_equal(crop, made)]
+        matches = [
+            place
+            for place, crop in candidates(images[at])
+            if np.array_equal(crop, made)
+        ]
         assert matches, f"example {at} is no crop of its image"
         places.append(matches[0])
     return np.array(places)
 
 
 def test_frozen_augmentation_crops_and_flips_before_standardisation(data_dir):
-    plain, data = load("cifar10", data_dir), load("cifar10", data_dir, augment="frozen", seed=5)
+    plain, data = (
+        load("cifar10", data_dir),
+        load("cifar10", data_dir, augment="frozen", seed=5),
+    )
     places = found(data, data.train, TRAIN[0])
     assert places[:, :2].min() == 0
     assert places[:, :2].max() == 8
@@ -167,7 +217,10 @@ def test_frozen_augmentation_crops_and_flips_before_standardisation(data_dir):
 
 
 def test_seed(data_dir):
-    draws = [load("cifar10", data_dir, augment="frozen", test_images="train", seed=seed) for seed in (7, 7, 8)]
+    draws = [
+        load("cifar10", data_dir, augment="frozen", test_images="train", seed=seed)
+        for seed in (7, 7, 8)
+    ]
     for split in ("train", "test"):
         first, same, other = (getattr(draw, split).x for draw in draws)
         np.testing.assert_array_equal(first, same)
@@ -181,16 +234,27 @@ def test_test_images_from_the_training_images(data_dir):
     where = np.searchsorted(plain.train.ids, plain.test.ids)
     np.testing.assert_array_equal(plain.test.x, plain.train.x[where])
     np.testing.assert_array_equal(plain.test.y, plain.train.y[where])
-    frozen = load("cifar10", data_dir, ["ship", "bird"], augment="frozen", test_images="train", seed=2)
+    frozen = load(
+        "cifar10",
+        data_dir,
+        ["ship", "bird"],
+        augment="frozen",
+        test_images="train",
+        seed=2,
+    )
     np.testing.assert_array_equal(frozen.test.ids, plain.test.ids)
     drawn_anew = found(frozen, frozen.test, TRAIN[0])
-    assert (drawn_anew != found(frozen, frozen.train, TRAIN[0])[where]).any(axis=1).sum() >= 5
+    assert (drawn_anew != found(frozen, frozen.train, TRAIN[0])[where]).any(
+        axis=1
+    ).sum() >= 5
 
 
 def test_fifth():
     labels = np.repeat([0, 1, 2], [5000, 4002, 500])
     drawn = draw_fifth(labels, np.random.default_rng(0))
-    np.testing.assert_array_equal(np.bincount(labels[drawn]), [1000, 800, 100])  # published.md's table
+    np.testing.assert_array_equal(
+        np.bincount(labels[drawn]), [1000, 800, 100]
+    )  # published.md's table
     assert len(set(drawn)) == 1900
     with pytest.raises(DatasetError, match="class 1 has 4 training images"):
         draw_fifth(np.repeat([0, 1], [9, 4]), np.random.default_rng(0))
@@ -201,10 +265,15 @@ def test_fingerprint(data_dir, tmp_path):
     assert first == load("cifar10", data_dir, augment="frozen", seed=9).fingerprint
     assert len(bytes.fromhex(first)) == 32
     leaked = [
-        load("cifar10", data_dir, test_images="train", seed=seed, augment=a) for seed, a in ((0, "none"), (1, "frozen"))
+        load("cifar10", data_dir, test_images="train", seed=seed, augment=a)
+        for seed, a in ((0, "none"), (1, "frozen"))
     ]
     assert leaked[0].fingerprint == leaked[1].fingerprint
-    prints = {first, load("cifar10", data_dir, [0, 1]).fingerprint, load("cifar10", data_dir, [1, 0]).fingerprint}
+    prints = {
+        first,
+        load("cifar10", data_dir, [0, 1]).fingerprint,
+        load("cifar10", data_dir, [1, 0]).fingerprint,
+    }
     images, labels = TRAIN
     pixel, swapped = images.copy(), np.r_[1, 0, 2:60]
     pixel[17, 3, 4, 1] ^= 1
@@ -220,7 +289,13 @@ def test_fingerprint(data_dir, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "option", [{"augment": "random"}, {"test_images": "validation"}, {"image_size": 0}, {"image_size": (8, 8, 3)}]
+    "option",
+    [
+        {"augment": "random"},
+        {"test_images": "validation"},
+        {"image_size": 0},
+        {"image_size": (8, 8, 3)},
+    ],
 )
 def test_bad_options(option):
     with pytest.raises(OptionError, match=next(iter(option))):

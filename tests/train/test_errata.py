@@ -13,7 +13,13 @@ import srel_tf
 from srel_tf import hypotheses
 from srel_tf.files import write_json
 from tests.made_up import probe, result
-from train import errata, errata_classification, errata_penalized, errata_protocol, errata_theorems
+from train import (
+    errata,
+    errata_classification,
+    errata_penalized,
+    errata_protocol,
+    errata_theorems,
+)
 from train.condense import condense
 from train.errata_evidence import Evidence
 from train.models import build_model
@@ -21,7 +27,11 @@ from train.seed_marks import mark_as_finished
 
 SEEDS = (0, 1, 2)
 MEASURES = ("kl", "l1", "published_kl", "published_l2")
-RULES = {"sgd η=0.0001": ("sgd", 1e-4), "sgd η=0.001": ("sgd", 1e-3), "fresh_adam": ("fresh_adam", 1e-4)}
+RULES = {
+    "sgd η=0.0001": ("sgd", 1e-4),
+    "sgd η=0.001": ("sgd", 1e-3),
+    "fresh_adam": ("fresh_adam", 1e-4),
+}
 STEPS = {"crossed": (0, 8, 12), "published": (1, 5, 12)}  # Four an epoch.
 
 
@@ -30,9 +40,14 @@ def made_up_run(path, protocol):
     animals, frames = probe(4, 3), []
     for seed in SEEDS:
         parts = [
-            result(animals, step, MEASURES, update, eta, seed=100 * seed + 10 * r + len(protocol)).to_frame(
-                f"seed-{seed}", seed, step / 4
-            )
+            result(
+                animals,
+                step,
+                MEASURES,
+                update,
+                eta,
+                seed=100 * seed + 10 * r + len(protocol),
+            ).to_frame(f"seed-{seed}", seed, step / 4)
             for step in STEPS[protocol]
             for r, (update, eta) in enumerate(RULES.values())
             if protocol == "crossed" or update == "fresh_adam"
@@ -44,13 +59,24 @@ def made_up_run(path, protocol):
         folder = path / f"seed-{seed}"
         folder.mkdir(parents=True)
         srel_tf.write_frame(frames[-1], folder / "frame.parquet")
-        accuracy = [(e, s, 0.1 * e + 0.01 * seed + 0.05 * (s == "train")) for e in (1, 2, 3) for s in ("train", "test")]
+        accuracy = [
+            (e, s, 0.1 * e + 0.01 * seed + 0.05 * (s == "train"))
+            for e in (1, 2, 3)
+            for s in ("train", "test")
+        ]
         leak = 0.02 * (seed + 1) * (protocol == "published")
-        history = [(f"seed-{seed}", seed, e, s, 1.0, a + leak * (s == "test")) for e, s, a in accuracy]
+        history = [
+            (f"seed-{seed}", seed, e, s, 1.0, a + leak * (s == "test"))
+            for e, s, a in accuracy
+        ]
         columns = ["run", "seed", "epoch", "split", "loss", "accuracy"]
-        srel_tf.write_frame(pd.DataFrame(history, columns=columns), folder / "history.csv")
+        srel_tf.write_frame(
+            pd.DataFrame(history, columns=columns), folder / "history.csv"
+        )
         digest = "same" if seed < 2 else protocol
-        mark_as_finished(folder, {"seed": seed, "seconds": 1.0, "weights_sha256": digest})
+        mark_as_finished(
+            folder, {"seed": seed, "seconds": 1.0, "weights_sha256": digest}
+        )
     for name in ("settings.json", "environment.json"):
         write_json(path / name, {})
     return pd.concat(frames, ignore_index=True)
@@ -60,19 +86,33 @@ def made_up_run(path, protocol):
 def runs(tmp_path_factory):
     """(Evidence, {protocol: frame}) of made-up CIFAR-10 runs."""
     path, frames = tmp_path_factory.mktemp("errata"), {}
-    with pytest.MonkeyPatch.context() as patch:  # Verdicts are not looked at: few resamples.
-        patch.setattr(hypotheses, "class_claim", partial(hypotheses.class_claim, resamples=2))
+    with (
+        pytest.MonkeyPatch.context() as patch
+    ):  # Verdicts are not looked at: few resamples.
+        patch.setattr(
+            hypotheses, "class_claim", partial(hypotheses.class_claim, resamples=2)
+        )
         for protocol in STEPS:
             frames[protocol] = made_up_run(path / protocol, protocol)
-            condense(path / protocol, path / f"results/cifar10-{protocol}", (STEPS[protocol][-1],))
+            condense(
+                path / protocol,
+                path / f"results/cifar10-{protocol}",
+                (STEPS[protocol][-1],),
+            )
     return Evidence(path / "results"), frames
 
 
 def chosen(frame, measure, rule, first_epoch=0.0):
     """Rows of a measure and rule from an epoch on, diagonal left out."""
     update, eta = RULES[rule]
-    rows = frame[(frame["measure"] == measure) & (frame["update"] == update) & (frame["learning_rate"] == eta)]
-    return rows[(rows["epoch"] >= first_epoch) & (rows["source_id"] != rows["target_id"])]
+    rows = frame[
+        (frame["measure"] == measure)
+        & (frame["update"] == update)
+        & (frame["learning_rate"] == eta)
+    ]
+    return rows[
+        (rows["epoch"] >= first_epoch) & (rows["source_id"] != rows["target_id"])
+    ]
 
 
 def interval(values):
@@ -99,45 +139,72 @@ def brute_force_auc(frame, measure, rule):
 
 def test_1_torch_kl_div_of_probabilities_at_rest_and_its_range():
     p = np.random.default_rng(0).dirichlet([0.3, 1, 2], size=500)
-    torch_kl_div = [sum(q * (math.log(q) - q) for q in row) / 3 for row in p]  # kl_div(input=p, target=p), "mean"
-    np.testing.assert_allclose(errata_classification.unmoved_published_kl(p), torch_kl_div, rtol=1e-12)
+    torch_kl_div = [
+        sum(q * (math.log(q) - q) for q in row) / 3 for row in p
+    ]  # kl_div(input=p, target=p), "mean"
+    np.testing.assert_allclose(
+        errata_classification.unmoved_published_kl(p), torch_kl_div, rtol=1e-12
+    )
     bracket = errata_classification.entropy_and_square(p)
-    np.testing.assert_allclose(bracket, stats.entropy(p, axis=1) + np.linalg.norm(p, axis=1) ** 2, rtol=1e-12)
+    np.testing.assert_allclose(
+        bracket, stats.entropy(p, axis=1) + np.linalg.norm(p, axis=1) ** 2, rtol=1e-12
+    )
     assert (bracket >= 1).all()
     assert (bracket <= math.log(3) + 1 / 3).all()
     corners, uniform = np.eye(3), np.full(3, 1 / 3)
     np.testing.assert_allclose(errata_classification.entropy_and_square(corners), 1)
-    np.testing.assert_allclose(errata_classification.entropy_and_square(uniform), math.log(3) + 1 / 3)
+    np.testing.assert_allclose(
+        errata_classification.entropy_and_square(uniform), math.log(3) + 1 / 3
+    )
     grid = errata_classification.simplex(6)
     assert len(grid) == math.comb(8, 2)
     np.testing.assert_allclose(grid.sum(axis=1), 1)
 
 
 def test_1_effect_is_read_from_the_runs(runs, monkeypatch):
-    monkeypatch.setattr(errata_classification, "srel_at_initialisation", lambda eta: np.ones((2, 2)))
+    monkeypatch.setattr(
+        errata_classification, "srel_at_initialisation", lambda eta: np.ones((2, 2))
+    )
     evidence, frames = runs
-    check, effect = errata_classification.published_kl(evidence._replace(srel=published_curves()))
+    check, effect = errata_classification.published_kl(
+        evidence._replace(srel=published_curves())
+    )
     assert f"[{1 / (math.log(3) + 1 / 3):.3f}, {math.log(3) + 1 / 3:.3f}]" in check
     for measure in ("kl", "published_kl"):
-        assert f"of {measure} {interval(brute_force_auc(frames['crossed'], measure, 'fresh_adam'))}" in effect
+        assert (
+            f"of {measure} {interval(brute_force_auc(frames['crossed'], measure, 'fresh_adam'))}"
+            in effect
+        )
     ranks = []
     for _, rows in frames["crossed"].groupby(["run", "step"]):
-        both = [chosen(rows, measure, "fresh_adam")["srel"].to_numpy() for measure in ("kl", "published_kl")]
+        both = [
+            chosen(rows, measure, "fresh_adam")["srel"].to_numpy()
+            for measure in ("kl", "published_kl")
+        ]
         ranks.append(stats.spearmanr(*both).statistic)
-    assert f"rank correlation of the two {np.mean(ranks):.2f}" in effect.split("fresh_adam")[1]
+    assert (
+        f"rank correlation of the two {np.mean(ranks):.2f}"
+        in effect.split("fresh_adam")[1]
+    )
     assert "begin between 0.900 and 1.100" in effect
     assert "75.0% of their values" in effect
 
 
 def published_curves():
-    return pd.DataFrame({"measure": "published_kl", "step": [0, 0, 9, 9], "srel": [0.9, 1.1, 0.2, 1.4]})
+    return pd.DataFrame(
+        {"measure": "published_kl", "step": [0, 0, 9, 9], "srel": [0.9, 1.1, 0.2, 1.4]}
+    )
 
 
 def test_2_first_adam_step_is_algorithm_1_of_kingma_and_ba():
-    g = np.concatenate([[0.0, 1e-12, -1e-8, 3.0], np.random.default_rng(0).normal(size=20) * 1e-6])
+    g = np.concatenate(
+        [[0.0, 1e-12, -1e-8, 3.0], np.random.default_rng(0).normal(size=20) * 1e-6]
+    )
     m, v = 0.1 * g, 0.001 * g**2
     expected = 1e-4 * (m / (1 - 0.9)) / (np.sqrt(v / (1 - 0.999)) + 1e-8)
-    np.testing.assert_allclose(errata_classification.first_adam_step(g, 1e-4), expected, rtol=1e-9)
+    np.testing.assert_allclose(
+        errata_classification.first_adam_step(g, 1e-4), expected, rtol=1e-9
+    )
 
 
 def test_2_gradient_against_a_difference_quotient():
@@ -148,12 +215,17 @@ def test_2_gradient_against_a_difference_quotient():
     weights = [w.numpy() for w in model.trainable_variables]
 
     def loss(distance):
-        for variable, value, slope in zip(model.trainable_variables, weights, parts, strict=True):
+        for variable, value, slope in zip(
+            model.trainable_variables, weights, parts, strict=True
+        ):
             variable.assign(value + distance * slope)
         return stats.entropy([0, 1, 0], np.asarray(keras.ops.softmax(model(x)))[0])
 
     cuts = np.cumsum([w.size for w in weights])[:-1]
-    parts = [g.reshape(w.shape) for g, w in zip(np.split(gradient, cuts), weights, strict=True)]
+    parts = [
+        g.reshape(w.shape)
+        for g, w in zip(np.split(gradient, cuts), weights, strict=True)
+    ]
     quotient = (loss(1e-3) - loss(-1e-3)) / 2e-3
     assert quotient == pytest.approx(gradient @ gradient, rel=1e-3)
 
@@ -165,7 +237,9 @@ def test_3_range_of_the_published_diagonal():
     ratio = np.abs(change).mean(axis=1) / np.sqrt((change**2).mean(axis=1))
     assert low <= ratio.min() < low + 1e-4
     assert high >= ratio.max() > high - 1e-4
-    np.testing.assert_allclose([low, high], [math.sqrt(2 / 3), math.sqrt(8 / 9)], atol=1e-6)
+    np.testing.assert_allclose(
+        [low, high], [math.sqrt(2 / 3), math.sqrt(8 / 9)], atol=1e-6
+    )
 
 
 def test_4_root_mean_square_is_bounded_by_the_denominators(runs):
@@ -174,7 +248,10 @@ def test_4_root_mean_square_is_bounded_by_the_denominators(runs):
     rows = rows[(rows["step"] == 12) & (rows["seed"] == 0)]
     smallest = rows["denominator"].min() / 3
     _, effect = errata_classification.epsilon(evidence)
-    assert f"step 12: where float32 resolves it r of the sources is at least {smallest:.1e}" in effect
+    assert (
+        f"step 12: where float32 resolves it r of the sources is at least {smallest:.1e}"
+        in effect
+    )
     change = np.random.default_rng(0).normal(size=(100, 3)) ** 3
     made = pd.DataFrame({"denominator": np.abs(change).sum(axis=1), "step": 0})
     bound = errata_classification.smallest_root_mean_square(made)[0]
@@ -188,7 +265,10 @@ def test_5_leaked_images_and_accuracies(runs):
     assert errata_protocol.share_trained_on("train") == 1
     assert errata_protocol.share_trained_on("test") == 0
     _, effect = errata_protocol.leaked_test_set(runs[0])
-    assert "0.350 on the leaked images, 0.360 in training, 0.310 on the real test images" in effect
+    assert (
+        "0.350 on the leaked images, 0.360 in training, 0.310 on the real test images"
+        in effect
+    )
     assert "the same to the last bit: 2)" in effect
     assert effect.endswith("+0.020, +0.040, +0.060")
 
@@ -196,7 +276,9 @@ def test_5_leaked_images_and_accuracies(runs):
 def test_6_coverage_and_width_by_simulation():
     draws = np.random.default_rng(0).normal(size=(200_000, 3))
     mean, band = draws.mean(axis=1), draws.std(axis=1)
-    assert np.mean(np.abs(mean) < band) == pytest.approx(errata_protocol.band_coverage(3), abs=0.005)
+    assert np.mean(np.abs(mean) < band) == pytest.approx(
+        errata_protocol.band_coverage(3), abs=0.005
+    )
     wide = errata_protocol.t_over_population(3) * band
     assert np.mean(np.abs(mean) < wide) == pytest.approx(0.95, abs=0.003)
     low, high = stats.ttest_1samp(draws[0], 0).confidence_interval()
@@ -206,30 +288,47 @@ def test_6_coverage_and_width_by_simulation():
 def test_6_bands_apart_by_loops(runs):
     evidence, _ = runs
     pairs = srel_tf.read_frame(evidence.results / "cifar10-published/pairs.parquet")
-    pairs = pairs[(pairs["measure"] == "published_kl") & (pairs["update"] == "fresh_adam")]
-    of_runs = {key: rows["mean"].to_numpy() for key, rows in pairs.groupby(["step", "source_class", "target_class"])}
+    pairs = pairs[
+        (pairs["measure"] == "published_kl") & (pairs["update"] == "fresh_adam")
+    ]
+    of_runs = {
+        key: rows["mean"].to_numpy()
+        for key, rows in pairs.groupby(["step", "source_class", "target_class"])
+    }
     for factor in (1, None):
         apart = []
         for (step, source, target), inter in of_runs.items():
             if source != target:
                 intra = of_runs[step, source, source]
-                widths = [np.diff(stats.ttest_1samp(v, 0).confidence_interval())[0] / 2 for v in (intra, inter)]
+                widths = [
+                    np.diff(stats.ttest_1samp(v, 0).confidence_interval())[0] / 2
+                    for v in (intra, inter)
+                ]
                 if factor:
                     widths = [factor * np.std(v) for v in (intra, inter)]
                 apart.append(np.mean(intra) - widths[0] > np.mean(inter) + widths[1])
         assert len(apart) == 3 * 6
         assert errata_protocol.separated(pairs, factor) == pytest.approx(np.mean(apart))
     assert np.isnan(errata_protocol.separated(pairs[pairs["seed"] == 0], 1))
-    assert errata_protocol.separated(pairs, None) < errata_protocol.separated(pairs, 1) < 1
+    assert (
+        errata_protocol.separated(pairs, None) < errata_protocol.separated(pairs, 1) < 1
+    )
 
 
 def test_7_diagonal_in_the_average(runs):
     evidence, frames = runs
     _, effect = errata_protocol.diagonal(evidence)
     rows = frames["published"]
-    rows = rows[(rows["measure"] == "published_kl") & (rows["update"] == "fresh_adam") & (rows["epoch"] >= 1)]
+    rows = rows[
+        (rows["measure"] == "published_kl")
+        & (rows["update"] == "fresh_adam")
+        & (rows["epoch"] >= 1)
+    ]
     rows = rows[rows["source_class"] == rows["target_class"]]
-    for name, kept in (("intra", rows), ("without the diagonal", rows[rows["source_id"] != rows["target_id"]])):
+    for name, kept in (
+        ("intra", rows),
+        ("without the diagonal", rows[rows["source_id"] != rows["target_id"]]),
+    ):
         assert f"{name} {interval(kept.groupby('run')['srel'].mean())}" in effect
     matrix = np.where(np.eye(20), 1, 0.5)
     assert f"{matrix.mean():.3f}" in errata_protocol.diagonal(evidence)[0]
@@ -237,7 +336,12 @@ def test_7_diagonal_in_the_average(runs):
 
 @pytest.mark.parametrize(("steps", "a_record"), [(46, 6), (58, 7), (60, 7)])
 def test_8_updates_that_are_measured(steps, a_record):
-    by_hand = [epoch * steps + batch + 1 for epoch in range(7) for batch in range(steps) if batch % 9 == 0]
+    by_hand = [
+        epoch * steps + batch + 1
+        for epoch in range(7)
+        for batch in range(steps)
+        if batch % 9 == 0
+    ]
     assert errata_protocol.measured_updates(steps) == by_hand
     assert len(by_hand) == 7 * a_record
 
@@ -248,10 +352,16 @@ def test_8_before_and_after_the_first_update(runs):
     means = []
     for protocol, step in (("crossed", 0), ("published", 1)):
         rows = frames[protocol]
-        rows = rows[(rows["step"] == step) & (rows["measure"] == "published_l2") & (rows["update"] == "fresh_adam")]
+        rows = rows[
+            (rows["step"] == step)
+            & (rows["measure"] == "published_l2")
+            & (rows["update"] == "fresh_adam")
+        ]
         means.append(rows[rows["source_class"] != rows["target_class"]]["srel"].mean())
     assert (
-        "published_l2, fresh_adam, mean of inter at initialisation {:.3f}, after one update {:.3f}".format(*means)
+        "published_l2, fresh_adam, mean of inter at initialisation {:.3f}, after one update {:.3f}".format(
+            *means
+        )
         in effect
     )
 
@@ -259,7 +369,12 @@ def test_8_before_and_after_the_first_update(runs):
 def test_9_class_accuracies_by_simulation():
     seen, deviation = errata_protocol.perfect_accuracy(100, 3, 64)
     rng, labels = np.random.default_rng(0), np.repeat([0, 1, 2], 100)
-    accuracies = np.array([np.bincount(rng.permutation(labels)[:256], minlength=3) / 100 for _ in range(4000)])
+    accuracies = np.array(
+        [
+            np.bincount(rng.permutation(labels)[:256], minlength=3) / 100
+            for _ in range(4000)
+        ]
+    )
     assert seen == 256
     assert accuracies.mean() == pytest.approx(256 / 300)
     assert accuracies.std() == pytest.approx(deviation, rel=0.03)
@@ -270,7 +385,9 @@ def test_9_denominators_of_published_accuracies(runs):
     counts = np.random.default_rng(0).integers(1000, 2816, 21)
     values = pd.Series((counts / 2816).round(6))
     assert errata_protocol.multiples(values, 2816) == 21
-    expected = sum(any(round(k / 3000, 6) == value for k in range(3001)) for value in values)
+    expected = sum(
+        any(round(k / 3000, 6) == value for k in range(3001)) for value in values
+    )
     assert errata_protocol.multiples(values, 3000) == expected < 21
     history = pd.DataFrame({"train_accuracy": values, "test_accuracy": values})
     effect = errata_protocol.class_accuracies(runs[0]._replace(history=history))[1]
@@ -282,20 +399,28 @@ def test_9_denominators_of_published_accuracies(runs):
 
 def test_10_and_15_coefficient_and_least_error():
     model, labels, w0 = errata_penalized.set_up()
-    assert errata_penalized.differentiated_coefficient(model, labels, w0[0]) == pytest.approx(1 / 2, rel=1e-6)
+    assert errata_penalized.differentiated_coefficient(
+        model, labels, w0[0]
+    ) == pytest.approx(1 / 2, rel=1e-6)
     # Between e₁ and e₂ the sum of both squared distances is least at their midpoint.
-    assert errata_penalized.least_error_to_both() == pytest.approx(2 * (0.5**2 + 0.5**2) / 2)
+    assert errata_penalized.least_error_to_both() == pytest.approx(
+        2 * (0.5**2 + 0.5**2) / 2
+    )
 
 
 @pytest.mark.parametrize(("spread", "variance"), [("variance", 2), ("deviation", 4)])
 def test_13_variance_of_the_inputs(spread, variance):
-    assert errata_penalized.input_variance(spread, 200, 10, 200) == pytest.approx(variance, rel=0.1)
+    assert errata_penalized.input_variance(spread, 200, 10, 200) == pytest.approx(
+        variance, rel=0.1
+    )
 
 
 def test_12_and_14_average_and_pairs():
     assert "is 20 times the sum over 400" in errata_penalized.divided_by_400(None)[0]
     check = errata_penalized.pairs_of_both_classes(None)[0]
-    assert check.startswith("drawn as it does, 20 of 20 “intra-class” pairs join the two classes, and 20 of 20")
+    assert check.startswith(
+        "drawn as it does, 20 of 20 “intra-class” pairs join the two classes, and 20 of 20"
+    )
 
 
 def squares(time, a=(1.0, 2.0), b=(1.0, 2.0), w0=(0.5, 0.5), theta=0.1):
@@ -311,7 +436,9 @@ def test_16_theorem_5_3_by_eq_36():
         assert srel == pytest.approx(expected, rel=1e-12)
         assert corrected <= srel * (1 + 1e-12)
         found = errata_theorems.srel_of_correlated_features(0.0, target, source, 5.0)
-        assert found == pytest.approx(abs(squares(5.0) @ (target * source)) / (squares(5.0) @ source**2), rel=1e-7)
+        assert found == pytest.approx(
+            abs(squares(5.0) @ (target * source)) / (squares(5.0) @ source**2), rel=1e-7
+        )
     srel, printed, _ = errata_theorems.theorem_5_3_case([1.0, 0.1], [1.0, 10.0])
     assert printed > 90 * srel
     assert errata_theorems.beyond_the_bound(20, "corrected") == 0
@@ -319,7 +446,9 @@ def test_16_theorem_5_3_by_eq_36():
 
 
 def eq_14(time, target, source):
-    w2 = squares(time, (1.0, 4.0, 9.0), (1.0, 1.0, 1.0), np.sqrt([0.5, 2.0, 4.0]), 0.001)
+    w2 = squares(
+        time, (1.0, 4.0, 9.0), (1.0, 1.0, 1.0), np.sqrt([0.5, 2.0, 4.0]), 0.001
+    )
     return np.multiply(target, source) @ w2 / (np.square(source) @ w2)
 
 
@@ -330,27 +459,46 @@ def test_17_and_21_eq_14():
     path = np.array([-1.0, -11.0, 1.0]) + np.sqrt([[1.0], [2.0], [100.0]])
     values = np.abs(eq_14(500.0, np.array([-1.0, -11.0, 1.0]), path))
     told = errata_theorems.figure_11()
-    assert "S_rel is {:.4f} at z = 1, {:.4f} at z = 2 and {:.4f} at z = 100".format(*values) in told
+    assert (
+        "S_rel is {:.4f} at z = 1, {:.4f} at z = 2 and {:.4f} at z = 100".format(
+            *values
+        )
+        in told
+    )
     assert told.endswith("rises from 1 to 10")
 
 
 def test_18_bound_of_theorem_5_1():
     target, source, values = np.array([1.0, 1.0, 0.5]), np.array([2.0, 0.1, 0.3]), []
     for time in (0.0, 100.0, 1000.0):
-        w2 = squares(time, (1.0, 4.0, 9.0), (1.0, 1.0, 1.0), np.sqrt([0.5, 2.0, 4.0]), 0.001)
-        values.append(np.linalg.norm(target * source) * np.linalg.norm(w2) / (source**2 @ w2))
-    assert "the bound is {:.3f}, {:.3f}, {:.3f}".format(*values) in errata_theorems.bound_in_time(None)[0]
+        w2 = squares(
+            time, (1.0, 4.0, 9.0), (1.0, 1.0, 1.0), np.sqrt([0.5, 2.0, 4.0]), 0.001
+        )
+        values.append(
+            np.linalg.norm(target * source) * np.linalg.norm(w2) / (source**2 @ w2)
+        )
+    assert (
+        "the bound is {:.3f}, {:.3f}, {:.3f}".format(*values)
+        in errata_theorems.bound_in_time(None)[0]
+    )
 
 
 def test_19_differences_lose_their_digits():
-    srel, resolved = errata_theorems.differenced(np.full(10, 14.0), np.full(10, 10.0), steps=1300)
+    srel, resolved = errata_theorems.differenced(
+        np.full(10, 14.0), np.full(10, 10.0), steps=1300
+    )
     assert resolved[:50].all()
     assert not resolved[-50:].any()
     np.testing.assert_allclose(srel[resolved], 1.4, rtol=2e-3)
 
 
 def test_22_eq_36_outside_the_range():
-    assert float(errata_theorems.theorem_5_2_range(None)[0].split("at most ")[1].split()[0]) < 1e-8
+    assert (
+        float(
+            errata_theorems.theorem_5_2_range(None)[0].split("at most ")[1].split()[0]
+        )
+        < 1e-8
+    )
 
 
 # --- the command -----------------------------------------------------------------------------------------------
@@ -370,16 +518,39 @@ def test_what_is_missing_is_named(tmp_path, runs):
 
 
 def test_command_writes_the_table(runs, tmp_path, capsys):
-    arguments = ["--results", str(runs[0].results), "--out", str(tmp_path), "--items", "3", "9"]
+    arguments = [
+        "--results",
+        str(runs[0].results),
+        "--out",
+        str(tmp_path),
+        "--items",
+        "3",
+        "9",
+    ]
     assert errata.main(arguments) == 0
     table = srel_tf.read_frame(tmp_path / "errata.csv")
-    assert list(table.columns) == ["number", "subject", "text", "code", "check", "effect"]
+    assert list(table.columns) == [
+        "number",
+        "subject",
+        "text",
+        "code",
+        "check",
+        "effect",
+    ]
     assert list(table["number"]) == [3, 9]
     shown = " ".join(capsys.readouterr().out.split())
-    for words in (" ".join(table["check"][1].split()), "3. Definition 1 on softmax outputs"):
+    for words in (
+        " ".join(table["check"][1].split()),
+        "3. Definition 1 on softmax outputs",
+    ):
         assert words in shown
 
 
 def test_missing_curves_are_an_error(tmp_path, capsys):
-    assert errata.main(["--published-dir", str(tmp_path), "--items", "9", "--out", str(tmp_path)]) == 1
+    assert (
+        errata.main(
+            ["--published-dir", str(tmp_path), "--items", "9", "--out", str(tmp_path)]
+        )
+        == 1
+    )
     assert "cifar10_srel.csv" in capsys.readouterr().err

@@ -33,4 +33,6 @@ def test_it_can_be_entered_anywhere():
 
 
 def test_seeds_differ():
-    assert order(23, 3, 0).tolist() != order(23, 4, 0).tolist() != order(23, 3, 1).tolist()
+    assert (
+        order(23, 3, 0).tolist() != order(23, 4, 0).tolist() != order(23, 3, 1).tolist()
+    )

@@ -28,23 +28,57 @@ def run_directory(path, classes=False, regression=False, seeds=3, last=400):
     """What a command leaves, with S_rel that rises, falls with distance and is larger within a class."""
     for seed in range(seeds):
         generator = np.random.default_rng(seed)
-        source, target, step = (i.ravel() for i in np.meshgrid(range(2, 26), (0, 1), range(0, last, 10), indexing="ij"))
+        source, target, step = (
+            i.ravel()
+            for i in np.meshgrid(
+                range(2, 26), (0, 1), range(0, last, 10), indexing="ij"
+            )
+        )
         same = (source % 2) == target
-        logs = -0.2 * source + 2 * np.minimum(step / 100, 1) + 2 * same + 0.1 * generator.normal(size=len(step))
-        frame = pd.DataFrame({"run": f"seed-{seed}", "seed": seed, "step": step, "epoch": step / 10, "measure": "l1"})
-        frame = frame.assign(update="sgd", estimator="exact", learning_rate=0.1, source_id=source, target_id=target)
-        frame = frame.assign(srel=np.exp2(logs), numerator=np.exp2(logs), denominator=1.0, valid=True)
+        logs = (
+            -0.2 * source
+            + 2 * np.minimum(step / 100, 1)
+            + 2 * same
+            + 0.1 * generator.normal(size=len(step))
+        )
+        frame = pd.DataFrame(
+            {
+                "run": f"seed-{seed}",
+                "seed": seed,
+                "step": step,
+                "epoch": step / 10,
+                "measure": "l1",
+            }
+        )
+        frame = frame.assign(
+            update="sgd",
+            estimator="exact",
+            learning_rate=0.1,
+            source_id=source,
+            target_id=target,
+        )
+        frame = frame.assign(
+            srel=np.exp2(logs), numerator=np.exp2(logs), denominator=1.0, valid=True
+        )
         names = np.array(["cat", "dog"]) if classes else np.array(["", ""])
         frame = frame.assign(source_class=names[source % 2], target_class=names[target])
         directory = path / f"seed-{seed}"
         directory.mkdir(parents=True)
         srel_tf.write_frame(frame, directory / "frame.parquet")
         steps = np.arange(0, last, 10)
-        risks = pd.DataFrame({"run": f"seed-{seed}", "seed": seed, "step": steps, "split": "empirical"})
-        srel_tf.write_frame(risks.assign(loss=1 + 100 * np.exp(-steps / 30)), directory / "history.csv")
+        risks = pd.DataFrame(
+            {"run": f"seed-{seed}", "seed": seed, "step": steps, "split": "empirical"}
+        )
+        srel_tf.write_frame(
+            risks.assign(loss=1 + 100 * np.exp(-steps / 30)), directory / "history.csv"
+        )
         if regression:
-            pairs = frame.loc[frame["step"] == 100, ["run", "seed", "step", "source_id", "target_id"]]
-            distances = pairs.assign(distance=pairs["source_id"].astype(float), metric="input")
+            pairs = frame.loc[
+                frame["step"] == 100, ["run", "seed", "step", "source_id", "target_id"]
+            ]
+            distances = pairs.assign(
+                distance=pairs["source_id"].astype(float), metric="input"
+            )
             srel_tf.write_frame(distances, directory / "distances.parquet")
         mark_as_finished(directory, {})
     return path
@@ -59,7 +93,9 @@ def test_a_regression_run(tmp_path):
     assert set(table["hypothesis"]) == {"1.1(a)", "1.2", "1.2, Figure 5"}
     verdict = table.set_index("claim")["verdict"]
     assert verdict["S_rel falls with distance"] == "supported"
-    assert verdict["S_rel rises while the risk falls rapidly, median pair"] == "supported"
+    assert (
+        verdict["S_rel rises while the risk falls rapidly, median pair"] == "supported"
+    )
     for claim in table["claim"]:
         assert claim in out
     assert f"written: {path / 'verdicts.csv'}" in out
@@ -69,18 +105,34 @@ def test_a_classification_run(tmp_path):
     path = run_directory(tmp_path / "run", classes=True)
     for seed in range(3):  # The history of a classification knows epochs, no steps.
         history = pd.DataFrame(
-            {"run": [f"seed-{seed}"], "seed": [seed], "epoch": [1], "split": ["train"], "loss": [1.0]}
+            {
+                "run": [f"seed-{seed}"],
+                "seed": [seed],
+                "epoch": [1],
+                "split": ["train"],
+                "loss": [1.0],
+            }
         )
         srel_tf.write_frame(history, path / f"seed-{seed}" / "history.csv")
         mark_as_finished(path / f"seed-{seed}", {})
     status, out, err = command(path)
     assert (status, err) == (0, "")
     table = srel_tf.read_frame(path / "verdicts.csv").set_index("claim")
-    assert set(table["hypothesis"]) == {"1.1(a)", "1.2", "1.2, Figure 5", "classification"}
+    assert set(table["hypothesis"]) == {
+        "1.1(a)",
+        "1.2",
+        "1.2, Figure 5",
+        "classification",
+    }
     assert table.loc["intra above inter", "verdict"] == "supported"
-    assert table.loc["S_rel falls with distance", "reason"] == "the run has no distances"
+    assert (
+        table.loc["S_rel falls with distance", "reason"] == "the run has no distances"
+    )
     reason = table.loc["S_rel rises while the risk falls rapidly", "reason"]
-    assert reason == "the risks begin at step 10 (epoch 1), S_rel at 0: how they fell before is not known"
+    assert (
+        reason
+        == "the risks begin at step 10 (epoch 1), S_rel at 0: how they fell before is not known"
+    )
     assert "intra above inter" in out
 
 
@@ -129,7 +181,9 @@ def test_a_seed_without_what_the_others_have_is_an_error(tmp_path):
     assert f"{path / 'seed-1'}: no distances.parquet there" in err
 
 
-@pytest.mark.parametrize("name", ["seed-1/frame.parquet", "seed-1/history.csv", "settings.json"])
+@pytest.mark.parametrize(
+    "name", ["seed-1/frame.parquet", "seed-1/history.csv", "settings.json"]
+)
 def test_damaged_files_are_named_errors(tmp_path, name):
     path = run_directory(tmp_path / "run", regression=True)
     (path / name).write_bytes(b"\x00garbage")
@@ -151,7 +205,9 @@ def test_a_sweep_is_its_run_directories(tmp_path):
 
 def test_the_pairs_of_figure_4_are_judged_at_all_their_steps(tmp_path):
     path = run_directory(tmp_path / "run", regression=True)
-    (path / "settings.json").write_text(json.dumps({"experiment": "regression"}), encoding="utf-8")
+    (path / "settings.json").write_text(
+        json.dumps({"experiment": "regression"}), encoding="utf-8"
+    )
     for seed in range(3):
         file = path / f"seed-{seed}" / "frame.parquet"
         frame = srel_tf.read_frame(file)
@@ -160,7 +216,10 @@ def test_the_pairs_of_figure_4_are_judged_at_all_their_steps(tmp_path):
         mark_as_finished(file.parent, {})
     assert command(path)[0] == 0
     table = srel_tf.read_frame(path / "verdicts.csv")
-    pairs = table[(table["model"] == "Figure 4's pairs at all their steps") & (table["hypothesis"] == "1.2")]
+    pairs = table[
+        (table["model"] == "Figure 4's pairs at all their steps")
+        & (table["hypothesis"] == "1.2")
+    ]
     assert pairs["scope"].str.contains("2 pairs").all()
 
 
@@ -170,7 +229,9 @@ def test_epochs_become_steps(tmp_path):
     risks, reason = in_steps(history, frame.iloc[1:])
     assert (risks["step"].tolist(), reason) == ([10, 20], "")
     assert in_steps(history, frame)[0] is None
-    assert in_steps(history, frame.assign(epoch=np.nan))[1].startswith("the risks are by epoch")
+    assert in_steps(history, frame.assign(epoch=np.nan))[1].startswith(
+        "the risks are by epoch"
+    )
     assert in_steps(None, frame) == (None, "the run has no risks")
 
 
@@ -179,7 +240,10 @@ def test_several_directories_and_their_errors(tmp_path):
     assert command(one, two)[0] == 0
     assert (one / "verdicts.csv").read_bytes() == (two / "verdicts.csv").read_bytes()
     (tmp_path / "empty").mkdir()
-    for wrong, message in ((tmp_path / "none", "is no directory"), (tmp_path / "empty", "holds no finished seed")):
+    for wrong, message in (
+        (tmp_path / "none", "is no directory"),
+        (tmp_path / "empty", "holds no finished seed"),
+    ):
         status, _, err = command(wrong)
         assert status == 1
         assert message in err
@@ -230,8 +294,27 @@ def test_theory_frames_have_the_schema(cases, name):
 
 
 SCHEMA = [
-    *("run", "seed", "step", "epoch", "measure", "update", "estimator", "method", "learning_rate"),
-    *("source_id", "source_class", "target_id", "target_class", "numerator", "denominator", "srel", "valid"),
+    *(
+        "run",
+        "seed",
+        "step",
+        "epoch",
+        "measure",
+        "update",
+        "estimator",
+        "method",
+        "learning_rate",
+    ),
+    *(
+        "source_id",
+        "source_class",
+        "target_id",
+        "target_class",
+        "numerator",
+        "denominator",
+        "srel",
+        "valid",
+    ),
 ]
 
 
@@ -239,18 +322,30 @@ def test_random_pairs_are_eq_13_in_their_places(cases):
     """Against eq. 13 written out, for one start."""
     case = cases["random"]
     x = np.random.default_rng(1).normal(size=(22, 3))
-    w0_squared = np.divide(*MOMENTS) * np.random.default_rng(0).uniform(0.05, 0.95, size=(10, 3))
-    row = case.frame[(case.frame["seed"] == 4) & (case.frame["source_id"] == 7) & (case.frame["target_id"] == 1)]
+    w0_squared = np.divide(*MOMENTS) * np.random.default_rng(0).uniform(
+        0.05, 0.95, size=(10, 3)
+    )
+    row = case.frame[
+        (case.frame["seed"] == 4)
+        & (case.frame["source_id"] == 7)
+        & (case.frame["target_id"] == 1)
+    ]
     row = row.set_index("step")["srel"]
     a, b = np.array(MOMENTS[0]), np.array(MOMENTS[1])
     for t in (0.0, 500.0):
         weight = a / (b + (a / w0_squared[4] - b) * np.exp(-4 * THETA * a * t))
         expected = abs((weight * x[1] * x[7]).sum()) / abs((weight * x[7] ** 2).sum())
         assert row[t] == pytest.approx(expected, rel=1e-10)
-    pair = case.distances[(case.distances["source_id"] == 7) & (case.distances["target_id"] == 1)]
+    pair = case.distances[
+        (case.distances["source_id"] == 7) & (case.distances["target_id"] == 1)
+    ]
     assert pair["distance"].item() == pytest.approx(np.linalg.norm(x[1] - x[7]))
-    pair = case.proximity[(case.proximity["source_id"] == 7) & (case.proximity["target_id"] == 1)]
-    assert pair["proximity"].item() == pytest.approx(np.abs(x[1] * x[7]).max())  # Theorem 5.1, β_rr = x_r
+    pair = case.proximity[
+        (case.proximity["source_id"] == 7) & (case.proximity["target_id"] == 1)
+    ]
+    assert pair["proximity"].item() == pytest.approx(
+        np.abs(x[1] * x[7]).max()
+    )  # Theorem 5.1, β_rr = x_r
 
 
 def test_penalised_pairs_in_their_places(cases):
@@ -259,9 +354,15 @@ def test_penalised_pairs_in_their_places(cases):
     source, target = theory.sample_pairs(labels, "inter", 5, seed=1)
     w0 = np.random.default_rng(2).normal(size=(10, 2, 10))
     model = theory.PenalizedRegression(features, labels, 2, 1.0, 0.001, "paper")
-    chosen = frame[(frame["seed"] == 3) & (frame["source_id"] == source[2]) & (frame["target_id"] == target[2])]
+    chosen = frame[
+        (frame["seed"] == 3)
+        & (frame["source_id"] == source[2])
+        & (frame["target_id"] == target[2])
+    ]
     times = chosen["step"].to_numpy()
-    np.testing.assert_allclose(chosen["srel"], model.srel(w0[3], times, source[2], target[2]).numpy().ravel())
+    np.testing.assert_allclose(
+        chosen["srel"], model.srel(w0[3], times, source[2], target[2]).numpy().ravel()
+    )
     risks = cases["penalised"].risks
     loss = model.loss(model.weights(w0[3], times)).numpy()
     np.testing.assert_allclose(risks.loc[risks["seed"] == 3, "loss"], loss)
@@ -272,7 +373,10 @@ def test_theory_directories_are_known_by_their_settings(tmp_path, monkeypatch, c
     (tmp_path / "settings.json").write_text(json.dumps(saved), encoding="utf-8")
     (tmp_path / "figure_06.parquet").touch()
     asked = []
-    monkeypatch.setattr("train.hypotheses.cases", lambda seed: asked.append(seed) or {"one": cases["random"]})
+    monkeypatch.setattr(
+        "train.hypotheses.cases",
+        lambda seed: asked.append(seed) or {"one": cases["random"]},
+    )
     status, out, err = command(tmp_path)
     assert (status, err, asked) == (0, "", [5])
     table = srel_tf.read_frame(tmp_path / "verdicts.csv")

@@ -40,7 +40,9 @@ def wait_for(directory, names):
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
+)
 def test_all_are_asked_to_save_when_the_first_is_stopped(tmp_path, number):
     """Though Ctrl-C is ignored, as shells have it in the background; a killed one cannot ask, its death is seen."""
     with subprocess.Popen(
@@ -61,7 +63,10 @@ def test_all_are_asked_to_save_when_the_first_is_stopped(tmp_path, number):
 
 def test_an_interrupt_while_libraries_are_loaded_leaves_no_traceback(tmp_path):
     (tmp_path / "keras.py").write_text("raise KeyboardInterrupt", encoding="utf-8")
-    for module, status, errors in (("train.classification", 130, "interrupted\n"), ("train.nothing", 1, None)):
+    for module, status, errors in (
+        ("train.classification", 130, "interrupted\n"),
+        ("train.nothing", 1, None),
+    ):
         ended = subprocess.run(
             [sys.executable, "-m", module],
             cwd=ROOT,

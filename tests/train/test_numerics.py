@@ -11,7 +11,13 @@ import pytest
 import srel_tf
 from train import numerics, zoo, zoo_training
 from train.numerics_table import comparison
-from train.zoo_reference import TOLERANCE, Reference, change_of_log_softmax, distances_of_a_step, log_softmax
+from train.zoo_reference import (
+    TOLERANCE,
+    Reference,
+    change_of_log_softmax,
+    distances_of_a_step,
+    log_softmax,
+)
 
 ETAS = (1e-8, 1e-3, 1e-1)
 
@@ -34,8 +40,18 @@ def blobs():
     return x.astype("float32"), y
 
 
-def tiny(build=batch_norm, stages=(zoo.UNTRAINED, zoo.STATISTICS, zoo.TRAINED), **options):
-    return zoo.Net(build, blobs, stages, per_class=3, etas=(1e-4, 1e-2), learning_rate=1e-2, **options)
+def tiny(
+    build=batch_norm, stages=(zoo.UNTRAINED, zoo.STATISTICS, zoo.TRAINED), **options
+):
+    return zoo.Net(
+        build,
+        blobs,
+        stages,
+        per_class=3,
+        etas=(1e-4, 1e-2),
+        learning_rate=1e-2,
+        **options,
+    )
 
 
 @pytest.fixture
@@ -65,13 +81,23 @@ def test_reference_is_the_closed_form_of_a_linear_net():
                 if eta == 1e-8 and measure == "kl":
                     continue  # This plain form cancels.
                 error = 1e-6 if eta == 1e-8 or measure == "kl" else 1e-9
-                np.testing.assert_allclose(found[eta][measure][i], distance / distance[i], rtol=error, atol=error)
+                np.testing.assert_allclose(
+                    found[eta][measure][i],
+                    distance / distance[i],
+                    rtol=error,
+                    atol=error,
+                )
     for i in range(6):
         change = (1 + x @ x[i])[:, None] * (p[i] - np.eye(3)[y[i]])
-        kl = [c @ (np.diag(row) - np.outer(row, row)) @ c for row, c in zip(p, change, strict=True)]
+        kl = [
+            c @ (np.diag(row) - np.outer(row, row)) @ c
+            for row, c in zip(p, change, strict=True)
+        ]
         np.testing.assert_allclose(found[0.0]["kl"][i], kl / kl[i], rtol=1e-9)
         np.testing.assert_allclose(found[1e-8]["kl"][i], kl / kl[i], rtol=1e-5)
-        np.testing.assert_allclose(found[0.0]["raw_l1"][i], np.abs(1 + x @ x[i]) / (1 + x[i] @ x[i]), rtol=1e-9)
+        np.testing.assert_allclose(
+            found[0.0]["raw_l1"][i], np.abs(1 + x @ x[i]) / (1 + x[i] @ x[i]), rtol=1e-9
+        )
 
 
 def test_reference_resolves_steps_that_drown_in_float64():
@@ -94,12 +120,19 @@ def test_distances_against_many_digits(scale, change):
     with mp.workdps(1200):
         before = [mp.mpf(float(v)) for v in z]
         after = [a + mp.mpf(float(b)) for a, b in zip(before, dz, strict=True)]
-        p, q = ([mp.e**v / mp.fsum(mp.e**u for u in logits) for v in logits] for logits in (before, after))
+        p, q = (
+            [mp.e**v / mp.fsum(mp.e**u for u in logits) for v in logits]
+            for logits in (before, after)
+        )
         kl = float(mp.fsum(b * mp.log(b / a) for a, b in zip(p, q, strict=True)))
         l1 = float(mp.fsum(abs(b - a) for a, b in zip(p, q, strict=True)))
-    found = distances_of_a_step(np.longdouble(z)[None], np.longdouble(dz)[None], softmax=False)
+    found = distances_of_a_step(
+        np.longdouble(z)[None], np.longdouble(dz)[None], softmax=False
+    )
     np.testing.assert_allclose([found["kl"][0], found["l1"][0]], [kl, l1], rtol=1e-12)
-    of_softmax = change_of_log_softmax(np.longdouble(log_softmax(z))[None], np.longdouble(dz)[None])
+    of_softmax = change_of_log_softmax(
+        np.longdouble(log_softmax(z))[None], np.longdouble(dz)[None]
+    )
     assert np.isfinite(of_softmax).all()
 
 
@@ -119,36 +152,68 @@ class Planted:
 def test_counts_of_valid_entries_and_errors_in_units_of_the_tolerance():
     nan = np.nan
     reference = np.array([[1.0, 3.0], [1.0, 0.0], [nan, 1.0]])
-    row = comparison(Planted([[1.0, 3.0], [nan, 0.0005], [2.0, 1.003]]), "l1", reference)
-    counts = {name: row[name] for name in ("entries", "valid", "outside", "unreferenced", "without_reference")}
-    assert counts == {"entries": 6, "valid": 5, "outside": 1, "unreferenced": 1, "without_reference": 1}
+    row = comparison(
+        Planted([[1.0, 3.0], [nan, 0.0005], [2.0, 1.003]]), "l1", reference
+    )
+    counts = {
+        name: row[name]
+        for name in ("entries", "valid", "outside", "unreferenced", "without_reference")
+    }
+    assert counts == {
+        "entries": 6,
+        "valid": 5,
+        "outside": 1,
+        "unreferenced": 1,
+        "without_reference": 1,
+    }
     assert row["worst"] == pytest.approx(1.5)
-    assert (row["worst_s"], row["worst_reference"], row["worst_pair"]) == (1.003, 1.0, "2 1")
+    assert (row["worst_s"], row["worst_reference"], row["worst_pair"]) == (
+        1.003,
+        1.0,
+        "2 1",
+    )
 
 
 def test_a_valid_infinity_is_outside_and_nothing_compared_has_no_worst_error():
     assert comparison(Planted([[np.inf]]), "kl", np.ones((1, 1)))["outside"] == 1
-    assert np.isnan(comparison(Planted([[1.0]]), "kl", np.full((1, 1), np.nan))["worst"])
+    assert np.isnan(
+        comparison(Planted([[1.0]]), "kl", np.full((1, 1), np.nan))["worst"]
+    )
 
 
 def test_command_measures_every_stage_and_goes_on(tiny_zoo, tmp_path, capsys):
-    options = ["--nets", tiny_zoo, "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")]
+    options = [
+        "--nets",
+        tiny_zoo,
+        "--out",
+        str(tmp_path / "out"),
+        "--cache",
+        str(tmp_path / "cache"),
+    ]
     options += ["--estimators", "exact", "limit"]
     assert numerics.main([*options, "--stages", zoo.UNTRAINED]) == 0
     assert numerics.main(options) == 0
     rows = pd.read_csv(tmp_path / "out" / "numerics.csv")
-    assert len(rows) == 3 * (2 + 1) * len(TOLERANCE)  # Stages; η of exact and limit; measures.
+    assert len(rows) == 3 * (2 + 1) * len(
+        TOLERANCE
+    )  # Stages; η of exact and limit; measures.
     assert (rows["entries"] == 36).all()
     assert rows["valid"].sum() > 0.5 * rows["entries"].sum()
     assert (rows["worst"].dropna() < 1).all()
     out, err = capsys.readouterr()
     assert "0 of " in out
-    assert err.count(f"tiny, {zoo.UNTRAINED}: loss") == err.count(f"tiny, {zoo.UNTRAINED}: ") - 1 == 1
+    assert (
+        err.count(f"tiny, {zoo.UNTRAINED}: loss")
+        == err.count(f"tiny, {zoo.UNTRAINED}: ") - 1
+        == 1
+    )
     text = (tmp_path / "out" / "numerics.md").read_text(encoding="utf-8")
     assert text.count("| tiny |") == 6
 
 
-def test_a_planted_error_is_counted_and_ends_the_command_with_1(tiny_zoo, monkeypatch, capsys):
+def test_a_planted_error_is_counted_and_ends_the_command_with_1(
+    tiny_zoo, monkeypatch, capsys
+):
     right = srel_tf.SRelResult.matrix
 
     def wrong(result, measure):
@@ -174,8 +239,12 @@ def test_statistics_come_from_the_data():
     np.testing.assert_allclose(variance, before.var(0), rtol=1e-4)
 
 
-def test_a_stage_that_is_not_reached_is_told_and_training_goes_on_later(tiny_zoo, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(zoo_training, "_reached", lambda stage, loss, accuracy: stage != zoo.TRAINED)
+def test_a_stage_that_is_not_reached_is_told_and_training_goes_on_later(
+    tiny_zoo, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(
+        zoo_training, "_reached", lambda stage, loss, accuracy: stage != zoo.TRAINED
+    )
     options = ["--nets", tiny_zoo, "--cache", str(tmp_path), "--train-only"]
     assert numerics.main([*options, "--minutes", "0"]) == 1
     assert "not yet 'accuracy 1.0': run again to train on" in capsys.readouterr().err
@@ -192,7 +261,9 @@ def stages_of(net):
         yield from zoo_training.Training("tiny").stages()
 
 
-@pytest.mark.parametrize("arguments", [["--nets", "resnet1"], ["--estimators", "most"], ["--per-class", "x"]])
+@pytest.mark.parametrize(
+    "arguments", [["--nets", "resnet1"], ["--estimators", "most"], ["--per-class", "x"]]
+)
 def test_bad_options_are_named(arguments, capsys):
     with pytest.raises(SystemExit):
         numerics.main(arguments)
@@ -206,7 +277,9 @@ def test_nets_of_the_zoo_have_a_reference(name):
     keras.utils.set_random_seed(0)
     weights = [0.9 * w if w.std() else w for w in net.compiled().get_weights()]
     x, y = net.data()
-    found = Reference(net.compiled, x[::40], y[::40], net.softmax).srel(weights, (1e-9,))
+    found = Reference(net.compiled, x[::40], y[::40], net.softmax).srel(
+        weights, (1e-9,)
+    )
     for measure in ("raw_l1", "raw_l2"):
         np.testing.assert_allclose(found[1e-9][measure], found[0.0][measure], rtol=1e-3)
 
@@ -214,5 +287,10 @@ def test_nets_of_the_zoo_have_a_reference(name):
 def test_every_net_names_its_stages_and_the_net_that_trains_it():
     for name, net in zoo.NETS.items():
         assert (net.weights_of or name) in zoo.NETS
-        assert set(net.stages) <= {*zoo.LOSSES, zoo.UNTRAINED, zoo.STATISTICS, zoo.TRAINED}
+        assert set(net.stages) <= {
+            *zoo.LOSSES,
+            zoo.UNTRAINED,
+            zoo.STATISTICS,
+            zoo.TRAINED,
+        }
         assert isinstance(net.data, functools.partial) or name == "batch_norm"

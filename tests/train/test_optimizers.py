@@ -14,7 +14,9 @@ START = RNG.normal(size=(3, 4))
 GRADIENTS = RNG.normal(size=(6, 3, 4))
 
 
-def adam(w, l2, decoupled=0.0, learning_rate=RATE, epsilon=1e-8, beta_1=BETA_1, beta_2=BETA_2):
+def adam(
+    w, l2, decoupled=0.0, learning_rate=RATE, epsilon=1e-8, beta_1=BETA_1, beta_2=BETA_2
+):
     """Kingma & Ba, end of section 2 (ε beside √v, as Keras has it), on g + l2·w; decoupled: AdamW's decay."""
     m, v = np.zeros_like(w), np.zeros_like(w)
     for t, gradient in enumerate(GRADIENTS, start=1):
@@ -48,12 +50,18 @@ def close(found, expected):
 
 @pytest.mark.parametrize("l2", [0.0, L2])
 def test_adam_with_l2_in_the_gradient(l2):
-    close(trained(AdamL2(RATE, beta_1=BETA_1, beta_2=BETA_2, epsilon=1e-8, l2=l2)), adam(START, l2))
+    close(
+        trained(AdamL2(RATE, beta_1=BETA_1, beta_2=BETA_2, epsilon=1e-8, l2=l2)),
+        adam(START, l2),
+    )
 
 
 def test_l2_in_the_gradient_is_not_decoupled_decay():
     options = {"beta_1": BETA_1, "beta_2": BETA_2, "epsilon": 1e-8}
-    close(trained(keras.optimizers.AdamW(RATE, weight_decay=L2, **options)), adam(START, 0.0, decoupled=L2))
+    close(
+        trained(keras.optimizers.AdamW(RATE, weight_decay=L2, **options)),
+        adam(START, 0.0, decoupled=L2),
+    )
     assert np.abs(adam(START, 0.0, decoupled=L2) - adam(START, L2)).max() > 0.01
 
 
@@ -74,7 +82,11 @@ def test_sgd_with_l2_in_the_gradient(momentum, l2):
 def test_optimizers_by_name(name, kind, options):
     optimizer = make_optimizer(name, 0.25, 0.5)
     assert type(optimizer) is kind
-    assert {**options, "learning_rate": 0.25, "l2": 0.5}.items() <= optimizer.get_config().items()
+    assert {
+        **options,
+        "learning_rate": 0.25,
+        "l2": 0.5,
+    }.items() <= optimizer.get_config().items()
     assert optimizer.weight_decay is None  # Keras's own, decoupled one
 
 
@@ -90,7 +102,9 @@ def test_the_configuration_gives_the_same_optimizer(name):
 
 
 def test_without_l2_it_is_keras_own():
-    np.testing.assert_array_equal(trained(make_optimizer("sgd", 0.05)), trained(keras.optimizers.SGD(0.05)))
+    np.testing.assert_array_equal(
+        trained(make_optimizer("sgd", 0.05)), trained(keras.optimizers.SGD(0.05))
+    )
 
 
 @pytest.mark.parametrize(

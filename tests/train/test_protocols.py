@@ -15,11 +15,25 @@ from train.rules import parse_rules
 
 def test_options_that_are_given_count():
     args = _parse("--protocol published --dataset cifar10 --epochs 2 --seeds 7".split())  # noqa: SIM905
-    assert (args.epochs, args.seeds, args.batch_size, args.optimizer) == (2, [7], 256, "adam")
-    assert (args.test_images, args.augment, args.schedule) == ("train", "frozen", "epoch")
+    assert (args.epochs, args.seeds, args.batch_size, args.optimizer) == (
+        2,
+        [7],
+        256,
+        "adam",
+    )
+    assert (args.test_images, args.augment, args.schedule) == (
+        "train",
+        "frozen",
+        "epoch",
+    )
     assert args.classes == ["airplane", "automobile", "ship"]
     assert _parse("--protocol defined --dataset cifar100".split()).batch_size == 25  # noqa: SIM905
-    assert _parse("--protocol defined --dataset cifar10 --select-top 3".split()).classes is None  # noqa: SIM905
+    assert (
+        _parse(
+            ["--protocol", "defined", "--dataset", "cifar10", "--select-top", "3"]
+        ).classes
+        is None
+    )
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
@@ -33,7 +47,10 @@ def test_protocols_of_all_sets(name):
 
 
 def test_each_protocol_has_a_run_directory_of_its_own():
-    named = [str(_out(_parse(["--protocol", name, "--dataset", "folder:a/b"]))) for name in PROTOCOLS]
+    named = [
+        str(_out(_parse(["--protocol", name, "--dataset", "folder:a/b"])))
+        for name in PROTOCOLS
+    ]
     assert named == [f"runs/folder-a-b-{name}" for name in PROTOCOLS]
     assert str(_out(_parse([]))) == "runs/digits-cnn"
     assert str(_out(_parse(["--protocol", "defined", "--out", "here"]))) == "here"
@@ -50,7 +67,9 @@ def test_the_published_schedule():
 
 
 def test_rules():
-    rules = parse_rules(["sgd@1e-3", "sgd", "limit", "fresh_adam"], ["kl", "published_kl"], 1e-4)
+    rules = parse_rules(
+        ["sgd@1e-3", "sgd", "limit", "fresh_adam"], ["kl", "published_kl"], 1e-4
+    )
     assert [tuple(rule) for rule in rules] == [
         ("sgd", 1e-3, "exact", ("kl", "published_kl")),
         ("sgd", None, "exact", ("kl", "published_kl")),
@@ -81,26 +100,60 @@ def test_rules_that_do_not_exist(names, message):
 
 
 def test_crossed_holds_the_other_two():
-    rules = parse_rules(PROTOCOLS["crossed"]["update"], PROTOCOLS["crossed"]["measures"], 1e-4)
-    of_crossed = {(r.update, r.learning_rate or 1e-4, m) for r in rules if r.estimator == "exact" for m in r.measures}
+    rules = parse_rules(
+        PROTOCOLS["crossed"]["update"], PROTOCOLS["crossed"]["measures"], 1e-4
+    )
+    of_crossed = {
+        (r.update, r.learning_rate or 1e-4, m)
+        for r in rules
+        if r.estimator == "exact"
+        for m in r.measures
+    }
     for name in ("defined", "published"):
-        for rule in parse_rules(PROTOCOLS[name]["update"], PROTOCOLS[name]["measures"], 1e-4):
+        for rule in parse_rules(
+            PROTOCOLS[name]["update"], PROTOCOLS[name]["measures"], 1e-4
+        ):
             assert of_crossed >= {(rule.update, 1e-4, m) for m in rule.measures}
     assert np.isclose([r.learning_rate for r in rules[:3]], [1e-4, 1e-3, 1e-2]).all()
 
 
-def test_one_training_feeds_all_rules_and_each_measures_what_it_would_alone(tmp_path, monkeypatch):
+def test_one_training_feeds_all_rules_and_each_measures_what_it_would_alone(
+    tmp_path, monkeypatch
+):
     small = "--model mlp --epochs 1 --batch-size 200 --every 2 --per-class 2 --seeds 0".split()  # noqa: SIM905
     crossed = ["--measures", "kl", "--update", "sgd@1e-2", "sgd@0.5", "limit"]
     assert main([*small, *crossed, "--out", str(tmp_path / "all")]) == 0
-    monkeypatch.setattr("train.classification.report", lambda *_: None)  # Pictures of the first are enough.
-    assert main([*small, "--measures", "kl", "--update", "sgd@0.5", "--out", str(tmp_path / "one")]) == 0
-    together, alone = (srel_tf.read_frame(tmp_path / name / "seed-0/frame.parquet") for name in ("all", "one"))
+    monkeypatch.setattr(
+        "train.classification.report", lambda *_: None
+    )  # Pictures of the first are enough.
+    assert (
+        main(
+            [
+                *small,
+                "--measures",
+                "kl",
+                "--update",
+                "sgd@0.5",
+                "--out",
+                str(tmp_path / "one"),
+            ]
+        )
+        == 0
+    )
+    together, alone = (
+        srel_tf.read_frame(tmp_path / name / "seed-0/frame.parquet")
+        for name in ("all", "one")
+    )
     keys = ["update", "estimator", "learning_rate", "measure", "step"]
     assert together.groupby(keys).size().to_list() == [36] * 3 * 2  # rules, steps
-    chosen = together[(together["learning_rate"] == 0.5) & (together["measure"] == "kl")]
+    chosen = together[
+        (together["learning_rate"] == 0.5) & (together["measure"] == "kl")
+    ]
     pd.testing.assert_frame_equal(chosen.reset_index(drop=True), alone)
-    digests = [read_json(tmp_path / name / "seed-0/seed.json")["weights_sha256"] for name in ("all", "one")]
+    digests = [
+        read_json(tmp_path / name / "seed-0/seed.json")["weights_sha256"]
+        for name in ("all", "one")
+    ]
     assert digests[0] == digests[1]
     figures = {path.name for path in (tmp_path / "all/figures").iterdir()}
     assert {"srel-sgd-0.01.png", "srel-sgd-0.5.png", "srel-limit.png"} <= figures

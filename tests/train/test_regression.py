@@ -13,9 +13,25 @@ import pytest
 import srel_tf
 from train.experiment import DivergedError
 from train.regression import main
-from train.regression_experiment import Watch, build, draw, followed, in_time, near_and_far, probe_points, train
+from train.regression_experiment import (
+    Watch,
+    build,
+    draw,
+    followed,
+    in_time,
+    near_and_far,
+    probe_points,
+    train,
+)
 
-SETTINGS = {"dimension": 4, "examples": 200, "iterations": 110, "sources": 25, "targets": 2, "learning-rate": 0.003}
+SETTINGS = {
+    "dimension": 4,
+    "examples": 200,
+    "iterations": 110,
+    "sources": 25,
+    "targets": 2,
+    "learning-rate": 0.003,
+}
 BASE = [text for name, value in SETTINGS.items() for text in (f"--{name}", str(value))]
 SHORT = ("--iterations", 21, "--estimator", "limit")  # Where S_rel is not looked at.
 TINY = [*BASE, "--width", "3", "--depth", "2"]
@@ -35,7 +51,10 @@ def done(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def frame(done):
-    return pd.concat([srel_tf.read_frame(done[3] / f"seed-{s}" / "frame.parquet") for s in (0, 1)], ignore_index=True)
+    return pd.concat(
+        [srel_tf.read_frame(done[3] / f"seed-{s}" / "frame.parquet") for s in (0, 1)],
+        ignore_index=True,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +72,12 @@ def test_it_ends_well_and_leaves_its_files(done):
         *(
             f"seed-{s}/{name}"
             for s in (0, 1)
-            for name in ("frame.parquet", "distances.parquet", "history.csv", "seed.json")
+            for name in (
+                "frame.parquet",
+                "distances.parquet",
+                "history.csv",
+                "seed.json",
+            )
         ),
     }
 
@@ -111,11 +135,15 @@ def test_srel_at_the_start_by_two_forward_passes(frame, settings):
             model.optimizer.learning_rate = settings["learning_rate"]
             model.train_on_batch(x[[source]], y[[source]])
             moved = np.abs(model.predict(x, verbose=0)[:, 0] - before)
-            row = frame[(frame["seed"] == 0) & (frame["step"] == 0)].set_index(["source_id", "target_id"])
+            row = frame[(frame["seed"] == 0) & (frame["step"] == 0)].set_index(
+                ["source_id", "target_id"]
+            )
             for target in (0, 1):
                 if (source, target) in row.index and row.loc[(source, target), "valid"]:
                     expected = moved[target] / moved[source]
-                    assert row.loc[(source, target), "srel"] == pytest.approx(expected, rel=1e-6)
+                    assert row.loc[(source, target), "srel"] == pytest.approx(
+                        expected, rel=1e-6
+                    )
     finally:
         keras.config.set_floatx("float32")
         keras.config.set_dtype_policy("float32")
@@ -131,19 +159,28 @@ def test_it_learns_and_the_risks_are_written(done):
 
 
 def test_the_environment_is_that_of_the_nets(done):
-    assert json.loads((done[3] / "environment.json").read_text(encoding="utf-8"))["floatx"] == "float64"
+    assert (
+        json.loads((done[3] / "environment.json").read_text(encoding="utf-8"))["floatx"]
+        == "float64"
+    )
 
 
 def test_distances_of_inputs_and_features(done, settings):
-    of_seed = [srel_tf.read_frame(done[3] / f"seed-{s}" / "distances.parquet") for s in (0, 1)]
+    of_seed = [
+        srel_tf.read_frame(done[3] / f"seed-{s}" / "distances.parquet") for s in (0, 1)
+    ]
     for distances in of_seed:
         assert set(distances["metric"]) == {"input", "last-layer features"}
         assert set(distances["step"]) == {100}
         rows = distances[distances["metric"] == "input"]
         expected = probe_points(settings)[2]
-        found = rows.pivot(index="target_id", columns="source_id", values="distance").to_numpy()
+        found = rows.pivot(
+            index="target_id", columns="source_id", values="distance"
+        ).to_numpy()
         np.testing.assert_allclose(found, expected)
-    features = [d[d["metric"] == "last-layer features"]["distance"].to_numpy() for d in of_seed]
+    features = [
+        d[d["metric"] == "last-layer features"]["distance"].to_numpy() for d in of_seed
+    ]
     assert not np.allclose(*features)
 
 
@@ -170,13 +207,19 @@ def test_other_settings_are_refused(done):
 
 
 def test_a_sweep_has_a_directory_a_net_and_a_table(tmp_path):
-    status, out, err, path = command(tmp_path, "--width", 2, 5, "--depth", 1, "--seeds", 0, *SHORT, base=BASE)
+    status, out, err, path = command(
+        tmp_path, "--width", 2, 5, "--depth", 1, "--seeds", 0, *SHORT, base=BASE
+    )
     assert (status, err) == (0, "")
     table = srel_tf.read_frame(path / "sweep.csv")
     assert table["net"].tolist() == ["width 2, depth 1", "width 5, depth 1"]
     assert {"empirical risk", "population risk"} <= set(table.columns)
     for width in (2, 5):
-        settings = json.loads((path / f"width-{width}-depth-1" / "settings.json").read_text(encoding="utf-8"))
+        settings = json.loads(
+            (path / f"width-{width}-depth-1" / "settings.json").read_text(
+                encoding="utf-8"
+            )
+        )
         assert settings["width"] == width
     assert "all nets at step 21" in out
 
@@ -193,11 +236,15 @@ def test_a_net_that_diverges_does_not_end_the_sweep(tmp_path, monkeypatch):
     assert status == 1
     assert "width 2, depth 1: the training loss became inf" in out
     assert "1 of 2 nets failed: width 2, depth 1" in err
-    assert srel_tf.read_frame(path / "sweep.csv")["net"].tolist() == ["width 3, depth 1"]
+    assert srel_tf.read_frame(path / "sweep.csv")["net"].tolist() == [
+        "width 3, depth 1"
+    ]
 
 
 def test_divergence_is_an_error(tmp_path):
-    status, _, err, path = command(tmp_path, "--seeds", 0, "--learning-rate", 10, *SHORT)
+    status, _, err, path = command(
+        tmp_path, "--seeds", 0, "--learning-rate", 10, *SHORT
+    )
     assert status == 1
     assert "the training loss of seed 0 became" in err
     assert "lower --learning-rate" in err
@@ -215,11 +262,16 @@ def test_an_interruption_keeps_what_was_measured(tmp_path, frame, monkeypatch):
     assert "interrupted: what was measured is saved" in err
     assert not (path / "seed-0" / "seed.json").exists()
     kept = srel_tf.read_frame(path / "seed-0" / "frame.parquet")
-    assert sorted(kept["step"].unique()) in ([0, 1, 2, 3], [0, 1, 2, 3, 4])  # Watch may be asked before the probes.
+    assert sorted(kept["step"].unique()) in (
+        [0, 1, 2, 3],
+        [0, 1, 2, 3, 4],
+    )  # Watch may be asked before the probes.
     keys = ["step", "source_id", "target_id"]
     both = kept.merge(frame[frame["seed"] == 0], on=keys)
     assert len(both) == len(kept)
-    np.testing.assert_array_equal(both["srel_x"], both["srel_y"])  # Bit for bit what the whole run has.
+    np.testing.assert_array_equal(
+        both["srel_x"], both["srel_y"]
+    )  # Bit for bit what the whole run has.
 
 
 @pytest.mark.parametrize(

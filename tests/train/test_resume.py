@@ -26,15 +26,38 @@ from train.classification import main
 
 # 406 training images: 8 updates an epoch, each measured, saved every 3 updates and so within epochs and at their ends.
 RUN = [
-    *("--model", "mlp", "--batch-size", "50", "--every", "1", "--per-class", "3", "--measures", "l1"),
-    *("--optimizer", "adam", "--learning-rate", "1e-3", "--checkpoint-every", "3", "--seeds", "0"),
+    *(
+        "--model",
+        "mlp",
+        "--batch-size",
+        "50",
+        "--every",
+        "1",
+        "--per-class",
+        "3",
+        "--measures",
+        "l1",
+    ),
+    *(
+        "--optimizer",
+        "adam",
+        "--learning-rate",
+        "1e-3",
+        "--checkpoint-every",
+        "3",
+        "--seeds",
+        "0",
+    ),
 ]
 QUICK = [*RUN, "--update", "optimizer", "--epochs", "3"]
 LONG = [*RUN, "--update", "sgd", "optimizer", "--epochs", "30"]
 
 
 def quietly(run, path, *more):
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as err:
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()) as err,
+    ):
         return main([*run, "--out", str(path), *more]), err.getvalue()
 
 
@@ -47,15 +70,25 @@ def uninterrupted(tmp_path_factory):
 
 def results(path, seed=0):
     """What must not differ: the bytes of the tables, and the hash of weights and optimizer."""
-    files = {name: (path / f"seed-{seed}" / name).read_bytes() for name in ("frame.parquet", "history.csv")}
-    about = json.loads((path / f"seed-{seed}" / "seed.json").read_text(encoding="utf-8"))
-    return {**files, **{name: about[name] for name in ("weights_sha256", "updates", "probe_ids")}}
+    files = {
+        name: (path / f"seed-{seed}" / name).read_bytes()
+        for name in ("frame.parquet", "history.csv")
+    }
+    about = json.loads(
+        (path / f"seed-{seed}" / "seed.json").read_text(encoding="utf-8")
+    )
+    return {
+        **files,
+        **{name: about[name] for name in ("weights_sha256", "updates", "probe_ids")},
+    }
 
 
 def saved(path):
     """How often the store has been saved."""
     try:
-        return json.loads((path / "seed-0/frame.parts/index.json").read_text(encoding="utf-8"))["saved"]
+        return json.loads(
+            (path / "seed-0/frame.parts/index.json").read_text(encoding="utf-8")
+        )["saved"]
     except FileNotFoundError:
         return 0
 
@@ -65,16 +98,28 @@ def run_and_kill(run, path, rng, kind):
 
     Whether it was killed (else it ended), and whether a half-written file was left.
     """
-    arguments = [sys.executable, "-m", "train.classification", *run, "--out", str(path), "--resume"]
+    arguments = [
+        sys.executable,
+        "-m",
+        "train.classification",
+        *run,
+        "--out",
+        str(path),
+        "--resume",
+    ]
     start, wanted, until = saved(path), int(rng.integers(1, 3)), None
-    with subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
         deadline = time.monotonic() + 240
         while process.poll() is None:
             assert time.monotonic() < deadline, "the run hangs"
             if until is None and saved(path) >= start + wanted:
                 until = time.monotonic() + rng.uniform(0, 0.25)
             writing = kind == "writing" and any((path / "seed-0").rglob(".*.part"))
-            if until is not None and (writing or (kind == "any" and time.monotonic() >= until)):
+            if until is not None and (
+                writing or (kind == "any" and time.monotonic() >= until)
+            ):
                 process.send_signal(signal.SIGKILL)
                 break
             time.sleep(0.0005)
@@ -87,25 +132,37 @@ def kill_and_compare(run, path, uninterrupted, kills, *finish):
     """(kills, kills that left a half-written file); `finish`: more arguments for the last command."""
     rng, killed, torn = np.random.default_rng(kills), 0, 0
     for number in range(kills):
-        was_killed, left_half = run_and_kill(run, path, rng, ("any", "writing")[number % 2])
+        was_killed, left_half = run_and_kill(
+            run, path, rng, ("any", "writing")[number % 2]
+        )
         killed, torn = killed + was_killed, torn + left_half
         if not was_killed:
             break
         rows = srel_tf.scan_frame(path / "seed-0" / "frame.parts").read()
         whole = rows.groupby(["step", "update", "measure"]).size()
-        assert (whole == 9 * 9).all()  # Readable at any moment, and no measurement in halves.
+        assert (
+            whole == 9 * 9
+        ).all()  # Readable at any moment, and no measurement in halves.
     assert quietly(run, path, "--resume", *finish) == (0, "")
     assert results(path) == results(uninterrupted)
-    assert [p.name for p in (path / "seed-0").iterdir() if p.name.startswith("frame")] == ["frame.parquet"]
+    assert [
+        p.name for p in (path / "seed-0").iterdir() if p.name.startswith("frame")
+    ] == ["frame.parquet"]
     return killed, torn
 
 
 def test_a_kill_and_then_seeds_side_by_side(tmp_path, uninterrupted, capfd):
     finish = ["--seeds", "0", "1", "--jobs", "2"]
     assert kill_and_compare(QUICK, tmp_path, uninterrupted, 1, *finish)[0] == 1
-    lines = [line.split(",")[0] for line in capfd.readouterr().out.splitlines() if ": epoch " in line]
+    lines = [
+        line.split(",")[0]
+        for line in capfd.readouterr().out.splitlines()
+        if ": epoch " in line
+    ]
     assert lines.count("seed 0: epoch 3 of 3") == 1
-    assert [line for line in lines if "seed 1" in line] == [f"seed 1: epoch {epoch} of 3" for epoch in (1, 2, 3)]
+    assert [line for line in lines if "seed 1" in line] == [
+        f"seed 1: epoch {epoch} of 3" for epoch in (1, 2, 3)
+    ]
 
 
 @pytest.mark.slow
@@ -113,14 +170,28 @@ def test_twenty_kills(tmp_path, capsys):
     assert quietly(LONG, tmp_path / "whole") == (0, "")
     killed, torn = kill_and_compare(LONG, tmp_path / "killed", tmp_path / "whole", 20)
     with capsys.disabled():
-        print(f"\n{killed} kills, {torn} of them with a file half written; frame, history, weights as uninterrupted")
+        print(
+            f"\n{killed} kills, {torn} of them with a file half written; frame, history, weights as uninterrupted"
+        )
     assert killed >= 20
 
 
 def die(where, at, path):
     """Run until the `at`-th act on files of a first save or of a seed's end; whether it died there (else it ended)."""
-    arguments = [sys.executable, "-m", "tests.frames.dying", where, str(at), *QUICK, "--out", str(path), "--resume"]
-    status = subprocess.run(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False).returncode
+    arguments = [
+        sys.executable,
+        "-m",
+        "tests.frames.dying",
+        where,
+        str(at),
+        *QUICK,
+        "--out",
+        str(path),
+        "--resume",
+    ]
+    status = subprocess.run(
+        arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False
+    ).returncode
     assert status in (0, -signal.SIGKILL)
     return status != 0
 
@@ -128,7 +199,11 @@ def die(where, at, path):
 def ends_as(path, uninterrupted):
     assert quietly(QUICK, path, "--resume") == (0, "")
     assert results(path) == results(uninterrupted)
-    assert {p.name for p in (path / "seed-0").iterdir()} == {"frame.parquet", "history.csv", "seed.json"}
+    assert {p.name for p in (path / "seed-0").iterdir()} == {
+        "frame.parquet",
+        "history.csv",
+        "seed.json",
+    }
 
 
 @pytest.mark.slow
@@ -153,11 +228,23 @@ def test_a_kill_at_each_act(tmp_path, uninterrupted, capsys):
             ends_as(tmp_path / f"{where}-{at}", uninterrupted)
         ends_as(tmp_path / where, uninterrupted)
     with capsys.disabled():
-        print(f"\n{kills['commit']} kills in a save, {kills['finish']} while a seed was finished")
+        print(
+            f"\n{kills['commit']} kills in a save, {kills['finish']} while a seed was finished"
+        )
     assert min(kills.values()) >= 8
 
 
-SELECT = [*RUN, "--update", "sgd", "--epochs", "6", "--classes", *"0123456", "--select-top", "2"]
+SELECT = [
+    *RUN,
+    "--update",
+    "sgd",
+    "--epochs",
+    "6",
+    "--classes",
+    *"0123456",
+    "--select-top",
+    "2",
+]
 
 
 @pytest.mark.slow
@@ -165,13 +252,27 @@ def test_kills_while_classes_are_selected(tmp_path):
     """No update is lost that was saved, and the choice is that of an uninterrupted run."""
     assert quietly(SELECT, tmp_path / "whole") == (0, "")
     path, rng = tmp_path / "killed", np.random.default_rng(0)
-    arguments = [sys.executable, "-m", "train.classification", *SELECT, "--out", str(path), "--resume"]
+    arguments = [
+        sys.executable,
+        "-m",
+        "train.classification",
+        *SELECT,
+        "--out",
+        str(path),
+        "--resume",
+    ]
     store, kills = path / "selection.parts", 0
     while kills < 3:
-        start = FrameStore(store).about["step"] if (store / "index.json").exists() else -1
-        with subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        start = (
+            FrameStore(store).about["step"] if (store / "index.json").exists() else -1
+        )
+        with subprocess.Popen(
+            arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as process:
             while process.poll() is None:
-                if (store / "index.json").exists() and ((FrameStore(store).about or {}).get("step", -1)) > start:
+                if (store / "index.json").exists() and (
+                    (FrameStore(store).about or {}).get("step", -1)
+                ) > start:
                     break
                 time.sleep(0.01)
             time.sleep(rng.uniform(0, 0.1))
@@ -179,12 +280,16 @@ def test_kills_while_classes_are_selected(tmp_path):
             process.kill()
         kills += 1
     assert quietly(SELECT, path, "--resume") == (0, "")
-    assert (path / "selection.json").read_bytes() == (tmp_path / "whole" / "selection.json").read_bytes()
+    assert (path / "selection.json").read_bytes() == (
+        tmp_path / "whole" / "selection.json"
+    ).read_bytes()
     assert results(path) == results(tmp_path / "whole")
     assert not store.exists()
 
 
-def test_ctrl_c_ends_after_the_step_and_says_how_to_go_on(tmp_path, uninterrupted, monkeypatch):
+def test_ctrl_c_ends_after_the_step_and_says_how_to_go_on(
+    tmp_path, uninterrupted, monkeypatch
+):
     """The signal comes in the middle of the 12th update's callbacks. That update is saved, and its step is measured
     before the 13th, when the command goes on.
     """
@@ -207,7 +312,9 @@ def test_ctrl_c_ends_after_the_step_and_says_how_to_go_on(tmp_path, uninterrupte
     begun = time.perf_counter()
     assert quietly(QUICK, tmp_path, "--resume") == (0, "")
     assert results(tmp_path) == results(uninterrupted)
-    total = json.loads((tmp_path / "seed-0" / "seed.json").read_text(encoding="utf-8"))["seconds"]
+    total = json.loads((tmp_path / "seed-0" / "seed.json").read_text(encoding="utf-8"))[
+        "seconds"
+    ]
     assert seconds < total < seconds + time.perf_counter() - begun  # Of both processes.
 
 
@@ -215,7 +322,17 @@ def test_ctrl_c_ends_after_the_step_and_says_how_to_go_on(tmp_path, uninterrupte
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_seeds_side_by_side_are_stopped_with_the_command(tmp_path, number):
     """Ctrl-C, here where a shell has it ignored, and SIGTERM: all seeds end their step. So they do if it is killed."""
-    command = [sys.executable, "-m", "train.classification", *LONG, "--seeds", "0", "1", "--jobs", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "train.classification",
+        *LONG,
+        "--seeds",
+        "0",
+        "1",
+        "--jobs",
+        "2",
+    ]
     stores = [tmp_path / f"seed-{seed}/frame.parts" for seed in (0, 1)]
     with subprocess.Popen(
         [*command, "--out", str(tmp_path)],
@@ -231,10 +348,14 @@ def test_seeds_side_by_side_are_stopped_with_the_command(tmp_path, number):
         process.send_signal(number)
         errors = process.stderr.read()  # Until the last of the processes has ended.
     assert process.returncode == (130 if number != signal.SIGKILL else -number)
-    assert ("the same command with --resume goes on" in errors) == (number != signal.SIGKILL)
+    assert ("the same command with --resume goes on" in errors) == (
+        number != signal.SIGKILL
+    )
     assert "Traceback" not in errors
     for store in stores:
-        with srel_tf.FrameStore(store, write=True) as opened:  # Nobody holds it any more.
+        with srel_tf.FrameStore(
+            store, write=True
+        ) as opened:  # Nobody holds it any more.
             rows = opened.read()
             # The step of the saved state is measured when the training goes on.
             assert rows["step"].max() + 1 == opened.about["step"] < 240
@@ -245,7 +366,10 @@ def test_seeds_side_by_side_are_stopped_with_the_command(tmp_path, number):
 @pytest.mark.parametrize("arguments", [["--jobs", "3"], ["--jobs", "2"], []])
 def test_seeds_in_any_number_of_processes(tmp_path, uninterrupted, arguments):
     """Seeds 0 1 2 in one call, of one process or several, against seed 0 alone and against three calls."""
-    assert quietly(QUICK, tmp_path / "one", "--seeds", "0", "1", "2", *arguments) == (0, "")
+    assert quietly(QUICK, tmp_path / "one", "--seeds", "0", "1", "2", *arguments) == (
+        0,
+        "",
+    )
     assert results(tmp_path / "one") == results(uninterrupted)
     for seed in "012":
         assert quietly(QUICK, tmp_path / "three", "--seeds", seed) == (0, "")
@@ -258,7 +382,10 @@ def small_disk(tmp_path):
 
     def mount(*options):
         command = ["mount", "-t", "tmpfs", *options, "tmpfs", str(tmp_path)]
-        return shutil.which("mount") is not None and not subprocess.run(command, check=False).returncode
+        return (
+            shutil.which("mount") is not None
+            and not subprocess.run(command, check=False).returncode
+        )
 
     if not mount("-o", "size=620k"):
         pytest.skip("mounting a small tmpfs takes the rights of root")
@@ -267,11 +394,21 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_full_disk_ends_the_training_and_loses_nothing(tmp_path, small_disk, uninterrupted):
+def test_a_full_disk_ends_the_training_and_loses_nothing(
+    tmp_path, small_disk, uninterrupted
+):
     status, err = quietly(QUICK, tmp_path)
     assert status == 1
-    assert "No space left on device; free space there; what was saved before is whole" in err
-    steps = srel_tf.scan_frame(tmp_path / "seed-0" / "frame.parts").read()["step"].unique().tolist()
+    assert (
+        "No space left on device; free space there; what was saved before is whole"
+        in err
+    )
+    steps = (
+        srel_tf.scan_frame(tmp_path / "seed-0" / "frame.parts")
+        .read()["step"]
+        .unique()
+        .tolist()
+    )
     assert steps == list(range(len(steps)))
     assert len(steps) > 3
     assert small_disk("4m")
@@ -284,7 +421,10 @@ def test_a_second_process_is_refused(tmp_path):
     script = "import filelock, sys; held = filelock.FileLock(sys.argv[1]); held.acquire(); print('held'); input()"
     pipe = subprocess.PIPE
     with subprocess.Popen(
-        [sys.executable, "-uc", script, str(tmp_path / ".lock")], stdin=pipe, stdout=pipe, text=True
+        [sys.executable, "-uc", script, str(tmp_path / ".lock")],
+        stdin=pipe,
+        stdout=pipe,
+        text=True,
     ) as other:
         assert other.stdout.readline() == "held\n"
         status, err = quietly(QUICK, tmp_path)

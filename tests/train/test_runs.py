@@ -39,15 +39,22 @@ def test_what_it_holds(used):
         *("settings.json", "environment.json", "data.json"),
         *("seed-0/frame.parquet", "seed-0/history.csv", "seed-0/seed.json"),
     }
-    assert json.loads((used.path / "settings.json").read_text(encoding="utf-8")) == SETTINGS
-    environment = json.loads((used.path / "environment.json").read_text(encoding="utf-8"))
+    assert (
+        json.loads((used.path / "settings.json").read_text(encoding="utf-8"))
+        == SETTINGS
+    )
+    environment = json.loads(
+        (used.path / "environment.json").read_text(encoding="utf-8")
+    )
     assert environment["numpy"] == np.__version__
     assert {"python", "machine", "devices", "tensorflow", "keras"} <= set(environment)
 
 
 def test_the_same_settings_reopen_it(used):
     before = files(used)
-    again = RunDirectory(used.path, {**SETTINGS, "classes": ("3", "5")})  # as JSON holds it
+    again = RunDirectory(
+        used.path, {**SETTINGS, "classes": ("3", "5")}
+    )  # as JSON holds it
     again.check_data("abc")
     assert again.is_complete(0)
     assert not again.is_complete(1)
@@ -58,15 +65,30 @@ def test_the_same_settings_reopen_it(used):
     ("other", "shown", "not_shown"),
     [
         ({**SETTINGS, "epochs": 3}, ["epochs: 2 there, 3 now"], "dataset"),
-        ({**SETTINGS, "classes": ["5", "3"]}, [r"classes: \['3', '5'\] there, \['5', '3'\] now"], "epochs"),
-        ({**SETTINGS, "every": 9, "epochs": 1}, ["epochs: 2 there, 1 now", "every: None there, 9 now"], "classes"),
-        ({"dataset": "digits", "epochs": 2}, [r"classes: \['3', '5'\] there, None now"], "epochs"),
+        (
+            {**SETTINGS, "classes": ["5", "3"]},
+            [r"classes: \['3', '5'\] there, \['5', '3'\] now"],
+            "epochs",
+        ),
+        (
+            {**SETTINGS, "every": 9, "epochs": 1},
+            ["epochs: 2 there, 1 now", "every: None there, 9 now"],
+            "classes",
+        ),
+        (
+            {"dataset": "digits", "epochs": 2},
+            [r"classes: \['3', '5'\] there, None now"],
+            "epochs",
+        ),
     ],
 )
 def test_other_settings_are_refused_with_the_difference(used, other, shown, not_shown):
     before = files(used)
     for line in shown:
-        with pytest.raises(RunDirectoryError, match=f"{used.path} holds results of other settings.*\n(.*\n)?  {line}"):
+        with pytest.raises(
+            RunDirectoryError,
+            match=f"{used.path} holds results of other settings.*\n(.*\n)?  {line}",
+        ):
             RunDirectory(used.path, other)
     with pytest.raises(RunDirectoryError) as refused:
         RunDirectory(used.path, other)
@@ -78,7 +100,10 @@ def test_other_settings_are_refused_with_the_difference(used, other, shown, not_
 def test_files_of_others_are_neither_replaced_nor_removed(tmp_path, name):
     """Of another program; or what is kept of a run whose seeds are elsewhere."""
     (tmp_path / name).write_text("mine", encoding="utf-8")
-    with pytest.raises(RunDirectoryError, match=f"{tmp_path} holds {name}, and no seed .*: choose another --out"):
+    with pytest.raises(
+        RunDirectoryError,
+        match=f"{tmp_path} holds {name}, and no seed .*: choose another --out",
+    ):
         RunDirectory(tmp_path, SETTINGS)
     assert [p.name for p in tmp_path.iterdir()] == [name]
     assert (tmp_path / name).read_text(encoding="utf-8") == "mine"
@@ -89,16 +114,25 @@ def test_a_seed_of_another_run_is_refused(used, tmp_path):
     other = RunDirectory(tmp_path / "other", {**SETTINGS, "epochs": 3})
     other.save_seed(1, table(), table(), about={"seed": 1})
     shutil.copytree(other.seed_path(1), used.seed_path(1))
-    with pytest.raises(RunDirectoryError, match=r"seed-1 is not a seed of this run.*\n  epochs: 3 there, 2 now"):
+    with pytest.raises(
+        RunDirectoryError,
+        match=r"seed-1 is not a seed of this run.*\n  epochs: 3 there, 2 now",
+    ):
         used.is_complete(1)
     write_json(used.path / "settings.json", {**SETTINGS, "epochs": 3})
-    with pytest.raises(RunDirectoryError, match=r"seed-0 is not a seed of this run.*\n  epochs: 2 there, 3 now"):
+    with pytest.raises(
+        RunDirectoryError,
+        match=r"seed-0 is not a seed of this run.*\n  epochs: 2 there, 3 now",
+    ):
         RunDirectory(used.path, {**SETTINGS, "epochs": 3}).is_complete(0)
 
 
 def test_a_seed_under_another_number_is_refused(used):
     shutil.copytree(used.seed_path(0), used.seed_path(1))
-    with pytest.raises(RunDirectoryError, match=r"seed-1 is not a seed of this run.*\n  seed: 0 there, 1 now"):
+    with pytest.raises(
+        RunDirectoryError,
+        match=r"seed-1 is not a seed of this run.*\n  seed: 0 there, 1 now",
+    ):
         used.is_complete(1)
 
 
@@ -113,7 +147,9 @@ def test_a_seed_from_before_marks_held_settings_counts(used):
 def test_a_command_that_measured_nothing_binds_nobody(tmp_path):
     RunDirectory(tmp_path, {**SETTINGS, "epochs": -7}).check_data("abc")
     RunDirectory(tmp_path, SETTINGS).check_data("xyz")
-    assert json.loads((tmp_path / "settings.json").read_text(encoding="utf-8")) == SETTINGS
+    assert (
+        json.loads((tmp_path / "settings.json").read_text(encoding="utf-8")) == SETTINGS
+    )
 
 
 def test_an_interrupted_seed_or_a_selection_binds_the_directory(tmp_path):
@@ -131,7 +167,9 @@ def test_results_without_their_origin_are_refused(used, lost, kept):
     for file in (used.path / "seed-0").iterdir():
         if file.name != kept:
             file.unlink()
-    with pytest.raises(RunDirectoryError, match=f"holds results, but no {lost}: restore it"):
+    with pytest.raises(
+        RunDirectoryError, match=f"holds results, but no {lost}: restore it"
+    ):
         RunDirectory(used.path, SETTINGS).check_data("abc")
 
 
@@ -145,14 +183,19 @@ def test_other_data_are_refused(used):
 @pytest.mark.parametrize("path", ["file", "file/run"])
 def test_a_directory_that_cannot_be_written(tmp_path, path):
     (tmp_path / "file").write_text("in the way", encoding="utf-8")
-    with pytest.raises(RunDirectoryError, match=f"cannot write to {tmp_path / path}: .*; choose another --out"):
+    with pytest.raises(
+        RunDirectoryError,
+        match=f"cannot write to {tmp_path / path}: .*; choose another --out",
+    ):
         RunDirectory(tmp_path / path, SETTINGS)
     assert issubclass(RunDirectoryError, srel_tf.SRelError)
 
 
 def test_a_seed_that_cannot_be_written(used):
     (used.path / "seed-1").write_text("in the way", encoding="utf-8")
-    with pytest.raises(RunDirectoryError, match=r"seed-1.*what was saved before is whole"):
+    with pytest.raises(
+        RunDirectoryError, match=r"seed-1.*what was saved before is whole"
+    ):
         used.save_seed(1, table(), table())
 
 
@@ -166,8 +209,12 @@ def test_a_seed_is_complete_only_when_it_says_so(used):
 def test_frames_of_several_seeds_together(used):
     used.save_seed(4, table(2.0), table(3.0), about={"seed": 4})
     frame, history = used.frames([4, 0])
-    pd.testing.assert_frame_equal(frame, pd.concat([table(2.0), table()], ignore_index=True))
-    pd.testing.assert_series_equal(history["srel"], pd.concat([table(3.0), table()], ignore_index=True)["srel"])
+    pd.testing.assert_frame_equal(
+        frame, pd.concat([table(2.0), table()], ignore_index=True)
+    )
+    pd.testing.assert_series_equal(
+        history["srel"], pd.concat([table(3.0), table()], ignore_index=True)["srel"]
+    )
 
 
 def half_a_file(path, *_, **__):
@@ -186,10 +233,16 @@ def test_a_failing_write_leaves_the_old_file(tmp_path, monkeypatch):
 
 def test_a_crash_while_writing_leaves_what_was_saved_before(used, monkeypatch):
     before = files(used)
-    monkeypatch.setattr(pd.DataFrame, "to_parquet", lambda self, path, **_: half_a_file(path))
+    monkeypatch.setattr(
+        pd.DataFrame, "to_parquet", lambda self, path, **_: half_a_file(path)
+    )
     with pytest.raises(RunDirectoryError, match="no space left"):
         used.save_seed(0, table(9.0), table(9.0), about={"seed": 0})
-    assert {name: content for name, content in files(used).items() if not name.endswith(".part")} == before
+    assert {
+        name: content
+        for name, content in files(used).items()
+        if not name.endswith(".part")
+    } == before
 
 
 @pytest.mark.parametrize("name", ["settings.json", "data.json", "seed-0/seed.json"])
@@ -209,7 +262,10 @@ def test_damaged_json_is_named(used, name, content):
 def test_a_finished_frame_that_was_altered_is_named(used):
     srel_tf.write_frame(table(7.0), used.path / "seed-0" / "frame.parquet")
     for read in (used.frames, used.scan):
-        with pytest.raises(RunDirectoryError, match=r"frame\.parquet is not what was written.*delete .*seed\.json"):
+        with pytest.raises(
+            RunDirectoryError,
+            match=r"frame\.parquet is not what was written.*delete .*seed\.json",
+        ):
             read([0])
 
 
@@ -217,7 +273,9 @@ def test_settings_cannot_lead_outside(used, tmp_path):
     """What a stranger writes into settings.json is compared, never opened."""
     stranger = {**SETTINGS, "dataset": "folder:/etc", "out": "../elsewhere"}
     write_json(used.path / "settings.json", stranger)
-    with pytest.raises(RunDirectoryError, match=r"dataset: 'folder:/etc' there, 'digits' now"):
+    with pytest.raises(
+        RunDirectoryError, match=r"dataset: 'folder:/etc' there, 'digits' now"
+    ):
         RunDirectory(used.path, SETTINGS)
     assert [p.name for p in tmp_path.iterdir()] == ["deep"]
 
@@ -230,11 +288,16 @@ def interrupted(used):
     return used
 
 
-@pytest.mark.parametrize("change", [{"numpy": "1.0"}, {"settings epochs": 9}, {"probe_ids": [1, 3]}, {"data": "xyz"}])
+@pytest.mark.parametrize(
+    "change",
+    [{"numpy": "1.0"}, {"settings epochs": 9}, {"probe_ids": [1, 3]}, {"data": "xyz"}],
+)
 def test_a_seed_goes_on_only_as_it_was_begun(interrupted, change):
     note = {**interrupted.note(ABOUT), **change}
     (name,) = change
-    with pytest.raises(RunDirectoryError, match=rf"go back to those.*\n  {name}: .* there, .* now"):
+    with pytest.raises(
+        RunDirectoryError, match=rf"go back to those.*\n  {name}: .* there, .* now"
+    ):
         interrupted.store(1, note, resume=True)
     with interrupted.store(1, interrupted.note(ABOUT), resume=True) as store:
         assert store.num_rows == 2
@@ -243,7 +306,10 @@ def test_a_seed_goes_on_only_as_it_was_begun(interrupted, change):
 
 
 def test_what_was_measured_is_not_forgotten_without_a_word(interrupted):
-    with pytest.raises(RunDirectoryError, match=r"seed 1 .*; 5 updates and 2 rows .*: give --resume .*, or --restart"):
+    with pytest.raises(
+        RunDirectoryError,
+        match=r"seed 1 .*; 5 updates and 2 rows .*: give --resume .*, or --restart",
+    ):
         interrupted.store(1, interrupted.note(ABOUT))
     with interrupted.store(1, interrupted.note(ABOUT), resume=True) as store:
         assert store.num_rows == 2
@@ -257,7 +323,9 @@ def test_another_number_of_threads_does_not_go_on_with_a_seed(interrupted, monke
 
 def test_other_sources_do_not_go_on_with_a_seed(interrupted, monkeypatch):
     monkeypatch.setattr("train.environment._sources", lambda: "other")
-    with pytest.raises(RunDirectoryError, match=r"sources: '[0-9a-f]{64}' there, 'other' now"):
+    with pytest.raises(
+        RunDirectoryError, match=r"sources: '[0-9a-f]{64}' there, 'other' now"
+    ):
         interrupted.store(1, interrupted.note(ABOUT), resume=True)
 
 
@@ -269,9 +337,13 @@ def test_a_state_that_tells_nothing_of_its_origin_is_not_gone_on_with(used):
 
 
 def test_damage_is_told_before_a_seed_goes_on(interrupted):
-    (interrupted.seed_path(1) / "frame.parts" / "part-000000.parquet").write_bytes(b"PAR1")
+    (interrupted.seed_path(1) / "frame.parts" / "part-000000.parquet").write_bytes(
+        b"PAR1"
+    )
     note = interrupted.note(ABOUT)
-    with pytest.raises(srel_tf.StorageError, match=r"part-000000\.parquet has 4 of its"):
+    with pytest.raises(
+        srel_tf.StorageError, match=r"part-000000\.parquet has 4 of its"
+    ):
         interrupted.store(1, note, resume=True)
     with interrupted.store(1, note, resume=True, skip_damaged=True) as store:
         assert (store.num_rows, store.about["step"]) == (0, 5)
@@ -287,13 +359,23 @@ def test_a_seed_has_one_process(interrupted):
 
 
 def test_leftovers_of_a_killed_process_are_cleared_away(interrupted):
-    (interrupted.path / ".settings.json.77.srel_tf.part").write_text("half", encoding="utf-8")
-    (interrupted.seed_path(1) / "frame.parts" / "notes.txt").write_text("mine", encoding="utf-8")
-    interrupted.save_seed(1, table(), table(), about={})  # It was killed between the mark and the removal.
-    with pytest.warns(UserWarning, match=r"frame\.parts is no longer needed, but stays: notes\.txt"):
+    (interrupted.path / ".settings.json.77.srel_tf.part").write_text(
+        "half", encoding="utf-8"
+    )
+    (interrupted.seed_path(1) / "frame.parts" / "notes.txt").write_text(
+        "mine", encoding="utf-8"
+    )
+    interrupted.save_seed(
+        1, table(), table(), about={}
+    )  # It was killed between the mark and the removal.
+    with pytest.warns(
+        UserWarning, match=r"frame\.parts is no longer needed, but stays: notes\.txt"
+    ):
         again = RunDirectory(interrupted.path, SETTINGS)
     assert not list(again.path.glob(".*.part"))
-    assert [p.name for p in (again.seed_path(1) / "frame.parts").iterdir()] == ["notes.txt"]
+    assert [p.name for p in (again.seed_path(1) / "frame.parts").iterdir()] == [
+        "notes.txt"
+    ]
     assert RunDirectory(interrupted.path, SETTINGS, shared=True).is_complete(1)
 
 
@@ -319,10 +401,16 @@ DAMAGED = {
 def test_a_damaged_mark_is_told_and_what_is_there_stays(interrupted, content):
     """A rerun would replace the frame; and the parts, from which the seed could go on, are not cleared away."""
     interrupted.save_seed(1, table(), table(), about={"seed": 1})
-    (interrupted.seed_path(1) / "seed.json").write_text(DAMAGED[content], encoding="utf-8")
+    (interrupted.seed_path(1) / "seed.json").write_text(
+        DAMAGED[content], encoding="utf-8"
+    )
     before = files(interrupted)
     again = RunDirectory(interrupted.path, SETTINGS)
-    for use in (again.is_complete, lambda n: again.frames([n]), lambda n: again.save_seed(n, table(), table())):
+    for use in (
+        again.is_complete,
+        lambda n: again.frames([n]),
+        lambda n: again.save_seed(n, table(), table()),
+    ):
         with pytest.raises(RunDirectoryError, match=r"seed\.json .*damaged"):
             use(1)
     assert files(again) == before
@@ -334,12 +422,17 @@ def test_a_damaged_mark_is_told_and_what_is_there_stays(interrupted, content):
 
 @pytest.mark.parametrize("name", ["frame.parquet", "history.csv", "distances.parquet"])
 @pytest.mark.parametrize("damage", ["altered", "lost"])
-def test_a_seed_with_another_file_than_it_ended_with_is_not_finished(used, name, damage):
+def test_a_seed_with_another_file_than_it_ended_with_is_not_finished(
+    used, name, damage
+):
     srel_tf.write_frame(table(5.0), used.seed_path(0) / "distances.parquet")
     used.save_seed(0, table(), table(), about={"seed": 0})
     file = used.seed_path(0) / name
     srel_tf.write_frame(table(7.0), file) if damage == "altered" else file.unlink()
-    with pytest.raises(RunDirectoryError, match=rf"{name} is not what was written: restore it, or delete .*seed\.json"):
+    with pytest.raises(
+        RunDirectoryError,
+        match=rf"{name} is not what was written: restore it, or delete .*seed\.json",
+    ):
         used.is_complete(0)
 
 
@@ -371,13 +464,21 @@ def test_a_seed_that_dies_at_any_act_of_its_end_ends_the_same(interrupted, tmp_p
             with again.store(1, note, resume=True) as store:
                 assert store.about["step"] == 5
                 again.finish_seed(1, store, table(3.0), {"seed": 1})
-        assert {p.name for p in again.seed_path(1).iterdir()} == {"frame.parquet", "history.csv", "seed.json"}
+        assert {p.name for p in again.seed_path(1).iterdir()} == {
+            "frame.parquet",
+            "history.csv",
+            "seed.json",
+        }
         pd.testing.assert_frame_equal(again.frames([1])[0], table())
-        pd.testing.assert_frame_equal(again.histories([1]), table(3.0), check_dtype=False)  # Text knows no types.
+        pd.testing.assert_frame_equal(
+            again.histories([1]), table(3.0), check_dtype=False
+        )  # Text knows no types.
         if not died:
             break
     assert marked == sorted(marked)  # Not finished, then finished.
-    assert marked.count(False) == 8  # Three acts for each file, up to the name of the mark.
+    assert (
+        marked.count(False) == 8
+    )  # Three acts for each file, up to the name of the mark.
     assert marked.count(True) > 5
 
 
@@ -385,16 +486,27 @@ def test_what_was_left_out_stands_in_the_mark(interrupted, capsys):
     note = interrupted.note(ABOUT)
     with interrupted.store(1, note, resume=True) as store:
         store.commit(table(9.0), {"w": np.ones(2)}, {"step": 6, "note": note})
-    (interrupted.seed_path(1) / "frame.parts" / "part-000000.parquet").write_bytes(b"PAR1")
+    (interrupted.seed_path(1) / "frame.parts" / "part-000000.parquet").write_bytes(
+        b"PAR1"
+    )
     with pytest.raises(RunDirectoryError, match="versions, settings or data"):
-        interrupted.store(1, {**note, "settings epochs": 9}, resume=True, skip_damaged=True)
-    with pytest.raises(srel_tf.StorageError, match="1 cannot be trusted"):  # What was refused left nothing out.
+        interrupted.store(
+            1, {**note, "settings epochs": 9}, resume=True, skip_damaged=True
+        )
+    with pytest.raises(
+        srel_tf.StorageError, match="1 cannot be trusted"
+    ):  # What was refused left nothing out.
         interrupted.store(1, note, resume=True)
     interrupted.store(1, note, resume=True, skip_damaged=True).close()
     with interrupted.store(1, note, resume=True) as store:
         interrupted.finish_seed(1, store, table(), {"seed": 1})
-    (left_out,) = json.loads((interrupted.seed_path(1) / "seed.json").read_text(encoding="utf-8"))["left_out"]
+    (left_out,) = json.loads(
+        (interrupted.seed_path(1) / "seed.json").read_text(encoding="utf-8")
+    )["left_out"]
     assert (left_out["file"], left_out["rows"]) == ("part-000000.parquet", 2)
     assert left_out["fault"].startswith("has 4 of its")
-    assert "seed 1: 2 rows are left out, part-000000.parquet has 4 of its" in capsys.readouterr().out
+    assert (
+        "seed 1: 2 rows are left out, part-000000.parquet has 4 of its"
+        in capsys.readouterr().out
+    )
     pd.testing.assert_frame_equal(interrupted.frames([1])[0], table(9.0))

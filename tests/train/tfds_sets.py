@@ -7,10 +7,22 @@ import tensorflow_datasets as tfds
 
 def random_images(count, size=(8, 8), channels=3, seed=0):
     """uint8 [count, H, W, C], each pixel uniform."""
-    return np.random.default_rng(seed).integers(0, 256, (count, *size, channels), dtype=np.uint8)
+    return np.random.default_rng(seed).integers(
+        0, 256, (count, *size, channels), dtype=np.uint8
+    )
 
 
-def write_set(data_dir, name, splits, names, image=None, version="1.0.0", shard=1000, supervised_keys=None, **more):
+def write_set(
+    data_dir,
+    name,
+    splits,
+    names,
+    image=None,
+    version="1.0.0",
+    shard=1000,
+    supervised_keys=None,
+    **more,
+):
     """Write `{split: (images, labels)}` as a prepared TFDS set; returns its directory.
 
     image    the Image feature; None: uint8 of the size of the first image. Images may be encoded (bytes) already.
@@ -25,15 +37,22 @@ def write_set(data_dir, name, splits, names, image=None, version="1.0.0", shard=
     }
     place = data_dir / name / version
     place.mkdir(parents=True)
-    identity = tfds.core.DatasetIdentity(name, tfds.core.Version(version), str(place), "tests")
+    identity = tfds.core.DatasetIdentity(
+        name, tfds.core.Version(version), str(place), "tests"
+    )
     info = tfds.core.DatasetInfo(
-        builder=identity, features=tfds.features.FeaturesDict(features), supervised_keys=supervised_keys
+        builder=identity,
+        features=tfds.features.FeaturesDict(features),
+        supervised_keys=supervised_keys,
     )
     writer = tfds.core.SequentialWriter(info, max_examples_per_shard=shard)
     writer.initialize_splits(list(splits))
     values = {key: value for key, (_, value) in more.items()}
     for split, (images, labels) in splits.items():
-        examples = [{"image": i, "label": label, **values} for i, label in zip(images, labels, strict=True)]
+        examples = [
+            {"image": i, "label": label, **values}
+            for i, label in zip(images, labels, strict=True)
+        ]
         writer.add_examples({split: examples})
     writer.close_all()
     return place
@@ -45,4 +64,7 @@ def write_folder(root, splits):
         for name, images in classes.items():
             (root / split / name).mkdir(parents=True)
             for number, image in enumerate(images):
-                tf.io.write_file(str(root / split / name / f"{number:03}.png"), tf.io.encode_png(image))
+                tf.io.write_file(
+                    str(root / split / name / f"{number:03}.png"),
+                    tf.io.encode_png(image),
+                )
