@@ -51,7 +51,7 @@ OPTIMIZERS = {
     ),
     "Muon": lambda: Opt.Muon(ETA),  # A layer of the net below has the name "embedding".
     "Muon excluded layer": lambda: Opt.Muon(
-        ETA, exclude_layers=["link"], exclude_embeddings=False
+        ETA, exclude_layers=["head"], exclude_embeddings=False
     ),
     "ScheduleFreeAdamW": lambda: Opt.ScheduleFreeAdamW(ETA, warmup_steps=10),
 }
@@ -71,7 +71,7 @@ def small_net(optimizer, dtype="float32"):
             name="embedding",
         ),
         keras.layers.Dense(4, "tanh", dtype=dtype, name="middle"),
-        keras.layers.Dense(3, dtype=dtype, name="link"),
+        keras.layers.Dense(3, dtype=dtype, name="head"),
     ]
     model = keras.Sequential([keras.Input((4, 4, 1)), *layers], name="net")
     model.compile(

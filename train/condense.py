@@ -30,7 +30,7 @@ from scipy.stats import linregress
 import srel_tf
 from srel_tf import FrameError, SRelError, StoredFrame, hypotheses, rule_names
 from srel_tf.files import read_json, write_json
-from train.seed_marks import finished_seeds
+from train.common.seed_marks import finished_seeds
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 SHOWN = ("kl", "l1")

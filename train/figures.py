@@ -19,10 +19,11 @@ from srel_tf import SRelError, plotting
 from srel_tf.files import read_json
 from srel_tf.plotting import save_figure
 from srel_tf.plotting import theory as theory_plots
-from train import benchmark_report, regression_report
-from train.condensed import load
-from train.replication import PUBLISHED_NAMES, read_published
-from train.seed_marks import finished_seeds
+from train.benchmark import report as benchmark_report
+from train.common.seed_marks import finished_seeds
+from train.regression import report as regression_report
+from train.replication.command import PUBLISHED_NAMES, read_published
+from train.replication.condensed import load
 
 THEORY = {
     **dict.fromkeys((6, 7, 8, 9), theory_plots.plot_penalized),

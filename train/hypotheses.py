@@ -21,9 +21,9 @@ from srel_tf import (
     write_frame,
 )
 from srel_tf.files import read_json
-from train import theory
-from train.seed_marks import finished_seeds
-from train.theory_cases import Case, cases
+from train.common.seed_marks import finished_seeds
+from train.theory import command as theory
+from train.theory.cases import Case, cases
 
 PAIRS = "Figure 4's pairs at all their steps"
 

@@ -47,8 +47,8 @@ def dying(at, really=False):
 
 def main(where, at, arguments):
     from srel_tf import FrameStore
-    from train import classification
-    from train.runs import RunDirectory
+    from train.classification import command as classification
+    from train.common.run_directory import RunDirectory
 
     owner, method = {
         "finish": (RunDirectory, "finish_seed"),

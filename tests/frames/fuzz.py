@@ -26,9 +26,9 @@ import numpy as np
 import srel_tf
 from srel_tf.files import sha256
 from tests.made_up import probe, result
-from train.classification import read_selection
-from train.data import load
-from train.runs import RunDirectory, write_json
+from train.classification.command import read_selection
+from train.common.data import load
+from train.common.run_directory import RunDirectory, write_json
 
 SECONDS, GIGABYTES = 20, 8  # what one input may take
 TOKENS = (

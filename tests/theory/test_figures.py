@@ -11,9 +11,10 @@ import pytest
 from srel_tf import read_frame, theory
 from srel_tf.errors import FrameError
 from srel_tf.plotting import theory as plots
-from train import theory as command
-from train import theory_benchmark, theory_figures
-from train.runs import RunDirectoryError, write_json
+from train.benchmark import theory as theory_benchmark
+from train.common.run_directory import RunDirectoryError, write_json
+from train.theory import command
+from train.theory import figures as theory_figures
 
 ROOT = Path(__file__).parents[2]
 

@@ -17,14 +17,14 @@ from train import (
     benchmark_shares,
     benchmark_training,
 )
-from train.benchmark_procedures import (
+from train.benchmark.procedures import (
     LEARNING_RATE,
     NaiveLoop,
     interleaved,
     published_pair,
     setup,
 )
-from train.benchmark_training import overhead
+from train.benchmark.training import overhead
 from train.models import build_model
 
 SMALL = (8, 8, 3)
@@ -81,7 +81,7 @@ def test_the_published_pair_is_kl_div_around_a_step_of_a_new_adam(in_double_prec
 )
 def test_the_net_in_torch_is_the_same(name, shape):
     torch = pytest.importorskip("torch")
-    from train.benchmark_torch import AsTorch
+    from train.benchmark.torch_recipes import AsTorch
 
     it = setup(name, 3, shape)
     with torch.no_grad():
@@ -93,7 +93,7 @@ def test_the_net_in_torch_is_the_same(name, shape):
 
 def test_the_torch_recipes_give_the_same_numbers(in_double_precision):
     pytest.importorskip("torch")
-    from train.benchmark_torch import Recipes
+    from train.benchmark.torch_recipes import Recipes
 
     it = setup("cnn", 12, SMALL)  # More than are formed at a time.
     recipes = Recipes(it.model, it.x, it.y, LEARNING_RATE)
@@ -363,7 +363,7 @@ def test_a_failed_process_is_an_error_with_its_last_words(tmp_path, monkeypatch)
 
 def test_a_layer_without_a_counterpart_in_torch_is_refused():
     pytest.importorskip("torch")
-    from train.benchmark_torch import AsTorch
+    from train.benchmark.torch_recipes import AsTorch
 
     inputs = keras.Input(SMALL)
     for layer in (

@@ -2,12 +2,12 @@
 
 import pytest
 
-from train.callbacks import Clock
+from train.common.callbacks import Clock
 
 
 def test_the_seconds_of_several_processes_add_up(monkeypatch):
     now = 100.0
-    monkeypatch.setattr("train.callbacks.time.perf_counter", lambda: now)
+    monkeypatch.setattr("train.common.callbacks.time.perf_counter", lambda: now)
     first = Clock()
     now = 103.5
     assert first.state == 3.5

@@ -17,9 +17,9 @@ import pandas as pd
 import pytest
 
 import srel_tf
-from train.callbacks import History
-from train.classification import main
-from train.data import load
+from train.classification.command import main
+from train.common.callbacks import History
+from train.common.data import load
 
 # 406 training images: 4 updates an epoch, measured at 0, 2 and 4.
 TINY = "--model mlp --epochs 1 --batch-size 100 --every 2 --per-class 2 --update sgd fresh_adam".split()  # noqa: SIM905
@@ -303,7 +303,7 @@ def test_an_interrupted_selection_goes_on_and_chooses_the_same(
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(History, "on_train_batch_end", count)
-    monkeypatch.setattr("train.classification._train", lambda *_, **__: None)
+    monkeypatch.setattr("train.classification.command._train", lambda *_, **__: None)
     monkeypatch.setattr("train.classification.report", lambda *_: None)
     stopped = command(tmp_path, *SELECT)
     assert stopped.status == 130

@@ -10,8 +10,8 @@ from sklearn.datasets import load_digits
 
 from srel_tf.errors import OptionError, SRelError
 from tests.train.tfds_sets import random_images, write_set
-from train.augment import crop_and_flip, draw_fifth
-from train.data import DatasetError, load
+from train.common.augment import crop_and_flip, draw_fifth
+from train.common.data import DatasetError, load
 
 NAMES = ["airplane", "automobile", "bird", "ship"]
 TRAIN = random_images(60), np.arange(60) % 4
@@ -159,7 +159,10 @@ def test_digits_need_no_tfds():
         for name in list(sys.modules):  # As if none had been imported yet.
             if name.partition(".")[0] in ("train", "tensorflow_datasets"):
                 del sys.modules[name]
-        assert importlib.import_module("train.data").load("digits").num_classes == 10
+        assert (
+            importlib.import_module("train.common.data").load("digits").num_classes
+            == 10
+        )
         assert "tensorflow_datasets" not in sys.modules
 
 

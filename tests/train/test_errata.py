@@ -20,10 +20,10 @@ from train import (
     errata_protocol,
     errata_theorems,
 )
+from train.common.seed_marks import mark_as_finished
 from train.condense import condense
-from train.errata_evidence import Evidence
+from train.errata.evidence import Evidence
 from train.models import build_model
-from train.seed_marks import mark_as_finished
 
 SEEDS = (0, 1, 2)
 MEASURES = ("kl", "l1", "published_kl", "published_l2")

@@ -4,8 +4,8 @@ import itertools
 
 import numpy as np
 
-from train.data import Split
-from train.experiment import batches, order
+from train.classification.experiment import batches, order
+from train.common.data import Split
 
 SPLIT = Split(np.arange(23, dtype="float32")[:, None], np.arange(23), np.arange(23))
 

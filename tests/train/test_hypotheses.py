@@ -10,11 +10,11 @@ import pytest
 
 import srel_tf
 from srel_tf import hypotheses, theory
-from train import theory as theory_command
-from train import theory_cases
+from train.common.seed_marks import mark_as_finished
 from train.hypotheses import in_steps, main
-from train.seed_marks import mark_as_finished
-from train.theory_figures import MOMENTS, THETA
+from train.theory import cases as theory_cases
+from train.theory import command as theory_command
+from train.theory.figures import MOMENTS, THETA
 
 
 def command(*arguments):

@@ -9,7 +9,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from tests.train.tfds_sets import random_images, write_folder, write_set
-from train.data import DatasetError, load
+from train.common.data import DatasetError, load
 
 IMAGES, LABELS = random_images(24), np.arange(24) % 3
 SPLITS = {"train": (IMAGES, LABELS), "test": (IMAGES[:6], LABELS[:6])}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from train.jobs import run_in_processes
+from train.common.parallel import run_in_processes
 
 SCRIPT = "import sys; from tests.train.test_jobs import start; start(sys.argv[1])"
 ROOT = Path(__file__).parents[2]

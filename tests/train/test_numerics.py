@@ -9,15 +9,16 @@ import pandas as pd
 import pytest
 
 import srel_tf
-from train import numerics, zoo, zoo_training
-from train.numerics_table import comparison
-from train.zoo_reference import (
+from train.numerics import command as numerics
+from train.numerics import zoo, zoo_training
+from train.numerics.reference import (
     TOLERANCE,
     Reference,
     change_of_log_softmax,
     distances_of_a_step,
     log_softmax,
 )
+from train.numerics.table import comparison
 
 ETAS = (1e-8, 1e-3, 1e-1)
 

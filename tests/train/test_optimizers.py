@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from srel_tf import OptionError
-from train.optimizers import AdamL2, SgdL2, make_optimizer
+from train.common.optimizers import AdamL2, SgdL2, make_optimizer
 
 RNG = np.random.default_rng(0)
 # Numbers that float32 holds exactly: Keras rounds its constants to it.

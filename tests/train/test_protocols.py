@@ -7,10 +7,10 @@ import pytest
 import srel_tf
 from srel_tf import OptionError
 from srel_tf.files import read_json
-from train.classification import _out, _parse, main
-from train.experiment import SCHEDULES
-from train.protocols import PROTOCOLS, preset
-from train.rules import parse_rules
+from train.classification.command import _out, _parse, main
+from train.classification.experiment import SCHEDULES
+from train.classification.protocols import PROTOCOLS, preset
+from train.classification.rules import parse_rules
 
 
 def test_options_that_are_given_count():

@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 
 import srel_tf
-from train.experiment import DivergedError
-from train.regression import main
-from train.regression_experiment import (
+from train.classification.experiment import DivergedError
+from train.regression.command import main
+from train.regression.experiment import (
     Watch,
     build,
     draw,
@@ -230,7 +230,7 @@ def test_a_net_that_diverges_does_not_end_the_sweep(tmp_path, monkeypatch):
             raise DivergedError("the training loss became inf")
         train(settings, seed, directory)
 
-    monkeypatch.setattr("train.regression.train", train_or_fail)
+    monkeypatch.setattr("train.regression.command.train", train_or_fail)
     sweep = ("--width", 2, 3, "--depth", 1, "--seeds", 0, *SHORT)
     status, out, err, path = command(tmp_path, *sweep, base=BASE)
     assert status == 1

@@ -12,9 +12,11 @@ from scipy import stats
 import srel_tf
 from srel_tf.files import read_json, write_json
 from tests.made_up import probe, result
-from train import claims as claims_table
-from train import condense, figures, replication, single_matrices
-from train.seed_marks import mark_as_finished
+from train import condense, figures
+from train.common.seed_marks import mark_as_finished
+from train.replication import claims as claims_table
+from train.replication import command as replication
+from train.replication import single_matrices
 
 RESULTS = Path(__file__).parents[2] / "results"
 SEEDS, STEPS = (0, 1, 2), (0, 8, 12)

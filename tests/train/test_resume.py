@@ -22,7 +22,7 @@ import pytest
 import srel_tf
 from srel_tf import FrameStore
 from srel_tf.files import lock
-from train.classification import main
+from train.classification.command import main
 
 # 406 training images: 8 updates an epoch, each measured, saved every 3 updates and so within epochs and at their ends.
 RUN = [

@@ -10,7 +10,7 @@ import pytest
 
 import srel_tf
 from tests.frames.dying import Died, dying
-from train.runs import RunDirectory, RunDirectoryError, write_json
+from train.common.run_directory import RunDirectory, RunDirectoryError, write_json
 
 ABOUT = {"data": "abc", "probe_ids": [1, 2]}
 SETTINGS = {"dataset": "digits", "classes": ["3", "5"], "epochs": 2, "augment": None}
@@ -322,7 +322,7 @@ def test_another_number_of_threads_does_not_go_on_with_a_seed(interrupted, monke
 
 
 def test_other_sources_do_not_go_on_with_a_seed(interrupted, monkeypatch):
-    monkeypatch.setattr("train.environment._sources", lambda: "other")
+    monkeypatch.setattr("train.common.environment._sources", lambda: "other")
     with pytest.raises(
         RunDirectoryError, match=r"sources: '[0-9a-f]{64}' there, 'other' now"
     ):

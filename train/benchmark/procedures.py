@@ -1,0 +1,167 @@
+"""The net, the probe and the procedures whose cost `train.benchmark` compares."""
+
+import time
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import srel_tf
+from train.models import build_model
+
+CLASSES = 3
+LEARNING_RATE = 1e-4
+SMALL = 1e-6  # A step of the same net that float32 does not resolve.
+
+
+class Setup(NamedTuple):
+    """A compiled net and n random images with labels 0, 1, 2, 0, …: x [n, H, W, channels], y [n]."""
+
+    model: keras.Model
+    x: np.ndarray
+    y: np.ndarray
+
+    @property
+    def probe(self):
+        return srel_tf.ProbeSet(self.x, self.y)
+
+    def instrument(self, estimator, learning_rate=None):
+        """Measures `kl` and `l1` between all pairs."""
+        settings = srel_tf.Settings(estimator=estimator, learning_rate=learning_rate)
+        return srel_tf.Instrument(self.model, self.probe, settings)
+
+
+def setup(name="resnet18", points=60, shape=(32, 32, 3)):
+    """A new net of `train.models` and its probe of random normal images, in Keras's floatx."""
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(points, *shape)).astype(keras.config.floatx())
+    model = build_model(name, shape, CLASSES)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(
+        keras.optimizers.Adam(LEARNING_RATE),
+        loss,
+        metrics=["accuracy"],
+        jit_compile=False,
+    )
+    return Setup(model, x, np.arange(points) % CLASSES)
+
+
+def forward_pass(model):
+    """x -> outputs [n, C] of the traced net."""
+    return tf.function(lambda x: model(x, training=False), jit_compile=False)
+
+
+class NaiveLoop:
+    """The plain TensorFlow loop, well written: for each source a gradient, a stepped copy of the net, a forward pass.
+
+    Traced once; the copy's weights are shadow variables, made once and assigned for each source. It says nothing of
+    what float32 resolves. Calling it returns {"kl", "l1"}: S_rel [n, n] of the definitions, and the logits.
+    """
+
+    def __init__(self, model, x, y):
+        self._x, self._y = tf.constant(x), tf.constant(y)
+        shadow = keras.models.clone_model(model)
+        loss = model.loss
+
+        @tf.function(jit_compile=False)
+        def stepped(x, y, targets):
+            with tf.GradientTape() as tape:
+                value = tf.reduce_mean(loss(y, model(x, training=False)))
+            gradients = tape.gradient(value, model.trainable_variables)
+            weights = zip(
+                shadow.trainable_variables,
+                model.trainable_variables,
+                gradients,
+                strict=True,
+            )
+            for copy, w, g in weights:
+                copy.assign(w - LEARNING_RATE * g)
+            return shadow(targets, training=False)
+
+        self._forward, self._stepped = forward_pass(model), stepped
+
+    def __call__(self):
+        before = self._forward(self._x)
+        n = len(self._x)
+        after = tf.stack(
+            [
+                self._stepped(self._x[i, None], self._y[i, None], self._x)
+                for i in range(n)
+            ]
+        )
+        return {
+            name: _srel(distance(before, after)) for name, distance in DISTANCES.items()
+        }
+
+
+def _kl(before, after):
+    """KL(g⁺, g) of softmax outputs, Definition 2."""
+    p, log_ratio = (
+        tf.nn.softmax(after),
+        tf.nn.log_softmax(after) - tf.nn.log_softmax(before),
+    )
+    return tf.reduce_sum(p * log_ratio, axis=-1)
+
+
+def _l1(before, after):
+    return tf.reduce_sum(tf.abs(tf.nn.softmax(after) - tf.nn.softmax(before)), axis=-1)
+
+
+DISTANCES = {"kl": _kl, "l1": _l1}
+
+
+def _srel(moved):
+    """D [n, n] over its diagonal, the change at the source itself."""
+    return (moved / tf.linalg.diag_part(moved)[:, None]).numpy()
+
+
+def published_pair(model, x, y, source, target_class):
+    """One (source, class) pair as the published code does it: a new net, a new Adam, one step, two passes."""
+    targets = tf.constant(x[y == target_class])
+    xs, ys = tf.constant(x[[source]]), tf.constant(y[[source]])
+    copy = keras.models.clone_model(model)
+    copy.set_weights(model.get_weights())
+    optimizer = keras.optimizers.Adam(LEARNING_RATE)
+    before = [copy(batch, training=False) for batch in (targets, xs)]
+    with tf.GradientTape() as tape:
+        loss = model.loss(ys, copy(xs, training=False))
+    optimizer.apply_gradients(
+        zip(
+            tape.gradient(loss, copy.trainable_variables),
+            copy.trainable_variables,
+            strict=True,
+        )
+    )
+    after = [copy(batch, training=False) for batch in (targets, xs)]
+    p, q = ([tf.nn.softmax(outputs) for outputs in side] for side in (before, after))
+    numerator, denominator = (
+        tf.reduce_mean(old * (tf.math.log(old) - new), axis=-1)
+        for old, new in zip(p, q, strict=True)
+    )
+    return (numerator / (denominator + 1e-8)).numpy()
+
+
+def seconds(function):
+    """Wall-clock time of one call."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def interleaved(functions, rounds, each=None):
+    """{name: seconds of its calls} of functions that are called in turn, so that what slows the machine falls on all.
+
+    rounds: {name: in how many rounds it is called}; each: {name: calls in a round}, 1 where not named. Every function
+    is called once before, untimed.
+    """
+    times = {name: [] for name in functions}
+    for function in functions.values():
+        function()
+    for turn in range(max(rounds.values())):
+        for name, function in functions.items():
+            if turn < rounds[name]:
+                times[name] += [
+                    seconds(function) for _ in range((each or {}).get(name, 1))
+                ]
+    return times

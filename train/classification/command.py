@@ -1,0 +1,313 @@
+"""S_rel while a classifier trains (Section 2.1 and Appendix D of the paper).
+
+python -m train.classification                     scikit-learn's digits, nothing to download
+python -m train.classification --dataset cifar10 --classes airplane automobile ship --model resnet18 ...
+python -m train.classification --dataset cifar10 --protocol defined       the replication (`.protocols`)
+"""
+
+import argparse
+import re
+import sys
+from functools import partial
+from pathlib import Path
+
+from srel_tf import OptionError, SRelError
+from srel_tf.files import read_json
+from train.classification.experiment import SCHEDULES, select_top, train
+from train.classification.protocols import PROTOCOLS, preset
+from train.classification.report import report
+from train.classification.rules import parse_rules
+from train.common.interrupts import interruptible
+from train.common.parallel import run_in_processes
+from train.common.run_directory import RunDirectory, RunDirectoryError, remove_store
+
+DIGITS = ["3", "5", "8"]
+# Options that change no number: where, how many at a time, and the preset that others may override.
+NOT_SETTINGS = "protocol seeds out log_dir jobs checkpoint_every resume restart skip_damaged".split()  # noqa: SIM905
+
+
+def parser():
+    p = argparse.ArgumentParser(
+        prog="python -m train.classification",
+        description=__doc__.split("\n\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    p.add_argument(
+        "--protocol",
+        choices=list(PROTOCOLS),
+        help="defaults of the replication for the options below",
+    )
+    p.add_argument(
+        "--dataset",
+        default="digits",
+        help="digits, folder:DIR, or a TFDS image set by its name",
+    )
+    p.add_argument(
+        "--data-dir",
+        help="where TFDS sets lie prepared (default: TFDS's own directory)",
+    )
+    p.add_argument(
+        "--classes",
+        nargs="+",
+        help=f"names or labels (default: all; of digits {' '.join(DIGITS)})",
+    )
+    p.add_argument(
+        "--select-top",
+        type=int,
+        metavar="K",
+        help="first train on all classes, then keep the K best",
+    )
+    p.add_argument(
+        "--no-download",
+        dest="download",
+        action="store_false",
+        help="never let TFDS download a set",
+    )
+    p.add_argument(
+        "--augment",
+        choices=["none", "frozen"],
+        default="none",
+        help="frozen: the published augmentation",
+    )
+    p.add_argument(
+        "--test-images",
+        choices=["test", "train"],
+        default="test",
+        help="train: as the published code did",
+    )
+    p.add_argument("--image-size", type=int, help="resize images to this side")
+    p.add_argument("--model", default="cnn", help="resnet18, resnet18_cifar, cnn, mlp")
+    p.add_argument("--epochs", type=int, default=10)
+    p.add_argument("--batch-size", type=int, default=32)
+    p.add_argument("--optimizer", default="sgd", help="adam, sgd, momentum")
+    p.add_argument("--learning-rate", type=float, default=0.05)
+    p.add_argument(
+        "--weight-decay", type=float, default=1e-4, help="L2, added to the gradient"
+    )
+    p.add_argument(
+        "--every",
+        type=int,
+        default=9,
+        help="measure at every that many optimizer updates",
+    )
+    p.add_argument(
+        "--schedule",
+        choices=list(SCHEDULES),
+        default="updates",
+        help="how --every counts: updates of the training, or of each epoch from its first one on, as published",
+    )
+    p.add_argument(
+        "--per-class",
+        type=int,
+        default=20,
+        help="probe examples a class, k of Definition 3",
+    )
+    p.add_argument(
+        "--measures",
+        nargs="+",
+        default=["kl", "l1"],
+        help="kl, l1, l2, raw_l1, raw_l2, published_kl, published_l2",
+    )
+    p.add_argument(
+        "--update",
+        nargs="+",
+        default=["sgd"],
+        metavar="RULE[@η]",
+        help="fictitious steps, all measured in one training: sgd, optimizer, fresh_adam, each with η if you like "
+        "(sgd@1e-3), and limit (η → 0 of sgd)",
+    )
+    p.add_argument(
+        "--srel-learning-rate",
+        type=float,
+        help="η of the fictitious step (default: the training's)",
+    )
+    p.add_argument("--estimator", default="exact")
+    p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    p.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        help="seeds to train at a time, each in a process of its own",
+    )
+    p.add_argument(
+        "--checkpoint-every",
+        type=int,
+        metavar="STEPS",
+        help="save every STEPS updates (default: epoch)",
+    )
+    p.add_argument(
+        "--resume",
+        action="store_true",
+        help="interrupted seeds go on from what they saved last",
+    )
+    p.add_argument(
+        "--restart",
+        action="store_true",
+        help="interrupted seeds forget what they saved, and begin again",
+    )
+    p.add_argument(
+        "--skip-damaged",
+        action="store_true",
+        help="with --resume: leave damaged parts of the frame out",
+    )
+    p.add_argument(
+        "--out",
+        help="run directory (default: runs/DATASET-MODEL, or runs/DATASET-PROTOCOL)",
+    )
+    p.add_argument("--log-dir", help="TensorBoard directory")
+    return p
+
+
+def main(arguments=None):
+    """Run the command; the exit status."""
+    try:
+        run(_parse(arguments))
+    except SRelError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {error}; what was measured before is saved", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(
+            "interrupted: what was measured is saved; the same command with --resume goes on",
+            file=sys.stderr,
+        )
+        return 130
+    return 0
+
+
+def _parse(arguments):
+    """The options, those not given from --protocol."""
+    p = parser()
+    args = p.parse_args(arguments)
+    if args.protocol:
+        p.set_defaults(**preset(args.protocol, args.dataset, args.select_top))
+        args = p.parse_args(arguments)
+    return args
+
+
+@interruptible()
+def run(args):
+    """Train and measure each seed that the run directory does not hold yet, then report on all of them."""
+    _check(args)
+    settings = {
+        name: value for name, value in vars(args).items() if name not in NOT_SETTINGS
+    }
+    if settings["dataset"] == "digits" and not (
+        settings["classes"] or settings["select_top"]
+    ):
+        settings["classes"] = DIGITS
+    out = _out(args)
+    kept = {k: v for k, v in settings.items() if k not in ("data_dir", "download")}
+    directory = RunDirectory(out, kept)
+    if settings["select_top"]:
+        options = {
+            name: getattr(args, name)
+            for name in ("resume", "restart", "checkpoint_every")
+        }
+        settings["classes"] = _selected(directory, settings, args.seeds[0], options)
+    waiting = [seed for seed in args.seeds if not directory.is_complete(seed)]
+    for seed in args.seeds:
+        if seed not in waiting:
+            print(f"seed {seed}: measured already, kept in {directory.seed_path(seed)}")
+    options = {
+        name: getattr(args, name)
+        for name in ("log_dir", "resume", "restart", "skip_damaged", "checkpoint_every")
+    }
+    if args.jobs > 1 and len(waiting) > 1:
+        run_in_processes(
+            partial(_train_shared, settings, kept, out, options), waiting, args.jobs
+        )
+    else:
+        for seed in waiting:
+            print(f"seed {seed}:")
+            _train(settings, directory, options, seed)
+    report(directory, args.seeds)
+
+
+def _out(args):
+    """The run directory; each protocol has one of its own, for they differ in settings."""
+    return Path(
+        args.out
+        or f"runs/{re.sub('[:/]+', '-', args.dataset)}-{args.protocol or args.model}"
+    )
+
+
+def _train(settings, directory, options, seed, **more):
+    log_dir = options["log_dir"] and Path(options["log_dir"]) / f"seed-{seed}"
+    train(settings, seed, directory, **{**options, "log_dir": log_dir}, **more)
+
+
+def _train_shared(settings, kept, out, options, seed, orphaned):
+    """One seed in a process of its own, in a directory that the process which started it has."""
+    _train(
+        settings,
+        RunDirectory(out, kept, shared=True),
+        options,
+        seed,
+        verbose="lines",
+        orphaned=orphaned,
+    )
+
+
+def _check(args):
+    """`OptionError` for what argparse lets through and no one else would notice."""
+    if args.epochs < 1:
+        raise OptionError(f"--epochs {args.epochs}: give at least 1")
+    for name in ("jobs", "checkpoint_every"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise OptionError(f"--{name.replace('_', '-')} {value}: give at least 1")
+    if len(set(args.seeds)) < len(args.seeds):
+        raise OptionError(f"--seeds {' '.join(map(str, args.seeds))}: name none twice")
+    parse_rules(
+        args.update,
+        args.measures,
+        args.learning_rate,
+        args.srel_learning_rate,
+        args.estimator,
+    )
+    if args.resume and args.restart:
+        raise OptionError(
+            "--resume goes on with an interrupted seed, --restart forgets it: give one of them"
+        )
+    if not all(0 <= seed < 2**32 for seed in args.seeds):
+        raise OptionError(
+            f"--seeds {' '.join(map(str, args.seeds))}: give numbers from 0 to 2**32 - 1"
+        )
+
+
+def _selected(directory, settings, seed, options):
+    """The classes of --select-top, chosen once for a run directory."""
+    file = directory.path / "selection.json"
+    if not file.exists():
+        select_top(settings, settings["select_top"], seed, directory, **options)
+    selection = read_selection(file)
+    remove_store(
+        directory.path / "selection.parts"
+    )  # Of a process that was killed before it came to that.
+    for name, value in selection["test_accuracy"].items():
+        print(
+            f"  {name}: test accuracy {value:.3f}{' (kept)' if name in selection['classes'] else ''}"
+        )
+    return selection["classes"]
+
+
+def read_selection(file):
+    """The classes that --select-top chose, checked: `RunDirectoryError` where the file is damaged."""
+    selection = read_json(file)
+    accuracy, classes = selection.get("test_accuracy"), selection.get("classes")
+    good = isinstance(accuracy, dict) and all(
+        isinstance(v, float) for v in accuracy.values()
+    )
+    good = (
+        good
+        and isinstance(classes, list)
+        and all(isinstance(name, str) for name in classes)
+    )
+    if not good or not set(classes) <= set(accuracy):
+        raise RunDirectoryError(
+            f"{file} is no selection of classes: it is damaged; delete it to select again"
+        )
+    return selection

@@ -1,0 +1,302 @@
+"""One seed of a classification experiment: data, net, probe, `fit`, and what came out."""
+
+import contextlib
+import hashlib
+import itertools
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import srel_tf
+from srel_tf import SRelError
+from srel_tf.files import write_json
+from train.classification.rules import parse_rules
+from train.common import data
+from train.common.callbacks import Clock, History, Lines, StopWhen
+from train.common.optimizers import make_optimizer
+from train.models import build_model
+
+
+class DivergedError(SRelError, ArithmeticError):
+    """The training loss became NaN or infinite."""
+
+
+def _within_epochs(every, steps_per_epoch):
+    """After the update number 0, every, 2·every, … of each epoch, as the published code measured."""
+    if every < 1:
+        raise srel_tf.OptionError(f"--every {every}: give at least 1")
+    return lambda step: step > 0 and (step - 1) % steps_per_epoch % every == 0
+
+
+SCHEDULES = {"updates": lambda every, steps_per_epoch: every, "epoch": _within_epochs}
+
+
+def make_repeatable(seed):
+    """Seed Python, NumPy and TensorFlow, and let TensorFlow use deterministic kernels only."""
+    keras.utils.set_random_seed(seed)
+    tf.config.experimental.enable_op_determinism()
+
+
+def load_data(settings, seed):
+    return data.load(
+        settings["dataset"],
+        data_dir=settings["data_dir"],
+        classes=settings["classes"],
+        augment=settings["augment"],
+        test_images=settings["test_images"],
+        seed=seed,
+        image_size=settings["image_size"],
+        download=settings["download"],
+    )
+
+
+def order(count, seed, epoch):
+    """The order of `count` examples in an epoch: of nothing but seed and epoch, so that a resumed run has it too."""
+    return np.random.default_rng([seed, epoch]).permutation(count)
+
+
+def batches(split, batch_size, seed, epoch=0, skip=0):
+    """Shuffled batches without end from `epoch` on, in another order each epoch, the first `skip` batches left out.
+
+    The last, incomplete batch of an epoch is dropped, as in the published code.
+    """
+    x, y = tf.constant(split.x), tf.constant(split.y)
+    steps = len(split.y) // batch_size
+
+    def indices():
+        for e in itertools.count(epoch):
+            rows = order(len(split.y), seed, e)[: steps * batch_size].reshape(
+                steps, batch_size
+            )
+            yield from rows[skip if e == epoch else 0 :]
+
+    numbers = tf.data.Dataset.from_generator(
+        indices, output_signature=tf.TensorSpec([batch_size], tf.int64)
+    )
+    return numbers.map(lambda i: (tf.gather(x, i), tf.gather(y, i))).prefetch(2)
+
+
+def compiled_model(settings, images):
+    """The net, compiled with cross-entropy on logits."""
+    model = build_model(settings["model"], images.input_shape, images.num_classes)
+    model.compile(
+        optimizer=make_optimizer(
+            settings["optimizer"], settings["learning_rate"], settings["weight_decay"]
+        ),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+        jit_compile=False,
+    )
+    return model
+
+
+def train(
+    settings,
+    seed,
+    directory,
+    log_dir=None,
+    verbose=1,
+    resume=False,
+    restart=False,
+    skip_damaged=False,
+    checkpoint_every=None,
+    orphaned=None,
+):
+    """Train and measure one seed into a `RunDirectory`.
+
+    Rows and training state are saved every `checkpoint_every` optimizer updates (None: each epoch); with `resume` the
+    seed goes on from there, bit for bit as if it had not been interrupted; with `restart` that is forgotten,
+    with `skip_damaged` what was damaged of it is left out.
+    verbose: as for `fit`, or "lines" for one line an epoch. orphaned: asked after each update whether to save and stop.
+    Raises `DivergedError` when the loss is no longer a number and `KeyboardInterrupt` after Ctrl-C, at the end of a
+    step; what was measured before is saved.
+    """
+    clock = Clock()
+    make_repeatable(seed)
+    images = load_data(settings, seed)
+    directory.check_data(images.fingerprint)
+    _check_batch_size(settings["batch_size"], images)
+    model = compiled_model(settings, images)
+    probe = _attach_probes(model, images, settings, seed, log_dir)
+    about = {
+        "data_fingerprint": images.fingerprint,
+        "probe_ids": images.train.ids[probe.ids].tolist(),
+    }
+    rows = History(seed)
+    note = directory.note(about)
+    with directory.store(
+        seed, note, resume=resume, restart=restart, skip_damaged=skip_damaged
+    ) as store:
+        checkpoint = srel_tf.Checkpoint(
+            store, checkpoint_every, companions=[rows, clock], note=note
+        )
+        position = checkpoint.restore(model)
+        if resume:
+            print(
+                f"seed {seed}: goes on after {position.epoch} epochs and {position.batch} batches",
+                flush=True,
+            )
+        try:
+            with checkpoint.stop_after_step():
+                lines = [Lines(seed, settings["epochs"])] if verbose == "lines" else []
+                callbacks = [rows, *lines, StopWhen(orphaned, checkpoint), checkpoint]
+                if not rows.diverged:
+                    _fit(
+                        model,
+                        images,
+                        settings,
+                        seed,
+                        position,
+                        callbacks,
+                        0 if lines else verbose,
+                    )
+            _check_loss(rows, model, seed)
+        except BaseException:
+            with contextlib.suppress(SRelError):  # A full disk has been told already.
+                directory.save_rows(
+                    seed, store, rows.frame(), checkpoint.unsaved(model)
+                )
+            raise
+        done = {
+            "seed": seed,
+            "seconds": clock.state,
+            "updates": int(model.optimizer.iterations),
+        }
+        done = {
+            **done,
+            "parameters": model.count_params(),
+            "weights_sha256": _digest(model),
+            **about,
+        }
+        directory.finish_seed(seed, store, rows.frame(), done)
+
+
+def _attach_probes(model, images, settings, seed, log_dir):
+    probe = srel_tf.ProbeSet.sample(
+        images.train.x,
+        images.train.y,
+        per_class=settings["per_class"],
+        seed=seed,
+        class_names=images.class_names,
+    )
+    every = SCHEDULES[settings["schedule"]](
+        settings["every"], len(images.train.y) // settings["batch_size"]
+    )
+    of_rules = (
+        "update",
+        "measures",
+        "learning_rate",
+        "srel_learning_rate",
+        "estimator",
+    )
+    for rule in parse_rules(*(settings[name] for name in of_rules)):
+        model.attach_probe(
+            probe,
+            every=every,
+            **rule._asdict(),
+            run=f"seed-{seed}",
+            seed=seed,
+            log_dir=log_dir,
+        )
+    return probe
+
+
+def _fit(model, images, settings, seed, position, callbacks, verbose):
+    """Train from `position` on: first what is left of a begun epoch, then the others."""
+    epoch, batch = position
+    steps = len(images.train.y) // settings["batch_size"]
+    for skip, end in (
+        ((batch, epoch + 1), (0, settings["epochs"]))
+        if batch
+        else ((0, settings["epochs"]),)
+    ):
+        if epoch < end and not model.stop_training:
+            model.fit(
+                batches(images.train, settings["batch_size"], seed, epoch, skip),
+                initial_epoch=epoch,
+                epochs=end,
+                steps_per_epoch=steps - skip,
+                validation_data=(images.test.x, images.test.y),
+                validation_batch_size=256,
+                callbacks=[*callbacks, keras.callbacks.TerminateOnNaN()],
+                shuffle=False,  # `batches` has done it.
+                verbose=verbose,
+            )
+        epoch = end
+
+
+def _digest(model):
+    """Hex SHA-256 of the weights and the optimizer's variables: two runs are one if it is the same."""
+    digest = hashlib.sha256()
+    for v in [*model.weights, *model.optimizer.variables]:
+        digest.update(keras.ops.convert_to_numpy(v).tobytes())
+    return digest.hexdigest()
+
+
+def _check_loss(rows, model, seed):
+    if rows.diverged:
+        raise DivergedError(
+            f"the training loss of seed {seed} became {rows.diverged} at optimizer update "
+            f"{int(model.optimizer.iterations)}: lower --learning-rate; what was measured before is saved"
+        )
+
+
+def _check_batch_size(batch_size, images):
+    if not 1 <= batch_size <= len(images.train.y):
+        raise srel_tf.OptionError(
+            f"batch size {batch_size}: there are {len(images.train.y)} training images, give 1 to that many"
+        )
+
+
+def select_top(
+    settings, count, seed, directory, resume=False, restart=False, checkpoint_every=None
+):
+    """Train on all classes of `settings` without a probe; the `count` classes of highest class-wise test accuracy.
+
+    Writes selection.json: class names in the order of their labels, {class: accuracy}. Until then the training's state
+    is saved as in `train`, in `directory`/selection.parts. Raises `DivergedError` and `KeyboardInterrupt` as `train`.
+    """
+    make_repeatable(seed)
+    images = load_data(settings, seed)
+    if not 2 <= count <= images.num_classes:
+        raise srel_tf.OptionError(
+            f"--select-top {count}: {settings['dataset']} has {images.num_classes} classes"
+        )
+    _check_batch_size(settings["batch_size"], images)
+    model, rows = compiled_model(settings, images), History(seed)
+    note = directory.note(
+        {"data_fingerprint": images.fingerprint, "seed of the selection": seed}
+    )
+    parts = directory.path / "selection.parts"
+    with directory.open_store(
+        parts, "the selection of classes", note, resume=resume, restart=restart
+    ) as store:
+        checkpoint = srel_tf.Checkpoint(
+            store, checkpoint_every, companions=[rows], note=note
+        )
+        position = checkpoint.restore(
+            model, example=(images.test.x[:1], images.test.y[:1])
+        )
+        with checkpoint.stop_after_step():
+            if not rows.diverged:
+                _fit(model, images, settings, seed, position, [rows, checkpoint], 1)
+        _check_loss(rows, model, seed)
+        predicted = model.predict(images.test.x, batch_size=256, verbose=0).argmax(
+            axis=-1
+        )
+        accuracy = [
+            float((predicted[images.test.y == k] == k).mean())
+            for k in range(images.num_classes)
+        ]
+        best = sorted(
+            sorted(range(images.num_classes), key=lambda k: -accuracy[k])[:count]
+        )  # Ties: the lower label.
+        of_class = dict(zip(images.class_names, accuracy, strict=True))
+        chosen = {
+            "seed": seed,
+            "classes": [images.class_names[k] for k in best],
+            "test_accuracy": of_class,
+        }
+        write_json(directory.path / "selection.json", chosen)
+        store.delete()

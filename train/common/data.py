@@ -1,0 +1,285 @@
+"""Image classification sets as arrays: chosen classes, standardised, augmented once if asked, with a hash.
+
+data = load("cifar10", classes=["airplane", "automobile", "ship"], augment="frozen")
+data.train.x, data.train.y, data.train.ids, data.class_names, data.fingerprint
+"""
+
+import hashlib
+import operator
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+from srel_tf.errors import OptionError
+from train.common.augment import crop_and_flip, draw_fifth
+from train.common.image_sets import DatasetError, Examples, open_set
+
+__all__ = ["DatasetError", "ImageData", "Split", "load"]
+
+# CIFAR-10's constants, which the published experiments use for all three of their sets.
+PUBLISHED_SETS = ("cifar10", "cifar100", "svhn_cropped")
+PUBLISHED_MEAN = np.array([0.4914, 0.4822, 0.4465])
+PUBLISHED_STD = np.array([0.2023, 0.1994, 0.2010])
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Examples in the order of their set.
+
+    x    float32 [N, H, W, C], standardised per channel
+    y    int64 [N], 0 .. K-1 in the order of `ImageData.class_names`
+    ids  int64 [N], each example's position in its set's own split (digits: in the whole set), before any class is
+         chosen; the same whatever the classes, the augmentation and the seed
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    ids: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class ImageData:
+    """A set ready for training.
+
+    mean, std     float64 [C], of intensities in [0, 1]: x = (intensity - mean) / std
+    fingerprint   hex SHA-256 of images, labels and ids as read (types, shapes and order included), before
+                  augmentation and standardisation: it depends on neither of them, nor on the seed. Of the training
+                  split alone where the test split is not read (test_images="train")
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    train: Split
+    test: Split
+    mean: np.ndarray
+    std: np.ndarray
+    fingerprint: str
+
+    @property
+    def input_shape(self):
+        """(H, W, C)"""
+        return self.train.x.shape[1:]
+
+    @property
+    def num_classes(self):
+        return len(self.class_names)
+
+
+def load(
+    name,
+    data_dir=None,
+    classes=None,
+    augment="none",
+    test_images="test",
+    seed=0,
+    image_size=None,
+    download=True,
+):
+    """Load an image classification set.
+
+    name         `digits` (scikit-learn's, no download; every fourth image of a class is a test image);
+                 `folder:DIR` (DIR/train/CLASS/*.png, DIR/test/CLASS/*.png); or any image classification set of TFDS
+                 (`cifar10`, `cifar100`, `svhn_cropped` or `svhn`, `fashion_mnist`, ...; `NAME/CONFIG:VERSION` works)
+    data_dir     directory of prepared TFDS sets; None: TFDS's default. A set found there is read without a network.
+    classes      names or the set's own integer labels, in the order wanted: they become 0 .. K-1. A string that is no
+                 name but a number counts as a label. None: every class that has images.
+    augment      "none", or "frozen": the published augmentation, a random crop from the image padded by 4 black pixels
+                 and a random horizontal flip, drawn once for each training image here, not anew in each epoch
+    test_images  "test": the set's split `test`, or else `validation`, never augmented. "train": what the published code
+                 did, a fifth of the *training* images of each class, augmented as `augment` says by a draw of its own.
+                 THIS IS LEAKED DATA, the net is trained on these images; it is kept for replication only.
+    seed         of the augmentation and of the fifth drawn
+    image_size   side, or (height, width), to resize to (bilinear, antialiased); needed where sizes differ
+    download     let TFDS download and prepare a set that is not prepared
+
+    Intensities are in [0, 1] before standardisation (8-bit values / 255). cifar10, cifar100 and svhn_cropped are
+    standardised with the published constants (CIFAR-10's), other sets with the mean and the standard deviation of
+    their own training images, of the chosen classes, per channel and before augmentation.
+
+    Raises OptionError for an option that does not exist, and DatasetError for a set that cannot be found, downloaded
+    or read, an unknown or repeated class, a class without images, a label out of range, a pixel that is not finite,
+    and images of different sizes without `image_size`.
+    """
+    _check_option("augment", augment, ("none", "frozen"))
+    _check_option("test_images", test_images, ("test", "train"))
+    image_size = _check_size(image_size)
+    image_set = open_set(name, data_dir, download)
+    labels = None if classes is None else _choose(classes, image_set)
+    splits = _splits(image_set, test_images)
+    read = [_read(image_set, split, labels, image_size) for split in splits]
+    if labels is None:
+        labels = sorted(set().union(*(examples.labels.tolist() for examples in read)))
+    read = [
+        _renumber(image_set, split, examples, labels)
+        for split, examples in zip(splits, read, strict=True)
+    ]
+    sizes = [examples.images.shape[1:] for examples in read]
+    if sizes[0] != sizes[-1]:
+        raise DatasetError(
+            f"training and test images of {name!r} have different sizes, {sizes}: give image_size"
+        )
+    fingerprint = _fingerprint(read)
+    mean, std = _statistics(read[0].images, image_set.name)
+
+    train_draw, fifth_draw, test_draw = np.random.default_rng(seed).spawn(3)
+    train, test = read[0], read[-1]
+    if test_images == "train":
+        fifth = draw_fifth(train.labels, fifth_draw)
+        test = Examples(*(part[fifth] for part in train))
+        if augment == "frozen":
+            test = test._replace(images=crop_and_flip(test.images, test_draw))
+    if augment == "frozen":
+        train = train._replace(images=crop_and_flip(train.images, train_draw))
+    return ImageData(
+        name=image_set.name,
+        class_names=tuple(image_set.class_names[label] for label in labels),
+        train=Split(_standardise(train.images, mean, std), train.labels, train.ids),
+        test=Split(_standardise(test.images, mean, std), test.labels, test.ids),
+        mean=mean,
+        std=std,
+        fingerprint=fingerprint,
+    )
+
+
+def _check_option(option, value, allowed):
+    if value not in allowed:
+        raise OptionError(
+            f"{option}={value!r} does not exist: choose one of {', '.join(allowed)}"
+        )
+
+
+def _check_size(size):
+    if size is None:
+        return None
+    pair = tuple(size) if isinstance(size, tuple | list) else (size, size)
+    if len(pair) != 2 or not all(
+        isinstance(side, int | np.integer) and side > 0 for side in pair
+    ):
+        raise OptionError(
+            f"image_size={size!r}: give a side or (height, width) in pixels, positive whole numbers"
+        )
+    return pair
+
+
+def _splits(image_set, test_images):
+    needed = ["train"] + (["test"] if test_images == "test" else [])
+    if "test" in needed and "test" not in image_set.splits:
+        needed[1] = "validation"
+    if not set(needed) <= set(image_set.splits):
+        raise DatasetError(
+            f"{image_set.name!r} in {image_set.where} has splits {', '.join(image_set.splits)}; "
+            f"needed are train{', and test or validation' if len(needed) > 1 else ''}"
+        )
+    return needed
+
+
+def _choose(classes, image_set):
+    """The set's own labels of `classes`, in their order."""
+    names = image_set.class_names
+    labels = []
+    for wanted in [classes] if isinstance(classes, str) else classes:
+        label = names.index(wanted) if wanted in names else _as_label(wanted)
+        if not 0 <= label < len(names):
+            raise DatasetError(
+                f"{image_set.name!r} has no class {wanted!r}; it has {_listed(names)}"
+            )
+        if label in labels:
+            raise DatasetError(
+                f"class {names[label]!r} (label {label}) is chosen twice in {list(classes)}"
+            )
+        labels.append(label)
+    if not labels:
+        raise DatasetError(f"no class chosen; {image_set.name!r} has {_listed(names)}")
+    return labels
+
+
+def _as_label(wanted):
+    try:
+        return int(wanted) if isinstance(wanted, str) else operator.index(wanted)
+    except (TypeError, ValueError):
+        return -1
+
+
+def _listed(names, most=100):
+    more = f", and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _read(image_set, split, labels, image_size):
+    """Examples of the labels wanted (None: all), checked."""
+    examples = image_set.read(split, labels, image_size)
+    there = f"split {split!r} of {image_set.name!r} in {image_set.where}"
+    if labels is None and not examples.labels.size:
+        raise DatasetError(f"{there} has no images")
+    known = (examples.labels >= 0) & (examples.labels < len(image_set.class_names))
+    if not known.all():
+        at = int(np.argmin(known))
+        raise DatasetError(
+            f"example {examples.ids[at]} of {there} has label {examples.labels[at]}, "
+            f"out of range 0 .. {len(image_set.class_names) - 1}"
+        )
+    if examples.images.dtype.kind == "f":
+        finite = np.isfinite(examples.images).reshape(len(examples.images), -1)
+        if not finite.all():
+            at = int(np.argmin(finite.all(axis=1)))
+            value = examples.images[at].reshape(-1)[np.argmin(finite[at])]
+            raise DatasetError(
+                f"example {examples.ids[at]} of {there} has a pixel of value {value}"
+            )
+    return examples
+
+
+def _renumber(image_set, split, examples, labels):
+    """Labels 0 .. K-1 in the order of `labels`, each of which must occur."""
+    for label in labels:
+        if label not in examples.labels:
+            names = [
+                image_set.class_names[present]
+                for present in sorted(image_set.present(split))
+            ]
+            raise DatasetError(
+                f"class {image_set.class_names[label]!r} (label {label}) has no images in split {split!r} of "
+                f"{image_set.name!r} in {image_set.where}; choose from {_listed(names) or 'none: the split is empty'}"
+            )
+    number = np.empty(len(image_set.class_names), np.int64)
+    number[labels] = np.arange(len(labels))
+    return examples._replace(labels=number[examples.labels])
+
+
+def _fingerprint(read):
+    digest = hashlib.sha256()
+    for array in (part for examples in read for part in examples):
+        digest.update(f"{array.dtype.str}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()
+
+
+def _statistics(images, name):
+    """Mean and standard deviation [C] of intensities in [0, 1], in float64."""
+    if re.split("[/:]", name)[0] in PUBLISHED_SETS and images.shape[-1] == 3:
+        return PUBLISHED_MEAN.copy(), PUBLISHED_STD.copy()
+    full = _full_intensity(images)
+    mean = images.mean(axis=(0, 1, 2), dtype=np.float64) / full
+    parts = (
+        images[start : start + 1024] for start in range(0, len(images), 1024)
+    )  # modest memory
+    square = sum(np.square(part / full - mean).sum(axis=(0, 1, 2)) for part in parts)
+    std = np.sqrt(square / (images.size / images.shape[-1]))
+    if not std.all():
+        constant = np.flatnonzero(std == 0).tolist()
+        raise DatasetError(
+            f"channels {constant} of the training images of {name!r} are constant, of deviation 0"
+        )
+    return mean, std
+
+
+def _standardise(images, mean, std):
+    x = np.divide(images, np.float32(_full_intensity(images)), dtype=np.float32)
+    x -= mean.astype(np.float32)
+    x /= std.astype(np.float32)
+    return x
+
+
+def _full_intensity(images):
+    return np.iinfo(images.dtype).max if images.dtype.kind in "iu" else 1.0

@@ -1,0 +1,296 @@
+"""Where images come from: scikit-learn's digits, any image classification set of TFDS, a folder of images.
+
+Each set has `name`, `where`, `class_names` (all its classes, in the order of its own labels), `splits`, and
+`read(split, keep, image_size)`, which decodes only the classes whose labels are in `keep`.
+"""
+
+import ssl
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from srel_tf.errors import SRelError
+
+ALIASES = {"svhn": "svhn_cropped"}
+NETWORK_TIMEOUT = 5  # seconds
+
+
+class DatasetError(SRelError, ValueError):
+    """An image set that cannot be found, read or used as it is."""
+
+
+class Examples(NamedTuple):
+    """A split as it is stored, in its own order."""
+
+    images: (
+        np.ndarray
+    )  # [N, H, W, C]; integers span the range of their type, floats are intensities
+    labels: np.ndarray  # int64 [N], the set's own labels
+    ids: np.ndarray  # int64 [N], position in the split
+
+
+def open_set(name, data_dir=None, download=True):
+    """Find an image set: `digits`, `folder:DIR`, or a name of TFDS (see `data.load`)."""
+    if name == "digits":
+        return Digits()
+    if name.startswith("folder:"):
+        return _open_folder(name)
+    return _open_tfds(ALIASES.get(name, name), data_dir, download)
+
+
+class Digits:
+    """scikit-learn's 1,797 handwritten digits, 8 x 8 x 1, intensities in [0, 1].
+
+    The set has no split of its own. Every fourth image of each class, in the order of the set, is a test image;
+    `ids` are positions in the whole set.
+    """
+
+    name = "digits"
+    where = "scikit-learn"
+    class_names = tuple("0123456789")
+    splits = ("train", "test")
+
+    def read(self, split, keep=None, image_size=None):
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        labels = digits.target.astype(np.int64)
+        rank = np.empty_like(labels)  # position within its class
+        for label in range(len(self.class_names)):
+            members = np.flatnonzero(labels == label)
+            rank[members] = np.arange(members.size)
+        wanted = (rank % 4 == 3) == (split == "test")
+        if keep is not None:
+            wanted &= np.isin(labels, keep)
+        images = (digits.images[wanted] / 16).astype(np.float32)[..., None]
+        if image_size is not None:
+            images = _resize(images, image_size).numpy()
+        return Examples(images, labels[wanted], np.flatnonzero(wanted))
+
+
+@dataclass(frozen=True)
+class TFDSImages:
+    """A prepared TFDS set with one image and one class label per example."""
+
+    name: str
+    where: str
+    builder: Any = field(repr=False)
+    image_key: str
+    label_key: str
+
+    @property
+    def class_names(self):
+        return tuple(self.builder.info.features[self.label_key].names)
+
+    @property
+    def splits(self):
+        return tuple(self.builder.info.splits)
+
+    def present(self, split):
+        """The set's own labels that occur in `split`."""
+        batches = (
+            self._records(split).map(lambda record: record[self.label_key]).batch(4096)
+        )
+        return set(np.concatenate(self._collect(batches, split)).tolist())
+
+    def read(self, split, keep=None, image_size=None):
+        """The examples whose label is in `keep` (None: all) or is no label of the set, which the caller refuses."""
+        import tensorflow as tf
+
+        image_feature = self.builder.info.features[self.image_key]
+        num_classes = len(self.class_names)
+
+        def wanted(_, record):
+            label = record[self.label_key]
+            return (
+                tf.reduce_any(label == tf.constant(keep, tf.int64))
+                | (label < 0)
+                | (label >= num_classes)
+            )
+
+        def decode(position, record):
+            image = image_feature.decode_example(record[self.image_key])
+            return (
+                image if image_size is None else _resize(image, image_size),
+                record[self.label_key],
+                position,
+            )
+
+        records = self._records(split).enumerate()
+        if keep is not None:
+            records = records.filter(wanted)  # before decoding
+        examples = records.map(
+            decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+        )
+        # Images of unknown size come one by one, so that a size that differs can be told.
+        same_size = image_size is not None or None not in image_feature.shape
+        batches = self._collect(
+            examples.batch(512 if same_size else 1).prefetch(2), split
+        )
+        sizes = sorted({images.shape[1:] for images, _, _ in batches})
+        if len(sizes) > 1:
+            raise DatasetError(
+                f"the images of split {split!r} of {self.name!r} have {len(sizes)} different sizes, among them "
+                f"{sizes[0]} and {sizes[-1]}: give image_size=(height, width) to resize them"
+            )
+        if not batches:
+            return Examples(
+                np.empty((0, 1, 1, 1), np.uint8),
+                np.empty(0, np.int64),
+                np.empty(0, np.int64),
+            )
+        return Examples(
+            *(np.concatenate(parts) for parts in zip(*batches, strict=True))
+        )
+
+    def _records(self, split):
+        """The split in the order of its files, images still encoded, other features not read."""
+        import tensorflow_datasets as tfds
+
+        decoders = {self.image_key: tfds.decode.SkipDecoding()}
+        if not isinstance(
+            self.builder, tfds.ImageFolder
+        ):  # it takes no partial decoding
+            decoders = tfds.decode.PartialDecoding(
+                {self.image_key: True, self.label_key: True}, decoders=decoders
+            )
+        return self.builder.as_dataset(
+            split=split,
+            decoders=decoders,
+            shuffle_files=False,
+            read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
+        )
+
+    def _collect(self, dataset, split):
+        import tensorflow as tf
+
+        try:
+            return list(dataset.as_numpy_iterator())
+        except tf.errors.OpError as error:
+            raise DatasetError(
+                f"split {split!r} of {self.name!r} in {self.where} cannot be read: a file is missing, truncated or "
+                f"corrupt and must be replaced, a set of TFDS prepared anew ({_first_line(error)})"
+            ) from error
+
+
+def _open_folder(name):
+    import tensorflow_datasets as tfds
+
+    root = Path(name.removeprefix("folder:")).expanduser()
+    layout = f"expected {root}/train/CLASS/*.png and {root}/test/CLASS/*.png (or .jpg, .jpeg)"
+    if not root.is_dir():
+        raise DatasetError(f"{name!r}: there is no directory {root}; {layout}")
+    builder = tfds.ImageFolder(str(root))
+    counts = {split: info.num_examples for split, info in builder.info.splits.items()}
+    if not counts.get("train"):
+        raise DatasetError(
+            f"{name!r}: no training images (images found: {counts}); {layout}"
+        )
+    return TFDSImages(name, str(root), builder, "image", "label")
+
+
+def _open_tfds(name, data_dir, download):
+    import tensorflow_datasets as tfds
+
+    data_dir = None if data_dir is None else str(Path(data_dir).expanduser())
+    looked_in = data_dir or "the default directory of TFDS"
+    try:
+        # With any version allowed, TFDS takes prepared files first and the code that makes them second.
+        builder = tfds.builder(
+            name if ":" in name else f"{name}:*.*.*", data_dir=data_dir
+        )
+    except tfds.core.DatasetNotFoundError:
+        raise DatasetError(
+            f"{name!r} is neither prepared in {looked_in} nor a set that TFDS knows "
+            "(https://www.tensorflow.org/datasets/catalog/overview#image_classification); "
+            "other choices are 'digits' and 'folder:DIR'"
+        ) from None
+    except Exception as error:  # TFDS lets parser, file and value errors through
+        raise DatasetError(
+            f"the TFDS set {name!r} in {looked_in} cannot be opened: {_first_line(error)}"
+        ) from error
+    if not builder.is_prepared():
+        _prepare(builder, name, download)
+    image_key, label_key = _image_and_label(builder.info, name)
+    return TFDSImages(name, str(builder.data_path), builder, image_key, label_key)
+
+
+def _prepare(builder, name, download):
+    place = builder.data_path
+    root = str(place).split(f"/{builder.name}/")[0]
+    command = (
+        f"python -c \"import tensorflow_datasets as tfds; tfds.builder('{name}', data_dir='{root}')"
+        '.download_and_prepare()"'
+    )
+    advice = f"To get it, run, with a network: {command}"
+    if not download:
+        raise DatasetError(
+            f"the TFDS set {name!r} is not prepared in {place}, and download is off. {advice}"
+        )
+    try:
+        _check_network(builder.url_infos)
+        builder.download_and_prepare()
+    except Exception as error:  # network, server, disk, checksum, manual download, a package that is missing
+        raise DatasetError(
+            f"the TFDS set {name!r} is not prepared in {place}, and its download failed "
+            f"({type(error).__name__}: {_first_line(error)}). {advice}; or copy a prepared set to {place}"
+        ) from error
+
+
+def _check_network(urls):
+    """Fail within seconds where TFDS would retry for minutes."""
+    url = next((url for url in urls or () if url.startswith("http")), None)
+    if url is None:
+        return
+    try:
+        urllib.request.urlopen(
+            urllib.request.Request(url, method="HEAD"), timeout=NETWORK_TIMEOUT
+        ).close()
+    except urllib.error.HTTPError:
+        pass  # a server answered
+    except urllib.error.URLError as error:
+        if not isinstance(
+            error.reason, ssl.SSLError
+        ):  # TFDS brings its own certificates
+            raise
+
+
+def _image_and_label(info, name):
+    """Keys of the image and the label: the supervised pair, or else the only features of their kinds."""
+    import tensorflow_datasets as tfds
+
+    features = dict(info.features.items())
+    keys = (
+        info.supervised_keys
+        if info.supervised_keys and len(info.supervised_keys) == 2
+        else tuple(features)
+    )
+    keys = [key for key in keys if isinstance(key, str) and key in features]
+    images = [key for key in keys if isinstance(features[key], tfds.features.Image)]
+    labels = [
+        key for key in keys if isinstance(features[key], tfds.features.ClassLabel)
+    ]
+    if len(images) != 1 or len(labels) != 1:
+        kinds = {key: type(feature).__name__ for key, feature in features.items()}
+        raise DatasetError(
+            f"{name!r} is no image classification set: it needs one Image and one ClassLabel, "
+            f"as its supervised pair or as its only ones; its features are {kinds}"
+        )
+    return images[0], labels[0]
+
+
+def _resize(image, size):
+    """Bilinear, antialiased, back in the type it had."""
+    import tensorflow as tf
+
+    dtype = tf.as_dtype(image.dtype)
+    resized = tf.image.resize(image, size, antialias=True)
+    return tf.saturate_cast(tf.round(resized), dtype) if dtype.is_integer else resized
+
+
+def _first_line(error):
+    return str(error).strip().split("\n")[0].split(" [Op:")[0][:300]

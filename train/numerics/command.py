@@ -1,0 +1,265 @@
+"""The contract on real nets: S_rel of each estimator beside float64, at every stage of training and any η.
+
+    python -m train.numerics                          an MLP, a CNN and a residual net, each with logits and a softmax
+    python -m train.numerics --zoo                    also keras.applications, a ViT, an LSTM and others
+    python -m train.numerics --nets vit MobileNetV2   these
+    python -m train.numerics --out DIR                also DIR/numerics.csv and DIR/numerics.md; goes on where it was
+    python -m train.numerics --cache DIR              keeps trained weights
+
+An entry that is called valid must be within 1e-3 · (1 + S) of float64 for ℓ1 and ℓ2, within 2e-3 · (1 + S) for KL.
+Errors are given in that unit: above 1 an entry is outside the contract. The reference (`.reference`) makes
+each net again in float64 and shares no code with srel_tf. Seconds are those of the processor, of all threads together,
+so that other programs on the machine hardly change them.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import tensorflow as tf
+
+import srel_tf
+from train.classification.experiment import make_repeatable
+from train.numerics.reference import TOLERANCE, Reference
+from train.numerics.table import as_markdown, comparison, summary, total
+from train.numerics.zoo import NETS, SMALL
+from train.numerics.zoo_training import NotConverged, Training
+
+ESTIMATORS = ("exact", "limit", "auto")
+
+
+def parser():
+    p = argparse.ArgumentParser(
+        prog="python -m train.numerics",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    p.add_argument(
+        "--nets",
+        nargs="+",
+        choices=list(NETS),
+        metavar="NET",
+        help=f"of {', '.join(NETS)}",
+    )
+    p.add_argument("--zoo", action="store_true", help="all nets")
+    p.add_argument("--stages", nargs="+", metavar="STAGE", help="these stages only")
+    p.add_argument(
+        "--etas", nargs="+", type=float, metavar="ETA", help="instead of each net's own"
+    )
+    p.add_argument(
+        "--estimators", nargs="+", choices=ESTIMATORS, default=list(ESTIMATORS)
+    )
+    p.add_argument(
+        "--precision",
+        help="as in srel_tf.Settings, whose default is used without this option",
+    )
+    p.add_argument(
+        "--per-class",
+        type=int,
+        help="probe points of each class, instead of each net's own",
+    )
+    p.add_argument(
+        "--minutes",
+        type=float,
+        default=30.0,
+        help="within which each stage must be reached",
+    )
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--cache", type=Path, help="directory for the weights of each stage")
+    p.add_argument("--out", type=Path, help="directory for the tables")
+    p.add_argument(
+        "--train-only", action="store_true", help="fill --cache, measure nothing"
+    )
+    return p
+
+
+def main(arguments=None):
+    """Run the command; the exit status: 1 if a valid entry is outside the contract or a stage was not reached."""
+    args = parser().parse_args(arguments)
+    make_repeatable(args.seed)
+    names = args.nets or list(NETS if args.zoo else SMALL)
+    table, complete = Table(args), True
+    for name in names:
+        try:
+            of_net(name, args, table)
+        except NotConverged as error:
+            complete = False
+            print(error, file=sys.stderr, flush=True)
+    if not args.train_only:
+        complete = table.finish(names) and complete
+    return 0 if complete else 1
+
+
+def of_net(name, args, table):
+    """Measure one net at each of its stages."""
+    net, side = NETS[name], None
+    for stage, weights, outcome in Training(
+        name, args.seed, args.cache, args.minutes
+    ).stages():
+        if (
+            args.train_only
+            or (args.stages and stage not in args.stages)
+            or table.has(name, stage)
+        ):
+            continue
+        side = side or Measuring(net, args)
+        start = time.perf_counter()
+        reference = side.reference(weights)
+        between = time.perf_counter()
+        rows = list(side.rows(weights, reference))
+        table.add(
+            [
+                {"net": name, "stage": stage, "loss": outcome["loss"], **row}
+                for row in rows
+            ]
+        )
+        seconds = f"{between - start:.0f} s reference, {time.perf_counter() - between:.0f} s measuring"
+        print(f"{name}, {stage}: {seconds}", file=sys.stderr, flush=True)
+
+
+class Table:
+    """The rows of all nets, kept in `--out` as they come."""
+
+    def __init__(self, args):
+        self._path = args.out / "numerics.csv" if args.out else None
+        chosen = {
+            n: getattr(args, n)
+            for n in ("precision", "estimators", "etas", "per_class", "seed")
+        }
+        self._settings = " ".join(
+            f"{name}={value}" for name, value in chosen.items() if value is not None
+        )
+        known = self._path is not None and self._path.exists()
+        self.rows = (
+            pd.read_csv(self._path, keep_default_na=True) if known else pd.DataFrame()
+        )
+
+    def has(self, name, stage):
+        """Whether this pair was measured with the same settings."""
+        return bool(len(self.rows)) and bool(
+            (self._of(name, stage) & (self.rows["settings"] == self._settings)).any()
+        )
+
+    def add(self, rows):
+        """Put in the rows of one net and stage, in the place of former ones."""
+        new = pd.DataFrame(rows).assign(settings=self._settings)
+        if len(self.rows):
+            former = self.rows[~self._of(new["net"][0], new["stage"][0])]
+            new = pd.concat([former, new], ignore_index=True) if len(former) else new
+        self.rows = new
+        if self._path:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = self._path.with_suffix(".tmp")
+            self.rows.to_csv(unfinished, index=False)
+            unfinished.replace(self._path)
+
+    def finish(self, names):
+        """Print the summary of these nets; whether no entry is outside."""
+        rows = self.rows[self.rows["net"].isin(names)] if len(self.rows) else self.rows
+        if not len(rows):
+            print("nothing was measured")
+            return False
+        text = f"{as_markdown(summary(rows))}\n\n{total(rows)}"
+        print(text)
+        if self._path:
+            self._path.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
+            print(f"tables: {self._path}, {self._path.with_suffix('.md')}")
+        return not rows["outside"].sum()
+
+    def _of(self, name, stage):
+        return (self.rows["net"] == name) & (self.rows["stage"] == stage)
+
+
+class Measuring:
+    """One net in float32 with its instruments, and its reference."""
+
+    def __init__(self, net, args):
+        x, y = net.data()
+        self._probe = srel_tf.ProbeSet.sample(
+            x, y, per_class=args.per_class or net.per_class, seed=args.seed
+        )
+        self._etas = tuple(args.etas or net.etas)
+        self._net = net.compiled()
+        settings = srel_tf.Settings(measures=tuple(TOLERANCE))
+        if args.precision is not None:
+            settings = replace(settings, precision=args.precision)
+        self._instruments = {
+            e: self._instrument(replace(settings, estimator=e)) for e in args.estimators
+        }
+        # With precision="float32", `auto` is `exact`.
+        self._single = {
+            e: self._instrument(
+                replace(
+                    settings,
+                    estimator="limit" if e == "limit" else "exact",
+                    precision="float32",
+                )
+            )
+            for e in args.estimators
+        }
+        self._reference = Reference(
+            net.compiled, self._probe.x, self._probe.y, net.softmax
+        )
+
+    def reference(self, weights):
+        """{η: {measure: S}}, NaN where there is none; η = 0 is the limit."""
+        return self._reference.srel(weights, self._etas)
+
+    def rows(self, weights, reference):
+        """Yield one row a (estimator, η, measure); the limit has one η, 0."""
+        self._net.set_weights(weights)
+        forward = self._seconds_of_forward()
+        for estimator, instrument in self._instruments.items():
+            etas = (0.0,) if estimator == "limit" else self._etas
+            results, seconds = {}, []
+            for eta in (None, *etas):  # The first call traces.
+                start = time.process_time()
+                results[eta] = self._measure(instrument, eta)
+                seconds.append(time.process_time() - start)
+            about = {
+                "estimator": estimator,
+                "seconds": statistics.median(seconds[1:]),
+                "float32_seconds": self._seconds_in_float32(estimator, etas[0]),
+                "forward_seconds": forward,
+            }
+            for eta in etas:
+                for measure in TOLERANCE:
+                    found = comparison(results[eta], measure, reference[eta][measure])
+                    yield {**about, "eta": eta, "measure": measure, **found}
+
+    def _instrument(self, settings):
+        with _silence():
+            return srel_tf.Instrument(self._net, self._probe, settings)
+
+    def _measure(self, instrument, eta):
+        """A measurement with η; of the limit, with any."""
+        self._net.optimizer.learning_rate = eta or self._etas[0]
+        with _silence():
+            return instrument()
+
+    def _seconds_in_float32(self, estimator, eta):
+        seconds = []
+        for _ in range(2):  # The first call traces.
+            start = time.process_time()
+            self._measure(self._single[estimator], eta)
+            seconds.append(time.process_time() - start)
+        return seconds[1]
+
+    def _seconds_of_forward(self):
+        """Of a float32 forward pass of all probe points."""
+        forward = tf.function(lambda x: self._net(x, training=False), jit_compile=False)
+        x, seconds = tf.constant(self._probe.x), []
+        for _ in range(6):
+            start = time.process_time()
+            forward(x).numpy()
+            seconds.append(time.process_time() - start)
+        return statistics.median(seconds[1:])
+
+
+def _silence():
+    """The table says what is invalid."""
+    return warnings.catch_warnings(action="ignore", category=UserWarning)

@@ -1,0 +1,224 @@
+"""S_rel while a ReLU net learns y = ‖x‖₁ (Section 2.2 of the paper: Figures 3, 4 and 5).
+
+python -m train.regression                                        five seeds of the default net
+python -m train.regression --jobs 2                               two seeds at a time, each in a process of its own
+python -m train.regression --width 8 16 64 --depth 1 2 4          nine nets, a run directory each
+"""
+
+import argparse
+import itertools
+import sys
+from functools import partial
+from pathlib import Path
+
+from srel_tf import OptionError, Settings, SRelError
+from train.classification.experiment import DivergedError
+from train.common.interrupts import interruptible
+from train.common.parallel import JobError, run_in_processes
+from train.common.run_directory import RunDirectory
+from train.regression.experiment import precision, train
+from train.regression.report import report, summary
+
+
+def parser():
+    p = argparse.ArgumentParser(
+        prog="python -m train.regression",
+        description=__doc__.split("\n\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    p.add_argument("--dimension", type=int, default=20, help="of x")
+    p.add_argument(
+        "--width",
+        type=int,
+        nargs="+",
+        default=[16],
+        help="units of each hidden layer; several: a sweep",
+    )
+    p.add_argument(
+        "--depth",
+        type=int,
+        nargs="+",
+        default=[3],
+        help="number of hidden layers; several: a sweep",
+    )
+    p.add_argument(
+        "--examples",
+        type=int,
+        default=4000,
+        help="training examples, drawn anew for each seed",
+    )
+    p.add_argument("--batch-size", type=int, default=32)
+    p.add_argument(
+        "--learning-rate",
+        type=float,
+        default=0.001,
+        help="of SGD, and η of the fictitious step",
+    )
+    p.add_argument(
+        "--iterations",
+        type=int,
+        default=2500,
+        help="optimizer updates; S_rel is measured at each",
+    )
+    p.add_argument("--sources", type=int, default=200, help="x_i of Figure 3")
+    p.add_argument(
+        "--targets",
+        type=int,
+        default=2,
+        help="fixed points x'; the figures show the first",
+    )
+    p.add_argument(
+        "--probe-seed",
+        type=int,
+        default=0,
+        help="of the points x' and x_i, which all seeds share",
+    )
+    p.add_argument(
+        "--precision",
+        choices=["float32", "float64"],
+        default="float64",
+        help="of the net",
+    )
+    p.add_argument("--estimator", default="exact")
+    p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    p.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        help="seeds to train at a time, each in a process of its own",
+    )
+    p.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/regression"),
+        help="run directory; of a sweep, their folder",
+    )
+    return p
+
+
+def main(arguments=None):
+    """Run the command; the exit status."""
+    args = parser().parse_args(arguments)
+    try:
+        run(args)
+    except SRelError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {error}; what was measured before is saved", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(
+            "interrupted: what was measured is saved; the same command runs this seed again",
+            file=sys.stderr,
+        )
+        return 130
+    return 0
+
+
+@interruptible()
+def run(args):
+    """Train and measure each seed of each net that its run directory does not hold yet, then report.
+
+    A net that fails ends a sweep no more than it must: the others are run, the table covers them, the error comes last.
+    """
+    _check(args)
+    nets, done, failed = list(itertools.product(args.width, args.depth)), [], []
+    for width, depth in nets:
+        name = f"width {width}, depth {depth}"
+        settings = {
+            k: v for k, v in vars(args).items() if k not in ("seeds", "out", "jobs")
+        }
+        settings |= {"width": width, "depth": depth}
+        print(f"{name}:")
+        try:
+            path = (
+                args.out
+                if len(nets) == 1
+                else args.out / f"width-{width}-depth-{depth}"
+            )
+            done.append(_run_net(args, settings, path))
+        except (DivergedError, JobError) as error:
+            if len(nets) == 1:
+                raise
+            print(f"  {name}: {error}", flush=True)
+            failed.append(name)
+    if len(nets) > 1 and done:
+        summary(done, args.out)
+    if failed:
+        raise SweepError(
+            f"{len(failed)} of {len(nets)} nets failed: {'; '.join(failed)}; the reasons stand above"
+        )
+
+
+class SweepError(SRelError, RuntimeError):
+    """Some nets of a sweep failed; the others were run to their end."""
+
+
+def _run_net(args, settings, path):
+    """The summary of one net's seeds, trained where they are not there yet."""
+    about = {"experiment": "regression", **settings}
+    with precision(
+        settings["precision"]
+    ):  # The environment that is noted is that of the nets.
+        directory = RunDirectory(path, about)
+    waiting = [seed for seed in args.seeds if not directory.is_complete(seed)]
+    for seed in args.seeds:
+        if seed not in waiting:
+            print(f"seed {seed}: measured already, kept in {directory.seed_path(seed)}")
+    if args.jobs > 1 and len(waiting) > 1:
+        work = partial(_train_shared, settings, about, path)
+        run_in_processes(
+            work, waiting, args.jobs, again="the same command runs those seeds again"
+        )
+    else:
+        for seed in waiting:
+            train(settings, seed, directory)
+    return report(directory, settings, args.seeds)
+
+
+def _train_shared(settings, about, path, seed, orphaned):
+    """One seed in a process of its own, in a directory that the process which started it has."""
+    train(settings, seed, RunDirectory(path, about, shared=True), orphaned)
+
+
+def _check(args):
+    """`OptionError` for what argparse lets through."""
+    for name in (
+        "dimension",
+        "examples",
+        "batch_size",
+        "iterations",
+        "targets",
+        "jobs",
+    ):
+        if getattr(args, name) < 1:
+            raise OptionError(
+                f"--{name.replace('_', '-')} {getattr(args, name)}: give at least 1"
+            )
+    if args.sources < 2:
+        raise OptionError(
+            f"--sources {args.sources}: a near and a far one are needed, give at least 2"
+        )
+    if args.batch_size > args.examples:
+        raise OptionError(
+            f"--batch-size {args.batch_size}: there are {args.examples} examples, give at most that many"
+        )
+    if not 0 < args.learning_rate < float("inf"):
+        raise OptionError(
+            f"--learning-rate {args.learning_rate}: give a positive number"
+        )
+    Settings(("l1",), estimator=args.estimator)  # Known before a run directory is made.
+    for name in ("width", "depth", "seeds"):
+        values = getattr(args, name)
+        least = 0 if name == "seeds" else 1
+        if (
+            min(values) < least
+            or max(values) >= 2**32
+            or len(set(values)) < len(values)
+        ):
+            raise OptionError(
+                f"--{name} {' '.join(map(str, values))}: give whole numbers from {least}, none twice"
+            )
+    if args.probe_seed < 0:
+        raise OptionError(f"--probe-seed {args.probe_seed}: give a number from 0")

@@ -1,0 +1,265 @@
+"""One seed of the regression of Section 2.2: data, net, probes, `fit`, and what came out.
+
+x ~ N(0, I), y = ‖x‖₁. The paper's table of the architecture is lost; width, depth, dimension, step and batch are ours.
+A net that is narrower than the input is blind to a direction of it, so that ‖x‖₁ is out of its reach: non-realisable,
+as the text says. (A ReLU net of d + 2 hidden units or more has weights that compute ‖x‖₁ exactly.)
+"""
+
+import time
+from contextlib import contextmanager
+
+import keras
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+
+import srel_tf
+from srel_tf.files import lock
+from train.classification.experiment import DivergedError, make_repeatable
+
+FIGURE_3 = (100, 200, 400, 800, 1600, 2400)  # Steps of the paper.
+RISKS_EVERY = 20
+FOLLOWED = 8  # Sources that all targets are followed from in time.
+GROWN = 1e3  # A loss that is so many times its lowest value has diverged: in float64 it need not become infinite.
+FRESH = 20_000  # Examples that the population risk is estimated on.
+TARGET = 0  # The id of x', the target of Figures 3–5.
+
+
+@contextmanager
+def precision(dtype):
+    """New layers, losses and Keras's own numbers in float32 or float64."""
+    before = keras.config.floatx(), keras.config.dtype_policy()
+    keras.config.set_floatx(dtype)
+    keras.config.set_dtype_policy(dtype)
+    try:
+        yield
+    finally:
+        keras.config.set_floatx(before[0])
+        keras.config.set_dtype_policy(before[1])
+
+
+def draw(count, dimension, *seed):
+    """x ~ N(0, I) [count, dimension] and y = ‖x‖₁ [count, 1]."""
+    x = np.random.default_rng(seed).normal(size=(count, dimension))
+    return x, np.abs(x).sum(axis=1, keepdims=True)
+
+
+def probe_points(settings):
+    """x, y of the targets (x' first), then of the sources, and distances [targets, sources]. All seeds share them."""
+    x, y = draw(
+        settings["targets"] + settings["sources"],
+        settings["dimension"],
+        settings["probe_seed"],
+        1,
+    )
+    targets, sources = np.split(x, [settings["targets"]])
+    return x, y, np.linalg.norm(targets[:, None] - sources[None], axis=2)
+
+
+def near_and_far(distances):
+    """Ids of the sources of Figures 4 and 5: the nearest to x' and the farthest from it."""
+    return len(distances) + np.array(
+        [distances[TARGET].argmin(), distances[TARGET].argmax()]
+    )
+
+
+def followed(distances):
+    """Ids of the sources that are followed in time for all targets: from the nearest to x' to the farthest, evenly."""
+    order = np.argsort(distances[TARGET])
+    return (
+        len(distances)
+        + order[np.linspace(0, len(order) - 1, min(FOLLOWED, len(order))).astype(int)]
+    )
+
+
+def in_time(step):
+    """When they are: at every 5th of the first 200 steps, in which most happens, and at every 25th."""
+    return step % (5 if step <= 200 else 25) == 0
+
+
+def build(settings):
+    """A feed-forward ReLU net (He normal), compiled with SGD and the squared error."""
+    inputs = x = keras.Input((settings["dimension"],))
+    for _ in range(settings["depth"]):
+        x = keras.layers.Dense(
+            settings["width"], activation="relu", kernel_initializer="he_normal"
+        )(x)
+    model = srel_tf.SRelModel(inputs, keras.layers.Dense(1)(x))
+    model.compile(
+        keras.optimizers.SGD(settings["learning_rate"]),
+        keras.losses.MeanSquaredError(),
+        jit_compile=False,
+    )
+    return model
+
+
+def attach(model, settings, seed):
+    """One of three probes at each step: all sources at those of Figure 3, 8 sources now and then, else x' and two."""
+    x, y, distances = probe_points(settings)
+    everything, last = np.arange(len(x)), settings["iterations"]
+    targets, sources = np.split(everything, [len(distances)])
+    for of_targets, of_sources, every in (
+        (targets, sources, lambda step: step in FIGURE_3),
+        (
+            targets,
+            followed(distances),
+            lambda step: step not in FIGURE_3 and in_time(step),
+        ),
+        (
+            [TARGET],
+            near_and_far(distances),
+            lambda step: step not in FIGURE_3 and not in_time(step),
+        ),
+    ):
+        model.attach_probe(
+            srel_tf.ProbeSet(x, y, targets=np.asarray(of_targets), sources=of_sources),
+            every=lambda step, due=every: step <= last and due(step),
+            measures=("l1",),  # |Δf|: the outputs are scalars (Definition 1).
+            estimator=settings["estimator"],
+            run=f"seed-{seed}",
+            seed=seed,
+        )
+
+
+class Watch(keras.callbacks.Callback):
+    """Risks at every 20th step, distances of last-layer features at the steps of Figure 3, and a line of progress."""
+
+    def __init__(self, settings, seed, training, orphaned=None):
+        super().__init__()
+        self._settings, self._seed, self._orphaned = settings, seed, orphaned
+        self._sets = {
+            "empirical": training,
+            "population": draw(FRESH, settings["dimension"], settings["probe_seed"], 2),
+        }
+        self._x, _, distances = probe_points(settings)
+        self._targets = len(distances)
+        self._risks, self._distances = [], [self._pairs(distances, "input", pd.NA)]
+        self._first, self.diverged = np.inf, None
+
+    def on_train_begin(self, logs=None):
+        self._start, self._features = (
+            time.perf_counter(),
+            keras.Model(self.model.inputs, self.model.layers[-2].output),
+        )
+        self._look(0)
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._first = min(self._first, logs["loss"])
+        if not logs["loss"] <= GROWN * self._first:
+            self.diverged, self.model.stop_training = float(logs["loss"]), True
+        self._look(int(self.model.optimizer.iterations))
+
+    def _look(self, step):
+        last = self._settings["iterations"]
+        if step > last:
+            return
+        if step % RISKS_EVERY == 0 or step == last:
+            if self._orphaned and self._orphaned():
+                raise KeyboardInterrupt
+            for split, (x, y) in self._sets.items():
+                loss = float(
+                    np.mean(
+                        (self.model(tf.constant(x, self.model.dtype)).numpy() - y) ** 2
+                    )
+                )
+                self._risks.append(
+                    {
+                        "run": f"seed-{self._seed}",
+                        "seed": self._seed,
+                        "step": step,
+                        "split": split,
+                        "loss": loss,
+                    }
+                )
+        if step in FIGURE_3:
+            features = self._features(tf.constant(self._x, self.model.dtype)).numpy()
+            targets, sources = np.split(features, [self._targets])
+            distances = np.linalg.norm(targets[:, None] - sources[None], axis=2)
+            self._distances.append(self._pairs(distances, "last-layer features", step))
+        if step in (last // 5 * i for i in range(1, 5)) or step == last:
+            risks = ", ".join(
+                f"{r['split']} risk {r['loss']:.3g}" for r in self._risks[-2:]
+            )
+            seconds = time.perf_counter() - self._start
+            print(
+                f"  seed {self._seed}, step {step} of {last}: {risks}; {seconds:.0f} s",
+                flush=True,
+            )
+
+    def _pairs(self, distances, metric, step):
+        targets, sources = np.indices(distances.shape)
+        columns = {
+            "target_id": targets.ravel(),
+            "source_id": (self._targets + sources).ravel(),
+        }
+        frame = pd.DataFrame(
+            {**columns, "distance": distances.ravel(), "metric": metric}
+        )
+        return frame.assign(
+            run=f"seed-{self._seed}",
+            seed=self._seed,
+            step=pd.array([step] * len(frame), dtype="Int64"),
+        )
+
+    def risks(self):
+        return pd.DataFrame(
+            self._risks, columns=["run", "seed", "step", "split", "loss"]
+        )
+
+    def distances(self):
+        """Columns target_id, source_id, distance, metric, run, seed, step; input distances at each step of Figure 3."""
+        own, *features = self._distances
+        own_at = [own.assign(step=f["step"]) for f in features]
+        return pd.concat([*own_at, *features] or [own.iloc[:0]], ignore_index=True)
+
+
+def train(settings, seed, directory, orphaned=None):
+    """Train and measure one seed into a `RunDirectory`. Raises `DivergedError`; what was measured before is saved.
+
+    orphaned: asked now and then whether to save and stop.
+    """
+    start, cpu = time.perf_counter(), time.process_time()
+    held = lock(
+        directory.seed_path(seed)
+    )  # Also where the process that started us, which has the directory, was killed.
+    make_repeatable(seed)
+    with precision(settings["precision"]):
+        training = draw(settings["examples"], settings["dimension"], seed, 0)
+        model = build(settings)
+        attach(model, settings, seed)
+        watch = Watch(settings, seed, training, orphaned)
+        data = tf.data.Dataset.from_tensor_slices(training).shuffle(
+            settings["examples"], seed=seed
+        )
+        batches = data.batch(settings["batch_size"], drop_remainder=True)
+        about = None
+        try:
+            model.fit(
+                batches,
+                epochs=-(
+                    -settings["iterations"]
+                    // (settings["examples"] // settings["batch_size"])
+                ),
+                callbacks=[watch],
+                shuffle=False,  # The data set has done it.
+                verbose=0,
+            )
+            if watch.diverged is None:
+                directory.seed_path(seed).mkdir(exist_ok=True)
+                srel_tf.write_frame(
+                    watch.distances(), directory.seed_path(seed) / "distances.parquet"
+                )
+                seconds = {
+                    "seconds": time.perf_counter() - start,
+                    "cpu_seconds": time.process_time() - cpu,
+                }
+                about = {"seed": seed, **{n: round(s, 1) for n, s in seconds.items()}}
+                about["parameters"] = model.count_params()
+        finally:
+            directory.save_seed(seed, model.srel_frame(), watch.risks(), about)
+            held.release()
+    if watch.diverged is not None:
+        raise DivergedError(
+            f"the training loss of seed {seed} became {watch.diverged} at optimizer update "
+            f"{int(model.optimizer.iterations)}: lower --learning-rate; what was measured before is saved"
+        )

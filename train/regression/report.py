@@ -1,0 +1,86 @@
+"""What a finished regression run prints and draws: Figures 3–5, the risks, and S_rel of the near and the far pair."""
+
+import pandas as pd
+
+import srel_tf
+from srel_tf.plotting import plot_distances, plot_pairs, save_figure
+from train.regression.experiment import TARGET, near_and_far, probe_points
+
+
+def report(directory, settings, seeds):
+    """Write and print what a run directory's seeds show; its summary, one row a quantity."""
+    frame, risks = directory.frames(seeds)
+    distances = pd.concat(
+        [
+            srel_tf.read_frame(directory.seed_path(seed) / "distances.parquet")
+            for seed in seeds
+        ],
+        ignore_index=True,
+    )
+    pairs = pair_curves(frame, probe_points(settings)[2])
+    folder = directory.path / "figures"
+    folder.mkdir(exist_ok=True)
+    written = [srel_tf.write_frame(risks, directory.path / "risks.csv")]
+    written += [
+        save_figure(f, folder / name)
+        for name, f in figures(frame, distances, risks, settings)
+    ]
+    invalid = (~frame["valid"]).sum()
+    print(
+        f"{len(frame)} entries of S_rel over {len(seeds)} seed{'s' * (len(seeds) > 1)}, {invalid} of them not valid"
+    )
+    table = _table(pairs, risks)
+    print(table.to_string(float_format="{:.3g}".format))
+    print("written:", *written, sep="\n  ")
+    net = f"width {settings['width']}, depth {settings['depth']}"
+    return table.stack().rename(net)
+
+
+def figures(frame, distances, risks, settings):
+    """(file name, Figure) of Figures 3–5 from the frames of all seeds; 3 where there are distances at its steps."""
+    if distances["step"].notna().any():
+        yield (
+            "figure_03.png",
+            plot_distances(frame[frame["target_id"] == TARGET], distances),
+        )
+    pairs = pair_curves(frame, probe_points(settings)[2])
+    yield "figure_04.png", plot_pairs(pairs)
+    yield "figure_05.png", plot_pairs(pairs, risks)
+
+
+def pair_curves(frame, distances):
+    """S_rel of the near and the far pair at each step: columns pair, seed, run, step, srel, valid."""
+    parts = []
+    for name, source in zip(("near", "far"), near_and_far(distances), strict=True):
+        part = frame[(frame["target_id"] == TARGET) & (frame["source_id"] == source)]
+        length = distances[TARGET, source - len(distances)]
+        parts.append(part.assign(pair=f"{name}: ‖x' − x‖ = {length:.2f}"))
+    return pd.concat(parts, ignore_index=True)[
+        ["pair", "run", "seed", "step", "srel", "valid"]
+    ]
+
+
+def _table(pairs, risks):
+    """Means over seeds at a few steps: S_rel of both pairs, both risks."""
+    steps = [s for s in (0, 10, 100, 500, 1000, 2500) if s in set(risks["step"])]
+    steps = sorted({*steps, int(risks["step"].max())})
+    curves = pairs.assign(
+        name="S_rel " + pairs["pair"], value=pairs["srel"].where(pairs["valid"])
+    )
+    losses = risks.assign(name=risks["split"] + " risk", value=risks["loss"])
+    both = pd.concat([curves, losses])[["name", "step", "value"]]
+    table = both[both["step"].isin(steps)].pivot_table(
+        "value", "name", "step", aggfunc="mean", sort=False
+    )[steps]
+    table.columns.name = "mean over seeds at step"
+    return table
+
+
+def summary(columns, out):
+    """Print and write a table of all nets of a sweep: the quantities of their reports at the last step."""
+    table = pd.concat(columns, axis=1)
+    last = table.index.get_level_values(1).max()
+    table = table.xs(last, level=1).T.rename_axis("net").reset_index()
+    print(f"\nall nets at step {last}, means over seeds:")
+    print(table.to_string(index=False, float_format="{:.3g}".format))
+    print(f"written: {srel_tf.write_frame(table, out / 'sweep.csv')}")

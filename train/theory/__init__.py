@@ -1,0 +1,1 @@
+"""Figures 6-13 from the closed forms."""

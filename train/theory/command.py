@@ -1,0 +1,197 @@
+"""`python -m train.theory`: Figures 6–13 of the paper as frames (Parquet) and pictures (PNG).
+
+python -m train.theory                      all of them, under results/theory
+python -m train.theory --figure 7           one of them
+python -m train.theory --variant published  Figures 6–9 as the published scripts compute them
+python -m train.theory --rise               Figures 6–9 over ten seeds: does S_rel rise? (half a minute)
+python -m train.theory --benchmark          eq. 4 against the published procedure, timed
+
+A folder belongs to one set of settings (settings.json): figures may be added or made again, not with another seed.
+"""
+
+import argparse
+import json
+import platform
+import sys
+import time
+from pathlib import Path
+
+import tensorflow as tf
+
+from srel_tf import SRelError, write_frame
+from srel_tf.plotting import save_figure
+from train.benchmark import theory as theory_benchmark
+from train.common.run_directory import RunDirectoryError, write_json
+from train.figures import THEORY
+from train.theory import figures as theory_figures
+
+
+def make(number, variant, seed):
+    """The frame and the picture of one figure."""
+    of_number = {
+        **dict.fromkeys(
+            theory_figures.PENALIZED,
+            lambda: theory_figures.penalized(number, variant, seed),
+        ),
+        10: lambda: theory_figures.relu_gate(seed),
+        11: theory_figures.distance,
+        12: theory_figures.flow_pairs,
+        13: lambda: theory_figures.sgd_pairs(seed),
+    }
+    frame = of_number[number]()
+    return frame, THEORY[number](frame)
+
+
+def settings(variant, seed):
+    """What a figure depends on, saved beside it; the versions are a note and bind nobody."""
+    gate = theory_figures.GATE
+    return {
+        "variant": variant,
+        "seed": seed,
+        "figures_6_to_9": {
+            "K": 2,
+            "n_k": 1000,
+            "dim": 100,
+            "lambda_1": 1.0,
+            "theta": 0.001,
+            "starts": 10,
+            "pairs": 20,
+        },
+        "figure_10": gate
+        | {
+            "x": "(10, …, 10)",
+            "targets": list(theory_figures.GATE_TARGETS),
+            "w0": "N(0, I)",
+        },
+        "figures_11_to_13": {
+            "w_star": [1, 2, 3],
+            "w0_squared": [0.5, 2, 4],
+            "theta": 0.001,
+        },
+        "figures_12_and_13": {"pairs": list(theory_figures.PAIRS)},
+        "figure_13": {
+            "runs": theory_figures.SGD_RUNS,
+            "learning_rate": theory_figures.SGD_STEP,
+        },
+        "versions": {"python": platform.python_version(), "tensorflow": tf.__version__},
+    }
+
+
+def prepare(out, suffix, new):
+    """Bind the folder `out` to the settings `new`; `RunDirectoryError` where it holds figures of other settings.
+
+    The text's figures and the published ones (suffix "_published") may share a folder: each has its settings file.
+    Settings are written before the first figure, so that an interrupted command leaves no figure without them.
+    """
+    file, new = out / f"settings{suffix}.json", json.loads(json.dumps(new))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if any(out.glob(f"figure_??{suffix}.parquet")):
+            refuse_other_settings(out, file, new)
+        write_json(file, new)
+    except RunDirectoryError:
+        raise
+    except OSError as error:
+        raise RunDirectoryError(
+            f"cannot write to {out}: {error.strerror}; choose another --out"
+        ) from error
+
+
+def refuse_other_settings(out, file, new):
+    """`RunDirectoryError` unless `file` says that the figures of `out` were made with the settings `new`."""
+    try:
+        saved = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError) as error:
+        raise RunDirectoryError(
+            f"{out} holds figures, but no {file.name} that says of what; choose another --out"
+        ) from error
+    names = [
+        n for n in sorted({*saved, *new} - {"versions"}) if saved.get(n) != new.get(n)
+    ]
+    if names:
+        lines = "".join(
+            f"\n  {n}: {saved.get(n)!r} there, {new.get(n)!r} now" for n in names
+        )
+        raise RunDirectoryError(
+            f"{out} holds figures of other settings; choose another --out:{lines}"
+        )
+
+
+def report_rise(out):
+    """Write rise.csv and print, for each figure, how S_rel at t = 8000 compares with t = 0 and with t <= 1000."""
+    frame = theory_figures.rise()
+    out.mkdir(parents=True, exist_ok=True)
+    print(f"written: {write_frame(frame, out / 'rise.csv')}")
+    for (figure, variant, ridge), part in frame.groupby(["figure", "variant", "ridge"]):
+        ratio = part["late"] / part["start"]
+        print(
+            f"Figure {figure}, {variant}, ridge={ridge}: late/start {ratio.median():.3f} ({ratio.min():.3f} to "
+            f"{ratio.max():.3f}); late > start in {(ratio > 1).sum()} of {len(part)} seeds, late > median of t <= 1000 "
+            f"in {(part['late'] > part['early']).sum()}"
+        )
+
+
+def make_figures(numbers, out, variant, seed):
+    """Write frame and picture of each figure, and the settings they belong to."""
+    suffix = "_published" if variant == "published" else ""
+    prepare(out, suffix, settings(variant, seed))
+    for number in numbers:
+        start = time.perf_counter()
+        frame, figure = make(number, variant, seed)
+        stem = out / f"figure_{number:02d}{suffix}"
+        write_frame(frame, stem.with_suffix(".parquet"))
+        save_figure(figure, stem.with_suffix(".png"))
+        print(
+            f"Figure {number}: {stem}.parquet ({len(frame)} rows), {stem}.png, {time.perf_counter() - start:.1f} s"
+        )
+
+
+def main(arguments=None):
+    """Run the command; the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m train.theory", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "--figure",
+        type=int,
+        choices=range(6, 14),
+        help="one figure; all of them by default",
+    )
+    folder = "folder, of one set of settings (default: %(default)s)"
+    parser.add_argument("--out", type=Path, default=Path("results/theory"), help=folder)
+    parser.add_argument(
+        "--variant",
+        choices=("text", "published"),
+        default="text",
+        help="of Figures 6–9",
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--benchmark",
+        action="store_true",
+        help="time eq. 4 against the published procedure instead",
+    )
+    parser.add_argument(
+        "--rise",
+        action="store_true",
+        help="Figures 6–9 over ten seeds instead: does S_rel rise?",
+    )
+    options = parser.parse_args(arguments)
+    numbers = (
+        [options.figure]
+        if options.figure
+        else range(6, 10 if options.variant == "published" else 14)
+    )
+    if options.variant == "published" and max(numbers) > 9:
+        parser.error("--variant published is defined for Figures 6–9 alone.")
+    try:
+        if options.benchmark:
+            theory_benchmark.run()
+        elif options.rise:
+            report_rise(options.out)
+        else:
+            make_figures(numbers, options.out, options.variant, options.seed)
+    except SRelError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
