@@ -1,1 +1,1 @@
-"""S_rel between classes during training: Figures 2 and 15-19."""
+"""S_rel between classes during training (Section 2.1, Appendix D)."""
