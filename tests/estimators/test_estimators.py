@@ -216,11 +216,11 @@ class PairsOfPositions(L.Layer):
 WITHOUT_CAPTURE = {
     "the same for all examples, but not one for each": (
         lambda: net(PairsOfPositions()),
-        "cannot be given to each",
+        "shared inputs cannot be copied for each example",
     ),
     "examples on another axis": (
         lambda: net(AcrossExamples()),
-        "cannot be given to each",
+        "shared inputs cannot be copied for each example",
     ),
     "a weight used outside its layer": (tied, "used outside"),
     "a loss of its own": (
@@ -295,7 +295,7 @@ POSITIONS = {
 
 
 @double
-@pytest.mark.filterwarnings("ignore:no rule")
+@pytest.mark.filterwarnings("ignore:srel_tf has no gradient rule")
 @pytest.mark.parametrize(
     "kind",
     [
@@ -329,11 +329,13 @@ def test_layers_called_on_the_same_for_all_examples(kind, data):
 
 def test_layers_without_a_rule_are_said_once(data):
     model = net(Scaled(), L.Dense(2), Scaled())
-    with pytest.warns(UserWarning, match="no rule .* of type Scaled:") as caught:
+    with pytest.warns(
+        UserWarning, match="no gradient rule for layers of type Scaled:"
+    ) as caught:
         instrument = srel_tf.Instrument(
             model, srel_tf.ProbeSet(*data), srel_tf.Settings(estimator="limit")
         )
-    assert len([w for w in caught if "no rule" in str(w.message)]) == 1
+    assert len([w for w in caught if "no gradient rule" in str(w.message)]) == 1
     assert instrument().valid("l1").any()  # A warning here would be an error.
 
 
@@ -404,7 +406,7 @@ def test_the_model_is_left_as_it_was(estimator, probe):
         np.testing.assert_array_equal(old, new)
 
 
-@pytest.mark.filterwarnings("ignore:no rule")
+@pytest.mark.filterwarnings("ignore:srel_tf has no gradient rule")
 def test_the_model_is_left_as_it_was_by_an_exception(probe):
     layer = Scaled()
     model = net(L.Conv2D(3, 3, activation="relu"), layer)
@@ -535,7 +537,7 @@ class Own(keras.Model):
         return self.last(self.inner(self.first(keras.ops.reshape(x, (-1, 64)))))
 
 
-@pytest.mark.filterwarnings("ignore:no rule")
+@pytest.mark.filterwarnings("ignore:srel_tf has no gradient rule")
 @pytest.mark.parametrize("estimator", ["exact", "limit", "auto"])
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16", "mixed_bfloat16"])
 def test_models_of_ones_own_are_run_in_float64_as_they_are(policy, estimator, data):
