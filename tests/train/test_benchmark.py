@@ -9,14 +9,8 @@ import pytest
 
 import srel_tf
 from tests import reference
-from train import (
-    benchmark,
-    benchmark_comparison,
-    benchmark_growth,
-    benchmark_report,
-    benchmark_shares,
-    benchmark_training,
-)
+from train.benchmark import command, comparison, growth, report, shares
+from train.benchmark import training as benchmark_training
 from train.benchmark.procedures import (
     LEARNING_RATE,
     NaiveLoop,
@@ -126,7 +120,7 @@ def test_ratios_of_made_up_times():
         "limit": [1.0],
         "published procedure": [0.5, 0.7],
     }
-    table = benchmark_comparison.ratios(times, pairs=10).set_index("procedure")
+    table = comparison.ratios(times, pairs=10).set_index("procedure")
     assert table["timings"].tolist() == [3, 1, 2]
     np.testing.assert_allclose(table["seconds"], [0.2, 1.0, 6.0])
     np.testing.assert_allclose(table["forward_passes"], [1.0, 5.0, 30.0])
@@ -209,9 +203,7 @@ def made_up_growth():
 
 
 def test_exponents_of_made_up_times():
-    fitted = benchmark_growth.exponents(made_up_growth()).set_index(
-        ["estimator", "quantity"]
-    )
+    fitted = growth.exponents(made_up_growth()).set_index(["estimator", "quantity"])
     np.testing.assert_allclose(
         fitted.loc[("exact", "seconds"), ["exponent", "factor"]].astype(float),
         [2.0, 2e-3],
@@ -231,9 +223,7 @@ def test_exponents_of_made_up_times():
 
 def test_the_picture_is_log_log_with_every_point_and_a_line_a_fit():
     table = made_up_growth()
-    time, memory = benchmark_report.plot_growth(
-        table, benchmark_growth.exponents(table)
-    ).axes
+    time, memory = report.plot_growth(table, growth.exponents(table)).axes
     for ax in (time, memory):
         assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
     assert len(time.collections[0].get_offsets()) == 6
@@ -246,7 +236,7 @@ def test_the_picture_is_log_log_with_every_point_and_a_line_a_fit():
 
 
 def test_multiply_adds_of_a_small_net_by_hand():
-    maps = benchmark_shares.linear_maps(build_model("cnn", SMALL, 3))
+    maps = shares.linear_maps(build_model("cnn", SMALL, 3))
     # 3×3 over 3 channels to 16 at 8×8; 3×3 over 16 to 32 at 4×4; 2·2·32 to 64; 64 to 3.
     assert (
         [a.forward for a in maps]
@@ -254,9 +244,9 @@ def test_multiply_adds_of_a_small_net_by_hand():
         == [27648, 73728, 8192, 192]
     )
     assert [a.first for a in maps] == [True, False, False, False]
-    table = benchmark_shares.needed(maps, 2, classes=3).set_index(
-        ["estimator", "part"]
-    )["multiply_adds"]
+    table = shares.needed(maps, 2, classes=3).set_index(["estimator", "part"])[
+        "multiply_adds"
+    ]
     assert table["exact", "2 forward passes of 2 targets"] == 4 * 109760
     assert table["exact", "gradients of the sources"] == 2 * (109760 + 82112 + 109760)
     assert table["limit", "2 backward passes"] == 2 * 2 * 82112
@@ -272,26 +262,20 @@ def test_multiply_adds_of_the_published_net():
         stages.append(
             side**2 * width * (9 * width // 2 + 3 * 9 * width + width // 2)
         )  # and the shortcut
-    maps = benchmark_shares.linear_maps(build_model("resnet18", (32, 32, 3), 3))
+    maps = shares.linear_maps(build_model("resnet18", (32, 32, 3), 3))
     assert sum(a.forward for a in maps) == stem + sum(stages) + 512 * 3
 
 
 def test_multiply_adds_of_a_contraction_by_hand():
-    dense = benchmark_shares.LinearMap(
-        1, 1, inputs=5, outputs=4, has_bias=True, first=False
-    )
+    dense = shares.LinearMap(1, 1, inputs=5, outputs=4, has_bias=True, first=False)
     # 3 × 3 pairs: one product of inputs (5) and two of signals (4 each); the bias's two inner products of 4.
     assert dense.contraction(3, 3, m=2) == 9 * (5 + 2 * 4) + 9 * 2 * 4
-    conv = benchmark_shares.LinearMap(
-        1, 16, inputs=9, outputs=2, has_bias=False, first=False
-    )
+    conv = shares.LinearMap(1, 16, inputs=9, outputs=2, has_bias=False, first=False)
     # 2 gradients of 9 × 2 over 16 positions each, and 2 × 2 inner products; pairwise it were 4·256·(9 + 2).
     assert conv.contraction(2, 2, m=1) == (2 * 16 + 4) * 18
-    grouped = benchmark_shares.LinearMap(
-        3, 16, inputs=9, outputs=2, has_bias=False, first=False
-    )
+    grouped = shares.LinearMap(3, 16, inputs=9, outputs=2, has_bias=False, first=False)
     assert grouped.contraction(2, 2, m=1) == 3 * conv.contraction(2, 2, m=1)
-    square = benchmark_shares.LinearMap(
+    square = shares.LinearMap(
         1, 4, inputs=90, outputs=80, has_bias=False, first=False, pixels=4, window=9
     )
     # 4 × 4 products of pixels (10), which are summed under the windows of 4 × 4 pairs, and one product of signals (80).
@@ -302,7 +286,7 @@ QUICK = "--model mlp --points 3 --repeats 1 --torch-repeats 0 --sizes 3 --exact-
 
 
 def test_the_comparison_runs_and_is_written(tmp_path, capsys):
-    assert benchmark.main([*QUICK.split(), "--out", str(tmp_path)]) == 0
+    assert command.main([*QUICK.split(), "--out", str(tmp_path)]) == 0
     comparison = srel_tf.read_frame(tmp_path / "comparison.csv")
     procedures = {
         "forward pass",
@@ -321,7 +305,7 @@ def test_the_comparison_runs_and_is_written(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_all_parts_run_and_are_written(tmp_path):
-    assert benchmark.main([*QUICK.split(), "--all", "--out", str(tmp_path)]) == 0
+    assert command.main([*QUICK.split(), "--all", "--out", str(tmp_path)]) == 0
     growth = srel_tf.read_frame(tmp_path / "growth.csv")
     assert growth[["estimator", "points"]].to_numpy().tolist() == [["limit", 3]]
     assert (growth["peak"] > growth["memory"]).all()
@@ -343,7 +327,7 @@ def test_all_parts_run_and_are_written(tmp_path):
     "options", ["--points 2", "--repeats 0", "--sizes 30 30", "--rounds 0"]
 )
 def test_bad_options_get_a_named_error(options, capsys):
-    assert benchmark.main(options.split()) == 1
+    assert command.main(options.split()) == 1
     assert options.split()[0] in capsys.readouterr().err
 
 
@@ -358,7 +342,7 @@ def test_a_failed_process_is_an_error_with_its_last_words(tmp_path, monkeypatch)
         srel_tf.SRelError,
         match=r"limit with 30 points .* ResourceExhaustedError: no memory",
     ):
-        benchmark_growth.growth("resnet18", sizes=(30,))
+        growth.growth("resnet18", sizes=(30,))
 
 
 def test_a_layer_without_a_counterpart_in_torch_is_refused():

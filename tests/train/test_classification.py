@@ -304,7 +304,7 @@ def test_an_interrupted_selection_goes_on_and_chooses_the_same(
 
     monkeypatch.setattr(History, "on_train_batch_end", count)
     monkeypatch.setattr("train.classification.command._train", lambda *_, **__: None)
-    monkeypatch.setattr("train.classification.report", lambda *_: None)
+    monkeypatch.setattr("train.classification.command.report", lambda *_: None)
     stopped = command(tmp_path, *SELECT)
     assert stopped.status == 130
     assert not (tmp_path / "selection.json").exists()

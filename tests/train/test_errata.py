@@ -13,15 +13,13 @@ import srel_tf
 from srel_tf import hypotheses
 from srel_tf.files import write_json
 from tests.made_up import probe, result
-from train import (
-    errata,
-    errata_classification,
-    errata_penalized,
-    errata_protocol,
-    errata_theorems,
-)
 from train.common.seed_marks import mark_as_finished
 from train.condense import condense
+from train.errata import classification as errata_classification
+from train.errata import command as errata
+from train.errata import penalized as errata_penalized
+from train.errata import protocol as errata_protocol
+from train.errata import theorems as errata_theorems
 from train.errata.evidence import Evidence
 from train.models import build_model
 

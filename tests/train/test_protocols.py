@@ -124,7 +124,7 @@ def test_one_training_feeds_all_rules_and_each_measures_what_it_would_alone(
     crossed = ["--measures", "kl", "--update", "sgd@1e-2", "sgd@0.5", "limit"]
     assert main([*small, *crossed, "--out", str(tmp_path / "all")]) == 0
     monkeypatch.setattr(
-        "train.classification.report", lambda *_: None
+        "train.classification.command.report", lambda *_: None
     )  # Pictures of the first are enough.
     assert (
         main(
