@@ -52,7 +52,7 @@ def quick_convolutions(layers: Iterable[keras.Layer]) -> Iterator[None]:
     For these TensorFlow's CPU kernels take several times as long; its float64 backward kernels up to 100 times.
     """
     replaced = [v for v in layers if "convolution_op" not in vars(v)]
-    if tf.config.list_physical_devices("GPU"):
+    if tf.config.get_visible_devices("GPU"):
         replaced = []
     for layer in replaced:
         layer.convolution_op = functools.partial(

@@ -42,7 +42,7 @@ def precision(dtype: tf.DType) -> float:
     """Return the spacing of numbers just above 1 in products of this type; TensorFloat-32 keeps 10 bits on a GPU."""
     tensor_float_32 = (
         dtype == tf.float32
-        and tf.config.list_physical_devices("GPU")
+        and tf.config.get_visible_devices("GPU")
         and tf.config.experimental.tensor_float_32_execution_enabled()
     )
     if tensor_float_32:

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
+import tensorflow as tf
 
 import srel_tf
 from tests import reference
@@ -329,6 +330,12 @@ def test_all_parts_run_and_are_written(tmp_path):
 def test_bad_options_get_a_named_error(options, capsys):
     assert command.main(options.split()) == 1
     assert options.split()[0] in capsys.readouterr().err
+
+
+def test_a_gpu_is_asked_for_where_there_is_none(monkeypatch, capsys):
+    monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind=None: [])
+    assert command.main(["--device", "gpu"]) == 1
+    assert "--device gpu: TensorFlow sees no GPU" in capsys.readouterr().err
 
 
 def test_a_failed_process_is_an_error_with_its_last_words(tmp_path, monkeypatch):

@@ -14,6 +14,8 @@ import sys
 import time
 from pathlib import Path
 
+import tensorflow as tf
+
 from srel_tf import OptionError, SRelError
 from train.benchmark import report
 from train.benchmark.comparison import comparison, has_torch
@@ -49,6 +51,11 @@ def parser():
         "--out",
         type=Path,
         help="directory for tables (CSV), machine (JSON) and a picture",
+    )
+    p.add_argument(
+        "--device",
+        choices=("cpu", "gpu"),
+        help="gpu: fail without one, and write to results/benchmarks/gpu unless --out is given; cpu: hide GPUs",
     )
     p.add_argument("--model", default="resnet18", choices=ARCHITECTURES)
     p.add_argument(
@@ -96,6 +103,7 @@ def main(arguments=None):
     ]
     try:
         _check(args)
+        _choose_device(args)
         make_repeatable(0)
         about = report.machine()
         report.print_machine(about)
@@ -116,6 +124,18 @@ def main(arguments=None):
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _choose_device(args):
+    if args.device == "cpu":
+        tf.config.set_visible_devices([], "GPU")
+    if args.device != "gpu":
+        return
+    if not tf.config.get_visible_devices("GPU"):
+        raise OptionError(
+            "--device gpu: TensorFlow sees no GPU; install tensorflow[and-cuda], or use --device cpu"
+        )
+    args.out = args.out or Path("results/benchmarks/gpu")
 
 
 def _check(args):
