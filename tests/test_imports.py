@@ -113,6 +113,7 @@ ROOMS = {
         "plotting",
         "probe",
         "result",
+        "settings",
         "updates",
     ),
 }

@@ -34,9 +34,10 @@ from srel_tf.fit.traced import (
     weighs_examples,
 )
 from srel_tf.frames.schema import check_seed
-from srel_tf.measurement import Instrument, Settings
+from srel_tf.measurement import Instrument
 from srel_tf.probe import ProbeSet
 from srel_tf.result import SRelResult
+from srel_tf.settings import Settings
 from srel_tf.updates import learning_rate_now
 
 SAME_ROWS = (

@@ -15,8 +15,8 @@ from srel_tf.fit.clock import TrainingClock
 from srel_tf.fit.schedules import Schedule
 from srel_tf.fit.traced import note_trace, note_weights
 from srel_tf.frames.schema import empty, merged
-from srel_tf.measurement import Settings
 from srel_tf.probe import ProbeSet
+from srel_tf.settings import Settings
 
 if TYPE_CHECKING:
     from keras import Model as _Base  # The class that the mixin is combined with.

@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 from srel_tf.errors import OptionError, StorageError
 from srel_tf.files import AnyPath
 from srel_tf.frames.stats import smooth
-from srel_tf.measurement import Settings
 from srel_tf.plotting import plot_matrix
 from srel_tf.result import SRelResult
+from srel_tf.settings import Settings
 
 
 class TensorBoardWriter:

@@ -49,7 +49,7 @@ def convolutions_of(layers: Iterable[keras.Layer]) -> list[keras.Layer]:
 def quick_convolutions(layers: Iterable[keras.Layer]) -> Iterator[None]:
     """Replace convolutions of few pixels by products of matrices while it is open; only rounding differs.
 
-    For these TensorFlow's CPU kernels take several times as long; its float64 backward kernels up to 100 times.
+    TensorFlow's CPU kernels are slow for these, above all its float64 backward kernels.
     """
     replaced = [v for v in layers if "convolution_op" not in vars(v)]
     if tf.config.get_visible_devices("GPU"):
