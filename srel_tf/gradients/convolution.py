@@ -9,6 +9,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from srel_tf.gradients.factored import under_windows
+
 LAYERS = (
     keras.layers.Conv2D,
     keras.layers.Conv3D,
@@ -47,7 +49,7 @@ def convolutions_of(layers: Iterable[keras.Layer]) -> list[keras.Layer]:
 
 @contextlib.contextmanager
 def quick_convolutions(layers: Iterable[keras.Layer]) -> Iterator[None]:
-    """Replace convolutions of few pixels by products of matrices while it is open; only rounding differs.
+    """Replace convolutions of few pixels or examples by products of matrices while it is open; only rounding differs.
 
     TensorFlow's CPU kernels are slow for these, above all its float64 backward kernels.
     """
@@ -68,10 +70,29 @@ def quick_convolutions(layers: Iterable[keras.Layer]) -> Iterator[None]:
 def _convolved(
     layer: keras.Layer, convolution_op: Callable, x: tf.Tensor, kernel: tf.Tensor
 ) -> tf.Tensor:
-    """x ⋆ W; as a product of matrices if x has no more pixels than the kernel has entries."""
-    if 1 < math.prod(layer.kernel_size) >= math.prod(x.shape[1:-1]):
+    """x ⋆ W; as a product of matrices if x has few pixels, or fewer patches than W has outputs."""
+    n, *pixels, _ = x.shape
+    if math.prod(layer.kernel_size) == 1:
+        return convolution_op(x, kernel)
+    if math.prod(pixels) <= math.prod(layer.kernel_size):
         return _product(layer, x, kernel)
+    if 1 < n <= kernel.shape[-1] / math.prod(_output_pixels(layer, x)):
+        return _product_of_patches(layer, x, kernel)
     return convolution_op(x, kernel)
+
+
+def _product_of_patches(
+    layer: keras.Layer, x: tf.Tensor, kernel: tf.Tensor
+) -> tf.Tensor:
+    """z[n, t, o] = Σ_k patch[n, t, k] W[k, o]."""
+    n, inputs, outputs = x.shape[0], x.shape[-1], kernel.shape[-1]
+    patches = under_windows(tf.reshape(x, [n, 1, -1, inputs]), windows(layer, x))
+    z = tf.reshape(patches, [-1, patches.shape[-1]]) @ tf.reshape(kernel, [-1, outputs])
+    return tf.reshape(z, [n, *_output_pixels(layer, x), outputs])
+
+
+def _output_pixels(layer: keras.Layer, x: tf.Tensor) -> tuple:
+    return layer.compute_output_shape(x.shape)[1:-1]
 
 
 def _product(layer: keras.Layer, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
@@ -92,7 +113,7 @@ def _product(layer: keras.Layer, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
         entries = tf.pad(entries, [(0, 1), (0, 0), (0, 0)])
     matrix = tf.transpose(tf.gather(entries, entry_over), [0, 2, 1, 3])
     z = tf.reshape(x, [n, -1]) @ tf.reshape(matrix, [-1, n_positions * outputs])
-    return tf.reshape(z, [n, *layer.compute_output_shape(x.shape)[1:-1], outputs])
+    return tf.reshape(z, [n, *_output_pixels(layer, x), outputs])
 
 
 def _padding(padding: str, size: int, span: int, stride: int) -> tuple[int, int]:

@@ -34,6 +34,15 @@ CASES = {
         lambda: L.Conv3D(4, 3, strides=(1, 2, 1), padding="same"),
         (2, 3, 2),
     ),
+    "few patches": (lambda: L.Conv2D(60, 3, padding="same"), (5, 4)),
+    "few patches, stride": (
+        lambda: L.Conv2D(64, (3, 5), strides=2, padding="same", use_bias=False),
+        (7, 6),
+    ),
+    "few patches, valid, dilation": (
+        lambda: L.Conv2D(80, 3, dilation_rate=(1, 2), padding="valid"),
+        (6, 7),
+    ),
 }
 
 
@@ -89,7 +98,7 @@ def test_what_is_replaced():
     assert layer.convolution_op is noted
 
 
-def test_many_pixels_are_left_to_keras(monkeypatch):
+def test_many_pixels_and_single_examples_are_left_to_keras(monkeypatch):
     seen, conv = [], operations.conv
 
     def noted(x, *rest, **options):
@@ -103,3 +112,9 @@ def test_many_pixels_are_left_to_keras(monkeypatch):
         layer(tf.ones([1, 3, 3, 2]))
         layer(tf.ones([1, 4, 3, 2]))
     assert seen == [(1, 4, 3, 2)]
+    layer = L.Conv2D(24, 3, padding="same")
+    layer.build((None, None, None, 2))
+    with quick_convolutions([layer]):
+        for n in (1, 2, 3):  # 12 patches of each example, 24 outputs.
+            layer(tf.ones([n, 4, 3, 2]))
+    assert seen[1:] == [(1, 4, 3, 2), (3, 4, 3, 2)]
