@@ -13,10 +13,10 @@ import numpy as np
 import tensorflow as tf
 
 from srel_tf.gradients.backprop import LossBackprop, SourceGradients
-from srel_tf.gradients.batching import map_batches
+from srel_tf.gradients.batching import map_batches, row
 from srel_tf.gradients.factored import OuterProductGradient
 from srel_tf.gradients.network import Network
-from srel_tf.numerics.rounding import DRAWS, perturbed
+from srel_tf.numerics.rounding import SIGNS, perturbed
 from srel_tf.updates import UpdateRule
 
 SOURCE_BATCH = 32  # Sources whose layer inputs and output gradients are held at a time.
@@ -34,10 +34,10 @@ class Outputs(NamedTuple):
         before: at the targets, [n_t, C].
         after: at the targets after each source's update, [n_s, n_t, C].
         before_at_source, after_at_source: at each source itself, [n_s, C].
-        noisy, noisy_at_source: before any update, at weights perturbed by rounding, [DRAWS, n_t or n_s, C].
+        noisy, noisy_at_source: before any update, at weights perturbed by rounding, [2, n_t or n_s, C].
         sample: m columns of each source, [n_s, m].
         sampled, sampled_at_source: there and at the source after its update, with gradient and update computed at the
-            perturbed weights, [DRAWS, n_s, m, C] and [DRAWS, n_s, C].
+            perturbed weights, [2, n_s, m, C] and [2, n_s, C].
     """
 
     before: tf.Tensor
@@ -162,7 +162,7 @@ class FiniteStepEngine:
                 after = self._forward(update.outputs, x_targets) + update.zero
                 after_at_source = update.before
                 if (self._source_column < 0).any():
-                    after_at_source = update.outputs(x[i, None])[0] + update.zero
+                    after_at_source = update.outputs(row(x, i))[0] + update.zero
                 return after, update.before, after_at_source
 
             return self._for_each_source(of_source, learning_rates, 3)
@@ -184,13 +184,13 @@ class FiniteStepEngine:
     def _perturbed_outputs(
         self, sources: tuple, x_targets: tf.Tensor, sample: np.ndarray, after: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Return the noisy outputs of `Outputs`: at targets, at sources, and after updates [DRAWS, n_s, 1 + m, C]."""
+        """Return the noisy outputs of `Outputs`: at targets, at sources, and after updates [2, n_s, 1 + m, C]."""
         sources_are_targets = np.array_equal(
             self._source_column, np.arange(x_targets.shape[0])
         )
 
-        def of_draw(draw: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            weights = perturbed(self._network.weights, draw)
+        def with_sign(sign: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            weights = perturbed(self._network.weights, sign)
 
             def after_updates(
                 x: tf.Tensor,
@@ -203,7 +203,7 @@ class FiniteStepEngine:
 
                 def of_source(i: tf.Tensor) -> tuple[tf.Tensor, ...]:
                     source_and_sample = tf.concat(
-                        [x[i, None], tf.gather(x_targets, columns[i])], axis=0
+                        [row(x, i), tf.gather(x_targets, tf.gather(columns, i))], axis=0
                     )
                     return (self._forward(updates[i].outputs, source_and_sample),)
 
@@ -226,10 +226,10 @@ class FiniteStepEngine:
         with tf.control_dependencies(
             [after]
         ):  # One after the other, since the memory is for one.
-            draws = tf.identity(tf.range(DRAWS))
+            signs = tf.identity(tf.constant(SIGNS))
         signature = (self._network.dtype,) * 3
         return tf.map_fn(
-            of_draw, draws, fn_output_signature=signature, parallel_iterations=1
+            with_sign, signs, fn_output_signature=signature, parallel_iterations=1
         )
 
     def _updates(
@@ -312,10 +312,11 @@ class LayerwiseUpdates:
 
     def __getitem__(self, i: tf.Tensor) -> Update:
         gradients, rule, weights = self._gradients, self._rule, self._weights
+        learning_rate = tf.gather(self._learning_rates, i)
 
         def new_weight(k: int) -> tf.Tensor:
             return rule.updated(
-                [weights[k]], [gradients.of_weight(k, i)], self._learning_rates[i]
+                [weights[k]], [gradients.of_weight(k, i)], learning_rate
             )[0]
 
         def rank_one_step(k: int) -> OuterProductGradient | None:
@@ -326,8 +327,8 @@ class LayerwiseUpdates:
                 self._backprop.layer_io.outputs(x, new_weight, rank_one_step, weights)
             )
 
-        zero = tf.cast(gradients.zero[i], self._backprop.network.dtype)
-        return Update(outputs, gradients.outputs[i], zero)
+        zero = tf.cast(tf.gather(gradients.zero, i), self._backprop.network.dtype)
+        return Update(outputs, tf.gather(gradients.outputs, i), zero)
 
 
 class WholeUpdates:
@@ -366,7 +367,7 @@ class WholeUpdates:
         )
 
     def __getitem__(self, i: tf.Tensor) -> Update:
-        x, y = self._x[i, None], self._y[i, None]
+        x, y = row(self._x, i), row(self._y, i)
         if self._gradients is None:
             gradients, outputs = self._network.loss_gradient(
                 x, y, self._factor[i], self._weights
@@ -376,7 +377,7 @@ class WholeUpdates:
             gradients = [
                 self._gradients.of_weight(k, i) for k in range(len(self._weights))
             ]
-            before = self._gradients.outputs[i]
+            before = tf.gather(self._gradients.outputs, i)
         zero = 0.0 * tf.add_n([tf.reduce_sum(g) for g in gradients])
         if not self._rule.elementwise:
             gradients = self._rule.as_in_training(x, y, self._weights, gradients)

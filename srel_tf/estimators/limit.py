@@ -19,7 +19,7 @@ from srel_tf.gradients.batching import map_batches
 from srel_tf.gradients.layer_rules import rule_of
 from srel_tf.gradients.output_gradients import LINKS
 from srel_tf.gradients.precision import layers_within
-from srel_tf.numerics.rounding import DRAWS, perturbed, precision
+from srel_tf.numerics.rounding import SIGNS, perturbed, precision
 from srel_tf.result import Matrices
 
 FURTHER_DIGITS = (
@@ -95,8 +95,7 @@ class LimitEstimator:
             relative_noise = self._relative_noise(weights)
         else:
             changes_again = [
-                self._engine(*plan.data, perturbed(weights, draw))
-                for draw in range(DRAWS)
+                self._engine(*plan.data, perturbed(weights, sign)) for sign in SIGNS
             ]
         kinds = plan.kinds(changes.before, self._backprop)
         if (
@@ -128,7 +127,7 @@ class RelativeNoise:
         self._evaluate_both: Callable = evaluate
 
     def __call__(self, weights: list) -> np.ndarray:
-        found = self._evaluate_both(weights, perturbed(weights, 0))
+        found = self._evaluate_both(weights, perturbed(weights, SIGNS[0]))
         outputs, noisy, lengths, changes = (t.numpy() for t in found)
         finite = np.isfinite(outputs) & np.isfinite(noisy)
         largest = np.abs(outputs).max(initial=0, where=finite)

@@ -210,7 +210,9 @@ class SourceGradients:
             tf.reshape(of_call.gradient(i), shape) for of_call in self._gradients[k]
         ]
         if self._penalty is not None:
-            terms.append(self._penalty[k] * tf.cast(self._factor[i], self._dtype))
+            terms.append(
+                self._penalty[k] * tf.cast(tf.gather(self._factor, i), self._dtype)
+            )
         return tf.add_n(terms) if terms else tf.zeros(shape, self._dtype)
 
 

@@ -6,6 +6,11 @@ from collections.abc import Callable, Sequence
 import tensorflow as tf
 
 
+def row(array: tf.Tensor, i: tf.Tensor | int) -> tf.Tensor:
+    """Return array[i : i + 1]: `tf.gather` takes a fifth of the graph operations of a slice."""
+    return tf.expand_dims(tf.gather(array, i), 0)
+
+
 def map_batches(
     function: Callable, dtypes: Sequence[tf.DType], batch_size: int, *arrays: tf.Tensor
 ) -> tuple[tf.Tensor, ...]:

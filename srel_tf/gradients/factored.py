@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import tensorflow as tf
 
-from srel_tf.gradients.batching import map_batches
+from srel_tf.gradients.batching import map_batches, row
 
 ENTRIES = 2**26  # Of the largest intermediate tensor: 256 MB in float32.
 
@@ -196,14 +196,13 @@ class OuterProductGradient(NamedTuple):
         return tf.reduce_sum(outputs[:, None] * self.output_grads, axis=[2, 3, 4])
 
     def gradient(self, i: tf.Tensor | int) -> tf.Tensor:
-        """Return ∇ of example i's first function, in the variable's shape."""
-        kernel = tf.matmul(
-            self.example(i).patches[0], self.output_grads[i, 0], transpose_a=True
-        )
-        return tf.transpose(
-            tf.reshape(kernel, [size for side in self.dims for size in side]),
-            self.order,
-        )
+        """Return ∇ of example i's only function, in the variable's shape."""
+        one = self.example(i)
+        grads = tf.squeeze(one.output_grads, 1)
+        kernel = tf.matmul(one.patches, grads, transpose_a=True)
+        kernel = tf.reshape(kernel, [size for side in self.dims for size in side])
+        in_order = self.order == tuple(range(len(self.order)))
+        return kernel if in_order else tf.transpose(kernel, self.order)
 
     @property
     def is_rank_one(self) -> bool:
@@ -213,7 +212,7 @@ class OuterProductGradient(NamedTuple):
     def example(self, i: tf.Tensor | int) -> "OuterProductGradient":
         """Return example i alone."""
         return self._replace(
-            inputs=self.inputs[i, None], output_grads=self.output_grads[i, None]
+            inputs=row(self.inputs, i), output_grads=row(self.output_grads, i)
         )
 
     def applied_to(self, other: "OuterProductGradient") -> tf.Tensor:
@@ -272,7 +271,9 @@ class EmbeddingGradient(NamedTuple):
 
     def gradient(self, i: tf.Tensor | int) -> tf.Tensor:
         """See `OuterProductGradient.gradient`."""
-        return tf.scatter_nd(self.ids[i][:, None], self.output_grads[i, 0], self.shape)
+        ids = tf.expand_dims(tf.gather(self.ids, i), -1)
+        rows = tf.squeeze(tf.gather(self.output_grads, i), 0)
+        return tf.scatter_nd(ids, rows, self.shape)
 
     def only(self, m: int) -> "EmbeddingGradient":
         """See `OuterProductGradient.only`."""
@@ -308,7 +309,7 @@ class ExplicitGradient(NamedTuple):
 
     def gradient(self, i: tf.Tensor | int) -> tf.Tensor:
         """See `OuterProductGradient.gradient`."""
-        return self.gradients[i, 0]
+        return tf.squeeze(tf.gather(self.gradients, i), 0)
 
     def only(self, m: int) -> "ExplicitGradient":
         """See `OuterProductGradient.only`."""

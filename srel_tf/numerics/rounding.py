@@ -18,9 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-DRAWS = (
-    2  # Perturbed evaluations; the second has the opposite perturbation of the first.
-)
+SIGNS = (1.0, -1.0)  # Of the perturbed evaluations: two opposite ones.
 UNITS = 8.0  # ULP by which weights and outputs are perturbed.
 
 
@@ -55,25 +53,21 @@ def precision(dtype: tf.DType) -> float:
     return float(np.finfo(dtype.as_numpy_dtype).eps)
 
 
-def perturbed(weights: list, draw: tf.Tensor | int) -> list[tf.Tensor]:
+def perturbed(weights: list, sign: tf.Tensor | float) -> list[tf.Tensor]:
     """Return weights in which the factors of each input of a layer are moved up or down by `UNITS` ULP.
 
-    This is the effect of rounding the layer's inputs. One sign for all outputs of a layer costs a fraction of a sign
-    for each weight. Draws 2k and 2k + 1 are opposite: a ReLU input that rounding may take either way takes one way in
-    each. The signs do not depend on global random state.
+    This is the effect of rounding the layer's inputs. One move for all outputs of a layer takes a fraction of the
+    memory of a move for each weight. The moves are fixed, apart from `sign`: a ReLU input that rounding may take either
+    way takes one way for each sign.
     """
-    direction = tf.where(draw % 2 == 0, 1.0, -1.0)
-    return [
-        _perturbed(tf.convert_to_tensor(w), [index, draw // 2], direction)
-        for index, w in enumerate(weights)
-    ]
+    return [_perturbed(tf.convert_to_tensor(w), k, sign) for k, w in enumerate(weights)]
 
 
-def _perturbed(w: tf.Tensor, seed: list, direction: tf.Tensor) -> tf.Tensor:
+def _perturbed(w: tf.Tensor, seed: int, sign: tf.Tensor | float) -> tf.Tensor:
     per_input = [*w.shape[:-1], 1] if len(w.shape) > 1 else w.shape
-    up = tf.random.stateless_uniform(per_input, seed) < 0.5
-    move = tf.cast(direction, w.dtype) * UNITS * precision(w.dtype)
-    return w * tf.where(up, 1 + move, 1 - move)
+    direction = np.random.default_rng(seed).choice([-1.0, 1.0], tuple(per_input))
+    move = tf.constant(UNITS * precision(w.dtype) * direction, w.dtype)
+    return w * (1 + tf.cast(sign, w.dtype) * move)
 
 
 def last_places_moved(outputs: tf.Tensor) -> tf.Tensor:

@@ -138,5 +138,5 @@ def test_norms_directions_and_single_gradients(kind):
         factor.along(tf.constant(direction)),
         np.tensordot(whole, direction, direction.ndim),
     )
-    np.testing.assert_allclose(factor.gradient(1), whole[1, 0], rtol=1e-12)
+    np.testing.assert_allclose(factor.only(0).gradient(1), whole[1, 0], rtol=1e-12)
     np.testing.assert_allclose(factor.only(1).gradient(2), whole[2, 1], rtol=1e-12)
