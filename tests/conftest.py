@@ -29,9 +29,13 @@ def pytest_configure(config):
 
 @pytest.fixture(autouse=True, scope="module")
 def _without_graphs_of_other_modules():
-    """Each function that is alive makes the next dataset iterator of `fit` slower."""
+    """Drop the graphs of a module: each one that is alive makes the next dataset iterator of `fit` slower.
+
+    TensorFlow keeps some graphs for good. They are frozen, so that no later collection looks for garbage among them.
+    """
     yield
     gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
