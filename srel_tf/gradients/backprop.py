@@ -6,7 +6,8 @@ import keras
 import tensorflow as tf
 
 from srel_tf.gradients.factored import FactoredGradient, OuterProductGradient
-from srel_tf.gradients.layer_io import LayerCall, LayerIO, NotSeparable
+from srel_tf.gradients.layer_gradients import LayerCall
+from srel_tf.gradients.layer_io import LayerIO, NotSeparable
 from srel_tf.gradients.network import Network, as_matrix
 from srel_tf.gradients.output_gradients import LINKS, OutputGradients, link_derivative
 

@@ -1,4 +1,4 @@
-"""Record the inputs and outputs of layers in a forward pass, and form per-example gradients from them.
+"""Record the inputs and outputs of layers in a forward pass, and replace their weights.
 
 The `call` of each layer that owns trainable weights is replaced while the model runs, and put back. This needs no graph
 of the model. It works for functional, subclassed and nested models, for shared layers and for layers within layers.
@@ -6,49 +6,22 @@ of the model. It works for functional, subclassed and nested models, for shared 
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import keras
 import tensorflow as tf
 
-from srel_tf.gradients.factored import (
-    ExplicitGradient,
-    FactoredGradient,
-    OuterProductGradient,
-)
-from srel_tf.gradients.layer_rules import WeightGradients, rule_of
+from srel_tf.gradients.factored import FactoredGradient, OuterProductGradient
+from srel_tf.gradients.layer_gradients import LayerCall, gradients_of_call
+from srel_tf.gradients.model_layers import observed, weight_owners, without_activation
 from srel_tf.gradients.network import Network, Scope, agree
 
-# Layers that call others in loops of their own, or on slices of the batch: each is treated as one layer.
-CLOSED = (keras.layers.RNN, keras.layers.Bidirectional, keras.layers.TimeDistributed)
 TRIAL_SIZES = (7, 5)  # Two batch sizes: one of them may equal another axis by chance.
-
-OpenScope: TypeAlias = Callable[[], contextlib.AbstractContextManager[Scope]]
-Observer: TypeAlias = Callable[[keras.Layer, Callable, tuple, dict], tf.Tensor]
 
 
 class NotSeparable(Exception):
     """Layer inputs and outputs do not determine the gradients of single examples."""
-
-
-class LayerCall(NamedTuple):
-    """One call of a layer.
-
-    Attributes:
-        layer: the layer.
-        call: its original `call`.
-        arguments, keywords: what it was called with.
-        output: its output before the activation, [n, ...].
-        batched: for each leaf of the arguments, whether it has an entry for each example.
-    """
-
-    layer: keras.Layer
-    call: Callable
-    arguments: tuple
-    keywords: dict
-    output: tf.Tensor
-    batched: tuple = ()
 
 
 class LayerIO:
@@ -278,148 +251,6 @@ class LayerIO:
                 if id(variable) in self._trained:
                     by_weight[self._trained[id(variable)]].append(gradient)
         return by_weight
-
-
-def gradients_of_call(
-    call: LayerCall, output_grads: tf.Tensor, scope: OpenScope
-) -> WeightGradients:
-    """Return the per-example gradients of a call's weights: by the layer's rule, or by differentiation.
-
-    Args:
-        call: the layer call.
-        output_grads: gradients of M functions at its output, [n, M, ...].
-        scope: opens `Network.scope` with the weights of the call.
-    """
-    rule = rule_of(call.layer)
-
-    def call_again(x: tf.Tensor, replaced: Sequence[tuple] = ()) -> tf.Tensor:
-        with scope() as opened:
-            for update in replaced:
-                opened.add_update(update)
-            return call.call(x, *call.arguments[1:], **call.keywords)
-
-    with scope():
-        gradients = (
-            rule(call.layer, call_again, call.arguments[0], output_grads)
-            if rule
-            else None
-        )
-    covered = {id(variable) for variable, _ in gradients or ()}
-    if gradients is not None and covered >= {
-        id(v) for v in call.layer.trainable_variables
-    }:
-        return gradients
-    return by_differentiation(call, output_grads, scope)
-
-
-def by_differentiation(
-    call: LayerCall, output_grads: tf.Tensor, scope: OpenScope
-) -> WeightGradients:
-    """Call any layer on each example alone and differentiate it there; return [(variable, ExplicitGradient)]."""
-    variables = call.layer.trainable_variables
-    n, functions = output_grads.shape[:2]
-    zero = tf.UnconnectedGradients.ZERO
-
-    def of_example(i: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        given = call.arguments, call.keywords
-        leaves = [
-            t[i, None] if b else t
-            for t, b in zip(keras.tree.flatten(given), call.batched, strict=True)
-        ]
-        arguments, keywords = keras.tree.pack_sequence_as(given, leaves)
-        with (
-            scope() as opened,
-            tf.GradientTape(watch_accessed_variables=False, persistent=True) as tape,
-        ):
-            weights = [tf.convert_to_tensor(v.value) for v in variables]
-            tape.watch(weights)
-            for update in zip(variables, weights, strict=True):
-                opened.add_update(update)
-            with without_activation(call.layer):
-                output = call.call(*arguments, **keywords)
-        rows = [
-            tape.gradient(output, weights, output_grads[i, k][None], zero)
-            for k in range(functions)
-        ]
-        return tuple(
-            tf.stack([tf.convert_to_tensor(row[v]) for row in rows])
-            for v in range(len(variables))
-        )
-
-    dtypes = (output_grads.dtype,) * len(variables)
-    gradients = tf.map_fn(
-        of_example, tf.range(n), fn_output_signature=dtypes, parallel_iterations=1
-    )
-    return [(v, ExplicitGradient(g)) for v, g in zip(variables, gradients, strict=True)]
-
-
-def weight_owners(model: keras.Model) -> list[keras.Layer]:
-    """Return the innermost layers that own trainable weights, each once; nested models and layers are entered."""
-    owners = {}
-
-    def visit(layer: keras.Layer, outer_layers: list[keras.Layer]) -> None:
-        own = {id(v) for v in layer.trainable_variables}
-        if not own:
-            return
-        parts = [] if isinstance(layer, CLOSED) or rule_of(layer) else _parts_of(layer)
-        parts = [
-            part for part in parts if not any(part is outer for outer in outer_layers)
-        ]
-        if own <= {id(v) for part in parts for v in part.trainable_variables}:
-            for part in parts:
-                visit(part, [*outer_layers, layer])
-        else:
-            owners[id(layer)] = layer
-
-    visit(model, [model])
-    return list(owners.values())
-
-
-def _parts_of(layer: keras.Layer) -> list[keras.Layer]:
-    """Return the layers that a layer is made of."""
-    if isinstance(layer, keras.Model):
-        return layer.layers
-    return [
-        v
-        for v in keras.tree.flatten(list(vars(layer).values()))
-        if isinstance(v, keras.Layer)
-    ]
-
-
-@contextlib.contextmanager
-def observed(layers: Sequence[keras.Layer], observer: Observer) -> Iterator[None]:
-    """Send every call of these layers through `observer(layer, call, arguments, keywords)` while it is open."""
-
-    def through(
-        layer: keras.Layer, call: Callable, *arguments: Any, **keywords: Any
-    ) -> tf.Tensor:
-        return observer(layer, call, arguments, keywords)
-
-    own_calls = {id(layer): vars(layer).get("call") for layer in layers}
-    for layer in layers:
-        layer.call = functools.partial(through, layer, layer.call)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            if own_calls[id(layer)] is None:
-                del layer.call
-            else:
-                layer.call = own_calls[id(layer)]
-
-
-@contextlib.contextmanager
-def without_activation(layer: keras.Layer) -> Iterator[Callable | None]:
-    """Let a layer with a rule return its output before the activation while it is open; yield the activation."""
-    activation = getattr(layer, "activation", None) if rule_of(layer) else None
-    if activation is None:
-        yield None
-        return
-    layer.activation = None
-    try:
-        yield activation
-    finally:
-        layer.activation = activation
 
 
 class OwnerScope(Scope):

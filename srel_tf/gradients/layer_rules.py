@@ -9,7 +9,7 @@ A rule is one function, `(layer, call, x, output_grads) -> [(variable, gradients
     gradients     of each example, as one of the forms of `srel_tf.gradients.factored`
 
 The equation above each rule is the one that it implements. `register_layer_rule` adds a rule. A layer without a rule is
-differentiated example by example (`layer_io.by_differentiation`), which is as right and slower.
+differentiated example by example (`layer_gradients.by_differentiation`), which is as right and slower.
 """
 
 import math
