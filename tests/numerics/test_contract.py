@@ -170,9 +170,14 @@ def test_batch_normalisation_of_inputs_with_a_large_mean():
     assert shares["limit", 1e-6] == shares["auto", 1e-6] == shares["auto", 1e-3] == 1
 
 
-@pytest.mark.parametrize("normalisation", ["batch", "layer"])
-def test_deep_nets_whose_units_rounding_moves_over_their_kinks(normalisation):
-    """Twelve layers; the last normalisation has a large gain, so that p itself is sure."""
+@pytest.mark.parametrize(
+    ("normalisation", "estimators"),
+    [("batch", ("exact", "limit", "auto")), ("layer", ("exact", "limit"))],
+)
+def test_deep_nets_whose_units_rounding_moves_over_their_kinks(
+    normalisation, estimators
+):
+    """Twelve layers. `auto` repeats the rows of `exact`, so that one kind of normalisation serves."""
 
     def build():
         return net((16,) * 12, normalisation, "relu")
@@ -182,9 +187,9 @@ def test_deep_nets_whose_units_rounding_moves_over_their_kinks(normalisation):
     keras.utils.set_random_seed(1)
     model = build()
     with_statistics(model, x)
-    shares = check(build, x, y, model.get_weights(), (1e-5, 1e-2))
+    shares = check(build, x, y, model.get_weights(), (1e-5, 1e-2), estimators)
     assert shares["limit", 1e-5] == 1
-    assert shares["auto", 1e-5] > 0.99
+    assert shares.get(("auto", 1e-5), 1) > 0.99
 
 
 @st.composite
@@ -213,7 +218,7 @@ def hard_nets(draw):
     )
 
 
-def holds_on(case):
+def holds_on(case, estimators=("exact", "limit", "auto")):
     options, spread, mean, scale, seed = case
 
     def build():
@@ -229,7 +234,7 @@ def holds_on(case):
     for v in model.trainable_variables:
         v.assign(scale * (v + 0.1 * rng.normal(size=v.shape)))
     with_statistics(model, x)
-    check(build, x, y, model.get_weights(), (1e-6, 1e-3, 1e-1))
+    check(build, x, y, model.get_weights(), (1e-6, 1e-3, 1e-1), estimators)
 
 
 OPTIONS = {
@@ -247,7 +252,7 @@ OPTIONS = {
 @settings(max_examples=2, **OPTIONS)
 @given(hard_nets())
 def test_random_nets(case):
-    holds_on(case)
+    holds_on(case, ("exact", "limit"))
 
 
 @pytest.mark.slow
