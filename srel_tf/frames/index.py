@@ -186,7 +186,8 @@ class Index:
 
     def _check_files(self) -> None:
         """Raise `StorageError` if SQLite would read a pipe or leave the directory, by a link or by a journal."""
-        for file in (self._file, self._journal):
+        for ending in ("", "-journal", "-wal", "-shm"):
+            file = self._directory / f"{INDEX}{ending}"
             if file.is_symlink():
                 raise StorageError(f"{file} is a link: put the file itself there")
         check_regular(self._file)
