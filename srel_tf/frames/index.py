@@ -179,7 +179,7 @@ class Index:
                 self._check_schema(database)
                 yield database
                 database.execute("COMMIT")
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeError) as error:
             if write and isinstance(error, sqlite3.OperationalError):
                 raise self._cannot_write(error) from error
             raise self._damaged(str(error)) from error

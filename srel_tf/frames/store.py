@@ -26,6 +26,7 @@ from srel_tf.errors import FrameError, StorageError
 from srel_tf.files import (
     AnyPath,
     JsonObject,
+    differences,
     find_damage,
     fingerprint,
     lock,
@@ -36,7 +37,7 @@ from srel_tf.files import (
 )
 from srel_tf.frames.arrays import read_arrays, write_arrays
 from srel_tf.frames.index import INDEX, Entry, Index, file_name, own_files
-from srel_tf.frames.lazy import ROWS_AT_A_TIME, StoredFrame, column_differences
+from srel_tf.frames.lazy import ROWS_AT_A_TIME, StoredFrame
 from srel_tf.frames.schema import arrow_errors, empty, parquet_options, write_frame
 
 
@@ -292,13 +293,16 @@ class FrameStore:
 
     def _check_schema(self, schema: pa.Schema, stored: pa.Schema) -> None:
         """Raise `FrameError` if new rows do not have the columns and types of the stored rows."""
-        if not schema.equals(stored):
-            different = (
-                "; ".join(column_differences(stored, schema)) or "their order differs"
-            )
-            raise FrameError(
-                f"{self.path} holds a frame of other columns or types: {different}"
-            )
+        if schema.equals(stored):
+            return
+        types = [
+            {column.name: str(column.type) for column in columns}
+            for columns in (stored, schema)
+        ]
+        different = "; ".join(differences(*types)) or "  their order differs"
+        raise FrameError(
+            f"{self.path} holds a frame of other columns or types:{different}"
+        )
 
     def _stored_schema(self) -> pa.Schema | None:
         """Read the columns and types of the saved rows; None without rows. Raises `FrameError` for a damaged part."""

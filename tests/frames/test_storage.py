@@ -171,9 +171,9 @@ def test_rows_of_other_types_are_refused(store):
     named = result(probe(3, 2, ids=list("uvwxyz")), step=9).to_frame(
         run="a", seed=5, epoch=1
     )
-    with pytest.raises(FrameError, match=r"source_id: int64 there, .*string now"):
+    with pytest.raises(FrameError, match=r"source_id: 'int64' there, .*string' now"):
         store.append(named)
-    with pytest.raises(FrameError, match="srel: double there, None now"):
+    with pytest.raises(FrameError, match="srel: 'double' there, None now"):
         store.append(rows(9).drop(columns="srel"))
     pd.testing.assert_frame_equal(store.read(), all_rows(0, 3, 6))
 
@@ -602,7 +602,7 @@ def test_a_commit_that_dies_within_sqlite_is_undone(store, tmp_path, write):
 
 
 def test_a_transaction_waits_for_the_disk(store):
-    """SQLite flushes journal and index, and the directory when the journal is gone; no file is left beside the index."""
+    """SQLite flushes journal and index, and the directory when the journal is gone."""
     with store._index._opened(write=True) as database:
         values = [
             database.execute(f"PRAGMA {name}").fetchone()[0]
