@@ -164,14 +164,22 @@ class FrameStore:
         Raises:
             StorageError: If the state is damaged.
         """
-        state = self._index.latest("state")
-        if state is None:
+        entry = self._index.latest("state")
+        if entry is None:
             return None
-        file = self.path / state.file
-        damage = find_damage(file, state.bytes, state.sha256)
+        try:
+            return self._read_state(entry)
+        except StorageError:
+            if self._index.latest("state") == entry:
+                raise
+        return self.state()  # The writer has replaced the state in the meantime.
+
+    def _read_state(self, entry: Entry) -> tuple[dict[str, np.ndarray], JsonObject]:
+        file = self.path / entry.file
+        damage = find_damage(file, entry.bytes, entry.sha256)
         if damage:
             raise StorageError(f"the state {file} {damage}: start again without it")
-        return read_arrays(file), json.loads(state.metadata)
+        return read_arrays(file), json.loads(entry.metadata)
 
     def scan(self, skip_damaged: bool = False) -> StoredFrame:
         """Return the rows saved so far as a `StoredFrame`, which reads them in bounded memory.
