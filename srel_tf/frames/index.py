@@ -11,12 +11,13 @@ import hashlib
 import json
 import re
 import sqlite3
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from srel_tf.errors import StorageError
-from srel_tf.files import JsonObject, cannot_write, check_regular, replacing
+from srel_tf.files import JsonObject, cannot_write, replacing
 
 INDEX, FORMAT = "index.sqlite", 3
 NAMES = {"part": "part-{:06}.parquet", "state": "state-{:06}.safetensors"}
@@ -188,16 +189,17 @@ class Index:
         """Raise `StorageError` if SQLite would read a pipe or leave the directory, by a link or by a journal."""
         for ending in ("", "-journal", "-wal", "-shm"):
             file = self._directory / f"{INDEX}{ending}"
-            if file.is_symlink():
-                raise StorageError(f"{file} is a link: put the file itself there")
-        check_regular(self._file)
-        with contextlib.suppress(FileNotFoundError):  # A writer may remove its journal.
-            if self._journal.exists():
-                check_regular(self._journal)
-                if self._journal.read_bytes().endswith(NAMES_ANOTHER_FILE):
+            with contextlib.suppress(FileNotFoundError):
+                if not stat.S_ISREG(file.lstat().st_mode):
                     raise StorageError(
-                        f"{self._journal} is not the journal of an index, it names another file: remove it"
+                        f"{file} is a link or no regular file: put the file itself there"
                     )
+        # A writer removes its journal at any moment.
+        with contextlib.suppress(FileNotFoundError):
+            if self._journal.read_bytes().endswith(NAMES_ANOTHER_FILE):
+                raise StorageError(
+                    f"{self._journal} is not the journal of an index, it names another file: remove it"
+                )
 
     def _check_schema(self, database: sqlite3.Connection) -> None:
         """Raise `StorageError` unless the database has the table of this format, and no trigger or view."""

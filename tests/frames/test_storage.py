@@ -318,11 +318,9 @@ def test_a_damaged_index_is_named_and_can_be_given_up(store, change, message):
 
 
 def test_an_index_that_is_a_pipe_or_a_link_is_not_read(store):
-    for damage, message in ((link, "is a link"), (pipe, "is no regular file")):
-        with contextlib.closing(sqlite3.connect(store.path.parent / "x")) as database:
-            database.execute("VACUUM")
+    for damage in (link, pipe):
         damage(store.path / INDEX)
-        with pytest.raises(StorageError, match=message):
+        with pytest.raises(StorageError, match="is a link or no regular file"):
             FrameStore(store.path)
 
 
@@ -439,11 +437,11 @@ def test_a_journal_cannot_lead_elsewhere(store):
     for write in (False, True):
         with pytest.raises(StorageError, match="names another file: remove it"):
             FrameStore(copy.path, write=write)
-    for damage, message in ((pipe, "is no regular file"), (link, "is a link")):
+    for damage in (pipe, link):
         journal.unlink()
         journal.write_bytes(whole)
         damage(journal)
-        with pytest.raises(StorageError, match=message):
+        with pytest.raises(StorageError, match="is a link or no regular file"):
             FrameStore(copy.path)
     assert outside.read_text(encoding="utf-8") == "mine"
 
