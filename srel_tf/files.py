@@ -54,12 +54,12 @@ def replacing(path: AnyPath) -> Iterator[Path]:
         raise
 
 
-def cannot_write(path: AnyPath, error: OSError) -> StorageError:
+def cannot_write(path: AnyPath, error: Exception) -> StorageError:
     """Make the `StorageError` that says why `path` cannot be written and what to do."""
-    remedy = REMEDIES.get(error.errno or 0, "choose another directory")
-    reason = (
-        os.strerror(error.errno) if error.errno else error
-    )  # pyarrow's own text names the temporary file.
+    number = getattr(error, "errno", None) or 0
+    remedy = REMEDIES.get(number, "choose another directory")
+    # pyarrow's own text names the temporary file.
+    reason = os.strerror(number) if number else error
     return StorageError(
         f"cannot write {path}: {reason}; {remedy}; what was saved before is whole"
     )
@@ -120,11 +120,6 @@ def read_json(path: AnyPath) -> JsonObject:
     return content
 
 
-def as_json(content: Any) -> Any:
-    """Convert `content` to the types that it has after it is written as JSON and read again."""
-    return json.loads(json.dumps(content))
-
-
 def check_regular(path: AnyPath) -> None:
     """Raise `StorageError` unless `path` is a regular file: reading a pipe would block, a device may never end."""
     try:
@@ -152,23 +147,23 @@ def sha256(path: AnyPath) -> str:
     return digest.hexdigest()
 
 
-def fingerprint(path: AnyPath) -> JsonObject:
-    """Compute {"bytes": size, "sha256": digest} of a file; `find_damage` compares a file with it."""
-    return {"bytes": Path(path).stat().st_size, "sha256": sha256(path)}
+def fingerprint(path: AnyPath) -> tuple[int, str]:
+    """Compute (size in bytes, hex SHA-256) of a file; `find_damage` compares a file with it."""
+    return Path(path).stat().st_size, sha256(path)
 
 
-def find_damage(path: Path, entry: JsonObject) -> str:
-    """Compare a file with its `fingerprint` in `entry`. Returns what is wrong with the file, or "" if it is intact."""
+def find_damage(path: Path, expected_size: int, expected_sha256: str) -> str:
+    """Compare a file with its `fingerprint`. Returns what is wrong with the file, or "" if it is intact."""
     try:
         if path.is_symlink():
             return "is a link"
         check_regular(path)
-        size, expected = path.stat().st_size, entry["bytes"]
-        if size < expected:
-            return f"has {size} of its {expected} bytes"
-        if size > expected:
+        size = path.stat().st_size
+        if size < expected_size:
+            return f"has {size} of its {expected_size} bytes"
+        if size > expected_size:
             return "has grown"
-        return "" if sha256(path) == entry["sha256"] else "has been altered"
+        return "" if sha256(path) == expected_sha256 else "has been altered"
     except StorageError:
         return "is missing" if not path.exists() else "is no regular file"
     except OSError as error:

@@ -1,59 +1,47 @@
-"""Named arrays in one file, without pickle. Knows no TensorFlow."""
+"""Named arrays in one file, in the format safetensors. Knows no TensorFlow."""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import safetensors.numpy
 from numpy.typing import ArrayLike
 
 from srel_tf.errors import StorageError
-from srel_tf.files import JsonObject, fingerprint, replacing
+from srel_tf.files import replacing
+
+TYPES = {
+    *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32"),
+    *("uint64", "bfloat16", "float16", "float32", "float64", "complex64"),
+}
 
 
-def write_arrays(file: Path, arrays: Mapping[str, ArrayLike]) -> JsonObject:
+def write_arrays(file: Path, arrays: Mapping[str, ArrayLike]) -> None:
     """Write {name: array} completely or not at all.
 
-    Returns:
-        The `fingerprint` of the file.
-
     Raises:
-        StorageError: If the disk fails, or for types that cannot be read without pickle: objects, bfloat16.
+        StorageError: If the disk fails, or for types that safetensors does not know, say objects.
     """
-    converted: dict[str, Any] = {
-        name: np.asarray(array) for name, array in arrays.items()
-    }
-    _check_types(converted)
-    with replacing(file) as part:
-        with open(part, "wb") as opened:
-            np.savez(opened, **converted)
-        return fingerprint(part)
-
-
-def _check_types(arrays: Mapping[str, np.ndarray]) -> None:
+    # safetensors takes the memory as it lies there: C order, little-endian on all machines that TensorFlow runs on.
+    converted = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     rejected = [
         f"{name} ({array.dtype})"
-        for name, array in arrays.items()
-        if array.dtype.kind in "OV"
+        for name, array in converted.items()
+        if array.dtype.name not in TYPES
     ]
     if rejected:
         raise StorageError(
-            f"arrays of such types cannot be saved without pickle: {', '.join(rejected)}; convert them"
+            f"arrays of such types cannot be saved: {', '.join(rejected)}; convert them"
         )
+    with replacing(file) as part:
+        part.write_bytes(safetensors.numpy.save(converted))
 
 
 def read_arrays(file: Path) -> dict[str, np.ndarray]:
     """Read the {name: array} that `write_arrays` wrote. Raises `StorageError` if the file holds something else."""
     try:
-        with np.load(file, allow_pickle=False) as arrays:
-            if any(entry.compress_type for entry in arrays.zip.infolist()):
-                raise ValueError(
-                    "they are compressed, as ours never are: a few bytes could fill the memory"
-                )
-            return dict(arrays.items())
-    except (
-        Exception
-    ) as error:  # np.load raises many exception types on malformed files.
+        return safetensors.numpy.load_file(file)
+    except Exception as error:  # Malformed files raise many exception types.
         raise StorageError(
             f"{file} holds no arrays ({error}): start again without it"
         ) from error

@@ -1,290 +1,250 @@
 """The index of a `FrameStore`: which parts hold its rows, and which state belongs to them. Knows no TensorFlow.
 
-    DIR/index.json            the latest parts, the state, and the name of the previous page
-    DIR/index-000064.json …   a page: the 64 parts before part 64, and the name of the page before this one
-
-index.json names the latest page with its size and SHA-256, each page names the previous one in the same way, and
-index.json has a checksum of its own. Thus every altered or lost file is noticed. Pages are never written again:
-however many parts there are, a commit writes at most `PARTS_PER_PAGE` entries, and sometimes one page.
+It is a SQLite database with a rollback journal, which SQLite deletes, and flushes the deletion, to end a transaction.
+Thus a crash or a power cut leaves the old index or the new one, and between two transactions the database is one file.
+File names follow from numbers: no index can name other places. Each entry has a checksum of its own, its seal.
 """
 
-import dataclasses
+import contextlib
+import errno
 import hashlib
-import itertools
 import json
 import re
+import sqlite3
+import stat
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from srel_tf.errors import StorageError
-from srel_tf.files import JsonObject, find_damage, fingerprint, read_json, write_json
+from srel_tf.files import JsonObject, cannot_write, replacing
 
-INDEX, FORMAT, PARTS_PER_PAGE = "index.json", 2, 64
-STATE = re.compile(r"state-\d{6,12}\.npz")
-OWN = re.compile(r"part-\d{6,12}\.parquet|state-\d{6,12}\.npz|index-\d{6,12}\.json")
-INDEX_KEYS = {"format", "saved", "parts", "before", "left_out", "state"}
-PAGE_KEYS = {"format", "before", "parts"}
+INDEX, FORMAT = "index.sqlite", 3
+NAMES = {"part": "part-{:06}.parquet", "state": "state-{:06}.safetensors"}
+OLD_INDEX = "index.json"  # Of the formats 1 and 2.
+OWN = re.compile(
+    r"part-\d{6,12}\.parquet|state-\d{6,12}\.(safetensors|npz)|index(-\d{6,12})?\.json"
+)
 GIVE_UP = "give the rows up: FrameStore(path, write=True, anew=True)"
+SECONDS_TO_WAIT = 60  # For another process that reads or writes the index.
+
+# SQLite ends the journal of several databases with the name of another file, which it deletes, and with these bytes.
+NAMES_ANOTHER_FILE = b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7"
 
 
-@dataclasses.dataclass(frozen=True)
-class Index:
-    """The content of index.json.
+class Entry(NamedTuple):
+    """A file of a store.
 
     Attributes:
-        num_saves: How often rows or a state have been saved.
-        parts: Entries {file, rows, bytes, sha256} of the latest parts.
-        previous_page: Entry {file, parts, rows, bytes, sha256} of the page with the parts before those; `parts` and
-            `rows` count everything up to the end of that page. None if there is no page yet.
-        skipped_parts: Entries {file, rows, fault} of damaged parts that are no longer read.
-        state: Entry {file, bytes, sha256, about} of the latest state; None if there is no state.
+        kind: "part" or "state".
+        number: The number of the file among those of its kind.
+        rows: Number of rows of a part.
+        bytes: Size of the file.
+        sha256: Its hex SHA-256.
+        damage: Why a part is no longer read; "" if it is read.
+        metadata: Metadata of a state, as JSON.
     """
 
-    num_saves: int = 0
-    parts: list[JsonObject] = dataclasses.field(default_factory=list)
-    previous_page: JsonObject | None = None
-    skipped_parts: list[JsonObject] = dataclasses.field(default_factory=list)
-    state: JsonObject | None = None
+    kind: str
+    number: int
+    rows: int
+    bytes: int
+    sha256: str
+    damage: str = ""
+    metadata: str = "{}"
 
     @property
-    def num_parts(self) -> int:
-        """Number of parts so far, skipped parts included."""
-        return _totals(self.previous_page, self.parts)["parts"]
+    def file(self) -> str:
+        """The file's name."""
+        return file_name(self.kind, self.number)
 
     @property
-    def num_rows(self) -> int:
-        """Number of rows in the parts that are read."""
-        num_skipped = sum(part["rows"] for part in self.skipped_parts)
-        return _totals(self.previous_page, self.parts)["rows"] - num_skipped
-
-    def with_part(self, directory: Path, entry: JsonObject) -> "Index":
-        """Return the index with one more part. If `parts` fill a page, they are written to that page first."""
-        if len(self.parts) < PARTS_PER_PAGE:
-            return dataclasses.replace(self, parts=[*self.parts, entry])
-        page_entry = self._write_page(directory)
-        return dataclasses.replace(self, parts=[entry], previous_page=page_entry)
-
-    def _write_page(self, directory: Path) -> JsonObject:
-        """Write `parts` to a page. Returns the entry of the page."""
-        file = directory / page_name(self.num_parts)
-        write_json(
-            file, {"format": FORMAT, "before": self.previous_page, "parts": self.parts}
-        )
-        totals = _totals(self.previous_page, self.parts)
-        return {"file": file.name, **totals, **fingerprint(file)}
-
-    def all_parts(self, directory: Path) -> list[JsonObject]:
-        """Read the entries of all parts in order, skipped parts included. Raises `StorageError` for a damaged page."""
-        parts_of_pages = [self.parts]
-        page_entry = self.previous_page
-        while page_entry:
-            page = _read_page(directory, page_entry)
-            parts_of_pages.append(page["parts"])
-            page_entry = page["before"]
-        parts_of_pages.reverse()
-        return list(itertools.chain.from_iterable(parts_of_pages))
-
-    def to_json(self) -> JsonObject:
-        """Return the content of index.json, its checksum left out."""
-        return {
-            "format": FORMAT,
-            "saved": self.num_saves,
-            "parts": self.parts,
-            "before": self.previous_page,
-            "left_out": self.skipped_parts,
-            "state": self.state,
-        }
-
-    @classmethod
-    def from_json(cls, content: JsonObject) -> "Index":
-        """Make an index from the content of index.json."""
-        return cls(
-            num_saves=content["saved"],
-            parts=content["parts"],
-            previous_page=content["before"],
-            skipped_parts=content["left_out"],
-            state=content["state"],
-        )
+    def seal(self) -> str:
+        """The checksum of the entry, by which an altered entry is noticed."""
+        return hashlib.sha256(json.dumps(self).encode()).hexdigest()
 
 
-def _read_page(directory: Path, entry: JsonObject) -> JsonObject:
-    """Read the page that `entry` names. Raises `StorageError` if the page is damaged."""
-    file = directory / entry["file"]
-    damage = find_damage(file, entry)
-    if damage:
-        raise StorageError(
-            f"the page {file} of the index {damage}: restore it, or {GIVE_UP}"
-        )
-    page = read_json(file)
-    if not _is_page(page) or not _has_totals(page, entry):
-        raise StorageError(
-            f"{file} is not a page of this index: entries are missing, or of other types"
-        )
-    return page
+TYPES = [*Entry.__annotations__.values()]
+SCHEMA = (
+    f"CREATE TABLE files ({', '.join(Entry._fields)}, seal, PRIMARY KEY (kind, number)) "
+    "WITHOUT ROWID"
+)
 
 
-def read_index(directory: Path) -> Index:
-    """Read and check the index in `directory` and its pages. Raises `StorageError` if it is missing or damaged."""
-    file = directory / INDEX
-    if not file.exists():
-        raise _missing_index(directory)
-    content = read_json(file)
-    if content.get("format") != FORMAT:
-        raise StorageError(
-            f"{file} has format {content.get('format')!r}, this version reads {FORMAT}: use the one that wrote it"
-        )
-    if content.pop("sha256", None) != checksum(content):
-        raise StorageError(
-            f"{file} has been altered: its checksum does not fit; restore it"
-        )
-    if not _is_index(content):
-        raise StorageError(
-            f"{file} is not the index of a frame: entries are missing, of other types, or name other places"
-        )
-    index = Index.from_json(content)
-    if not _skips_own_parts(index, directory):
-        raise StorageError(
-            f"{file} is not the index of a frame: it leaves out parts that it does not have"
-        )
-    return index
+class Index:
+    """The index in a directory. Each call opens the database and closes it."""
 
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._file = directory / INDEX
+        self._journal = directory / f"{INDEX}-journal"
 
-def _missing_index(directory: Path) -> StorageError:
-    if has_files(directory):
+    def parts(self) -> list[Entry]:
+        """Read the entries of all parts in order, skipped parts included."""
+        return self._select("kind = 'part' ORDER BY number")
+
+    def latest(self, kind: str) -> Entry | None:
+        """Read the latest entry of this kind; None if there is none."""
+        entries = self._select(f"kind = '{kind}' ORDER BY number DESC LIMIT 1")
+        return entries[0] if entries else None
+
+    def metadata(self) -> JsonObject | None:
+        """Read the metadata of the latest state; None if there is no state."""
+        state = self.latest("state")
+        return json.loads(state.metadata) if state else None
+
+    def check(self) -> None:
+        """Raise `StorageError` if the index is missing, damaged, or not an index of this format."""
+        if not self._file.exists():
+            raise self._missing()
+        with self._opened() as database:
+            (result,) = database.execute("PRAGMA quick_check(1)").fetchone()
+        if result != "ok":
+            raise self._damaged(result)
+        numbers = [part.number for part in self.parts()]
+        if numbers != list(range(len(numbers))):
+            raise self._damaged("a part is missing")
+        self.latest("state")
+
+    def create(self) -> None:
+        """Make an empty index, in the place of a damaged one if there is one."""
+        statements = [
+            "PRAGMA journal_mode=OFF",
+            SCHEMA,
+            f"PRAGMA user_version={FORMAT}",
+        ]
+        try:
+            with replacing(self._file) as new:
+                # SQLite would apply the journal of a former index to this one.
+                self._journal.unlink(missing_ok=True)
+                with contextlib.closing(sqlite3.connect(new)) as database:
+                    database.executescript("; ".join(statements))
+        except sqlite3.Error as error:
+            raise self._cannot_write(error) from error
+
+    def save(self, *entries: Entry) -> None:
+        """Add parts or replace them, and replace the state, in one transaction."""
+        values = ", ".join("?" * (len(Entry._fields) + 1))
+        with self._opened(write=True) as database:
+            if any(entry.kind == "state" for entry in entries):
+                database.execute("DELETE FROM files WHERE kind = 'state'")
+            database.executemany(
+                f"INSERT OR REPLACE INTO files VALUES ({values})",
+                [(*entry, entry.seal) for entry in entries],
+            )
+
+    def clear(self) -> None:
+        """Remove all entries; replace the index if it is missing or damaged."""
+        try:
+            self.check()
+        except StorageError:
+            self.create()
+        else:
+            with self._opened(write=True) as database:
+                database.execute("DELETE FROM files")
+
+    def _select(self, condition: str) -> list[Entry]:
+        with self._opened() as database:
+            rows = database.execute(f"SELECT * FROM files WHERE {condition}").fetchall()
+        return [self._entry(row) for row in rows]
+
+    def _entry(self, row: tuple) -> Entry:
+        """Check a row of the table, whose seal may be forged. Raises `StorageError`."""
+        *values, seal = row
+        if [*map(type, values)] == TYPES and values[0] in NAMES and values[2] >= 0:
+            entry = Entry(*values)
+            with contextlib.suppress(ValueError, RecursionError):
+                if seal == entry.seal and type(json.loads(entry.metadata)) is dict:
+                    return entry
+        raise self._damaged(f"the entry of {values[0]} {values[1]} has been altered")
+
+    @contextlib.contextmanager
+    def _opened(self, write: bool = False) -> Iterator[sqlite3.Connection]:
+        """Open the database and yield it within a transaction, which an exception undoes.
+
+        SQLite first undoes a transaction that a killed process left unfinished. Only for this must a reader be allowed
+        to write.
+
+        Raises:
+            StorageError: If the file is not an index, or the disk fails.
+        """
+        self._check_files()
+        uri = f"{self._file.absolute().as_uri()}?mode=rw"
+        try:
+            with contextlib.closing(
+                sqlite3.connect(uri, SECONDS_TO_WAIT, isolation_level=None, uri=True)
+            ) as database:
+                database.execute("PRAGMA trusted_schema=OFF")
+                database.execute("PRAGMA synchronous=EXTRA")
+                database.execute("BEGIN IMMEDIATE" if write else "BEGIN")
+                self._check_schema(database)
+                yield database
+                database.execute("COMMIT")
+        except (sqlite3.Error, UnicodeError) as error:
+            if write and isinstance(error, sqlite3.OperationalError):
+                raise self._cannot_write(error) from error
+            raise self._damaged(str(error)) from error
+
+    def _check_files(self) -> None:
+        """Raise `StorageError` if SQLite would read a pipe or leave the directory, by a link or by a journal."""
+        for ending in ("", "-journal", "-wal", "-shm"):
+            file = self._directory / f"{INDEX}{ending}"
+            with contextlib.suppress(FileNotFoundError):
+                if not stat.S_ISREG(file.lstat().st_mode):
+                    raise StorageError(
+                        f"{file} is a link or no regular file: put the file itself there"
+                    )
+        # A writer removes its journal at any moment.
+        with contextlib.suppress(FileNotFoundError):
+            if self._journal.read_bytes().endswith(NAMES_ANOTHER_FILE):
+                raise StorageError(
+                    f"{self._journal} is not the journal of an index, it names another file: remove it"
+                )
+
+    def _check_schema(self, database: sqlite3.Connection) -> None:
+        """Raise `StorageError` unless the database has the table of this format, and no trigger or view."""
+        (number,) = database.execute("PRAGMA user_version").fetchone()
+        schema = database.execute("SELECT sql FROM sqlite_master").fetchall()
+        if number != FORMAT or schema != [(SCHEMA,)]:
+            raise StorageError(
+                f"{self._file} has format {number} or other tables, this version reads {FORMAT}: use the version that "
+                f"wrote it, or {GIVE_UP}"
+            )
+
+    def _cannot_write(self, error: Exception) -> StorageError:
+        if "disk is full" in str(error):  # The errors of SQLite have no errno.
+            error = OSError(errno.ENOSPC, str(error))
+        return cannot_write(self._file, error)
+
+    def _damaged(self, damage: str) -> StorageError:
+        remedy = f"restore it, or {GIVE_UP}"
+        if self._journal.exists():
+            remedy = (
+                f"{self._journal.name} is that of a killed process: open the directory once with the right to write "
+                f"there, or open a copy of it; otherwise {remedy}"
+            )
+        return StorageError(f"{self._file} cannot be read ({damage}): {remedy}")
+
+    def _missing(self) -> StorageError:
+        if (self._directory / OLD_INDEX).exists():
+            return StorageError(
+                f"{self._directory} holds a frame of an earlier version, {OLD_INDEX} and states in .npz, which this "
+                f"version does not read: use the version that wrote it, or {GIVE_UP}"
+            )
+        if own_files(self._directory):
+            return StorageError(
+                f"{self._directory} holds parts of a frame, but no {INDEX}: restore it, or {GIVE_UP}"
+            )
         return StorageError(
-            f"{directory} holds parts of a frame, but no {INDEX}: restore it, or {GIVE_UP}"
+            f"{self._directory} holds no frame: it has no {INDEX}; pass the directory of a FrameStore"
         )
-    return StorageError(
-        f"{directory} holds no frame: it has no {INDEX}; pass the directory of a FrameStore"
-    )
-
-
-def write_index(directory: Path, index: Index) -> None:
-    """Replace index.json by `index`, completely or not at all."""
-    content = index.to_json()
-    write_json(directory / INDEX, {**content, "sha256": checksum(content)})
 
 
 def own_files(directory: Path, kind: str = "") -> list[Path]:
-    """List the parts, states and pages in `directory`, named by an index or not; or one kind of them, say "state"."""
+    """List the parts and states in `directory`, named by an index or not; or one kind of them, say "state"."""
     return [file for file in directory.glob(f"{kind}*") if OWN.fullmatch(file.name)]
 
 
-def has_files(directory: Path) -> bool:
-    """Return whether `directory` has files of rows or of a state."""
-    return any(own_files(directory, kind) for kind in ("part", "state"))
-
-
-def state_name(number: int) -> str:
-    """Return the file name of the `number`-th state."""
-    return f"state-{number:06}.npz"
-
-
-def part_name(number: int) -> str:
-    """Return the file name of part `number`, counted from 0."""
-    return f"part-{number:06}.parquet"
-
-
-def page_name(num_parts: int) -> str:
-    """Return the file name of the page that ends after `num_parts` parts."""
-    return f"index-{num_parts:06}.json"
-
-
-def checksum(content: JsonObject) -> str:
-    """Compute the checksum of an index, which is saved in the index itself."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _totals(
-    previous_page: JsonObject | None, parts: list[JsonObject]
-) -> dict[str, int]:
-    """Count {"parts", "rows"} up to the end of `parts`."""
-    before = previous_page or {"parts": 0, "rows": 0}
-    num_rows = sum(part["rows"] for part in parts)
-    return {"parts": before["parts"] + len(parts), "rows": before["rows"] + num_rows}
-
-
-def _has_totals(page: JsonObject, entry: JsonObject) -> bool:
-    """Return whether a page has as many parts and rows as its entry says."""
-    totals = _totals(page["before"], page["parts"])
-    return all(entry[name] == number for name, number in totals.items())
-
-
-# Validate untrusted indexes, whose checksum may be forged: expected file names inside this directory, integer sizes.
-
-
-def _is_index(content: JsonObject) -> bool:
-    """Return whether `content` has the keys and types that `Index` expects."""
-    return (
-        set(content) == INDEX_KEYS
-        and _is_count(content["saved"])
-        and _are_parts(content["before"], content["parts"])
-        and _are_skipped_parts(content["left_out"])
-        and (content["state"] is None or _is_state(content["state"]))
-    )
-
-
-def _is_page(content: JsonObject) -> bool:
-    has_parts = set(content) == PAGE_KEYS and bool(
-        content["parts"]
-    )  # So that the chain of pages ends.
-    return has_parts and _are_parts(content["before"], content["parts"])
-
-
-def _are_parts(previous_page: Any, parts: Any) -> bool:
-    """Return whether `parts` are entries that follow `previous_page`, each with the file name of its position."""
-    if previous_page is not None and not _is_page_entry(previous_page):
-        return False
-    first = previous_page["parts"] if previous_page else 0
-    return isinstance(parts, list) and all(
-        _is_part(part, first + i) for i, part in enumerate(parts)
-    )
-
-
-def _is_part(entry: Any, number: int) -> bool:
-    return _is_file_entry(entry, "rows") and entry["file"] == part_name(number)
-
-
-def _is_page_entry(entry: Any) -> bool:
-    return _is_file_entry(entry, "parts", "rows") and entry["file"] == page_name(
-        entry["parts"]
-    )
-
-
-def _is_state(entry: Any) -> bool:
-    has_name = _is_file_entry(entry) and STATE.fullmatch(entry["file"]) is not None
-    return has_name and isinstance(entry.get("about"), dict)
-
-
-def _are_skipped_parts(parts: Any) -> bool:
-    return isinstance(parts, list) and all(_is_skipped_part(part) for part in parts)
-
-
-def _is_skipped_part(entry: Any) -> bool:
-    return (
-        isinstance(entry, dict)
-        and _is_count(entry.get("rows"))
-        and isinstance(entry.get("file"), str)
-    )
-
-
-def _skips_own_parts(index: Index, directory: Path) -> bool:
-    """Return whether all skipped parts are parts of the index, each named once and with its number of rows."""
-    rows_of = {part["file"]: part["rows"] for part in index.all_parts(directory)}
-    names = {part["file"] for part in index.skipped_parts}
-    has_repeats = len(names) < len(index.skipped_parts)
-    return not has_repeats and all(
-        rows_of.get(part["file"]) == part["rows"] for part in index.skipped_parts
-    )
-
-
-def _is_file_entry(entry: Any, *counts: str) -> bool:
-    """Return whether `entry` has a file name, a SHA-256, a size and these counts."""
-    if not isinstance(entry, dict):
-        return False
-    has_text = all(isinstance(entry.get(name), str) for name in ("file", "sha256"))
-    return has_text and all(_is_count(entry.get(name)) for name in ("bytes", *counts))
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+def file_name(kind: str, number: int) -> str:
+    """Return the name of the file with this number."""
+    return NAMES[kind].format(number)

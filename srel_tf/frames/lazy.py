@@ -219,21 +219,3 @@ def _with_method(dataset: pa.dataset.Dataset) -> pa.dataset.Dataset:
     after_estimator = schema.get_field_index("estimator") + 1
     schema = schema.insert(after_estimator, pa.field("method", text))
     return dataset.replace_schema(schema)
-
-
-def column_differences(saved: pa.Schema, now: pa.Schema) -> list[str]:
-    """Describe each column that is missing in one of two Arrow schemas or has another type there."""
-    saved_types, types_now = _type_names(saved), _type_names(now)
-    names = [
-        name
-        for name in {**saved_types, **types_now}
-        if saved_types.get(name) != types_now.get(name)
-    ]
-    return [
-        f"{name}: {saved_types.get(name)} there, {types_now.get(name)} now"
-        for name in names
-    ]
-
-
-def _type_names(schema: pa.Schema) -> dict[str, str]:
-    return {field.name: str(field.type) for field in schema}

@@ -1,8 +1,8 @@
 """Frames on disk that grow while they are measured, with the training state they belong to. Knows no TensorFlow.
 
-    DIR/index.json              the parts in order and the state, each with its size and SHA-256 (`.index`)
-    DIR/part-000000.parquet …   rows
-    DIR/state-000003.npz        arrays without pickle, say weights and optimizer variables (`srel_tf.Checkpoint`)
+    DIR/index.sqlite               the parts in order and the state, each with its size and SHA-256 (`.index`)
+    DIR/part-000000.parquet …      rows
+    DIR/state-000003.safetensors   arrays, say weights and optimizer variables (`srel_tf.Checkpoint`)
 
 The index is written last, and files that it names are never written again. Whenever a process dies, the index on the
 disk names complete files, and a state together with exactly the rows that were measured before it.
@@ -10,7 +10,7 @@ disk names complete files, and a state together with exactly the rows that were 
 
 from __future__ import annotations
 
-import dataclasses
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from srel_tf.errors import FrameError, StorageError
 from srel_tf.files import (
     AnyPath,
     JsonObject,
-    as_json,
+    differences,
     find_damage,
     fingerprint,
     lock,
@@ -36,20 +36,9 @@ from srel_tf.files import (
     replacing,
 )
 from srel_tf.frames.arrays import read_arrays, write_arrays
-from srel_tf.frames.index import (
-    INDEX,
-    Index,
-    has_files,
-    own_files,
-    part_name,
-    read_index,
-    state_name,
-    write_index,
-)
-from srel_tf.frames.lazy import ROWS_AT_A_TIME, StoredFrame, column_differences
+from srel_tf.frames.index import INDEX, Entry, Index, file_name, own_files
+from srel_tf.frames.lazy import ROWS_AT_A_TIME, StoredFrame
 from srel_tf.frames.schema import arrow_errors, empty, parquet_options, write_frame
-
-State = tuple[dict[str, np.ndarray], JsonObject]
 
 
 class FrameStore:
@@ -77,18 +66,15 @@ class FrameStore:
 
     def __init__(self, path: AnyPath, write: bool = False, anew: bool = False) -> None:
         self.path = Path(path)
-        self._schema: pa.Schema | None = (
-            None  # Columns and types of the rows; None while unknown.
-        )
-        self._known_index: Index | None = (
-            None  # The index on the disk; None while unknown.
-        )
+        self._index = Index(self.path)
+        # Columns and types of the rows; None while unknown.
+        self._schema: pa.Schema | None = None
         self._lock: filelock.BaseFileLock | None = lock(self.path) if write else None
         try:
             if write:
                 self._begin(anew)
             else:
-                self._known_index = read_index(self.path)
+                self._index.check()
         except BaseException:
             self.close()
             raise
@@ -96,13 +82,12 @@ class FrameStore:
     def _begin(self, anew: bool) -> None:
         remove_leftovers(self.path)
         if anew:
-            self._known_index = Index()
             self.clear()
-        elif (self.path / INDEX).exists() or has_files(self.path):
-            self._known_index = read_index(self.path)
-            self._remove_unnamed(own_files(self.path, "state"))
+        elif (self.path / INDEX).exists() or own_files(self.path):
+            self._index.check()
+            self._remove_old_states(own_files(self.path, "state"))
         else:  # From now on, files without an index mean that the index was lost.
-            self._write_index(Index())
+            self._index.create()
 
     def __enter__(self) -> FrameStore:
         return self
@@ -117,27 +102,23 @@ class FrameStore:
             self._lock = None
 
     @property
-    def _index(self) -> Index:
-        """The index on the disk. Read again if an interrupt or a disk error left its content unknown."""
-        if self._known_index is None:
-            self._known_index = read_index(self.path)
-        return self._known_index
-
-    @property
     def num_rows(self) -> int:
         """Number of rows saved so far."""
-        return self._index.num_rows
+        return sum(part.rows for part in self._parts())
 
     @property
     def about(self) -> JsonObject | None:
         """Metadata that was saved with the latest state; None if there is no state."""
-        state = self._index.state
-        return None if state is None else state["about"]
+        return self._index.metadata()
 
     @property
     def left_out(self) -> list[JsonObject]:
         """Entries {file, rows, fault} of the damaged parts that `check(skip_damaged=True)` has left out."""
-        return self._index.skipped_parts
+        return [
+            {"file": part.file, "rows": part.rows, "fault": part.damage}
+            for part in self._index.parts()
+            if part.damage
+        ]
 
     def append(self, frame: pd.DataFrame) -> None:
         """Save the rows of `frame` after those saved before."""
@@ -163,21 +144,18 @@ class FrameStore:
             StorageError: If the disk fails.
         """
         self._check_writable()
-        old_index = self._index
-        number = old_index.num_saves + 1
-        index = dataclasses.replace(old_index, num_saves=number)
+        entries: list[Entry] = []
         if frame is not None and len(frame):
-            part = self._write_part(frame, index.num_parts)
-            index = index.with_part(self.path, part)
+            entries.append(self._write_part(frame))
+        old_state = self._index.latest("state")
         if arrays is not None:
-            state = self._write_state(arrays, number)
-            state["about"] = as_json(about or {})
-            index = dataclasses.replace(index, state=state)
-        self._write_index(index)
-        if arrays is not None and old_index.state:
-            self._remove_unnamed([self.path / old_index.state["file"]])
+            number = old_state.number + 1 if old_state else 1
+            entries.append(self._write_state(arrays, about or {}, number))
+        self._index.save(*entries)
+        if arrays is not None and old_state:
+            remove(self.path / old_state.file)
 
-    def state(self) -> State | None:
+    def state(self) -> tuple[dict[str, np.ndarray], JsonObject] | None:
         """Read the latest state.
 
         Returns:
@@ -186,15 +164,22 @@ class FrameStore:
         Raises:
             StorageError: If the state is damaged.
         """
-        entry = self._index.state
+        entry = self._index.latest("state")
         if entry is None:
             return None
-        file = self.path / entry["file"]
-        damage = find_damage(file, entry)
+        try:
+            return self._read_state(entry)
+        except StorageError:
+            if self._index.latest("state") == entry:
+                raise
+        return self.state()  # The writer has replaced the state in the meantime.
+
+    def _read_state(self, entry: Entry) -> tuple[dict[str, np.ndarray], JsonObject]:
+        file = self.path / entry.file
+        damage = find_damage(file, entry.bytes, entry.sha256)
         if damage:
             raise StorageError(f"the state {file} {damage}: start again without it")
-        arrays = read_arrays(file)
-        return arrays, entry["about"]
+        return read_arrays(file), json.loads(entry.metadata)
 
     def scan(self, skip_damaged: bool = False) -> StoredFrame:
         """Return the rows saved so far as a `StoredFrame`, which reads them in bounded memory.
@@ -215,14 +200,7 @@ class FrameStore:
         _, damaged = self._check_parts(skip_damaged)
         if damaged:
             self._check_writable()
-            newly_skipped = [
-                {"file": part["file"], "rows": part["rows"], "fault": part["fault"]}
-                for part in damaged
-            ]
-            skipped_parts = [*self._index.skipped_parts, *newly_skipped]
-            self._write_index(
-                dataclasses.replace(self._index, skipped_parts=skipped_parts)
-            )
+            self._index.save(*damaged)
 
     def _check_writable(self) -> None:
         if self._lock is None:
@@ -230,40 +208,33 @@ class FrameStore:
                 f"{self.path} is open for reading: FrameStore(path, write=True) writes"
             )
 
-    def _parts(self) -> list[JsonObject]:
-        """Return the entries of the parts in order, without the skipped ones."""
-        skipped = {part["file"] for part in self._index.skipped_parts}
-        return [
-            part
-            for part in self._index.all_parts(self.path)
-            if part["file"] not in skipped
-        ]
+    def _parts(self) -> list[Entry]:
+        """Return the parts in order, without the skipped ones."""
+        return [part for part in self._index.parts() if not part.damage]
 
-    def _check_parts(
-        self, skip_damaged: bool
-    ) -> tuple[list[JsonObject], list[JsonObject]]:
+    def _check_parts(self, skip_damaged: bool) -> tuple[list[Entry], list[Entry]]:
         """Compare every part with its checksum.
 
         Returns:
-            The entries of the intact parts, and those of the damaged parts with their `fault`.
+            The intact parts, and the damaged parts with their `damage`.
 
         Raises:
             StorageError: If parts are damaged and `skip_damaged` is False.
         """
-        intact, damaged = [], []
-        parts = self._parts()
-        for part in parts:
-            damage = find_damage(self.path / part["file"], part)
-            if damage:
-                damaged.append({**part, "fault": damage})
-            else:
-                intact.append(part)
+        parts = [
+            part._replace(
+                damage=find_damage(self.path / part.file, part.bytes, part.sha256)
+            )
+            for part in self._parts()
+        ]
+        damaged = [part for part in parts if part.damage]
         if damaged and not skip_damaged:
             raise StorageError(
                 f"of the {len(parts)} parts of {self.path}, {len(damaged)} cannot be trusted: "
-                f"{_describe(damaged)}. Restore them, or leave them out with skip_damaged=True"
+                f"{'; '.join(f'{part.file} {part.damage}' for part in damaged)}. Restore them, or leave them out with "
+                "skip_damaged=True"
             )
-        return intact, damaged
+        return [part for part in parts if not part.damage], damaged
 
     def read(self, skip_damaged: bool = False) -> pd.DataFrame:
         """Read all rows saved so far into memory."""
@@ -298,8 +269,9 @@ class FrameStore:
 
     def clear(self) -> None:
         """Remove all rows and the state."""
+        self._check_writable()
         self._schema = None
-        self._write_index(Index(num_saves=self._index.num_saves + 1))
+        self._index.clear()
         for file in own_files(self.path):
             remove(file)
 
@@ -313,62 +285,55 @@ class FrameStore:
         self.close()
         remove_directory(self.path)
 
-    def _write_part(self, frame: pd.DataFrame, number: int) -> JsonObject:
-        """Write rows as part `number`. Returns its entry {file, rows, bytes, sha256}."""
+    def _write_part(self, frame: pd.DataFrame) -> Entry:
+        """Write rows as the next part. Returns its entry."""
         with arrow_errors():
             table = pa.Table.from_pandas(frame, preserve_index=False)
         schema = self._schema or self._stored_schema() or table.schema
         self._check_schema(table.schema, schema)
-        file = self.path / part_name(number)
-        options = parquet_options(schema)
+        latest = self._index.latest("part")
+        number = latest.number + 1 if latest else 0
+        file = self.path / file_name("part", number)
         with replacing(file) as part:
-            pq.write_table(table, part, **options)
-            written = fingerprint(part)
+            pq.write_table(table, part, **parquet_options(schema))
         self._schema = schema
-        return {"file": file.name, "rows": table.num_rows, **written}
+        return Entry("part", number, table.num_rows, *fingerprint(file))
 
     def _check_schema(self, schema: pa.Schema, stored: pa.Schema) -> None:
         """Raise `FrameError` if new rows do not have the columns and types of the stored rows."""
-        if not schema.equals(stored):
-            different = (
-                "; ".join(column_differences(stored, schema)) or "their order differs"
-            )
-            raise FrameError(
-                f"{self.path} holds a frame of other columns or types: {different}"
-            )
+        if schema.equals(stored):
+            return
+        types = [
+            {column.name: str(column.type) for column in columns}
+            for columns in (stored, schema)
+        ]
+        different = "; ".join(differences(*types)) or "  their order differs"
+        raise FrameError(
+            f"{self.path} holds a frame of other columns or types:{different}"
+        )
 
     def _stored_schema(self) -> pa.Schema | None:
         """Read the columns and types of the saved rows; None without rows. Raises `FrameError` for a damaged part."""
         first = self._parts()[:1]
         return self._stored_frame(first).schema if first else None
 
-    def _stored_frame(self, parts: Iterable[JsonObject]) -> StoredFrame:
-        return StoredFrame([self.path / part["file"] for part in parts])
+    def _stored_frame(self, parts: Iterable[Entry]) -> StoredFrame:
+        return StoredFrame([self.path / part.file for part in parts])
 
-    def _write_state(self, arrays: Mapping[str, ArrayLike], number: int) -> JsonObject:
-        """Write the `number`-th state. Returns its entry {file, bytes, sha256}."""
-        file = self.path / state_name(number)
-        return {"file": file.name, **write_arrays(file, arrays)}
+    def _write_state(
+        self, arrays: Mapping[str, ArrayLike], about: Mapping[str, Any], number: int
+    ) -> Entry:
+        """Write the `number`-th state. Returns its entry."""
+        file = self.path / file_name("state", number)
+        write_arrays(file, arrays)
+        return Entry("state", number, 0, *fingerprint(file), metadata=json.dumps(about))
 
-    def _write_index(self, index: Index) -> None:
-        self._known_index = None  # Unknown until write_index returns.
-        write_index(self.path, index)
-        self._known_index = index
-
-    def _remove_unnamed(self, states: Iterable[Path]) -> None:
+    def _remove_old_states(self, states: Iterable[Path]) -> None:
         """Remove these states, except the one that the index names."""
-        current = self._index.state and self._index.state["file"]
+        current = self._index.latest("state")
         for file in states:
-            if file.name != current:
+            if current is None or file.name != current.file:
                 remove(file)
-
-
-def _describe(damaged: list[JsonObject]) -> str:
-    return "; ".join(f"{part['file']} {part['fault']}" for part in damaged)
-
-
-def _is_store(path: Path) -> bool:
-    return (path / INDEX).is_file() or has_files(path)
 
 
 def scan_frame(path: AnyPath, skip_damaged: bool = False) -> StoredFrame:
@@ -390,7 +355,7 @@ def scan_frame(path: AnyPath, skip_damaged: bool = False) -> StoredFrame:
         2
     """
     path = Path(path)
-    if _is_store(path):
+    if (path / INDEX).is_file() or own_files(path):
         return FrameStore(path).scan(skip_damaged)
     if path.suffix != ".parquet" or not path.is_file():
         raise FrameError(

@@ -10,21 +10,21 @@ import collections
 import contextlib
 import faulthandler
 import io
-import json
 import os
 import resource
 import signal
+import sqlite3
 import sys
 import tempfile
 import warnings
 from pathlib import Path
-from unittest import mock
 
 import keras
 import numpy as np
 
 import srel_tf
-from srel_tf.files import sha256
+from srel_tf.files import fingerprint
+from srel_tf.frames.index import INDEX, Entry
 from tests.made_up import probe, result
 from train.classification.command import read_selection
 from train.common.data import load
@@ -142,11 +142,8 @@ class Notes:
 
 
 def checkpoints(directory, sealed):
-    """Index with a page, parts and state of a checkpoint; `sealed`: a stranger has made the checksums fit."""
-    with (
-        srel_tf.FrameStore(directory / "frame", write=True) as store,
-        mock.patch("srel_tf.frames.index.PARTS_PER_PAGE", 1),
-    ):
+    """Index, parts and state of a checkpoint; `sealed`: a stranger has made the checksums fit."""
+    with srel_tf.FrameStore(directory / "frame", write=True) as store:
         x = np.ones((4, 3), "float32")
         saving = srel_tf.Checkpoint(store, 1, [Notes()])
         net().fit(x, np.array([0, 1, 0, 1]), batch_size=2, verbose=0, callbacks=saving)
@@ -155,7 +152,7 @@ def checkpoints(directory, sealed):
 
     def read(changed):
         if sealed:
-            seal(store.path / "index.json", changed)
+            seal(store.path / INDEX, changed)
         opened = srel_tf.FrameStore(store.path)
         opened.num_rows  # noqa: B018
         epoch, _ = srel_tf.Checkpoint(opened, 1, [Notes()]).restore(model)
@@ -172,15 +169,21 @@ def checkpoints(directory, sealed):
 
 
 def seal(file, changed):
-    with contextlib.suppress(
-        ValueError, RecursionError, AttributeError, TypeError, KeyError, OSError
+    """Make the checksums of an index fit: that of the changed file, and the seal of each entry."""
+    with (
+        contextlib.closing(sqlite3.connect(file)) as database,
+        contextlib.suppress(sqlite3.Error, TypeError, ValueError, KeyError),
     ):
-        index = json.loads(file.read_bytes())
-        for entry in [*index["parts"], index["state"], index["before"]]:
-            if entry["file"] == changed.name:
-                entry |= {"bytes": changed.stat().st_size, "sha256": sha256(changed)}
-        index.pop("sha256", None)
-        write_json(file, {**index, "sha256": srel_tf.frames.index.checksum(index)})
+        for *row, _ in database.execute("SELECT * FROM files").fetchall():
+            entry = Entry(*row)
+            if entry.file == changed.name:
+                size, sha256 = fingerprint(changed)
+                entry = entry._replace(bytes=size, sha256=sha256)
+            database.execute(
+                "REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (*entry, entry.seal),
+            )
+        database.commit()
 
 
 def image_folders(directory):

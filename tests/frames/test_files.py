@@ -71,9 +71,8 @@ def test_nothing_that_a_store_makes_waits_for_the_disk(acts, tmp_path):
         for number, (what, path) in enumerate(acts)
         if what in ("make", "rename")
     ]
-    assert (
-        len(named) == 2 + 1 + 2 * 3
-    )  # directories; an index; rows, state and index of each commit
+    # Directories; an index; rows and state of each commit.
+    assert len(named) == 2 + 1 + 2 * 2
     for number, directory in named:
         assert ("flush", directory) in acts[number:]
 

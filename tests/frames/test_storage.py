@@ -1,6 +1,6 @@
 """Frames in parts: readable whatever happens, damage named, memory bounded; no TensorFlow."""
 
-import collections
+import contextlib
 import errno
 import io
 import itertools
@@ -9,10 +9,15 @@ import os
 import re
 import resource
 import shutil
+import signal
+import sqlite3
 import stat
+import struct
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from pathlib import Path
 
 import ml_dtypes
@@ -24,8 +29,8 @@ import pytest
 
 import srel_tf
 from srel_tf import FrameError, FrameStore, StorageError, scan_frame, separation, smooth
-from srel_tf.files import read_json, replacing, write_json
-from srel_tf.frames.arrays import read_arrays
+from srel_tf.files import fingerprint, read_json, replacing, write_json
+from srel_tf.frames.index import INDEX, NAMES_ANOTHER_FILE, OLD_INDEX, Entry, Index
 from tests.frames.dying import Died, dying
 from tests.made_up import probe, result
 
@@ -42,17 +47,28 @@ STATE = {
 }
 
 
-@pytest.fixture
-def store(tmp_path):
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
     """Three parts and a state."""
-    with FrameStore(tmp_path / "frame", write=True) as made:
+    with FrameStore(tmp_path_factory.mktemp("saved"), write=True) as made:
         for step in (0, 3, 6):
             made.commit(rows(step), STATE, {"step": step})
+    return made.path
+
+
+@pytest.fixture
+def store(saved, tmp_path):
+    """A copy of it, open for writing."""
+    with FrameStore(shutil.copytree(saved, tmp_path / "frame"), write=True) as made:
         yield made
 
 
 def all_rows(*steps):
     return pd.concat([rows(s) for s in steps], ignore_index=True)
+
+
+def check_rows(reader, *steps):
+    pd.testing.assert_frame_equal(reader.read(), all_rows(*steps), check_exact=True)
 
 
 def names(store):
@@ -61,14 +77,12 @@ def names(store):
 
 def test_what_is_saved_is_read(store):
     assert names(store) == [
-        "index.json",
+        "index.sqlite",
         *(f"part-00000{i}.parquet" for i in range(3)),
-        "state-000003.npz",
+        "state-000003.safetensors",
     ]
     for reader in (store, FrameStore(store.path), scan_frame(store.path)):
-        pd.testing.assert_frame_equal(
-            reader.read(), all_rows(0, 3, 6), check_exact=True
-        )
+        check_rows(reader, 0, 3, 6)
         assert reader.num_rows == 3 * 2 * 36
     arrays, about = FrameStore(store.path).state()
     assert about == {"step": 6}
@@ -81,9 +95,7 @@ def test_it_goes_on_after_being_closed(store):
     with FrameStore(store.path, write=True) as again:
         again.append(rows(9))
         assert again.state()[1] == {"step": 6}
-    pd.testing.assert_frame_equal(
-        scan_frame(store.path).read(), all_rows(0, 3, 6, 9), check_exact=True
-    )
+    check_rows(scan_frame(store.path), 0, 3, 6, 9)
 
 
 def test_an_empty_store(tmp_path):
@@ -100,7 +112,7 @@ def test_an_empty_store(tmp_path):
 
 def test_clear_and_delete(store):
     store.clear()
-    assert names(store) == ["index.json"]
+    assert names(store) == [INDEX]
     assert store.num_rows == 0
     store.append(rows(1, measures=["l1"]))
     assert store.num_rows == 36
@@ -114,12 +126,17 @@ def test_files_of_others_stay_and_disturb_nothing(store):
         ".DS_Store",
         "part-of-mine.parquet",
         "index-1.json",
-        "state-old.npz",
+        "state-old.safetensors",
     )
-    for name in (*others, ".important.download.part", ".7.part", "state-000000.npz/x"):
+    for name in (
+        *others,
+        ".important.download.part",
+        ".7.part",
+        "state-000000.safetensors/x",
+    ):
         (store.path / name).parent.mkdir(exist_ok=True)
         (store.path / name).write_text("mine", encoding="utf-8")
-    (store.path / ".index.json.77.srel_tf.part").write_text("half", encoding="utf-8")
+    (store.path / ".index.sqlite.77.srel_tf.part").write_text("half", encoding="utf-8")
     before = {
         path
         for path in store.path.rglob("*")
@@ -127,14 +144,15 @@ def test_files_of_others_stay_and_disturb_nothing(store):
     }
     store.close()
     with pytest.warns(
-        UserWarning, match=r"state-000000\.npz is no longer needed, but stays"
+        UserWarning, match=r"state-000000\.safetensors is no longer needed, but stays"
     ):
         again = FrameStore(store.path, write=True)
     again.commit(rows(9), STATE, {"step": 9})
-    pd.testing.assert_frame_equal(again.read(), all_rows(0, 3, 6, 9), check_exact=True)
+    check_rows(again, 0, 3, 6, 9)
     with (
         pytest.warns(
-            UserWarning, match=r"state-000000\.npz is no longer needed, but stays"
+            UserWarning,
+            match=r"state-000000\.safetensors is no longer needed, but stays",
         ),
         pytest.warns(
             UserWarning,
@@ -160,11 +178,11 @@ def test_rows_of_other_types_are_refused(store):
     named = result(probe(3, 2, ids=list("uvwxyz")), step=9).to_frame(
         run="a", seed=5, epoch=1
     )
-    with pytest.raises(FrameError, match=r"source_id: int64 there, .*string now"):
+    with pytest.raises(FrameError, match=r"source_id: 'int64' there, .*string' now"):
         store.append(named)
-    with pytest.raises(FrameError, match="srel: double there, None now"):
+    with pytest.raises(FrameError, match="srel: 'double' there, None now"):
         store.append(rows(9).drop(columns="srel"))
-    pd.testing.assert_frame_equal(store.read(), all_rows(0, 3, 6))
+    check_rows(store, 0, 3, 6)
 
 
 def test_export_gives_the_same_bytes_however_the_rows_were_saved(store, tmp_path):
@@ -220,35 +238,37 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_part_is_named_and_left_out_only_if_asked(store, damage):
+def test_damage_is_named_and_damaged_parts_are_left_out_if_asked(store, damage):
     damage(store.path / "part-000001.parquet")
-    with pytest.raises(
-        StorageError,
-        match=rf"of the 3 parts of .*, 1 .*: part-000001\.parquet {DAMAGE[damage]}",
-    ):
+    damaged = rf"part-000001\.parquet {DAMAGE[damage]}"
+    with pytest.raises(StorageError, match=rf"of the 3 parts of .*, 1 .*: {damaged}"):
         store.scan()
-    pd.testing.assert_frame_equal(
-        store.read(skip_damaged=True), all_rows(0, 6), check_exact=True
-    )
+    for reader in (store, FrameStore(store.path)):
+        with pytest.raises(StorageError, match=damaged):
+            reader.check()
+        pd.testing.assert_frame_equal(
+            reader.read(skip_damaged=True), all_rows(0, 6), check_exact=True
+        )
     pd.testing.assert_frame_equal(
         scan_frame(store.path, skip_damaged=True).read(),
         all_rows(0, 6),
         check_exact=True,
     )
-
-
-@pytest.mark.parametrize("damage", DAMAGE)
-def test_damaged_parts_are_left_out_for_good(store, damage):
-    damage(store.path / "part-000000.parquet")
-    with pytest.raises(StorageError, match=rf"part-000000\.parquet {DAMAGE[damage]}"):
-        store.check()
-    store.check(skip_damaged=True)
+    store.check(skip_damaged=True)  # From now on.
     store.append(rows(9))
     for reader in (store, FrameStore(store.path)):
         reader.check()
-        pd.testing.assert_frame_equal(
-            reader.read(), all_rows(3, 6, 9), check_exact=True
-        )
+        (left_out,) = reader.left_out
+        assert (left_out["file"], left_out["rows"]) == ("part-000001.parquet", 72)
+        assert re.fullmatch(DAMAGE[damage], left_out["fault"])
+        assert reader.num_rows == 3 * 72
+        check_rows(reader, 0, 6, 9)
+    damage(store.path / "state-000003.safetensors")
+    with pytest.raises(
+        StorageError,
+        match=rf"state-000003\.safetensors {DAMAGE[damage]}: start again without it",
+    ):
+        store.state()
 
 
 def test_rows_are_not_added_to_a_damaged_first_part(store):
@@ -261,36 +281,64 @@ def test_rows_are_not_added_to_a_damaged_first_part(store):
         again.append(rows(9))
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_state_is_named(store, damage):
-    damage(store.path / "state-000003.npz")
-    with pytest.raises(
-        StorageError,
-        match=rf"state-000003\.npz {DAMAGE[damage]}: start again without it",
-    ):
-        store.state()
+def replaced(old, new):
+    return lambda content: content.replace(old, new, 1)
 
 
-def test_a_damaged_index_is_told(store):
-    index = store.path / "index.json"
-    content = index.read_text(encoding="utf-8")
-    for text, message in (
-        (content[:-9], "cannot be read as JSON"),
-        (content.replace('"rows": 72', '"rows": 71'), "has been altered"),
-        ("[1]", "holds a list, not an object"),
-        ("[" * 100_000, "cannot be read as JSON"),
-        ('{"format": 99}', "has format 99, this version reads 2"),
-    ):
-        index.write_text(text, encoding="utf-8")
-        with pytest.raises(StorageError, match=message):
+def other_format(content):
+    """The bytes of `PRAGMA user_version`."""
+    return content[:60] + struct.pack(">I", 99) + content[64:]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda content: content[:-4096], "cannot be read"),
+        (lambda content: content[:4000], "cannot be read"),
+        (replaced(b'{"step": 6}', b'{"step": 7}'), "state 3 has been altered"),
+        (replaced(b"part", b"Part"), "cannot be read"),
+        (lambda content: b"", "has format 0 or other tables, this version reads 3"),
+        (lambda content: b"{" * 5000, "file is not a database"),
+        (other_format, "has format 99 or other tables, this version reads 3"),
+    ],
+)
+def test_a_damaged_index_is_named_and_can_be_given_up(store, change, message):
+    index = store.path / INDEX
+    changed = change(index.read_bytes())
+    assert changed != index.read_bytes()
+    index.write_bytes(changed)
+    for write in (False, True):
+        store.close()
+        with pytest.raises(StorageError, match=rf"index\.sqlite .*{message}"):
+            FrameStore(store.path, write=write)
+    with FrameStore(store.path, write=True, anew=True) as again:
+        again.append(rows(9))
+    assert names(store) == [INDEX, "part-000000.parquet"]
+    check_rows(scan_frame(store.path), 9)
+
+
+def test_an_index_that_is_a_pipe_or_a_link_is_not_read(store):
+    for damage in (link, pipe):
+        damage(store.path / INDEX)
+        with pytest.raises(StorageError, match="is a link or no regular file"):
             FrameStore(store.path)
-    index.unlink()
-    os.mkfifo(index)
-    with pytest.raises(StorageError, match="no regular file"):
-        FrameStore(store.path)
 
 
-@pytest.mark.parametrize("kept", ["part-000001.parquet", "state-000003.npz"])
+def test_a_frame_of_an_earlier_version_is_named(tmp_path):
+    write_json(tmp_path / OLD_INDEX, {"format": 2})
+    (tmp_path / "state-000001.npz").write_bytes(b"")
+    for opened in (FrameStore, scan_frame, lambda path: FrameStore(path, write=True)):
+        with pytest.raises(
+            StorageError,
+            match=rf"{tmp_path} holds a frame of an earlier version, index\.json .*: use the version that wrote it, or "
+            "give the rows up",
+        ):
+            opened(tmp_path)
+    with FrameStore(tmp_path, write=True, anew=True) as again:
+        assert names(again) == [INDEX]
+
+
+@pytest.mark.parametrize("kept", ["part-000001.parquet", "state-000003.safetensors"])
 def test_a_lost_index_forgets_nothing(store, kept):
     store.close()
     for name in set(names(store)) - {kept}:
@@ -298,26 +346,16 @@ def test_a_lost_index_forgets_nothing(store, kept):
     for opened in (FrameStore, scan_frame, lambda path: FrameStore(path, write=True)):
         with pytest.raises(
             StorageError,
-            match=rf"{store.path} holds parts of a frame, but no index\.json: restore it",
+            match=rf"{store.path} holds parts of a frame, but no index\.sqlite: restore it",
         ):
             opened(store.path)
         assert names(store) == [kept]
     with FrameStore(store.path, write=True, anew=True) as again:
         assert (names(store), again.num_rows, again.state()) == (
-            ["index.json"],
+            [INDEX],
             0,
             None,
         )
-
-
-def test_a_damaged_index_can_be_given_up(store):
-    store.close()
-    (store.path / "index.json").write_text("{", encoding="utf-8")
-    with FrameStore(store.path, write=True, anew=True) as again:
-        again.append(rows(9))
-    pd.testing.assert_frame_equal(
-        scan_frame(store.path).read(), all_rows(9), check_exact=True
-    )
 
 
 def test_a_crash_in_the_first_commit_leaves_an_empty_store(tmp_path, monkeypatch):
@@ -325,11 +363,11 @@ def test_a_crash_in_the_first_commit_leaves_an_empty_store(tmp_path, monkeypatch
         raise SystemExit
 
     with FrameStore(tmp_path, write=True) as store:
-        monkeypatch.setattr("srel_tf.frames.index.write_json", die)
+        monkeypatch.setattr(Index, "save", die)
         with pytest.raises(SystemExit):
             store.commit(rows(0), STATE)
     monkeypatch.undo()
-    assert names(store) == ["index.json", "part-000000.parquet", "state-000001.npz"]
+    assert names(store) == [INDEX, "part-000000.parquet", "state-000001.safetensors"]
     with FrameStore(tmp_path, write=True) as again:
         assert (again.num_rows, again.state()) == (0, None)
 
@@ -337,45 +375,106 @@ def test_a_crash_in_the_first_commit_leaves_an_empty_store(tmp_path, monkeypatch
 def test_there_is_nothing_to_read(tmp_path):
     for path in (tmp_path, tmp_path / "lost"):
         with pytest.raises(
-            StorageError, match=r"holds no frame: it has no index\.json"
+            StorageError, match=r"holds no frame: it has no index\.sqlite"
         ):
             FrameStore(path)
     assert not (tmp_path / "lost").exists()
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "../outside.parquet",
-        "/etc/passwd",
-        "part-000001.parquet/../x",
-        "index.json",
-        "",
-        7,
-    ],
-)
-def test_an_index_cannot_lead_elsewhere(store, name):
-    """Even with a checksum that fits."""
-    index = read_json(store.path / "index.json")
-    index.pop("sha256")
-    index["parts"][1]["file"] = name
-    write_json(
-        store.path / "index.json",
-        {**index, "sha256": srel_tf.frames.index.checksum(index)},
-    )
-    with pytest.raises(StorageError, match="name other places"):
-        FrameStore(store.path)
+def forge(store, statement, *values):
+    """Change the index, as a stranger would who makes all the seals fit."""
+    with contextlib.closing(sqlite3.connect(store.path / INDEX)) as database:
+        database.execute(statement, values)
+        for *row, _ in database.execute("SELECT * FROM files").fetchall():
+            with contextlib.suppress(TypeError):  # Bytes, which JSON does not hold.
+                database.execute(
+                    "UPDATE files SET seal = ? WHERE kind IS ? AND number IS ?",
+                    (Entry(*row).seal, *row[:2]),
+                )
+        database.commit()
 
 
-@pytest.mark.parametrize("array", [np.array([None]), np.ones(2, ml_dtypes.bfloat16)])
-def test_what_could_not_be_read_again_is_not_saved(store, array):
+FORGED = {
+    "UPDATE files SET kind = '../part' WHERE number = 1": "is missing",
+    "UPDATE files SET number = 7 WHERE number = 1": "is missing",
+    "DELETE FROM files WHERE number = 1": "is missing",
+    "UPDATE files SET number = '../1' WHERE number = 1": "altered",
+    "UPDATE files SET rows = -1 WHERE number = 1": "altered",
+    "UPDATE files SET rows = 1.5 WHERE number = 1": "altered",
+    "UPDATE files SET bytes = NULL WHERE number = 1": "altered",
+    "UPDATE files SET sha256 = x'00' WHERE number = 1": "altered",
+    "UPDATE files SET metadata = '[1]' WHERE kind = 'state'": "altered",
+    f"UPDATE files SET metadata = '{'[' * 9999}' WHERE kind = 'state'": "altered",
+    "CREATE TABLE more (x)": "other tables",
+    "CREATE TRIGGER t AFTER DELETE ON files BEGIN DELETE FROM files; END": "other tables",
+}
+
+
+def test_a_forged_index_is_told(store):
+    forge(store, "UPDATE files SET rows = rows")
+    assert FrameStore(store.path).num_rows == 3 * 72
+    index = (store.path / INDEX).read_bytes()
+    for statement, message in FORGED.items():
+        forge(store, statement)
+        with pytest.raises(StorageError, match=message):
+            FrameStore(store.path)
+        (store.path / INDEX).write_bytes(index)
+    # Files of another kind are not looked for.
+    forge(store, "UPDATE files SET kind = '../x' WHERE kind = 'part'")
+    assert len(FrameStore(store.path).read()) == 0
+
+
+def test_a_journal_cannot_lead_elsewhere(store):
+    """SQLite deletes the file that a journal of several databases names."""
+    outside = store.path.parent / "outside"
+    outside.write_text("mine", encoding="utf-8")
+    copy = in_mid_commit(store, store.path.parent / "copy")
+    journal = copy.path / f"{INDEX}-journal"
+    whole = journal.read_bytes()
+    name = str(outside).encode()
+    end = struct.pack(">II", len(name), sum(name)) + NAMES_ANOTHER_FILE
+    journal.write_bytes(whole + struct.pack(">I", 0x40000000 // 4096 + 1) + name + end)
+    for write in (False, True):
+        with pytest.raises(StorageError, match="names another file: remove it"):
+            FrameStore(copy.path, write=write)
+    for damage in (pipe, link):
+        journal.unlink()
+        journal.write_bytes(whole)
+        damage(journal)
+        with pytest.raises(StorageError, match="is a link or no regular file"):
+            FrameStore(copy.path)
+    assert outside.read_text(encoding="utf-8") == "mine"
+
+
+def test_what_could_not_be_read_again_is_not_saved(store):
     """Now, not when the run is to go on."""
-    with pytest.raises(
-        StorageError, match=r"cannot be saved without pickle: w \((object|bfloat16)\)"
-    ):
-        store.commit(rows(9), {"w": array}, {"step": 9})
+    unknown = {
+        "object": np.array([None]),
+        "complex128": np.ones(1, complex),
+        "float8_e4m3fn": np.ones(1, ml_dtypes.float8_e4m3fn),
+    }
+    for kind, array in unknown.items():
+        with pytest.raises(StorageError, match=rf"cannot be saved: w \({kind}\)"):
+            store.commit(rows(9), {"v": np.ones(1), "w": array}, {"step": 9})
     assert store.state()[1] == {"step": 6}
-    pd.testing.assert_frame_equal(store.read(), all_rows(0, 3, 6))
+    check_rows(store, 0, 3, 6)
+
+
+def test_arrays_of_all_kinds_are_read_as_they_were_saved(store):
+    arrays = {
+        "bfloat16": np.ones(2, ml_dtypes.bfloat16),
+        "float16": np.full((2, 3), 0.1, np.float16),
+        "transposed": np.arange(6.0).reshape(2, 3).T,
+        "scalar": np.float32(0.5),
+        "empty": np.zeros((0, 3)),
+        "bool": np.array([True, False]),
+        "uint64": np.array([2**64 - 1], np.uint64),
+    }
+    store.commit(None, arrays)
+    loaded, _ = store.state()
+    assert loaded.keys() == arrays.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(loaded[name], np.asarray(array), strict=True)
 
 
 class Opened:
@@ -385,211 +484,66 @@ class Opened:
         return (os.mkdir, ("unpickled",))
 
 
-def test_a_state_that_would_unpack_to_more_than_it_is_is_refused(tmp_path):
-    np.savez_compressed(tmp_path / "state.npz", w=np.zeros(2**20))
-    with pytest.raises(StorageError, match="they are compressed, as ours never are"):
-        read_arrays(tmp_path / "state.npz")
-
-
 def test_a_state_runs_no_code(store, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    np.savez(tmp_path / "evil.npz", w=np.array([Opened()], dtype=object))
-    file = store.path / "state-000003.npz"
-    shutil.move(tmp_path / "evil.npz", file)
-    index = read_json(store.path / "index.json")
-    index.pop("sha256")
-    index["state"] |= {
-        "bytes": file.stat().st_size,
-        "sha256": srel_tf.files.sha256(file),
-    }
-    write_json(
-        store.path / "index.json",
-        {**index, "sha256": srel_tf.frames.index.checksum(index)},
+    file = store.path / "state-000003.safetensors"
+    with open(file, "wb") as opened:
+        np.savez(opened, w=np.array([Opened()], dtype=object))
+    size, sha256 = fingerprint(file)
+    forge(
+        store,
+        "UPDATE files SET bytes = ?, sha256 = ? WHERE kind = 'state'",
+        *(size, sha256),
     )
     with pytest.raises(StorageError, match="holds no arrays"):
         FrameStore(store.path).state()
     assert not (tmp_path / "unpickled").exists()
 
 
-# An index of many parts
-
-
-@pytest.fixture
-def paged(tmp_path, monkeypatch):
-    """Pages of 3 parts: the index names 4 … 6, the first of which fill two pages."""
-    monkeypatch.setattr("srel_tf.frames.index.PARTS_PER_PAGE", 3)
-    with FrameStore(tmp_path / "frame", write=True) as made:
-        for step in range(7):
-            made.append(rows(step, measures=["l1"]))
-        yield made
-
-
-def paged_rows(*steps):
-    return pd.concat([rows(s, measures=["l1"]) for s in steps], ignore_index=True)
-
-
-def test_an_index_goes_on_over_pages(paged):
-    assert [name for name in names(paged) if name.startswith("index")] == [
-        *("index-000003.json", "index-000006.json", "index.json")
-    ]
-    assert [
-        len(read_json(paged.path / f"index{n}.json")["parts"])
-        for n in ("-000003", "-000006", "")
-    ] == [3, 3, 1]
-    paged.close()
-    with FrameStore(paged.path, write=True) as again:
-        for step in (7, 8, 9):
-            again.append(rows(step, measures=["l1"]))
-        for reader in (again, FrameStore(again.path)):
-            assert reader.num_rows == 10 * 36
-            pd.testing.assert_frame_equal(
-                reader.read(), paged_rows(*range(10)), check_exact=True
-            )
-        again.clear()
-        assert names(again) == ["index.json"]
-
-
-@pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_page_is_named(paged, damage):
-    damage(paged.path / "index-000003.json")
-    with pytest.raises(
-        StorageError,
-        match=rf"the page .*index-000003\.json of the index {DAMAGE[damage]}: restore it",
-    ):
-        FrameStore(paged.path)
-
-
-def test_parts_of_all_pages_are_left_out_for_good(paged):
-    for number in (0, 4, 6):
-        truncate(paged.path / f"part-{number:06}.parquet")
-    for store in (paged, FrameStore(paged.path)):
-        with pytest.raises(
-            StorageError, match=r"of the 7 parts .*, 3 cannot be trusted"
-        ):
-            store.check()
-    paged.check(skip_damaged=True)
-    for step in (7, 8, 9):
-        paged.append(rows(step, measures=["l1"]))
-    for store in (paged, FrameStore(paged.path)):
-        store.check()
-        assert [(part["file"], part["rows"]) for part in store.left_out] == [
-            (f"part-00000{number}.parquet", 36) for number in (0, 4, 6)
-        ]
-        assert all(
-            re.fullmatch(DAMAGE[truncate], part["fault"]) for part in store.left_out
-        )
-        assert store.num_rows == 7 * 36
-        pd.testing.assert_frame_equal(
-            store.read(), paged_rows(1, 2, 3, 5, 7, 8, 9), check_exact=True
-        )
-
-
-def forge(file, change):
-    """Change an index or a page, as a stranger would who makes all the checksums after it fit."""
-    index = file.with_name("index.json")
-    content = read_json(file)
-    change(content)
-    if file != index:
-        write_json(file, content)
-        content = read_json(index)
-        content["before"] |= srel_tf.files.fingerprint(file)
-    content.pop("sha256", None)
-    write_json(index, {**content, "sha256": srel_tf.frames.index.checksum(content)})
-
-
-PART_0 = {"file": "part-000000.parquet", "rows": 36, "fault": ""}
-
-
-@pytest.mark.parametrize(
-    ("name", "change"),
-    [
-        ("index", lambda c: c["before"].update(file="../index-000006.json")),
-        ("index", lambda c: c["before"].update(parts=7)),
-        ("index", lambda c: c.update(before=[])),
-        ("index", lambda c: c["parts"][0].update(file="part-000007.parquet")),
-        ("index", lambda c: c["parts"][0].update(rows=-1)),
-        (
-            "index",
-            lambda c: c.update(
-                left_out=[{"file": "part-000099.parquet", "rows": 36, "fault": ""}]
-            ),
-        ),
-        ("index", lambda c: c.update(left_out=[{**PART_0, "rows": 35}])),
-        ("index", lambda c: c.update(left_out=[PART_0, PART_0])),
-        ("index", lambda c: c.update(saved=True)),
-        ("index", lambda c: c.update(state={"file": "state-000001.npz"})),
-        ("index-000006", lambda c: c.update(parts=[])),
-        ("index-000006", lambda c: c["parts"].pop()),
-        ("index-000006", lambda c: c["parts"][0].update(rows=35)),
-        ("index-000006", lambda c: c["parts"][0].update(file="../part-000003.parquet")),
-        ("index-000006", lambda c: c["before"].update(rows=0)),
-        ("index-000006", lambda c: c.update(before=None)),
-        ("index-000006", lambda c: c.update(more=1)),
-    ],
-)
-def test_a_forged_index_is_told(paged, name, change):
-    forge(paged.path / f"{name}.json", lambda content: None)
-    assert FrameStore(paged.path).num_rows == 7 * 36
-    forge(paged.path / f"{name}.json", change)
-    with pytest.raises(
-        StorageError,
-        match=r"is not (the index of a frame|a page of this index)|is missing",
-    ):
-        FrameStore(paged.path)
-
-
-def test_what_a_commit_costs_does_not_grow(tmp_path, monkeypatch):
-    """In bytes and files written, and in files looked for and read: commits 60 … 79 as 20 … 39."""
-    costs, cost = [], collections.Counter()
-    real = os.replace
-
-    def replace(source, target):
-        cost.update({"files": 1, "bytes": Path(source).stat().st_size})
-        real(source, target)
+def test_what_a_commit_costs_does_not_grow(store):
+    """In bytes written, and in files looked for and read: 10 commits after 5,000 parts as after 500."""
+    opened = 0
 
     def listed(event, arguments):
+        nonlocal opened
         if counting and event in ("open", "os.listdir", "os.scandir"):
-            cost[event] += 1
+            opened += 1
+
+    def written():
+        """Bytes that this process has written so far, SQLite's among them."""
+        return int(re.search(r"wchar: (\d+)", Path("/proc/self/io").read_text())[1])
 
     counting = False
     sys.addaudithook(listed)  # For good: it ends with `counting`.
-    monkeypatch.setattr(os, "replace", replace)
-    monkeypatch.setattr("srel_tf.frames.index.PARTS_PER_PAGE", 5)
-    frame = rows(0).head(1)
-    with FrameStore(tmp_path / "frame", write=True) as store:
-        for number in range(80):
-            counting = True
-            store.commit(frame, {"w": np.zeros(4)}, {"step": number})
-            counting = False
-            costs.append(dict(cost))
-            cost.clear()
-    # From one page to the next the index grows; each page costs the same.
-    assert costs[20:40] == costs[60:80]
-    assert {c["files"] for c in costs} == {3, 4}
+    costs = []
+    for number in (500, 5000):
+        first = len(store._index.parts())
+        store._index.save(
+            *(Entry("part", n, 1, 1, "0" * 64) for n in range(first, number))
+        )
+        before, opened, counting = written(), 0, True
+        for step in range(10):
+            store.commit(rows(0).head(1), {"w": np.zeros(4)}, {"step": step})
+        counting = False
+        costs.append((written() - before, opened))
+    (few_bytes, few_files), (many_bytes, many_files) = costs
+    assert many_bytes < 1.05 * few_bytes
+    assert many_files == few_files
 
 
 # Crashes and full disks
 
 
-@pytest.mark.parametrize("writes_a_page", [False, True])
-def test_a_commit_that_dies_at_any_act_leaves_all_or_nothing(
-    paged, tmp_path, writes_a_page
-):
+def test_a_commit_that_dies_at_any_act_leaves_all_or_nothing(store, tmp_path):
     """Wherever the process dies, rows and state stay those of one moment, and the next process goes on from there."""
-    more = range(7, 9) if writes_a_page else ()
-    for step in more:
-        paged.append(rows(step, measures=["l1"]))
-    paged.commit(None, STATE, {"step": 9})
-    paged.close()
-    before, seen = [*range(7), *more], set()
+    store.close()
+    seen = set()
     for at in itertools.count(1):
-        place = shutil.copytree(paged.path, tmp_path / str(at))
-        with FrameStore(place, write=True) as store:
+        place = shutil.copytree(store.path, tmp_path / str(at))
+        with FrameStore(place, write=True) as copy:
             try:
                 with dying(at):
-                    store.commit(
-                        rows(10, measures=["l1"]), {"w": np.zeros(1)}, {"step": 10}
-                    )
+                    copy.commit(rows(10), {"w": np.zeros(1)}, {"step": 10})
             except Died:
                 died = True
             else:
@@ -597,26 +551,124 @@ def test_a_commit_that_dies_at_any_act_leaves_all_or_nothing(
         with FrameStore(place, write=True) as again:
             done = again.about["step"] == 10
             seen.add((died, done))
-            pd.testing.assert_frame_equal(
-                again.read(), paged_rows(*before, *[10] * done), check_exact=True
-            )
+            check_rows(again, 0, 3, 6, *[10] * done)
             again.state()
             if not done:
-                again.commit(rows(10, measures=["l1"]), STATE, {"step": 10})
-            again.commit(rows(11, measures=["l1"]), STATE, {"step": 11})
-            pd.testing.assert_frame_equal(
-                again.read(), paged_rows(*before, 10, 11), check_exact=True
-            )
+                again.commit(rows(10), STATE, {"step": 10})
+            again.commit(rows(11), STATE, {"step": 11})
+            check_rows(again, 0, 3, 6, 10, 11)
             assert [name for name in names(again) if name.startswith("state")] == [
-                again._index.state["file"]
+                again._index.latest("state").file
             ]
             assert not list(place.glob(".*.part"))
         if not died:
             break
     assert seen == {(True, False), (True, True), (False, True)}
-    assert at > (
-        12 if writes_a_page else 9
-    )  # A flush, a rename, a flush for each file.
+    assert at > 7  # A flush, a rename, a flush for each file, and a removal.
+
+
+def in_mid_commit(store, place):
+    """A copy of a store as a killed process leaves it: SQLite has flushed its journal and changed the index."""
+    entries = [Entry("part", number, 1, 1, "0" * 64) for number in range(3, 200)]
+    with store._index._opened(write=True) as database:
+        database.execute("PRAGMA cache_size=1")  # So that SQLite writes at once.
+        database.execute("DELETE FROM files WHERE number = 1")
+        database.executemany(
+            "INSERT INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            [(*entry, entry.seal) for entry in entries],
+        )
+        shutil.copytree(store.path, place)
+        database.execute("ROLLBACK")
+        database.execute("BEGIN")
+    assert (place / INDEX).read_bytes() != (store.path / INDEX).read_bytes()
+    copy = FrameStore.__new__(FrameStore)
+    copy.path = place
+    return copy
+
+
+@pytest.mark.parametrize("write", [False, True])
+def test_a_commit_that_dies_within_sqlite_is_undone(store, tmp_path, write):
+    copy = in_mid_commit(store, tmp_path / "copy")
+    assert f"{INDEX}-journal" in names(copy)
+    with FrameStore(copy.path, write=write) as again:
+        assert f"{INDEX}-journal" not in names(copy)
+        assert again.state()[1] == {"step": 6}
+        check_rows(again, 0, 3, 6)
+
+
+def test_a_transaction_waits_for_the_disk(store):
+    """SQLite flushes journal and index, and the directory when the journal is gone."""
+    with store._index._opened(write=True) as database:
+        values = [
+            database.execute(f"PRAGMA {name}").fetchone()[0]
+            for name in ("journal_mode", "synchronous")
+        ]
+    assert values == ["delete", 3]
+
+
+def test_an_index_whose_writer_is_killed_at_random_moments(tmp_path):
+    """With `kill -9`: what `save` has returned from is kept, and each transaction is there as a whole."""
+    FrameStore(tmp_path, write=True).close()
+    index, rng = Index(tmp_path), np.random.default_rng(0)
+    for _ in range(10):
+        done = len(index.parts())
+        reader, writer = os.pipe()
+        child = os.fork()
+        if not child:
+            with contextlib.suppress(BaseException):
+                for number in itertools.count(done):
+                    part = Entry("part", number, number, 1, "")
+                    state = Entry("state", number, 0, 1, "")
+                    index.save(part, state)
+                    os.write(writer, b".")
+            os._exit(1)
+        os.close(writer)
+        os.read(reader, 1)
+        time.sleep(rng.uniform(0, 0.05))
+        os.kill(child, signal.SIGKILL)
+        assert os.waitpid(child, 0)[1] == signal.SIGKILL
+        done += 1
+        while received := os.read(reader, 1000):
+            done += len(received)
+        os.close(reader)
+        index.check()
+        assert len(index.parts()) in (done, done + 1)
+        assert index.latest("state").number == index.latest("part").number
+
+
+def test_readers_see_whole_commits_while_one_writes(store):
+    seen, ended = [], threading.Event()
+
+    def read():
+        while not ended.is_set():
+            reader = FrameStore(store.path)
+            steps = reader.read()["step"].tolist()
+            arrays, about = reader.state()
+            seen.append((len(steps) % 72, arrays.keys(), about["step"] >= steps[-1]))
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    try:
+        for step in range(9, 40, 3):
+            store.commit(rows(step), STATE, {"step": step})
+    finally:
+        ended.set()
+        thread.join()
+    assert seen
+    assert all(read == (0, STATE.keys(), True) for read in seen)
+
+
+def test_a_reader_whose_state_is_replaced_reads_the_new_one(store, monkeypatch):
+    reader, real = FrameStore(store.path), FrameStore._read_state
+
+    def late(reader, entry):
+        monkeypatch.undo()
+        store.commit(None, {"w": np.ones(1)}, {"step": 9})
+        return real(reader, entry)
+
+    monkeypatch.setattr(FrameStore, "_read_state", late)
+    arrays, about = reader.state()
+    assert (arrays, about) == ({"w": np.ones(1)}, {"step": 9})
 
 
 @pytest.mark.filterwarnings("default:.*no longer needed")
@@ -627,19 +679,17 @@ def test_an_old_state_that_cannot_be_removed_costs_nothing(store, monkeypatch):
     monkeypatch.setattr(Path, "unlink", refuse)
     with pytest.warns(
         UserWarning,
-        match=r"state-000003\.npz is no longer needed, but stays: Permission denied",
+        match=r"state-000003\.safetensors is no longer needed, but stays: Permission denied",
     ):
         store.commit(rows(9), STATE, {"step": 9})
     monkeypatch.undo()
     store.append(rows(12))
-    pd.testing.assert_frame_equal(
-        store.read(), all_rows(0, 3, 6, 9, 12), check_exact=True
-    )
+    check_rows(store, 0, 3, 6, 9, 12)
     assert store.about == {"step": 9}
     store.close()
     with FrameStore(store.path, write=True) as again:  # Which tidies up.
         assert [name for name in names(again) if name.startswith("state")] == [
-            "state-000004.npz"
+            "state-000004.safetensors"
         ]
         assert again.state()[1] == {"step": 9}
 
@@ -647,18 +697,16 @@ def test_an_old_state_that_cannot_be_removed_costs_nothing(store, monkeypatch):
 def test_the_store_knows_what_the_disk_holds_whatever_stops_a_commit(
     store, monkeypatch
 ):
-    """Stopped just before the index takes its place, and just after: the same call leaves the rows once."""
-    real = os.replace
+    """Stopped just before the index is saved, and just after: the same call leaves the rows once."""
+    real = Index.save
 
     def stop(before):
-        def replace(source, target):
-            if Path(target).name != "index.json":
-                return real(source, target)
+        def save(index, *entries):
             if not before:
-                real(source, target)
+                real(index, *entries)
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(os, "replace", replace)
+        monkeypatch.setattr(Index, "save", save)
         with pytest.raises(KeyboardInterrupt):
             store.commit(rows(9), STATE, {"step": 9})
         monkeypatch.undo()
@@ -669,9 +717,7 @@ def test_the_store_knows_what_the_disk_holds_whatever_stops_a_commit(
     assert (store.about, store.num_rows) == ({"step": 9}, 4 * 72)
     store.commit(rows(12), STATE, {"step": 12})
     for reader in (store, FrameStore(store.path)):
-        pd.testing.assert_frame_equal(
-            reader.read(), all_rows(0, 3, 6, 9, 12), check_exact=True
-        )
+        check_rows(reader, 0, 3, 6, 9, 12)
         assert reader.state()[1] == {"step": 12}
 
 
@@ -703,12 +749,12 @@ def small_disk(tmp_path):
 def test_a_full_disk_is_told_and_nothing_is_lost(small_disk):
     with FrameStore(small_disk / "frame", write=True) as store:
         error, steps = fill_up(store)
-        assert error.__cause__.errno == errno.ENOSPC
-        assert "free space there; what was saved before is whole" in str(error)
-        assert steps
-        pd.testing.assert_frame_equal(
-            scan_frame(store.path).read(), all_rows(*steps), check_exact=True
+        assert (
+            "No space left on device; free space there; what was saved before is whole"
+            in str(error)
         )
+        assert steps
+        check_rows(scan_frame(store.path), *steps)
         assert store.state()[1] == {"step": steps[-1]}
         assert not list(store.path.glob(".*.part"))
 
@@ -724,9 +770,9 @@ def test_a_file_that_may_not_grow_is_told_and_nothing_is_lost(store):
             store.commit(rows(9), STATE, {"step": 9})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    pd.testing.assert_frame_equal(store.read(), all_rows(0, 3, 6), check_exact=True)
+    check_rows(store, 0, 3, 6)
     store.append(rows(9))
-    pd.testing.assert_frame_equal(store.read(), all_rows(0, 3, 6, 9), check_exact=True)
+    check_rows(store, 0, 3, 6, 9)
 
 
 @pytest.fixture
@@ -740,6 +786,17 @@ def read_only():
     yield place
     os.seteuid(user)
     shutil.rmtree(place)
+
+
+@contextlib.contextmanager
+def root():
+    """Within this block the process is again who it was, if it was root."""
+    user = os.geteuid()
+    os.seteuid(os.getuid())
+    try:
+        yield
+    finally:
+        os.seteuid(user)
 
 
 @pytest.fixture
@@ -760,6 +817,26 @@ def test_a_directory_that_may_not_be_written(parquet, read_only):
         srel_tf.write_frame(rows(0), read_only / "frame.parquet")
 
 
+def test_a_directory_that_may_not_be_written_is_read(store, read_only):
+    """Also one that a killed process has left: its remedy is named."""
+    with root():
+        copy = in_mid_commit(store, store.path.parent / "copy")
+        shutil.copytree(store.path, read_only / "frame")
+        shutil.copytree(copy.path, read_only / "killed")
+        for path in [read_only, *read_only.rglob("*")]:
+            path.chmod(0o555 if path.is_dir() else 0o444)
+    reader = FrameStore(read_only / "frame")
+    check_rows(reader, 0, 3, 6)
+    assert reader.state()[1] == {"step": 6}
+    with pytest.raises(StorageError, match=r"Permission denied"):
+        FrameStore(read_only / "frame", write=True)
+    with pytest.raises(
+        StorageError,
+        match=r"open the directory once with the right to write there, or open a copy of it",
+    ):
+        FrameStore(read_only / "killed")
+
+
 def test_the_old_file_stays_where_the_block_fails(tmp_path):
     file = tmp_path / "file"
     file.write_text("old", encoding="utf-8")
@@ -778,7 +855,7 @@ def test_the_old_file_stays_where_the_block_fails(tmp_path):
 # Reading piece by piece
 
 
-@pytest.mark.parametrize("cut", [1, 7, 36, 50, 72, 1000])
+@pytest.mark.parametrize("cut", [1, 36, 50, 1000])
 def test_pieces_cut_no_measurement(store, cut):
     pieces = list(store.scan().pieces(rows=cut))
     pd.testing.assert_frame_equal(

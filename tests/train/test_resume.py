@@ -84,13 +84,14 @@ def results(path, seed=0):
 
 
 def saved(path):
-    """How often the store has been saved."""
-    try:
-        return json.loads(
-            (path / "seed-0/frame.parts/index.json").read_text(encoding="utf-8")
-        )["saved"]
-    except FileNotFoundError:
-        return 0
+    """The number of the latest state, counted from 1."""
+    states = (path / "seed-0/frame.parts").glob("state-*.safetensors")
+    return max((int(file.stem.split("-")[1]) for file in states), default=0)
+
+
+def half_written(path):
+    """Whether a file, or the store's index, was being written."""
+    return any((path / "seed-0").rglob(".*.part")) or any(path.rglob("*-journal"))
 
 
 def run_and_kill(run, path, rng, kind):
@@ -116,7 +117,7 @@ def run_and_kill(run, path, rng, kind):
             assert time.monotonic() < deadline, "the run hangs"
             if until is None and saved(path) >= start + wanted:
                 until = time.monotonic() + rng.uniform(0, 0.25)
-            writing = kind == "writing" and any((path / "seed-0").rglob(".*.part"))
+            writing = kind == "writing" and half_written(path)
             if until is not None and (
                 writing or (kind == "any" and time.monotonic() >= until)
             ):
@@ -125,7 +126,7 @@ def run_and_kill(run, path, rng, kind):
             time.sleep(0.0005)
         status = process.wait()
     assert status in (0, -signal.SIGKILL)
-    return status != 0, any((path / "seed-0").rglob(".*.part"))
+    return status != 0, half_written(path)
 
 
 def kill_and_compare(run, path, uninterrupted, kills, *finish):
@@ -231,7 +232,8 @@ def test_a_kill_at_each_act(tmp_path, uninterrupted, capsys):
         print(
             f"\n{kills['commit']} kills in a save, {kills['finish']} while a seed was finished"
         )
-    assert min(kills.values()) >= 8
+    assert kills["commit"] >= 6
+    assert kills["finish"] >= 8
 
 
 SELECT = [
@@ -264,13 +266,13 @@ def test_kills_while_classes_are_selected(tmp_path):
     store, kills = path / "selection.parts", 0
     while kills < 3:
         start = (
-            FrameStore(store).about["step"] if (store / "index.json").exists() else -1
+            FrameStore(store).about["step"] if (store / "index.sqlite").exists() else -1
         )
         with subprocess.Popen(
             arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         ) as process:
             while process.poll() is None:
-                if (store / "index.json").exists() and (
+                if (store / "index.sqlite").exists() and (
                     (FrameStore(store).about or {}).get("step", -1)
                 ) > start:
                     break

@@ -281,7 +281,7 @@ class RunDirectory:
 
 def remove_store(path):
     """Remove a store, or what is left of one that a killed process was removing."""
-    if any((path / name).exists() for name in ("index.json", ".lock")):
+    if any((path / name).exists() for name in ("index.sqlite", ".lock")):
         FrameStore(path, write=True, anew=True).delete()
     else:
         with contextlib.suppress(OSError):  # It holds files of others.
