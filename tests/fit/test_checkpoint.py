@@ -88,6 +88,10 @@ def test_a_learning_rate_that_training_changed_is_no_difference(saved):
             {"measures": ["l1"]},
             r"probe 0, measures: \['kl', 'l1'\] there, \['l1'\] now",
         ),
+        (
+            {"probe": srel_tf.ProbeSet(X[:2], Y[:2], name="a")},
+            "probe 0, name: '' there, 'a' now",
+        ),
         ({"every": 2}, "probe 0, every: 1 there, 2 now"),
         ({"run": "b"}, "probe 0, run: '' there, 'b' now"),
         ({"seed": 4}, "probe 0, seed: 3 there, 4 now"),
@@ -272,7 +276,7 @@ def test_what_no_column_holds_is_told(tmp_path):
     ("name", "values"),
     [
         ("last_step", ["x", 100, 1.5, -1, True, [], 3]),
-        ("phantom", ["x", 100, 1.5, None, True, 10**400, 3]),
+        ("count_offset", ["x", 100, 1.5, None, True, 10**400, 3]),
         ("batch_size", ["x", 0, 1.5, None, True, 129]),
         ("epoch", ["x", -1, 1.5, None, True, 10**400]),
         ("batch", ["x", -1, 1.5, None, True, 10**400]),

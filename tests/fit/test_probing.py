@@ -348,28 +348,34 @@ OTHERS = srel_tf.ProbeSet(X[10:14], Y[10:14], targets=[0, 1, 3])  # By the same 
 
 
 def test_a_probe_whose_rows_could_not_be_told_from_anothers_is_refused():
+    """Whatever the schedules, which are not compared. A name of its own is enough, or another value in a column."""
     model = net()
     model.attach_probe(PROBE, measures=["kl", "l1"], seed=1)
+    some = srel_tf.ProbeSet(X[:2], Y[:2], ids=[9, 3], sources=[1], targets=[0, 1])
     for other in (
         {},
         {"probe": OTHERS},
         {"every": 5},
+        {"every": lambda step: step == 3},
         {"measures": "l1"},
         {"batch_size": 1},
-        {
-            "probe": srel_tf.ProbeSet(
-                X[:2], Y[:2], ids=[9, 3], sources=[1], targets=[0, 1]
-            )
-        },
+        {"probe": some},
     ):
         with pytest.raises(
-            ProbeError, match=r"step 0 is due for both.*give one of them another run"
+            ProbeError, match=r"a probe with name='' already.*give one of them a name"
         ):
             model.attach_probe(**{"probe": PROBE, "seed": 1, **other})
+    model.attach_probe(PROBE, seed=1, learning_rate=0.5)
+    with pytest.raises(
+        ProbeError, match=r"name='η=0.5' already.*ProbeSet\(\.\.\., name"
+    ):
+        model.attach_probe(PROBE, seed=1, learning_rate=0.5)
     for other in (
+        {"probe": PROBE.with_name("b")},
+        {"probe": srel_tf.ProbeSet(X[:4], Y[:4], name="c")},
+        {"probe": PROBE.with_name("d"), "learning_rate": 0.5},
         {"measures": "l2"},
         {"update": "fresh_adam"},
-        {"learning_rate": 0.5},
         {"estimator": "limit"},
         {"estimator": "auto"},
         {"run": "b"},
@@ -407,19 +413,20 @@ def test_probes_of_all_estimators_share_a_frame_and_stay_apart():
         pd.testing.assert_frame_equal(alone, srel_tf.smooth(rows))
 
 
-def test_two_schedules_of_one_series_may_take_turns_but_not_meet():
-    """The same where a given η is the optimizer's own. What was measured before they met is kept."""
+def test_names_tell_apart_what_else_would_be_one_measurement():
+    """Of the same ids, at the same steps and the same η, which the second probe is given."""
     model = net()
-    attach(model, every=lambda step: step % 2 == 0)
-    attach(
-        model,
-        probe=OTHERS,
-        every=lambda step: step in (3, 4),
-        learning_rate=np.float32(0.01),
-    )
-    with pytest.raises(OptionError, match=r"step 4 is due for two probes.*another run"):
-        fit(model)
-    assert steps_of(model.srel_frame()) == [0, 2, 3, 4]
+    attach(model, every=2)
+    attach(model, every=lambda step: step in (3, 4), learning_rate=np.float32(0.01))
+    attach(model, every=4, probe=OTHERS.with_name("others"))
+    fit(model, epochs=1)
+    frame = model.srel_frame()
+    steps = {name: steps_of(rows) for name, rows in frame.groupby("name")}
+    assert steps == {"": [0, 2, 4, 6], "η=0.01": [3, 4], "others": [0, 4]}
+    pairs = srel_tf.smooth(frame)
+    for name, rows in frame.groupby("name"):
+        alone = pairs[pairs["name"] == name].reset_index(drop=True)
+        pd.testing.assert_frame_equal(alone, srel_tf.smooth(rows))
 
 
 def test_detached_probes_measure_no_more():
