@@ -253,6 +253,7 @@ class SRelCallback(ClockedCallback):
     def state(self) -> JsonObject:
         """What a later process needs to continue, in the types that JSON has."""
         return {
+            "recorder": self.recorder.name,
             "last_step": self.recorder.last_step,
             "batch_size": self._settings.batch_size,  # Smaller than asked for once memory has run out.
             "about": self._metadata,

@@ -123,7 +123,7 @@ class Checkpoint(ClockedCallback):
         self._fingerprint: JsonObject | None = None  # Of the model as it was compiled.
         self._restored = False  # Whether the store holds this training: restore() matched them, or it was empty.
         self._restored_metrics: Arrays = ()  # Values for the metrics of the epoch that is continued.
-        self._saved_position: Position | None = None  # Of the last save in this fit.
+        self._saved_place: tuple[Position, int] | None = None  # Of the last save.
         self._saved_step = 0  # Step of the last save, or at which this fit began.
         self._stop_requested = False
 
@@ -242,7 +242,7 @@ class Checkpoint(ClockedCallback):
         self._restored = True
         for callback in _srel_callbacks(self.model):
             self._check_later_than_stored(callback, self.clock.step + 1)
-        self._saved_position, self._saved_step = None, self.clock.step
+        self._saved_step = self.clock.step
         # The fingerprint of the model as compiled, because a learning rate may change in training.
         self._fingerprint = self._fingerprint or training_fingerprint(self.model)
 
@@ -287,10 +287,13 @@ class Checkpoint(ClockedCallback):
 
     def _save_once(self) -> None:
         """Save unless this place is saved, or averages would overwrite the weights within an epoch."""
-        position = self.clock.position
-        is_spoiled = position.batch and self.model.optimizer.use_ema
-        if self._saved_position != position and not is_spoiled:
+        is_spoiled = self.clock.position.batch and self.model.optimizer.use_ema
+        if self._saved_place != self._place and not is_spoiled:
             self.save()
+
+    @property
+    def _place(self) -> tuple[Position, int]:
+        return self.clock.position, self.clock.step
 
     def save(self) -> None:
         """Save now. What was saved before stays complete if this fails. Raises `StorageError`."""
@@ -305,14 +308,10 @@ class Checkpoint(ClockedCallback):
             self._store.commit(frame, arrays, metadata)
         finally:  # Ctrl-C may come after the commit.
             self._forget_saved(self.model)
-        self._saved_position, self._saved_step = self.clock.position, self.clock.step
+        self._saved_place, self._saved_step = self._place, self.clock.step
 
     def _metadata(self, num_variables: int, num_metrics: int) -> JsonObject:
         """Return what `_load` and users need beside the arrays of a state."""
-        callbacks = _srel_callbacks(self.model)
-        marks: dict[str, int] = {}
-        for callback in callbacks:
-            marks.update(callback.recorder.mark)
         return {
             "epoch": self.clock.position.epoch,
             "batch": self.clock.position.batch,
@@ -320,8 +319,7 @@ class Checkpoint(ClockedCallback):
             "count_offset": self.clock.count_offset,
             "variables": num_variables,
             "metrics": num_metrics,
-            "probes": [callback.state for callback in callbacks],
-            "measured": marks,
+            "probes": [callback.state for callback in _srel_callbacks(self.model)],
             "model": self._fingerprint or training_fingerprint(self.model),
             "companions": [companion.state for companion in self._stateful_callbacks],
             "note": self._user_metadata,
@@ -353,16 +351,20 @@ class Checkpoint(ClockedCallback):
 
     def _has_measured_stored_rows(self) -> bool:
         """Return whether a probe of the model has measured rows that the store holds."""
-        stored_names = _marks(self._store.about).keys()
-        return any(
-            callback.recorder.mark.keys() & stored_names
-            for callback in _srel_callbacks(self.model)
-        )
+        stored_steps = self._stored_steps()
+        callbacks = _srel_callbacks(self.model)
+        return any(callback.recorder.name in stored_steps for callback in callbacks)
 
     def _forget_saved(self, model: keras.Model) -> None:
         """Drop from memory what the store holds, also if an interrupt prevented this right after saving."""
+        stored_steps = self._stored_steps()
         for callback in _srel_callbacks(model):
-            callback.recorder.forget(_marks(self._store.about))
+            callback.recorder.forget(stored_steps.get(callback.recorder.name))
+
+    def _stored_steps(self) -> dict[str, int | None]:
+        """Return {name of a recorder: latest step whose rows the store has taken}."""
+        probes = (self._store.about or {}).get("probes", [])
+        return {probe.get("recorder"): probe["last_step"] for probe in probes}
 
     def _stop_if_requested(self) -> None:
         if self._stop_requested:
@@ -411,9 +413,3 @@ def _as_arrays(prefix: str, state: Iterable[keras.Variable]) -> dict[str, np.nda
 def _srel_callbacks(model: keras.Model) -> list[SRelCallback]:
     """Return the callbacks of the model's probes; an empty list for models without `SRelMixin`."""
     return getattr(model, "_srel_callbacks", [])
-
-
-def _marks(metadata: JsonObject | None) -> dict[str, int]:
-    """Return {name of a recorder: number of its measurements that are saved} of a state."""
-    marks = (metadata or {}).get("measured")
-    return marks if isinstance(marks, dict) else {}

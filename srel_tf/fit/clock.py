@@ -91,13 +91,14 @@ class TrainingClock:
         reached: The place at which `step` was reached; None before the first epoch.
         times_gone_back: How often the training has gone back to an earlier state.
         optimizer: The optimizer that was observed last; None before the first fit.
+        mover: The callback that moves the clock.
+        fit: Keras's `params` of the present fit, an object that all of its callbacks share.
     """
 
     def __init__(self) -> None:
         self.times_gone_back = 0
-        # Keras's `params` of the present fit, an object that all of its callbacks share; no fit has this one.
-        self._fit: Any = object()
-        self._mover: ClockedCallback | None = None
+        self.mover: ClockedCallback | None = None
+        self.fit: Any = object()  # No fit has this one.
         self._reset()
 
     def _reset(self) -> None:
@@ -135,16 +136,6 @@ class TrainingClock:
         self.position, self._is_resumed = position, True
         self._place = Place(float(position.epoch), 0, Epoch())
         self._read_counts()
-
-    def is_moved_by(self, callback: ClockedCallback) -> bool:
-        """Return whether `callback` is the one that moves the clock in the present fit."""
-        return self._mover is callback
-
-    def let_move(self, callback: ClockedCallback) -> bool:
-        """Let the first callback of a fit that asks move the clock. Returns whether `callback` is this one."""
-        if callback.params is not self._fit:
-            self._fit, self._mover = callback.params, callback
-        return self._mover is callback
 
     def begin_fit(self, optimizer: keras.optimizers.Optimizer) -> None:
         """Note that `fit` begins."""
@@ -320,11 +311,14 @@ class ClockedCallback(keras.callbacks.Callback):
 
     @property
     def _moves_clock(self) -> bool:
-        return self.clock.is_moved_by(self)
+        return self.clock.mover is self
 
     def on_train_begin(self, logs: JsonObject | None = None) -> None:
-        if self.clock.let_move(self):
-            self.clock.begin_fit(self.model.optimizer)
+        clock = self.clock
+        if clock.fit is not self.params:  # This is the first callback of the fit.
+            clock.fit, clock.mover = self.params, self
+        if self._moves_clock:
+            clock.begin_fit(self.model.optimizer)
 
     def on_epoch_begin(self, epoch: int, logs: JsonObject | None = None) -> None:
         if self._moves_clock:

@@ -1,7 +1,6 @@
 """The results of a training that no store has taken yet, as one tidy frame."""
 
 import uuid
-from collections.abc import Mapping
 from typing import NamedTuple, cast
 
 import pandas as pd
@@ -12,12 +11,11 @@ from srel_tf.result import SRelResult
 
 
 class Record(NamedTuple):
-    """A result with its number in the order of measuring and the place at which its step was reached.
+    """A result and the place at which its step was reached.
 
     Results are kept as matrices, because these take an eighth of the memory of their rows.
     """
 
-    number: int
     result: SRelResult
     place: Place
 
@@ -38,21 +36,20 @@ class Recorder:
         seed: Value of the frame's column `seed`.
 
     Attributes:
+        name: A name that no other recorder has, by which a store knows whose results it has taken.
         stored_step: The latest step whose rows a store has taken; None if there is none.
     """
 
     def __init__(self, run: str, seed: int | None) -> None:
+        self.name = uuid.uuid4().hex
+        self.stored_step: int | None = None
         self._run, self._seed = run, seed
-        self._name = uuid.uuid4().hex
-        self._count = 0
         self._records: list[Record] = []
         self._held: list[Record] = []
-        self.stored_step: int | None = None
 
     def add(self, result: SRelResult, place: Place) -> None:
         """Append a result whose step was reached at `place`."""
-        self._records.append(Record(self._count, result, place))
-        self._count += 1
+        self._records.append(Record(result, place))
 
     def hold(self, step: int) -> None:
         """Take the results of `step` out of the frame until `release`."""
@@ -62,14 +59,21 @@ class Recorder:
 
     def release(self) -> None:
         """Put the results that are held back into the frame."""
-        held, self._held = self._held, []
-        for record in held:
-            self.add(record.result, record.place)
+        self._records, self._held = [*self._records, *self._held], []
 
     def withdraw(self, step: int) -> None:
         """Drop the results of `step` and later ones."""
         self._records = [record for record in self._records if record.step < step]
         self._held = []
+
+    def forget(self, step: int | None) -> None:
+        """Drop the results up to `step`, which a store has taken; None drops nothing.
+
+        The same call drops nothing when it is made again after the training has gone back.
+        """
+        if step is not None and step != self.stored_step:
+            self._records = [record for record in self._records if record.step > step]
+            self.stored_step = step
 
     def frame(self) -> pd.DataFrame:
         """Return all rows so far; without results, a frame without rows."""
@@ -93,22 +97,3 @@ class Recorder:
     def last_step(self) -> int | None:
         """The latest step that was measured; None if there is none."""
         return self._records[-1].step if self._records else self.stored_step
-
-    @property
-    def mark(self) -> dict[str, int]:
-        """{name of this recorder: number of measurements so far}, to be saved with them."""
-        return {self._name: self._count}
-
-    def forget(self, marks: Mapping[str, int]) -> None:
-        """Drop the results that a store has taken.
-
-        Args:
-            marks: {name of a recorder: number of measurements that are stored}. What was dropped for a mark is not
-                dropped again, and marks of other recorders drop nothing.
-        """
-        num_stored = marks.get(self._name, 0)
-        stored_steps = [r.step for r in self._records if r.number < num_stored]
-        if stored_steps:
-            self.stored_step = stored_steps[-1]
-        # One assignment, so that an interrupt is safe.
-        self._records = [r for r in self._records if r.number >= num_stored]

@@ -71,39 +71,42 @@ def test_epoch_waits_for_the_length_of_its_epoch():
 
 
 def test_what_was_saved_is_forgotten_once():
-    """However often it is told, and whatever other recorders have saved."""
-    recorder, other, epoch = Recorder("", None), Recorder("", None), Epoch()
-    for step in (1, 2):
+    """However often it is told: after going back, the same steps are other results."""
+    recorder, epoch = Recorder("", None), Epoch(6)
+    for step in (1, 2, 3):
         recorder.add(result(PROBE, step), Place(0, step, epoch))
-        other.add(result(PROBE, step), Place(0, step, Epoch(9)))
-    mark = recorder.mark
-    recorder.add(result(PROBE, 3), Place(0, 3, epoch))
+    recorder.forget(None)
+    assert recorder.frame()["step"].unique().tolist() == [1, 2, 3]
     for _ in range(2):
-        recorder.forget({**mark, **other.mark})
-        assert recorder.frame()["step"].unique().tolist() == [3]
-    recorder.forget({})
-    recorder.forget(other.mark)
-    epoch.length = 6
-    assert epochs_of(recorder) == {3: [0.5]}
-    assert len(other.frame()) == 2 * 2 * 16
+        recorder.forget(2)
+        assert epochs_of(recorder) == {3: [0.5]}
+    assert (recorder.stored_step, recorder.first_step, recorder.last_step) == (2, 3, 3)
+    recorder.withdraw(1)
+    recorder.add(result(PROBE, 1), Place(0, 1, epoch))
+    recorder.forget(2)
+    assert recorder.frame()["step"].unique().tolist() == [1]
+    assert recorder.name != Recorder("", None).name
 
 
 def test_results_of_later_steps_are_withdrawn():
     recorder = Recorder("", None)
-    assert (recorder.first_step, recorder.last_step, recorder.newest) == (
-        None,
-        None,
-        None,
-    )
+    nothing = (recorder.first_step, recorder.last_step, recorder.newest)
+    assert nothing == (None, None, None)
     for step in range(4):
         recorder.add(result(PROBE, step), Place(0, step, Epoch(8)))
     recorder.withdraw(3)
-    recorder.hold(2)
-    assert (recorder.first_step, recorder.last_step, recorder.newest.step) == (0, 1, 1)
-    mark = recorder.mark
-    recorder.release()
     assert epochs_of(recorder) == {0: [0.0], 1: [0.125], 2: [0.25]}
-    recorder.forget(mark)  # A store has the results before the mark.
+    assert (recorder.first_step, recorder.last_step, recorder.newest.step) == (0, 2, 2)
+
+
+def test_results_that_are_held_are_out_of_the_frame_until_they_are_released():
+    recorder = Recorder("", None)
+    for step in range(3):
+        recorder.add(result(PROBE, step), Place(0, step, Epoch(8)))
+    recorder.hold(2)
+    assert epochs_of(recorder) == {0: [0.0], 1: [0.125]}
+    recorder.forget(recorder.last_step)  # A store has the results before.
+    recorder.release()
     assert epochs_of(recorder) == {2: [0.25]}
     assert (recorder.stored_step, recorder.first_step, recorder.last_step) == (1, 2, 2)
     recorder.hold(2)
