@@ -56,9 +56,7 @@ class ProbeSet:
         targets: ArrayLike | None = None,
         name: str = "",
     ) -> None:
-        if not isinstance(name, str):
-            raise ProbeError(f"name={name!r}: give a string")
-        self.name = name
+        self.name = _as_name(name)
         self.x = np.asarray(x)
         self.y = np.asarray(y)
         _check_examples(self.x, self.y)
@@ -132,7 +130,7 @@ class ProbeSet:
     def with_name(self, name: str) -> ProbeSet:
         """Return the same probe with another name, to attach it twice, say."""
         probe = copy.copy(self)
-        probe.name = name
+        probe.name = _as_name(name)
         return probe
 
     def with_class_indices(self) -> ProbeSet:
@@ -250,6 +248,12 @@ def _check_label_range(labels: np.ndarray, num_names: int) -> None:
 
 def _as_text(names: Iterable[object]) -> tuple[str, ...]:
     return tuple(str(name) for name in names)
+
+
+def _as_name(name: object) -> str:
+    if not isinstance(name, str):
+        raise ProbeError(f"name={name!r}: give a string")
+    return name
 
 
 def _as_ids(ids: ArrayLike | None, n: int) -> np.ndarray:

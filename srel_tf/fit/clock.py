@@ -182,30 +182,24 @@ class TrainingClock:
 
     def end_epoch(self, optimizer: keras.optimizers.Optimizer) -> None:
         """Note that `fit` ends the epoch, at its last batch or before."""
-        if self._within_batch:
-            self._within_batch = False
-            self._end_data()
-        elif self.batches_left == 0:
-            self._complete_epoch()
-        else:
-            self._add_waypoint()
+        # Keras has begun a batch for which it has found no data.
+        data_ended, self._within_batch = self._within_batch, False
+        if data_ended and self._place.epoch.length is None:
+            self._place.epoch.length = self.position.batch or None
+        if data_ended or self.batches_left == 0:
+            self.position = Position(self.position.epoch + 1, 0)
+        self._add_waypoint()
+        if data_ended:
+            self._discount_phantom_update()
         self.observe(optimizer)
 
-    def _end_data(self) -> None:
-        """Note that Keras has begun a batch and has found no data for it."""
-        if self._place.epoch.length is None and self.position.batch:
-            self._place.epoch.length = self.position.batch
-        self._complete_epoch()
+    def _discount_phantom_update(self) -> None:
+        """Leave out the update that Keras counts, and does not make, when a generator is exhausted."""
         batches, updates = _counts(self.optimizer)
         if batches > self.batches:
-            # Keras increments `iterations` once when a generator is exhausted.
             self.count_offset = updates - self.step
             self._read_counts()
             self._add_waypoint()
-
-    def _complete_epoch(self) -> None:
-        self.position = Position(self.position.epoch + 1, 0)
-        self._add_waypoint()
 
     def observe(
         self, optimizer: keras.optimizers.Optimizer | None, batches: int = 0

@@ -11,6 +11,8 @@ import tensorflow as tf
 import srel_tf
 from srel_tf import OptionError, ProbeError
 
+pytestmark = pytest.mark.usefixtures("thermometer")
+
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(28, 5)).astype(np.float32)
 Y = RNG.integers(0, 3, 28)
@@ -29,8 +31,7 @@ def net(**compile_options):
 
 
 def attach(model, every, probe=PROBE, **options):
-    """A probe measured by `limit`, whose graph is made in a third of the time: when it is measured is looked at."""
-    model.attach_probe(probe, every, estimator="limit", **options)
+    model.attach_probe(probe, every, **options)
 
 
 def fit(model, epochs=2, verbose=0, **kwargs):
@@ -61,16 +62,18 @@ def test_measures_at_exactly_the_steps_of_the_schedule(every):
     assert list(frame.columns) == list(srel_tf.frames.schema.COLUMNS)
 
 
+@pytest.mark.usefixtures("real_instrument")
 def test_step_n_is_the_model_after_n_updates():
     """A measurement in `fit` equals measure() on a net that went through the same n updates by itself."""
     model, twin = net(), net()
     twin.set_weights(model.get_weights())
+    instrument = srel_tf.Instrument(twin, PROBE)
     model.attach_probe(PROBE, lambda n: n in (2, 7))
     fit(model, epochs=1, shuffle=False)
     frame = model.srel_frame()
     for step in range(STEPS + 1):
         if step in (2, 7):
-            expected = srel_tf.measure(twin, PROBE).to_frame()
+            expected = instrument().to_frame()
             measured = frame[frame["step"] == step]
             assert (expected["step"] == step).all()
             np.testing.assert_allclose(measured["srel"], expected["srel"], rtol=1e-4)
@@ -79,16 +82,17 @@ def test_step_n_is_the_model_after_n_updates():
             twin.train_on_batch(X[batch], Y[batch])
 
 
+@pytest.mark.usefixtures("real_instrument")
 def test_the_optimizers_own_step_is_from_its_present_state():
     """In the first `fit`, which begins before the optimizer has any state: Adam's moments count all the same."""
     model = net()
     model.compile("adam", model.loss)
-    model.attach_probe(PROBE, every=STEPS, update="optimizer")
+    model.attach_probe(PROBE, every=STEPS, measures="l1", update="optimizer")
     fit(model, epochs=1)
     last = model.srel_frame().query("step == @STEPS")
-    expected = srel_tf.measure(model, PROBE, update="optimizer").to_frame()
+    expected = srel_tf.measure(model, PROBE, "l1", update="optimizer").to_frame()
     np.testing.assert_allclose(last["numerator"], expected["numerator"], rtol=1e-5)
-    fresh = srel_tf.measure(model, PROBE, update="fresh_adam").to_frame()
+    fresh = srel_tf.measure(model, PROBE, "l1", update="fresh_adam").to_frame()
     assert not np.allclose(last["numerator"], fresh["numerator"], rtol=0.1)
 
 
@@ -388,6 +392,7 @@ def test_a_probe_whose_rows_could_not_be_told_from_anothers_is_refused():
         model.attach_probe(**{"probe": PROBE, "seed": 1, **other})
 
 
+@pytest.mark.usefixtures("real_instrument")
 def test_probes_of_all_estimators_share_a_frame_and_stay_apart():
     """Of the same examples at the same steps: each row tells its estimator, and the statistics are those of each."""
     model = net()

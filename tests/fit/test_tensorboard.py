@@ -45,6 +45,7 @@ def check_scalars(tensors, frame):
             np.testing.assert_array_equal(tensors[tag][step], np.float32(mean))
 
 
+@pytest.mark.usefixtures("thermometer")
 def test_scalars_and_heat_maps_of_a_fit(tmp_path):
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(8, 4)).astype(np.float32), np.arange(8) % 2
