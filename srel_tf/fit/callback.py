@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 
@@ -39,13 +39,6 @@ from srel_tf.probe import ProbeSet
 from srel_tf.result import SRelResult
 from srel_tf.settings import Settings
 from srel_tf.updates import learning_rate_now
-
-
-class TracedStep(NamedTuple):
-    """A training step that an instrument was made for: Keras's function and the ids of the weights it trains."""
-
-    function: Any
-    weights: list[int]
 
 
 class SRelCallback(ClockedCallback):
@@ -84,8 +77,8 @@ class SRelCallback(ClockedCallback):
         self._is_due = as_schedule(every)
         self._metadata = self._describe_options()
         self._instrument: Instrument | None = None
-        # The training step that the instrument was made for.
-        self._made_for: TracedStep | None = None
+        # The training step that the instrument was made for: Keras's function and the ids of the weights it trains.
+        self._made_for: tuple[Any, list[int]] = (None, [])
         self._optimizer_check = OptimizerCheck()
         self._times_gone_back = 0  # Of the clock, when this probe read it last.
         self._seconds: list[float] = []  # Of each measurement since the last report.
@@ -211,16 +204,13 @@ class SRelCallback(ClockedCallback):
         While Keras keeps a traced training step, the instrument is kept too.
         """
         weights = [id(variable) for variable in self.model.trainable_variables]
-        present = TracedStep(self.model.train_function, weights)
-        if self._instrument is None or not self._fits_instrument(present):
+        present = (self.model.train_function, weights)
+        is_same_trace = self._made_for[0] is present[0] and is_traced(self.model)
+        is_same_step = self._made_for == present or is_same_trace
+        if self._instrument is None or not is_same_step:
             self._instrument = Instrument(self.model, self.probe, self._settings)
             self._made_for = present
         return self._instrument
-
-    def _fits_instrument(self, present: TracedStep) -> bool:
-        if self._made_for is None or self._made_for.function is not present.function:
-            return False
-        return self._made_for == present or is_traced(self.model)
 
     def _measure_if_due(self) -> None:
         """Measure the present step if the schedule asks for it and it was not measured with the present η."""
