@@ -12,6 +12,8 @@ import tensorflow as tf
 
 import srel_tf
 from srel_tf import Checkpoint, FrameStore, StorageError
+from srel_tf.fit import callback
+from tests.fit.conftest import Thermometer
 from tests.made_up import probe, result
 
 pytestmark = pytest.mark.usefixtures("thermometer")
@@ -36,7 +38,12 @@ def net(probe=None, optimizer="adam", activation=None, loss=LOSS, **options):
 
 @pytest.fixture(scope="module")
 def once(tmp_path_factory):
-    with FrameStore(tmp_path_factory.mktemp("run") / "frame", write=True) as store:
+    path = tmp_path_factory.mktemp("run") / "frame"
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        FrameStore(path, write=True) as store,
+    ):
+        patch.setattr(callback, "Instrument", Thermometer)
         net().fit(X, Y, batch_size=4, verbose=0, callbacks=[Checkpoint(store)])
     return store.path
 
