@@ -471,6 +471,7 @@ def test_a_loss_of_the_users_is_what_fit_minimises():
         np.testing.assert_allclose(result.numerator("l1")[i], change, rtol=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore:.*source by source by forward-mode")
 def test_a_loss_of_the_users_in_fit():
     """Of a model that is compiled without one. The state that is saved names it, and no place in memory."""
     model = OwnLoss([keras.Input((5,)), *layers()])
