@@ -26,6 +26,8 @@ class ProbeSet:
         ids: Unique integers or strings that name the examples in frames, [n]; default 0 … n−1.
         sources: Indices into x of the sources, [n_s]; default all examples.
         targets: Indices into x of the targets, [n_t]; default all examples.
+        name: The name of the probe, which is the column `name` of its rows in frames. It tells the rows of two probes
+            apart that agree otherwise. The column is called `name`, not `probe`, because it holds a name and no probe.
 
     Attributes:
         labels: Class indices, int64 [n]; None for regression targets.
@@ -52,7 +54,9 @@ class ProbeSet:
         ids: ArrayLike | None = None,
         sources: ArrayLike | None = None,
         targets: ArrayLike | None = None,
+        name: str = "",
     ) -> None:
+        self.name = _as_name(name)
         self.x = np.asarray(x)
         self.y = np.asarray(y)
         _check_examples(self.x, self.y)
@@ -73,6 +77,7 @@ class ProbeSet:
         seed: int = 0,
         classes: Sequence[Any] | None = None,
         class_names: Sequence[object] | None = None,
+        name: str = "",
     ) -> ProbeSet:
         """Draw `per_class` examples of each class without replacement; their ids are their positions in x.
 
@@ -84,6 +89,7 @@ class ProbeSet:
                 class does not change the draws of the others.
             classes: Names or indices of the classes, in the order wanted; default all classes in y.
             class_names: As for `ProbeSet`.
+            name: As for `ProbeSet`.
 
         Raises:
             ProbeError: For an unknown class or a class with too few examples.
@@ -112,8 +118,20 @@ class ProbeSet:
         positions = np.concatenate(
             [_draw(labels, index, per_class, seed) for index in indices]
         )
-        probe = cls(x[positions], y[positions], class_names=class_names, ids=positions)
+        probe = cls(
+            x[positions],
+            y[positions],
+            class_names=class_names,
+            ids=positions,
+            name=name,
+        )
         return probe.with_class_indices() if are_floats else probe
+
+    def with_name(self, name: str) -> ProbeSet:
+        """Return the same probe with another name, to attach it twice, say."""
+        probe = copy.copy(self)
+        probe.name = _as_name(name)
+        return probe
 
     def with_class_indices(self) -> ProbeSet:
         """Return the same probe with its floating-point y read as class indices.
@@ -230,6 +248,12 @@ def _check_label_range(labels: np.ndarray, num_names: int) -> None:
 
 def _as_text(names: Iterable[object]) -> tuple[str, ...]:
     return tuple(str(name) for name in names)
+
+
+def _as_name(name: object) -> str:
+    if not isinstance(name, str):
+        raise ProbeError(f"name={name!r}: give a string")
+    return name
 
 
 def _as_ids(ids: ArrayLike | None, n: int) -> np.ndarray:

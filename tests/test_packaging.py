@@ -86,4 +86,4 @@ def test_a_log_directory_without_tensorboard_is_refused_at_once(monkeypatch, tmp
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(srel_tf.OptionError, match="pip install tensorboard"):
-        TensorBoardWriter(tmp_path, srel_tf.Settings())
+        TensorBoardWriter(tmp_path)

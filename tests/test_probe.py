@@ -18,6 +18,17 @@ def test_default_is_everything_on_both_sides():
     assert probe.classes.tolist() == [str(label) for label in Y]
 
 
+def test_names():
+    probe = ProbeSet(X, Y, name="a")
+    other = probe.with_name("b")
+    assert (ProbeSet(X, Y).name, probe.name, other.name) == ("", "a", "b")
+    assert other.fingerprint == probe.fingerprint
+    assert ProbeSet.sample(X, Y, per_class=1, name="c").name == "c"
+    for make in (lambda: ProbeSet(X, Y, name=3), lambda: probe.with_name(None)):
+        with pytest.raises(ProbeError, match=r"name=(3|None): give a string"):
+            make()
+
+
 def test_labels_as_they_come():
     one_hot = np.eye(3)[Y]
     for y in (Y, Y[:, None], Y.astype(np.uint8), one_hot, one_hot.astype(np.float32)):

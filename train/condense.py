@@ -44,7 +44,7 @@ KEPT = (
     "probe_ids",
     "left_out",
 )
-RULE = ["update", "estimator", "learning_rate"]
+RULE = ["name", "update", "estimator", "learning_rate"]
 MATRIX = ["run", "seed", "step", "epoch", "measure", *RULE]  # What makes a measurement.
 PAIR = [*MATRIX, "source_class", "target_class"]
 
@@ -168,10 +168,12 @@ def _keys(frame, names):
 
 def _rows(frame, key):
     """All rows with these values."""
+    stored = {name: value for name, value in key.items() if name != "name"}
     wanted = functools.reduce(
-        operator.and_, (pc.field(name) == value for name, value in key.items())
+        operator.and_, (pc.field(name) == value for name, value in stored.items())
     )
-    return frame.read(wanted)
+    rows = frame.read(wanted)
+    return rows[rows["name"] == key["name"]]  # Files of earlier versions lack it.
 
 
 def matrices(frame, steps):

@@ -39,6 +39,9 @@ def load(path):
         print(f"note: {left_out} is not finished and left out")
     names = "frame.parquet", "distances.parquet", "history.csv"
     frame, distances, history = (_together(finished, name) for name in names)
+    if saved.get("experiment") == "regression":
+        # Its three probes measure the same pairs, each at steps of its own.
+        frame = frame.assign(name="")
     found = {"": Case(frame, distances, risks=history)}
     if saved.get("experiment") == "regression":
         found[PAIRS] = Case(_most_followed(frame), risks=history, in_time=True)
@@ -204,7 +207,7 @@ def report(path, confidence, every_step=False):
 
 def _without_single_steps(table):
     """Without the rows of single steps where there is one for all of them."""
-    keys = ["model", "claim", "measure", "update", "estimator", "metric"]
+    keys = ["model", "claim", "name", "measure", "update", "estimator", "metric"]
     scoped = table.assign(
         metric=table["scope"].str.split(", (?:step|at all) ", regex=True).str[0]
     )
@@ -218,11 +221,12 @@ def _without_single_steps(table):
 def as_text(table):
     """The table for a terminal: effect with its interval, the claim's bounds, the verdict."""
     lines = []
-    for (model, measure, update, estimator), rows in table.groupby(
-        ["model", "measure", "update", "estimator"], sort=False
+    for (model, name, measure, update, estimator), rows in table.groupby(
+        ["model", "name", "measure", "update", "estimator"], sort=False
     ):
+        probe = name and f", probe {name}"
         lines.append(
-            f"{model}{model and ': '}{measure}, update {update}, estimator {estimator}"
+            f"{model}{model and ': '}{measure}, update {update}, estimator {estimator}{probe}"
         )
         for row in rows.to_dict("records"):
             numbers = "{effect_size:.3g} [{ci_low:.3g}, {ci_high:.3g}], claimed ({claim_low:.3g}, {claim_high:.3g})"

@@ -30,6 +30,7 @@ import pandas as pd
 from srel_tf.errors import ModelError, OptionError, StorageError
 from srel_tf.files import JsonObject, differences
 from srel_tf.fit.callback import SRelCallback
+from srel_tf.fit.clock import ClockedCallback, Position, clock_of
 from srel_tf.fit.identity import training_fingerprint
 from srel_tf.fit.model_state import Example, as_count, assign, build_metrics, variables
 from srel_tf.frames.store import FrameStore
@@ -37,18 +38,12 @@ from srel_tf.frames.store import FrameStore
 Arrays = Sequence[np.ndarray]
 
 
-class Position(NamedTuple):
-    """A place in the training: epochs done, and batches done of the next epoch."""
-
-    epoch: int
-    batch: int
-
-
 class SavedState(NamedTuple):
     """A training state that was read from a store.
 
     Attributes:
         position: The place in the training.
+        count_offset: As in `TrainingClock`.
         variables: Values of `model_state.variables`.
         metrics: Values of the metrics' variables; empty between epochs.
         fingerprint: The `training_fingerprint`.
@@ -57,6 +52,7 @@ class SavedState(NamedTuple):
     """
 
     position: Position
+    count_offset: int
     variables: Arrays
     metrics: Arrays
     fingerprint: JsonObject
@@ -64,7 +60,7 @@ class SavedState(NamedTuple):
     stateful_callbacks: list[Any]
 
 
-class Checkpoint(keras.callbacks.Callback):
+class Checkpoint(ClockedCallback):
     """Keras callback that saves model, optimizer and measurements into a `FrameStore`.
 
     A state is saved together with the rows that the probes measured before it, and these rows leave `srel_frame()`, so
@@ -126,17 +122,9 @@ class Checkpoint(keras.callbacks.Callback):
         self._user_metadata = note or {}
         self._fingerprint: JsonObject | None = None  # Of the model as it was compiled.
         self._restored = False  # Whether the store holds this training: restore() matched them, or it was empty.
-        self._start = self._position = Position(
-            0, 0
-        )  # The place where the present fit began, and the present place.
-        self._saved_position: Position | None = None
         self._restored_metrics: Arrays = ()  # Values for the metrics of the epoch that is continued.
-        self._batches_left: int | None = (
-            None  # Batches left of the epoch; None if unknown.
-        )
-        self._updates = 0  # The optimizer's count after the last batch.
-        self._save_is_due = False
-        self._interrupted = False  # Whether the epoch ends before its last batch.
+        self._saved_place: tuple[Position, int] | None = None  # Of the last save.
+        self._saved_step = 0  # Step of the last save, or at which this fit began.
         self._stop_requested = False
 
     def restore(self, model: keras.Model, example: Example | None = None) -> Position:
@@ -157,7 +145,7 @@ class Checkpoint(keras.callbacks.Callback):
         saved = self._store.state()
         if saved is None:
             self._restored = True
-            return self._start
+            return Position(0, 0)
         self._store.check()  # Report damaged parts before training, not after.
         _check_ready(model)
         try:
@@ -172,7 +160,7 @@ class Checkpoint(keras.callbacks.Callback):
                 f"probes ({type(error).__name__}: {error}): start again without it"
             ) from error
         self._restored = True
-        return self._position
+        return state.position
 
     def _verify(self, model: keras.Model, state: SavedState) -> None:
         """Raise `StorageError` if the state was saved with another model, optimizer, loss, probe or option."""
@@ -197,8 +185,10 @@ class Checkpoint(keras.callbacks.Callback):
             # Must precede assign(): this forward pass may advance seed generators.
             build_metrics(model, example, probes)
         assign(variables(model), state.variables)
+        clock = clock_of(model)
+        clock.resume(model.optimizer, state.count_offset, state.position)
         for callback, saved in zip(callbacks, state.probes, strict=True):
-            callback.resume(saved, model, *state.position)
+            callback.resume(saved, clock.step)
         for companion, saved in zip(
             self._stateful_callbacks, state.stateful_callbacks, strict=True
         ):
@@ -206,7 +196,6 @@ class Checkpoint(keras.callbacks.Callback):
         if state.metrics:
             assign(model.metrics_variables, state.metrics)
         self._fingerprint = state.fingerprint
-        self._start = self._position = state.position
         self._restored_metrics = state.metrics
 
     @contextlib.contextmanager
@@ -243,6 +232,7 @@ class Checkpoint(keras.callbacks.Callback):
         self._stop_requested = True
 
     def on_train_begin(self, logs: JsonObject | None = None) -> None:
+        super().on_train_begin(logs)
         has_content = self._store.about or self._store.num_rows
         if has_content and not self._restored and not self._has_measured_stored_rows():
             raise StorageError(
@@ -251,59 +241,44 @@ class Checkpoint(keras.callbacks.Callback):
             )
         self._restored = True
         for callback in _srel_callbacks(self.model):
-            self._check_later_than_stored(callback, callback.clock.step + 1)
-        self._updates = int(self.model.optimizer.iterations)
+            self._check_later_than_stored(callback, self.clock.step + 1)
+        self._saved_step = self.clock.step
         # The fingerprint of the model as compiled, because a learning rate may change in training.
         self._fingerprint = self._fingerprint or training_fingerprint(self.model)
 
     def on_epoch_begin(self, epoch: int, logs: JsonObject | None = None) -> None:
-        is_continued = epoch == self._start.epoch and self._start.batch
-        self._position = self._start if is_continued else Position(epoch, 0)
-        if is_continued and self._restored_metrics:
+        super().on_epoch_begin(epoch, logs)
+        if self.clock.position.batch and self._restored_metrics:
             # Continue the epoch's running means.
             assign(self.model.metrics_variables, self._restored_metrics)
         self._restored_metrics = ()
-        self._batches_left = self.params.get("steps")
-        self._interrupted = False
 
     def on_train_batch_end(self, batch: int, logs: JsonObject | None = None) -> None:
-        epoch, batches_done = self._position
-        self._position = Position(epoch, batches_done + 1)
-        steps = self.params.get("steps")
-        self._batches_left = steps and max(steps - batch - 1, 0)
-        self._count_updates()
-        if self._batches_left == 0:  # An epoch's last step is saved with the epoch.
+        super().on_train_batch_end(batch, logs)
+        batches_left = self.clock.batches_left
+        # An epoch's last step is saved with the epoch.
+        if batches_left == 0 or self.model.optimizer.use_ema:
             return
-        uses_averages = self.model.optimizer.use_ema
-        self._interrupted = self.model.stop_training or (
-            self._stop_requested and not uses_averages
-        )
-        if uses_averages:
-            return
-        is_due_within_epoch = self._save_is_due and self._batches_left
-        if self._interrupted or is_due_within_epoch:
+        is_due = self._is_due and batches_left is not None
+        if is_due or self.model.stop_training or self._stop_requested:
             self.save()  # Not at the end of the epoch, because validation overwrites the metrics.
             self._stop_if_requested()
 
-    def _count_updates(self) -> None:
-        """Read the optimizer's count of updates; a state is due if a multiple of `every` was passed."""
-        former_updates = self._updates
-        self._updates = int(self.model.optimizer.iterations)
-        if (
-            self._every is not None
-            and self._updates // self._every != former_updates // self._every
-        ):
-            self._save_is_due = True
+    @property
+    def _is_due(self) -> bool:
+        """Whether the training has passed a multiple of `every` since the last save."""
+        every = self._every
+        return (
+            every is not None and self.clock.step // every != self._saved_step // every
+        )
 
     def on_epoch_end(self, epoch: int, logs: JsonObject | None = None) -> None:
-        ends_early = self._batches_left and self.model.stop_training
-        if self._interrupted or ends_early:
+        super().on_epoch_end(epoch, logs)
+        if self.clock.position.batch:
             # `fit` ends here, but the epoch does not.
             self._save_once()
             return
-        self._position = Position(epoch + 1, 0)
-        is_due = self._every is None or self._save_is_due
-        if is_due or self._stop_requested:
+        if self._every is None or self._is_due or self._stop_requested:
             self.save()
         self._stop_if_requested()
 
@@ -312,9 +287,13 @@ class Checkpoint(keras.callbacks.Callback):
 
     def _save_once(self) -> None:
         """Save unless this place is saved, or averages would overwrite the weights within an epoch."""
-        is_spoiled = self._position.batch and self.model.optimizer.use_ema
-        if self._saved_position != self._position and not is_spoiled:
+        is_spoiled = self.clock.position.batch and self.model.optimizer.use_ema
+        if self._saved_place != self._place and not is_spoiled:
             self.save()
+
+    @property
+    def _place(self) -> tuple[Position, int]:
+        return self.clock.position, self.clock.step
 
     def save(self) -> None:
         """Save now. What was saved before stays complete if this fails. Raises `StorageError`."""
@@ -322,30 +301,25 @@ class Checkpoint(keras.callbacks.Callback):
         for callback in _srel_callbacks(self.model):
             self._check_later_than_stored(callback, callback.recorder.first_step)
         state = variables(self.model)
-        metrics = self.model.metrics_variables if self._position.batch else []
+        metrics = self.model.metrics_variables if self.clock.position.batch else []
         arrays = {**_as_arrays("v", state), **_as_arrays("m", metrics)}
         metadata = self._metadata(len(state), len(metrics))
         try:
             self._store.commit(frame, arrays, metadata)
         finally:  # Ctrl-C may come after the commit.
             self._forget_saved(self.model)
-        self._save_is_due = False
-        self._saved_position = self._position
+        self._saved_place, self._saved_step = self._place, self.clock.step
 
     def _metadata(self, num_variables: int, num_metrics: int) -> JsonObject:
         """Return what `_load` and users need beside the arrays of a state."""
-        callbacks = _srel_callbacks(self.model)
-        marks: dict[str, int] = {}
-        for callback in callbacks:
-            marks.update(callback.recorder.mark)
         return {
-            "epoch": self._position.epoch,
-            "batch": self._position.batch,
-            "step": int(self.model.optimizer.iterations),
+            "epoch": self.clock.position.epoch,
+            "batch": self.clock.position.batch,
+            "step": self.clock.step,
+            "count_offset": self.clock.count_offset,
             "variables": num_variables,
             "metrics": num_metrics,
-            "probes": [callback.state for callback in callbacks],
-            "measured": marks,
+            "probes": [callback.state for callback in _srel_callbacks(self.model)],
             "model": self._fingerprint or training_fingerprint(self.model),
             "companions": [companion.state for companion in self._stateful_callbacks],
             "note": self._user_metadata,
@@ -370,23 +344,27 @@ class Checkpoint(keras.callbacks.Callback):
             return
         if step <= stored:
             raise StorageError(
-                f"the training has gone back and is at step {callback.clock.step}, and {self._store.path} holds rows "
+                f"the training has gone back and is at step {self.clock.step}, and {self._store.path} holds rows "
                 f"up to step {stored}: call restore(model) before fit, or begin with FrameStore(path, write=True, "
                 "anew=True)"
             )
 
     def _has_measured_stored_rows(self) -> bool:
         """Return whether a probe of the model has measured rows that the store holds."""
-        stored_names = _marks(self._store.about).keys()
-        return any(
-            callback.recorder.mark.keys() & stored_names
-            for callback in _srel_callbacks(self.model)
-        )
+        stored_steps = self._stored_steps()
+        callbacks = _srel_callbacks(self.model)
+        return any(callback.recorder.name in stored_steps for callback in callbacks)
 
     def _forget_saved(self, model: keras.Model) -> None:
         """Drop from memory what the store holds, also if an interrupt prevented this right after saving."""
+        stored_steps = self._stored_steps()
         for callback in _srel_callbacks(model):
-            callback.recorder.forget(_marks(self._store.about))
+            callback.recorder.forget(stored_steps.get(callback.recorder.name))
+
+    def _stored_steps(self) -> dict[str, int | None]:
+        """Return {name of a recorder: latest step whose rows the store has taken}."""
+        probes = (self._store.about or {}).get("probes", [])
+        return {probe.get("recorder"): probe["last_step"] for probe in probes}
 
     def _stop_if_requested(self) -> None:
         if self._stop_requested:
@@ -415,6 +393,7 @@ def _load(arrays: Mapping[str, np.ndarray], metadata: JsonObject) -> SavedState:
     num_metrics = as_count(metadata["metrics"])
     return SavedState(
         position=Position(epoch, batch),
+        count_offset=metadata["count_offset"],
         variables=[arrays[f"v{i}"] for i in range(num_variables)],
         metrics=[arrays[f"m{i}"] for i in range(num_metrics)],
         fingerprint=metadata["model"],
@@ -434,9 +413,3 @@ def _as_arrays(prefix: str, state: Iterable[keras.Variable]) -> dict[str, np.nda
 def _srel_callbacks(model: keras.Model) -> list[SRelCallback]:
     """Return the callbacks of the model's probes; an empty list for models without `SRelMixin`."""
     return getattr(model, "_srel_callbacks", [])
-
-
-def _marks(metadata: JsonObject | None) -> dict[str, int]:
-    """Return {name of a recorder: number of its measurements that are saved} of a state."""
-    marks = (metadata or {}).get("measured")
-    return marks if isinstance(marks, dict) else {}

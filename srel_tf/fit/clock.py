@@ -1,12 +1,59 @@
-"""The place in a training: updates and epochs done, also after the training has gone back to a saved state."""
+"""The place in a training: updates, batches and epochs done, also after the training has gone back to a saved state.
+
+A model has one clock, `clock_of(model)`, which all of its probes and its checkpoint read.
+"""
 
 from __future__ import annotations
 
-import copy
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
+
+from srel_tf.files import JsonObject
+from srel_tf.fit.model_state import as_count
+
+
+class Position(NamedTuple):
+    """A place in the training as Keras counts: epochs done, and batches done of the next epoch."""
+
+    epoch: int
+    batch: int
+
+
+@dataclass(eq=False)
+class Epoch:
+    """An epoch of `fit`, shared by all places in it, which therefore see its length as soon as it is known.
+
+    Attributes:
+        length: Number of batches; None while it is unknown, and for good if an epoch of unknown length is interrupted.
+    """
+
+    length: int | None = None
+
+
+class Place(NamedTuple):
+    """A place in the training.
+
+    Attributes:
+        start: Epochs done before `batches`; NaN if unknown.
+        batches: Batches done since then.
+        epoch: The epoch that these batches belong to.
+    """
+
+    start: float
+    batches: int
+    epoch: Epoch
+
+    @property
+    def epochs(self) -> float:
+        """Epochs done, a fraction within an epoch; NaN as long as it is unknown."""
+        if not self.batches:
+            return self.start
+        if self.epoch.length is None:
+            return np.nan
+        return self.start + self.batches / self.epoch.length
 
 
 class Waypoint(NamedTuple):
@@ -21,27 +68,6 @@ class Waypoint(NamedTuple):
     num_batches: int
     epochs: float
     count_offset: int
-
-
-class Reached(NamedTuple):
-    """The place where the present step was reached.
-
-    Attributes:
-        epochs: Whole epochs done; NaN if unknown.
-        batches: Batches done of the next epoch.
-        length: Number of batches of that epoch; None if unknown.
-    """
-
-    epochs: float
-    batches: int
-    length: int | None
-
-    @property
-    def is_known(self) -> bool:
-        """Whether the number of epochs is known."""
-        return not np.isnan(self.epochs) and (
-            not self.batches or self.length is not None
-        )
 
 
 class Counts(NamedTuple):
@@ -61,180 +87,177 @@ class TrainingClock:
         count_offset: The optimizer's count of updates minus `step`. It grows by one when a generator is exhausted,
             because Keras then counts an update that no weights have received; it is negative after `compile` with a new
             optimizer, which counts from 0 while the steps go on.
-        reached: The place in the epochs at which `step` was reached; None before the first epoch.
+        position: Epochs and batches done, in Keras's count.
+        reached: The place at which `step` was reached; None before the first epoch.
+        times_gone_back: How often the training has gone back to an earlier state.
         optimizer: The optimizer that was observed last; None before the first fit.
+        mover: The callback that moves the clock.
+        fit: Keras's `params` of the present fit, an object that all of its callbacks share.
     """
 
     def __init__(self) -> None:
+        self.times_gone_back = 0
+        self.mover: ClockedCallback | None = None
+        self.fit: Any = object()  # No fit has this one.
         self._reset()
 
     def _reset(self) -> None:
         self.step = self.batches = self.count_offset = 0
-        self.reached: Reached | None = None
         self.optimizer: keras.optimizers.Optimizer | None = None
-        # The present place: `_epochs` epochs, then `_epoch_batches` batches of an epoch of `_epoch_length` batches.
-        self._epochs = 0.0
-        self._epoch_batches = 0
-        self._epoch_length: int | None = None  # None if unknown.
-        self._drawn_batches = (
-            0  # Batches that Keras has taken from the data in this epoch.
-        )
-        self._resumed_batches = (
-            0  # Batches of the coming epoch that an earlier process has trained.
-        )
+        self.position = Position(0, 0)
+        self.reached: Place | None = None
+        self._place = Place(0.0, 0, Epoch())
+        self._first_batch = 0  # Batches of this epoch that an earlier fit has trained.
+        self._is_resumed = False  # Whether the coming epoch is the rest of one.
         self._waypoints: list[Waypoint] = []
         self._within_batch = False
-        self._went_back = False
-
-    def copy(self) -> TrainingClock:
-        """Return an independent copy, for a probe that is attached later and counts as the others do."""
-        other = copy.copy(self)
-        other._waypoints = list(self._waypoints)
-        return other
+        self._went_back_in_fit = False
 
     def resume(
         self,
         optimizer: keras.optimizers.Optimizer,
-        count_offset: int,
-        epoch: int,
-        batch: int,
+        count_offset: Any,
+        position: Position,
     ) -> None:
-        """Continue from a state saved after `batch` batches of `epoch`. The next fit trains the rest of that epoch."""
+        """Continue from a state. The next fit trains the rest of its epoch.
+
+        Args:
+            optimizer: The optimizer, restored.
+            count_offset: The attribute of the clock at that state.
+            position: The attribute of the clock at that state.
+
+        Raises:
+            ValueError: For a `count_offset` that no training can have left.
+        """
+        updates = _counts(optimizer).updates
+        offset = as_count(count_offset, least=-(2**53), largest=updates)
         self._reset()
-        self.optimizer = optimizer
-        self.count_offset = count_offset
-        self._epochs = float(epoch)
-        self._resumed_batches = batch
+        self.optimizer, self.count_offset = optimizer, offset
+        self.position, self._is_resumed = position, True
+        self._place = Place(float(position.epoch), 0, Epoch())
         self._read_counts()
 
-    def begin_fit(self, optimizer: keras.optimizers.Optimizer) -> bool:
-        """Note that `fit` begins. Returns whether the training has gone back since the last observation."""
-        went_back = False
+    def begin_fit(self, optimizer: keras.optimizers.Optimizer) -> None:
+        """Note that `fit` begins."""
         if self._within_batch:
             # An error has hidden the end of this batch, which may have made an update before.
             has_counted = _counts(self.optimizer).batches > self.batches
-            went_back = self.observe(self.optimizer, int(has_counted))
+            self.observe(self.optimizer, int(has_counted))
             self._within_batch = False
-        went_back |= self.observe(optimizer)
-        self._went_back = False
-        return went_back
+        self.observe(optimizer)
+        self._went_back_in_fit = False
 
-    def begin_epoch(self, epoch: int, length: int | None) -> None:
+    def begin_epoch(
+        self, optimizer: keras.optimizers.Optimizer, epoch: int, length: int | None
+    ) -> None:
         """Note that Keras's epoch `epoch` begins, of `length` batches (None if unknown)."""
-        epochs = self._epochs_done
+        self.observe(optimizer)
+        start = self._place.epochs
+        if np.isnan(start):
+            # Batches of an interrupted epoch of unknown length do not count.
+            start = self._place.start
         # Keras counts the epochs of each fit from initial_epoch. It does not notice that a callback goes back.
-        is_ahead = epoch > epochs and not self._went_back
-        if np.isnan(epochs) or is_ahead:
-            epochs = float(epoch)
-        self._epochs = epochs
-        self._epoch_batches = self._drawn_batches = self._resumed_batches
-        self._epoch_length = length and length + self._resumed_batches
-        self._resumed_batches = 0
+        is_ahead = epoch > start and not self._went_back_in_fit
+        if np.isnan(start) or is_ahead:
+            start = float(epoch)
+        is_rest = self._is_resumed and epoch == self.position.epoch
+        self._is_resumed = False
+        self._first_batch = self.position.batch if is_rest else 0
+        self.position = Position(epoch, self._first_batch)
+        whole_length = None if length is None else length + self._first_batch
+        self._place = Place(start, self._first_batch, Epoch(whole_length))
         self._add_waypoint()
-        if self.reached is None or not self.reached.is_known:
-            self.reached = self._here()
+        if self.reached is None or np.isnan(self.reached.epochs):
+            self.reached = self._place
 
-    def begin_batch(self) -> None:
-        """Note that a batch begins. `observe(optimizer, batches=1)` follows, unless the data are exhausted."""
+    def begin_batch(self, optimizer: keras.optimizers.Optimizer) -> None:
+        """Note that a batch begins. `end_batch` follows, unless the data are exhausted."""
+        self.observe(optimizer)
         self._within_batch = True
 
-    def observe(self, optimizer: keras.optimizers.Optimizer, batches: int = 0) -> bool:
+    def end_batch(self, optimizer: keras.optimizers.Optimizer, batch: int) -> None:
+        """Note that Keras's batch `batch` of the epoch has ended."""
+        batches_done = self._first_batch + batch + 1
+        self.observe(optimizer, batches_done - self.position.batch)
+
+    def end_epoch(self, optimizer: keras.optimizers.Optimizer) -> None:
+        """Note that `fit` ends the epoch, at its last batch or before."""
+        # Keras has begun a batch for which it has found no data.
+        data_ended, self._within_batch = self._within_batch, False
+        if data_ended and self._place.epoch.length is None:
+            self._place.epoch.length = self.position.batch or None
+        if data_ended or self.batches_left == 0:
+            self.position = Position(self.position.epoch + 1, 0)
+        self._add_waypoint()
+        if data_ended:
+            self._discount_phantom_update()
+        self.observe(optimizer)
+
+    def _discount_phantom_update(self) -> None:
+        """Leave out the update that Keras counts, and does not make, when a generator is exhausted."""
+        batches, updates = _counts(self.optimizer)
+        if batches > self.batches:
+            self.count_offset = updates - self.step
+            self._read_counts()
+            self._add_waypoint()
+
+    def observe(
+        self, optimizer: keras.optimizers.Optimizer | None, batches: int = 0
+    ) -> None:
         """Read the counts of the model's optimizer.
 
         Args:
             optimizer: The optimizer, which may be another one than before.
             batches: Batches trained since the last observation.
-
-        Returns:
-            Whether the training has gone back since then.
         """
+        epoch, batches_before = self.position
+        self.position = Position(epoch, batches_before + batches)
+        was_within_batch = self._within_batch
+        self._within_batch = was_within_batch and not batches
         if self.optimizer is not None and optimizer is not self.optimizer:
-            if self._within_batch:
-                self.observe(
-                    self.optimizer, batches
-                )  # The former optimizer may have made this batch's update.
+            if was_within_batch:
+                # The former optimizer may have made this batch's update.
+                self._count(self.optimizer, batches)
                 batches = 0
             self._change_optimizer(optimizer)
-        self._drawn_batches += batches
-        if batches:
-            self._within_batch = False
-        went_back = (
-            self.optimizer is not None and _counts(optimizer).batches < self.batches
-        )
-        if went_back:
+        self._count(optimizer, batches)
+
+    def _count(
+        self, optimizer: keras.optimizers.Optimizer | None, batches: int
+    ) -> None:
+        if self.optimizer is not None and _counts(optimizer).batches < self.batches:
             self._go_back()
-            return True
+            return
         former_step = self.step
         self.optimizer = optimizer
-        self._epoch_batches += batches
+        start, batches_before, epoch = self._place
+        self._place = Place(start, batches_before + batches, epoch)
         self._read_counts()
         if self.step != former_step and self.reached is not None:
-            self.reached = self._here()
-        return False
-
-    def end_epoch(self) -> int | None:
-        """Note that the epoch ends. Returns its number of batches if that becomes known only now, else None."""
-        if not self._within_batch:
-            self._add_waypoint()
-            return None
-        self._within_batch = (
-            False  # Keras has begun a batch and has found no data for it.
-        )
-        was_unknown = self._epoch_length is None
-        length = self._drawn_batches if was_unknown else None
-        if length:
-            self._set_epoch_length(length)
-        self._add_waypoint()
-        batches, updates = _counts(self.optimizer)
-        if (
-            batches > self.batches
-        ):  # Keras increments `iterations` once when a generator is exhausted.
-            self.count_offset = updates - self.step
-            self._read_counts()
-            self._add_waypoint()
-        return length
+            self.reached = self._place
 
     @property
-    def is_last_batch(self) -> bool:
-        """Whether all batches of the epoch are known to be done."""
-        return (
-            self._epoch_length is not None and self._drawn_batches >= self._epoch_length
-        )
+    def batches_left(self) -> int | None:
+        """Batches left of the present epoch; None if its length is unknown."""
+        length = self._place.epoch.length
+        return None if length is None else max(length - self.position.batch, 0)
 
     @property
     def updates_next(self) -> bool:
         """Whether the optimizer applies an update with the next batch; else it only collects that batch's gradient."""
-        steps = _accumulation(_inner(self.optimizer))
-        return not steps or (self.batches + 1) % steps == 0
-
-    @property
-    def _epochs_done(self) -> float:
-        """Epochs done. Batches of an interrupted epoch of unknown length do not count."""
-        if not self._epoch_batches or not self._epoch_length:
-            return self._epochs
-        return self._epochs + self._epoch_batches / self._epoch_length
-
-    def _here(self) -> Reached:
-        return Reached(self._epochs, self._epoch_batches, self._epoch_length)
-
-    def _set_epoch_length(self, length: int) -> None:
-        self._epoch_length = length
-        if self.reached is not None and self.reached.length is None:
-            self.reached = self.reached._replace(length=length)
-
-    def _waypoint(self) -> Waypoint:
-        is_unknown = self._epoch_batches and not self._epoch_length
-        epochs = np.nan if is_unknown else self._epochs_done
-        return Waypoint(self.batches, epochs, self.count_offset)
+        return (self.batches + 1) % _batches_per_update(self.optimizer) == 0
 
     def _add_waypoint(self) -> None:
         self._waypoints.append(self._waypoint())
+
+    def _waypoint(self) -> Waypoint:
+        return Waypoint(self.batches, self._place.epochs, self.count_offset)
 
     def _read_counts(self) -> None:
         self.batches, updates = _counts(self.optimizer)
         self.step = updates - self.count_offset
 
-    def _change_optimizer(self, optimizer: keras.optimizers.Optimizer) -> None:
+    def _change_optimizer(self, optimizer: keras.optimizers.Optimizer | None) -> None:
         """Count on with another optimizer, whose own count may be any number."""
         self.optimizer = optimizer
         self.count_offset = _counts(optimizer).updates - self.step
@@ -245,11 +268,10 @@ class TrainingClock:
         """Find the place at which the optimizer had its present count, by interpolating between waypoints."""
         waypoints = [*self._waypoints, self._waypoint()]
         self.batches = _counts(self.optimizer).batches
-        batches_per_update = _accumulation(_inner(self.optimizer)) or 1
+        batches_per_update = _batches_per_update(self.optimizer)
         batches_at_step = self.batches - self.batches % batches_per_update
-        epochs_at_step = _epochs_at(batches_at_step, waypoints)
-        self.reached = Reached(epochs_at_step, 0, None)
-        self._epochs = _epochs_at(self.batches, waypoints)
+        self.reached = Place(_epochs_at(batches_at_step, waypoints), 0, Epoch())
+        self._place = Place(_epochs_at(self.batches, waypoints), 0, self._place.epoch)
         self._waypoints = [
             waypoint
             for waypoint in self._waypoints
@@ -257,10 +279,57 @@ class TrainingClock:
         ]
         if self._waypoints:
             self.count_offset = self._waypoints[-1].count_offset
-        self._epoch_batches = 0
-        self._went_back = True
+        self._went_back_in_fit = True
+        self.times_gone_back += 1
         self._read_counts()
         self._add_waypoint()
+
+
+def clock_of(model: keras.Model) -> TrainingClock:
+    """Return the clock of a model, which is made when it is first asked for."""
+    clock = getattr(model, "_srel_clock", None)
+    if clock is None:
+        clock = TrainingClock()
+        # Avoids Keras's attribute tracking: the clock is not part of the model, and is not saved with it.
+        object.__setattr__(model, "_srel_clock", clock)
+    return clock
+
+
+class ClockedCallback(keras.callbacks.Callback):
+    """A callback that reads its model's clock. The first one in the list of callbacks also moves it."""
+
+    @property
+    def clock(self) -> TrainingClock:
+        """The clock of the model that is trained."""
+        return clock_of(self.model)
+
+    @property
+    def _moves_clock(self) -> bool:
+        return self.clock.mover is self
+
+    def on_train_begin(self, logs: JsonObject | None = None) -> None:
+        clock = self.clock
+        if clock.fit is not self.params:  # This is the first callback of the fit.
+            clock.fit, clock.mover = self.params, self
+        if self._moves_clock:
+            clock.begin_fit(self.model.optimizer)
+
+    def on_epoch_begin(self, epoch: int, logs: JsonObject | None = None) -> None:
+        if self._moves_clock:
+            length = self.params.get("steps")
+            self.clock.begin_epoch(self.model.optimizer, epoch, length)
+
+    def on_train_batch_begin(self, batch: int, logs: JsonObject | None = None) -> None:
+        if self._moves_clock:
+            self.clock.begin_batch(self.model.optimizer)
+
+    def on_train_batch_end(self, batch: int, logs: JsonObject | None = None) -> None:
+        if self._moves_clock:
+            self.clock.end_batch(self.model.optimizer, batch)
+
+    def on_epoch_end(self, epoch: int, logs: JsonObject | None = None) -> None:
+        if self._moves_clock:
+            self.clock.end_epoch(self.model.optimizer)
 
 
 def _epochs_at(num_batches: int, waypoints: list[Waypoint]) -> float:
@@ -270,20 +339,20 @@ def _epochs_at(num_batches: int, waypoints: list[Waypoint]) -> float:
     return float(np.interp(num_batches, counts, epochs, left=np.nan))
 
 
-def _counts(optimizer: keras.optimizers.Optimizer | None) -> Counts:
+def _counts(optimizer: Any) -> Counts:
     optimizer = _inner(optimizer)
     updates = int(optimizer.iterations)
-    if not _accumulation(optimizer):
+    if _batches_per_update(optimizer) == 1:
         return Counts(updates, updates)
     # Keras's public `iterations` counts updates; only the variable behind it counts the batches collected for them.
     return Counts(int(optimizer._iterations), updates)
 
 
-def _accumulation(optimizer: keras.optimizers.Optimizer) -> int | None:
-    """Batches that the optimizer collects for an update; None for 1."""
-    return getattr(optimizer, "gradient_accumulation_steps", None)
+def _batches_per_update(optimizer: Any) -> int:
+    """Return how many batches the optimizer collects for an update."""
+    return getattr(_inner(optimizer), "gradient_accumulation_steps", None) or 1
 
 
-def _inner(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+def _inner(optimizer: Any) -> Any:
     """Return the optimizer that a `LossScaleOptimizer` wraps, or the optimizer itself."""
     return getattr(optimizer, "inner_optimizer", optimizer)

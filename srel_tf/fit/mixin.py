@@ -11,7 +11,6 @@ from srel_tf.errors import ModelError, OptionError, ProbeError
 from srel_tf.files import AnyPath
 from srel_tf.fit.callback import SRelCallback
 from srel_tf.fit.checkpoint import Checkpoint
-from srel_tf.fit.clock import TrainingClock
 from srel_tf.fit.schedules import Schedule
 from srel_tf.fit.traced import note_trace, note_weights
 from srel_tf.frames.schema import empty, merged
@@ -70,7 +69,8 @@ class SRelMixin(_Base):
         Attach again to measure another rule, measure or schedule in the same training; `detach_probes` removes all.
 
         Args:
-            probe: The examples, n_s sources and n_t targets.
+            probe: The examples, n_s sources and n_t targets. Its name is the frame's column `name`; a probe without one
+                is named by `learning_rate` if that is given ("η=0.001").
             every: An int or any `step -> bool`. Step n means that n optimizer updates have been applied; step 0 counts.
                 After a new `compile`, whose optimizer counts from 0, the steps continue.
             measures: As for `srel_tf.measure`, like `update`, `estimator`, `predictions`, `batch_size`, `precision` and
@@ -91,9 +91,8 @@ class SRelMixin(_Base):
             OptionError: For an option that does not exist.
             ModelError: For a model that cannot be measured.
             ProbeError: For a probe that does not fit the model; and if the frame could not distinguish the rows of two
-                probes, because they agree in run, seed, measure, update, estimator, η and ids, or their ids have
-                different types. If `every` is a function, `fit` raises an `OptionError` at the first step that both
-                probes measure.
+                probes, because they agree in run, seed, name, measure, update, estimator and ids (give one of them a
+                name), or their ids have different types.
         """
         if not isinstance(probe, ProbeSet):
             raise ProbeError(
@@ -111,8 +110,6 @@ class SRelMixin(_Base):
         )
         callback = SRelCallback(probe, every, settings, run, seed)
         callback.check_distinct_from(self._srel_callbacks)
-        if self._srel_clock is not None:
-            callback.clock = self._srel_clock.copy()
         if not self.built:
             self(keras.ops.convert_to_tensor(probe.x[:1]), training=False)
         if log_dir is not None:
@@ -120,12 +117,11 @@ class SRelMixin(_Base):
                 TensorBoardWriter,
             )  # Loads the plotting library.
 
-            callback.listeners.append(TensorBoardWriter(log_dir, settings))
+            callback.listeners.append(TensorBoardWriter(log_dir))
         self._set_srel_callbacks([*self._srel_callbacks, callback])
 
     def detach_probes(self) -> None:
         """Remove all probes and their measurements. Steps and epochs continue for probes that are attached later."""
-        object.__setattr__(self, "_srel_detached_clock", self._srel_clock)
         self._set_srel_callbacks([])
 
     def srel_frame(self) -> pd.DataFrame:
@@ -184,13 +180,6 @@ class SRelMixin(_Base):
     @property
     def _srel_callbacks(self) -> list[SRelCallback]:
         return getattr(self, "_srel_attached", [])
-
-    @property
-    def _srel_clock(self) -> TrainingClock | None:
-        """The clock of the first probe, or of the one that was detached; None without any probe so far."""
-        if self._srel_callbacks:
-            return self._srel_callbacks[0].clock
-        return getattr(self, "_srel_detached_clock", None)
 
     def _set_srel_callbacks(self, callbacks: list[SRelCallback]) -> None:
         # Avoids Keras's attribute tracking: probes are not part of the model, and are not saved with it.

@@ -69,8 +69,9 @@ def _check_match(variable: keras.Variable, array: np.ndarray) -> None:
         )
 
 
-def as_count(value: Any) -> int:
-    """Return a value that was read from a file. Raises `ValueError` unless it is an integer from 0 to 2^53 − 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**53:
-        raise ValueError(f"{value!r} is not a whole number from 0 on")
+def as_count(value: Any, least: int = 0, largest: int = 2**53 - 1) -> int:
+    """Return a value of a file. Raises `ValueError` unless it is an integer from `least` to `largest`."""
+    is_integer = isinstance(value, int) and not isinstance(value, bool)
+    if not is_integer or not least <= value <= largest:
+        raise ValueError(f"{value!r} is not a whole number from {least} to {largest}")
     return value

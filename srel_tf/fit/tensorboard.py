@@ -11,24 +11,22 @@ from srel_tf.files import AnyPath
 from srel_tf.frames.stats import smooth
 from srel_tf.plotting import plot_matrix
 from srel_tf.result import SRelResult
-from srel_tf.settings import Settings
 
 
 class TensorBoardWriter:
     """Listener that writes each result. The step of a summary is the number of optimizer updates.
 
-    Summaries are named by the update rule, and by estimator and η if those are not the defaults, so that the curves of
-    several probes of a model stay separate.
+    Summaries are named by the probe's name if it has one, the update rule, and the estimator if it is not the default,
+    so that the curves of several probes of a model stay separate.
 
     Args:
         log_dir: The TensorBoard directory.
-        settings: Options of the measurement.
 
     Raises:
         OptionError: If TensorBoard is not installed, or summaries cannot be written to `log_dir`.
     """
 
-    def __init__(self, log_dir: AnyPath, settings: Settings) -> None:
+    def __init__(self, log_dir: AnyPath) -> None:
         if (
             importlib.util.find_spec("tensorboard") is None
         ):  # Checked here, because tf.summary fails when first used.
@@ -36,7 +34,6 @@ class TensorBoardWriter:
                 f"log_dir={str(log_dir)!r} needs TensorBoard, which is not installed: pip install tensorboard"
             )
         self._log_dir = log_dir
-        self._rule = _name_of_rule(settings)
         try:
             self._writer = tf.summary.create_file_writer(str(log_dir))
         except tf.errors.OpError as error:
@@ -56,7 +53,7 @@ class TensorBoardWriter:
 
     def _write(self, result: SRelResult) -> None:
         frame = result.to_frame()
-        prefix = f"srel_{self._rule}"
+        prefix = _prefix(result)
         with self._writer.as_default(step=result.step):
             for pair in smooth(frame).itertuples():
                 classes = f"{pair.source_class} to {pair.target_class}"
@@ -70,13 +67,10 @@ class TensorBoardWriter:
         self._writer.flush()
 
 
-def _name_of_rule(settings: Settings) -> str:
-    name = settings.update
-    if settings.estimator != "exact":
-        name += f"_{settings.estimator}"
-    if settings.learning_rate is not None:
-        name += f"_{settings.learning_rate:g}"
-    return name
+def _prefix(result: SRelResult) -> str:
+    estimator = "" if result.estimator == "exact" else result.estimator
+    names = ["srel", result.probe.name, result.update, estimator]
+    return "_".join(name for name in names if name)
 
 
 def _as_image(figure: Figure) -> tf.Tensor:

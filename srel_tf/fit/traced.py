@@ -8,6 +8,10 @@ import warnings
 from typing import Any, NamedTuple
 
 import keras
+import numpy as np
+import tensorflow as tf
+
+from srel_tf.errors import ModelError
 
 WEIGHTED = (
     "fit weighs the examples (class_weight, sample_weight, or weights in the data), and S_rel is of the step on each "
@@ -99,6 +103,55 @@ def warn_of_stale_trace(model: keras.Model) -> None:
             "learning_rate was set to another schedule after Keras had traced the training step: Keras goes on with "
             "the rate that it had, and S_rel is measured with the new one; call model.compile(...) with the schedule",
         )
+
+
+class OptimizerCheck:
+    """Checks, until it has seen an update, that the compiled optimizer is the one that trains the model."""
+
+    def __init__(self) -> None:
+        self._counting: Any = None  # The optimizer that has been seen to count.
+        self._optimizer: Any = None
+        self._num_batches = 0
+        self._norms: np.ndarray | None = None
+
+    def begin_batch(self, model: keras.Model, num_batches: int) -> None:
+        """Note optimizer and weights before a batch. `num_batches` is the optimizer's count."""
+        self._optimizer, self._num_batches = model.optimizer, num_batches
+        is_counting = self._optimizer is self._counting
+        self._norms = None if is_counting else _norms(model)
+
+    def end_batch(self, model: keras.Model, num_batches: int) -> None:
+        """Check the optimizer's count after the batch.
+
+        Raises:
+            ModelError: If the weights have moved without an update of the compiled optimizer.
+        """
+        if self._norms is None or model.optimizer is not self._optimizer:
+            return
+        updates = num_batches - self._num_batches
+        if updates > 1:
+            warn_once(
+                model,
+                f"the optimizer of model {model.name!r} made {updates} updates in one batch: S_rel is measured between "
+                "batches, and steps within one are left out; give `every` a multiple of that number",
+            )
+        if updates:
+            self._counting = self._optimizer
+        elif not np.array_equal(self._norms, _norms(model), equal_nan=True):
+            raise ModelError(
+                f"the weights of model {model.name!r} have moved, and its compiled optimizer "
+                f"({type(model.optimizer).__name__}) has made no update: train_step uses another optimizer, so that "
+                "there are no steps to count and no η to take; compile the model with the optimizer that trains it, or "
+                "measure in a loop of your own with srel_tf.Instrument(model, probe, "
+                "srel_tf.Settings(learning_rate=...))"
+            )
+
+
+def _norms(model: keras.Model) -> np.ndarray:
+    """Compute the norm of each trainable weight, float64 [n_weights]."""
+    return np.array(
+        [float(tf.norm(tf.cast(v.value, "float64"))) for v in model.trainable_variables]
+    )
 
 
 def _changed_layers(model: keras.Model, traced: Traced) -> list[str]:

@@ -18,7 +18,7 @@ from srel_tf.frames.schema import (
     METHOD_OF_ESTIMATOR,
     check_columns,
     empty,
-    lacks_method,
+    missing_columns,
 )
 
 ROWS_AT_A_TIME = 2**17
@@ -27,14 +27,14 @@ ROWS_AT_A_TIME = 2**17
 class StoredFrame:
     """The rows of Parquet files, one file after the other. `srel_tf.smooth` and `separation` accept it as a frame.
 
-    Files of an earlier version have no column `method`; it is filled in as by `srel_tf.read_frame`.
+    Files of an earlier version lack the columns `name` or `method`; they are filled in as by `srel_tf.read_frame`.
 
     Args:
         files: Paths of Parquet files with the same columns.
 
     Attributes:
-        dataset: The `pyarrow.dataset.Dataset` for queries of your own, in which a missing `method` is null; None
-            without files.
+        dataset: The `pyarrow.dataset.Dataset` for queries of your own, in which a missing `name` or
+            `method` is null; None without files.
 
     Raises:
         FrameError: If a file is not a frame.
@@ -56,7 +56,7 @@ class StoredFrame:
         self.dataset: pa.dataset.Dataset | None = None
         if self._names:
             with self._as_frame_errors():
-                self.dataset = _with_method(
+                self.dataset = _with_all_columns(
                     pa.dataset.dataset(self._names, format="parquet")
                 )
 
@@ -151,10 +151,10 @@ class StoredFrame:
         return self.dataset
 
     def _filled_in(self, columns: Sequence[str]) -> dict[str, pc.Expression]:
-        """Return {name: expression} of the columns; a null `method` is replaced by that of the estimator."""
+        """Return {name: expression} of the columns; null in `name` and `method` is replaced by what it stands for."""
         expressions = {name: pc.field(name) for name in columns}
-        if "method" in columns and "method" in self.schema.names:
-            expressions["method"] = _filled_in_method(self.schema.field("method").type)
+        for name in {"name", "method"}.intersection(columns, self.schema.names):
+            expressions[name] = _filled_in_column(name, self.schema.field(name).type)
         return expressions
 
     @contextlib.contextmanager
@@ -191,12 +191,13 @@ def _finish(piece: pd.DataFrame, finished: set[str]) -> pd.DataFrame:
     return piece
 
 
-def _filled_in_method(text: pa.DataType) -> pc.Expression:
-    """Return the expression for `method`, of this type, that replaces null by the method of the estimator."""
-    method = pc.field("method")
+def _filled_in_column(name: str, text: pa.DataType) -> pc.Expression:
+    """Return the expression for `name` or `method`, of this type, with its values for earlier versions."""
+    column = pc.field(name)
     if text == pa.null():  # The columns of an empty frame have no type.
-        return method
-    return pc.coalesce(method, _method_of_estimator(text))
+        return column
+    missing = pa.scalar("", text) if name == "name" else _method_of_estimator(text)
+    return pc.coalesce(column, missing)
 
 
 def _method_of_estimator(text: pa.DataType) -> pc.Expression:
@@ -208,14 +209,14 @@ def _method_of_estimator(text: pa.DataType) -> pc.Expression:
     return method
 
 
-def _with_method(dataset: pa.dataset.Dataset) -> pa.dataset.Dataset:
-    """Add a column of null `method` to the frame of an earlier version; other tables stay unchanged."""
+def _with_all_columns(dataset: pa.dataset.Dataset) -> pa.dataset.Dataset:
+    """Add null columns that the frame of an earlier version lacks; other tables stay unchanged."""
     schema = dataset.schema
-    if not lacks_method(schema.names):
-        return dataset
-    text = schema.field("estimator").type
-    if pa.types.is_dictionary(text):
-        text = text.value_type
-    after_estimator = schema.get_field_index("estimator") + 1
-    schema = schema.insert(after_estimator, pa.field("method", text))
+    for name in missing_columns(schema.names):
+        text = schema.field("estimator").type
+        if pa.types.is_dictionary(text):
+            text = text.value_type
+        before = {"name": "seed", "method": "estimator"}[name]
+        place = schema.get_field_index(before) + 1
+        schema = schema.insert(place, pa.field(name, text))
     return dataset.replace_schema(schema)

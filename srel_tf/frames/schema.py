@@ -15,7 +15,7 @@ from srel_tf.errors import FrameError, OptionError, StorageError
 from srel_tf.files import AnyPath, check_regular, replacing
 
 COLUMNS = (
-    "run", "seed", "step", "epoch", "measure", "update", "estimator", "method", "learning_rate",
+    "run", "seed", "name", "step", "epoch", "measure", "update", "estimator", "method", "learning_rate",
     "source_id", "source_class", "target_id", "target_class", "numerator", "denominator", "srel", "valid",
 )  # fmt: skip
 
@@ -26,11 +26,12 @@ METHODS = ("finite_step", "finite_step_float64", "limit", "limit_float64")
 # Frames of versions without a column `method` named the method in the column `estimator`.
 METHOD_OF_ESTIMATOR = {"exact": "finite_step", "limit": "limit"}
 
-# The columns that identify a measurement: rows that agree in them belong to one matrix. `method` is not among them,
-# because the rows of one "auto" matrix are computed in several ways.
+# The columns that identify a measurement: rows that agree in them belong to one matrix. `name` is that of the probe.
+# `method` is not among them, because the rows of one "auto" matrix are computed in several ways.
 MATRIX = [
     "run",
     "seed",
+    "name",
     "step",
     "epoch",
     "measure",
@@ -90,6 +91,7 @@ def _rows(
     columns = {
         "run": str(run),
         "seed": _nullable_integers(seed, n_rows),
+        "name": probe.name,
         "step": _nullable_integers(result.step, n_rows),
         "epoch": np.full(n_rows, epoch, dtype=np.float64),
         "measure": measure,
@@ -120,43 +122,26 @@ def _nullable_integers(
 def rule_names(frame: pd.DataFrame) -> pd.Series:
     """Name the fictitious step of each row, for tables and legends.
 
-    The name is the update rule ("sgd"), with ", auto" for that estimator. Estimator "limit" is named "limit" whatever
-    its η. If a run has several η of one rule and estimator at one step, the names of both include η ("sgd η=0.001").
+    The name is the update rule ("sgd"), with ", auto" for that estimator; estimator "limit" is named "limit". The name
+    of the probe follows ("sgd η=0.001"). It depends on the row alone.
 
     Args:
-        frame: A frame with the columns `run`, `step`, `update`, `estimator` and `learning_rate`.
+        frame: A frame with the columns `update` and `estimator`; without a column `name`, probes have no names.
 
     Returns:
         Names, one per row, with the index of `frame`.
 
     Example:
         >>> import pandas as pd, srel_tf
-        >>> frame = pd.DataFrame({"run": "a", "step": 0, "update": "sgd", "estimator": ["exact", "auto", "limit"],
-        ...                       "learning_rate": 0.1})
+        >>> frame = pd.DataFrame({"name": ["", "η=0.1", ""], "update": "sgd", "estimator": ["exact", "auto", "limit"]})
         >>> srel_tf.rule_names(frame).tolist()
-        ['sgd', 'sgd, auto', 'limit']
+        ['sgd', 'sgd η=0.1, auto', 'limit']
     """
-    update, estimator = _rule(frame)
-    rate = frame["learning_rate"].map("{:g}".format)
-    names = update.mask(_has_several_rates(frame), update + " η=" + rate)
-    names = names.mask(estimator == "auto", names + ", auto")
-    names = names.mask(estimator == "limit", "limit")
-    return names.rename("rule")
-
-
-def _rule(frame: pd.DataFrame) -> list[pd.Series]:
-    """Return update rule and estimator of each row, as text."""
-    return [frame[name].astype(str) for name in ("update", "estimator")]
-
-
-def _has_several_rates(frame: pd.DataFrame) -> pd.Series:
-    """Return for each row whether its rule and estimator have several η at any one step of a run, bool [n_rows]."""
-    rule = _rule(frame)
-    rates_of_step = frame["learning_rate"].groupby(
-        [frame["run"], frame["step"], *rule], dropna=False
-    )
-    has_several = rates_of_step.transform("nunique") > 1
-    return has_several.groupby(rule).transform("any")
+    frame = with_name(frame)
+    update, estimator = (frame[name].astype(str) for name in ("update", "estimator"))
+    rule = update.mask(estimator == "limit", "limit")
+    names = (rule + " " + frame["name"].astype(str)).str.rstrip()
+    return names.mask(estimator == "auto", names + ", auto").rename("rule")
 
 
 def empty() -> pd.DataFrame:
@@ -190,6 +175,7 @@ def check_columns(frame: object, needed: Iterable[str]) -> None:
 
 _TEXT = (
     "run",
+    "name",
     "measure",
     "update",
     "estimator",
@@ -256,27 +242,34 @@ _READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
 }
 
 
-def lacks_method(columns: Iterable[str]) -> bool:
-    """Return whether these are the columns of a measurement frame of a version that had no `method`.
+def missing_columns(names: Iterable[str]) -> list[str]:
+    """List the columns that a measurement frame with columns `names` lacks because an earlier version wrote it.
 
     Tables of statistics have no `source_id`, and never have a `method`.
     """
-    return "method" not in columns and {
-        "estimator",
-        "source_id",
-        "target_id",
-        "srel",
-        "valid",
-    } <= set(columns)
+    present = set(names)
+    if not {"estimator", "source_id", "target_id", "srel", "valid"} <= present:
+        return []
+    return [name for name in ("name", "method") if name not in present]
 
 
-def with_method(frame: pd.DataFrame) -> pd.DataFrame:
-    """Add the column `method` to a frame of an earlier version; any other table is returned unchanged."""
-    if not lacks_method(frame.columns):
+def with_name(frame: pd.DataFrame) -> pd.DataFrame:
+    """Add the column `name`, "" in each row, to a frame that lacks it."""
+    return frame if "name" in frame.columns else frame.assign(name="")
+
+
+def completed(frame: pd.DataFrame) -> pd.DataFrame:
+    """Add `name` and `method` to a measurement frame of an earlier version; any other table is returned unchanged."""
+    missing = missing_columns(frame.columns)
+    if not missing:
         return frame
-    method = frame["estimator"].astype(str).map(METHOD_OF_ESTIMATOR)
-    frame.insert(list(frame.columns).index("estimator") + 1, "method", method)
-    return frame
+    frame = with_name(frame)
+    if "method" in missing:
+        method = frame["estimator"].astype(str).map(METHOD_OF_ESTIMATOR)
+        frame = frame.assign(method=method)
+    known = [name for name in COLUMNS if name in frame.columns]
+    others = [name for name in frame.columns if name not in COLUMNS]
+    return frame[[*known, *others]]
 
 
 def write_frame(frame: pd.DataFrame, path: AnyPath) -> Path:
@@ -322,7 +315,8 @@ def arrow_errors() -> Iterator[None]:
 def read_frame(path: AnyPath) -> pd.DataFrame:
     """Read a frame that `write_frame` wrote.
 
-    A frame of an earlier version has no column `method` and gets one ("exact" is "finite_step", "limit" is "limit").
+    A frame of an earlier version has no column `name` and gets one, of probes without names; it may have no column
+    `method`, and gets one ("exact" is "finite_step", "limit" is "limit").
     The rows of estimator "auto" in such a frame were saved under the estimator "exact" or "limit", because that column
     named their method, and keep it; whether such a row was computed in float64 is unknown.
 
@@ -346,7 +340,7 @@ def read_frame(path: AnyPath) -> pd.DataFrame:
         raise FrameError(f"there is no frame {path}")
     try:
         check_regular(path)
-        return with_method(_READERS[path.suffix](path))
+        return completed(_READERS[path.suffix](path))
     except StorageError as error:
         raise FrameError(f"there is no frame {path}: it is no regular file") from error
     except (

@@ -9,7 +9,7 @@ from scipy.stats import mannwhitneyu
 
 from srel_tf.errors import FrameError
 from srel_tf.frames.lazy import StoredFrame
-from srel_tf.frames.schema import MATRIX, check_columns
+from srel_tf.frames.schema import MATRIX, check_columns, with_name
 
 NEEDED = [
     *MATRIX,
@@ -44,9 +44,9 @@ def smooth(frame: pd.DataFrame | StoredFrame, diagonal: bool = True) -> pd.DataF
         diagonal: Whether to include the pairs of an example with itself, which are 1 by definition, as the paper does.
 
     Returns:
-        One row per (run, seed, step, epoch, measure, update, estimator, learning_rate, source_class, target_class) with
-        `mean` and `median` over the valid entries (NaN if there are none), `n_valid`, the number of valid entries, and
-        `n_pairs`, the number of all entries.
+        One row per measurement (run, seed, name, step, epoch, measure, update, estimator, learning_rate), source class
+        and target class, with `mean` and `median` over the valid entries (NaN if there are none), `n_valid`, the number
+        of valid entries, and `n_pairs`, the number of all entries.
 
     Raises:
         FrameError: If columns are missing.
@@ -67,8 +67,7 @@ def smooth(frame: pd.DataFrame | StoredFrame, diagonal: bool = True) -> pd.DataF
             [_smooth(piece, diagonal) for piece in frame.pieces(NEEDED)],
             ignore_index=True,
         )
-    check_columns(frame, NEEDED)
-    return _smooth(frame, diagonal)
+    return _smooth(_checked(frame), diagonal)
 
 
 def _smooth(frame: pd.DataFrame, diagonal: bool) -> pd.DataFrame:
@@ -90,10 +89,10 @@ def separation(frame: pd.DataFrame | StoredFrame) -> pd.DataFrame:
         frame: A DataFrame, or a `StoredFrame` (`scan_frame`), which is read in pieces.
 
     Returns:
-        One row per (run, seed, step, epoch, measure, update, estimator, learning_rate) with `auc`, the probability that
-        a random intra-class entry exceeds a random inter-class one, ties counting half; the medians `median_intra` and
-        `median_inter` and their ratio `ratio_of_medians`; `n_intra` and `n_inter`, the numbers of valid entries. NaN if
-        there are no entries of either kind.
+        One row per measurement (run, seed, name, step, epoch, measure, update, estimator, learning_rate) with `auc`,
+        the probability that a random intra-class entry exceeds a random inter-class one, ties counting half; the
+        medians `median_intra` and `median_inter` and their ratio `ratio_of_medians`; `n_intra` and `n_inter`, the
+        numbers of valid entries. NaN if there are no entries of either kind.
 
     Raises:
         FrameError: If columns are missing, or the frame has no classes.
@@ -113,8 +112,13 @@ def separation(frame: pd.DataFrame | StoredFrame) -> pd.DataFrame:
         return pd.concat(
             [_separations(piece) for piece in frame.pieces(NEEDED)], ignore_index=True
         )
-    check_columns(frame, NEEDED)
-    return _separations(frame)
+    return _separations(_checked(frame))
+
+
+def _checked(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a frame with its column `name`. Raises `FrameError` if another column is missing."""
+    check_columns(frame, [column for column in NEEDED if column != "name"])
+    return with_name(frame)
 
 
 def _separations(frame: pd.DataFrame) -> pd.DataFrame:

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from srel_tf.errors import FrameError
+from srel_tf.frames.schema import with_name
 from srel_tf.hypotheses.series import NEGLIGIBLE, Cube, cube, groups, log2, slopes
 from srel_tf.hypotheses.verdicts import (
     Claim,
@@ -116,9 +117,8 @@ def class_claim(
     check_confidence(confidence)
     rows: list[Row] = []
     generator = np.random.default_rng(seed)
-    for key, _ in groups(
-        frame
-    ):  # `groups` checks the frame, but leaves the diagonal out.
+    # `groups` checks the frame, but leaves the diagonal out.
+    for key, _ in groups(frame):
         part = _rows_of_group(frame, key, diagonal)
         class_of = _classes(part)
         sizes = class_of.astype(str).value_counts()
@@ -155,12 +155,13 @@ def _rows_of_group(
 
     Args:
         frame: The whole frame.
-        key: Measure, update rule and estimator.
+        key: Probe, measure, update rule and estimator.
         diagonal: Whether to keep the pairs of an example with itself.
 
     Returns:
         The rows.
     """
+    frame = with_name(frame)
     part = frame[(frame[list(key)] == list(key.values())).all(axis=1)]
     if not diagonal:
         part = part[part["source_id"] != part["target_id"]]

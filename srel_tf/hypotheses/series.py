@@ -8,10 +8,13 @@ import numpy as np
 import pandas as pd
 
 from srel_tf.errors import FrameError
-from srel_tf.frames.schema import check_columns
+from srel_tf.frames.schema import check_columns, with_name
 
-GROUP = ["measure", "update", "estimator"]
-NEEDED = ["run", "seed", "step", *GROUP, "source_id", "target_id", "srel", "valid"]
+GROUP = ["name", "measure", "update", "estimator"]
+NEEDED = [
+    *("run", "seed", "step", "measure", "update", "estimator"),
+    *("source_id", "target_id", "srel", "valid"),
+]
 NEGLIGIBLE = 0.01  # In log₂: a change by 0.7% of the value.
 FALL = np.log2(
     1.1
@@ -40,15 +43,15 @@ class Cube(NamedTuple):
 
 
 def groups(frame: pd.DataFrame) -> Iterator[tuple[dict[str, str], pd.DataFrame]]:
-    """Split a frame by measure, update rule and estimator, without its diagonal, and check it.
+    """Split a frame by probe, measure, update rule and estimator, without its diagonal, and check it.
 
     Rows may come in any order. A replicate is a run with its own seed.
 
     Args:
-        frame: S_rel frame with the columns `NEEDED`.
+        frame: S_rel frame with the columns `NEEDED`; without a column `name`, probes have no names.
 
     Yields:
-        {measure, update, estimator}, and the rows of this group with a further column `replicate`.
+        {name, measure, update, estimator}, and the rows of this group with a further column `replicate`.
 
     Raises:
         FrameError: The frame lacks columns or rows; steps are missing or not numbers; `valid` is not true or false;
@@ -62,7 +65,7 @@ def groups(frame: pd.DataFrame) -> Iterator[tuple[dict[str, str], pd.DataFrame]]
         raise FrameError(
             "the frame has no pairs of two different examples: nothing to check"
         )
-    checked = pairs.assign(
+    checked = with_name(pairs).assign(
         srel=_checked_srel(pairs),
         step=_checked_steps(pairs),
         replicate=replicates(pairs),

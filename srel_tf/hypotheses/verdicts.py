@@ -9,12 +9,13 @@ import pandas as pd
 from scipy.stats import t
 
 from srel_tf.errors import OptionError
-from srel_tf.hypotheses.series import median
+from srel_tf.frames.schema import with_name
+from srel_tf.hypotheses.series import GROUP, median
 
 MIN_SEEDS = 3
 COLUMNS = (
-    "hypothesis", "claim", "scope", "measure", "update", "estimator", "effect", "effect_size", "ci_low", "ci_high",
-    "claim_low", "claim_high", "confidence", "n_seeds", "verdict", "reason",
+    "hypothesis", "claim", "scope", "name", "measure", "update", "estimator", "effect", "effect_size",
+    "ci_low", "ci_high", "claim_low", "claim_high", "confidence", "n_seeds", "verdict", "reason",
 )  # fmt: skip
 
 Bounds: TypeAlias = tuple[float, float]
@@ -274,13 +275,13 @@ def undecided(
     """Make a table of undecided rows, for a claim that the frame has no data for.
 
     Args:
-        frame: Columns measure, update, estimator.
+        frame: Columns measure, update, estimator; without a column `name`, probes have no names.
         hypothesis: Name of the hypothesis.
         claim: The claim.
         reason: Which data the frame lacks.
 
     Returns:
-        One row a measure, update rule and estimator, with the columns `COLUMNS`.
+        One row a probe, measure, update rule and estimator, with the columns `COLUMNS`.
 
     Example:
         >>> import pandas as pd
@@ -290,9 +291,7 @@ def undecided(
         >>> table[["measure", "verdict", "reason"]].values.tolist()
         [['kl', 'undecided', 'the frame has one step']]
     """
-    keys = (
-        frame[["measure", "update", "estimator"]].drop_duplicates().to_dict("records")
-    )
+    keys = with_name(frame)[GROUP].drop_duplicates().to_dict("records")
     names = {"hypothesis": hypothesis, "claim": claim, "scope": "", "effect": ""}
     rows = [
         decide({**names, **key}, [], (np.nan, np.nan), reason=reason) for key in keys

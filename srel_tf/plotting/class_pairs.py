@@ -42,7 +42,7 @@ def plot_class_pairs(
         The figure.
 
     Raises:
-        FrameError: The frame has several update rules or no rows, or a class is not a source class.
+        FrameError: The frame has several update rules or η or no rows, or a class is not a source class.
 
     Example:
         >>> import pandas as pd
@@ -75,13 +75,17 @@ def plot_class_pairs(
 
 
 def _only_rule(pairs: pd.DataFrame) -> str:
-    """Name of the update rule; `FrameError` unless there is exactly one."""
+    """Name of the update rule; `FrameError` unless there is exactly one, with one η a step."""
     rules: list[str] = []
     if not pairs.empty:
         names = pairs["rule"] if "rule" in pairs else rule_names(pairs)
         rules = names.unique().tolist()
     if len(rules) != 1:
         raise FrameError(f"expected one update rule to draw, got {rules}: select one")
+    rates_of_step = pairs.groupby(["run", "step"])["learning_rate"].nunique()
+    if (rates_of_step > 1).any():
+        rates = sorted(pairs["learning_rate"].unique().tolist())
+        raise FrameError(f"expected one η at each step, got {rates}: select one")
     return rules[0]
 
 

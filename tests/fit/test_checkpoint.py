@@ -12,14 +12,18 @@ import tensorflow as tf
 
 import srel_tf
 from srel_tf import Checkpoint, FrameStore, StorageError
+from srel_tf.fit import callback
+from tests.fit.conftest import Thermometer
 from tests.made_up import probe, result
+
+pytestmark = pytest.mark.usefixtures("thermometer")
 
 X, Y = np.arange(24, dtype="float32").reshape(8, 3) / 24, np.arange(8) % 2
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
 def net(probe=None, optimizer="adam", activation=None, loss=LOSS, **options):
-    """A net with a probe; Keras gives its layers other names each time. `limit`, for its graph is made fastest."""
+    """A net with a probe; Keras gives its layers other names each time."""
     keras.utils.set_random_seed(0)
     inputs = keras.Input((3,))
     hidden = keras.layers.Dense(3, activation)(inputs)
@@ -27,14 +31,19 @@ def net(probe=None, optimizer="adam", activation=None, loss=LOSS, **options):
         inputs, keras.layers.Dense(2)(keras.layers.Dropout(0.1)(hidden))
     )
     model.compile(keras.optimizers.get(optimizer), loss, metrics=["accuracy"])
-    options = {"every": 1, "seed": np.int64(3), "estimator": "limit", **options}
+    options = {"every": 1, "seed": np.int64(3), **options}
     model.attach_probe(probe or srel_tf.ProbeSet(X[:2], Y[:2]), **options)
     return model
 
 
 @pytest.fixture(scope="module")
 def once(tmp_path_factory):
-    with FrameStore(tmp_path_factory.mktemp("run") / "frame", write=True) as store:
+    path = tmp_path_factory.mktemp("run") / "frame"
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        FrameStore(path, write=True) as store,
+    ):
+        patch.setattr(callback, "Instrument", Thermometer)
         net().fit(X, Y, batch_size=4, verbose=0, callbacks=[Checkpoint(store)])
     return store.path
 
@@ -87,6 +96,10 @@ def test_a_learning_rate_that_training_changed_is_no_difference(saved):
         (
             {"measures": ["l1"]},
             r"probe 0, measures: \['kl', 'l1'\] there, \['l1'\] now",
+        ),
+        (
+            {"probe": srel_tf.ProbeSet(X[:2], Y[:2], name="a")},
+            "probe 0, name: '' there, 'a' now",
         ),
         ({"every": 2}, "probe 0, every: 1 there, 2 now"),
         ({"run": "b"}, "probe 0, run: '' there, 'b' now"),
@@ -231,9 +244,7 @@ def test_two_probes_of_the_same_settings_in_one_store(tmp_path):
     """Their rows stand together, so that the statistics of the stored frame are those of the frame."""
     model = net(measures=("l1", "kl"))
     other = srel_tf.ProbeSet(X[4:7], Y[4:7], ids=[4, 5, 6])
-    model.attach_probe(
-        other, every=1, measures=("l1", "kl"), seed=np.int64(3), estimator="limit"
-    )
+    model.attach_probe(other, every=1, measures=("l1", "kl"), seed=np.int64(3))
     with FrameStore(tmp_path / "frame", write=True) as store:
         model.fit(X, Y, batch_size=4, verbose=0, callbacks=[Checkpoint(store, every=1)])
         stored = store.scan()
@@ -272,7 +283,7 @@ def test_what_no_column_holds_is_told(tmp_path):
     ("name", "values"),
     [
         ("last_step", ["x", 100, 1.5, -1, True, [], 3]),
-        ("phantom", ["x", 100, 1.5, None, True, 10**400, 3]),
+        ("count_offset", ["x", 100, 1.5, None, True, 10**400, 3]),
         ("batch_size", ["x", 0, 1.5, None, True, 129]),
         ("epoch", ["x", -1, 1.5, None, True, 10**400]),
         ("batch", ["x", -1, 1.5, None, True, 10**400]),
@@ -479,3 +490,20 @@ def test_a_signal_after_the_last_step_is_not_lost(tmp_path):
             assert signal.getsignal(number) == before
         model.fit(X, Y, batch_size=4, verbose=0, callbacks=[checkpoint])
         assert store.about["step"] == 4
+
+
+def test_batches_of_several_steps_an_execution_are_counted(tmp_path):
+    """In a model without probes, which may run several: of 8 updates an epoch, 3 at a time and 2 at its end."""
+
+    class Counting(FrameStore):
+        def commit(self, frame, arrays, about):
+            super().commit(frame, arrays, about)
+            saved.append((about["epoch"], about["batch"], about["step"]))
+
+    saved = []
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    model.compile("sgd", LOSS, steps_per_execution=3, jit_compile=False)
+    with Counting(tmp_path, write=True) as store:
+        callbacks = [Checkpoint(store, every=5)]
+        model.fit(X, Y, batch_size=1, epochs=2, verbose=0, callbacks=callbacks)
+    assert saved == [(0, 6, 6), (1, 3, 11), (2, 0, 16)]

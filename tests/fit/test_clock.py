@@ -3,9 +3,11 @@
 import random
 from types import SimpleNamespace
 
+import keras
+import numpy as np
 import pytest
 
-from srel_tf.fit.clock import TrainingClock
+from srel_tf.fit.clock import ClockedCallback, Position, TrainingClock, clock_of
 
 
 class Training:
@@ -61,8 +63,7 @@ class Training:
     def check(self):
         assert self.clock.step == self.updates
         if self._known and self.reached is not None:
-            epochs, batches, length = self.clock.reached
-            assert epochs + (batches / length if batches else 0) == pytest.approx(
+            assert self.clock.reached.epochs == pytest.approx(
                 self.reached / self._length
             )
 
@@ -75,28 +76,29 @@ class Training:
         self.clock.begin_fit(self.optimizer)
         for epoch in range(epochs):
             self.maybe(0.1, self.go_back)
-            self.clock.observe(self.optimizer)
-            self.clock.begin_epoch(epoch, self._length if self._known else None)
-            for _ in range(self._length):
+            length = self._length if self._known else None
+            self.clock.begin_epoch(self.optimizer, epoch, length)
+            for batch in range(self._length):
+                assert self.clock.position == (epoch, batch)
                 self.maybe(0.02, self.go_back)
-                self.clock.observe(self.optimizer)
+                self.clock.begin_batch(self.optimizer)
                 self.check()
-                self.clock.begin_batch()
                 self._count()
                 if self._rng.random() < 0.03:
                     return
                 self.maybe(0.05, self.save)
                 self.maybe(0.02, self.compile)
-                self.clock.observe(self.optimizer, batches=1)
+                self.clock.end_batch(self.optimizer, batch)
                 self.check()
                 if self._rng.random() < 0.03:
                     return
             if not self._known:
-                self.clock.observe(self.optimizer)
-                self.clock.begin_batch()
+                self.clock.begin_batch(self.optimizer)
                 self._count(with_data=False)
-            length = self.clock.end_epoch()
-            assert length == (None if self._known else self._length)
+            place = self.clock.reached
+            self.clock.end_epoch(self.optimizer)
+            assert self.clock.position == (epoch + 1, 0)
+            assert self._known or place.epoch.length in (self._length, None)
             self.maybe(0.3, self.save)
             self.maybe(0.1, self.go_back)
             self.clock.observe(self.optimizer)
@@ -127,13 +129,67 @@ def test_which_batch_makes_the_next_update():
     assert updates == [False, False, True, False, False, True, False]
 
 
-def test_a_copy_goes_its_own_way():
-    optimizer = SimpleNamespace(iterations=4)
+def test_the_places_of_an_epoch_of_unknown_length_learn_it():
+    optimizer = SimpleNamespace(iterations=0)
     clock = TrainingClock()
     clock.begin_fit(optimizer)
-    clock.begin_epoch(0, 8)
-    other = clock.copy()
-    optimizer.iterations = 5
-    other.observe(optimizer, batches=1)
-    assert (clock.step, other.step) == (4, 5)
-    assert (clock.reached.batches, other.reached.batches) == (0, 1)
+    clock.begin_epoch(optimizer, 0, None)
+    places = []
+    for batch in range(4):
+        clock.begin_batch(optimizer)
+        optimizer.iterations += 1
+        clock.end_batch(optimizer, batch)
+        places.append(clock.reached)
+    assert np.isnan([place.epochs for place in places]).all()
+    clock.begin_batch(optimizer)  # Keras finds no data for it.
+    clock.end_epoch(optimizer)
+    assert [place.epochs for place in places] == [0.25, 0.5, 0.75, 1.0]
+
+
+def test_several_batches_in_an_execution():
+    """Keras names the last batch of each: 3, 3 and 2 batches here."""
+    optimizer = SimpleNamespace(iterations=0)
+    clock = TrainingClock()
+    clock.begin_fit(optimizer)
+    clock.begin_epoch(optimizer, 2, 8)
+    for batch in (2, 5, 7):
+        clock.begin_batch(optimizer)
+        optimizer.iterations = batch + 1
+        clock.end_batch(optimizer, batch)
+        assert clock.position == (2, batch + 1)
+        assert clock.reached.epochs == 2 + (batch + 1) / 8
+    assert clock.batches_left == 0
+
+
+def test_the_rest_of_an_epoch():
+    """Of 5 batches an earlier process has trained 2. Another epoch than this one begins at its first batch."""
+    optimizer = SimpleNamespace(iterations=7)
+    for epoch, first, left in ((1, 2, 3), (0, 0, 3)):
+        clock = TrainingClock()
+        clock.resume(optimizer, 0, Position(1, 2))
+        clock.begin_fit(optimizer)
+        clock.begin_epoch(optimizer, epoch, 3)
+        assert clock.position == (epoch, first)
+        assert clock.batches_left == left
+
+
+def test_one_callback_of_a_fit_moves_the_clock():
+    """The first in the list, also after a fit that ended with an error."""
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    first, second, third = (ClockedCallback() for _ in range(3))
+    x = np.ones((4, 1), "float32")
+
+    def stop(batch, logs):
+        raise KeyboardInterrupt
+
+    error = keras.callbacks.LambdaCallback(on_train_batch_end=stop)
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(x, x, 1, callbacks=[first, second, error], verbose=0)
+    assert clock_of(model).step == 1
+    for callbacks in ([second, first], [first, third], [third]):
+        before = clock_of(model).step
+        model.fit(x, x, 1, callbacks=callbacks, verbose=0)
+        assert [c for c in callbacks if c._moves_clock] == callbacks[:1]
+        assert clock_of(model).step == before + 4
+        assert clock_of(model).position == (1, 0)

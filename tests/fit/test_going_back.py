@@ -8,6 +8,9 @@ import tensorflow as tf
 
 import srel_tf
 from srel_tf import StorageError
+from tests.fit.conftest import Thermometer
+
+pytestmark = pytest.mark.usefixtures("thermometer")
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(28, 5)).astype(np.float32)
@@ -25,7 +28,7 @@ def net(every=1, **optimizer):
     model.compile(
         keras.optimizers.SGD(0.1, momentum=0.5, **optimizer), loss, jit_compile=False
     )
-    model.attach_probe(PROBE, every=every, estimator="limit")
+    model.attach_probe(PROBE, every=every)
     return model
 
 
@@ -133,9 +136,7 @@ def test_a_state_that_is_loaded_back(between):
         last = 4 + STEPS - 3
     steps = [n for n in range(last + 1) if n % 2 == 0]
     assert epochs_of(model) == pytest.approx({n: n / STEPS for n in steps})
-    twin = net()
-    twin.set_weights(model.get_weights())
-    expected = srel_tf.measure(twin, PROBE, estimator="limit").to_frame()
+    expected = Thermometer(model, PROBE, srel_tf.Settings())().to_frame()
     fit(model, epochs=1)
     measured = model.srel_frame()
     assert measured["step"].max() == (last + STEPS) // 2 * 2
@@ -159,9 +160,9 @@ def test_back_to_the_beginning():
 
 def test_two_probes_and_one_attached_later():
     model, state = net(), State()
-    model.attach_probe(PROBE, every=3, estimator="limit", run="other")
+    model.attach_probe(PROBE, every=3, run="other")
     fit(model, epochs=2, callbacks=[Act(0, 7, state.save)])
-    model.attach_probe(PROBE, every=1, estimator="limit", run="later")
+    model.attach_probe(PROBE, every=1, run="later")
     state.load(model)
     fit(model, epochs=1)
     frame = model.srel_frame()

@@ -1,5 +1,7 @@
 """Observer effect zero: `fit` with a probe equals `fit` without one, bit for bit."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -65,6 +67,11 @@ def trained(body, optimizer, update, **fit):
     return variables, history, draws
 
 
+@functools.cache
+def trained_without(body, optimizer):
+    return trained(body, optimizer, None)
+
+
 @pytest.mark.filterwarnings("ignore:.*batch normalisation.*")
 @pytest.mark.parametrize(
     ("body", "optimizer", "update"),
@@ -86,7 +93,8 @@ def trained(body, optimizer, update, **fit):
     ],
 )
 def test_training_with_a_probe_is_bit_identical(body, optimizer, update):
-    without, observed = (trained(body, optimizer, u) for u in (None, update))
+    without = trained_without(body, optimizer)
+    observed = trained(body, optimizer, update)
     for part, (a, b) in enumerate(zip(without[0], observed[0], strict=True)):
         np.testing.assert_array_equal(a, b, err_msg=f"variable {part}")
     assert without[1] == observed[1]
@@ -95,9 +103,8 @@ def test_training_with_a_probe_is_bit_identical(body, optimizer, update):
 
 
 def test_the_comparison_notices_another_order_of_the_data():
-    shuffled, ordered = (
-        trained(plain, "adam", None, shuffle=shuffle) for shuffle in (True, False)
-    )
+    shuffled = trained_without(plain, "momentum")
+    ordered = trained(plain, "momentum", None, shuffle=False)
     assert not np.array_equal(shuffled[0][1], ordered[0][1])
 
 

@@ -11,6 +11,8 @@ import tensorflow as tf
 import srel_tf
 from srel_tf import OptionError, ProbeError
 
+pytestmark = pytest.mark.usefixtures("thermometer")
+
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(28, 5)).astype(np.float32)
 Y = RNG.integers(0, 3, 28)
@@ -29,8 +31,7 @@ def net(**compile_options):
 
 
 def attach(model, every, probe=PROBE, **options):
-    """A probe measured by `limit`, whose graph is made in a third of the time: when it is measured is looked at."""
-    model.attach_probe(probe, every, estimator="limit", **options)
+    model.attach_probe(probe, every, **options)
 
 
 def fit(model, epochs=2, verbose=0, **kwargs):
@@ -61,16 +62,18 @@ def test_measures_at_exactly_the_steps_of_the_schedule(every):
     assert list(frame.columns) == list(srel_tf.frames.schema.COLUMNS)
 
 
+@pytest.mark.usefixtures("real_instrument")
 def test_step_n_is_the_model_after_n_updates():
     """A measurement in `fit` equals measure() on a net that went through the same n updates by itself."""
     model, twin = net(), net()
     twin.set_weights(model.get_weights())
+    instrument = srel_tf.Instrument(twin, PROBE)
     model.attach_probe(PROBE, lambda n: n in (2, 7))
     fit(model, epochs=1, shuffle=False)
     frame = model.srel_frame()
     for step in range(STEPS + 1):
         if step in (2, 7):
-            expected = srel_tf.measure(twin, PROBE).to_frame()
+            expected = instrument().to_frame()
             measured = frame[frame["step"] == step]
             assert (expected["step"] == step).all()
             np.testing.assert_allclose(measured["srel"], expected["srel"], rtol=1e-4)
@@ -79,16 +82,17 @@ def test_step_n_is_the_model_after_n_updates():
             twin.train_on_batch(X[batch], Y[batch])
 
 
+@pytest.mark.usefixtures("real_instrument")
 def test_the_optimizers_own_step_is_from_its_present_state():
     """In the first `fit`, which begins before the optimizer has any state: Adam's moments count all the same."""
     model = net()
     model.compile("adam", model.loss)
-    model.attach_probe(PROBE, every=STEPS, update="optimizer")
+    model.attach_probe(PROBE, every=STEPS, measures="l1", update="optimizer")
     fit(model, epochs=1)
     last = model.srel_frame().query("step == @STEPS")
-    expected = srel_tf.measure(model, PROBE, update="optimizer").to_frame()
+    expected = srel_tf.measure(model, PROBE, "l1", update="optimizer").to_frame()
     np.testing.assert_allclose(last["numerator"], expected["numerator"], rtol=1e-5)
-    fresh = srel_tf.measure(model, PROBE, update="fresh_adam").to_frame()
+    fresh = srel_tf.measure(model, PROBE, "l1", update="fresh_adam").to_frame()
     assert not np.allclose(last["numerator"], fresh["numerator"], rtol=0.1)
 
 
@@ -348,28 +352,34 @@ OTHERS = srel_tf.ProbeSet(X[10:14], Y[10:14], targets=[0, 1, 3])  # By the same 
 
 
 def test_a_probe_whose_rows_could_not_be_told_from_anothers_is_refused():
+    """Whatever the schedules, which are not compared. A name of its own is enough, or another value in a column."""
     model = net()
     model.attach_probe(PROBE, measures=["kl", "l1"], seed=1)
+    some = srel_tf.ProbeSet(X[:2], Y[:2], ids=[9, 3], sources=[1], targets=[0, 1])
     for other in (
         {},
         {"probe": OTHERS},
         {"every": 5},
+        {"every": lambda step: step == 3},
         {"measures": "l1"},
         {"batch_size": 1},
-        {
-            "probe": srel_tf.ProbeSet(
-                X[:2], Y[:2], ids=[9, 3], sources=[1], targets=[0, 1]
-            )
-        },
+        {"probe": some},
     ):
         with pytest.raises(
-            ProbeError, match=r"step 0 is due for both.*give one of them another run"
+            ProbeError, match=r"a probe with name='' already.*give one of them a name"
         ):
             model.attach_probe(**{"probe": PROBE, "seed": 1, **other})
+    model.attach_probe(PROBE, seed=1, learning_rate=0.5)
+    with pytest.raises(
+        ProbeError, match=r"name='η=0.5' already.*ProbeSet\(\.\.\., name"
+    ):
+        model.attach_probe(PROBE, seed=1, learning_rate=0.5)
     for other in (
+        {"probe": PROBE.with_name("b")},
+        {"probe": srel_tf.ProbeSet(X[:4], Y[:4], name="c")},
+        {"probe": PROBE.with_name("d"), "learning_rate": 0.5},
         {"measures": "l2"},
         {"update": "fresh_adam"},
-        {"learning_rate": 0.5},
         {"estimator": "limit"},
         {"estimator": "auto"},
         {"run": "b"},
@@ -397,7 +407,7 @@ def test_probes_of_all_estimators_share_a_frame_and_stay_apart():
     pairs = srel_tf.smooth(frame)
     for estimator, methods in (
         ("exact", {"finite_step"}),
-        ("limit", {"limit_float64"}),
+        ("limit", {"limit"}),
         ("auto", {*srel_tf.frames.schema.METHODS}),
     ):
         rows = frame[frame["estimator"] == estimator]
@@ -407,19 +417,20 @@ def test_probes_of_all_estimators_share_a_frame_and_stay_apart():
         pd.testing.assert_frame_equal(alone, srel_tf.smooth(rows))
 
 
-def test_two_schedules_of_one_series_may_take_turns_but_not_meet():
-    """The same where a given η is the optimizer's own. What was measured before they met is kept."""
+def test_names_tell_apart_what_else_would_be_one_measurement():
+    """Of the same ids, at the same steps and the same η, which the second probe is given."""
     model = net()
-    attach(model, every=lambda step: step % 2 == 0)
-    attach(
-        model,
-        probe=OTHERS,
-        every=lambda step: step in (3, 4),
-        learning_rate=np.float32(0.01),
-    )
-    with pytest.raises(OptionError, match=r"step 4 is due for two probes.*another run"):
-        fit(model)
-    assert steps_of(model.srel_frame()) == [0, 2, 3, 4]
+    attach(model, every=2)
+    attach(model, every=lambda step: step in (3, 4), learning_rate=np.float32(0.01))
+    attach(model, every=4, probe=OTHERS.with_name("others"))
+    fit(model, epochs=1)
+    frame = model.srel_frame()
+    steps = {name: steps_of(rows) for name, rows in frame.groupby("name")}
+    assert steps == {"": [0, 2, 4, 6], "η=0.01": [3, 4], "others": [0, 4]}
+    pairs = srel_tf.smooth(frame)
+    for name, rows in frame.groupby("name"):
+        alone = pairs[pairs["name"] == name].reset_index(drop=True)
+        pd.testing.assert_frame_equal(alone, srel_tf.smooth(rows))
 
 
 def test_detached_probes_measure_no_more():

@@ -10,6 +10,8 @@ import tensorflow as tf
 
 import srel_tf
 
+pytestmark = pytest.mark.usefixtures("thermometer")
+
 STEPS = 4  # an epoch
 X = np.ones((STEPS, 1), np.float32)
 Y = np.zeros((STEPS, 1), np.float32)
@@ -148,6 +150,7 @@ def test_rates_of_accumulated_gradients_that_a_callback_sets():
     check(model, fit(model, callbacks=[SetRate("on_train_batch_begin")]), STEPS)
 
 
+@pytest.mark.usefixtures("real_instrument")
 def test_rates_of_a_model_that_runs_eagerly():
     model = net(run_eagerly=True, estimator="exact")
     check(
@@ -215,6 +218,7 @@ def test_a_store_keeps_the_last_step_of_a_fit_as_it_is(tmp_path):
     assert frame["learning_rate"].tolist() == [0.5] * (STEPS + 1) + [0.125] * STEPS
 
 
+@pytest.mark.usefixtures("real_instrument")
 def test_a_rate_of_zero_is_named():
     """In warm-up, once a fit."""
     warm_up = keras.optimizers.schedules.PolynomialDecay(0.0, 2 * STEPS, 0.5)

@@ -1,8 +1,8 @@
 """The recorder: rows in order, each with its place in the training."""
 
 import numpy as np
-import pytest
 
+from srel_tf.fit.clock import Epoch, Place
 from srel_tf.fit.recorder import Recorder
 from srel_tf.frames.schema import COLUMNS
 from tests.made_up import probe, result
@@ -30,7 +30,7 @@ def test_rows_are_kept_in_order_with_run_and_seed():
     recorder = Recorder("a run", 7)
     results = [result(PROBE, step) for step in (0, 3, 6)]
     for r in results:
-        recorder.add(r, 0, r.step, 10)
+        recorder.add(r, Place(0, r.step, Epoch(10)))
     frame = recorder.frame()
     assert (
         frame["step"].tolist() == np.repeat([0, 3, 6], 2 * 16).tolist()
@@ -51,75 +51,65 @@ def test_epoch_is_a_fraction_where_the_length_is_known():
         8: (0, 8),
         10: (1, 2),
     }.items():
-        recorder.add(result(PROBE, step), epochs, batches, 8)
+        recorder.add(result(PROBE, step), Place(epochs, batches, Epoch(8)))
     assert epochs_of(recorder) == {0: [0.0], 3: [0.375], 8: [1.0], 10: [1.25]}
     assert recorder.frame()["seed"].isna().all()
 
 
 def test_epoch_waits_for_the_length_of_its_epoch():
-    recorder = Recorder("", None)
-    recorder.add(result(PROBE, 0), 0, 0, None)
-    recorder.add(result(PROBE, 2), 0, 2, None)
+    recorder, first, second = Recorder("", None), Epoch(), Epoch()
+    recorder.add(result(PROBE, 0), Place(0, 0, first))
+    recorder.add(result(PROBE, 2), Place(0, 2, first))
     assert epochs_of(recorder)[0] == [0.0]
-    assert np.isnan(epochs_of(recorder)[2]).all()
-    recorder.epoch_ended(5)
-    recorder.add(result(PROBE, 6), 1, 1, None)
-    recorder.epoch_ended(4)  # this epoch was shorter
-    assert epochs_of(recorder) == {0: [0.0], 2: [0.4], 6: [1.25]}
-
-
-def test_frames_handed_out_are_not_changed_later():
-    recorder = Recorder("", None)
-    recorder.add(result(PROBE, 1), 0, 1, None)
     early = recorder.frame()
-    recorder.epoch_ended(4)
-    assert early["epoch"].isna().all()
-    assert recorder.frame()["epoch"].unique() == pytest.approx([0.25])
-
-
-def test_what_is_kept_elsewhere_is_forgotten():
-    recorder = Recorder("", None)
-    recorder.add(result(PROBE, 1), 0, 1, None)
-    recorder.forget()
-    recorder.epoch_ended(4)
-    recorder.add(result(PROBE, 5), 1, 1, 4)
-    assert epochs_of(recorder) == {5: [1.25]}
+    assert early["epoch"].isna().tolist() == [False] * 32 + [True] * 32
+    first.length = 5
+    recorder.add(result(PROBE, 6), Place(1, 1, second))
+    second.length = 4  # this epoch was shorter
+    assert epochs_of(recorder) == {0: [0.0], 2: [0.4], 6: [1.25]}
+    assert early["epoch"].isna().sum() == 32  # A frame is not changed later.
 
 
 def test_what_was_saved_is_forgotten_once():
-    """However often it is told, and whatever other recorders have saved."""
-    recorder, other = Recorder("", None), Recorder("", None)
-    for step in (1, 2):
-        recorder.add(result(PROBE, step), 0, step, None)
-        other.add(result(PROBE, step), 0, step, 9)
-    mark = recorder.mark
-    recorder.add(result(PROBE, 3), 0, 3, None)
+    """However often it is told: after going back, the same steps are other results."""
+    recorder, epoch = Recorder("", None), Epoch(6)
+    for step in (1, 2, 3):
+        recorder.add(result(PROBE, step), Place(0, step, epoch))
+    recorder.forget(None)
+    assert recorder.frame()["step"].unique().tolist() == [1, 2, 3]
     for _ in range(2):
-        recorder.forget({**mark, **other.mark})
-        assert recorder.frame()["step"].unique().tolist() == [3]
-    recorder.forget({})
-    recorder.forget(other.mark)
-    recorder.epoch_ended(6)
-    assert epochs_of(recorder) == {3: [0.5]}
-    assert len(other.frame()) == 2 * 2 * 16
+        recorder.forget(2)
+        assert epochs_of(recorder) == {3: [0.5]}
+    assert (recorder.stored_step, recorder.first_step, recorder.last_step) == (2, 3, 3)
+    recorder.withdraw(1)
+    recorder.add(result(PROBE, 1), Place(0, 1, epoch))
+    recorder.forget(2)
+    assert recorder.frame()["step"].unique().tolist() == [1]
+    assert recorder.name != Recorder("", None).name
 
 
 def test_results_of_later_steps_are_withdrawn():
     recorder = Recorder("", None)
-    assert (recorder.first_step, recorder.last_step, recorder.newest) == (
-        None,
-        None,
-        None,
-    )
+    nothing = (recorder.first_step, recorder.last_step, recorder.newest)
+    assert nothing == (None, None, None)
     for step in range(4):
-        recorder.add(result(PROBE, step), 0, step, 8)
-    withdrawn = recorder.withdraw(2)
-    assert [(r.step, epoch) for r, epoch in withdrawn] == [(2, 0.25), (3, 0.375)]
-    assert (recorder.first_step, recorder.last_step, recorder.newest.step) == (0, 1, 1)
-    mark = recorder.mark
-    recorder.add(*withdrawn[0], 0, None)
-    recorder.forget(mark)  # A store has the results before the mark.
+        recorder.add(result(PROBE, step), Place(0, step, Epoch(8)))
+    recorder.withdraw(3)
+    assert epochs_of(recorder) == {0: [0.0], 1: [0.125], 2: [0.25]}
+    assert (recorder.first_step, recorder.last_step, recorder.newest.step) == (0, 2, 2)
+
+
+def test_results_that_are_held_are_out_of_the_frame_until_they_are_released():
+    recorder = Recorder("", None)
+    for step in range(3):
+        recorder.add(result(PROBE, step), Place(0, step, Epoch(8)))
+    recorder.hold(2)
+    assert epochs_of(recorder) == {0: [0.0], 1: [0.125]}
+    recorder.forget(recorder.last_step)  # A store has the results before.
+    recorder.release()
     assert epochs_of(recorder) == {2: [0.25]}
     assert (recorder.stored_step, recorder.first_step, recorder.last_step) == (1, 2, 2)
+    recorder.hold(2)
     recorder.withdraw(0)
+    recorder.release()
     assert (recorder.last_step, recorder.newest) == (1, None)

@@ -45,6 +45,7 @@ def check_scalars(tensors, frame):
             np.testing.assert_array_equal(tensors[tag][step], np.float32(mean))
 
 
+@pytest.mark.usefixtures("thermometer")
 def test_scalars_and_heat_maps_of_a_fit(tmp_path):
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(8, 4)).astype(np.float32), np.arange(8) % 2
@@ -73,7 +74,7 @@ def test_undefined_entries(tmp_path):
     made.matrices["l1"] = made.matrices["l1"]._replace(
         valid=np.zeros((4, 4), bool), srel=np.full((4, 4), np.nan)
     )
-    TensorBoardWriter(tmp_path, srel_tf.Settings())(made)
+    TensorBoardWriter(tmp_path)(made)
     tensors = written(tmp_path)
     check_scalars(tensors, made.to_frame())
     assert np.isnan(tensors["srel_sgd_l1/cat to cat"][3])
@@ -82,16 +83,15 @@ def test_undefined_entries(tmp_path):
 
 
 def test_summaries_of_several_probes_stay_apart(tmp_path):
-    settings = [
-        {},
-        {"learning_rate": 0.5},
-        {"estimator": "limit"},
-        {"update": "optimizer"},
+    named = probe().with_name("η=0.5")
+    results = [
+        result(probe(), 0, ["l1"]),
+        result(named, 1, ["l1"]),
+        result(probe(), 2, ["l1"], estimator="limit"),
+        result(probe(), 3, ["l1"], update="optimizer"),
     ]
-    for number, options in enumerate(settings):
-        TensorBoardWriter(tmp_path, srel_tf.Settings("l1", **options))(
-            result(probe(), step=number, measures=["l1"])
-        )
+    for made in results:
+        TensorBoardWriter(tmp_path)(made)
     steps = {
         tag: list(by_step)
         for tag, by_step in written(tmp_path).items()
@@ -99,7 +99,7 @@ def test_summaries_of_several_probes_stay_apart(tmp_path):
     }
     assert steps == {
         "srel_sgd_l1": [0],
-        "srel_sgd_0.5_l1": [1],
+        "srel_η=0.5_sgd_l1": [1],
         "srel_sgd_limit_l1": [2],
         "srel_optimizer_l1": [3],
     }
@@ -109,7 +109,7 @@ def test_a_disk_that_is_full_is_told(tmp_path, monkeypatch):
     def full(*_):
         raise tf.errors.ResourceExhaustedError(None, None, "No space left on device")
 
-    writer = TensorBoardWriter(tmp_path, srel_tf.Settings())
+    writer = TensorBoardWriter(tmp_path)
     monkeypatch.setattr(tf.summary, "scalar", full)
     with pytest.raises(
         srel_tf.StorageError,

@@ -161,7 +161,7 @@ def checkpoints(directory, sealed):
             x[:2], np.array([0, 1]), initial_epoch=epoch, epochs=epoch + 1, verbose=0
         )  # One step.
         assert (model.srel_frame()["step"] >= 0).all()
-        model._srel_callbacks[0].recorder.forget()
+        model._srel_callbacks[0].recorder.withdraw(0)
 
     return [
         file for file in store.path.iterdir() if file.is_file() and file.name != ".lock"

@@ -13,6 +13,7 @@ SCHEMA = [
     *(
         "run",
         "seed",
+        "name",
         "step",
         "epoch",
         "measure",
@@ -36,7 +37,7 @@ SCHEMA = [
 
 def frame_of(**kwargs):
     made = result(
-        probe(3, 2, sources=[4, 0], targets=[1, 4, 2, 0]),
+        probe(3, 2, sources=[4, 0], targets=[1, 4, 2, 0]).with_name("b"),
         step=12,
         invalid=0.3,
         **kwargs,
@@ -94,7 +95,7 @@ def test_one_row_a_measure_source_and_target():
         frame[[*frames.MATRIX, "method"]].drop(columns="measure").drop_duplicates()
     )
     assert constant.to_numpy().tolist() == [
-        ["a", 5, 12, 1.5, "sgd", "exact", 0.1, "finite_step"]
+        ["a", 5, "b", 12, 1.5, "sgd", "exact", 0.1, "finite_step"]
     ]
 
 
@@ -235,17 +236,18 @@ def test_check_columns():
 
 
 def frame_of_an_earlier_version(estimators=("exact", "limit")):
-    """What a version without `method` wrote: `estimator` names the method of each source's row."""
-    frame = frame_of()[1].drop(columns="method")
+    """What a version without `name` and `method` wrote: `estimator` names the method of each source's row."""
+    frame = frame_of()[1].drop(columns=["name", "method"])
     frame["estimator"] = np.where(frame["source_id"] == 4, *estimators)
     return frame.astype({"estimator": "str"})
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".csv"])
-def test_a_frame_of_an_earlier_version_gets_its_methods(tmp_path, suffix):
+def test_a_frame_of_an_earlier_version_gets_its_names_and_methods(tmp_path, suffix):
     old = frame_of_an_earlier_version()
     frame = read_frame(write_frame(old, tmp_path / f"frame{suffix}"))
     assert list(frame.columns) == SCHEMA
+    assert (frame["name"] == "").all()
     assert frame["method"].tolist() == [
         "finite_step" if s == 4 else "limit" for s in frame["source_id"]
     ]
@@ -272,69 +274,21 @@ def test_statistics_get_no_method(tmp_path, suffix):
         )
 
 
-def test_rule_names_tell_apart_what_was_measured_at_once():
-    rules = [
-        ("sgd", "exact", 1e-4),
-        ("sgd", "exact", 1e-3),
-        ("sgd", "limit", 1e-4),
-        ("optimizer", "exact", 1e-4),
-    ]
-    columns = ["update", "estimator", "learning_rate"]
-    frame = pd.DataFrame(rules * 2, columns=columns).assign(
-        run="a", step=[0] * 4 + [1] * 4
-    )
-    assert (
-        rule_names(frame).tolist()
-        == ["sgd η=0.0001", "sgd η=0.001", "limit", "optimizer"] * 2
-    )
-    # The name of a rule is the same at the steps at which only one of two η was measured.
-    assert rule_names(frame.drop(index=5)).tolist() == [
-        *rule_names(frame)[:5],
-        "limit",
-        "optimizer",
-    ]
-    scheduled = pd.DataFrame(
-        {
-            "update": "sgd",
-            "estimator": "exact",
-            "learning_rate": [0.1, 0.05],
-            "step": [0, 1],
-        }
-    )
-    assert rule_names(scheduled.assign(run="a")).tolist() == ["sgd", "sgd"]
-    assert (
-        rule_names(frame.assign(learning_rate=np.nan)).tolist()
-        == ["sgd", "sgd", "limit", "optimizer"] * 2
-    )
-
-
-def test_a_rule_name_does_not_depend_on_the_other_estimators():
-    index = [7, 3, 5]
-    frame = pd.DataFrame(
-        {
-            "update": "sgd",
-            "estimator": ["exact", "auto", "limit"],
-            "run": "a",
-            "step": 0,
-        },
-        index,
-    )
-    names = pd.Series(["sgd", "sgd, auto", "limit"], index, name="rule", dtype="str")
-    pd.testing.assert_series_equal(rule_names(frame.assign(learning_rate=0.1)), names)
+def test_rule_names_are_of_each_row_alone():
+    index = [7, 3, 5, 4, 6]
+    columns = {
+        "name": ["", "", "", "η=0.1", "η=0.1"],
+        "update": ["sgd", "sgd", "sgd", "fresh_adam", "sgd"],
+        "estimator": ["exact", "auto", "limit", "exact", "auto"],
+    }
+    frame = pd.DataFrame(columns, index)
+    expected = ["sgd", "sgd, auto", "limit", "fresh_adam η=0.1", "sgd η=0.1, auto"]
+    names = pd.Series(expected, index, name="rule", dtype="str")
+    pd.testing.assert_series_equal(rule_names(frame), names)
     for row in index:
-        assert rule_names(frame.assign(learning_rate=0.1).loc[[row]]).tolist() == [
-            names[row]
-        ]
-    several = pd.concat([frame.assign(learning_rate=eta) for eta in (0.1, 0.1234)])
-    etas = [
-        "sgd η=0.1",
-        "sgd η=0.1, auto",
-        "limit",
-        "sgd η=0.1234",
-        "sgd η=0.1234, auto",
-        "limit",
-    ]
-    assert rule_names(several).tolist() == etas
+        assert rule_names(frame.loc[[row]]).tolist() == [names[row]]
+    unnamed = rule_names(frame.drop(columns="name")).tolist()
+    assert unnamed == ["sgd", "sgd, auto", "limit", "fresh_adam", "sgd, auto"]
 
 
 def test_rows_of_several_probes_stand_together_by_measurement():

@@ -15,6 +15,7 @@ from tests.made_up import probe, result
 SETTINGS = [
     "run",
     "seed",
+    "name",
     "step",
     "epoch",
     "measure",
@@ -24,9 +25,9 @@ SETTINGS = [
 ]
 
 
-def one_run(run="", seed=None, steps=(0, 9), draw=0, **kwargs):
+def one_run(run="", seed=None, steps=(0, 9), draw=0, name="", **kwargs):
     """3 cats and 3 dogs as sources, 2 of each as targets, 30% of the entries invalid, ties among the others."""
-    animals = probe(3, 2, targets=[0, 1, 4, 5])
+    animals = probe(3, 2, targets=[0, 1, 4, 5]).with_name(name)
     made = [
         result(animals, step, seed=draw, invalid=0.3, digits=1, **kwargs)
         for step in steps
@@ -56,6 +57,7 @@ def several_runs():
             one_run("b", 1, draw=2),
             one_run("b", 1, draw=3, learning_rate=0.2),
             one_run("b", 1, draw=4, update="fresh_adam"),
+            one_run("b", 1, draw=7, name="b"),
             one_run("c", None, draw=5),
             one_run("", None, draw=6),
         ],
@@ -207,6 +209,13 @@ def test_frames_of_no_measurements():
     for table in (smooth(frames.empty()), separation(frames.empty())):
         assert len(table) == 0
         assert {*SETTINGS} <= {*table.columns}
+
+
+def test_a_frame_without_names_is_of_probes_without_names():
+    frame = several_runs().query("name == ''")
+    for statistic in (smooth, separation):
+        without = statistic(frame.drop(columns="name"))
+        pd.testing.assert_frame_equal(without, statistic(frame))
 
 
 def test_frames_that_do_not_fit():

@@ -46,7 +46,12 @@ def test_rows_land_where_they_belong_whatever_their_order():
     shuffled = frame.sample(frac=1, random_state=0)
     ((key, rows),) = groups(shuffled)
     found = cube(rows)
-    assert key == {"measure": "l1", "update": "sgd", "estimator": "exact"}
+    assert key == {
+        "name": "",
+        "measure": "l1",
+        "update": "sgd",
+        "estimator": "exact",
+    }
     np.testing.assert_array_equal(found.steps, STEPS)
     order = [list(found.pairs).index(pair) for pair in zip(*IDS, strict=True)]
     np.testing.assert_array_equal(found.srel[:, order], values)
@@ -159,6 +164,16 @@ def test_zero_is_a_value():
     np.testing.assert_array_equal(
         log2(np.array([0.0, 2.0, np.nan, 1e-30])), [-64, 1, np.nan, -64]
     )
+
+
+def test_probes_are_judged_apart():
+    frame, _ = simple()
+    both = pd.concat([frame.assign(name=name) for name in ("a", "b")])
+    table, alone = two_phases(both), two_phases(frame)
+    assert set(alone["name"]) == {""}
+    for name in ("a", "b"):
+        rows = table[table["name"] == name].reset_index(drop=True)
+        pd.testing.assert_frame_equal(rows.assign(name=""), alone)
 
 
 def test_measures_are_judged_apart():

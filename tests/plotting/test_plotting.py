@@ -185,6 +185,11 @@ def test_class_pairs_that_cannot_be_drawn():
             pd.concat([pairs, pairs.assign(update="optimizer")]),
             r"\['sgd', 'optimizer'\]",
         ),
+        (pd.concat([pairs, pairs.assign(name="b")]), r"\['sgd', 'sgd b'\]"),
+        (
+            pd.concat([pairs, pairs.assign(learning_rate=0.5)]),
+            r"one η at each step, got \[.*0\.5\]",
+        ),
     ):
         with pytest.raises(FrameError, match=message):
             plot_class_pairs(wrong)

@@ -27,6 +27,7 @@ SCHEMA = [
     *(
         "run",
         "seed",
+        "name",
         "step",
         "epoch",
         "measure",

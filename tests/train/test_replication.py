@@ -29,7 +29,7 @@ def frame_of(seed):
     for step in STEPS:
         for update, eta in (("sgd", 0.1), ("sgd", 0.01), ("fresh_adam", 0.1)):
             made = result(
-                animals,
+                animals.with_name(f"η={eta:g}" if update == "sgd" else ""),
                 step,
                 MEASURES,
                 update,
@@ -363,6 +363,8 @@ def test_a_step_of_auto_moves_predictions_only_in_rows_of_finite_steps(tmp_path)
         "seed-0", 0, 0.0
     )
     srel_tf.write_frame(frame, tmp_path / "matrices.parquet")
+    pairs = srel_tf.smooth(frame).assign(rule="sgd, auto")
+    srel_tf.write_frame(pairs, tmp_path / "pairs.parquet")
     (found,) = single_matrices.moves({("made-up", "crossed"): tmp_path}).to_dict(
         "records"
     )

@@ -98,21 +98,25 @@ def attach(model, settings, seed):
     x, y, distances = probe_points(settings)
     everything, last = np.arange(len(x)), settings["iterations"]
     targets, sources = np.split(everything, [len(distances)])
-    for of_targets, of_sources, every in (
-        (targets, sources, lambda step: step in FIGURE_3),
+    for name, of_targets, of_sources, every in (
+        ("figure 3", targets, sources, lambda step: step in FIGURE_3),
         (
+            "followed",
             targets,
             followed(distances),
             lambda step: step not in FIGURE_3 and in_time(step),
         ),
         (
+            "near and far",
             [TARGET],
             near_and_far(distances),
             lambda step: step not in FIGURE_3 and not in_time(step),
         ),
     ):
         model.attach_probe(
-            srel_tf.ProbeSet(x, y, targets=np.asarray(of_targets), sources=of_sources),
+            srel_tf.ProbeSet(
+                x, y, targets=np.asarray(of_targets), sources=of_sources, name=name
+            ),
             every=lambda step, due=every: step <= last and due(step),
             measures=("l1",),  # |Δf|: the outputs are scalars (Definition 1).
             estimator=settings["estimator"],

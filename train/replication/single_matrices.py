@@ -4,8 +4,10 @@ import numpy as np
 import pandas as pd
 
 import srel_tf
-from srel_tf import auc, rule_names
+from srel_tf import auc
 from train.replication.condensed import INTER, INTRA
+
+RULE = ["update", "estimator", "learning_rate"]
 
 
 def load_matrices(directories):
@@ -13,7 +15,9 @@ def load_matrices(directories):
     for (data, protocol), path in directories.items():
         if (path / "matrices.parquet").exists():
             entries = srel_tf.read_frame(path / "matrices.parquet")
-            yield data, protocol, entries.assign(rule=rule_names(entries))
+            pairs = srel_tf.read_frame(path / "pairs.parquet")
+            rules = pairs[[*RULE, "rule"]].drop_duplicates()
+            yield data, protocol, entries.merge(rules, on=RULE, how="left")
 
 
 def moves(directories):
