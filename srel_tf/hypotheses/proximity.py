@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -124,21 +125,18 @@ def proximity_trend(
         for name, of_metric in distances.groupby("metric", sort=False):
             metric = str(name)
             joined = join(part, of_metric, "distance")
-            steps = [
-                effects
-                for step, of_step in joined.groupby("step")
-                if (
-                    effects := _effects(
-                        of_step, step, min_sources, resamples, generator
-                    )
-                )
-            ]
+            steps = []
+            for step, of_step in joined.groupby("step"):
+                time = cast(float, step)
+                effects = _effects(of_step, time, min_sources, resamples, generator)
+                if effects is not None:
+                    steps.append(effects)
             if not steps:
                 rows.append(
                     _no_step({**about, "scope": metric}, min_sources, confidence)
                 )
-            for effects in zip(*steps, strict=True):
-                rows += _rows_of_claim(effects, about, metric, confidence)
+            for of_claim in zip(*steps, strict=True):
+                rows += _rows_of_claim(of_claim, about, metric, confidence)
     return table(rows)
 
 

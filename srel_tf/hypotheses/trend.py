@@ -78,9 +78,9 @@ def trend_of_target(
     return Trend(
         rank=correlation(distance, srel),
         shuffled_rank=shuffled_correlation(distance, srel, orders),
-        share=share,
+        share=float(share),
         shuffled_share=shuffled_share,
-        n_without=n_without,
+        n_without=float(n_without),
     )
 
 

@@ -229,21 +229,16 @@ def _iterate(
     single = runs is None and start.shape.rank == 1
 
     start = _start_of_runs(start, runs)
+    given = None
     if inputs is not None:
-        inputs = _given_inputs(inputs, steps, start.shape[0], dimension)
-        batch_size = inputs.shape[-2]
+        given = _given_inputs(inputs, steps, start.shape[0], dimension)
+        batch_size = given.shape[-2]
     rate = tf.constant(step_length, tf.float64)
     iterates = start[None]
     if steps:
+        numbers, seed_tensor = tf.range(steps), tf.constant(seed)
         later = _scan(
-            update,
-            start,
-            w_star,
-            rate,
-            tf.range(steps),
-            inputs,
-            batch_size,
-            tf.constant(seed),
+            update, start, w_star, rate, numbers, given, batch_size, seed_tensor
         )
         iterates = tf.concat([iterates, later], 0)
     last = iterates[-1].numpy()

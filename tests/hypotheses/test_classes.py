@@ -144,14 +144,8 @@ def test_resamples_are_drawn_within_classes_with_one_weight_in_all_seeds():
     spread, mean = np.std(naive, axis=0), np.mean(naive, axis=0)
     np.testing.assert_allclose(draws.std(axis=1), spread, rtol=0.2)
     np.testing.assert_array_less(np.abs(draws.mean(axis=1) - mean), 0.4 * spread)
-    single = [
-        _effects_of_run(
-            run,
-            class_of.index,
-            np.ones((1, 2, 20)) * (class_of.to_numpy() == [["a"], ["b"]]),
-        )
-        for run in runs
-    ]
+    once = (class_of.to_numpy() == [["a"], ["b"]]).astype(float)[None]
+    single = [_effects_of_run(run, class_of.index, once) for run in runs]
     np.testing.assert_allclose(effects, np.stack(single, axis=1)[:, :, 0])
 
 

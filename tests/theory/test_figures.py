@@ -13,6 +13,7 @@ from srel_tf.errors import FrameError
 from srel_tf.plotting import theory as plots
 from train.benchmark import theory as theory_benchmark
 from train.common.run_directory import RunDirectoryError, write_json
+from train.errata import variants
 from train.theory import command
 from train.theory import figures as theory_figures
 
@@ -67,24 +68,17 @@ def test_published_variant_takes_every_departure():
     frame = theory_figures.penalized(
         8, "published", seed=4, starts=2, pairs=2, per_class=6
     )
-    features, labels = theory.random_relu_features(
-        10, per_class=6, seed=4, spread="deviation"
-    )
-    source, target = theory.sample_pairs(
-        labels, "intra", 2, seed=5, convention="published"
-    )
+    features, labels = variants.published_features(10, per_class=6, seed=4)
+    pairs = variants.published_pairs(labels, 2, seed=5)
     model, w0 = (
         theory.PenalizedRegression(features, labels, 2, 1.0, 0.001),
         np.random.default_rng(6).normal(size=(2, 2, 10)),
     )
-    pairs = zip(source, target, strict=True)
-    values = [
-        model.srel(w0, 0.0, i, j, numerator="published").numpy()[:, 0] for i, j in pairs
-    ]
+    values = variants.published_srel(model, w0, 0.0, *pairs)[:, 0]
     srel, loss = (frame[frame["quantity"] == q].iloc[0] for q in ("srel", "loss"))
-    np.testing.assert_allclose(srel["mean"], np.mean(np.sum(values, 0) / 4), rtol=1e-12)
+    np.testing.assert_allclose(srel["mean"], np.mean(np.sum(values, 1) / 4), rtol=1e-12)
     np.testing.assert_allclose(
-        loss["mean"], np.mean(model.loss(w0, labels="all")), rtol=1e-12
+        loss["mean"], np.mean(variants.published_loss(model, w0)), rtol=1e-12
     )
 
 

@@ -58,7 +58,7 @@ def _central(path):
 
 
 def rank_correlation(path, first, second, rule):
-    """{name: Spearman's correlation of two measures off the diagonal}: mean over runs and steps, NaN if not measured."""
+    """{name: Spearman's correlation of two measures off the diagonal}, mean over runs and steps, or NaN."""
     table = srel_tf.read_frame(path / "agreement.parquet")
     is_rule = table["rule"] == rule
     is_pair = table[["first", "second"]].apply(set, axis=1) == {first, second}
