@@ -61,7 +61,8 @@ def show(item, rows):
         line = f"   {name}: {item[name]}"
         print(textwrap.fill(line, 118, subsequent_indent=" " * 6))
     for row in rows.itertuples():
-        value = "" if np.isnan(row.value) else f": {row.value:.4g}"
+        number = f"{row.value:,.0f}" if row.value.is_integer() else f"{row.value:.4g}"
+        value = "" if np.isnan(row.value) else f": {number}"
         interval = "" if np.isnan(row.low) else f" [{row.low:.3g}, {row.high:.3g}]"
         print(f"   - {row.finding}{value}{interval}")
 
