@@ -10,7 +10,7 @@ from scipy.special import rel_entr, xlogy
 
 import srel_tf
 from train.common import data
-from train.errata.evidence import central_values, rank_correlation
+from train.errata.evidence import central_values, extremes, rank_correlation
 from train.models import build_model
 
 EPSILON, ETA = 1e-8, 1e-4
@@ -21,47 +21,35 @@ RULES = (SMALL_STEP, "fresh_adam")
 def published_kl(evidence):
     """1. kl_div of probabilities with no update at all is a function of the two predictions, whatever the net does."""
     p = simplex(200)
-    at_rest = -3 * unmoved_published_kl(p)
-    low, high = at_rest.min(), at_rest.max()
-    findings = {
-        "no update, largest difference from −(H(p) + ‖p‖²)/C on a grid of the simplex": np.abs(
-            at_rest - entropy_and_square(p)
-        ).max(),
-        "no update, C = 3, uniform p": -high / 3,
-        "no update, C = 3, certain p": -low / 3,
-        "no update, lowest ratio of two predictions": low / high,
-        "no update, highest ratio of two predictions": high / low,
-    }
+    at_rest = unmoved_published_kl(p)
+    differences = np.abs(at_rest + entropy_and_square(p) / 3)
+    ratios = np.array([at_rest.max() / at_rest.min(), at_rest.min() / at_rest.max()])
+    name = (
+        "no update, largest difference from −(H(p) + ‖p‖²)/C on a grid of the simplex"
+    )
+    findings = {name: differences.max()}
+    findings |= extremes("no update, C = 3", at_rest)
+    findings |= extremes("no update, C = 3, ratio of two predictions", ratios)
     for eta in (1e-12, ETA):
-        srel = srel_at_initialisation(eta)
-        findings[f"net at initialisation, fresh Adam, η = {eta:g}, lowest"] = srel.min()
-        findings[f"net at initialisation, fresh Adam, η = {eta:g}, highest"] = (
-            srel.max()
-        )
-    findings |= kl_div_with_logarithm()
+        name = f"net at initialisation, fresh Adam, η = {eta:g}"
+        findings |= extremes(name, srel_at_initialisation(eta))
+    g, g_plus = np.array([0.7, 0.2, 0.1]), np.array([0.5, 0.2, 0.3])
+    example = "g = (0.7, 0.2, 0.1), g⁺ = (0.5, 0.2, 0.3)"
+    with_logarithm = np.sum(g * (np.log(g) - np.log(g_plus)))
+    findings |= {
+        f"with the logarithm, kl_div(log g⁺, g) for {example}": with_logarithm,
+        f"KL(g, g⁺) for {example}": rel_entr(g, g_plus).sum(),
+        f"KL(g⁺, g) for {example}": rel_entr(g_plus, g).sum(),
+    }
     findings |= evidence.of_runs("crossed", _kl_beside_published_kl)
     if evidence.srel is not None:
         curves = evidence.srel[evidence.srel["measure"] == "published_kl"]
-        first = curves[curves["step"] == 0]["srel"]
-        is_at_rest = curves["srel"].between(low / high, high / low)
-        findings |= {
-            "published curves, lowest beginning": first.min(),
-            "published curves, highest beginning": first.max(),
-            "published curves, share of values that two unmoved predictions can have": is_at_rest.mean(),
-        }
+        findings |= extremes(
+            "published curves begin", curves[curves["step"] == 0]["srel"]
+        )
+        name = "published curves, share of values that two unmoved predictions can have"
+        findings[name] = curves["srel"].between(*ratios).mean()
     return findings
-
-
-def kl_div_with_logarithm():
-    """kl_div(log g⁺, g), whose terms are g (log g − log g⁺), is KL(g, g⁺): the reverse of Definition 2."""
-    old, new = np.array([0.7, 0.2, 0.1]), np.array([0.5, 0.2, 0.3])
-    example = "g = (0.7, 0.2, 0.1), g⁺ = (0.5, 0.2, 0.3)"
-    computed = np.sum(old * (np.log(old) - np.log(new)))
-    return {
-        f"with the logarithm, kl_div(log g⁺, g) for {example}": computed,
-        f"KL(g, g⁺) for {example}": rel_entr(old, new).sum(),
-        f"KL(g⁺, g) for {example}": rel_entr(new, old).sum(),
-    }
 
 
 def unmoved_published_kl(p):
@@ -92,13 +80,8 @@ def srel_at_initialisation(learning_rate):
     model = build_model("cnn", digits.input_shape, digits.num_classes)
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     probe = srel_tf.ProbeSet.sample(digits.train.x, digits.train.y, per_class=8, seed=0)
-    result = srel_tf.measure(
-        model,
-        probe,
-        measures=("published_kl",),
-        update="fresh_adam",
-        learning_rate=learning_rate,
-    )
+    options = {"measures": "published_kl", "update": "fresh_adam"}
+    result = srel_tf.measure(model, probe, learning_rate=learning_rate, **options)
     return result.matrix("published_kl")
 
 
@@ -118,17 +101,17 @@ def fresh_adam(evidence):
     gradient = loss_gradient(model, image, [0])
     adam, sgd = first_adam_step(gradient, ETA), ETA * gradient
     adam_norm, sgd_norm = np.linalg.norm(adam), np.linalg.norm(sgd)
-    return {
+    share = (np.abs(gradient) > 100 * EPSILON).mean()
+    findings = {
         "published ResNet-18 at initialisation, an image of noise: weights": gradient.size,
-        "share of weights with |g| > 1e-6, which move by η": (
-            np.abs(gradient) > 100 * EPSILON
-        ).mean(),
+        "share of weights with |g| > 1e-6, which move by η": share,
         "‖w⁺ − w‖": adam_norm,
         "‖w⁺ − w‖ over that of sgd with the same η": adam_norm / sgd_norm,
         "cosine of the two steps": adam @ sgd / adam_norm / sgd_norm,
-    } | evidence.of_runs(
-        "crossed",
-        lambda path: central_values(path, ("kl", "l1"), (*RULES, "optimizer")),
+    }
+    rules = (*RULES, "optimizer")
+    return findings | evidence.of_runs(
+        "crossed", lambda path: central_values(path, ("kl", "l1"), rules)
     )
 
 
@@ -150,16 +133,13 @@ def first_adam_step(gradient, learning_rate):
 
 def published_l2(evidence):
     """3. mean |Δp'| over the root mean square of Δp is ℓ1's S_rel times ‖Δp‖₁/(√C ‖Δp‖₂) at the source."""
-    low, high = diagonal_of_published_l2(3600)
-    return {"S(x, x), C = 3, lowest": low, "S(x, x), C = 3, highest": high} | (
-        evidence.of_runs(
-            "crossed",
-            lambda path: (
-                central_values(path, ("l1", "l2", "published_l2"), ("fresh_adam",))
-                | rank_correlation(path, "l1", "published_l2", "fresh_adam")
-            ),
-        )
-    )
+    findings = extremes("S(x, x), C = 3", diagonal_of_published_l2(3600))
+    return findings | evidence.of_runs("crossed", _l1_beside_published_l2)
+
+
+def _l1_beside_published_l2(path):
+    aucs = central_values(path, ("l1", "l2", "published_l2"), ("fresh_adam",))
+    return aucs | rank_correlation(path, "l1", "published_l2", "fresh_adam")
 
 
 def diagonal_of_published_l2(directions):
@@ -172,15 +152,10 @@ def diagonal_of_published_l2(directions):
 
 def epsilon(evidence):
     """4. 1e-8 in the denominator alone: nothing to published_kl, much to published_l2 if x hardly moves."""
-    return {
-        "no update, least change of published_kl's denominator, relative": EPSILON
-        * 3
-        / (np.log(3) + 1 / 3),
-        "no update, largest change of published_kl's denominator, relative": EPSILON
-        * 3,
-        "root mean square of Δp at which published_l2 is 1% lower": 99 * EPSILON,
-        "root mean square of Δp at which published_l2 is half": EPSILON,
-    } | evidence.of_runs("crossed", _lowest_denominators)
+    denominators = np.array([np.log(3) + 1 / 3, 1]) / 3  # Of an unmoved published_kl.
+    name = "no update, relative change of published_kl's denominator"
+    findings = extremes(name, EPSILON / denominators)
+    return findings | evidence.of_runs("crossed", _lowest_denominators)
 
 
 def _lowest_denominators(path):
@@ -189,14 +164,12 @@ def _lowest_denominators(path):
         return {f"not measured: {file} is missing": np.nan}
     entries = srel_tf.read_frame(file)
     is_adam = (entries["measure"] == "l1") & (entries["update"] == "fresh_adam")
+    rows = entries[is_adam & entries["valid"]]
     findings = {}
-    for step, r in smallest_root_mean_square(
-        entries[is_adam & entries["valid"]]
-    ).items():
+    for step, r in smallest_root_mean_square(rows).items():
+        change = EPSILON / (r + EPSILON)
         findings[f"step {step}, least root mean square of Δp of valid sources"] = r
-        findings[f"step {step}, largest relative change of published_l2"] = EPSILON / (
-            r + EPSILON
-        )
+        findings[f"step {step}, largest relative change of published_l2"] = change
     return findings
 
 

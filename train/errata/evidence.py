@@ -64,3 +64,8 @@ def rank_correlation(path, first, second, rule):
     is_pair = table[["first", "second"]].apply(set, axis=1) == {first, second}
     correlation = table.loc[is_rule & is_pair, "spearman"].mean()
     return {f"rank correlation of {first} and {second}, {rule}": correlation}
+
+
+def extremes(name, values):
+    """{name: lowest value, name: highest value}."""
+    return {f"{name}, lowest": np.min(values), f"{name}, highest": np.max(values)}

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from srel_tf import theory
 from train.errata import variants
+from train.errata.evidence import extremes
 from train.theory import figures
 
 ENDS = [0.0, figures.LAST_TIME]
@@ -67,19 +68,15 @@ def stray_one_over_n(evidence):
         model, labels, w0 = set_up(width, variants.published_features)
         source, target = variants.published_pairs(labels, 20, seed=1)
         itself = variants.published_srel(model, w0, [0.0], source, source)
+        findings |= extremes(f"p = {width}: S(x, x)", itself)
         exact = model.srel(w0, [0.0], source, source).numpy()
-        published = variants.published_srel(model, w0, ENDS, source, target)
-        theorem = model.srel(w0, ENDS, source, target).numpy()
-        growth = [
-            ends[1] / ends[0] for ends in (s.mean((0, 2)) for s in (published, theorem))
-        ]
-        findings |= {
-            f"p = {width}: lowest S(x, x)": itself.min(),
-            f"p = {width}: highest S(x, x)": itself.max(),
-            f"p = {width}: range of S(x, x) by eq. 4": np.ptp(exact),
-            f"p = {width}: S_rel at t = 8000 over t = 0, with 1/N": growth[0],
-            f"p = {width}: S_rel at t = 8000 over t = 0, without": growth[1],
-        }
+        findings[f"p = {width}: range of S(x, x) by eq. 4"] = np.ptp(exact)
+        for name, srel in (
+            ("with 1/N", variants.published_srel(model, w0, ENDS, source, target)),
+            ("without", model.srel(w0, ENDS, source, target).numpy()),
+        ):
+            start, end = srel.mean((0, 2))
+            findings[f"p = {width}: S_rel at t = 8000 over t = 0, {name}"] = end / start
     return findings
 
 
@@ -121,17 +118,14 @@ def pairs_of_both_classes(evidence):
     """14. The pairs that the "intra-class" notebook draws."""
     _, labels, _ = set_up()
     source, target = variants.published_pairs(labels, 20, seed=1)
-    findings = {
-        "published “intra-class” pairs that join the two classes, of 20": (
-            labels[source] != labels[target]
-        ).sum()
-    }
+    n_joining = (labels[source] != labels[target]).sum()
+    name = "published “intra-class” pairs that join the two classes, of 20"
+    findings = {name: n_joining}
     for number, (kind, width) in figures.PENALIZED.items():
         model, labels, w0 = set_up(width)
         srel = model.srel(w0, ENDS, *theory.sample_pairs(labels, kind, 20, seed=1))
-        findings |= at_the_ends(
-            f"Figure {number}, {kind}-class pairs of the text: mean S_rel", srel
-        )
+        name = f"Figure {number}, {kind}-class pairs of the text: mean S_rel"
+        findings |= at_the_ends(name, srel)
     return findings
 
 

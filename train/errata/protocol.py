@@ -11,7 +11,7 @@ import srel_tf
 from srel_tf.files import read_json
 from train.classification.experiment import SCHEDULES
 from train.common import data
-from train.errata.evidence import central_values
+from train.errata.evidence import central_values, extremes
 
 K = 20  # Probe images a class.
 # Training and "test" images a class, batch size; three classes each.
@@ -24,15 +24,14 @@ SIZES = {
 
 def leaked_test_set(evidence):
     """5. The "test" images are images that the net is trained on, cropped and flipped by another draw."""
-    return {
-        "share of digits' test images that are trained on, read as the code does": share_trained_on(
-            "train"
-        ),
-        "share of the set's own test images that are trained on": share_trained_on(
-            "test"
-        ),
-        "one image in this many is cropped and flipped alike in both": 2 * 9 * 9,
-    } | evidence.of_runs("published", lambda path: _leaked_and_real(path, evidence))
+    names = {"as in the code": "train", "the set's own": "test"}
+    findings = {
+        f"share of digits' test images trained on, {name}": share_trained_on(split)
+        for name, split in names.items()
+    }
+    return findings | evidence.of_runs(
+        "published", lambda path: _leaked_and_real(path, evidence)
+    )
 
 
 def share_trained_on(test_images):
@@ -49,22 +48,18 @@ def _leaked_and_real(path, evidence):
         "accuracy on the leaked images": leaked["test"].mean(),
         "accuracy in training": leaked["train"].mean(),
     }
-    others = (
+    directories = [
         evidence.directories(name).get(dataset) for name in ("crossed", "defined")
-    )
-    real_path = next(filter(None, others), None)
+    ]
+    real_path = directories[0] or directories[1]
     if real_path is None:
         return findings | {"not measured: trainings with the real test images": np.nan}
     real = final_accuracies(real_path).reindex(leaked.index)["test"]
+    name = f"accuracy on the real test images ({real_path.name}, the same seeds)"
+    same = len(same_trainings(path, real_path))
+    findings |= {name: real.mean(), "trainings that are the same to the last bit": same}
     gaps = (leaked["test"] - real).dropna()
-    return findings | {
-        f"accuracy on the real test images ({real_path.name}, the same seeds)": real.mean(),
-        "trainings that are the same to the last bit": len(
-            same_trainings(path, real_path)
-        ),
-        "leaked minus real, lowest over seeds": gaps.min(),
-        "leaked minus real, highest over seeds": gaps.max(),
-    }
+    return findings | extremes("leaked minus real, over seeds", gaps)
 
 
 def final_accuracies(path):
@@ -89,15 +84,12 @@ def three_runs(evidence):
     """6. A band of ± one population standard deviation of three runs, and what would cover the mean."""
     findings = {}
     for n in (3, 5):
-        findings |= {
-            f"{n} normal runs: sample deviation over the band": np.sqrt(n / (n - 1)),
-            f"{n} normal runs: 95% t-interval of the mean over the band": t_over_population(
-                n
-            ),
-            f"{n} normal runs: probability that the band covers the mean": band_coverage(
-                n
-            ),
-        }
+        runs, ratio = f"{n} normal runs", np.sqrt(n / (n - 1))
+        findings[f"{runs}: sample deviation over the band"] = ratio
+        findings[f"{runs}: 95% t-interval over the band"] = t_over_population(n)
+        findings[f"{runs}: probability that the band covers the mean"] = band_coverage(
+            n
+        )
     return findings | evidence.of_runs("published", _separated_bands)
 
 

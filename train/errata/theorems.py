@@ -8,6 +8,7 @@ import numpy as np
 
 from srel_tf import theory
 from train.errata import variants
+from train.errata.evidence import extremes
 from train.theory import figures
 
 EQ_14 = theory.DiagonalQuadratic(*figures.MOMENTS, figures.THETA)
@@ -18,25 +19,17 @@ SGD_RATE = 0.05  # Larger than Figure 10's, so that rounding is reached sooner.
 
 def theorem_5_3(evidence):
     """16. β₂₂(x')² printed for β₂₂(x)², and E[β₁₁β₂₂] = 0."""
+    names = "S_rel", "bound as printed", "bound with β₂₂(x)²"
+    case = theorem_5_3_case([1.0, 0.1], [1.0, 10.0])
     example = "β(x) = (1, 10), β(x') = (1, 0.1), t = 60"
-    srel, printed, corrected = theorem_5_3_case([1.0, 0.1], [1.0, 10.0])
-    shares = shares_beyond_the_bound(1000)
+    findings = {f"{name}, {example}": v for name, v in zip(names, case, strict=True)}
+    for name, share in zip(names[1:], shares_beyond_the_bound(1000), strict=True):
+        findings[f"share of 1,000 pairs of N(0, I) with S_rel below the {name}"] = share
     uncorrelated, correlated = [1.0, 0.0], [1.0, 1.0]
-    _, _, bound = theorem_5_3_case(uncorrelated, correlated)
-    related = "E[β₁₁β₂₂] = 0.9, β(x) = (1, 1), β(x') = (1, 0)"
-    return {
-        f"S_rel, {example}": srel,
-        f"bound as printed, {example}": printed,
-        f"bound with β₂₂(x)², {example}": corrected,
-        "share of 1,000 pairs of N(0, I) with S_rel below the bound as printed": shares[
-            0
-        ],
-        "share of 1,000 pairs of N(0, I) with S_rel below the bound with β₂₂(x)²": shares[
-            1
-        ],
-        f"S_rel, {related}": srel_of_correlated_features(0.9, uncorrelated, correlated),
-        f"bound, {related}": bound,
-    }
+    example = "E[β₁₁β₂₂] = 0.9, β(x) = (1, 1), β(x') = (1, 0)"
+    srel = srel_of_correlated_features(0.9, uncorrelated, correlated)
+    bound = theorem_5_3_case(uncorrelated, correlated)[-1]
+    return findings | {f"S_rel, {example}": srel, f"bound, {example}": bound}
 
 
 def theorem_5_3_case(target, source, time=60.0):
@@ -69,23 +62,17 @@ def srel_of_correlated_features(moment, target, source, time=60.0):
 def absolute_values(evidence):
     """17. The sign of eq. 14."""
     targets, sources = np.random.default_rng(0).normal(size=(2, 10_000, 3))
-    signed = variants.printed_eq_14(
-        EQ_14, figures.START, [0.0, 500.0], targets, sources
-    )
-    drawn = np.array(list(figures.PAIRS.values()))
+    times = [0.0, 500.0]
+    random = variants.printed_eq_14(EQ_14, figures.START, times, targets, sources)
+    sources, targets = np.swapaxes(list(figures.PAIRS.values()), 0, 1)
     times = np.arange(1.0, 1001)
-    of_drawn = variants.printed_eq_14(
-        EQ_14, figures.START, times, drawn[:, 1], drawn[:, 0]
-    )
-    shares = (signed < 0).mean(axis=1)
+    drawn = variants.printed_eq_14(EQ_14, figures.START, times, targets, sources)
+    shares = (random < 0).mean(axis=1)
+    n_negative = (drawn < 0).any(axis=0).sum()
     return {
         "share of 10,000 pairs of N(0, I) with eq. 14 negative, t = 0": shares[0],
         "share of 10,000 pairs of N(0, I) with eq. 14 negative, t = 500": shares[1],
-        f"pairs of Figures 12 and 13 that become negative, of our {len(drawn)}": (
-            of_drawn < 0
-        )
-        .any(axis=0)
-        .sum(),
+        f"our {len(targets)} pairs of Figures 12 and 13 that become negative": n_negative,
     }
 
 
@@ -97,17 +84,14 @@ def bound_in_time(evidence):
     points = "x = (2, 0.1, 0.3), x' = (1, 1, 0.5)"
     x_target, x_source = [1.0, 1.0, 0.5], [2.0, 0.1, 0.3]
     bounds = h.srel_bound(path, x_target, x_source).numpy()
-    findings = {
-        f"bound at t = {time}, {points}": bound
-        for time, bound in zip(times, bounds, strict=True)
-    }
+    names = [f"bound at t = {time}, {points}" for time in times]
+    findings = dict(zip(names, bounds, strict=True))
     findings[f"P, {points}"] = float(h.proximity(x_target, x_source))
     x_target = np.array([1.0, -2.0, 1.0])
     for name, x in (("x = x'", x_target), ("x = x'/100", x_target / 100)):
+        srel = h.srel_limit(figures.START[None], x_target, x)
         findings[f"P, {name}"] = float(h.proximity(x_target, x))
-        findings[f"S_rel, {name}"] = float(
-            h.srel_limit(figures.START[None], x_target, x)
-        )
+        findings[f"S_rel, {name}"] = float(srel)
     return findings
 
 
@@ -121,23 +105,18 @@ def attained_bound(evidence):
     srel, resolved = differenced(1.4 * x, x)
     is_undefined = np.isnan(srel)
     noise = srel[~resolved & ~is_undefined]
-    sgd = f"differenced along SGD in float64, rate {SGD_RATE}, x' = 1.4 x"
+    of_flow = np.abs(flow / bound - 1).max()
+    of_resolved = np.abs(srel[resolved] / 1.4 - 1).max()
+    times_figure_10 = SGD_RATE / figures.GATE["learning_rate"]
+    sgd = f"differenced SGD in float64 ({times_figure_10:g} × Figure 10's rate, x' = 1.4 x)"
     return {
         "bound, open gates, x' = (30, −2, …)": bound,
-        "largest relative difference of the flow's S_rel from it": np.abs(
-            flow / bound - 1
-        ).max(),
-        f"{sgd}: learning rate over Figure 10's": SGD_RATE
-        / figures.GATE["learning_rate"],
-        f"{sgd}: largest relative difference from 1.4 while resolved": np.abs(
-            srel[resolved] / 1.4 - 1
-        ).max(),
+        "largest relative difference of the flow's S_rel from the bound": of_flow,
+        f"{sgd}: largest relative difference from 1.4 while resolved": of_resolved,
         f"{sgd}: first iteration that is not resolved": np.argmin(resolved),
         f"{sgd}: values after that": len(noise),
-        f"{sgd}: lowest of them": noise.min(),
-        f"{sgd}: highest of them": noise.max(),
         f"{sgd}: iterates with 0/0, of {len(srel)}": is_undefined.sum(),
-    }
+    } | extremes(f"{sgd}: values after that", noise)
 
 
 def differenced(target, source, steps=3000):
@@ -155,12 +134,9 @@ def lost_choices(evidence):
     values = theory.relu_risk_srel(weights, np.ones(len(x)), target, x, 0.01)
     srel, resolved = (value.numpy() for value in values)
     errors = np.abs(srel[resolved & ~np.isnan(srel)] / 1.4 - 1)
-    return {
-        "bound for x' = (14, …, 14)": float(
-            theory.ReLUGate.late_lower_bound(target, x)
-        ),
-        "largest relative difference of S_rel from 1.4 at 1,000 random w": errors.max(),
-    }
+    bound = float(theory.ReLUGate.late_lower_bound(target, x))
+    name = "largest relative difference of S_rel from 1.4 at 1,000 random w"
+    return {"bound for x' = (14, …, 14)": bound, name: errors.max()}
 
 
 def all_pairs(evidence):
@@ -178,10 +154,9 @@ def phases_of_all_pairs():
     source, targets = [1.0, 0.0, 1.0], [[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
     times = np.linspace(0, 5000, 400)
     srel = EQ_14.srel(figures.START, times, targets, [source, source]).numpy()
+    error = np.abs(srel.sum(axis=1) - 1).max()
     return {
-        "x = (1, 0, 1): largest difference of S_rel(e₁, x) + S_rel(e₃, x) from 1": np.abs(
-            srel.sum(axis=1) - 1
-        ).max(),
+        "x = (1, 0, 1): largest difference of S_rel(e₁, x) + S_rel(e₃, x) from 1": error,
         "x = (1, 0, 1): least range of the two in time": np.ptp(srel, axis=0).min(),
     }
 
