@@ -203,12 +203,16 @@ def _judge(
 def _effects_of_seeds(followed: Cube) -> list[dict[Claim, np.ndarray] | None]:
     """Effects of each seed at times that the other seeds chose; None if a phase is too short or there is one seed."""
     steps = followed.steps
-    of_seeds: list[dict[Claim, np.ndarray] | None] = [None] * len(followed.seeds)
+    n_seeds = len(followed.seeds)
+    of_seeds: list[dict[Claim, np.ndarray] | None] = [None] * n_seeds
     for seed in left_out(followed):
-        phases = find_phases(mean_of_others(followed, seed), steps).steps(steps)
-        is_long_enough = [phases[name].sum() >= least for name, least in LEAST.items()]
-        if all(is_long_enough):
-            of_seeds[seed] = _effects(followed.srel[seed], steps, phases)
+        times = find_phases(mean_of_others(followed, seed), steps)
+        phases = times.steps(steps)
+        lengths = {name: phases[name].sum() for name in LEAST}
+        is_long_enough = all(lengths[name] >= LEAST[name] for name in LEAST)
+        if is_long_enough:
+            logs = followed.srel[seed]
+            of_seeds[seed] = _effects(logs, steps, phases)
     return of_seeds
 
 

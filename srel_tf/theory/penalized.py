@@ -299,9 +299,12 @@ class PenalizedRegression:
         rows = tf.reshape(weights, [-1, self.width])
         outputs = tf.matmul(self.features, rows, transpose_b=True)
         outputs = tf.reshape(outputs, [self.size, -1, self.num_classes])
-        square_errors = tf.reduce_sum((self.one_hot[:, None] - outputs) ** 2, [0, 2])
-        data_loss = tf.reshape(square_errors / (2 * self.size), weights.shape[:-2])
-        return data_loss + coefficient / 2 * tf.reduce_sum(weights**2, [-2, -1])
+        errors = self.one_hot[:, None] - outputs  # [N, batch, K]
+        square_errors = tf.reduce_sum(errors**2, [0, 2])
+        mean_errors = square_errors / (2 * self.size)
+        data_loss = tf.reshape(mean_errors, weights.shape[:-2])
+        square_norm = tf.reduce_sum(weights**2, [-2, -1])
+        return data_loss + coefficient / 2 * square_norm
 
 
 def _first_equal_rows(features: np.ndarray) -> np.ndarray:

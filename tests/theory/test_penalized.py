@@ -226,7 +226,7 @@ def test_one_feature_has_one_srel(ridge):
     w0 = np.array([[a, b] for a in (0.0, 0.3, 0.5, 1.0) for b in (0.0, 0.5)])[..., None]
     for h in ([1.0, 1.0], [1.0, 3.0], [3.0, -2.0], [2.0, 0.5], [-1.0, 1.0]):
         for labels in ([0, 0], [0, 1], [1, 1]):
-            for lam in (0.5, 1.0, 3.0):
+            for lam in (0.5, 3.0):
                 srel = PenalizedRegression(
                     np.array(h)[:, None], labels, 2, lam, 1.0, ridge
                 ).srel(w0, t, rows, [0, 1, 0, 1])

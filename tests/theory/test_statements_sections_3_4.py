@@ -194,7 +194,7 @@ def test_19_fluctuation_of_figure_10_at_convergence_is_rounding():
         assert abs(exact - mp.mpf("1.4")) < 1e-30
 
 
-@pytest.mark.parametrize("eta", [1e-4, 0.01, 1.0])
+@pytest.mark.parametrize("eta", [1e-4, 1.0])
 def test_20_with_that_target_srel_is_1_4_whatever_the_weights_are(eta):
     """x' = 1.4 x and the gate is positively homogeneous, f(w, x') = 1.4 f(w, x): Figure 10 can show no phases."""
     w_star, x = np.ones(10), np.full(10, 10.0)
@@ -207,7 +207,7 @@ def test_20_with_that_target_srel_is_1_4_whatever_the_weights_are(eta):
         50 < defined.sum() < 150
     )  # a source at which the gate is shut changes nothing
     np.testing.assert_allclose(srel[defined & resolved], 1.4, rtol=1e-9)
-    for w in weights[:20]:
+    for w in weights[:8]:
         flow = ReLUGate(w_star).srel(w, np.linspace(0, 30, 40), 1.4 * x, x, eta).numpy()
         np.testing.assert_allclose(flow[~np.isnan(flow)], 1.4, rtol=1e-12)
 
