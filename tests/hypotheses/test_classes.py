@@ -90,7 +90,13 @@ def test_the_diagonal_alone_lifts_intra():
     assert (with_it["verdict"], with_it["effect_size"] > 1) == ("supported", True)
 
 
-@pytest.mark.parametrize("shared", [{"drift": 0.3}, {"example": 0.5, "pair": 0.5}])
+@pytest.mark.parametrize(
+    "shared",
+    [
+        pytest.param({"drift": 0.3}, marks=pytest.mark.slow),
+        {"example": 0.5, "pair": 0.5},
+    ],
+)
 def test_error_rate_without_an_effect(shared):
     """Also where pairs and examples differ, in all seeds alike: they are as much by chance as seeds are."""
     found = verdicts(

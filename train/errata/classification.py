@@ -22,7 +22,7 @@ def published_kl(evidence):
     """1. kl_div of probabilities with no update at all is a function of the two predictions, whatever the net does."""
     p = simplex(200)
     at_rest = unmoved_published_kl(p)
-    differences = np.abs(at_rest + entropy_and_square(p) / 3)
+    differences = np.abs(3 * at_rest + entropy_and_square(p))
     ratios = np.array([at_rest.max() / at_rest.min(), at_rest.min() / at_rest.max()])
     name = (
         "no update, largest difference from −(H(p) + ‖p‖²)/C on a grid of the simplex"
