@@ -116,9 +116,8 @@ def bounded_by_proximity(
     rows: list[Row] = []
     for key, part in groups(frame):
         joined = join(part, proximity, "proximity")
-        p = np.nanmax(
-            cube(joined.assign(srel=joined["proximity"])).srel, axis=(0, 2)
-        )  # [pair]
+        proximities = cube(joined.assign(srel=joined["proximity"])).srel
+        p = np.nanmax(proximities, axis=(0, 2))  # [pair]
         about = {"hypothesis": "1.1(b)", **key}
         rows += _verdicts(_with_values(cube(joined)), p, about, confidence)
     return table(rows)
@@ -176,9 +175,8 @@ def _verdicts(
     Returns:
         One row a claim.
     """
-    highest = np.max(
-        whole.srel, axis=2, initial=-np.inf, where=np.isfinite(whole.srel)
-    )  # [seed, pair]
+    known = np.where(np.isfinite(whole.srel), whole.srel, -np.inf)
+    highest = known.max(axis=2)  # [seed, pair]
     used = _used_pairs(whole, p, highest)
     scope = f"{len(used.log_p)} pairs of {used.n_sources} sources with P > 0"
     reason = ""

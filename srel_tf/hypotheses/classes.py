@@ -118,9 +118,8 @@ def class_claim(
     check_confidence(confidence)
     rows: list[Row] = []
     generator = np.random.default_rng(seed)
-    for key, _ in groups(
-        frame
-    ):  # `groups` checks the frame, but leaves the diagonal out.
+    # `groups` checks the frame, but leaves the diagonal out.
+    for key, _ in groups(frame):
         part = _rows_of_group(frame, key, diagonal)
         class_of = _classes(part)
         sizes = class_of.astype(str).value_counts()
@@ -333,9 +332,8 @@ def _effects_of_means(logs: np.ndarray, steps: np.ndarray) -> dict[Claim, np.nda
     gaps = (intra[:, :, None] - logs)[:, ~is_intra].reshape(len(logs), -1)
     quantile = np.nanquantile if np.isnan(gaps).any() else np.quantile
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", RuntimeWarning
-        )  # There may be no gap, or no curve.
+        # There may be no gap, or no curve.
+        warnings.simplefilter("ignore", RuntimeWarning)
         low_gap = quantile(gaps, 0.05, axis=1)
         mean_gap = np.nanmean(gaps, axis=1)
         change_intra = _change(intra, steps)

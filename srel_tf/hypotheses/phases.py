@@ -40,12 +40,8 @@ from srel_tf.hypotheses.verdicts import (
 )
 
 WINDOWS = 10  # Number of windows of the late phase; their minima are C(t).
-LEAST = {
-    "start": 1,
-    "early": 2,
-    "rise": 3,
-    "late": 12,
-}  # Measured steps that a phase must have to be judged.
+# Measured steps that a phase must have to be judged.
+LEAST = {"start": 1, "early": 2, "rise": 3, "late": 12}
 
 LATE_ABOVE_EARLY = Claim(
     "(a) late level above that of [t₁, t₂]",

@@ -139,9 +139,7 @@ def higher(distance: np.ndarray, srel: np.ndarray) -> tuple[np.ndarray, np.ndarr
     order = order[np.isfinite(distance[order])]
     distance = distance[order]
     srel = srel[..., order]
-    n_nearer = np.searchsorted(
-        distance, distance, side="left"
-    )  # Strictly nearer sources.
+    n_nearer = np.searchsorted(distance, distance)  # Strictly nearer sources.
     known = np.where(np.isfinite(srel), srel, -np.inf)
     highest_so_far = np.maximum.accumulate(known, axis=-1)
     highest_nearer = highest_so_far[..., n_nearer - 1]

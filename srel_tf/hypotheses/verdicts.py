@@ -282,9 +282,8 @@ def rows_of_median_pair(
     unknown = np.full(n_pairs, np.nan)
     rows = []
     for claim in claims:
-        effects = np.array(
-            [unknown if seed is None else seed[claim] for seed in of_seeds]
-        )  # [seed, pair]
+        of_claim = [unknown if seed is None else seed[claim] for seed in of_seeds]
+        effects = np.array(of_claim)  # [seed, pair]
         of_pairs = median(effects.T)
         low, high = claim.bounds
         n_agreeing = ((of_pairs > low) & (of_pairs < high)).sum()

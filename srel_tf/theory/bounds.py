@@ -13,9 +13,8 @@ from srel_tf.theory.checks import (
     nan_unless,
 )
 
-_RELATIVE_TOLERANCE = (
-    1e-9  # Ratios of the two features that agree to this count as equal.
-)
+# Ratios of the two features that agree to this count as equal.
+_RELATIVE_TOLERANCE = 1e-9
 
 
 def lemma_c1_bound(
@@ -105,9 +104,8 @@ def _bound_numerator(
     t2_star: float,
 ) -> float:
     """α² − b₁e^{−q²t₂*}; raise `AssumptionError` unless it is positive."""
-    with np.errstate(
-        over="ignore"
-    ):  # If the exponential overflows, the check below raises.
+    # If the exponential overflows, the check below raises.
+    with np.errstate(over="ignore"):
         numerator = alpha_squared - (b1 * np.exp(-q_squared * t2_star) if b1 else 0.0)
     if numerator <= 0:
         raise AssumptionError(
@@ -187,9 +185,8 @@ def theorem_5_3_bound(
     # In eq. 38, p² belongs to k and q² to 1 − k.
     p_squared = 4 * theta * a[1]
     q_squared = 4 * theta * a[0]
-    if (
-        k1 < 0
-    ):  # The proof then uses 1 − k₁ >= 0 in the place of k₁, which exchanges the two exponents.
+    if k1 < 0:
+        # The proof then uses 1 − k₁ >= 0 in the place of k₁, which exchanges the two exponents.
         k1, k2 = 1 - k1, 1 - k2
         p_squared, q_squared = q_squared, p_squared
     bound = lemma_c1_bound(

@@ -245,9 +245,8 @@ class DiagonalQuadratic:
         a = self.a.numpy()
         limit = a / self.b.numpy()
         squares = w0**2
-        is_outside = (w0 == 0) | (
-            squares >= limit
-        )  # w0 is tested for zero, since its square may underflow.
+        # w0 is tested for zero, since its square may underflow.
+        is_outside = (w0 == 0) | (squares >= limit)
         if is_outside.any():
             r = int(np.flatnonzero(is_outside)[0])
             raise AssumptionError(

@@ -31,9 +31,7 @@ class RidgeModes:
         )
         gram = self._singular**2 / self._size
         self.rates = self._coefficient + gram
-        self._labels_in_modes = tf.matmul(
-            self._one_hot, self._left, transpose_a=True
-        )  # [K, r]
+        self._labels_in_modes = tf.matmul(one_hot, self._left, transpose_a=True)
         self._fit = gram / self.rates * self._labels_in_modes  # W* h of every mode
         self._stationary_residual = self._residual_at_the_minimum()
         # The fit of a zero row is exactly zero; the singular vectors give it up to rounding only.
@@ -99,9 +97,8 @@ class RidgeModes:
         Returns:
             [..., T, P, K].
         """
-        amplitude = (
-            self._singular * tf.matmul(w0, self._right) - self._fit
-        )  # [..., K, r]
+        start = tf.matmul(w0, self._right)  # [..., K, r]
+        amplitude = self._singular * start - self._fit
         left = tf.gather(self._fit_rows, rows)  # [P, r]
         modes = left[:, None, :] * amplitude[..., None, :, :]  # [..., P, K, r]
         *leading, count, classes, rank = modes.shape
@@ -126,9 +123,8 @@ class RidgeModes:
         Returns:
             [P, K].
         """
-        kernel = tf.matmul(
-            tf.gather(self._features, rows), self._features, transpose_b=True
-        )  # ⟨h, h_j⟩, [P, N]
+        chosen = tf.gather(self._features, rows)
+        kernel = tf.matmul(chosen, self._features, transpose_b=True)  # ⟨h, h_j⟩, [P, N]
         kernel_own = tf.gather(kernel, examples[:, None], batch_dims=1)  # [P, 1]
         residual_own = tf.gather(self._stationary_residual, examples)  # [P, K]
         own = kernel_own * residual_own
