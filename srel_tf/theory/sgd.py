@@ -236,10 +236,8 @@ def _iterate(
     rate = tf.constant(step_length, tf.float64)
     iterates = start[None]
     if steps:
-        numbers, seed_tensor = tf.range(steps), tf.constant(seed)
-        later = _scan(
-            update, start, w_star, rate, numbers, given, batch_size, seed_tensor
-        )
+        count, key = tf.constant(steps), tf.constant(seed)
+        later = _scan(update, start, w_star, rate, count, given, batch_size, key)
         iterates = tf.concat([iterates, later], 0)
     last = iterates[-1].numpy()
     if not np.isfinite(last).all():
@@ -260,14 +258,14 @@ def _scan(
     batch_size: int,
     seed: tf.Tensor,
 ) -> tf.Tensor:
-    """Iterates after each step, [steps, R, n]. It is traced once for each update and shape, not at each call.
+    """Iterates after each step, [steps, R, n]. It is traced once for each update and shapes, not at each call.
 
     Args:
         update: Function from w [R, n], x [R, batch, n] and w* [n] to the mean update [R, n].
         start: [R, n].
         w_star: w*, [n].
         rate: η, a scalar.
-        steps: Numbers of the steps, [steps].
+        steps: Number of updates, a scalar.
         inputs: x, [steps, batch, n] or [steps, R, batch, n]; None draws them from N(0, I).
         batch_size: Examples a step.
         seed: Seed of the draws, a scalar.
@@ -284,7 +282,7 @@ def _scan(
     def advance(w: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
         return w + rate * update(w, inputs_at(step), w_star)
 
-    return tf.scan(advance, steps, initializer=start)
+    return tf.scan(advance, tf.range(steps), initializer=start)
 
 
 def _start_of_runs(start: tf.Tensor, runs: int | None) -> tf.Tensor:
