@@ -247,7 +247,7 @@ def _iterate(
     return iterates[:, 0] if single else iterates
 
 
-@tf.function
+@tf.function(autograph=False)
 def _scan(
     update: Update,
     start: tf.Tensor,

@@ -21,20 +21,20 @@ def simulation(slope, shared, **options):
 
 @pytest.mark.parametrize("shared", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_error_rate_without_a_trend(shared):
-    for claim, found in verdicts(simulation(0, shared), 40).items():
-        assert found["supported"] + found["contradicted"] <= most(40, 0.05), claim
+    for claim, found in verdicts(simulation(0, shared), 25).items():
+        assert found["supported"] + found["contradicted"] <= most(25, 0.05), claim
 
 
 def test_seeds_alone_would_not_hold_the_rate():
     """What a source does to S_rel in all seeds alike is no trend, and no number of seeds tells it from one."""
     wrong = 0
-    for i in range(150):
+    for i in range(80):
         frame, distances = made(np.random.default_rng([1, i]), 0, 2)
         by_seed = frame["srel"].to_numpy().reshape(5, -1)
         effects = [spearmanr(s, distances["distance"]).statistic for s in by_seed]
         half = 2.776 * np.std(effects, ddof=1) / np.sqrt(5)
         wrong += abs(np.mean(effects)) > half
-    assert wrong > 3 * 0.05 * 150
+    assert wrong > 3 * 0.05 * 80
 
 
 @pytest.mark.parametrize(("slope", "verdict"), [(-1, "supported"), (1, "contradicted")])

@@ -22,7 +22,7 @@ def rises(values):
 def test_lemma_c1_on_random_instances():
     generator, t = np.random.default_rng(0), np.linspace(0, 20, 200)
     closeness, informative = [], 0
-    for _ in range(300):
+    for _ in range(200):
         alpha_squared, beta_squared, p_squared, q_squared = generator.uniform(
             0.05, 3, 4
         )
@@ -39,7 +39,7 @@ def test_lemma_c1_on_random_instances():
         closeness.append(
             np.max(bound[claimed] / lemma_c1_ratio(t, *numbers)[claimed], initial=0)
         )
-    assert informative > 0.95 * 300
+    assert informative > 0.95 * 200
     assert (
         np.median(closeness) > 0.45
     )  # not vacuous: within a factor of about two somewhere
@@ -108,7 +108,7 @@ def symmetric_instance(generator):
 def test_theorem_5_3_on_random_instances():
     generator, t = np.random.default_rng(1), np.linspace(0, 60, 60)
     negative_k1, closeness = 0, []
-    for _ in range(200):
+    for _ in range(120):
         a, b, w0 = symmetric_instance(generator)
         target, source = generator.normal(size=(2, 2))
         srel = DiagonalQuadratic(a, b, 0.3).srel(w0, t, target, source).numpy()
@@ -119,7 +119,7 @@ def test_theorem_5_3_on_random_instances():
         assert rises(bound)
         negative_k1 += target[0] * source[0] * (target @ source) < 0
         closeness.append(np.max(bound[claimed] / srel[claimed], initial=0))
-    assert negative_k1 > 20  # the branch of the proof that works with 1 − k₁
+    assert negative_k1 > 12  # the branch of the proof that works with 1 − k₁
     assert np.median(closeness) > 0.45
 
 

@@ -178,7 +178,13 @@ def test_times_pairs_and_starts_batch_like_loops():
 @pytest.mark.parametrize("ridge", ["paper", "loss"])
 @pytest.mark.parametrize(
     ("size", "width", "lam"),
-    [(6, 3, 1.0), (3, 5, 1.0), (3, 5, 1e-7), (6, 3, 1e-7), (1, 3, 0.5)],
+    [
+        pytest.param(6, 3, 1.0, marks=pytest.mark.slow),
+        (3, 5, 1.0),
+        pytest.param(3, 5, 1e-7, marks=pytest.mark.slow),
+        (6, 3, 1e-7),
+        (1, 3, 0.5),
+    ],
 )
 def test_digits_hold_for_fifty_relaxation_times(ridge, size, width, lam):
     model, features, labels, w0 = make(size, width, 2, ridge, lam, seed=3)
