@@ -1,8 +1,8 @@
-"""The paper's hypotheses (Section 1.3) checked on finished runs: a table of verdicts, printed and written.
+"""Check the paper's hypotheses (Section 1.3) on finished runs: a table of verdicts, printed and written.
 
 python -m train.hypotheses results/regression results/theory runs/digits-cnn
 
-RUN_DIR is what `train.regression` (a sweep, too), `train.classification` or `train.theory` left. Each gets a
+RUN_DIR is what `train.regression` (also a sweep), `train.classification` or `train.theory` left. Each gets a
 verdicts.csv.
 """
 
@@ -25,39 +25,40 @@ from train.common.seed_marks import finished_seeds
 from train.theory import command as theory
 from train.theory.cases import Case, cases
 
-PAIRS = "Figure 4's pairs at all their steps"
+FIGURE_4 = "Figure 4's pairs at all their steps"
 
 
 def load(path):
-    """{name: `Case`} of a run directory: one case for a trained net, one a model for the theory's figures."""
+    """Load a run directory: {name: `Case`}, one case for a trained net, one a model for the theory's figures."""
     settings = path / "settings.json"
     saved = read_json(settings) if settings.is_file() else {}
     if "figures_6_to_9" in saved:
-        return of_theory(path, saved)
+        return load_theory(path, saved)
     finished = finished_seeds(path)
-    for left_out in sorted({*path.glob("seed-*")} - {*finished}):
-        print(f"note: {left_out} is not finished and left out")
-    names = "frame.parquet", "distances.parquet", "history.csv"
-    frame, distances, history = (_together(finished, name) for name in names)
+    for unfinished in sorted({*path.glob("seed-*")} - {*finished}):
+        print(f"note: {unfinished} is not finished and left out")
+    frame = _of_all_seeds(finished, "frame.parquet")
     if saved.get("experiment") == "regression":
         # Its three probes measure the same pairs, each at steps of its own.
         frame = frame.assign(name="")
-    found = {"": Case(frame, distances, risks=history)}
+    distances = _of_all_seeds(finished, "distances.parquet")
+    history = _of_all_seeds(finished, "history.csv")
+    loaded = {"": Case(frame, distances, risks=history)}
     if saved.get("experiment") == "regression":
-        found[PAIRS] = Case(_most_followed(frame), risks=history, in_time=True)
-    return found
+        loaded[FIGURE_4] = Case(_most_followed(frame), risks=history, in_time=True)
+    return loaded
 
 
-def of_theory(path, saved):
-    """The models of `train.theory`, computed again for several initial values; `OptionError` for other settings."""
+def load_theory(path, saved):
+    """Compute the models of `train.theory` again for several initial values; `OptionError` for other settings."""
     now = theory.settings(saved.get("variant"), saved.get("seed"))
-    names = [
-        n for n in sorted({*now, *saved} - {"versions"}) if saved.get(n) != now.get(n)
-    ]
-    if names or saved.get("variant") != "text":
+    names = sorted({*now, *saved} - {"versions"})
+    different = [name for name in names if saved.get(name) != now.get(name)]
+    if different or saved.get("variant") != "text":
+        which = ", ".join(different) or "variant"
         raise OptionError(
-            f"{path} has figures of other settings ({', '.join(names) or 'variant'}) than those that are checked, the "
-            "text's: make them with train.theory"
+            f"{path} has figures of other settings ({which}) than those that are checked, the text's: make them with "
+            "train.theory"
         )
     print(
         f"note: {path} holds means over initial values; its models are computed again for each of several"
@@ -65,119 +66,106 @@ def of_theory(path, saved):
     return cases(saved["seed"])
 
 
-def _together(seeds, name):
-    """The frames of this name of all seeds; None where no seed has one, `FrameError` where some lack it."""
+def _of_all_seeds(seeds, name):
+    """Join the frames of this name of all seeds; None if no seed has one, `FrameError` if only some have it."""
     missing = [str(seed) for seed in seeds if not (seed / name).is_file()]
-    if missing and len(missing) < len(seeds):
+    if len(missing) == len(seeds):
+        return None
+    if missing:
         raise FrameError(
             f"{', '.join(missing)}: no {name} there; restore it, or delete seed.json to run the seed again"
         )
-    return (
-        None
-        if missing
-        else pd.concat([read_frame(seed / name) for seed in seeds], ignore_index=True)
-    )
+    return pd.concat([read_frame(seed / name) for seed in seeds], ignore_index=True)
 
 
 def _most_followed(frame):
-    """The pairs that were measured at the most steps."""
+    """Select the pairs that were measured at the most steps."""
     count = frame.groupby(["source_id", "target_id"])["step"].transform("nunique")
     return frame[count == count.max()]
 
 
 def run_directories(path):
-    """`path`, or the run directories of a sweep in it. `OptionError` where nothing is finished."""
+    """List `path`, or the run directories of a sweep in it; `OptionError` if none holds a finished seed."""
     if not path.is_dir():
         raise OptionError(
             f"{path} is no directory: name what train.regression, classification or theory left"
         )
     if any(path.glob("seed-*/seed.json")) or any(path.glob("figure_??.parquet")):
         return [path]
-    found = sorted({mark.parents[1] for mark in path.glob("*/seed-*/seed.json")})
-    if not found:
+    runs = sorted({mark.parents[1] for mark in path.glob("*/seed-*/seed.json")})
+    if not runs:
         raise OptionError(
             f"{path} holds no finished seed (seed-*/seed.json): run its command to the end first"
         )
-    return found
+    return runs
 
 
 def check(case, confidence):
-    """The verdicts of all hypotheses, "undecided" for those that a case has no data for."""
-    frame, missing = case.frame, hypotheses.undecided
+    """Make the verdicts of all hypotheses, "undecided" for those that a case has no data for."""
+    frame, undecided = case.frame, hypotheses.undecided
+    tables = []
     if case.distances is not None:
-        tables = [hypotheses.proximity_trend(frame, case.distances, confidence)]
-    elif case.in_time:
-        tables = []
-    else:
-        tables = [
-            missing(
-                frame, "1.1(a)", "S_rel falls with distance", "the run has no distances"
-            )
-        ]
+        tables.append(hypotheses.proximity_trend(frame, case.distances, confidence))
+    elif not case.in_time:
+        claim, reason = "S_rel falls with distance", "the run has no distances"
+        tables.append(undecided(frame, "1.1(a)", claim, reason))
     if case.proximity is not None:
-        tables.append(
-            hypotheses.bounded_by_proximity(frame, case.proximity, confidence)
-        )
+        bounded = hypotheses.bounded_by_proximity(frame, case.proximity, confidence)
+        tables.append(bounded)
     risks, reason = in_steps(case.risks, frame)
     tables.append(hypotheses.two_phases(frame, risks, confidence))
     if risks is None:
-        tables.append(
-            missing(
-                frame,
-                "1.2, Figure 5",
-                "S_rel rises while the risk falls rapidly",
-                reason,
-            )
-        )
+        claim = "S_rel rises while the risk falls rapidly"
+        tables.append(undecided(frame, "1.2, Figure 5", claim, reason))
     if (frame["source_class"].astype(str) != "").all():
         tables.append(hypotheses.class_claim(frame, confidence))
     return pd.concat(tables, ignore_index=True)
 
 
 def in_steps(history, frame):
-    """(risks, "") with the steps of a history by epoch, by the frame's own count; (None, why) where there are none."""
+    """Give a history by epoch the steps of the frame.
+
+    Args:
+        history: Risks with a column step or epoch, or None.
+        frame: S_rel frame.
+
+    Returns:
+        (risks with a column step, ""), or (None, reason) if the steps are not known.
+    """
     if history is None:
         return None, "the run has no risks"
     if "step" in history:
         return history, ""
     known = frame[frame["epoch"] > 0]
     if known.empty:
-        return (
-            None,
-            "the risks are by epoch, and the frame does not say which step belongs to one",
-        )
-    history = history.assign(
-        step=history["epoch"] * (known["step"] / known["epoch"]).median()
-    )
-    if history["step"].min() > frame["step"].min():
+        reason = "the risks are by epoch, and the frame does not say which step belongs to one"
+        return None, reason
+    steps_an_epoch = (known["step"] / known["epoch"]).median()
+    risks = history.assign(step=history["epoch"] * steps_an_epoch)
+    first_risk, first_step = risks["step"].min(), frame["step"].min()
+    if first_risk > first_step:
         return None, (
-            f"the risks begin at step {history['step'].min():g} (epoch {history['epoch'].min():g}), S_rel at "
-            f"{frame['step'].min():g}: how they fell before is not known"
+            f"the risks begin at step {first_risk:g} (epoch {history['epoch'].min():g}), S_rel at "
+            f"{first_step:g}: how they fell before is not known"
         )
-    return history, ""
+    return risks, ""
 
 
 def main(arguments=None):
-    """Run the command; the exit status."""
+    """Run the command and return its exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m train.hypotheses", description=__doc__.splitlines()[0]
     )
     parser.add_argument("run_dir", nargs="+", type=Path, metavar="RUN_DIR")
-    parser.add_argument(
-        "--confidence",
-        type=float,
-        default=0.95,
-        help="of each interval (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--all", action="store_true", help="print a row for each step, too"
-    )
+    level = "of each interval (default: %(default)s)"
+    parser.add_argument("--confidence", type=float, default=0.95, help=level)
+    every = "print a row for each step, too"
+    parser.add_argument("--all", action="store_true", help=every)
     options = parser.parse_args(arguments)
     try:
-        for path in [
-            found for given in options.run_dir for found in run_directories(given)
-        ]:
-            report(path, options.confidence, options.all)
+        runs = [run for given in options.run_dir for run in run_directories(given)]
+        for run in runs:
+            report(run, options.confidence, options.all)
     except (SRelError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -191,56 +179,55 @@ def report(path, confidence, every_step=False):
         try:
             tables.append(check(case, confidence).assign(model=name))
         except FrameError as error:
-            raise FrameError(f"{path}{name and ', '}{name}: {error}") from error
-    table = pd.concat(tables, ignore_index=True)
-    table = table[["model", *hypotheses.COLUMNS]]
+            place = f"{path}, {name}" if name else path
+            raise FrameError(f"{place}: {error}") from error
+    table = pd.concat(tables, ignore_index=True)[["model", *hypotheses.COLUMNS]]
+    counts = table["verdict"].value_counts().items()
     print(f"\n{path}")
     print(as_text(table if every_step else _without_single_steps(table)))
-    print(
-        "verdicts:",
-        ", ".join(
-            f"{n} {verdict}" for verdict, n in table["verdict"].value_counts().items()
-        ),
-    )
+    print("verdicts:", ", ".join(f"{n} {verdict}" for verdict, n in counts))
     print(f"written: {write_frame(table, path / 'verdicts.csv')}")
 
 
 def _without_single_steps(table):
-    """Without the rows of single steps where there is one for all of them."""
+    """Leave out the rows of single steps if there is a row for all steps."""
     keys = ["model", "claim", "name", "measure", "update", "estimator", "metric"]
-    scoped = table.assign(
-        metric=table["scope"].str.split(", (?:step|at all) ", regex=True).str[0]
-    )
-    together = scoped["scope"].str.contains(", at all ")
-    covered = scoped[keys].merge(
-        scoped.loc[together, keys].drop_duplicates(), how="left", indicator=True
-    )
-    return table[together.to_numpy() | (covered["_merge"] == "left_only").to_numpy()]
+    metric = table["scope"].str.split(", (?:step|at all) ", regex=True).str[0]
+    scoped = table.assign(metric=metric)
+    is_together = scoped["scope"].str.contains(", at all ")
+    together = scoped.loc[is_together, keys].drop_duplicates()
+    merged = scoped[keys].merge(together, how="left", indicator=True)
+    is_alone = merged["_merge"] == "left_only"
+    return table[is_together.to_numpy() | is_alone.to_numpy()]
 
 
 def as_text(table):
-    """The table for a terminal: effect with its interval, the claim's bounds, the verdict."""
+    """Format the table for a terminal: effect with its interval, the claim's bounds, the verdict."""
     lines = []
-    for (model, name, measure, update, estimator), rows in table.groupby(
-        ["model", "name", "measure", "update", "estimator"], sort=False
-    ):
-        probe = name and f", probe {name}"
-        lines.append(
-            f"{model}{model and ': '}{measure}, update {update}, estimator {estimator}{probe}"
-        )
+    keys = ["model", "name", "measure", "update", "estimator"]
+    for (model, name, *options), rows in table.groupby(keys, sort=False):
+        prefix = f"{model}: " if model else ""
+        probe = f", probe {name}" if name else ""
+        lines.append("{}{}, update {}, estimator {}{}".format(prefix, *options, probe))
         for row in rows.to_dict("records"):
-            numbers = "{effect_size:.3g} [{ci_low:.3g}, {ci_high:.3g}], claimed ({claim_low:.3g}, {claim_high:.3g})"
-            scope = row["scope"] and f"; {row['scope']}"
-            lines.append(
-                f"  {row['verdict']:<12} {row['hypothesis']} {row['claim']}{scope}"
-            )
-            if row["effect"]:
-                lines.append(
-                    f"{'':15}{row['effect']}: {numbers.format(**row)}, {row['n_seeds']} seeds"
-                )
-            if row["verdict"] == "undecided":
-                lines.append(f"{'':15}{row['reason']}")
+            lines += _lines_of_row(row)
     return "\n".join(lines)
+
+
+def _lines_of_row(row):
+    """Verdict and claim; effect and interval, if there is an effect; reason, if the row is undecided."""
+    indent = " " * 15
+    scope = f"; {row['scope']}" if row["scope"] else ""
+    lines = [f"  {row['verdict']:<12} {row['hypothesis']} {row['claim']}{scope}"]
+    if row["effect"]:
+        interval = "{effect_size:.3g} [{ci_low:.3g}, {ci_high:.3g}]".format(**row)
+        claimed = "({claim_low:.3g}, {claim_high:.3g})".format(**row)
+        lines.append(
+            f"{indent}{row['effect']}: {interval}, claimed {claimed}, {row['n_seeds']} seeds"
+        )
+    if row["verdict"] == "undecided":
+        lines.append(f"{indent}{row['reason']}")
+    return lines
 
 
 if __name__ == "__main__":

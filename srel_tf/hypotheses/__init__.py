@@ -31,8 +31,9 @@ A valid S_rel of 0 is a value below all others (2⁻⁶⁴ where logarithms are 
 
 from srel_tf.hypotheses.bound import bounded_by_proximity
 from srel_tf.hypotheses.classes import class_claim
-from srel_tf.hypotheses.phases import change_points, two_phases
+from srel_tf.hypotheses.phases import two_phases
 from srel_tf.hypotheses.proximity import proximity_trend
+from srel_tf.hypotheses.segments import change_points
 from srel_tf.hypotheses.verdicts import COLUMNS, decide, interval, undecided
 
 __all__ = [

@@ -1,14 +1,14 @@
 """Hypothesis 1.1(b): S_rel(x, x') = O(P(x, x')) for a symmetric, time-independent P."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from srel_tf.errors import FrameError
 from srel_tf.frames.schema import check_columns
-from srel_tf.hypotheses.proximity import join
+from srel_tf.hypotheses.pair_values import join
 from srel_tf.hypotheses.series import (
     FALL,
     NEGLIGIBLE,
@@ -21,11 +21,10 @@ from srel_tf.hypotheses.series import (
 )
 from srel_tf.hypotheses.verdicts import (
     MIN_SEEDS,
-    Bounds,
     Claim,
+    Effect,
     Row,
     check_confidence,
-    decide,
     of_jackknife,
     table,
 )
@@ -37,18 +36,19 @@ RISES, AS_FAST, IN_TIME = (
     "max S_rel/P does not grow",
 )
 ALPHA = "slope of log S_rel (highest in time) on log P"
-CLAIMS = (
-    Claim(RISES, ALPHA, (NEGLIGIBLE, np.inf)),
-    Claim(AS_FAST, ALPHA, (0.9, np.inf)),
-    Claim(
+CLAIMS = {
+    RISES: Claim(RISES, ALPHA, (NEGLIGIBLE, np.inf)),
+    AS_FAST: Claim(AS_FAST, ALPHA, (0.9, np.inf)),
+    IN_TIME: Claim(
         IN_TIME,
         "log₂ change of max S_rel/P over pairs, second half of the time",
         (-np.inf, FALL),
     ),
-)
+}
 
 
-class _UsedPairs(NamedTuple):
+@dataclass(frozen=True)
+class _UsedPairs:
     """Pairs that say something about the exponent α of S_rel ~ P^α.
 
     Attributes:
@@ -62,18 +62,6 @@ class _UsedPairs(NamedTuple):
     logs: np.ndarray
     source: np.ndarray
     n_sources: int
-
-
-class _Effect(NamedTuple):
-    """Effect of one claim.
-
-    Attributes:
-        of_seeds: One number a seed, [seed].
-        shared: Error that the examples add, as in `interval`.
-    """
-
-    of_seeds: np.ndarray
-    shared: Bounds = (0.0, 0.0)
 
 
 def bounded_by_proximity(
@@ -128,9 +116,8 @@ def bounded_by_proximity(
     rows: list[Row] = []
     for key, part in groups(frame):
         joined = join(part, proximity, "proximity")
-        p = np.nanmax(
-            cube(joined.assign(srel=joined["proximity"])).srel, axis=(0, 2)
-        )  # [pair]
+        proximities = cube(joined.assign(srel=joined["proximity"])).srel
+        p = np.nanmax(proximities, axis=(0, 2))  # [pair]
         about = {"hypothesis": "1.1(b)", **key}
         rows += _verdicts(_with_values(cube(joined)), p, about, confidence)
     return table(rows)
@@ -188,9 +175,8 @@ def _verdicts(
     Returns:
         One row a claim.
     """
-    highest = np.max(
-        whole.srel, axis=2, initial=-np.inf, where=np.isfinite(whole.srel)
-    )  # [seed, pair]
+    known = np.where(np.isfinite(whole.srel), whole.srel, -np.inf)
+    highest = known.max(axis=2)  # [seed, pair]
     used = _used_pairs(whole, p, highest)
     scope = f"{len(used.log_p)} pairs of {used.n_sources} sources with P > 0"
     reason = ""
@@ -199,33 +185,17 @@ def _verdicts(
         scope += f", max S_rel/P = {constant:.3g}"
         effects = _effects(whole, p, used, confidence)
     else:
-        effects = _unknown_effects(len(whole.seeds))
+        unknown = np.full(len(whole.seeds), np.nan)
+        effects = [Effect(claim, unknown) for claim in CLAIMS.values()]
         if len(whole.seeds) >= MIN_SEEDS:
             needed = f"{MIN_SOURCES} and different P are needed"
             reason = f"{used.n_sources} sources with valid S_rel > 0: {needed}"
 
-    rows = []
-    for claim in CLAIMS:
-        names = {**about, "claim": claim.name, "scope": scope, "effect": claim.effect}
-        effect = effects[claim.name]
-        row = decide(
-            names,
-            effect.of_seeds,
-            claim.bounds,
-            confidence,
-            shared=effect.shared,
-            reason=reason,
-        )
-        if claim.name == AS_FAST:
-            row |= _refutation(highest, p)
-        rows.append(row)
-    return rows
-
-
-def _unknown_effects(n_seeds: int) -> dict[str, _Effect]:
-    """NaN for each claim and seed."""
-    unknown = _Effect(np.full(n_seeds, np.nan))
-    return {claim.name: unknown for claim in CLAIMS}
+    rows = [
+        effect.row({**about, "scope": scope}, confidence, reason) for effect in effects
+    ]
+    refutation = _refutation(highest, p)
+    return [row | refutation if row["claim"] == AS_FAST else row for row in rows]
 
 
 def _used_pairs(
@@ -260,7 +230,7 @@ def _effects(
     p: np.ndarray,
     used: _UsedPairs,
     confidence: float,
-) -> dict[str, _Effect]:
+) -> list[Effect]:
     """Effect of each claim.
 
     Args:
@@ -270,16 +240,18 @@ def _effects(
         confidence: Level of the jackknife.
 
     Returns:
-        {name of the claim: effect}.
+        The effects.
     """
+    alpha = slopes(used.logs, used.log_p)
     # The jackknife leaves each source out in turn, with all its pairs.
-    weights = 1 - np.eye(used.n_sources)[:, used.source]  # [source, pair]
-    draws = _weighted_slopes(used.log_p, used.logs.mean(axis=0), weights)
-    alpha = _Effect(
-        of_seeds=slopes(used.logs, used.log_p),
-        shared=of_jackknife(draws, confidence),
-    )
-    return {RISES: alpha, AS_FAST: alpha, IN_TIME: _Effect(_growth(whole, p))}
+    is_kept = used.source != np.arange(used.n_sources)[:, None]  # [source, pair]
+    draws = slopes(np.where(is_kept, used.logs.mean(axis=0), np.nan), used.log_p)
+    shared = of_jackknife(draws, confidence)
+    return [
+        Effect(CLAIMS[RISES], alpha, shared),
+        Effect(CLAIMS[AS_FAST], alpha, shared),
+        Effect(CLAIMS[IN_TIME], _growth(whole, p)),
+    ]
 
 
 def _refutation(highest: np.ndarray, p: np.ndarray) -> Row:
@@ -303,35 +275,6 @@ def _refutation(highest: np.ndarray, p: np.ndarray) -> Row:
         "verdict": "contradicted",
         "reason": reason,
     }
-
-
-def _weighted_slopes(
-    x: np.ndarray,
-    y: np.ndarray,
-    weights: np.ndarray,
-) -> np.ndarray:
-    """Weighted least-squares slopes of y on x.
-
-    Args:
-        x: [n].
-        y: [n].
-        weights: [..., n].
-
-    Returns:
-        One slope a row of weights, [...].
-    """
-    # With centred values the differences below lose no digits.
-    x = x - x.mean()
-    y = y - y.mean()
-    total = weights.sum(axis=1)
-    mean_x = weights @ x / total
-    mean_y = weights @ y / total
-    mean_xy = weights @ (x * y) / total
-    mean_xx = weights @ (x * x) / total
-    covariance = mean_xy - mean_x * mean_y
-    variance = mean_xx - mean_x**2
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return covariance / variance
 
 
 def _growth(whole: Cube, p: np.ndarray) -> np.ndarray:

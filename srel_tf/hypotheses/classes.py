@@ -1,55 +1,57 @@
 """The claim on classifiers (Sections 1.3 and 2.1): intra-class S^{k,smooth} is above inter-class, and constant."""
 
 import warnings
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy.stats import DegenerateDataWarning, bootstrap
 
 from srel_tf.errors import FrameError
 from srel_tf.frames.schema import with_name
 from srel_tf.hypotheses.series import NEGLIGIBLE, Cube, cube, groups, log2, slopes
 from srel_tf.hypotheses.verdicts import (
     Claim,
+    Effect,
     Row,
     check_confidence,
-    decide,
     of_bootstrap,
     table,
 )
 
 CONSTANT = 0.5  # In log₂: "relatively constant" means a change by less than a factor of √2 over the training.
 MIN_STEPS, MIN_EXAMPLES = 3, 8
-CLAIMS = (
-    Claim(
-        "intra above inter at (almost) all times",
-        "5% quantile of log₂ (intra / inter)",
-        (0.0, np.inf),
-    ),
-    Claim(
-        "intra above inter",
-        "log₂ (intra / inter), mean over class pairs and steps",
-        (NEGLIGIBLE, np.inf),
-    ),
-    Claim(
-        "intra constant in time",
-        "log₂ change of intra over the measured span",
-        (-CONSTANT, CONSTANT),
-    ),
-    Claim(
-        "inter decreasing",
-        "log₂ change of inter over the measured span",
-        (-np.inf, -NEGLIGIBLE),
-    ),
-    Claim(
-        "inter decreases more than intra",
-        "log₂ change of inter minus that of intra",
-        (-np.inf, -NEGLIGIBLE),
-    ),
+ALMOST_ALWAYS = Claim(
+    "intra above inter at (almost) all times",
+    "5% quantile of log₂ (intra / inter)",
+    (0.0, np.inf),
 )
+ABOVE = Claim(
+    "intra above inter",
+    "log₂ (intra / inter), mean over class pairs and steps",
+    (NEGLIGIBLE, np.inf),
+)
+INTRA_CONSTANT = Claim(
+    "intra constant in time",
+    "log₂ change of intra over the measured span",
+    (-CONSTANT, CONSTANT),
+)
+INTER_FALLS = Claim(
+    "inter decreasing",
+    "log₂ change of inter over the measured span",
+    (-np.inf, -NEGLIGIBLE),
+)
+INTER_FALLS_MORE = Claim(
+    "inter decreases more than intra",
+    "log₂ change of inter minus that of intra",
+    (-np.inf, -NEGLIGIBLE),
+)
+CLAIMS = (ALMOST_ALWAYS, ABOVE, INTRA_CONSTANT, INTER_FALLS, INTER_FALLS_MORE)
 
 
-class _Entries(NamedTuple):
+@dataclass(frozen=True)
+class _Entries:
     """Entries of one measurement.
 
     Attributes:
@@ -131,18 +133,11 @@ def class_claim(
             **key,
             "scope": f"{len(sizes)} classes",
         }
-        effects, draws = _effects(part, class_of, resamples, generator)
-        for i, claim in enumerate(CLAIMS):
-            shared = of_bootstrap(draws[:, i], least, confidence)
-            row = decide(
-                {**about, "claim": claim.name, "effect": claim.effect},
-                effects[:, i],
-                claim.bounds,
-                confidence,
-                shared=shared,
-                reason=reason,
-            )
-            rows.append(row)
+        runs = [cube(of_run) for _, of_run in part.groupby("replicate")]
+        of_seeds, draws = _effects(runs, class_of, resamples, generator)
+        for claim, values, draws_of_claim in zip(CLAIMS, of_seeds, draws, strict=True):
+            shared = of_bootstrap(draws_of_claim, least, confidence)
+            rows.append(Effect(claim, values, shared).row(about, confidence, reason))
     return table(rows)
 
 
@@ -204,64 +199,66 @@ def _classes(part: pd.DataFrame) -> pd.Series:
 
 
 def _effects(
-    part: pd.DataFrame,
+    runs: Sequence[Cube],
     class_of: pd.Series,
     resamples: int,
     generator: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Effects of each seed, and their means in the resamples.
+    """Effects of each seed, and their means over seeds in resamples of the examples of each class.
 
     Args:
-        part: Rows of one group.
-        class_of: Class of each example id.
-        resamples: Number of resamples of the examples.
-        generator: Source of the resamples.
-
-    Returns:
-        The effects [seed, claim], and their mean over seeds in each resample of the examples [resamples, claim].
-    """
-    by_class = _class_weights(class_of, resamples, generator)
-    ids = class_of.index
-    runs = [cube(rows) for _, rows in part.groupby("replicate")]
-    of_runs = [_effects_of_run(run, ids, by_class) for run in runs]
-    of_seeds = np.array(of_runs)  # [seed, draw, claim]
-    effects = of_seeds[:, 0]
-    # The mean in each resample is over the seeds that have an effect.
-    is_judged = np.isfinite(effects)
-    draws = of_seeds[:, 1:]
-    judged_draws = np.where(is_judged[:, None], draws, 0)
-
-    total = judged_draws.sum(axis=0)
-    count = np.maximum(is_judged.sum(axis=0), 1)
-    mean_draws = total / count
-    return effects, mean_draws
-
-
-def _class_weights(
-    class_of: pd.Series,
-    resamples: int,
-    generator: np.random.Generator,
-) -> np.ndarray:
-    """Weight of each example in each draw, for each class.
-
-    Args:
+        runs: S_rel of each seed.
         class_of: Class of each example id.
         resamples: Number of resamples; each keeps the number of examples of a class.
         generator: Source of the resamples.
 
     Returns:
-        [1 + resamples, class, example]; the first draw has every example once. 0 for examples of other classes.
+        The effects [claim, seed], and their means [claim, resamples]; no resamples if a class has one example.
     """
-    names, codes = np.unique(class_of.to_numpy(str), return_inverse=True)
-    weights = np.ones((1 + resamples, len(codes)))
-    for code in range(len(names)):
-        members = np.flatnonzero(codes == code)
-        probabilities = np.full(len(members), 1 / len(members))
-        weights[1:, members] = generator.multinomial(
-            len(members), probabilities, resamples
+    codes = np.unique(class_of.to_numpy(str), return_inverse=True)[1]
+    members = [np.flatnonzero(codes == code) for code in range(codes.max() + 1)]
+
+    def effects_of_seeds(*drawn: np.ndarray) -> np.ndarray:
+        """Effects, [claim, seed, draw], of the drawn examples of each class, [draw, size of the class]."""
+        weights = _class_weights(drawn, len(codes))
+        of_runs = [_effects_of_run(run, class_of.index, weights) for run in runs]
+        return np.stack(of_runs, axis=1)
+
+    effects = effects_of_seeds(*(rows[None] for rows in members))[:, :, 0]
+    if min(len(rows) for rows in members) < 2:
+        return effects, np.empty((len(CLAIMS), 0))
+    # The mean in each resample is over the seeds that have an effect.
+    is_judged = np.isfinite(effects)
+    n_judged = np.maximum(is_judged.sum(axis=1), 1)
+
+    def mean_effects(*drawn: np.ndarray, axis: int) -> np.ndarray:
+        """Means over seeds, [claim, draw], or [claim] for one draw."""
+        of_seeds = effects_of_seeds(*(np.atleast_2d(rows) for rows in drawn))
+        total = np.where(is_judged[..., None], of_seeds, 0).sum(axis=1)
+        means = total / n_judged[:, None]
+        return means if drawn[0].ndim == 2 else means[:, 0]
+
+    with warnings.catch_warnings():
+        # A resample without an effect is NaN; `of_bootstrap` leaves it out.
+        warnings.simplefilter("ignore", DegenerateDataWarning)
+        result = bootstrap(
+            members,
+            mean_effects,
+            n_resamples=resamples,
+            vectorized=True,
+            method="percentile",
+            random_state=generator,
         )
-    is_member = codes == np.arange(len(names))[:, None]  # [class, example]
-    return weights[:, None] * is_member
+    return effects, result.bootstrap_distribution
+
+
+def _class_weights(drawn: Sequence[np.ndarray], n_examples: int) -> np.ndarray:
+    """How often each example was drawn for its class, [draw, class, example], from [draw, size of the class] each."""
+    n_draws = len(drawn[0])
+    weights = np.zeros((n_draws, len(drawn), n_examples))
+    for code, rows in enumerate(drawn):
+        np.add.at(weights[:, code], (np.arange(n_draws)[:, None], rows), 1)
+    return weights
 
 
 def _effects_of_run(
@@ -277,17 +274,16 @@ def _effects_of_run(
         by_class: Weights, [draw, class, example].
 
     Returns:
-        [draw, claim].
+        [claim, draw].
     """
     source = ids.get_indexer(run.pairs.get_level_values(0))
     target = ids.get_indexer(run.pairs.get_level_values(1))
     logs = []
-    for step in range(len(run.steps)):
-        entries = _Entries(
-            run.srel[0, :, step], run.measured[0, :, step], source, target
-        )
+    for srel, measured in zip(run.srel[0].T, run.measured[0].T, strict=True):
+        entries = _Entries(srel, measured, source, target)
         logs.append(_class_means(entries, by_class))
-    return _effects_of_means(np.stack(logs, axis=-1), run.steps)
+    effects = _effects_of_means(np.stack(logs, axis=-1), run.steps)
+    return np.array([effects[claim] for claim in CLAIMS])
 
 
 def _class_means(entries: _Entries, by_class: np.ndarray) -> np.ndarray:
@@ -322,15 +318,15 @@ def _sum_of_class_pairs(
     return by_class @ matrix @ by_class.transpose(0, 2, 1)
 
 
-def _effects_of_means(logs: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """Effects of one seed, in the order of `CLAIMS`.
+def _effects_of_means(logs: np.ndarray, steps: np.ndarray) -> dict[Claim, np.ndarray]:
+    """Effects of one seed in each draw.
 
     Args:
         logs: Log₂ S^{k,smooth}, [draw, source class, target class, step].
         steps: [step].
 
     Returns:
-        [draw, claim].
+        {claim: effect in each draw, [draw]}.
     """
     is_intra = np.eye(logs.shape[1], dtype=bool)
     intra = logs[:, is_intra]  # [draw, class, step]
@@ -338,21 +334,19 @@ def _effects_of_means(logs: np.ndarray, steps: np.ndarray) -> np.ndarray:
     gaps = (intra[:, :, None] - logs)[:, ~is_intra].reshape(len(logs), -1)
     quantile = np.nanquantile if np.isnan(gaps).any() else np.quantile
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", RuntimeWarning
-        )  # There may be no gap, or no curve.
+        # There may be no gap, or no curve.
+        warnings.simplefilter("ignore", RuntimeWarning)
         low_gap = quantile(gaps, 0.05, axis=1)
         mean_gap = np.nanmean(gaps, axis=1)
         change_intra = _change(intra, steps)
         change_inter = _change(inter, steps)
-    effects = [
-        low_gap,
-        mean_gap,
-        change_intra,
-        change_inter,
-        change_inter - change_intra,
-    ]
-    return np.stack(effects, axis=1)
+    return {
+        ALMOST_ALWAYS: low_gap,
+        ABOVE: mean_gap,
+        INTRA_CONSTANT: change_intra,
+        INTER_FALLS: change_inter,
+        INTER_FALLS_MORE: change_inter - change_intra,
+    }
 
 
 def _change(curves: np.ndarray, steps: np.ndarray) -> np.ndarray:

@@ -1,17 +1,20 @@
 """Hypothesis 1.1(a): at a fixed x' and time, S_rel(x', x) has a downward trend as x gets farther away from x'."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, cast
+from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata
 
 from srel_tf.errors import FrameError, OptionError
 from srel_tf.frames.schema import check_columns
-from srel_tf.hypotheses.series import cube, groups
+from srel_tf.hypotheses.pair_values import join
+from srel_tf.hypotheses.series import groups
+from srel_tf.hypotheses.trend import mean_trend, trends_of_seeds
 from srel_tf.hypotheses.verdicts import (
-    Bounds,
+    Claim,
+    Effect,
     Row,
     check_confidence,
     decide,
@@ -22,39 +25,33 @@ from srel_tf.hypotheses.verdicts import (
 TREND = "S_rel falls with distance"
 NEARER = "a nearer x_l has a higher S_rel, more often than by chance"
 
-_RANGE = {TREND: (-1.0, 1.0), NEARER: (0.0, 1.0)}  # Values that an effect can have.
 
-
-class Effect(NamedTuple):
+@dataclass(frozen=True)
+class _StepEffect:
     """Effect of one claim at one step.
 
     Attributes:
+        step: The step.
+        claim: The claim.
         of_seeds: One number a seed, [seed].
         shuffled: Mean over seeds in each permutation of the sources, [resamples].
-        bounds: The claim.
-        name: What was computed.
     """
 
+    step: float
+    claim: Claim
     of_seeds: np.ndarray
     shuffled: np.ndarray
-    bounds: Bounds
-    name: str
 
-
-class _Trend(NamedTuple):
-    """Statistics of one target, or their means over the targets of one seed.
-
-    Attributes:
-        rank: Rank correlation of S_rel and distance.
-        shuffled_rank: The same in each permutation of the sources, [resamples].
-        nearer: Share of x_h with a nearer x_l of higher S_rel, and number of x_h without, [2].
-        shuffled_nearer: The same in each permutation of the sources, [resamples, 2].
-    """
-
-    rank: np.ndarray
-    shuffled_rank: np.ndarray
-    nearer: np.ndarray
-    shuffled_nearer: np.ndarray
+    def row(self, about: Mapping[str, str], metric: str, confidence: float) -> Row:
+        """Make the row of the step, with its interval clipped to the values that the effect can have."""
+        shared = of_permutations(self.shuffled, confidence)
+        scope = f"{metric}, step {self.step:g}"
+        effect = Effect(self.claim, self.of_seeds, shared)
+        row = effect.row({**about, "scope": scope}, confidence)
+        lowest = -1.0 if self.claim.name == TREND else 0.0
+        for end in ("ci_low", "ci_high"):
+            row[end] = np.clip(row[end], lowest, 1.0)
+        return row
 
 
 def proximity_trend(
@@ -128,14 +125,18 @@ def proximity_trend(
         for name, of_metric in distances.groupby("metric", sort=False):
             metric = str(name)
             joined = join(part, of_metric, "distance")
-            steps = _effects_of_steps(joined, min_sources, resamples, generator)
-            if steps:
-                rows += _verdicts(steps, {**about, "claim": TREND}, metric, confidence)
-                rows += _verdicts(steps, {**about, "claim": NEARER}, metric, confidence)
-            else:
+            steps = []
+            for step, of_step in joined.groupby("step"):
+                time = cast(float, step)
+                effects = _effects(of_step, time, min_sources, resamples, generator)
+                if effects is not None:
+                    steps.append(effects)
+            if not steps:
                 rows.append(
                     _no_step({**about, "scope": metric}, min_sources, confidence)
                 )
+            for of_claim in zip(*steps, strict=True):
+                rows += _rows_of_claim(of_claim, about, metric, confidence)
     return table(rows)
 
 
@@ -150,249 +151,51 @@ def _no_step(
     return decide(names, [], (-np.inf, 0.0), confidence, reason=reason)
 
 
-def join(
-    part: pd.DataFrame,
-    values: pd.DataFrame,
-    column: str,
-) -> pd.DataFrame:
-    """Add a column to the rows of a group, matched by all identifying columns that `values` has.
-
-    Args:
-        part: Rows of a group.
-        values: The column, and some of the columns run, seed, step, source_id, target_id.
-        column: Name of the column.
-
-    Returns:
-        The rows that have a value.
-
-    Raises:
-        FrameError: A pair has several values, or no pair has one.
-    """
-    on = [
-        name
-        for name in ("run", "seed", "step", "source_id", "target_id")
-        if name in values
-    ]
-    is_second = values.duplicated(on)
-    if is_second.any():
-        raise FrameError(
-            f"{is_second.sum()} pairs have a second {column}, told apart by {on}"
-        )
-    # Seeds and steps are compared as floats: pandas does not merge a frame's nullable integers with NumPy's.
-    types = {name: float for name in on if name in ("seed", "step")}
-    left = part.astype(types)
-    right = values[[*on, column]].astype(types)
-    joined = left.merge(right, on=on)
-    if joined.empty:
-        raise FrameError(
-            f"no row of the frame has a {column}: source_id, target_id and step must agree in both"
-        )
-    return joined
-
-
-def _effects_of_steps(
-    joined: pd.DataFrame,
-    min_sources: int,
-    resamples: int,
-    generator: np.random.Generator,
-) -> list[tuple[float, dict[str, Effect]]]:
-    """Effects of each step at which some target has enough sources.
-
-    Args:
-        joined: Rows of a group with distances.
-        min_sources: Fewest valid sources of a target.
-        resamples: Number of permutations.
-        generator: Source of the permutations.
-
-    Returns:
-        Steps and {claim: effect}.
-    """
-    found = []
-    for step, rows in joined.groupby("step"):
-        effects = _effects(rows, min_sources, resamples, generator)
-        if effects is not None:
-            found.append((cast(float, step), effects))
-    return found
-
-
 def _effects(
     rows: pd.DataFrame,
+    step: float,
     min_sources: int,
     resamples: int,
     generator: np.random.Generator,
-) -> dict[str, Effect] | None:
-    """Effects of one step.
+) -> tuple[_StepEffect, _StepEffect] | None:
+    """Effects of both claims at one step.
 
     Args:
-        rows: Rows of one step with distances.
+        rows: Rows of the step with distances.
+        step: The step.
         min_sources: Fewest valid sources of a target.
         resamples: Number of permutations.
         generator: Source of the permutations.
 
     Returns:
-        {claim: effect}; None if no target has enough sources.
+        The effects; None if no target has enough sources.
     """
-    srel = by_source(rows, "srel")
-    distance = by_source(rows, "distance")
-    sources = np.arange(srel.shape[2])
-    unshuffled = np.tile(sources, (resamples, 1))
-    orders = generator.permuted(unshuffled, axis=1)  # [resamples, source]
-    of_seeds = [
-        _trend_of_seed(*arrays, orders, min_sources)
-        for arrays in zip(srel, distance, strict=True)
-    ]
+    of_seeds = trends_of_seeds(rows, min_sources, resamples, generator)
     known = [trend for trend in of_seeds if trend is not None]
     if not known:
         return None
-
-    rank = np.array([np.nan if trend is None else trend.rank for trend in of_seeds])
-    nearer = np.array(
-        [(np.nan, np.nan) if trend is None else trend.nearer for trend in of_seeds]
+    mean = mean_trend(known)
+    rank, share = np.array(
+        [
+            (np.nan, np.nan) if seed is None else (seed.rank, seed.share)
+            for seed in of_seeds
+        ]
+    ).T
+    trend = Claim(TREND, "mean rank correlation with distance", (-np.inf, 0.0))
+    count = f"{mean.n_without:.3g} of a target's x_h have none"
+    nearer = Claim(
+        NEARER,
+        f"share of x_h with a nearer, higher x_l; {count}",
+        (mean.shuffled_share.mean(), np.inf),
     )
-    share, n_without = nearer.T
-    shuffled_rank = np.mean([trend.shuffled_rank for trend in known], axis=0)
-    shuffled_share = np.mean([trend.shuffled_nearer[:, 0] for trend in known], axis=0)
-    mean_without = np.nanmean(n_without)
-    count = f"{mean_without:.3g} of a target's x_h have none"
-    return {
-        TREND: Effect(
-            of_seeds=rank,
-            shuffled=shuffled_rank,
-            bounds=(-np.inf, 0.0),
-            name="mean rank correlation with distance",
-        ),
-        NEARER: Effect(
-            of_seeds=share,
-            shuffled=shuffled_share,
-            bounds=(shuffled_share.mean(), np.inf),
-            name=f"share of x_h with a nearer, higher x_l; {count}",
-        ),
-    }
-
-
-def _trend_of_seed(
-    srel: np.ndarray,
-    distance: np.ndarray,
-    orders: np.ndarray,
-    min_sources: int,
-) -> _Trend | None:
-    """Mean statistics over the targets of one seed.
-
-    Args:
-        srel: [target, source].
-        distance: [target, source].
-        orders: Permutations of the sources, [resamples, source].
-        min_sources: Fewest valid sources of a target.
-
-    Returns:
-        The means; None if no target has enough sources.
-    """
-    is_known = np.isfinite(srel) & np.isfinite(distance)
-    n_known = is_known.sum(axis=1)  # [target]
-    has_enough = n_known >= min_sources
-    if not has_enough.any():
-        return None
-    targets = np.flatnonzero(has_enough)
-    of_targets = [
-        _trend_of_target(srel[target], distance[target], orders) for target in targets
-    ]
-
-    means = [np.mean(values, axis=0) for values in zip(*of_targets, strict=True)]
-    return _Trend(*means)
-
-
-def _trend_of_target(
-    srel: np.ndarray,
-    distance: np.ndarray,
-    orders: np.ndarray,
-) -> _Trend:
-    """Statistics of one target, from S_rel [source], distance [source] and permutations [resamples, source]."""
-    shuffled = srel[orders]
-    return _Trend(
-        rank=correlation(distance, srel),
-        shuffled_rank=correlation(distance, shuffled),
-        nearer=higher(distance, srel),
-        shuffled_nearer=higher(distance, shuffled),
+    return (
+        _StepEffect(step, trend, rank, mean.shuffled_rank),
+        _StepEffect(step, nearer, share, mean.shuffled_share),
     )
 
 
-def by_source(rows: pd.DataFrame, name: str) -> np.ndarray:
-    """Arrange a column of the rows of one step as [seed, target, source], with NaN for missing rows."""
-    whole = cube(rows.assign(srel=rows[name]))
-    source, sources = whole.pairs.get_level_values(0).factorize()
-    target, targets = whole.pairs.get_level_values(1).factorize()
-    values = np.full((len(whole.seeds), len(targets), len(sources)), np.nan)
-    values[:, target, source] = whole.srel[:, :, 0]
-    return values
-
-
-def correlation(distance: np.ndarray, srel: np.ndarray) -> np.ndarray:
-    """Spearman's rank correlation of distance and each row of S_rel, over the entries that both have.
-
-    The rows must be permutations of each other. The distances are therefore ranked once, and a missing entry of a
-    shuffled row gets the middle rank.
-
-    Args:
-        distance: [n].
-        srel: [..., n].
-
-    Returns:
-        [...]; NaN if one of the two is constant.
-    """
-    rows = np.atleast_2d(srel)
-    if srel.ndim == 1:
-        distance = np.where(np.isfinite(srel), distance, np.nan)
-        rows = np.where(np.isfinite(distance), rows, np.nan)
-    (distance_ranks,) = _centred_ranks(distance[None])
-    srel_ranks = _centred_ranks(rows)
-    distance_square = (distance_ranks**2).sum()
-    srel_squares = (srel_ranks**2).sum(axis=1)
-    norms = np.sqrt(distance_square * srel_squares)
-    covariances = srel_ranks @ distance_ranks
-    correlations = covariances / np.where(norms > 0, norms, np.nan)
-    return correlations if srel.ndim > 1 else correlations[0]
-
-
-def _centred_ranks(rows: np.ndarray) -> np.ndarray:
-    """Ranks in each row of [m, n], minus their mean; 0 for NaN."""
-    is_known = np.isfinite(rows)
-    ranks = rankdata(np.where(is_known, rows, np.inf), axis=1)
-    mean_rank = (is_known.sum(axis=1, keepdims=True) + 1) / 2
-    return np.where(is_known, ranks - mean_rank, 0)
-
-
-def higher(distance: np.ndarray, srel: np.ndarray) -> np.ndarray:
-    """Share of the sources x_h of one target for which a nearer x_l has a higher S_rel, and number of the others.
-
-    Args:
-        distance: [n].
-        srel: [..., n].
-
-    Returns:
-        Share and number, [..., 2].
-    """
-    order = np.argsort(distance, kind="stable")
-    order = order[np.isfinite(distance[order])]
-    distance = distance[order]
-    srel = srel[..., order]
-    n_nearer = np.searchsorted(
-        distance, distance, side="left"
-    )  # Strictly nearer sources.
-    known = np.where(np.isfinite(srel), srel, -np.inf)
-    highest_so_far = np.maximum.accumulate(known, axis=-1)
-    highest_nearer = highest_so_far[..., n_nearer - 1]
-
-    has_nearer = (n_nearer > 0) & np.isfinite(highest_nearer)
-    is_counted = has_nearer & np.isfinite(srel)
-    is_without = is_counted & ~(highest_nearer > srel)
-    n_without = is_without.sum(axis=-1)
-    n_counted = is_counted.sum(axis=-1)
-    share = 1 - n_without / np.maximum(n_counted, 1)
-    return np.stack([share, n_without], axis=-1)
-
-
-def _verdicts(
-    steps: Sequence[tuple[float, dict[str, Effect]]],
+def _rows_of_claim(
+    effects: Sequence[_StepEffect],
     about: Mapping[str, str],
     metric: str,
     confidence: float,
@@ -400,45 +203,23 @@ def _verdicts(
     """Make one row a step, and one for all of them if there are several.
 
     Args:
-        steps: Steps and {claim: effect}.
-        about: The columns hypothesis, claim, measure, update, estimator.
+        effects: Effect of one claim at each step.
+        about: The columns hypothesis, measure, update, estimator.
         metric: Name of the distance.
         confidence: Level of the intervals.
 
     Returns:
         The rows.
     """
-    rows = _rows_of_steps(steps, about, metric, confidence)
-    n_steps = len(steps)
+    rows = [effect.row(about, metric, confidence) for effect in effects]
+    n_steps = len(effects)
     if n_steps == 1:
         return rows
-    error_rate = (1 - confidence) / n_steps
-    bonferroni = 1 - error_rate
-    widened = _rows_of_steps(steps, about, metric, bonferroni)
+    bonferroni = 1 - (1 - confidence) / n_steps
+    widened = [effect.row(about, metric, bonferroni) for effect in effects]
     together = _all_steps(rows, widened, metric)
     together["scope"] = f"{metric}, at all {n_steps} steps"
     return [*rows, together]
-
-
-def _rows_of_steps(
-    steps: Sequence[tuple[float, dict[str, Effect]]],
-    about: Mapping[str, str],
-    metric: str,
-    confidence: float,
-) -> list[Row]:
-    """One row a step, with its interval clipped to the values that the effect can have."""
-    claim = about["claim"]
-    rows = []
-    for step, effects in steps:
-        effect = effects[claim]
-        names = {**about, "scope": f"{metric}, step {step:g}", "effect": effect.name}
-        shared = of_permutations(effect.shuffled, confidence)
-        row = decide(names, effect.of_seeds, effect.bounds, confidence, shared)
-        lowest, highest = _RANGE[claim]
-        for end in ("ci_low", "ci_high"):
-            row[end] = np.clip(row[end], lowest, highest)
-        rows.append(row)
-    return rows
 
 
 def _all_steps(

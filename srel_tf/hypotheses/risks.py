@@ -20,25 +20,24 @@ import pandas as pd
 from srel_tf.errors import FrameError
 from srel_tf.frames.schema import check_columns
 from srel_tf.hypotheses.series import NEGLIGIBLE, Cube, replicates, slopes
-from srel_tf.hypotheses.verdicts import Claim, Row, of_median_pair
+from srel_tf.hypotheses.verdicts import Claim, Row, rows_of_median_pair
 
-CLAIMS = (
-    Claim(
-        "S_rel rises while the risk falls rapidly",
-        "log₂ change of S_rel in that phase",
-        (NEGLIGIBLE, np.inf),
-    ),
-    Claim(
-        "S_rel rises faster then than after",
-        "difference of slopes of log₂ S_rel",
-        (NEGLIGIBLE, np.inf),
-    ),
-    Claim(
-        "S_rel rises from the start on",
-        "log₂ change until half of the fall is done",
-        (NEGLIGIBLE, np.inf),
-    ),
+RISES = Claim(
+    "S_rel rises while the risk falls rapidly",
+    "log₂ change of S_rel in that phase",
+    (NEGLIGIBLE, np.inf),
 )
+RISES_FASTER = Claim(
+    "S_rel rises faster then than after",
+    "difference of slopes of log₂ S_rel",
+    (NEGLIGIBLE, np.inf),
+)
+RISES_FIRST = Claim(
+    "S_rel rises from the start on",
+    "log₂ change until half of the fall is done",
+    (NEGLIGIBLE, np.inf),
+)
+CLAIMS = (RISES, RISES_FASTER, RISES_FIRST)
 RAPID = 0.9  # Share of the fall of log₂ risk that ends the phase.
 LEAST_FALL = 1.0  # In log₂: the risk must fall to less than half.
 LEAST_IN, LEAST_AFTER = 3, 12  # Measured steps in the phase and after it.
@@ -79,7 +78,7 @@ def risk_rows(
     rows = []
     for kind, curves in _curves(risks, followed).items():
         falls = [rapid_fall(*curve) for curve in curves]
-        effects = _effects_of_seeds(followed, falls)
+        of_seeds = _effects_of_seeds(followed, falls)
         ends = [end for _, end in falls]
 
         if np.isfinite(ends).any():
@@ -88,16 +87,11 @@ def risk_rows(
         else:
             scope = kind
             reason = f"the {kind} risk does not fall to less than half in any seed"
-        for i, claim in enumerate(CLAIMS):
-            names = {
-                **about,
-                "claim": claim.name,
-                "scope": scope,
-                "effect": claim.effect,
-            }
-            rows.append(
-                of_median_pair(names, effects[:, i], claim.bounds, confidence, reason)
-            )
+        names = {**about, "scope": scope}
+        n_pairs = len(followed.pairs)
+        rows += rows_of_median_pair(
+            names, CLAIMS, of_seeds, n_pairs, confidence, reason
+        )
     return rows
 
 
@@ -124,23 +118,23 @@ def rapid_fall(steps: np.ndarray, log_risk: np.ndarray) -> tuple[float, float]:
     return steps[np.argmax(half_done)], steps[np.argmax(rapid_done)]
 
 
-def _effects_of_seeds(followed: Cube, falls: list[tuple[float, float]]) -> np.ndarray:
-    """Effects of each seed, [seed, claim, pair]; NaN for a seed that cannot be judged.
+def _effects_of_seeds(
+    followed: Cube, falls: list[tuple[float, float]]
+) -> list[dict[Claim, np.ndarray] | None]:
+    """Effects of each seed; None for a seed that cannot be judged.
 
     Args:
         followed: Log₂ S_rel.
         falls: Steps at which half of the fall of a seed's risk, and its rapid phase, end.
     """
-    shape = (len(followed.seeds), len(CLAIMS), len(followed.pairs))
-    effects = np.full(shape, np.nan)
     steps = followed.steps
-    for seed, (half, rapid) in enumerate(falls):
+    of_seeds: list[dict[Claim, np.ndarray] | None] = []
+    for logs, (half, rapid) in zip(followed.srel, falls, strict=True):
         n_in = (steps <= rapid).sum()
         n_after = (steps > rapid).sum()
-        if n_in >= LEAST_IN and n_after >= LEAST_AFTER:
-            logs = followed.srel[seed]
-            effects[seed] = _effects(logs, steps, half, rapid)
-    return effects
+        is_judged = n_in >= LEAST_IN and n_after >= LEAST_AFTER
+        of_seeds.append(_effects(logs, steps, half, rapid) if is_judged else None)
+    return of_seeds
 
 
 def _effects(
@@ -148,8 +142,8 @@ def _effects(
     steps: np.ndarray,
     half: float,
     rapid: float,
-) -> np.ndarray:
-    """Effects of one seed, in the order of `CLAIMS`.
+) -> dict[Claim, np.ndarray]:
+    """Effects of one seed for each pair.
 
     Args:
         logs: Log₂ S_rel, [pair, step].
@@ -158,7 +152,7 @@ def _effects(
         rapid: Step at which the rapid phase ends.
 
     Returns:
-        [claim, pair].
+        {claim: effect of each pair, [pair]}.
     """
     is_during = steps <= rapid
     is_after = ~is_during
@@ -166,15 +160,17 @@ def _effects(
     length = np.ptp(steps[is_during])
     slope_during = slopes(logs[:, is_during], steps[is_during])
     slope_after = slopes(logs[:, is_after], steps[is_after])
-    change_during = slope_during * length
-    difference = (slope_during - slope_after) * span
 
     change_at_start = np.full(len(logs), np.nan)
     is_begun = (steps <= half) & (steps > steps[0])
     if is_begun.any():
         at_half = logs[:, is_begun][:, -1]
         change_at_start = at_half - logs[:, 0]
-    return np.stack([change_during, difference, change_at_start])
+    return {
+        RISES: slope_during * length,
+        RISES_FASTER: (slope_during - slope_after) * span,
+        RISES_FIRST: change_at_start,
+    }
 
 
 def _curves(risks: pd.DataFrame, followed: Cube) -> dict[str, list[RiskCurve]]:

@@ -16,9 +16,8 @@ NEEDED = [
     *("source_id", "target_id", "srel", "valid"),
 ]
 NEGLIGIBLE = 0.01  # In log₂: a change by 0.7% of the value.
-FALL = np.log2(
-    1.1
-)  # A bound that loses less than a tenth of its height counts as non-decreasing.
+# A bound that loses less than a tenth of its height counts as non-decreasing.
+FALL = np.log2(1.1)
 FLOOR = -64.0  # Log₂ that stands for zero: a valid S_rel of 0 is below all others, but is not missing.
 
 _ENTRY = ["replicate", "step", "source_id", "target_id"]
@@ -212,9 +211,8 @@ def pairs_in_time(rows: pd.DataFrame) -> Cube:
         Cube of the pairs, or of the means over class pairs.
     """
     by_pair = cube(rows)
-    is_common = by_pair.measured.any(axis=2).all(
-        axis=0
-    )  # Pairs that all seeds measured.
+    is_measured = by_pair.measured.any(axis=2)  # [seed, pair]
+    is_common = is_measured.all(axis=0)
     if is_common.any() or not _has_classes(rows):
         return by_pair
     return cube(of_classes(rows))
@@ -337,9 +335,8 @@ def slopes(values: np.ndarray, at: np.ndarray) -> np.ndarray:
     """
     at = np.where(np.isfinite(values), at, np.nan)
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", RuntimeWarning
-        )  # Rows of NaN only have no mean.
+        # Rows of NaN only have no mean.
+        warnings.simplefilter("ignore", RuntimeWarning)
         at = at - np.nanmean(at, axis=-1, keepdims=True)
         values = values - np.nanmean(values, axis=-1, keepdims=True)
     covariance = np.nansum(at * values, axis=-1)

@@ -1,6 +1,7 @@
 """Verdicts from one effect a seed: the interval over seeds, and the row that says what was decided and why."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -34,6 +35,28 @@ class Claim(NamedTuple):
     name: str
     effect: str
     bounds: Bounds
+
+
+@dataclass(frozen=True)
+class Effect:
+    """Effect of one claim.
+
+    Attributes:
+        claim: The claim.
+        of_seeds: One number a seed, [seed].
+        shared: Error that the examples add, as in `interval`.
+    """
+
+    claim: Claim
+    of_seeds: np.ndarray
+    shared: Bounds = (0.0, 0.0)
+
+    def row(self, about: Mapping[str, str], confidence: float, reason: str = "") -> Row:
+        """Make the row of the claim; `about` holds the other columns, `reason` is as in `decide`."""
+        names = {**about, "claim": self.claim.name, "effect": self.claim.effect}
+        return decide(
+            names, self.of_seeds, self.claim.bounds, confidence, self.shared, reason
+        )
 
 
 def check_confidence(confidence: float) -> None:
@@ -78,8 +101,7 @@ def interval(
         return mean, np.nan, np.nan
 
     deviation = effects.std(ddof=1)
-    quantile = _student_quantile(confidence, n - 1)
-    half = quantile * deviation / np.sqrt(n)
+    half = _student_quantile(confidence, n - 1) * deviation / np.sqrt(n)
     # The two errors are independent.
     below, above = np.hypot(half, shared)
     return mean, mean - below, mean + above
@@ -237,33 +259,40 @@ def _compare(ci: Bounds, claim: Bounds) -> tuple[str, str]:
     return "undecided", f"the interval reaches across the bounds of {bounds}"
 
 
-def of_median_pair(
+def rows_of_median_pair(
     about: Mapping[str, str],
-    effects: np.ndarray,
-    bounds: Bounds,
+    claims: Sequence[Claim],
+    of_seeds: Sequence[Mapping[Claim, np.ndarray] | None],
+    n_pairs: int,
     confidence: float,
     reason: str = "",
-) -> Row:
-    """Make the row on the median over pairs; its scope says how many pairs agree with the claim.
+) -> list[Row]:
+    """Make one row a claim on the median over pairs; its scope says how many pairs agree with the claim.
 
     Args:
-        about: As in `decide`.
-        effects: [seed, pair].
-        bounds: The claim.
+        about: As in `decide`, without claim and effect.
+        claims: The claims.
+        of_seeds: {claim: effect of each pair, [pair]} of each seed; None for a seed that cannot be judged.
+        n_pairs: Number of pairs.
         confidence: Level of the interval.
         reason: As in `decide`.
 
     Returns:
-        Dict of `COLUMNS`.
+        The rows.
     """
-    of_pairs = median(np.swapaxes(effects, 0, 1))
-    n_agreeing = ((of_pairs > bounds[0]) & (of_pairs < bounds[1])).sum()
-    names = {
-        **about,
-        "claim": f"{about['claim']}, median pair",
-        "scope": f"{about['scope']}; {n_agreeing} of {effects.shape[1]} pairs",
-    }
-    return decide(names, median(effects), bounds, confidence, reason=reason)
+    unknown = np.full(n_pairs, np.nan)
+    rows = []
+    for claim in claims:
+        of_claim = [unknown if seed is None else seed[claim] for seed in of_seeds]
+        effects = np.array(of_claim)  # [seed, pair]
+        of_pairs = median(effects.T)
+        low, high = claim.bounds
+        n_agreeing = ((of_pairs > low) & (of_pairs < high)).sum()
+        scope = f"{about['scope']}; {n_agreeing} of {n_pairs} pairs"
+        claim_on_median = claim._replace(name=f"{claim.name}, median pair")
+        effect = Effect(claim_on_median, median(effects))
+        rows.append(effect.row({**about, "scope": scope}, confidence, reason))
+    return rows
 
 
 def undecided(

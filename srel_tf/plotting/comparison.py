@@ -12,6 +12,7 @@ from srel_tf.plotting.style import (
     Colour,
     is_wide,
     legend_below,
+    mean_and_band,
     measure_name,
     new_figure,
 )
@@ -98,18 +99,14 @@ def _panel(
     for (origin, colour), style in zip(colours.items(), _LINE_STYLES, strict=False):
         curve = over_runs.loc[origin]
         steps = np.asarray(curve.index)
-        ax.plot(
+        mean_and_band(
+            ax,
             steps,
-            curve["mean"],
-            style,
-            color=colour,
-            label=origin,
-        )
-        ax.fill_between(
-            steps,
-            curve["min"],
-            curve["max"],
-            color=colour,
+            mean=curve["mean"],
+            low=curve["min"],
+            high=curve["max"],
+            colour=colour,
             alpha=0.25,
-            lw=0,
+            ls=style,
+            label=origin,
         )

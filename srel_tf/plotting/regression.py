@@ -1,18 +1,22 @@
 """S_rel in regression, as in Figures 3, 4 and 5 of the paper."""
 
-from typing import cast
+from typing import Any, cast
 
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from srel_tf.errors import FrameError
 from srel_tf.frames.schema import check_columns
-from srel_tf.plotting.style import Colour, class_palette, legend_below, new_figure
-
-PALETTE = sns.color_palette("colorblind")
+from srel_tf.plotting.style import (
+    PALETTE,
+    Colour,
+    class_palette,
+    legend_below,
+    mean_and_band,
+    new_figure,
+)
 
 _LINE_STYLES = ("-", "--", ":")
 
@@ -202,21 +206,10 @@ def _curve(
     """
     by_step = part.groupby("step")[column]
     mean = by_step.mean()
-    ax.plot(
-        mean.index,
-        mean,
-        color=colour,
-        ls=style,
-        lw=1,
-        label=label,
-    )
+    line: dict[str, Any] = {"ls": style, "lw": 1, "label": label}
     if band and part["run"].nunique() > 1:
         deviation = by_step.std(ddof=0)
-        ax.fill_between(
-            mean.index,
-            mean - deviation,
-            mean + deviation,
-            color=colour,
-            alpha=0.2,
-            lw=0,
-        )
+        low, high = mean - deviation, mean + deviation
+        mean_and_band(ax, mean.index, mean, low, high, colour, **line)
+    else:
+        ax.plot(mean.index, mean, color=colour, **line)

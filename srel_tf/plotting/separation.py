@@ -13,6 +13,7 @@ from srel_tf.errors import FrameError
 from srel_tf.frames.schema import check_columns
 from srel_tf.plotting.style import (
     legend_below,
+    mean_and_band,
     measure_name,
     measure_palette,
     new_figure,
@@ -189,28 +190,17 @@ def _spread_panel(
             continue
         curve = over_runs.xs((rule, measure, kind))
         epochs = np.asarray(curve.index)
-        ax.plot(
+        mean_and_band(
+            ax,
             epochs,
-            curve["q0.5"],
-            color=colour,
+            mean=curve["q0.5"],
+            low=curve["q0.05"],
+            high=curve["q0.95"],
+            colour=colour,
             label=f"{kind}, median",
         )
-        ax.plot(
-            epochs,
-            curve["mean"],
-            color=colour,
-            ls="--",
-            lw=1,
-            label=f"{kind}, mean",
-        )
-        ax.fill_between(
-            epochs,
-            curve["q0.05"],
-            curve["q0.95"],
-            color=colour,
-            alpha=0.2,
-            lw=0,
-        )
+        label = f"{kind}, mean"
+        ax.plot(epochs, curve["mean"], color=colour, ls="--", lw=1, label=label)
     ax.set(
         yscale="log",
         title=f"{measure_name(measure)}\n{rule}",

@@ -9,11 +9,17 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from srel_tf.errors import FrameError
+from srel_tf.frames.schema import check_columns
+
 Colour: TypeAlias = tuple[float, float, float]
+
+PALETTE = sns.color_palette("colorblind")
 
 MEASURE_NAMES = {
     "kl": "KL (Definition 2)",
@@ -28,6 +34,13 @@ WIDE = 100  # Factor between the lowest mean and the highest from which on an ax
 
 _DOTS_PER_INCH = 130
 _COLOURS_OF_FILE = 256  # A palette makes a PNG file of a third of the size.
+
+
+def check_rows(frame: pd.DataFrame, *columns: str) -> None:
+    """Raise `FrameError` if the frame lacks one of the columns, or has no rows."""
+    check_columns(frame, columns)
+    if frame.empty:
+        raise FrameError("The frame has no rows, so there is nothing to draw.")
 
 
 def class_palette(classes: Sequence[str]) -> dict[str, Colour]:
@@ -86,6 +99,32 @@ def new_figure(
     with sns.axes_style("whitegrid"):
         axes = figure.subplots(rows, columns, squeeze=False, **kwargs)
     return figure, axes
+
+
+def mean_and_band(
+    ax: Axes,
+    x: np.ndarray | pd.Index | pd.Series,
+    mean: pd.Series,
+    low: pd.Series,
+    high: pd.Series,
+    colour: Colour | str,
+    alpha: float = 0.2,
+    **line: Any,
+) -> None:
+    """Draw a curve and a band of its colour.
+
+    Args:
+        ax: The panel.
+        x: Abscissae.
+        mean: Curve.
+        low: Lower end of the band.
+        high: Upper end of the band.
+        colour: Colour of both.
+        alpha: Opacity of the band.
+        **line: Further arguments of `Axes.plot`, such as a label.
+    """
+    ax.plot(x, mean, color=colour, **line)
+    ax.fill_between(x, low, high, color=colour, alpha=alpha, lw=0)
 
 
 def legend_below(

@@ -1,16 +1,26 @@
 """Figures 6–13, of the exactly solvable models, from frames; without TensorFlow."""
 
-import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from srel_tf.errors import FrameError
-from srel_tf.frames.schema import check_columns
-from srel_tf.plotting.style import Colour, new_figure
+from srel_tf.plotting.relu_gate import plot_relu_gate
+from srel_tf.plotting.style import (
+    PALETTE,
+    Colour,
+    check_rows,
+    mean_and_band,
+    new_figure,
+)
 
-PALETTE = sns.color_palette("colorblind")
+__all__ = [
+    "plot_distance",
+    "plot_flow_pairs",
+    "plot_penalized",
+    "plot_relu_gate",
+    "plot_sgd_pairs",
+]
+
 RIDGES = {
     "paper": "Nλ₁/K before w (the text's M, T, h̃)",
     "loss": "λ₁/K before w (gradient of eq. 3)",
@@ -22,44 +32,6 @@ _PUBLISHED_LABELS = {
     "loss": "loss as the script sums it",
     "srel": "$S_{rel}$ as the script computes it",
 }
-
-
-def _check(frame: pd.DataFrame, *columns: str) -> None:
-    """Raise `FrameError` if the frame lacks one of the columns, or has no rows."""
-    check_columns(frame, columns)
-    if frame.empty:
-        raise FrameError("The frame has no rows, so there is nothing to draw.")
-
-
-def _band(
-    ax: Axes,
-    x: pd.Series,
-    mean: pd.Series,
-    low: pd.Series,
-    high: pd.Series,
-    colour: Colour,
-    label: str,
-) -> None:
-    """Draw a mean and a band.
-
-    Args:
-        ax: The panel.
-        x: Abscissae.
-        mean: Curve.
-        low: Lower end of the band.
-        high: Upper end of the band.
-        colour: Colour of both.
-        label: Label of the curve.
-    """
-    ax.plot(x, mean, color=colour, label=label)
-    ax.fill_between(
-        x,
-        low,
-        high,
-        color=colour,
-        alpha=0.2,
-        lw=0,
-    )
 
 
 def plot_penalized(frame: pd.DataFrame) -> Figure:
@@ -83,19 +55,8 @@ def plot_penalized(frame: pd.DataFrame) -> Figure:
         >>> len(plot_penalized(frame.assign(pairs="inter", width=1000)).axes)
         2
     """
-    _check(
-        frame,
-        "figure",
-        "variant",
-        "ridge",
-        "quantity",
-        "time",
-        "mean",
-        "low",
-        "high",
-        "pairs",
-        "width",
-    )
+    columns = ("figure", "variant", "ridge", "pairs", "width")
+    check_rows(frame, *columns, "quantity", "time", "mean", "low", "high")
     is_published = frame["variant"].iloc[0] == "published"
     labels = _PUBLISHED_LABELS if is_published else _LABELS
     ridges = list(frame["ridge"].unique())
@@ -128,7 +89,7 @@ def plot_penalized(frame: pd.DataFrame) -> Figure:
 
 def _penalized_panel(ax: Axes, part: pd.DataFrame, colour: Colour) -> None:
     """Draw one quantity and ridge."""
-    _band(
+    mean_and_band(
         ax,
         part["time"],
         mean=part["mean"],
@@ -136,115 +97,6 @@ def _penalized_panel(ax: Axes, part: pd.DataFrame, colour: Colour) -> None:
         high=part["high"],
         colour=colour,
         label="mean and 10–90% over initial W",
-    )
-
-
-def plot_relu_gate(frame: pd.DataFrame) -> Figure:
-    """Plot Figure 10: S_rel along mini-batch SGD on the ℓ2 risk of a ReLU gate, beside the flow, and ‖w − w*‖.
-
-    Args:
-        frame: Columns pair, bound (Theorem 4.3), step (>= 1), run, srel_sgd, resolved, srel_flow, distance_sgd,
-            distance_flow.
-
-    Returns:
-        The figure.
-
-    Raises:
-        FrameError: The frame lacks columns, or has no rows.
-
-    Example:
-        >>> import pandas as pd
-        >>> from srel_tf.plotting.theory import plot_relu_gate
-        >>> frame = pd.DataFrame({"pair": "a", "bound": 1.1, "step": [1, 2], "run": 0, "resolved": True})
-        >>> frame = frame.assign(srel_sgd=1.2, srel_flow=1.2, distance_sgd=[1.0, 0.9], distance_flow=[1.0, 0.9])
-        >>> len(plot_relu_gate(frame).axes)
-        2
-    """
-    _check(
-        frame,
-        *("pair", "bound", "step", "run"),
-        *("srel_sgd", "resolved", "srel_flow", "distance_sgd", "distance_flow"),
-    )
-    pairs = list(frame["pair"].unique())
-    figure, grid = new_figure(1, len(pairs) + 1, width=4.8, height=4.2)
-    *pair_panels, distance_panel = grid[0]
-    for pair, ax in zip(pairs, pair_panels, strict=True):
-        _srel_of_the_gate(ax, frame[frame["pair"] == pair])
-        ax.set(
-            xlabel="iteration of SGD, η = 0.01",
-            ylabel="$S_{rel}(x', x)$",
-            ylim=(0.9, 1.9),
-            title=pair,
-        )
-        ax.legend(fontsize="small", loc="upper left")
-    _distance_of_the_gate(distance_panel, frame[frame["pair"] == pairs[0]])
-    figure.suptitle(
-        "Figure 10: a ReLU gate in 10 dimensions, w* = (1, …, 1), x = (10, …, 10)"
-    )
-    return figure
-
-
-def _distance_of_the_gate(ax: Axes, frame: pd.DataFrame) -> None:
-    """Draw the geometric mean over runs of ‖w − w*‖, from the rows of one pair."""
-    curves = {
-        "SGD": ("distance_sgd", PALETTE[0], "-"),
-        "flow at t = iteration × η": ("distance_flow", PALETTE[1], "--"),
-    }
-    for label, (column, colour, style) in curves.items():
-        logs = np.log(frame[column].replace(0, np.nan))
-        mean = np.exp(logs.groupby(frame["step"]).mean())
-        ax.plot(
-            mean.index,
-            mean,
-            color=colour,
-            ls=style,
-            lw=2,
-            label=label,
-        )
-    ax.set(
-        xlabel="iteration of SGD, η = 0.01",
-        ylabel="$\\|w_t - w_*\\|$, geometric mean over runs",
-        yscale="log",
-    )
-    ax.legend(fontsize="small")
-
-
-def _srel_of_the_gate(ax: Axes, frame: pd.DataFrame) -> None:
-    """Draw S_rel along SGD and along the flow, from the rows of one pair."""
-    usable = frame[np.isfinite(frame["srel_sgd"])]
-    resolved = usable[usable["resolved"]]
-    unresolved = usable[~usable["resolved"]]
-    ax.scatter(
-        unresolved["step"],
-        unresolved["srel_sgd"],
-        s=3,
-        color=PALETTE[7],
-        label="SGD, single runs, below rounding",
-    )
-    mean = resolved.groupby("step")["srel_sgd"].mean()
-    ax.plot(
-        mean.index,
-        mean,
-        color=PALETTE[0],
-        lw=2,
-        label="SGD, mean over resolved runs",
-    )
-    flow = frame.groupby("step")["srel_flow"].mean()
-    ax.plot(
-        flow.index,
-        flow,
-        color=PALETTE[1],
-        ls="--",
-        lw=2,
-        label="flow (eqs. 19, 20), mean over runs",
-    )
-    bound = frame["bound"].iloc[0]
-    ax.axhline(
-        bound,
-        color="black",
-        lw=0.8,
-        ls=":",
-        label=f"bound of Theorem 4.3: {bound:.2f}",
     )
 
 
@@ -267,7 +119,7 @@ def plot_distance(frame: pd.DataFrame) -> Figure:
         >>> [line.get_label() for line in figure.axes[0].lines]
         ['t = 10']
     """
-    _check(frame, "time", "distance", "srel")
+    check_rows(frame, "time", "distance", "srel")
     figure, grid = new_figure(1, 1, width=6.5, height=4.2)
     ax = grid[0, 0]
     for (time, part), colour, style in zip(
@@ -308,7 +160,7 @@ def plot_flow_pairs(frame: pd.DataFrame) -> Figure:
         >>> [ax.get_title() for ax in figure.axes]
         ['a', 'b']
     """
-    _check(frame, "pair", "time", "srel")
+    check_rows(frame, "pair", "time", "srel")
     pairs = list(frame["pair"].unique())
     figure, grid = new_figure(1, len(pairs), width=4.4, height=3.8)
     for pair, ax in zip(pairs, grid[0], strict=True):
@@ -343,7 +195,7 @@ def plot_sgd_pairs(frame: pd.DataFrame) -> Figure:
         >>> len(figure.axes[0].lines)
         3
     """
-    _check(frame, "pair", "step", "mean", "sd", "limit", "finite", "runs")
+    check_rows(frame, "pair", "step", "mean", "sd", "limit", "finite", "runs")
     pairs = list(frame["pair"].unique())
     figure, grid = new_figure(1, len(pairs), width=4.4, height=4.0)
     for pair, ax in zip(pairs, grid[0], strict=True):
@@ -360,7 +212,7 @@ def plot_sgd_pairs(frame: pd.DataFrame) -> Figure:
 
 def _sgd_panel(ax: Axes, part: pd.DataFrame) -> None:
     """Draw S_rel along SGD and its two closed forms, from the rows of one pair."""
-    _band(
+    mean_and_band(
         ax,
         part["step"],
         mean=part["mean"],

@@ -17,14 +17,16 @@ from srel_tf.theory.bounds import lemma_c1_bound, theorem_5_3_bound
 from srel_tf.theory.diagonal import DiagonalQuadratic, quadratic_srel
 from srel_tf.theory.features import average_pairs, random_relu_features, sample_pairs
 from srel_tf.theory.flow import moment_flow
-from srel_tf.theory.homogeneous import HomogeneousPredictor, linearized_network
+from srel_tf.theory.homogeneous import HomogeneousPredictor
 from srel_tf.theory.keras_models import (
     homogeneous_network,
     penalized_network,
     relu_gate_network,
 )
+from srel_tf.theory.linearized import linearized_network
 from srel_tf.theory.penalized import PenalizedRegression
-from srel_tf.theory.relu_gate import ReLUGate, relu_risk_srel
+from srel_tf.theory.relu_gate import ReLUGate
+from srel_tf.theory.relu_risk import relu_risk_srel
 from srel_tf.theory.sgd import diagonal_sgd, diagonal_sgd_srel, modified_sgd, relu_sgd
 
 __all__ = [

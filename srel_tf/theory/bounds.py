@@ -10,13 +10,11 @@ from srel_tf.theory.checks import (
     as_positive,
     as_tensor,
     as_times,
-    check_option,
     nan_unless,
 )
 
-_RELATIVE_TOLERANCE = (
-    1e-9  # Ratios of the two features that agree to this count as equal.
-)
+# Ratios of the two features that agree to this count as equal.
+_RELATIVE_TOLERANCE = 1e-9
 
 
 def lemma_c1_bound(
@@ -95,7 +93,8 @@ def _default_t2_star(
 ) -> float:
     """First positive time at which α² − b₁e^{−q²t} is at least α²/2."""
     earliest = max(0.0, np.log(2 * b1 / alpha_squared) / q_squared) if b1 > 0 else 0.0
-    return float(np.nextafter(earliest, np.inf))  # The lemma's t₂* is positive.
+    # The lemma's t₂* is positive. TensorFlow flushes denormal numbers to 0, so the least positive time is a normal one.
+    return float(max(np.nextafter(earliest, np.inf), np.finfo(np.float64).tiny))
 
 
 def _bound_numerator(
@@ -105,9 +104,8 @@ def _bound_numerator(
     t2_star: float,
 ) -> float:
     """α² − b₁e^{−q²t₂*}; raise `AssumptionError` unless it is positive."""
-    with np.errstate(
-        over="ignore"
-    ):  # If the exponential overflows, the check below raises.
+    # If the exponential overflows, the check below raises.
+    with np.errstate(over="ignore"):
         numerator = alpha_squared - (b1 * np.exp(-q_squared * t2_star) if b1 else 0.0)
     if numerator <= 0:
         raise AssumptionError(
@@ -136,13 +134,13 @@ def theorem_5_3_bound(
     t: ArrayLike,
     beta_target: ArrayLike,
     beta_source: ArrayLike,
-    variant: str = "corrected",
     t2_star: float | None = None,
 ) -> tf.Tensor:
     """Theorem 5.3 (eq. 39): a lower bound of lim S_rel for two quadratic features of equal ratios.
 
     The theorem assumes b₁/a₁ = b₂/a₂ = α², 1/w₁(0)² − b₁/a₁ = 1/w₂(0)² − b₂/a₂ = β² > 0 and ⟨β(x'), β(x)⟩ ≠ 0.
-    It also needs E[β₁₁β₂₂] = 0: the theorem does not say so, but eq. 37 uses it.
+    It also needs E[β₁₁β₂₂] = 0: the theorem does not say so, but eq. 37 uses it. k₂ and the first factor have β₂₂(x)²,
+    as eq. 37 gives, where Theorem 5.3 and eqs. 38 and 39 print β₂₂(x')² (`train.errata`).
 
     Args:
         a: Moments a of Theorem 5.2, [2].
@@ -152,8 +150,6 @@ def theorem_5_3_bound(
         t: Times >= 0, [T].
         beta_target: (β₁₁, β₂₂) at x', [2].
         beta_source: (β₁₁, β₂₂) at x, [2].
-        variant: "corrected" takes β₂₂(x)² in k₂ and in the first factor, as eq. 37 gives. "printed" takes β₂₂(x')²
-            there, as Theorem 5.3 and eqs. 38 and 39 are printed; the result is then not a bound.
         t2_star: As in `lemma_c1_bound`.
 
     Returns:
@@ -162,7 +158,6 @@ def theorem_5_3_bound(
     Raises:
         AssumptionError: An assumption of the theorem fails.
         ShapeError: A vector is not [2].
-        OptionError: `variant` does not exist.
 
     Example:
         With α² = β² = 1 and equal features the bound tends to S_rel(x, x)/2.
@@ -173,7 +168,6 @@ def theorem_5_3_bound(
         >>> print(bound.numpy().round(3))
         [0.323 0.5  ]
     """
-    check_option(variant, ("corrected", "printed"), "variant")
     a, b, w0 = _as_pair(a, "a"), _as_pair(b, "b"), _as_pair(w0, "w0")
     target = _as_pair(beta_target, "beta_target")
     source = _as_pair(beta_source, "beta_source")
@@ -181,9 +175,7 @@ def theorem_5_3_bound(
     alpha_squared, beta_squared = _equal_ratios(a, b, w0)
 
     overlap = target @ source
-    square = (
-        source @ source if variant == "corrected" else source[0] ** 2 + target[1] ** 2
-    )
+    square = source @ source
     if overlap == 0 or square == 0:
         raise AssumptionError(
             "Theorem 5.3 assumes ⟨β(x'), β(x)⟩ ≠ 0 and β(x) ≠ 0: S_rel is 0 or undefined there."
@@ -193,9 +185,8 @@ def theorem_5_3_bound(
     # In eq. 38, p² belongs to k and q² to 1 − k.
     p_squared = 4 * theta * a[1]
     q_squared = 4 * theta * a[0]
-    if (
-        k1 < 0
-    ):  # The proof then uses 1 − k₁ >= 0 in the place of k₁, which exchanges the two exponents.
+    if k1 < 0:
+        # The proof then uses 1 − k₁ >= 0 in the place of k₁, which exchanges the two exponents.
         k1, k2 = 1 - k1, 1 - k2
         p_squared, q_squared = q_squared, p_squared
     bound = lemma_c1_bound(

@@ -304,3 +304,19 @@ def ratio_or_nan(numerator: tf.Tensor, denominator: tf.Tensor) -> tf.Tensor:
     is_defined = denominator > 0
     safe = tf.where(is_defined, denominator, tf.ones_like(denominator))
     return nan_unless(is_defined, numerator / safe)
+
+
+def as_vector_pair(
+    first: ArrayLike,
+    second: ArrayLike,
+    names: tuple[str, str],
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Check that two arguments have one shape, [n] or [P, n]; `names` are for the error messages."""
+    vectors = as_tensor(first, names[0], (1, 2)), as_tensor(second, names[1], (1, 2))
+    check_same_shape(*vectors, *names)
+    return vectors
+
+
+def inner(first: tf.Tensor, second: tf.Tensor) -> tf.Tensor:
+    """Inner products over the last axis."""
+    return tf.reduce_sum(first * second, -1)

@@ -12,9 +12,10 @@ from srel_tf.theory.checks import (
     as_positive,
     as_tensor,
     as_times,
+    as_vector_pair,
     check_last_axis,
     check_option,
-    check_same_shape,
+    inner,
     nan_unless,
     ratio_or_nan,
 )
@@ -127,7 +128,6 @@ class DiagonalQuadratic:
         t: ArrayLike,
         beta_target: ArrayLike,
         beta_source: ArrayLike,
-        absolute: bool = True,
     ) -> tf.Tensor:
         """Eq. 13: S_rel as the fictitious step goes to zero.
 
@@ -138,17 +138,15 @@ class DiagonalQuadratic:
             t: Times >= 0, [T].
             beta_target: β_rr at x', [n] or [P, n].
             beta_source: β_rr at x, of the same shape.
-            absolute: True computes eq. 13. False computes eq. 14 as printed, without absolute values: it can be
-                negative.
 
         Returns:
             [T], or [T, P]; NaN where the denominator is zero.
         """
         target, source = self._feature_pair(beta_target, beta_source)
         squares = scaled(self.weights(w0, t)) ** 2  # [T, n]
-        numerator = _sum_over_features(squares, target * source)
-        denominator = _sum_over_features(squares, source**2)
-        srel = ratio_or_nan(tf.abs(numerator) if absolute else numerator, denominator)
+        change_target = tf.abs(_sum_over_features(squares, target * source))
+        change_source = _sum_over_features(squares, source**2)
+        srel = ratio_or_nan(change_target, change_source)
         return srel if target.shape.rank == 2 else srel[:, 0]
 
     def residual(
@@ -247,9 +245,8 @@ class DiagonalQuadratic:
         a = self.a.numpy()
         limit = a / self.b.numpy()
         squares = w0**2
-        is_outside = (w0 == 0) | (
-            squares >= limit
-        )  # w0 is tested for zero, since its square may underflow.
+        # w0 is tested for zero, since its square may underflow.
+        is_outside = (w0 == 0) | (squares >= limit)
         if is_outside.any():
             r = int(np.flatnonzero(is_outside)[0])
             raise AssumptionError(
@@ -261,9 +258,8 @@ class DiagonalQuadratic:
         self, beta_target: ArrayLike, beta_source: ArrayLike
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Features at x' and at x, [n] or [P, n] each, of one shape."""
-        target = as_tensor(beta_target, "beta_target", (1, 2))
-        source = as_tensor(beta_source, "beta_source", (1, 2))
-        check_same_shape(target, source, "beta_target", "beta_source")
+        names = ("beta_target", "beta_source")
+        target, source = as_vector_pair(beta_target, beta_source, names)
         check_last_axis(source, self.a.shape[0], "beta_source", "as many as a")
         return target, source
 
@@ -321,9 +317,8 @@ def quadratic_srel(
     """
     weights = as_tensor(weights, "weights")
     step = as_tensor(step, "step")[..., None]
-    beta_target = as_tensor(beta_target, "beta_target", (1, 2))
-    beta_source = as_tensor(beta_source, "beta_source")
-    check_same_shape(beta_target, beta_source, "beta_target", "beta_source")
+    names = ("beta_target", "beta_source")
+    beta_target, beta_source = as_vector_pair(beta_target, beta_source, names)
     check_last_axis(
         beta_source, weights.shape[-1], "beta_source", "one feature a weight"
     )
@@ -334,6 +329,6 @@ def quadratic_srel(
         weights = weights[..., None, :]
     second_order = 2 + step * beta_source
     moved = weights**2 * second_order * beta_source
-    change_target = tf.reduce_sum(beta_target * moved, -1)
-    change_source = tf.reduce_sum(beta_source * moved, -1)
+    change_target = inner(beta_target, moved)
+    change_source = inner(beta_source, moved)
     return ratio_or_nan(tf.abs(change_target), tf.abs(change_source))

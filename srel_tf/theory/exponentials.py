@@ -37,9 +37,8 @@ def exponential_sum(
     is_present = magnitude > 0
     infinity = tf.constant(np.inf, tf.float64)
     # The decay of the slowest mode is factored out first: added to a large r t, log c would lose its digits.
-    slowest = _finite_or_zero(
-        tf.reduce_min(tf.where(is_present, rates, infinity), -1)
-    )  # [P]
+    present_rates = tf.where(is_present, rates, infinity)
+    slowest = _finite_or_zero(tf.reduce_min(present_rates, -1))  # [P]
     relative_rates = rates - slowest[:, None]
     log_magnitude = tf.math.log(
         tf.where(is_present, magnitude, tf.ones_like(magnitude))

@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 
 from srel_tf.errors import AssumptionError, ShapeError
-from srel_tf.theory.checks import as_count, check_option
+from srel_tf.theory.checks import as_count, as_positive, check_option
 
 
 def random_relu_features(
@@ -12,7 +12,7 @@ def random_relu_features(
     dimension: int = 100,
     per_class: int = 1000,
     seed: int = 0,
-    spread: str = "variance",
+    variance: float = 2.0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Sample h = ReLU(W_r x) with W_r of N(0, 1) entries and x of two isotropic Gaussians (Section 3.1).
 
@@ -21,15 +21,14 @@ def random_relu_features(
         dimension: Dimension of x.
         per_class: Examples of each class.
         seed: Seed of the generator.
-        spread: Spread of the class with mean 1 in each coordinate. "variance": variance 2, as the text says.
-            "deviation": standard deviation 2, as in the published script. The class with mean 9 has variance 1.
+        variance: Variance of the class with mean 1 in each coordinate. The class with mean 9 has variance 1.
 
     Returns:
         Features [2·per_class, p] and labels [2·per_class]: 0 for e₁ (mean 1), 1 for e₂ (mean 9).
 
     Raises:
         ShapeError: A count is not a whole number >= 1.
-        OptionError: `spread` does not exist.
+        AssumptionError: `variance` is not positive.
 
     Example:
         >>> from srel_tf import theory
@@ -40,13 +39,12 @@ def random_relu_features(
     width = as_count(width, "width")
     dimension = as_count(dimension, "dimension")
     per_class = as_count(per_class, "per_class")
-    check_option(spread, ("variance", "deviation"), "spread")
+    variance = as_positive(variance, "variance", "Section 3.1")
 
     generator = np.random.default_rng(seed)
     mixing = generator.normal(size=(width, dimension))
-    deviation = np.sqrt(2.0) if spread == "variance" else 2.0
     shape = (per_class, dimension)
-    first = generator.normal(1.0, deviation, size=shape)
+    first = generator.normal(1.0, np.sqrt(variance), size=shape)
     second = generator.normal(9.0, 1.0, size=shape)
     inputs = np.concatenate([first, second])
     preactivations = inputs @ mixing.T
@@ -60,25 +58,21 @@ def sample_pairs(
     kind: str,
     count: int = 20,
     seed: int = 0,
-    convention: str = "text",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Sample pairs of rows (source, target) for Figures 6–9.
 
     Args:
         labels: 0 or 1 for each example, [N].
-        kind: "inter" or "intra".
+        kind: "inter": the source has label e₁, the target label e₂. "intra": the target is another example of label e₁.
         count: Number of pairs.
         seed: Seed of the generator.
-        convention: "text": the source has label e₁; the target has label e₂ (inter-class), or is another example of
-            label e₁ (intra-class). "published": for both kinds the source comes from the mean-9 class and the target
-            from the other class, as in the published scripts.
 
     Returns:
         Source rows [count] and target rows [count].
 
     Raises:
         ShapeError: `labels` is not a list of 0 and 1, or `count` is not a whole number >= 1.
-        OptionError: `kind` or `convention` does not exist.
+        OptionError: `kind` does not exist.
         AssumptionError: A class has too few examples.
 
     Example:
@@ -89,11 +83,9 @@ def sample_pairs(
         (True, True)
     """
     check_option(kind, ("inter", "intra"), "kind")
-    check_option(convention, ("text", "published"), "convention")
     first, second = _rows_of_classes(labels)
     count = as_count(count, "count")
-    within_first = kind == "intra" and convention == "text"
-    needed = (2 * count, 0) if within_first else (count, count)
+    needed = (2 * count, 0) if kind == "intra" else (count, count)
     present = (len(first), len(second))
     if present[0] < needed[0] or present[1] < needed[1]:
         raise AssumptionError(
@@ -101,12 +93,11 @@ def sample_pairs(
         )
 
     generator = np.random.default_rng(seed)
-    if within_first:
+    if kind == "intra":
         both = generator.choice(first, 2 * count, replace=False)
         return both[:count], both[count:]
-    from_class, to_class = (first, second) if convention == "text" else (second, first)
-    source = generator.choice(from_class, count, replace=False)
-    target = generator.choice(to_class, count, replace=False)
+    source = generator.choice(first, count, replace=False)
+    target = generator.choice(second, count, replace=False)
     return source, target
 
 
@@ -120,27 +111,18 @@ def _rows_of_classes(labels: npt.ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     return np.flatnonzero(labels == 0), np.flatnonzero(labels == 1)
 
 
-def average_pairs(srel: npt.ArrayLike, convention: str = "mean") -> np.ndarray:
+def average_pairs(srel: npt.ArrayLike) -> np.ndarray:
     """Average S_rel over pairs, the last axis.
 
     Args:
         srel: S_rel, [..., P].
-        convention: "mean"; or "published", the sum over P pairs divided by P² (the mean divided by P): the published
-            scripts divide twenty (i, i) pairs by 400.
 
     Returns:
         [...]; NaN where a pair is undefined.
-
-    Raises:
-        OptionError: `convention` does not exist.
 
     Example:
         >>> from srel_tf import theory
         >>> print(theory.average_pairs([[1.0, 3.0], [2.0, 2.0]]))
         [2. 2.]
-        >>> print(theory.average_pairs([[1.0, 3.0], [2.0, 2.0]], convention="published"))
-        [1. 1.]
     """
-    check_option(convention, ("mean", "published"), "convention")
-    mean = np.mean(np.asarray(srel), -1)
-    return mean if convention == "mean" else mean / np.shape(srel)[-1]
+    return np.mean(np.asarray(srel), -1)

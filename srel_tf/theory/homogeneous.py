@@ -1,10 +1,8 @@
 """Section 5: degree-d weight-homogeneous feature linear predictors (Definition 6, eqs. 26–31, Theorem 5.1)."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-import keras
-import numpy as np
 import tensorflow as tf
 
 from srel_tf.errors import ShapeError
@@ -16,6 +14,14 @@ from srel_tf.theory.checks import (
     ratio_or_nan,
 )
 from srel_tf.theory.flow import feature_flow
+from srel_tf.theory.homogeneous_inputs import (
+    as_batch,
+    as_labels,
+    as_residual,
+    as_rows,
+    as_weights,
+    unbatch,
+)
 
 
 class HomogeneousPredictor:
@@ -71,10 +77,10 @@ class HomogeneousPredictor:
         Returns:
             [..., B], or [...] for one input.
         """
-        batch, single = _as_batch(x, "x")
+        batch, single = as_batch(x, "x")
         features = self._features(batch)
-        powers = _as_weights(weights, features) ** self.degree
-        return _unbatch(self._offset(batch) + _inner(features, powers), single)
+        powers = as_weights(weights, features) ** self.degree
+        return unbatch(self._offset(batch) + _inner(features, powers), single)
 
     def srel_limit(
         self,
@@ -99,7 +105,7 @@ class HomogeneousPredictor:
         powers = self._gradient_powers(weights, source)
         change_target = tf.abs(_inner(target * source, powers))
         change_source = tf.abs(_inner(source**2, powers))
-        return _unbatch(ratio_or_nan(change_target, change_source), single)
+        return unbatch(ratio_or_nan(change_target, change_source), single)
 
     def srel(
         self,
@@ -132,12 +138,12 @@ class HomogeneousPredictor:
             ShapeError: Arrays do not fit, or not exactly one of `label` and `residual` is given.
         """
         target, source, single = self._feature_pair(x_target, x_source)
-        checked_weights = _as_weights(weights, source)
+        checked_weights = as_weights(weights, source)
         if label is not None and residual is None:
             known_residual = self._residual(checked_weights, x_source, label)
         elif residual is not None and label is None:
             full_shape = (*checked_weights.shape[:-2], source.shape[0])
-            known_residual = _as_residual(residual, full_shape, single)
+            known_residual = as_residual(residual, full_shape, single)
         else:
             raise ShapeError(
                 "Give either label (y at the source) or residual (y − f there), not both or neither."
@@ -155,7 +161,7 @@ class HomogeneousPredictor:
         change_source = tf.where(
             is_updated, change_source, tf.zeros_like(change_source)
         )
-        return _unbatch(ratio_or_nan(change_target, change_source), single)
+        return unbatch(ratio_or_nan(change_target, change_source), single)
 
     def srel_bound(
         self,
@@ -181,7 +187,7 @@ class HomogeneousPredictor:
         largest_change_target = _proximity(target, source) * norms[..., None]
         change_source = tf.abs(_inner(source**2, powers))
         bound = ratio_or_nan(largest_change_target, change_source)
-        return _unbatch(bound, single)
+        return unbatch(bound, single)
 
     def proximity(self, x_target: ArrayLike, x_source: ArrayLike) -> tf.Tensor:
         """P(x, x') = max_r ‖β_r(x') ⊙ β_r(x)‖ of Theorem 5.1, symmetric in x and x'.
@@ -194,7 +200,7 @@ class HomogeneousPredictor:
             [B], or a scalar.
         """
         target, source, single = self._feature_pair(x_target, x_source)
-        return _unbatch(_proximity(target, source), single)
+        return unbatch(_proximity(target, source), single)
 
     def moments(self, x: ArrayLike, y: ArrayLike) -> tuple[tf.Tensor, tf.Tensor]:
         """Moments a = E[(y − α(x)) β(x)] and b = E[β(x) ⊗ β(x)] over the given examples.
@@ -243,7 +249,7 @@ class HomogeneousPredictor:
 
     def _training_set(self, x: ArrayLike, y: ArrayLike) -> tuple[tf.Tensor, tf.Tensor]:
         """β(x), [B, r, n], and y − α(x), [B]."""
-        batch, _ = _as_batch(x, "x")
+        batch, _ = as_batch(x, "x")
         features = self._features(batch)
         labels = as_tensor(y, "y", 1)
         if labels.shape[0] != features.shape[0]:
@@ -260,8 +266,8 @@ class HomogeneousPredictor:
         label: ArrayLike,
     ) -> tf.Tensor:
         """y − f(W, x), [..., B]."""
-        batch, _ = _as_batch(x_source, "x_source")
-        labels = _as_labels(label, batch.shape[0])
+        batch, _ = as_batch(x_source, "x_source")
+        labels = as_labels(label, batch.shape[0])
         return labels - self(weights, batch)
 
     def _gradient_powers(self, weights: ArrayLike, features: tf.Tensor) -> tf.Tensor:
@@ -296,91 +302,23 @@ class HomogeneousPredictor:
 
     def _offset(self, batch: tf.Tensor) -> tf.Tensor:
         """α of a batch, [B]."""
-        alpha = as_tensor(self.alpha(batch), "alpha(x)", 1)
-        if alpha.shape[0] != batch.shape[0]:
-            raise ShapeError(
-                f"alpha(x) must be [B] with B = {batch.shape[0]}, but has shape {tuple(alpha.shape)}."
-            )
-        return alpha
+        return as_rows(self.alpha(batch), batch, "alpha(x)", "[B]", rank=1)
 
     def _features(self, batch: tf.Tensor) -> tf.Tensor:
         """β of a batch, [B, r, n]."""
-        beta = as_tensor(self.beta(batch), "beta(x)", 3)
-        if beta.shape[0] != batch.shape[0]:
-            raise ShapeError(
-                f"beta(x) must be [B, r, n] with B = {batch.shape[0]}, not {tuple(beta.shape)}."
-            )
-        return beta
+        return as_rows(self.beta(batch), batch, "beta(x)", "[B, r, n]", rank=3)
 
     def _feature_pair(
         self, x_target: ArrayLike, x_source: ArrayLike
     ) -> tuple[tf.Tensor, tf.Tensor, bool]:
         """β(x') and β(x), [B, r, n] each, and whether one single pair was given."""
-        target, single = _as_batch(x_target, "x_target")
-        source, _ = _as_batch(x_source, "x_source")
+        target, single = as_batch(x_target, "x_target")
+        source, _ = as_batch(x_source, "x_source")
         if target.shape != source.shape:
             raise ShapeError(
                 f"x_target {tuple(target.shape)} and x_source {tuple(source.shape)} must pair up."
             )
         return self._features(target), self._features(source), single
-
-
-def _as_batch(x: ArrayLike, name: str) -> tuple[tf.Tensor, bool]:
-    """The inputs as a batch [B, ...], and whether they were a single input [n]."""
-    x = as_tensor(x, name)
-    if x.shape.rank == 0:
-        raise ShapeError(
-            f"{name} must be one input [n] or a batch [B, ...], not a scalar."
-        )
-    return (x[None], True) if x.shape.rank == 1 else (x, False)
-
-
-def _unbatch(values: tf.Tensor, single: bool) -> tf.Tensor:
-    """Remove the last axis, B, if a single input was given."""
-    return values[..., 0] if single else values
-
-
-def _as_weights(weights: ArrayLike, features: tf.Tensor) -> tf.Tensor:
-    """Check that weights [..., r, n] fit features [B, r, n]."""
-    weights = as_tensor(weights, "weights")
-    if weights.shape.rank < 2 or weights.shape[-2:] != features.shape[-2:]:
-        wanted = f"[..., {features.shape[1]}, {features.shape[2]}]"
-        raise ShapeError(f"weights must be {wanted}, not {tuple(weights.shape)}.")
-    return weights
-
-
-def _as_labels(label: ArrayLike, count: int) -> tf.Tensor:
-    """Check that there is one label, or one for each of `count` sources."""
-    labels = as_tensor(label, "label", (0, 1))
-    if labels.shape.rank == 1 and labels.shape[0] != count:
-        raise ShapeError(
-            f"label must hold {count} labels, one a source, not {labels.shape[0]}."
-        )
-    return labels
-
-
-def _as_residual(
-    residual: ArrayLike,
-    full_shape: tuple[int, ...],
-    single: bool,
-) -> tf.Tensor:
-    """Check that the residual broadcasts to `full_shape`; a single source gets an axis B of 1."""
-    checked = as_tensor(residual, "residual")
-    if single:
-        checked = checked[..., None]
-    if not _broadcasts(checked.shape, full_shape):
-        raise ShapeError(
-            f"residual {tuple(checked.shape)} does not broadcast to {full_shape}, one a source."
-        )
-    return checked
-
-
-def _broadcasts(shape: Sequence[int], full_shape: Sequence[int]) -> bool:
-    """Tell whether an array of `shape` broadcasts to `full_shape` without enlarging it."""
-    if len(shape) > len(full_shape):
-        return False
-    aligned = zip(reversed(shape), reversed(full_shape), strict=False)
-    return all(size in (1, full_size) for size, full_size in aligned)
 
 
 def _inner(features: tf.Tensor, powers: tf.Tensor) -> tf.Tensor:
@@ -393,7 +331,7 @@ def _inner(features: tf.Tensor, powers: tf.Tensor) -> tf.Tensor:
 
 def _scaled(weights: ArrayLike, features: tf.Tensor) -> tf.Tensor:
     """Divide weights [..., r, n] by their largest magnitude, which cancels in ratios, so that no power underflows."""
-    weights = _as_weights(weights, features)
+    weights = as_weights(weights, features)
     largest = tf.reduce_max(tf.abs(weights), [-2, -1], keepdims=True)
     return tf.math.divide_no_nan(weights, largest)
 
@@ -401,71 +339,3 @@ def _scaled(weights: ArrayLike, features: tf.Tensor) -> tf.Tensor:
 def _proximity(target: tf.Tensor, source: tf.Tensor) -> tf.Tensor:
     """max_r ‖β_r(x') ⊙ β_r(x)‖, [B], from features [B, r, n] each."""
     return tf.reduce_max(tf.norm(target * source, axis=-1), -1)
-
-
-def linearized_network(model: keras.Model) -> tuple[HomogeneousPredictor, tf.Tensor]:
-    """Build the linearised network of Lee et al. (2019), the case d = 1 of Definition 6 (remark below it).
-
-    α(x) = f(W₀, x) − ⟨J(x), W₀⟩ and β(x) = J(x), the network's own Jacobian at its present weights W₀. The weights are
-    copied: later training of the network does not change the predictor. All P trainable parameters form one row (r = 1,
-    n = P), in the order of `model.trainable_variables`.
-
-    Args:
-        model: Built Keras model with one output an example, [B, 1] or [B]. Give it dtype float64; otherwise the
-            Jacobian has the model's own precision.
-
-    Returns:
-        The predictor, and W₀ [1, P].
-
-    Raises:
-        ShapeError: The model is not built, or has more than one output.
-
-    Example:
-        >>> import keras
-        >>> from srel_tf import theory
-        >>> layer = keras.layers.Dense(1, kernel_initializer="ones", dtype="float64")
-        >>> network = keras.Sequential([keras.Input((2,), dtype="float64"), layer])
-        >>> predictor, weights = theory.linearized_network(network)
-        >>> print(weights.numpy(), predictor(weights, [1.0, 2.0]).numpy())
-        [[1. 1. 0.]] 3.0
-    """
-    if not model.built:
-        raise ShapeError(
-            "The model has no weights yet: call it once, or give it an input shape, before linearising."
-        )
-    trainable = [tf.identity(variable) for variable in model.trainable_variables]
-    fixed = [tf.identity(variable) for variable in model.non_trainable_variables]
-    flat_start = [
-        tf.reshape(tf.cast(variable, tf.float64), [-1]) for variable in trainable
-    ]
-    start = tf.concat(flat_start, 0)  # [P]
-
-    def outputs(x: tf.Tensor) -> tf.Tensor:
-        values, _ = model.stateless_call(trainable, fixed, x, training=False)
-        if int(np.prod(values.shape[1:])) != 1:
-            raise ShapeError(
-                f"Definition 6 has one output an input; the model returns shape {tuple(values.shape)}."
-            )
-        return tf.reshape(values, [-1])
-
-    def values_and_jacobian(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Outputs [B] and Jacobian [B, P]."""
-        with tf.GradientTape() as tape:
-            tape.watch(trainable)
-            values = outputs(x)
-        parts = tape.jacobian(values, trainable, unconnected_gradients="zero")
-        count = values.shape[0]
-        parts64 = [tf.cast(part, tf.float64) for part in parts]
-        flat_parts = [tf.reshape(part, [count, -1]) for part in parts64]
-        jacobian = tf.concat(flat_parts, 1)
-        return tf.cast(values, tf.float64), jacobian
-
-    def alpha(x: tf.Tensor) -> tf.Tensor:
-        values, jacobian = values_and_jacobian(x)
-        return values - tf.linalg.matvec(jacobian, start)
-
-    def beta(x: tf.Tensor) -> tf.Tensor:
-        _, jacobian = values_and_jacobian(x)
-        return jacobian[:, None, :]
-
-    return HomogeneousPredictor(alpha, beta, degree=1), start[None]

@@ -37,7 +37,31 @@ class HalfSquaredError(keras.losses.Loss):
         return tf.reduce_sum(errors**2, -1) / 2
 
 
-class PenalizedModel(keras.Model):
+class _SingleWeightModel(keras.Model):
+    """Base of models with one float64 weight, which the constructor makes.
+
+    Args:
+        w0: Initial weight; its last axis is that of the inputs.
+        rank: Number of axes of the weight.
+        weight_name: Name of the weight.
+        **kwargs: Further arguments of `keras.Model`.
+    """
+
+    def __init__(
+        self, w0: ArrayLike, rank: int, weight_name: str, **kwargs: Any
+    ) -> None:
+        super().__init__(dtype="float64", **kwargs)
+        w0 = as_tensor(w0, "w0", rank)
+        self._w = self.add_weight(shape=w0.shape, dtype="float64", name=weight_name)
+        self._w.assign(w0)
+        self.build((None, w0.shape[-1]))
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Mark the model as built."""
+        self.built = True
+
+
+class PenalizedModel(_SingleWeightModel):
     """Section 3: the linear last layer W h, [B, K], with ℓ(W; h) = ½‖y − W h‖² + (c/2)‖W‖².
 
     The penalty is part of `compute_loss`, because Keras adds losses and regularisers in its default precision only.
@@ -49,16 +73,8 @@ class PenalizedModel(keras.Model):
     """
 
     def __init__(self, w0: ArrayLike, coefficient: float, **kwargs: Any) -> None:
-        super().__init__(dtype="float64", **kwargs)
-        w0 = as_tensor(w0, "w0", 2)
+        super().__init__(w0, rank=2, weight_name="W", **kwargs)
         self._coefficient = coefficient
-        self._w = self.add_weight(shape=w0.shape, dtype="float64", name="W")
-        self._w.assign(w0)
-        self.build((None, w0.shape[1]))
-
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
-        """Mark the model as built: the weight was made in the constructor."""
-        self.built = True
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         """Compute predictions, [B, K], from features [B, p]."""
@@ -120,7 +136,7 @@ def penalized_network(
     return model
 
 
-class ReLUGateModel(keras.Model):
+class ReLUGateModel(_SingleWeightModel):
     """Section 4: max(0, ⟨w, x⟩), [B, 1], whose loss has the gradient proxy of Algorithm 1 (eq. 8).
 
     ℓ(w, (x, y)) = (β/2) 1{y > 0} (y − ⟨w, x⟩)² with the labels y = max(0, ⟨w*, x⟩). This is not the ℓ2 risk.
@@ -132,16 +148,8 @@ class ReLUGateModel(keras.Model):
     """
 
     def __init__(self, w0: ArrayLike, beta: float = 1.0, **kwargs: Any) -> None:
-        super().__init__(dtype="float64", **kwargs)
-        w0 = as_tensor(w0, "w0", 1)
+        super().__init__(w0, rank=1, weight_name="w", **kwargs)
         self._beta = beta
-        self._w = self.add_weight(shape=w0.shape, dtype="float64", name="w")
-        self._w.assign(w0)
-        self.build((None, w0.shape[0]))
-
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
-        """Mark the model as built: the weight was made in the constructor."""
-        self.built = True
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         """Compute predictions, [B, 1], from inputs [B, n]."""

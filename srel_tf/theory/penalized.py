@@ -18,6 +18,7 @@ from srel_tf.theory.checks import (
     check_option,
     ratio_or_nan,
 )
+from srel_tf.theory.ridge_modes import RidgeModes
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,8 @@ class PenalizedRegression:
     dw_q/dt = −θ² ∂L/∂w_q = θ² (u_q − M w_q),  M = c I + HᵀH/N,  u_q = (1/N) Σ_{i in class q} h_i.
 
     H are the features, N is the number of rows, K is `num_classes`. Time is in the paper's unit: the flow moves at
-    speed θ², so one step of gradient descent with step η advances t by η/θ².
-
-    The computation uses the singular vectors H = U S Vᵀ. In this basis every mode relaxes by itself with rate
-    μ = c + s²/N. This equals the eigendecomposition M = V diag(c + s²/N) Vᵀ, but does not square the condition number.
+    speed θ², so one step of gradient descent with step η advances t by η/θ². The computation uses the singular vectors
+    of H (`srel_tf.theory.ridge_modes`).
 
     Precision: with ridge="loss", labels that W h fits exactly and a tiny λ₁, S_rel late in training is a ratio of
     remainders of the order of c. At λ₁ = 1e-8 it is only good to about 1e-7, since one unit in the last place of a
@@ -113,56 +112,17 @@ class PenalizedRegression:
         self.coefficient = self.lam / self.num_classes * factor
 
         self.one_hot = tf.one_hot(indices, self.num_classes, dtype=tf.float64)
-        self._decompose()
+        self._modes = RidgeModes(self.features, self.one_hot, self.coefficient)
         self._first_equal_row = _first_equal_rows(self.features.numpy())
-
-    def _decompose(self) -> None:
-        """Compute the modes of the flow from the singular value decomposition of the features."""
-        self._singular, self._left, self._right = tf.linalg.svd(
-            self.features, full_matrices=False
-        )
-        gram = self._singular**2 / self.size
-        self._rates = self.coefficient + gram
-        self._labels_in_modes = tf.matmul(
-            self.one_hot, self._left, transpose_a=True
-        )  # [K, r]
-        self._fit = (
-            gram / self._rates * self._labels_in_modes
-        )  # W* h of every mode, [K, r]
-        self._stationary_residual = self._residual_at_the_minimum()
-        # The fit of a zero row is exactly zero; the singular vectors give it up to rounding only.
-        is_row_nonzero = tf.reduce_any(self.features != 0, -1, keepdims=True)
-        self._fit_rows = self._left * tf.cast(is_row_nonzero, tf.float64)
-
-    def _residual_at_the_minimum(self) -> tf.Tensor:
-        """ρ* = H W*ᵀ − Y, [N, K], without subtracting the fit from the labels.
-
-        The residual is −U (c/μ) Uᵀ Y, less the part of the labels Y outside the span of U.
-        """
-        inside = tf.matmul(
-            self._left,
-            self._labels_in_modes * self.coefficient / self._rates,
-            transpose_b=True,
-        )
-        if (
-            self._left.shape[1] == self.size
-        ):  # U is square: nothing lies outside its span.
-            return -inside
-        return -(
-            inside
-            + self.one_hot
-            - tf.matmul(self._left, self._labels_in_modes, transpose_b=True)
-        )
 
     @property
     def rates(self) -> tf.Tensor:
         """Relaxation rates θ²μ of the modes, [min(N, p)], per unit of time; the slowest possible rate is θ²c."""
-        return self.theta**2 * self._rates
+        return self.theta**2 * self._modes.rates
 
     def stationary_weights(self) -> tf.Tensor:
         """W* = (M⁻¹ u_q)_q, [K, p]: the limit of Theorem 3.1 as t → ∞."""
-        modes = self._singular / (self.size * self._rates) * self._labels_in_modes
-        return tf.matmul(modes, self._right, transpose_b=True)
+        return self._modes.stationary_weights()
 
     def weights(self, w0: ArrayLike, t: ArrayLike) -> tf.Tensor:
         """Theorem 3.1: the weights e^{−θ²Mt} w_q(0) − expm1(−θ²Mt) M⁻¹ u_q.
@@ -178,42 +138,20 @@ class PenalizedRegression:
             AssumptionError: A time is negative.
             ShapeError: `w0` does not fit.
         """
-        initial = self._initial(w0)
-        elapsed = self.theta**2 * as_times(t)
-        exponent = -elapsed[:, None, None] * self._rates  # [T, 1, r]
-        start = tf.matmul(initial, self._right)  # [..., K, r]
-        decayed_start = tf.exp(exponent) * start[..., None, :, :]
-        drive = self._singular / self.size * self._labels_in_modes
-        driven = tf.math.expm1(exponent) / self._rates * drive
-        modes = decayed_start - driven  # [..., T, K, r]
-        weights = tf.linalg.matmul(modes, self._right, transpose_b=True)
-        if self._right.shape[1] < self.width:
-            # In directions that no feature reaches, only the penalty acts.
-            unreached = initial - tf.matmul(start, self._right, transpose_b=True)
-            decay = tf.exp(-elapsed * self.coefficient)[:, None, None]
-            weights += decay * unreached[..., None, :, :]
-        return weights
+        return self._modes.weights(self._initial(w0), self._elapsed(t))
 
-    def loss(self, weights: ArrayLike, labels: str = "own") -> tf.Tensor:
+    def loss(self, weights: ArrayLike) -> tf.Tensor:
         """Eq. 3, with λ₁/2K before ‖W‖² for every `ridge`.
 
         The flow descends `objective`, which depends on `ridge`.
 
         Args:
             weights: W, [..., K, p].
-            labels: "own" is eq. 3. "all" adds the error of each example to every one of the K labels, as the
-                broadcasting in the published script does; this is not a loss of the paper.
 
         Returns:
             [...].
-
-        Raises:
-            OptionError: `labels` does not exist.
         """
-        check_option(labels, ("own", "all"), "labels")
-        return self._data_loss(weights, labels) + _penalty(
-            weights, self.lam / self.num_classes
-        )
+        return self._penalized_loss(weights, self.lam / self.num_classes)
 
     def objective(self, weights: ArrayLike) -> tf.Tensor:
         """Function whose gradient Definition 4 descends.
@@ -226,7 +164,7 @@ class PenalizedRegression:
         Returns:
             [...].
         """
-        return self._data_loss(weights, "own") + _penalty(weights, self.coefficient)
+        return self._penalized_loss(weights, self.coefficient)
 
     def srel(
         self,
@@ -234,7 +172,6 @@ class PenalizedRegression:
         t: ArrayLike,
         source: npt.ArrayLike,
         target: npt.ArrayLike,
-        numerator: str = "theorem",
     ) -> tf.Tensor:
         """Theorem 3.2, eq. 4: S_rel (not squared) for D the ℓ2 norm of the change of the K outputs.
 
@@ -245,8 +182,6 @@ class PenalizedRegression:
             t: Times >= 0, [T].
             source: Row of `features`, (k, i) in the paper; an integer, or a list [P].
             target: Row of `features`, (c, j) in the paper; an integer, or a list [P].
-            numerator: "theorem" is eq. 4. "published" takes T = c I + h hᵀ/N in the numerator only, as the published
-                script does; S_rel(x, x) is then not 1, unless N = 1.
 
         Returns:
             [T]; an axis I comes first if w0 has it, an axis P last if source and target have it. NaN where the
@@ -256,30 +191,16 @@ class PenalizedRegression:
         Raises:
             AssumptionError: A time is negative.
             ShapeError: `w0` or the indices do not fit.
-            OptionError: `numerator` does not exist.
         """
-        check_option(numerator, ("theorem", "published"), "numerator")
-        initial = self._initial(w0)
-        times = as_times(t)
         pairs = self._pairs(source, target)
-        if (
-            numerator == "theorem" or self.size == 1
-        ):  # The two numerators are equal for N = 1.
-            change_target, change_source = self._theorem_changes(initial, times, pairs)
-            srel = self._exact_for_multiples(
-                _ratio_of_norms(change_target, change_source), pairs
-            )
-        else:
-            change_target, change_source = self._published_changes(
-                initial, times, pairs
-            )
-            srel = _ratio_of_norms(change_target, change_source)
+        changes = self._changes(self._initial(w0), self._elapsed(t), pairs)
+        srel = self._exact_for_multiples(_ratio_of_norms(*changes), pairs)
         return srel[..., 0] if pairs.single else srel
 
-    def _theorem_changes(
+    def _changes(
         self,
         w0: tf.Tensor,
-        times: tf.Tensor,
+        elapsed: tf.Tensor,
         pairs: _Pairs,
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Changes of the outputs at target and source in eq. 4, up to a common factor.
@@ -289,24 +210,24 @@ class PenalizedRegression:
 
         Args:
             w0: Initial W, [..., K, p].
-            times: [T].
+            elapsed: τ = θ²t, [T].
             pairs: P pairs.
 
         Returns:
             Change at the target and change at the source, [..., T, P, K] each.
         """
-        stationary_source = self._stationary_change(pairs.examples, pairs.sources)
-        stationary_target = self._stationary_change(pairs.examples, pairs.targets)
-        transient_source = self._transient(w0, times, pairs.sources)
-        transient_target = self._transient(w0, times, pairs.targets)
+        modes = self._modes
+        stationary_source = modes.stationary_change(pairs.examples, pairs.sources)
+        stationary_target = modes.stationary_change(pairs.examples, pairs.targets)
+        transient_source = modes.transient(w0, elapsed, pairs.sources)
+        transient_target = modes.transient(w0, elapsed, pairs.targets)
         # If the stationary gradient is exactly zero (a single training example), both changes have the factor
-        # e^{−θ²μt} of the slowest mode. It is then left out, so that it cannot underflow.
+        # e^{−μτ} of the slowest mode. It is then left out, so that it cannot underflow.
         stationary = tf.concat([stationary_source, stationary_target], -1)  # [P, 2K]
         is_zero = tf.reduce_all(stationary == 0, -1)  # [P]
-        slowest = self._slowest_decay(times)  # [T, 1]
-        decay = tf.where(is_zero, tf.ones_like(slowest), slowest)[
-            ..., None
-        ]  # [T, P, 1]
+        slowest = tf.exp(-elapsed * modes.rates[-1])[:, None]  # [T, 1]
+        decay = tf.where(is_zero, tf.ones_like(slowest), slowest)  # [T, P]
+        decay = decay[..., None]
 
         c = self.coefficient
         inner_source = self._inner(pairs.sources, pairs.sources)  # ⟨h, h⟩, [P, 1]
@@ -315,46 +236,6 @@ class PenalizedRegression:
         relaxing_target = c * transient_target + inner_target * transient_source
         change_source = stationary_source + decay * relaxing_source
         change_target = stationary_target + decay * relaxing_target
-        return change_target, change_source
-
-    def _published_changes(
-        self,
-        w0: tf.Tensor,
-        times: tf.Tensor,
-        pairs: _Pairs,
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Changes of the outputs at target and source as the published script computes them.
-
-        The source is that of eq. 4. The target has ⟨h', h⟩/N in the place of ⟨h', h⟩ before W h:
-        c W h' + ⟨h', h⟩ (W h/N − y). It need not vanish as training ends, so no factor is left out.
-
-        Args:
-            w0: Initial W, [..., K, p].
-            times: [T].
-            pairs: P pairs.
-
-        Returns:
-            Change at the target and change at the source, [..., T, P, K] each.
-        """
-        c = self.coefficient
-        decay = self._slowest_decay(times)[..., None]  # [T, 1, 1]
-        transient_source = self._transient(w0, times, pairs.sources)
-        transient_target = self._transient(w0, times, pairs.targets)
-        inner_source = self._inner(pairs.sources, pairs.sources)
-        stationary_source = self._stationary_change(pairs.examples, pairs.sources)
-        relaxing_source = c * transient_source + inner_source * transient_source
-        change_source = stationary_source + decay * relaxing_source
-
-        stationary_fit = self._stationary_fit()
-        fit_source = (
-            tf.gather(stationary_fit, pairs.sources) + decay * transient_source
-        )  # W h
-        fit_target = (
-            tf.gather(stationary_fit, pairs.targets) + decay * transient_target
-        )  # W h'
-        label = tf.gather(self.one_hot, pairs.examples)
-        inner_target = self._inner(pairs.targets, pairs.sources)
-        change_target = c * fit_target + inner_target * (fit_source / self.size - label)
         return change_target, change_source
 
     def _exact_for_multiples(self, srel: tf.Tensor, pairs: _Pairs) -> tf.Tensor:
@@ -403,74 +284,12 @@ class PenalizedRegression:
         """Inner products of the features of paired rows, [P, 1]."""
         return tf.reduce_sum(self._rows(rows) * self._rows(others), -1)[:, None]
 
-    def _slowest_decay(self, times: tf.Tensor) -> tf.Tensor:
-        """e^{−θ²μt} of the slowest mode, [T, 1]."""
-        return tf.exp(-times * self.rates[-1])[:, None]
+    def _elapsed(self, t: ArrayLike) -> tf.Tensor:
+        """τ = θ²t, [T]: time in units in which the flow moves at speed 1."""
+        return self.theta**2 * as_times(t)
 
-    def _stationary_fit(self) -> tf.Tensor:
-        """H W*ᵀ, [N, K]."""
-        return tf.matmul(self._fit_rows, self._fit, transpose_b=True)
-
-    def _transient(
-        self,
-        w0: tf.Tensor,
-        times: tf.Tensor,
-        rows: np.ndarray,
-    ) -> tf.Tensor:
-        """(W(t) − W*) h divided by e^{−θ²μt} of the slowest mode.
-
-        Args:
-            w0: Initial W, [..., K, p].
-            times: [T].
-            rows: Rows of the h, [P].
-
-        Returns:
-            [..., T, P, K].
-        """
-        amplitude = (
-            self._singular * tf.matmul(w0, self._right) - self._fit
-        )  # [..., K, r]
-        left = tf.gather(self._fit_rows, rows)  # [P, r]
-        modes = left[:, None, :] * amplitude[..., None, :, :]  # [..., P, K, r]
-        *leading, count, classes, rank = modes.shape
-        flat_modes = tf.reshape(modes, [*leading, count * classes, rank])
-
-        relative_rates = self.rates - self.rates[-1]
-        decay = tf.exp(-times[:, None] * relative_rates)  # [T, r]
-        flat_sums = tf.matmul(decay, flat_modes, transpose_b=True)  # [..., T, P·K]
-        return tf.reshape(flat_sums, [*flat_sums.shape[:-1], count, classes])
-
-    def _stationary_change(self, examples: np.ndarray, rows: np.ndarray) -> tf.Tensor:
-        """⟨∇ℓ(W*; example), h⟩ for every class and the h of the given rows.
-
-        At W* the mean gradient is zero, so a single gradient is the difference ρ*_i h_i − mean_j ρ*_j h_j. Computed
-        term by term, this difference keeps its digits if the examples agree, and is exactly zero for a single example.
-        If its terms are much larger than those of the gradient itself, ρ*_i h_i + c W*, the latter keeps more digits.
-
-        Args:
-            examples: Rows of the examples, [P].
-            rows: Rows of the h, [P].
-
-        Returns:
-            [P, K].
-        """
-        kernel = tf.matmul(
-            self._rows(rows), self.features, transpose_b=True
-        )  # ⟨h, h_j⟩, [P, N]
-        kernel_own = tf.gather(kernel, examples[:, None], batch_dims=1)  # [P, 1]
-        residual_own = tf.gather(self._stationary_residual, examples)  # [P, K]
-        own = kernel_own * residual_own
-        others = kernel[..., None] * self._stationary_residual  # [P, N, K]
-        difference = tf.reduce_mean(own[:, None, :] - others, 1)
-
-        fit = tf.gather(self._stationary_fit(), rows)
-        penalty = self.coefficient * fit
-        size_of_others = tf.reduce_mean(tf.abs(others), 1)
-        is_direct = tf.abs(penalty) < size_of_others / 2 - tf.abs(own) / 2
-        return tf.where(is_direct, own + penalty, difference)
-
-    def _data_loss(self, weights: ArrayLike, labels: str) -> tf.Tensor:
-        """First term of eq. 3, [...], from weights [..., K, p]; `labels` as in `loss`."""
+    def _penalized_loss(self, weights: ArrayLike, coefficient: float) -> tf.Tensor:
+        """(1/2N) Σ_i ‖e_i − W h_i‖² + (coefficient/2) ‖W‖², [...], from weights [..., K, p]."""
         weights = as_tensor(weights, "weights")
         check_last_axis(weights, self.width, "weights", "one weight a feature")
         if weights.shape[-2] != self.num_classes:
@@ -479,19 +298,13 @@ class PenalizedRegression:
             )
         rows = tf.reshape(weights, [-1, self.width])
         outputs = tf.matmul(self.features, rows, transpose_b=True)
-        outputs = tf.reshape(
-            outputs, [self.size, -1, self.num_classes]
-        )  # [N, batch, K]
-        if labels == "own":
-            errors = _squared_error(self.one_hot[:, None, :], outputs)
-        else:
-            every_label = tf.eye(self.num_classes, dtype=tf.float64)
-            errors_of_labels = [
-                _squared_error(label, outputs) for label in tf.unstack(every_label)
-            ]
-            errors = tf.add_n(errors_of_labels)
-        mean_errors = errors / (2 * self.size)
-        return tf.reshape(mean_errors, weights.shape[:-2])
+        outputs = tf.reshape(outputs, [self.size, -1, self.num_classes])
+        errors = self.one_hot[:, None] - outputs  # [N, batch, K]
+        square_errors = tf.reduce_sum(errors**2, [0, 2])
+        mean_errors = square_errors / (2 * self.size)
+        data_loss = tf.reshape(mean_errors, weights.shape[:-2])
+        square_norm = tf.reduce_sum(weights**2, [-2, -1])
+        return data_loss + coefficient / 2 * square_norm
 
 
 def _first_equal_rows(features: np.ndarray) -> np.ndarray:
@@ -511,13 +324,3 @@ def _ratio_of_norms(change_target: tf.Tensor, change_source: tf.Tensor) -> tf.Te
     return ratio_or_nan(
         tf.norm(relative_target, axis=-1), tf.norm(relative_source, axis=-1)
     )
-
-
-def _squared_error(labels: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
-    """Σ over examples and classes of (label − output)², [batch], from outputs [N, batch, K]."""
-    return tf.reduce_sum((labels - outputs) ** 2, [0, 2])
-
-
-def _penalty(weights: ArrayLike, coefficient: float) -> tf.Tensor:
-    """(coefficient/2) ‖W‖², [...], from weights [..., K, p]."""
-    return coefficient / 2 * tf.reduce_sum(as_tensor(weights, "weights") ** 2, [-2, -1])

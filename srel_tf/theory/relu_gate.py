@@ -12,14 +12,13 @@ from srel_tf.theory.checks import (
     as_positive,
     as_tensor,
     as_times,
+    as_vector_pair,
     check_last_axis,
     check_positive_definite,
-    check_same_shape,
+    inner,
     ratio_or_nan,
 )
-from srel_tf.theory.exponentials import ScaledValues, exponential_sum, with_start
-
-_LARGEST_EXPONENT = 700.0  # e^700 is finite in float64, and beyond every ratio that matters to the clipping at 0 and 1.
+from srel_tf.theory.gate_modes import GateModes, passed_share
 
 
 class _Arguments(NamedTuple):
@@ -83,9 +82,10 @@ class ReLUGate:
         check_last_axis(
             self.second_moment, self.dimension, "second_moment", "as many as w_star"
         )
-        self._eigenvalues, self._eigenvectors = check_positive_definite(
+        self._eigenvalues, eigenvectors = check_positive_definite(
             self.second_moment, "second_moment"
         )
+        self._modes = GateModes(self.w_star, self.rates, eigenvectors)
 
     @property
     def rates(self) -> tf.Tensor:
@@ -106,11 +106,7 @@ class ReLUGate:
             AssumptionError: A time is negative.
             ShapeError: `w0` does not fit.
         """
-        exponent = -as_times(t)[:, None] * self.rates  # [T, n]
-        start = self._in_modes(self._vector(w0, "w0"))
-        end = self._in_modes(self.w_star)
-        modes = tf.exp(exponent) * start - tf.math.expm1(exponent) * end
-        return tf.matmul(modes, self._eigenvectors, transpose_b=True)
+        return self._modes.weights(self._vector(w0, "w0"), as_times(t))
 
     def srel(
         self,
@@ -145,15 +141,15 @@ class ReLUGate:
         checked = self._arguments(w0, x_target, x_source)
         step = self.beta * as_learning_rate(learning_rate)
         times = as_times(t)
-        residual = self._residual(checked.w0, times, checked.source)
+        residual = self._modes.residual(checked.w0, times, checked.source)
 
-        overlap = _inner(checked.target, checked.source)  # ⟨x, x'⟩, [P]
+        overlap = inner(checked.target, checked.source)  # ⟨x, x'⟩, [P]
         square = tf.reduce_sum(checked.source**2, -1)  # ‖x‖², [P]
         common_factor = step * residual.mantissa
-        before_target = self._preactivation(checked.w0, times, checked.target)
-        before_source = self._preactivation(checked.w0, times, checked.source)
-        share_target = _passed_share(before_target, residual, common_factor * overlap)
-        share_source = _passed_share(before_source, residual, common_factor * square)
+        before_target = self._modes.preactivation(checked.w0, times, checked.target)
+        before_source = self._modes.preactivation(checked.w0, times, checked.source)
+        share_target = passed_share(before_target, residual, common_factor * overlap)
+        share_source = passed_share(before_source, residual, common_factor * square)
 
         is_positive = self._margin(checked.source) > 0
         is_updated = is_positive & (residual.mantissa != 0)
@@ -189,10 +185,10 @@ class ReLUGate:
         checked = self._arguments(w0, x_target, x_source)
         step = self.beta * as_learning_rate(learning_rate)
         times = as_times(t)
-        residual = self._residual(checked.w0, times, checked.source)
+        residual = self._modes.residual(checked.w0, times, checked.source)
         is_positive = self._margin(checked.source) > 0
         is_updated = tf.cast(is_positive, tf.float64)
-        overlap = tf.abs(_inner(checked.target, checked.source))
+        overlap = tf.abs(inner(checked.target, checked.source))
         size_of_residual = tf.abs(residual.mantissa)
         bound = (
             step * is_updated * overlap * size_of_residual * tf.exp(residual.logarithm)
@@ -212,8 +208,8 @@ class ReLUGate:
         Returns:
             A scalar, or [P].
         """
-        target, source = _vector_pair(x_target, x_source)
-        overlap = tf.abs(_inner(target, source))
+        target, source = as_vector_pair(x_target, x_source, ("x_target", "x_source"))
+        overlap = tf.abs(inner(target, source))
         return ratio_or_nan(overlap, tf.reduce_sum(source**2, -1))
 
     def late_time(
@@ -246,7 +242,7 @@ class ReLUGate:
         latest = tf.zeros([checked.source.shape[0]], tf.float64)
         for x, name in ((checked.target, "x'"), (checked.source, "x")):
             margin = self._positive_margin(x, name)
-            overlap = tf.abs(_inner(x, checked.source))
+            overlap = tf.abs(inner(x, checked.source))
             reach = tf.norm(x, axis=-1) + step * source_norm * overlap
             largest_swing = distance * reach
             unclipped_after = tf.math.log(largest_swing / margin) / self.rates[0]
@@ -260,7 +256,7 @@ class ReLUGate:
         x_source: ArrayLike,
     ) -> _Arguments:
         """Check w(0) [n], and x' and x, [n] or [P, n]."""
-        target, source = _vector_pair(x_target, x_source)
+        target, source = as_vector_pair(x_target, x_source, ("x_target", "x_source"))
         check_last_axis(source, self.dimension, "x_source", "as many as w_star")
         return _Arguments(
             w0=self._vector(w0, "w0"),
@@ -275,13 +271,9 @@ class ReLUGate:
         check_last_axis(vector, self.dimension, name, "as many as w_star")
         return vector
 
-    def _in_modes(self, vector: tf.Tensor) -> tf.Tensor:
-        """Coefficients of a vector [n] in the eigenvectors of M, [n]."""
-        return tf.linalg.matvec(self._eigenvectors, vector, transpose_a=True)
-
     def _margin(self, x: tf.Tensor) -> tf.Tensor:
         """⟨w*, x⟩, [P], from x [P, n]."""
-        return _inner(x, self.w_star)
+        return inner(x, self.w_star)
 
     def _positive_margin(self, x: tf.Tensor, name: str) -> tf.Tensor:
         """⟨w*, x⟩, [P]; raise `AssumptionError` unless each is positive."""
@@ -292,194 +284,3 @@ class ReLUGate:
                 f"Theorem 4.3 assumes ⟨w*, {name}⟩ > 0; the smallest given is {smallest:g}."
             )
         return margin
-
-    def _overlaps_in_modes(self, w0: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-        """Coefficients of e^{−βmt} in ⟨e^{−βMt}(w* − w(0)), x⟩, [P, n]."""
-        return self._in_modes(self.w_star - w0) * tf.matmul(x, self._eigenvectors)
-
-    def _residual(
-        self,
-        w0: tf.Tensor,
-        times: tf.Tensor,
-        x: tf.Tensor,
-    ) -> ScaledValues:
-        """⟨e^{−βMt}(w* − w(0)), x⟩ = ⟨w* − w(t), x⟩, [T, P]."""
-        at_start = _inner(x, self.w_star - w0)
-        later = exponential_sum(self._overlaps_in_modes(w0, x), self.rates, times)
-        return with_start(times, at_start, later)
-
-    def _preactivation(
-        self,
-        w0: tf.Tensor,
-        times: tf.Tensor,
-        x: tf.Tensor,
-    ) -> ScaledValues:
-        """α₁ = ⟨w(t), x⟩ (eq. 20), [T, P], by the one of two forms whose terms are smaller.
-
-        The late form is ⟨w*, x⟩, a mode that does not decay, minus the decaying modes. If w(0) is small beside w*,
-        it is at early times a difference of nearly equal numbers. The form of Theorem 4.1,
-        e^{−βMt} w(0) − expm1(−βMt) w*, then has the smaller terms.
-
-        Args:
-            w0: w(0), [n].
-            times: [T].
-            x: [P, n].
-
-        Returns:
-            [T, P].
-        """
-        margin = self._margin(x)[:, None]
-        coefficients = tf.concat([margin, -self._overlaps_in_modes(w0, x)], -1)
-        rates = tf.concat([[0.0], self.rates], 0)
-        late = exponential_sum(coefficients, rates, times)
-        early_terms = self._early_terms(w0, times, x)
-
-        size_late = exponential_sum(tf.abs(coefficients), rates, times)
-        size_early = tf.reduce_sum(tf.abs(early_terms), -1)
-        is_early = size_early < size_late.mantissa * tf.exp(size_late.logarithm)
-        early = tf.reduce_sum(early_terms, -1)
-        chosen = ScaledValues(
-            mantissa=tf.where(is_early, early, late.mantissa),
-            logarithm=tf.where(is_early, tf.zeros_like(late.logarithm), late.logarithm),
-        )
-        at_start = _inner(x, w0)
-        return with_start(times, at_start, chosen)
-
-    def _early_terms(
-        self,
-        w0: tf.Tensor,
-        times: tf.Tensor,
-        x: tf.Tensor,
-    ) -> tf.Tensor:
-        """Terms of ⟨e^{−βMt} w(0) − expm1(−βMt) w*, x⟩, [T, P, 2n]."""
-        exponent = -times[:, None, None] * self.rates  # [T, 1, n]
-        x_in_modes = tf.matmul(x, self._eigenvectors)  # [P, n]
-        start = self._in_modes(w0) * x_in_modes
-        end = self._in_modes(self.w_star) * x_in_modes
-        decaying = tf.exp(exponent) * start
-        growing = -tf.math.expm1(exponent) * end
-        return tf.concat([decaying, growing], -1)
-
-
-def _inner(first: tf.Tensor, second: tf.Tensor) -> tf.Tensor:
-    """Inner products over the last axis."""
-    return tf.reduce_sum(first * second, -1)
-
-
-def _vector_pair(
-    x_target: ArrayLike, x_source: ArrayLike
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Check that x' and x have one shape, [n] or [P, n]."""
-    target = as_tensor(x_target, "x_target", (1, 2))
-    source = as_tensor(x_source, "x_source", (1, 2))
-    check_same_shape(target, source, "x_target", "x_source")
-    return target, source
-
-
-def _passed_share(
-    before: ScaledValues,
-    residual: ScaledValues,
-    change: tf.Tensor,
-) -> tf.Tensor:
-    """φ: the share of the change α₂ that max(0, ·) passes, a function of α₁/|α₂| and of the sign of α₂.
-
-    Args:
-        before: α₁, [T, P].
-        residual: ⟨w* − w(t), x⟩, whose logarithm is also that of α₂, [T, P].
-        change: Mantissa of α₂, [T, P].
-
-    Returns:
-        φ in [0, 1], [T, P].
-    """
-    log_ratio = before.logarithm - residual.logarithm
-    log_ratio = tf.clip_by_value(log_ratio, -_LARGEST_EXPONENT, _LARGEST_EXPONENT)
-    is_zero = change == 0
-    size_of_change = tf.where(is_zero, tf.ones_like(change), tf.abs(change))
-    relative = before.mantissa / size_of_change
-    relative *= tf.exp(log_ratio)  # α₁/|α₂|
-    if_rising = tf.clip_by_value(1 + relative, 0, 1)
-    if_falling = tf.clip_by_value(relative, 0, 1)
-    return tf.where(change > 0, if_rising, if_falling)
-
-
-def relu_risk_srel(
-    weights: ArrayLike,
-    w_star: ArrayLike,
-    x_target: ArrayLike,
-    x_source: ArrayLike,
-    learning_rate: float,
-    tolerance: float = 1e-3,
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """S_rel of Definition 1 for the ReLU gate on its ℓ2 risk, from differences of predictions, as a script would do.
-
-    ℓ(w, x) = ½(max(0, ⟨w*, x⟩) − max(0, ⟨w, x⟩))², w⁺ = w − η∇ℓ (not Algorithm 1). Differences of predictions
-    lose their digits as w converges. An entry counts as resolved while the rounding error of both differences is below
-    `tolerance` of them.
-
-    Args:
-        weights: w, [..., n], for example the steps of `relu_sgd`.
-        w_star: w*, [n].
-        x_target: x', [n].
-        x_source: x, [n].
-        learning_rate: η > 0.
-        tolerance: Relative error of a difference up to which it counts as resolved.
-
-    Returns:
-        srel, [...], the ratio of the differences, NaN for 0/0 or if the difference at the source is zero; and
-        resolved, bool [...].
-
-    Raises:
-        ShapeError: Vectors do not fit.
-        AssumptionError: η is not positive.
-
-    Example:
-        >>> from srel_tf import theory
-        >>> srel, resolved = theory.relu_risk_srel([[0.5, 0.5]], [1.0, 1.0], [2.0, 1.0], [1.0, 1.0], 0.01)
-        >>> print(srel.numpy().round(3), resolved.numpy())
-        [1.5] [ True]
-    """
-    weights = as_tensor(weights, "weights")
-    w_star = as_tensor(w_star, "w_star", 1)
-    x_target = as_tensor(x_target, "x_target", 1)
-    x_source = as_tensor(x_source, "x_source", 1)
-    vectors = {"weights": weights, "x_target": x_target, "x_source": x_source}
-    for name, vector in vectors.items():
-        check_last_axis(vector, w_star.shape[0], name, "as many as w_star")
-    step = as_learning_rate(learning_rate)
-
-    is_active = tf.cast(_inner(weights, x_source) > 0, tf.float64)[..., None]
-    error = _predict(weights, x_source) - _predict(w_star, x_source)
-    update = step * error[..., None] * is_active * x_source
-    stepped = weights - update
-    change_target, rounding_target = _change_and_rounding(weights, stepped, x_target)
-    change_source, rounding_source = _change_and_rounding(weights, stepped, x_source)
-    is_target_resolved = rounding_target <= tolerance * change_target
-    is_source_resolved = rounding_source <= tolerance * change_source
-    srel = ratio_or_nan(change_target, change_source)
-    return srel, is_target_resolved & is_source_resolved
-
-
-def _predict(weights: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-    """max(0, ⟨w, x⟩), [...], from weights [..., n] and x [n]."""
-    return tf.nn.relu(_inner(weights, x))
-
-
-def _change_and_rounding(
-    weights: tf.Tensor,
-    stepped: tf.Tensor,
-    x: tf.Tensor,
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Size of the change of the prediction at x, and a bound of its rounding error, [...] each.
-
-    The stored weights and their product with x are rounded once each. If the gate is shut before and after the step,
-    both predictions are exactly zero.
-    """
-    before = _predict(weights, x)
-    after = _predict(stepped, x)
-    is_open = (after > 0) | (before > 0)
-    is_rounded = tf.cast(is_open, tf.float64)
-    unit = np.finfo(np.float64).eps
-    size_of_terms = tf.reduce_sum(tf.abs(weights * x), -1)
-    rounding = is_rounded * 2 * unit * size_of_terms
-    change = tf.abs(after - before)
-    return change, rounding

@@ -5,6 +5,7 @@ on `seed` and k only, not on global random state.
 """
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 import numpy as np
 import tensorflow as tf
@@ -17,9 +18,12 @@ from srel_tf.theory.checks import (
     as_positive,
     as_tensor,
     check_last_axis,
+    inner,
     nan_unless,
 )
 from srel_tf.theory.diagonal import quadratic_srel
+
+Update: TypeAlias = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
 
 
 def modified_sgd(
@@ -59,16 +63,16 @@ def modified_sgd(
         >>> print(iterates.numpy().ravel())
         [0.   0.5  0.75]
     """
-    w_star = as_tensor(w_star, "w_star", 1)
-
-    def update(w: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-        label = tf.nn.relu(tf.linalg.matvec(x, w_star))
-        error = label - _inner(x, w)
-        is_positive = tf.cast(label > 0, tf.float64)
-        return tf.reduce_mean((is_positive * error)[..., None] * x, -2)
-
     return _iterate(
-        update, w_star, w0, learning_rate, steps, runs, batch_size, inputs, seed
+        _modified_update,
+        w_star,
+        w0,
+        learning_rate,
+        steps,
+        runs,
+        batch_size,
+        inputs,
+        seed,
     )
 
 
@@ -85,24 +89,8 @@ def relu_sgd(
 ) -> tf.Tensor:
     """Plain mini-batch SGD on the ℓ2 risk E ½ (max(0, ⟨w*, x⟩) − max(0, ⟨w, x⟩))² of a ReLU gate (Figure 10).
 
-    In `modified_sgd` the prediction has no ReLU; here it has one. Arguments are otherwise the same.
-
-    Args:
-        w_star: w*, [n].
-        w0: Start, [n] or [R, n].
-        learning_rate: η > 0.
-        steps: Number of updates.
-        runs: Number R of independent runs, or None.
-        batch_size: Examples a step.
-        inputs: The x of every step, [steps, batch, n] or [steps, R, batch, n]. None draws x ~ N(0, I).
-        seed: Seed of the draws.
-
-    Returns:
-        Iterates w_0, …, w_steps: [steps + 1, n], or [steps + 1, R, n].
-
-    Raises:
-        AssumptionError: As in `modified_sgd`.
-        ShapeError: As in `modified_sgd`.
+    In `modified_sgd` the prediction has no ReLU; here it has one. Arguments, result and errors are those of
+    `modified_sgd`.
 
     Example:
         At w(0) = −1 the gate is shut at x = 1, so its gradient is zero.
@@ -112,16 +100,8 @@ def relu_sgd(
         >>> print(iterates.numpy().ravel())
         [-1. -1.]
     """
-    w_star = as_tensor(w_star, "w_star", 1)
-
-    def update(w: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-        inner = _inner(x, w)
-        error = tf.nn.relu(tf.linalg.matvec(x, w_star)) - tf.nn.relu(inner)
-        is_active = tf.cast(inner > 0, tf.float64)
-        return tf.reduce_mean((is_active * error)[..., None] * x, -2)
-
     return _iterate(
-        update, w_star, w0, learning_rate, steps, runs, batch_size, inputs, seed
+        _relu_update, w_star, w0, learning_rate, steps, runs, batch_size, inputs, seed
     )
 
 
@@ -138,24 +118,7 @@ def diagonal_sgd(
 ) -> tf.Tensor:
     """SGD of eq. 15: w ← w + 2η (Σ_p x_p (w*_p² − w_p²)) x ⊙ w, with features β_pp(x) = x_p.
 
-    Step k is the time k of the flow with θ = η.
-
-    Args:
-        w_star: w*, [n].
-        w0: Start, [n] or [R, n].
-        learning_rate: η > 0.
-        steps: Number of updates.
-        runs: Number R of independent runs, or None.
-        batch_size: Examples a step.
-        inputs: The x of every step, [steps, batch, n] or [steps, R, batch, n]. None draws x ~ N(0, I).
-        seed: Seed of the draws.
-
-    Returns:
-        Iterates w_0, …, w_steps: [steps + 1, n], or [steps + 1, R, n].
-
-    Raises:
-        AssumptionError: As in `modified_sgd`.
-        ShapeError: As in `modified_sgd`.
+    Step k is the time k of the flow with θ = η. Arguments, result and errors are those of `modified_sgd`.
 
     Example:
         >>> from srel_tf import theory
@@ -163,14 +126,16 @@ def diagonal_sgd(
         >>> print(iterates.numpy().ravel())
         [1.  1.6]
     """
-    w_star = as_tensor(w_star, "w_star", 1)
-
-    def update(w: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-        error = _inner(x, (w_star - w) * (w_star + w))
-        return tf.reduce_mean(2 * error[..., None] * x * w[..., None, :], -2)
-
     return _iterate(
-        update, w_star, w0, learning_rate, steps, runs, batch_size, inputs, seed
+        _diagonal_update,
+        w_star,
+        w0,
+        learning_rate,
+        steps,
+        runs,
+        batch_size,
+        inputs,
+        seed,
     )
 
 
@@ -214,14 +179,36 @@ def diagonal_sgd_srel(
     return nan_unless(residual != 0, srel)
 
 
+def _modified_update(w: tf.Tensor, x: tf.Tensor, w_star: tf.Tensor) -> tf.Tensor:
+    """Mean of 1{y > 0} (y − ⟨w, x⟩) x, [R, n], from w [R, n], x [R, batch, n] and w* [n]."""
+    label = tf.nn.relu(tf.linalg.matvec(x, w_star))
+    error = label - _inner(x, w)
+    is_positive = tf.cast(label > 0, tf.float64)
+    return tf.reduce_mean((is_positive * error)[..., None] * x, -2)
+
+
+def _relu_update(w: tf.Tensor, x: tf.Tensor, w_star: tf.Tensor) -> tf.Tensor:
+    """Mean of 1{⟨w, x⟩ > 0} (y − max(0, ⟨w, x⟩)) x, as `_modified_update`."""
+    preactivation = _inner(x, w)
+    error = tf.nn.relu(tf.linalg.matvec(x, w_star)) - tf.nn.relu(preactivation)
+    is_active = tf.cast(preactivation > 0, tf.float64)
+    return tf.reduce_mean((is_active * error)[..., None] * x, -2)
+
+
+def _diagonal_update(w: tf.Tensor, x: tf.Tensor, w_star: tf.Tensor) -> tf.Tensor:
+    """Mean of 2 (Σ_p x_p (w*_p² − w_p²)) x ⊙ w, as `_modified_update`."""
+    error = _inner(x, (w_star - w) * (w_star + w))
+    return tf.reduce_mean(2 * error[..., None] * x * w[..., None, :], -2)
+
+
 def _inner(x: tf.Tensor, w: tf.Tensor) -> tf.Tensor:
     """⟨x, w⟩ for every example of the batch, [R, B], from x [R, B, n] and w [R, n]."""
-    return tf.reduce_sum(x * w[..., None, :], -1)
+    return inner(x, w[..., None, :])
 
 
 def _iterate(
-    update: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
-    w_star: tf.Tensor,
+    update: Update,
+    w_star: ArrayLike,
     w0: ArrayLike,
     learning_rate: float,
     steps: int,
@@ -230,22 +217,8 @@ def _iterate(
     inputs: ArrayLike | None,
     seed: int,
 ) -> tf.Tensor:
-    """Run w ← w + η update(w, x).
-
-    Args:
-        update: Function from w [R, n] and x [R, batch, n] to the mean update [R, n].
-        w_star: w*, [n].
-        w0: Start, [n] or [R, n].
-        learning_rate: η > 0.
-        steps: Number of updates.
-        runs: Number R of independent runs, or None.
-        batch_size: Examples a step.
-        inputs: As in `modified_sgd`.
-        seed: Seed of the draws.
-
-    Returns:
-        Iterates, [steps + 1, n] or [steps + 1, R, n].
-    """
+    """Check the arguments of `modified_sgd`, and run w ← w + η update(w, x, w*)."""
+    w_star = as_tensor(w_star, "w_star", 1)
     start = as_tensor(w0, "w0", (1, 2))
     step_length = as_positive(learning_rate, "learning_rate", "a step of SGD")
     dimension = w_star.shape[0]
@@ -256,26 +229,60 @@ def _iterate(
     single = runs is None and start.shape.rank == 1
 
     start = _start_of_runs(start, runs)
-    count = start.shape[0]
-    if inputs is None:
-        inputs_at = _drawn_inputs([count, batch_size, dimension], seed)
-    else:
-        inputs_at = _given_inputs(inputs, steps, count, dimension)
-
-    @tf.function
-    def scan() -> tf.Tensor:
-        def advance(w: tf.Tensor, k: tf.Tensor) -> tf.Tensor:
-            return w + step_length * update(w, inputs_at(k))
-
-        return tf.scan(advance, tf.range(steps), initializer=start)
-
-    iterates = tf.concat([start[None], scan()], 0) if steps else start[None]
+    given = None
+    if inputs is not None:
+        given = _given_inputs(inputs, steps, start.shape[0], dimension)
+        batch_size = given.shape[-2]
+    rate = tf.constant(step_length, tf.float64)
+    iterates = start[None]
+    if steps:
+        count, key = tf.constant(steps), tf.constant(seed)
+        later = _scan(update, start, w_star, rate, count, given, batch_size, key)
+        iterates = tf.concat([iterates, later], 0)
     last = iterates[-1].numpy()
     if not np.isfinite(last).all():
         raise AssumptionError(
             f"SGD diverged with learning_rate={step_length:g}; take a smaller step."
         )
     return iterates[:, 0] if single else iterates
+
+
+@tf.function(autograph=False)
+def _scan(
+    update: Update,
+    start: tf.Tensor,
+    w_star: tf.Tensor,
+    rate: tf.Tensor,
+    steps: tf.Tensor,
+    inputs: tf.Tensor | None,
+    batch_size: int,
+    seed: tf.Tensor,
+) -> tf.Tensor:
+    """Iterates after each step, [steps, R, n]. It is traced once for each update and shapes, not at each call.
+
+    Args:
+        update: Function from w [R, n], x [R, batch, n] and w* [n] to the mean update [R, n].
+        start: [R, n].
+        w_star: w*, [n].
+        rate: η, a scalar.
+        steps: Number of updates, a scalar.
+        inputs: x, [steps, batch, n] or [steps, R, batch, n]; None draws them from N(0, I).
+        batch_size: Examples a step.
+        seed: Seed of the draws, a scalar.
+    """
+    shape = [start.shape[0], batch_size, start.shape[1]]
+
+    def inputs_at(step: tf.Tensor) -> tf.Tensor:
+        if inputs is not None:
+            return tf.broadcast_to(inputs[step], shape)
+        return tf.random.stateless_normal(
+            shape, tf.stack([seed, step]), dtype=tf.float64
+        )
+
+    def advance(w: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
+        return w + rate * update(w, inputs_at(step), w_star)
+
+    return tf.scan(advance, tf.range(steps), initializer=start)
 
 
 def _start_of_runs(start: tf.Tensor, runs: int | None) -> tf.Tensor:
@@ -289,29 +296,13 @@ def _start_of_runs(start: tf.Tensor, runs: int | None) -> tf.Tensor:
     return start
 
 
-def _drawn_inputs(shape: list[int], seed: int) -> Callable[[tf.Tensor], tf.Tensor]:
-    """Function from the step k to its inputs x ~ N(0, I) of `shape`, [R, batch, n]."""
-
-    def draw(k: tf.Tensor) -> tf.Tensor:
-        return tf.random.stateless_normal(shape, tf.stack([seed, k]), dtype=tf.float64)
-
-    return draw
-
-
 def _given_inputs(
     inputs: ArrayLike,
     steps: int,
     runs: int,
     dimension: int,
-) -> Callable[[tf.Tensor], tf.Tensor]:
-    """Function from the step k to its row of the given inputs, [R, batch, n].
-
-    Args:
-        inputs: [steps, batch, n] or [steps, R, batch, n].
-        steps: Number of steps that the inputs must have.
-        runs: R.
-        dimension: n.
-    """
+) -> tf.Tensor:
+    """Check inputs [steps, batch, n] or [steps, R, batch, n]."""
     checked = as_tensor(inputs, "inputs", (3, 4))
     shape = tuple(checked.shape)
     if shape[0] != steps or shape[-1] != dimension:
@@ -320,9 +311,4 @@ def _given_inputs(
         )
     if len(shape) == 4 and shape[1] not in (1, runs):
         raise ShapeError(f"inputs {shape} hold {shape[1]} runs, but there are {runs}.")
-    batch_shape = [runs, *shape[-2:]]
-
-    def look_up(k: tf.Tensor) -> tf.Tensor:
-        return tf.broadcast_to(checked[k], batch_shape)
-
-    return look_up
+    return checked

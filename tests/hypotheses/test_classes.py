@@ -1,11 +1,13 @@
 """The classification claim on made frames: effects by hand, the diagonal, and the error rate."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from srel_tf import FrameError, smooth
 from srel_tf.hypotheses import class_claim
-from srel_tf.hypotheses.classes import CLAIMS, _effects
+from srel_tf.hypotheses.classes import CLAIMS, _class_weights, _effects, _effects_of_run
+from srel_tf.hypotheses.series import cube
 from tests.hypotheses.simulate import EPOCHS as STEPS
 from tests.hypotheses.simulate import TIME, most, srel_frame, verdicts
 from tests.hypotheses.simulate import with_classes as made
@@ -88,7 +90,13 @@ def test_the_diagonal_alone_lifts_intra():
     assert (with_it["verdict"], with_it["effect_size"] > 1) == ("supported", True)
 
 
-@pytest.mark.parametrize("shared", [{"drift": 0.3}, {"example": 0.5, "pair": 0.5}])
+@pytest.mark.parametrize(
+    "shared",
+    [
+        pytest.param({"drift": 0.3}, marks=pytest.mark.slow),
+        {"example": 0.5, "pair": 0.5},
+    ],
+)
 def test_error_rate_without_an_effect(shared):
     """Also where pairs and examples differ, in all seeds alike: they are as much by chance as seeds are."""
     found = verdicts(
@@ -109,17 +117,10 @@ def test_the_bootstrap_over_examples_is_that_of_definition_3():
     )
     picked = {"a": [0, 0, 1, 3], "b": [4, 5, 5, 5]}
 
-    class Fixed:
-        calls = 0
-
-        def multinomial(self, n, p, size):
-            self.calls += 1
-            chosen = picked["ab"[self.calls - 1]]
-            return np.bincount(np.array(chosen) % 4, minlength=4)[None]
-
     part = frame[frame["source_id"] != frame["target_id"]].assign(replicate="seed-0")
-    class_of = part.drop_duplicates("source_id").set_index("source_id")["source_class"]
-    _, draws = _effects(part, class_of, 1, Fixed())
+    drawn = [np.array(picked[c])[None] for c in "ab"]
+    run = cube(part)
+    draws = _effects_of_run(run, pd.RangeIndex(8), _class_weights(drawn, 8))
     srel = frame.pivot_table("srel", ["source_id", "target_id"], "step")
 
     def mean(c, d):
@@ -127,8 +128,31 @@ def test_the_bootstrap_over_examples_is_that_of_definition_3():
         return np.log2(np.mean([srel.loc[pair] for pair in pairs], axis=0))
 
     gaps = np.array([mean("a", "a") - mean("a", "b"), mean("b", "b") - mean("b", "a")])
-    assert draws[0, 1] == pytest.approx(gaps.mean())
+    assert draws[1, 0] == pytest.approx(gaps.mean())
     assert draws[0, 0] == pytest.approx(np.quantile(gaps, 0.05))
+
+
+def test_resamples_are_drawn_within_classes_with_one_weight_in_all_seeds():
+    """The spread of the mean over seeds is that of a loop over resamples of each class."""
+    frame = made(np.random.default_rng(1), 0 * TIME, -1 - TIME, seeds=2, pair=0.5)
+    part = frame[frame["source_id"] != frame["target_id"]].assign(
+        replicate=frame["run"]
+    )
+    class_of = pd.Series(np.repeat(["a", "b"], 10), range(20))
+    runs = [cube(rows) for _, rows in part.groupby("replicate")]
+    effects, draws = _effects(runs, class_of, 300, np.random.default_rng(0))
+    generator, naive = np.random.default_rng(1), []
+    for _ in range(300):
+        drawn = [first + generator.integers(0, 10, (1, 10)) for first in (0, 10)]
+        weights = _class_weights(drawn, 20)
+        of_runs = [_effects_of_run(run, class_of.index, weights) for run in runs]
+        naive.append(np.mean(of_runs, axis=0)[:, 0])
+    spread, mean = np.std(naive, axis=0), np.mean(naive, axis=0)
+    np.testing.assert_allclose(draws.std(axis=1), spread, rtol=0.2)
+    np.testing.assert_array_less(np.abs(draws.mean(axis=1) - mean), 0.4 * spread)
+    once = (class_of.to_numpy() == [["a"], ["b"]]).astype(float)[None]
+    single = [_effects_of_run(run, class_of.index, once) for run in runs]
+    np.testing.assert_allclose(effects, np.stack(single, axis=1)[:, :, 0])
 
 
 def test_error_rate_at_the_bound_of_constancy():

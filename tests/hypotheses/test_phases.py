@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from srel_tf.hypotheses import change_points, two_phases
-from srel_tf.hypotheses.phases import CLAIMS, find_phases, on_grid
+from srel_tf.hypotheses.phases import CLAIMS
+from srel_tf.hypotheses.segments import find_phases, on_grid
 from tests.hypotheses.simulate import STEPS, most, ramp, srel_frame, verdicts
 from tests.hypotheses.simulate import in_time as made
 
@@ -184,7 +185,9 @@ def test_one_seed_says_so():
     )
 
 
-@pytest.mark.parametrize("options", [{"memory": 0.9}, {"walk": 0.2}])
+@pytest.mark.parametrize(
+    "options", [pytest.param({"memory": 0.9}, marks=pytest.mark.slow), {"walk": 0.2}]
+)
 def test_error_rate_without_phases(options):
     """Noise has change points too; that the other seeds choose them keeps the rate."""
     found = verdicts(

@@ -86,16 +86,18 @@ def test_risks_that_hardly_fall_decide_nothing():
         ).all()
 
 
-@pytest.mark.parametrize("options", [{}, {"walk": 0.2}])
+@pytest.mark.parametrize(
+    "options", [pytest.param({}, marks=pytest.mark.slow), {"walk": 0.2}]
+)
 def test_srel_without_relation_holds_the_rate(options):
     def simulation(generator):
         frame = in_time(generator, 0 * STEPS, pairs=2, **options)
         return two_phases(frame, risks_of(frame, FALLING, generator=generator))
 
-    found = verdicts(simulation, 40)
+    found = verdicts(simulation, 25)
     for claim in (DURING, FASTER, FIRST):
         assert found[claim]["supported"] + found[claim]["contradicted"] <= most(
-            40, 0.05
+            25, 0.05
         ), claim
 
 

@@ -265,6 +265,7 @@ def test_matrix_of_several_measurements_or_none():
         plot_matrix(frame.drop(columns="srel"), "kl")
 
 
+@pytest.mark.slow  # tests/test_imports.py reads the same off the sources.
 def test_importing_srel_tf_loads_no_plotting_library():
     """It works where there is none. (Keras itself loads matplotlib where it finds it.)"""
     code = "import sys; sys.modules['matplotlib'] = sys.modules['seaborn'] = None; import srel_tf"

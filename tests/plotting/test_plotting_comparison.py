@@ -112,7 +112,9 @@ def test_spread_draws_medians_means_and_quantiles_over_runs():
             } <= edges
 
 
-@pytest.mark.parametrize("power", [1, 0.2, 0.1, 0.05])
+@pytest.mark.parametrize(
+    "power", [1, *(pytest.param(p, marks=pytest.mark.slow) for p in (0.2, 0.1)), 0.05]
+)
 def test_spread_writes_numbers_and_no_two_on_one_place_of_the_axis(power):
     """Minor ticks of a logarithmic axis would, where it spans decades; major ticks alone write none within one."""
     frame = quantiles()

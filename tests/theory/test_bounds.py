@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from srel_tf.errors import AssumptionError, OptionError, ShapeError
+from srel_tf.errors import AssumptionError, ShapeError
 from srel_tf.theory import DiagonalQuadratic, lemma_c1_bound, theorem_5_3_bound
 
 
@@ -19,10 +19,10 @@ def rises(values):
     return (np.diff(values) >= -1e-15).all()
 
 
-def test_lemma_c1_on_1000_random_instances():
+def test_lemma_c1_on_random_instances():
     generator, t = np.random.default_rng(0), np.linspace(0, 20, 200)
     closeness, informative = [], 0
-    for _ in range(1000):
+    for _ in range(200):
         alpha_squared, beta_squared, p_squared, q_squared = generator.uniform(
             0.05, 3, 4
         )
@@ -39,10 +39,17 @@ def test_lemma_c1_on_1000_random_instances():
         closeness.append(
             np.max(bound[claimed] / lemma_c1_ratio(t, *numbers)[claimed], initial=0)
         )
-    assert informative > 950
+    assert informative > 0.95 * 200
     assert (
         np.median(closeness) > 0.45
     )  # not vacuous: within a factor of about two somewhere
+
+
+@pytest.mark.parametrize("b1", [0.0, 0.1])
+def test_lemma_c1_makes_no_claim_at_time_0(b1):
+    """t₂* is positive, also where any positive time will do: the default is not flushed to 0."""
+    bound = lemma_c1_bound([0.0, 1e-300], 1.0, 2.0, b1, 1.0, 1.0, 1.0).numpy()
+    np.testing.assert_array_equal(np.isnan(bound), [True, False])
 
 
 def test_lemma_c1_is_tight_for_a_late_t2_star():
@@ -98,10 +105,10 @@ def symmetric_instance(generator):
     return a, alpha_squared * a, w0
 
 
-def test_theorem_5_3_on_1000_random_instances():
+def test_theorem_5_3_on_random_instances():
     generator, t = np.random.default_rng(1), np.linspace(0, 60, 60)
     negative_k1, closeness = 0, []
-    for _ in range(1000):
+    for _ in range(120):
         a, b, w0 = symmetric_instance(generator)
         target, source = generator.normal(size=(2, 2))
         srel = DiagonalQuadratic(a, b, 0.3).srel(w0, t, target, source).numpy()
@@ -112,7 +119,7 @@ def test_theorem_5_3_on_1000_random_instances():
         assert rises(bound)
         negative_k1 += target[0] * source[0] * (target @ source) < 0
         closeness.append(np.max(bound[claimed] / srel[claimed], initial=0))
-    assert negative_k1 > 100  # the branch of the proof that works with 1 − k₁
+    assert negative_k1 > 12  # the branch of the proof that works with 1 − k₁
     assert np.median(closeness) > 0.45
 
 
@@ -144,17 +151,6 @@ def test_other_bad_input_is_named():
     with pytest.raises(ShapeError, match="two features"):
         theorem_5_3_bound(
             [1.0] * 3, [1.0] * 3, [0.5] * 3, 0.1, [1.0], [1.0] * 3, [1.0] * 3
-        )
-    with pytest.raises(OptionError, match="variant"):
-        theorem_5_3_bound(
-            [1.0, 2.0],
-            [1.0, 2.0],
-            [0.5, 0.5],
-            0.1,
-            [1.0],
-            [1.0, 1.0],
-            [1.0, 2.0],
-            variant="x",
         )
     with pytest.raises(AssumptionError, match="b1 >= 0"):
         lemma_c1_bound([1.0], 1.0, 1.0, -1.0, 1.0, 1.0, 1.0)

@@ -19,8 +19,10 @@ def test_counts_are_whole_numbers(name, value):
 
 
 def test_other_bad_input_is_named():
-    with pytest.raises(OptionError, match="spread"):
-        random_relu_features(3, spread="both")
+    with pytest.raises(AssumptionError, match="variance"):
+        random_relu_features(3, variance=0.0)
+    with pytest.raises(OptionError, match="kind"):
+        sample_pairs(np.repeat([0, 1], 5), "both", 1)
     with pytest.raises(ShapeError, match="count=-1"):
         sample_pairs(np.repeat([0, 1], 5), "inter", -1)
     with pytest.raises(AssumptionError, match="given \\(5, 5\\)"):

@@ -77,15 +77,15 @@ def test_gradient_descent_on_a_wide_network_follows_the_flow_of_its_linearisatio
     """Lee et al.: the gap to the d = 1 flow, as a share of what was learned, closes at least as 1/√width."""
     x, y = np.random.default_rng(5).normal(size=(6, 2)), np.linspace(-1, 1, 6)
     gaps = []
-    for width in (16, 256, 4096):
+    for width in (16, 1024):
         model = wide_network(width)
         h, w0 = linearized_network(model)
         flow = h(h.flow(w0, [5.0], x, y, theta=1.0)[0], x).numpy()
         start = model(x).numpy()[:, 0]
-        train(model, x, y, 0.005, 1000)
+        train(model, x, y, 0.01, 500)
         trained = model(x).numpy()[:, 0]
         gaps.append(np.linalg.norm(trained - flow) / np.linalg.norm(trained - start))
-    assert gaps[0] > 4 * gaps[1] > 16 * gaps[2]
+    assert gaps[0] > 8 * gaps[1]  # √(1024/16)
 
 
 def test_linearized_network_is_frozen_at_initialisation():

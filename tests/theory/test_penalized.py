@@ -178,7 +178,13 @@ def test_times_pairs_and_starts_batch_like_loops():
 @pytest.mark.parametrize("ridge", ["paper", "loss"])
 @pytest.mark.parametrize(
     ("size", "width", "lam"),
-    [(6, 3, 1.0), (3, 5, 1.0), (3, 5, 1e-7), (6, 3, 1e-7), (1, 3, 0.5)],
+    [
+        pytest.param(6, 3, 1.0, marks=pytest.mark.slow),
+        (3, 5, 1.0),
+        pytest.param(3, 5, 1e-7, marks=pytest.mark.slow),
+        (6, 3, 1e-7),
+        (1, 3, 0.5),
+    ],
 )
 def test_digits_hold_for_fifty_relaxation_times(ridge, size, width, lam):
     model, features, labels, w0 = make(size, width, 2, ridge, lam, seed=3)
@@ -214,10 +220,6 @@ def test_a_single_example_stays_defined_however_late():
     model = PenalizedRegression([[1.0, -2.0, 0.5]], [0], 2, 1.0, 1.0)
     t = np.array([0.0, 50.0, 5000.0]) / model.rates.numpy()[0]
     np.testing.assert_array_equal(model.srel(np.ones((2, 3)), t, 0, 0), 1)
-    published = model.srel(
-        np.ones((2, 3)), t, 0, 0, numerator="published"
-    )  # 1/N = 1: eq. 4 itself
-    np.testing.assert_array_equal(published, 1)
 
 
 @pytest.mark.parametrize("ridge", ["paper", "loss"])
@@ -230,7 +232,7 @@ def test_one_feature_has_one_srel(ridge):
     w0 = np.array([[a, b] for a in (0.0, 0.3, 0.5, 1.0) for b in (0.0, 0.5)])[..., None]
     for h in ([1.0, 1.0], [1.0, 3.0], [3.0, -2.0], [2.0, 0.5], [-1.0, 1.0]):
         for labels in ([0, 0], [0, 1], [1, 1]):
-            for lam in (0.5, 1.0, 3.0):
+            for lam in (0.5, 3.0):
                 srel = PenalizedRegression(
                     np.array(h)[:, None], labels, 2, lam, 1.0, ridge
                 ).srel(w0, t, rows, [0, 1, 0, 1])

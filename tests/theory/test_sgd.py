@@ -11,6 +11,7 @@ from srel_tf.theory import (
     diagonal_sgd_srel,
     modified_sgd,
     relu_sgd,
+    sgd,
 )
 
 STAR, START = np.array([1.0, 2.0, 3.0]), np.array([0.7, -1.4, 2.0])
@@ -89,6 +90,14 @@ def test_draws_are_repeatable_independent_and_standard_normal():
     np.testing.assert_allclose(
         (step[1] - step[0]).mean(0), (STAR - START) / 2, atol=5 * 4 / np.sqrt(400_000)
     )
+
+
+def test_calls_of_one_shape_share_a_trace():
+    relu_sgd(STAR, START, 0.01, 3, runs=2)
+    count = sgd._scan.experimental_get_tracing_count()
+    for seed, steps in ((1, 3), (2, 7)):
+        relu_sgd(STAR, 2 * START, 0.02, steps, runs=2, seed=seed)
+    assert sgd._scan.experimental_get_tracing_count() == count
 
 
 def plus_minus(dimension):

@@ -1,65 +1,71 @@
-"""What `train.errata` reads its effects from: condensed runs, and the published curves where they are at hand."""
+"""What `train.errata` reads its effects from: condensed runs, and the published curves if they are at hand."""
 
 import functools
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 import srel_tf
 from train.replication.command import central
 
 
 class Evidence(NamedTuple):
-    """results: the directory that holds DATA-PROTOCOL of `train.condense`, for any number of datasets.
-
-    srel, history: the published CIFAR-10 curves as frames (`train.replication`), None where they are not at hand.
-    """
+    """Directory of the condensed runs DATA-PROTOCOL, and the published CIFAR-10 curves as frames or None."""
 
     results: Path
     srel: object = None
     history: object = None
 
-    def of_runs(self, protocol, describe):
-        """describe(directory) of each dataset measured under the protocol; CIFAR-10's is missed if it is not there."""
-        found = self.directories(protocol)
-        told = [f"{data}: {describe(path)}" for data, path in found.items()]
-        if "cifar10" not in found:
-            told.append(
-                f"not measured: {self.results / 'cifar10'}-{protocol} is missing"
-            )
-        return "; ".join(told)
+    def of_runs(self, protocol, measure):
+        """Findings `measure(directory)` of each dataset measured under the protocol; the lack of CIFAR-10 is one."""
+        directories = self.directories(protocol)
+        findings = {
+            f"{data}: {name}": value
+            for data, path in directories.items()
+            for name, value in measure(path).items()
+        }
+        if "cifar10" not in directories:
+            missing = f"{self.results / 'cifar10'}-{protocol} is missing"
+            findings[f"not measured: {missing}"] = np.nan
+        return findings
 
     def directories(self, protocol):
         """{dataset: directory} of the condensed runs of a protocol."""
-        found = sorted(
-            mark.parent
-            for mark in self.results.glob(f"*-{protocol}/separation.parquet")
-        )
-        return {path.name.removesuffix(f"-{protocol}"): path for path in found}
+        marks = self.results.glob(f"*-{protocol}/separation.parquet")
+        paths = sorted(mark.parent for mark in marks)
+        return {path.name.removesuffix(f"-{protocol}"): path for path in paths}
 
 
-def figure(path, measure, rule, quantity="auc"):
-    """A number of the central table as text, mean [95% interval over seeds]; `replication.central` names them."""
+def central_values(path, measures, rules, quantities=("auc",)):
+    """{name: (mean, low, high)} of numbers of `replication.central`, with 95% intervals over seeds."""
     table = _central(path)
-    if (measure, rule, quantity) not in table.index:
-        return f"not measured ({measure}, {rule})"
-    mean, low, high = table.loc[(measure, rule, quantity), ["mean", "low", "high"]]
-    return f"{mean:.3g} [{low:.3g}, {high:.3g}]"
+    return {
+        f"{quantity} of {measure}, {rule}": tuple(table.loc[(measure, rule, quantity)])
+        for rule in rules
+        for measure in measures
+        for quantity in quantities
+        if (measure, rule, quantity) in table.index
+    }
 
 
 @functools.cache
 def _central(path):
     data, _, protocol = path.name.rpartition("-")
-    return (
-        central({(data, protocol): path})
-        .set_index(["measure", "rule", "quantity"])
-        .sort_index()
-    )
+    table = central({(data, protocol): path})
+    keys = ["measure", "rule", "quantity"]
+    return table.set_index(keys).sort_index()[["mean", "low", "high"]]
 
 
 def rank_correlation(path, first, second, rule):
-    """Spearman's, over the pairs off the diagonal: mean over runs and measured steps; NaN where not measured."""
+    """{name: Spearman's correlation of two measures off the diagonal}, mean over runs and steps, or NaN."""
     table = srel_tf.read_frame(path / "agreement.parquet")
-    ends = table[["first", "second"]].apply(frozenset, axis=1)
-    return table[(ends == frozenset((first, second))) & (table["rule"] == rule)][
-        "spearman"
-    ].mean()
+    is_rule = table["rule"] == rule
+    is_pair = table[["first", "second"]].apply(set, axis=1) == {first, second}
+    correlation = table.loc[is_rule & is_pair, "spearman"].mean()
+    return {f"rank correlation of {first} and {second}, {rule}": correlation}
+
+
+def extremes(name, values):
+    """{name: lowest value, name: highest value}."""
+    return {f"{name}, lowest": np.min(values), f"{name}, highest": np.max(values)}

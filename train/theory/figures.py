@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 
 from srel_tf import theory
+from train.errata import variants
 
 # Figures 6–9 as Section 3.1 states them; λ₁ = 1, θ = 0.001, K = 2, dim = 100.
 PENALIZED = {6: ("inter", 10), 7: ("inter", 100), 8: ("intra", 10), 9: ("intra", 100)}
@@ -50,34 +51,35 @@ def penalized(number, variant="text", seed=0, starts=10, pairs=20, per_class=100
     departs from the text in the data, the pairs, the numerator, the average and the loss.
     """
     kind, width = PENALIZED[number]
-    published = variant == "published"
-    features, labels = theory.random_relu_features(
-        width,
-        per_class=per_class,
-        seed=seed,
-        spread="deviation" if published else "variance",
-    )
-    convention = "published" if published else "text"
-    source, target = theory.sample_pairs(
-        labels, kind, pairs, seed=seed + 1, convention=convention
-    )
+    is_published = variant == "published"
+    if is_published:
+        features, labels = variants.published_features(
+            width, per_class=per_class, seed=seed
+        )
+        chosen = variants.published_pairs(labels, pairs, seed=seed + 1)
+    else:
+        features, labels = theory.random_relu_features(
+            width, per_class=per_class, seed=seed
+        )
+        chosen = theory.sample_pairs(labels, kind, pairs, seed=seed + 1)
     w0 = np.random.default_rng(seed + 2).normal(size=(starts, 2, width))
     parts = []
-    for ridge in ("paper",) if published else ("paper", "loss"):
+    for ridge in ("paper",) if is_published else ("paper", "loss"):
         model = theory.PenalizedRegression(features, labels, 2, LAMBDA, THETA, ridge)
-        numerator, average = (
-            ("published", "published") if published else ("theorem", "mean")
+        srel_times, loss_times = (
+            log_spaced(LAST_TIME),
+            np.arange(0.0, LAST_TIME + 1, 100),
         )
-        times = log_spaced(LAST_TIME)
-        srel = theory.average_pairs(
-            model.srel(w0, times, source, target, numerator=numerator), average
-        )
-        parts.append(_over_starts(srel, times, ridge=ridge, quantity="srel"))
-        times = np.arange(0.0, LAST_TIME + 1, 100)
-        loss = model.loss(
-            model.weights(w0, times), labels="all" if published else "own"
-        ).numpy()
-        parts.append(_over_starts(loss, times, ridge=ridge, quantity="loss"))
+        weights = model.weights(w0, loss_times)
+        if is_published:
+            of_pairs = variants.published_srel(model, w0, srel_times, *chosen)
+            srel = variants.published_average(of_pairs)
+            loss = variants.published_loss(model, weights)
+        else:
+            srel = theory.average_pairs(model.srel(w0, srel_times, *chosen))
+            loss = model.loss(weights).numpy()
+        parts.append(_over_starts(srel, srel_times, ridge=ridge, quantity="srel"))
+        parts.append(_over_starts(loss, loss_times, ridge=ridge, quantity="loss"))
     frame = pd.concat(parts, ignore_index=True)
     return frame.assign(
         figure=number, variant=variant, pairs=kind, width=width, starts=starts

@@ -1,0 +1,57 @@
+"""Values of pairs, such as distances and proximities, beside the rows of a frame."""
+
+import numpy as np
+import pandas as pd
+
+from srel_tf.errors import FrameError
+from srel_tf.hypotheses.series import cube
+
+
+def join(
+    part: pd.DataFrame,
+    values: pd.DataFrame,
+    column: str,
+) -> pd.DataFrame:
+    """Add a column to the rows of a group, matched by all identifying columns that `values` has.
+
+    Args:
+        part: Rows of a group.
+        values: The column, and some of the columns run, seed, step, source_id, target_id.
+        column: Name of the column.
+
+    Returns:
+        The rows that have a value.
+
+    Raises:
+        FrameError: A pair has several values, or no pair has one.
+    """
+    on = [
+        name
+        for name in ("run", "seed", "step", "source_id", "target_id")
+        if name in values
+    ]
+    is_second = values.duplicated(on)
+    if is_second.any():
+        raise FrameError(
+            f"{is_second.sum()} pairs have a second {column}, told apart by {on}"
+        )
+    # Seeds and steps are compared as floats: pandas does not merge a frame's nullable integers with NumPy's.
+    types = {name: float for name in on if name in ("seed", "step")}
+    left = part.astype(types)
+    right = values[[*on, column]].astype(types)
+    joined = left.merge(right, on=on)
+    if joined.empty:
+        raise FrameError(
+            f"no row of the frame has a {column}: source_id, target_id and step must agree in both"
+        )
+    return joined
+
+
+def by_source(rows: pd.DataFrame, name: str) -> np.ndarray:
+    """Arrange a column of the rows of one step as [seed, target, source], with NaN for missing rows."""
+    whole = cube(rows.assign(srel=rows[name]))
+    source, sources = whole.pairs.get_level_values(0).factorize()
+    target, targets = whole.pairs.get_level_values(1).factorize()
+    values = np.full((len(whole.seeds), len(targets), len(sources)), np.nan)
+    values[:, target, source] = whole.srel[:, :, 0]
+    return values

@@ -1,0 +1,221 @@
+"""The times t₁, t₂ and t* of Hypothesis 1.2, by change-point detection in log S_rel of all pairs together."""
+
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import ruptures
+
+from srel_tf.hypotheses.series import GROUP, Cube, groups, pairs_in_time, series
+from srel_tf.hypotheses.verdicts import Row
+
+GRID = 200  # Largest number of intervals of equal length in time among which change points are sought.
+# Steps from which on every other step still makes four segments of two.
+LEAST_FOR_HALVES = 16
+
+
+class Phases(NamedTuple):
+    """Times of the phases.
+
+    Attributes:
+        start: End of the first segment.
+        t1: t₁, begin of the early interval [t₁, t₂).
+        t2: t₂, its end.
+        star: t*, begin of the late phase.
+    """
+
+    start: float
+    t1: float
+    t2: float
+    star: float
+
+    def steps(self, steps: np.ndarray) -> dict[str, np.ndarray]:
+        """Assign steps, [n], to the phases: a mask, bool [n], for each phase."""
+        return {
+            "start": steps < self.start,
+            "early": (steps >= self.t1) & (steps < self.t2),
+            "rise": (steps >= self.t1)
+            & (steps < self.star),  # S_rel may fall before t₁.
+            "late": steps >= self.star,
+        }
+
+
+class Times(NamedTuple):
+    """Measured steps of a group's phases.
+
+    Attributes:
+        t1: First step of the early interval.
+        t2: Last step of the early interval.
+        t_star: First step of the late phase.
+        t_star_low: Lowest t* when a seed or every other step is left out.
+        t_star_high: Highest t* when a seed or every other step is left out.
+    """
+
+    t1: float
+    t2: float
+    t_star: float
+    t_star_low: float
+    t_star_high: float
+
+
+def find_phases(logs: np.ndarray, steps: np.ndarray) -> Phases:
+    """Find the phases by three change points of the mean of log S_rel, with equal weight of every pair.
+
+    This is the least-squares segmentation (ruptures, `KernelCPD` with a linear kernel) into four segments. It is
+    computed from means over intervals of equal length, so that it does not depend on how densely S_rel was measured
+    at which time. The last segment begins at t*. Of the others, the one with the lowest mean is [t₁, t₂): Hypothesis
+    1.2(a) allows that it begins after 0.
+
+    Args:
+        logs: Log S_rel, [pair, step].
+        steps: [step].
+
+    Returns:
+        Times of the phases.
+    """
+    edges, means = on_grid(logs, steps)
+    deviation = means.std(axis=1, keepdims=True)
+    centred = means - means.mean(axis=1, keepdims=True)
+    values = (centred / np.where(deviation > 0, deviation, 1)).T  # [interval, pair]
+    search = ruptures.KernelCPD(kernel="linear", min_size=max(2, len(values) // 40))
+    change_points = search.fit(values).predict(n_bkps=3)
+    starts = [0, *change_points[:3]]
+    first, last = min(
+        pairwise(starts), key=lambda segment: values[slice(*segment)].mean()
+    )
+    return Phases(
+        start=edges[starts[1]],
+        t1=edges[first],
+        t2=edges[last],
+        star=edges[starts[-1]],
+    )
+
+
+def on_grid(logs: np.ndarray, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Average over intervals of equal length in time, interpolated over empty intervals.
+
+    Args:
+        logs: Log S_rel, [pair, step].
+        steps: [step].
+
+    Returns:
+        Edges of the intervals [n + 1], and means [pair, n].
+    """
+    n = min(GRID, len(steps))
+    edges = np.linspace(steps[0], steps[-1], n + 1)
+    middles = (edges[1:] + edges[:-1]) / 2
+    interval = np.searchsorted(edges, steps, side="right") - 1
+    interval = np.minimum(interval, n - 1)  # The last step is the last edge.
+    is_in_interval = np.eye(n)[interval]  # [step, n]
+    means = []
+    for row in logs:
+        is_known = np.isfinite(row)
+        total = np.where(is_known, row, 0) @ is_in_interval
+        count = is_known @ is_in_interval
+        is_filled = count > 0
+        mean = total[is_filled] / count[is_filled]
+        means.append(np.interp(middles, middles[is_filled], mean))
+    return edges, np.array(means)
+
+
+def change_points(frame: pd.DataFrame) -> pd.DataFrame:
+    """Find t₁, t₂ and t* of the mean over seeds of each group.
+
+    Args:
+        frame: S_rel frame, as in `two_phases`.
+
+    Returns:
+        Columns measure, update, estimator, t1, t2, t_star, t_star_low, t_star_high, n_pairs. The times are measured
+        steps. low and high are the range of t* when a seed or every other step is left out. Groups that cannot be
+        followed have no row.
+
+    Raises:
+        FrameError: As in `srel_tf.hypotheses.series.groups`.
+
+    Example:
+        >>> import numpy as np
+        >>> import pandas as pd
+        >>> from srel_tf.hypotheses import change_points
+        >>> step = np.arange(40)
+        >>> srel = np.array([1.0, 2.0, 4.0, 8.0])[step // 10]
+        >>> frame = pd.DataFrame({"run": 0, "seed": 0, "step": step, "srel": srel, "valid": True})
+        >>> frame = frame.assign(source_id=0, target_id=1, measure="kl", update="sgd", estimator="exact")
+        >>> print(change_points(frame)[["t1", "t2", "t_star"]].iloc[0].tolist())
+        [0.0, 9.0, 30.0]
+    """
+    rows = []
+    for key, part in groups(frame):
+        followed = series(pairs_in_time(part))
+        if isinstance(followed, str):  # The reason why the group cannot be followed.
+            continue
+        times = times_of_mean(followed)._asdict()
+        n_pairs = len(followed.pairs)
+        row: Row = {**key, **times, "n_pairs": n_pairs}
+        rows.append(row)
+    columns = [*GROUP, *Times._fields, "n_pairs"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def times_of_mean(followed: Cube) -> Times:
+    """Times of the mean over seeds of log₂ S_rel, and their range."""
+    steps = followed.steps
+    mean = mean_over_seeds(followed.srel)
+    phases = find_phases(mean, steps)
+    others = [
+        find_phases(mean_of_others(followed, seed), steps)
+        for seed in left_out(followed)
+    ]
+    if len(steps) >= LEAST_FOR_HALVES:
+        others += [find_phases(mean[:, half::2], steps[half::2]) for half in (0, 1)]
+    stars = [_first_step(steps, times.star) for times in (phases, *others)]
+
+    is_early = phases.steps(steps)["early"]
+    t1 = phases.t1
+    t2 = phases.t2
+    if is_early.any():
+        t1 = steps[is_early].min()
+        t2 = steps[is_early].max()
+    return Times(
+        t1=t1,
+        t2=t2,
+        t_star=stars[0],
+        t_star_low=min(stars),
+        t_star_high=max(stars),
+    )
+
+
+def _first_step(steps: np.ndarray, time: float) -> float:
+    """First measured step at or after a time."""
+    return steps[np.searchsorted(steps, time)]
+
+
+def left_out(followed: Cube) -> range:
+    """Numbers of the seeds that can be left out: none if there is only one."""
+    n = len(followed.seeds)
+    return range(n) if n > 1 else range(0)
+
+
+def mean_of_others(followed: Cube, seed: int) -> np.ndarray:
+    """Mean of log₂ S_rel over all seeds but one, [pair, step]."""
+    return mean_over_seeds(np.delete(followed.srel, seed, axis=0))
+
+
+def mean_over_seeds(logs: np.ndarray) -> np.ndarray:
+    """Mean over seeds without NaN, and without pairs that are never known.
+
+    Args:
+        logs: [seed, pair, step].
+
+    Returns:
+        [pair, step].
+    """
+    is_known = np.isfinite(logs)
+    known = np.where(is_known, logs, 0)
+    total = known.sum(axis=0)
+    count = is_known.sum(axis=0)
+    positive_count = np.where(count, count, np.nan)
+    mean = total / positive_count
+    is_known_mean = np.isfinite(mean)
+    has_values = is_known_mean.any(axis=1)
+    return mean[has_values]
