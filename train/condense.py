@@ -20,6 +20,7 @@ import itertools
 import operator
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +29,9 @@ import pyarrow.compute as pc
 from scipy.stats import linregress
 
 import srel_tf
-from srel_tf import FrameError, SRelError, StoredFrame, hypotheses, rule_names
+from srel_tf import FrameError, StoredFrame, hypotheses, rule_names
 from srel_tf.files import read_json, write_json
+from train.common import cli
 from train.common.seed_marks import finished_seeds
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
@@ -191,8 +193,9 @@ def matrices(frame, steps):
     return rows
 
 
-def main(arguments=None):
-    """Run the command; the exit status."""
+@cli.command()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
     parser = argparse.ArgumentParser(
         prog="python -m train.condense", description=__doc__.splitlines()[0]
     )
@@ -209,13 +212,8 @@ def main(arguments=None):
         help="steps of matrices.parquet",
     )
     options = parser.parse_args(arguments)
-    try:
-        written = condense(options.run_dir, options.out, options.matrices)
-    except (SRelError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    written = condense(options.run_dir, options.out, options.matrices)
     print("written:", *(options.out / name for name in written), sep="\n  ")
-    return 0
 
 
 if __name__ == "__main__":

@@ -10,16 +10,18 @@ python -m train.figures [--results results] [--published CSV]
 import argparse
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
 import srel_tf
-from srel_tf import SRelError, plotting
+from srel_tf import plotting
 from srel_tf.files import read_json
 from srel_tf.plotting import save_figure
 from srel_tf.plotting import theory as theory_plots
 from train.benchmark import report as benchmark_report
+from train.common import cli
 from train.common.seed_marks import finished_seeds
 from train.regression import report as regression_report
 from train.replication.command import PUBLISHED_NAMES, read_published
@@ -161,8 +163,9 @@ def _written(figures, folder):
         yield save_figure(figure, folder / name)
 
 
-def main(arguments=None):
-    """Run the command; the exit status."""
+@cli.command()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
     parser = argparse.ArgumentParser(
         prog="python -m train.figures", description=__doc__.splitlines()[0]
     )
@@ -173,13 +176,8 @@ def main(arguments=None):
         help="CSV of the published CIFAR-10 curves, if you have them",
     )
     options = parser.parse_args(arguments)
-    try:
-        for path in remake(options.results, options.published):
-            print(path)
-    except (SRelError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    for path in remake(options.results, options.published):
+        print(path)
 
 
 if __name__ == "__main__":

@@ -7,17 +7,16 @@ python -m train.classification --dataset cifar10 --protocol defined       the re
 
 import argparse
 import re
-import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from srel_tf import OptionError, SRelError
 from srel_tf.files import read_json
 from train.classification.experiment import SCHEDULES, select_top, train
 from train.classification.protocols import PROTOCOLS, preset
 from train.classification.report import report
 from train.classification.rules import parse_rules
-from train.common.interrupts import interruptible
+from train.common import cli
 from train.common.parallel import run_in_processes
 from train.common.run_directory import RunDirectory, RunDirectoryError, remove_store
 
@@ -75,9 +74,11 @@ def parser():
         default="test",
         help="train: as the published code did",
     )
-    p.add_argument("--image-size", type=int, help="resize images to this side")
+    p.add_argument(
+        "--image-size", type=cli.at_least(1), help="resize images to this side"
+    )
     p.add_argument("--model", default="cnn", help="resnet18, resnet18_cifar, cnn, mlp")
-    p.add_argument("--epochs", type=int, default=10)
+    p.add_argument("--epochs", type=cli.at_least(1), default=10)
     p.add_argument("--batch-size", type=int, default=32)
     p.add_argument("--optimizer", default="sgd", help="adam, sgd, momentum")
     p.add_argument("--learning-rate", type=float, default=0.05)
@@ -122,25 +123,28 @@ def parser():
         help="η of the fictitious step (default: the training's)",
     )
     p.add_argument("--estimator", default="exact")
-    p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    p.add_argument(
+        "--seeds", type=cli.SEED, nargs="+", action=cli.Distinct, default=[0, 1, 2]
+    )
     p.add_argument(
         "--jobs",
-        type=int,
+        type=cli.at_least(1),
         default=1,
         help="seeds to train at a time, each in a process of its own",
     )
     p.add_argument(
         "--checkpoint-every",
-        type=int,
+        type=cli.at_least(1),
         metavar="STEPS",
         help="save every STEPS updates (default: epoch)",
     )
-    p.add_argument(
+    interrupted = p.add_mutually_exclusive_group()
+    interrupted.add_argument(
         "--resume",
         action="store_true",
         help="interrupted seeds go on from what they saved last",
     )
-    p.add_argument(
+    interrupted.add_argument(
         "--restart",
         action="store_true",
         help="interrupted seeds forget what they saved, and begin again",
@@ -158,23 +162,10 @@ def parser():
     return p
 
 
-def main(arguments=None):
-    """Run the command; the exit status."""
-    try:
-        run(_parse(arguments))
-    except SRelError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"error: {error}; what was measured before is saved", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(
-            "interrupted: what was measured is saved; the same command with --resume goes on",
-            file=sys.stderr,
-        )
-        return 130
-    return 0
+@cli.command("the same command with --resume goes on")
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    run(_parse(arguments))
 
 
 def _parse(arguments):
@@ -187,10 +178,16 @@ def _parse(arguments):
     return args
 
 
-@interruptible()
 def run(args):
     """Train and measure each seed that the run directory does not hold yet, then report on all of them."""
-    _check(args)
+    # Refused before a run directory is made.
+    parse_rules(
+        args.update,
+        args.measures,
+        args.learning_rate,
+        args.srel_learning_rate,
+        args.estimator,
+    )
     settings = {
         name: value for name, value in vars(args).items() if name not in NOT_SETTINGS
     }
@@ -249,33 +246,6 @@ def _train_shared(settings, kept, out, options, seed, orphaned):
         verbose="lines",
         orphaned=orphaned,
     )
-
-
-def _check(args):
-    """`OptionError` for what argparse lets through and no one else would notice."""
-    if args.epochs < 1:
-        raise OptionError(f"--epochs {args.epochs}: give at least 1")
-    for name in ("jobs", "checkpoint_every"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise OptionError(f"--{name.replace('_', '-')} {value}: give at least 1")
-    if len(set(args.seeds)) < len(args.seeds):
-        raise OptionError(f"--seeds {' '.join(map(str, args.seeds))}: name none twice")
-    parse_rules(
-        args.update,
-        args.measures,
-        args.learning_rate,
-        args.srel_learning_rate,
-        args.estimator,
-    )
-    if args.resume and args.restart:
-        raise OptionError(
-            "--resume goes on with an interrupted seed, --restart forgets it: give one of them"
-        )
-    if not all(0 <= seed < 2**32 for seed in args.seeds):
-        raise OptionError(
-            f"--seeds {' '.join(map(str, args.seeds))}: give numbers from 0 to 2**32 - 1"
-        )
 
 
 def _selected(directory, settings, seed, options):

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from srel_tf.errors import OptionError
-from train.common.augment import crop_and_flip, draw_fifth
 from train.common.image_sets import DatasetError, Examples, open_set
 
 __all__ = ["DatasetError", "ImageData", "Split", "load"]
@@ -97,17 +95,16 @@ def load(
     standardised with the published constants (CIFAR-10's), other sets with the mean and the standard deviation of
     their own training images, of the chosen classes, per channel and before augmentation.
 
-    Raises OptionError for an option that does not exist, and DatasetError for a set that cannot be found, downloaded
+    Raises DatasetError for a set that cannot be found, downloaded
     or read, an unknown or repeated class, a class without images, a label out of range, a pixel that is not finite,
     and images of different sizes without `image_size`.
     """
-    _check_option("augment", augment, ("none", "frozen"))
-    _check_option("test_images", test_images, ("test", "train"))
-    image_size = _check_size(image_size)
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    augmented = AUGMENTATIONS[augment]
     image_set = open_set(name, data_dir, download)
     labels = None if classes is None else _choose(classes, image_set)
     splits = _splits(image_set, test_images)
-    read = [_read(image_set, split, labels, image_size) for split in splits]
+    read = [_read(image_set, split, labels, size) for split in splits]
     if labels is None:
         labels = sorted(set().union(*(examples.labels.tolist() for examples in read)))
     read = [
@@ -127,10 +124,8 @@ def load(
     if test_images == "train":
         fifth = draw_fifth(train.labels, fifth_draw)
         test = Examples(*(part[fifth] for part in train))
-        if augment == "frozen":
-            test = test._replace(images=crop_and_flip(test.images, test_draw))
-    if augment == "frozen":
-        train = train._replace(images=crop_and_flip(train.images, train_draw))
+        test = test._replace(images=augmented(test.images, test_draw))
+    train = train._replace(images=augmented(train.images, train_draw))
     return ImageData(
         name=image_set.name,
         class_names=tuple(image_set.class_names[label] for label in labels),
@@ -142,24 +137,43 @@ def load(
     )
 
 
-def _check_option(option, value, allowed):
-    if value not in allowed:
-        raise OptionError(
-            f"{option}={value!r} does not exist: choose one of {', '.join(allowed)}"
-        )
+def crop_and_flip(images, rng, padding=4):
+    """Random crop of the image's own size from the image padded with zeros, then a horizontal flip of every other
+    image or so: torchvision's RandomCrop(size, padding) and RandomHorizontalFlip, one draw an image.
+
+    images [N, H, W, C] of any type, before standardisation; rng a NumPy Generator, from which rows and columns [N, 2]
+    and then the flips [N] are drawn. Returns a new array like `images`.
+    """
+    count, height, width, _ = images.shape
+    row, column = rng.integers(0, 2 * padding + 1, size=(count, 2)).T
+    flipped = rng.random(count) < 0.5
+    padded = np.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(
+        padded, (height, width), axis=(1, 2)
+    )
+    crops = np.moveaxis(
+        windows[np.arange(count), row, column], 1, -1
+    )  # from [N, C, H, W]
+    return np.where(flipped[:, None, None, None], crops[:, :, ::-1], crops)
 
 
-def _check_size(size):
-    if size is None:
-        return None
-    pair = tuple(size) if isinstance(size, tuple | list) else (size, size)
-    if len(pair) != 2 or not all(
-        isinstance(side, int | np.integer) and side > 0 for side in pair
-    ):
-        raise OptionError(
-            f"image_size={size!r}: give a side or (height, width) in pixels, positive whole numbers"
-        )
-    return pair
+def draw_fifth(labels, rng):
+    """Positions of a fifth (rounded down) of each class, drawn without replacement, in ascending order.
+
+    labels int [N]; rng a NumPy Generator. Raises DatasetError for a class of fewer than 5.
+    """
+    drawn = []
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        if members.size < 5:
+            raise DatasetError(
+                f"class {label} has {members.size} training images, too few to draw a fifth for testing"
+            )
+        drawn.append(rng.choice(members, members.size // 5, replace=False))
+    return np.sort(np.concatenate(drawn))
+
+
+AUGMENTATIONS = {"none": lambda images, rng: images, "frozen": crop_and_flip}
 
 
 def _splits(image_set, test_images):
@@ -234,13 +248,11 @@ def _renumber(image_set, split, examples, labels):
     """Labels 0 .. K-1 in the order of `labels`, each of which must occur."""
     for label in labels:
         if label not in examples.labels:
-            names = [
-                image_set.class_names[present]
-                for present in sorted(image_set.present(split))
-            ]
+            found = set(examples.labels) & set(labels)
+            names = [image_set.class_names[label] for label in sorted(found)]
             raise DatasetError(
                 f"class {image_set.class_names[label]!r} (label {label}) has no images in split {split!r} of "
-                f"{image_set.name!r} in {image_set.where}; choose from {_listed(names) or 'none: the split is empty'}"
+                f"{image_set.name!r} in {image_set.where}; of those wanted it has {_listed(names) or 'none'}"
             )
     number = np.empty(len(image_set.class_names), np.int64)
     number[labels] = np.arange(len(labels))

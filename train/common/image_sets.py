@@ -4,9 +4,6 @@ Each set has `name`, `where`, `class_names` (all its classes, in the order of it
 `read(split, keep, image_size)`, which decodes only the classes whose labels are in `keep`.
 """
 
-import ssl
-import urllib.error
-import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +13,6 @@ import numpy as np
 from srel_tf.errors import SRelError
 
 ALIASES = {"svhn": "svhn_cropped"}
-NETWORK_TIMEOUT = 5  # seconds
 
 
 class DatasetError(SRelError, ValueError):
@@ -89,13 +85,6 @@ class TFDSImages:
     @property
     def splits(self):
         return tuple(self.builder.info.splits)
-
-    def present(self, split):
-        """The set's own labels that occur in `split`."""
-        batches = (
-            self._records(split).map(lambda record: record[self.label_key]).batch(4096)
-        )
-        return set(np.concatenate(self._collect(batches, split)).tolist())
 
     def read(self, split, keep=None, image_size=None):
         """The examples whose label is in `keep` (None: all) or is no label of the set, which the caller refuses."""
@@ -232,31 +221,12 @@ def _prepare(builder, name, download):
             f"the TFDS set {name!r} is not prepared in {place}, and download is off. {advice}"
         )
     try:
-        _check_network(builder.url_infos)
         builder.download_and_prepare()
     except Exception as error:  # network, server, disk, checksum, manual download, a package that is missing
         raise DatasetError(
             f"the TFDS set {name!r} is not prepared in {place}, and its download failed "
             f"({type(error).__name__}: {_first_line(error)}). {advice}; or copy a prepared set to {place}"
         ) from error
-
-
-def _check_network(urls):
-    """Fail within seconds where TFDS would retry for minutes."""
-    url = next((url for url in urls or () if url.startswith("http")), None)
-    if url is None:
-        return
-    try:
-        urllib.request.urlopen(
-            urllib.request.Request(url, method="HEAD"), timeout=NETWORK_TIMEOUT
-        ).close()
-    except urllib.error.HTTPError:
-        pass  # a server answered
-    except urllib.error.URLError as error:
-        if not isinstance(
-            error.reason, ssl.SSLError
-        ):  # TFDS brings its own certificates
-            raise
 
 
 def _image_and_label(info, name):

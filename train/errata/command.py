@@ -9,15 +9,15 @@ our runs (`train.condense`); without them the command says what it could not mea
 """
 
 import argparse
-import sys
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
 import srel_tf
-from srel_tf import SRelError
+from train.common import cli
 from train.errata import classification, penalized, protocol, theorems
 from train.errata.evidence import Evidence
 
@@ -193,8 +193,9 @@ def show(row):
         )
 
 
-def main(arguments=None):
-    """Run the command; the exit status."""
+@cli.command()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
     parser = argparse.ArgumentParser(
         prog="python -m train.errata", description=__doc__.splitlines()[0]
     )
@@ -221,20 +222,15 @@ def main(arguments=None):
     parser.add_argument("--out", type=Path, help="default: RESULTS/replication")
     options = parser.parse_args(arguments)
     out = options.out or options.results / "replication"
-    try:
-        found = errata(
-            Evidence(options.results, *_curves(options.published_dir)),
-            options.items or ITEMS,
-        )
-        out.mkdir(parents=True, exist_ok=True)
-        written = srel_tf.write_frame(found, out / "errata.csv")
-    except (SRelError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    found = errata(
+        Evidence(options.results, *_curves(options.published_dir)),
+        options.items or ITEMS,
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    written = srel_tf.write_frame(found, out / "errata.csv")
     for row in found.itertuples():
         show(row)
     print(f"\nwritten:\n  {written}")
-    return 0
 
 
 def _curves(directory):

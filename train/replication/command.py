@@ -10,16 +10,17 @@ python -m train.replication                reads results/*-{defined,published,cr
 """
 
 import argparse
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 import srel_tf
-from srel_tf import FrameError, OptionError, SRelError
+from srel_tf import FrameError, OptionError
 from srel_tf.files import read_json
 from srel_tf.hypotheses import interval
+from train.common import cli
 from train.replication.claims import claims
 from train.replication.condensed import INTER, INTRA, KEY, load, read
 from train.replication.single_matrices import adjusted, moves
@@ -179,8 +180,9 @@ def as_table(found, data, protocol):
     return wide.loc[list(order), list(part["quantity"].unique())]
 
 
-def main(arguments=None):
-    """Run the command; the exit status."""
+@cli.command()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
     parser = argparse.ArgumentParser(
         prog="python -m train.replication", description=__doc__.splitlines()[0]
     )
@@ -198,13 +200,8 @@ def main(arguments=None):
     parser.add_argument("--out", type=Path, help="default: RESULTS/replication")
     options = parser.parse_args(arguments)
     out = options.out or options.results / "replication"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        report(load(options.results), options.published, out)
-    except (SRelError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    out.mkdir(parents=True, exist_ok=True)
+    report(load(options.results), options.published, out)
 
 
 def report(directories, published, out):

@@ -12,15 +12,16 @@ A folder belongs to one set of settings (settings.json): figures may be added or
 import argparse
 import json
 import platform
-import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import tensorflow as tf
 
-from srel_tf import SRelError, write_frame
+from srel_tf import write_frame
 from srel_tf.plotting import save_figure
 from train.benchmark import theory as theory_benchmark
+from train.common import cli
 from train.common.run_directory import RunDirectoryError, write_json
 from train.figures import THEORY
 from train.theory import figures as theory_figures
@@ -146,8 +147,9 @@ def make_figures(numbers, out, variant, seed):
         )
 
 
-def main(arguments=None):
-    """Run the command; the exit status."""
+@cli.command()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
     parser = argparse.ArgumentParser(
         prog="python -m train.theory", description=__doc__.splitlines()[0]
     )
@@ -184,14 +186,9 @@ def main(arguments=None):
     )
     if options.variant == "published" and max(numbers) > 9:
         parser.error("--variant published is defined for Figures 6–9 alone.")
-    try:
-        if options.benchmark:
-            theory_benchmark.run()
-        elif options.rise:
-            report_rise(options.out)
-        else:
-            make_figures(numbers, options.out, options.variant, options.seed)
-    except SRelError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    if options.benchmark:
+        theory_benchmark.run()
+    elif options.rise:
+        report_rise(options.out)
+    else:
+        make_figures(numbers, options.out, options.variant, options.seed)
