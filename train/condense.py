@@ -20,8 +20,9 @@ import itertools
 import operator
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -51,7 +52,7 @@ MATRIX = ["run", "seed", "step", "epoch", "measure", *RULE]  # What makes a meas
 PAIR = [*MATRIX, "source_class", "target_class"]
 
 
-def condense(path, out, steps=()):
+def condense(path: Path, out: Path, steps: Sequence[int] = ()) -> list[str]:
     """Write what results/ keeps of the finished seeds of the run directory `path` to `out`; the names written.
 
     steps: of matrices.parquet. Raises `FrameError` where no seed is finished or a step was not measured, and
@@ -95,11 +96,11 @@ def condense(path, out, steps=()):
     return [*tables, "settings.json", "environment.json", "seeds.json"]
 
 
-def _with_rules(table):
+def _with_rules(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(rule=rule_names(table))
 
 
-def quantiles(frame):
+def quantiles(frame: StoredFrame) -> pd.DataFrame:
     """`QUANTILES` and mean of the valid S_rel of intra- and inter-class pairs, a row a measurement and kind."""
     rows = []
     for piece in frame.pieces([*PAIR, "source_id", "target_id", "srel", "valid"]):
@@ -115,7 +116,7 @@ def quantiles(frame):
     return pd.concat(rows, ignore_index=True)
 
 
-def agreement(frame):
+def agreement(frame: StoredFrame) -> pd.DataFrame:
     """How alike two measures see the pairs of a measurement, diagonal left out: a row a run, step, rule and two.
 
     spearman: rank correlation, which no monotone transformation of S changes. slope: of log S of the second measure on
@@ -150,7 +151,7 @@ def agreement(frame):
     return pd.DataFrame(rows)
 
 
-def verdicts(frame):
+def verdicts(frame: StoredFrame) -> pd.DataFrame:
     """`class_claim` of each measure and rule; a rule is read at a time."""
     tables = []
     for key in _keys(frame, ["rule", *RULE]):
@@ -159,7 +160,7 @@ def verdicts(frame):
     return pd.concat(tables, ignore_index=True)
 
 
-def _keys(frame, names):
+def _keys(frame: StoredFrame, names: Sequence[str]) -> list[dict[str, Any]]:
     """The values of `names` that occur together, as dicts."""
     columns = ["run", "step", "measure", *RULE]
     found = pd.concat(
@@ -168,7 +169,7 @@ def _keys(frame, names):
     return _with_rules(found)[names].drop_duplicates().to_dict("records")
 
 
-def _rows(frame, key):
+def _rows(frame: StoredFrame, key: Mapping[str, Any]) -> pd.DataFrame:
     """All rows with these values."""
     wanted = functools.reduce(
         operator.and_, (pc.field(name) == value for name, value in key.items())
@@ -176,8 +177,9 @@ def _rows(frame, key):
     return frame.read(wanted)
 
 
-def matrices(frame, steps):
+def matrices(frame: StoredFrame, steps: Sequence[int]) -> pd.DataFrame:
     """The rows of the first seed at `steps`, of the measures `SHOWN`."""
+    assert frame.dataset is not None  # `condense` has refused a run without rows.
     first = frame.dataset.head(1)["seed"][0].as_py()
     wanted = (
         pc.field("step").isin(list(steps))

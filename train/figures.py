@@ -10,10 +10,11 @@ python -m train.figures [--results results] [--published CSV]
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 import srel_tf
 from srel_tf import plotting
@@ -34,6 +35,7 @@ THEORY = {
     12: theory_plots.plot_flow_pairs,
     13: theory_plots.plot_sgd_pairs,
 }
+Drawing = tuple[str, Figure]  # The name of its file, and the picture.
 DRAWN = {
     "defined": ("kl", "l1"),
     "published": ("published_kl", "published_l2"),
@@ -41,12 +43,12 @@ DRAWN = {
 }
 
 
-def file_name(rule):
+def file_name(rule: str) -> str:
     """A rule's name as part of a file's name."""
     return re.sub("[^a-z0-9_.]+", "-", rule.replace("η=", ""))
 
 
-def of_classification(path, protocol):
+def of_classification(path: Path, protocol: str) -> Iterator[Drawing]:
     """{file: Figure} of what `train.condense` left in `path`."""
     frames = {
         name: srel_tf.read_frame(path / f"{name}.parquet")
@@ -57,7 +59,10 @@ def of_classification(path, protocol):
     yield "separation.png", plotting.plot_separation(frames["separation"])
     for rule, rows in frames["pairs"].groupby("rule", sort=False):
         shown = rows[rows["measure"].isin(DRAWN.get(protocol, DRAWN["crossed"]))]
-        yield f"pairs-{file_name(rule)}.png", plotting.plot_class_pairs(shown, classes)
+        yield (
+            f"pairs-{file_name(str(rule))}.png",
+            plotting.plot_class_pairs(shown, classes),
+        )
     if protocol == "published":  # The same trainings by the definitions.
         rows = _smallest_steps(frames["pairs"]).query(
             "update == 'sgd' and measure in ('kl', 'l1')"
@@ -80,14 +85,14 @@ def of_classification(path, protocol):
             yield f"matrix-{measure}.png", plotting.plot_matrix(last, measure)
 
 
-def _smallest_steps(frame):
+def _smallest_steps(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows of the plain step, of the smallest η of several, and of a fresh Adam."""
     sgd = frame[(frame["update"] == "sgd") & (frame["estimator"] != "limit")]
     smallest = sgd[sgd["learning_rate"] == sgd["learning_rate"].min()]
     return pd.concat([smallest, frame[frame["update"] == "fresh_adam"]])
 
 
-def side_by_side(pairs, published):
+def side_by_side(pairs: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
     """Curves for `plot_beside`: ours of rule fresh_adam and the published ones, at the updates that both have."""
     theirs = published.assign(
         step=published["step"] + 1, mean=published["srel"], origin="published"
@@ -104,7 +109,7 @@ def side_by_side(pairs, published):
     return both[["origin", "run", "step", "measure", *ends, "mean"]]
 
 
-def of_theory(path):
+def of_theory(path: Path) -> Iterator[Drawing]:
     """{file: Figure} of the frames in results/theory."""
     for frame in sorted(path.glob("figure_*.parquet")):
         yield (
@@ -113,7 +118,7 @@ def of_theory(path):
         )
 
 
-def of_regression(path):
+def of_regression(path: Path) -> Iterator[Drawing]:
     """{file: Figure} of the seeds in results/regression."""
     seeds = finished_seeds(path)
     frame, distances = (
@@ -128,7 +133,7 @@ def of_regression(path):
     )
 
 
-def remake(results, published=None):
+def remake(results: Path, published: Path | None = None) -> Iterator[Path]:
     """Write all pictures; yields their paths."""
     for (_, protocol), path in load(results).items():
         yield from _written(of_classification(path, protocol), path / "figures")
@@ -157,7 +162,7 @@ def remake(results, published=None):
         )
 
 
-def _written(figures, folder):
+def _written(figures: Iterable[Drawing], folder: Path) -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in figures:
         yield save_figure(figure, folder / name)

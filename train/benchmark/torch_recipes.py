@@ -27,7 +27,7 @@ Weights = dict[str, torch.Tensor]
 def torch_weights(model: keras.Model) -> Weights:
     """Copy the weights of a Keras model into torch's layout, {path of the variable: tensor}."""
     return {
-        w.path: torch.tensor(np.array(w).transpose(AXES[len(w.shape)]))
+        w.path: torch.tensor(w.numpy().transpose(AXES[len(w.shape)]))
         for w in model.weights
     }
 

@@ -1,6 +1,8 @@
 """What measuring during `fit` costs: blocks of steps with and without a measurement, timed in turn."""
 
 import time
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
@@ -21,20 +23,28 @@ class _Blocks(keras.callbacks.Callback):
     A block ends when a step's update is done; the measurement that falls due there belongs to the next block.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
-        self._stamps = []
+        self._stamps: list[float] = []
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(
+        self, batch: int, logs: dict[str, Any] | None = None
+    ) -> None:
         if (batch + 1) % EVERY == 0:
             self._stamps.append(time.perf_counter())
 
     @property
-    def seconds(self):
+    def seconds(self) -> np.ndarray:
         return np.diff(self._stamps)
 
 
-def training(name="resnet18", points=60, batch_size=256, rounds=5, shape=(32, 32, 3)):
+def training(
+    name: str = "resnet18",
+    points: int = 60,
+    batch_size: int = 256,
+    rounds: int = 5,
+    shape: tuple[int, ...] = (32, 32, 3),
+) -> pd.DataFrame:
     """One row a block of EVERY steps: kind, seconds.
 
     One `fit` has a probe for each estimator; its blocks do without a measurement, with one of `limit`, with one of
@@ -54,18 +64,20 @@ def training(name="resnet18", points=60, batch_size=256, rounds=5, shape=(32, 32
     return pd.DataFrame(rows, columns=["kind", "seconds"])
 
 
-def due(estimator, start):
+def due(estimator: str, start: int) -> Callable[[int], bool]:
     """The schedule of an estimator: step `start`, where its graph is traced, and the start of each of its blocks."""
     turn = KINDS.index(estimator)
 
-    def is_due(step):
+    def is_due(step: int) -> bool:
         block, within = divmod(step - start, EVERY)
         return within == 0 and (block == 0 or (block - 1) % len(KINDS) == turn)
 
     return is_due
 
 
-def _fit(model, batch_size, blocks, shape):
+def _fit(
+    model: keras.Model, batch_size: int, blocks: int, shape: tuple[int, ...]
+) -> np.ndarray:
     """Seconds of the blocks of one `fit` on random images, but for the first."""
     generator = np.random.default_rng(1)
     x = generator.standard_normal(
@@ -77,7 +89,7 @@ def _fit(model, batch_size, blocks, shape):
     return clock.seconds
 
 
-def overhead(table):
+def overhead(table: pd.DataFrame) -> pd.DataFrame:
     """Median seconds of a block of each kind, and by how much it exceeds one without a measurement, as a share."""
     by_kind = table.groupby("kind", sort=False)["seconds"]
     medians = by_kind.median()

@@ -7,9 +7,10 @@ python -m train.classification --dataset cifar10 --protocol defined       the re
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from srel_tf.files import read_json
 from train.classification.experiment import SCHEDULES, select_top, train
@@ -25,7 +26,7 @@ DIGITS = ["3", "5", "8"]
 NOT_SETTINGS = "protocol seeds out log_dir jobs checkpoint_every resume restart skip_damaged".split()  # noqa: SIM905
 
 
-def parser():
+def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m train.classification",
         description=__doc__.split("\n\n")[0],
@@ -168,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run(_parse(arguments))
 
 
-def _parse(arguments):
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options, those not given from --protocol."""
     p = parser()
     args = p.parse_args(arguments)
@@ -178,7 +179,7 @@ def _parse(arguments):
     return args
 
 
-def run(args):
+def run(args: argparse.Namespace) -> None:
     """Train and measure each seed that the run directory does not hold yet, then report on all of them."""
     # Refused before a run directory is made.
     parse_rules(
@@ -223,7 +224,7 @@ def run(args):
     report(directory, args.seeds)
 
 
-def _out(args):
+def _out(args: argparse.Namespace) -> Path:
     """The run directory; each protocol has one of its own, for they differ in settings."""
     return Path(
         args.out
@@ -231,12 +232,25 @@ def _out(args):
     )
 
 
-def _train(settings, directory, options, seed, **more):
+def _train(
+    settings: Mapping[str, Any],
+    directory: RunDirectory,
+    options: Mapping[str, Any],
+    seed: int,
+    **more: Any,
+) -> None:
     log_dir = options["log_dir"] and Path(options["log_dir"]) / f"seed-{seed}"
     train(settings, seed, directory, **{**options, "log_dir": log_dir}, **more)
 
 
-def _train_shared(settings, kept, out, options, seed, orphaned):
+def _train_shared(
+    settings: Mapping[str, Any],
+    kept: Mapping[str, Any],
+    out: Path,
+    options: Mapping[str, Any],
+    seed: int,
+    orphaned: Callable[[], bool],
+) -> None:
     """One seed in a process of its own, in a directory that the process which started it has."""
     _train(
         settings,
@@ -248,7 +262,12 @@ def _train_shared(settings, kept, out, options, seed, orphaned):
     )
 
 
-def _selected(directory, settings, seed, options):
+def _selected(
+    directory: RunDirectory,
+    settings: Mapping[str, Any],
+    seed: int,
+    options: Mapping[str, Any],
+) -> list[str]:
     """The classes of --select-top, chosen once for a run directory."""
     file = directory.path / "selection.json"
     if not file.exists():
@@ -264,19 +283,16 @@ def _selected(directory, settings, seed, options):
     return selection["classes"]
 
 
-def read_selection(file):
+def read_selection(file: Path) -> dict[str, Any]:
     """The classes that --select-top chose, checked: `RunDirectoryError` where the file is damaged."""
     selection = read_json(file)
     accuracy, classes = selection.get("test_accuracy"), selection.get("classes")
-    good = isinstance(accuracy, dict) and all(
-        isinstance(v, float) for v in accuracy.values()
-    )
-    good = (
-        good
+    if not (
+        isinstance(accuracy, dict)
+        and all(isinstance(value, float) for value in accuracy.values())
         and isinstance(classes, list)
-        and all(isinstance(name, str) for name in classes)
-    )
-    if not good or not set(classes) <= set(accuracy):
+        and all(isinstance(name, str) and name in accuracy for name in classes)
+    ):
         raise RunDirectoryError(
             f"{file} is no selection of classes: it is damaged; delete it to select again"
         )

@@ -3,6 +3,8 @@
 `--protocol NAME` gives other options their defaults; options that are given still count.
 """
 
+from typing import Any
+
 from srel_tf import OptionError
 
 # The classification recipe of the published code, which the text's lost table must have described: ResNet-18 without
@@ -18,7 +20,7 @@ PUBLISHED_RECIPE = {
     "per_class": 20,
 }
 
-DATASETS = {
+DATASETS: dict[str, dict[str, Any]] = {
     "cifar10": {"classes": ["airplane", "automobile", "ship"]},
     "cifar100": {"classes": ["motorcycle", "orange", "wardrobe"], "batch_size": 25},
     "svhn": {"classes": ["0", "2", "4"]},
@@ -37,7 +39,7 @@ DATASETS = {
 
 DEFINED, PUBLISHED = ["kl", "l1", "l2"], ["published_kl", "published_l2"]
 
-PROTOCOLS = {
+PROTOCOLS: dict[str, dict[str, Any]] = {
     # Definitions 1–3: the plain step with the training's learning rate, real test images, five runs.
     "defined": {
         "measures": DEFINED,
@@ -72,7 +74,9 @@ PROTOCOLS = {
 }
 
 
-def preset(protocol, dataset, select_top=None):
+def preset(
+    protocol: str, dataset: str, select_top: int | None = None
+) -> dict[str, Any]:
     """{option: value} of a protocol for a dataset; classes are left out where --select-top is to find them.
 
     A dataset that is not the paper's gets the recipe alone. Raises `OptionError` for an unknown protocol.

@@ -1,5 +1,6 @@
 """Fictitious steps as `--update` names them: sgd, sgd@1e-3, optimizer, fresh_adam@1e-4, limit."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from srel_tf import OptionError
@@ -14,7 +15,13 @@ class Rule(NamedTuple):
     measures: tuple
 
 
-def parse_rules(names, measures, training_rate, learning_rate=None, estimator="exact"):
+def parse_rules(
+    names: Sequence[str],
+    measures: Sequence[str],
+    training_rate: float,
+    learning_rate: float | None = None,
+    estimator: str = "exact",
+) -> list[Rule]:
     """The `Rule` of each name.
 
     names: RULE, or RULE@η for a step of its own; "limit" is η → 0 of sgd, which the `published_` measures lack.
@@ -33,7 +40,9 @@ def parse_rules(names, measures, training_rate, learning_rate=None, estimator="e
     return list(rules.values())
 
 
-def _parse(name, measures, learning_rate, estimator):
+def _parse(
+    name: str, measures: tuple[str, ...], learning_rate: float | None, estimator: str
+) -> Rule:
     update, at, eta = name.partition("@")
     if at:
         try:

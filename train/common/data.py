@@ -7,11 +7,14 @@ data.train.x, data.train.y, data.train.ids, data.class_names, data.fingerprint
 import hashlib
 import operator
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from train.common.image_sets import DatasetError, Examples, open_set
+from train.common.image_sets import DatasetError, Examples, ImageSet, Size, open_set
 
 __all__ = ["DatasetError", "ImageData", "Split", "load"]
 
@@ -55,25 +58,25 @@ class ImageData:
     fingerprint: str
 
     @property
-    def input_shape(self):
+    def input_shape(self) -> tuple[int, ...]:
         """(H, W, C)"""
         return self.train.x.shape[1:]
 
     @property
-    def num_classes(self):
+    def num_classes(self) -> int:
         return len(self.class_names)
 
 
 def load(
-    name,
-    data_dir=None,
-    classes=None,
-    augment="none",
-    test_images="test",
-    seed=0,
-    image_size=None,
-    download=True,
-):
+    name: str,
+    data_dir: str | Path | None = None,
+    classes: Sequence[str | int] | str | None = None,
+    augment: str = "none",
+    test_images: str = "test",
+    seed: int = 0,
+    image_size: int | tuple[int, int] | None = None,
+    download: bool = True,
+) -> ImageData:
     """Load an image classification set.
 
     name         `digits` (scikit-learn's, no download; every fourth image of a class is a test image);
@@ -137,7 +140,9 @@ def load(
     )
 
 
-def crop_and_flip(images, rng, padding=4):
+def crop_and_flip(
+    images: np.ndarray, rng: np.random.Generator, padding: int = 4
+) -> np.ndarray:
     """Random crop of the image's own size from the image padded with zeros, then a horizontal flip of every other
     image or so: torchvision's RandomCrop(size, padding) and RandomHorizontalFlip, one draw an image.
 
@@ -146,7 +151,7 @@ def crop_and_flip(images, rng, padding=4):
     """
     count, height, width, _ = images.shape
     row, column = rng.integers(0, 2 * padding + 1, size=(count, 2)).T
-    flipped = rng.random(count) < 0.5
+    flipped = np.asarray(rng.random(count)) < 0.5
     padded = np.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     windows = np.lib.stride_tricks.sliding_window_view(
         padded, (height, width), axis=(1, 2)
@@ -157,7 +162,7 @@ def crop_and_flip(images, rng, padding=4):
     return np.where(flipped[:, None, None, None], crops[:, :, ::-1], crops)
 
 
-def draw_fifth(labels, rng):
+def draw_fifth(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Positions of a fifth (rounded down) of each class, drawn without replacement, in ascending order.
 
     labels int [N]; rng a NumPy Generator. Raises DatasetError for a class of fewer than 5.
@@ -176,7 +181,7 @@ def draw_fifth(labels, rng):
 AUGMENTATIONS = {"none": lambda images, rng: images, "frozen": crop_and_flip}
 
 
-def _splits(image_set, test_images):
+def _splits(image_set: ImageSet, test_images: str) -> list[str]:
     needed = ["train"] + (["test"] if test_images == "test" else [])
     if "test" in needed and "test" not in image_set.splits:
         needed[1] = "validation"
@@ -188,7 +193,7 @@ def _splits(image_set, test_images):
     return needed
 
 
-def _choose(classes, image_set):
+def _choose(classes: Sequence[str | int] | str, image_set: ImageSet) -> list[int]:
     """The set's own labels of `classes`, in their order."""
     names = image_set.class_names
     labels = []
@@ -208,19 +213,21 @@ def _choose(classes, image_set):
     return labels
 
 
-def _as_label(wanted):
+def _as_label(wanted: Any) -> int:
     try:
         return int(wanted) if isinstance(wanted, str) else operator.index(wanted)
     except (TypeError, ValueError):
         return -1
 
 
-def _listed(names, most=100):
+def _listed(names: Sequence[str], most: int = 100) -> str:
     more = f", and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
 
-def _read(image_set, split, labels, image_size):
+def _read(
+    image_set: ImageSet, split: str, labels: Sequence[int] | None, image_size: Size
+) -> Examples:
     """Examples of the labels wanted (None: all), checked."""
     examples = image_set.read(split, labels, image_size)
     there = f"split {split!r} of {image_set.name!r} in {image_set.where}"
@@ -244,7 +251,9 @@ def _read(image_set, split, labels, image_size):
     return examples
 
 
-def _renumber(image_set, split, examples, labels):
+def _renumber(
+    image_set: ImageSet, split: str, examples: Examples, labels: Sequence[int]
+) -> Examples:
     """Labels 0 .. K-1 in the order of `labels`, each of which must occur."""
     for label in labels:
         if label not in examples.labels:
@@ -259,15 +268,15 @@ def _renumber(image_set, split, examples, labels):
     return examples._replace(labels=number[examples.labels])
 
 
-def _fingerprint(read):
+def _fingerprint(read: Sequence[Examples]) -> str:
     digest = hashlib.sha256()
     for array in (part for examples in read for part in examples):
         digest.update(f"{array.dtype.str}{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array))
+        digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
 
-def _statistics(images, name):
+def _statistics(images: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation [C] of intensities in [0, 1], in float64."""
     if re.split("[/:]", name)[0] in PUBLISHED_SETS and images.shape[-1] == 3:
         return PUBLISHED_MEAN.copy(), PUBLISHED_STD.copy()
@@ -286,12 +295,12 @@ def _statistics(images, name):
     return mean, std
 
 
-def _standardise(images, mean, std):
+def _standardise(images: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
     x = np.divide(images, np.float32(_full_intensity(images)), dtype=np.float32)
     x -= mean.astype(np.float32)
     x /= std.astype(np.float32)
     return x
 
 
-def _full_intensity(images):
+def _full_intensity(images: np.ndarray) -> float:
     return np.iinfo(images.dtype).max if images.dtype.kind in "iu" else 1.0

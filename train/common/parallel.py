@@ -44,7 +44,8 @@ def run_in_processes(
     context = multiprocessing.get_context("spawn")  # TensorFlow does not survive fork.
     stop = context.RawValue("b", 0)
     multiprocessing.resource_tracker.ensure_running()  # Its start unblocks signals.
-    waiting, running, failed = list(seeds), {}, {}
+    waiting, failed = list(seeds), {}
+    running: dict[int, Any] = {}
     try:
         while waiting or running:
             while waiting and len(running) < jobs:

@@ -10,7 +10,9 @@ written last: a seed without it was interrupted and keeps what it measured. One 
 
 import contextlib
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -50,7 +52,9 @@ class RunDirectory:
     shared: for a process to which the one that has the directory gave a seed.
     """
 
-    def __init__(self, path, settings, shared=False):
+    def __init__(
+        self, path: str | Path, settings: Mapping[str, Any], shared: bool = False
+    ) -> None:
         self.path = Path(path)
         self.settings = json.loads(json.dumps(settings))
         self._lock = None
@@ -75,7 +79,7 @@ class RunDirectory:
                 f"cannot write to {self.path}: {reason}; choose another --out"
             ) from error
 
-    def _check_that_it_is_ours(self):
+    def _check_that_it_is_ours(self) -> None:
         """Before the first command, it holds nothing under the names of what that will write, or remove."""
         there = [name for name in OWN if (self.path / name).exists()]
         if there and not (self.path / ".lock").exists() and not self._holds_results():
@@ -84,7 +88,7 @@ class RunDirectory:
                 "choose another --out, or move them away"
             )
 
-    def _clean_up(self):
+    def _clean_up(self) -> None:
         """Delete what a killed process left behind."""
         remove_leftovers(self.path)
         for parts in self.path.glob("seed-*/frame.parts"):
@@ -94,7 +98,7 @@ class RunDirectory:
                 if is_finished(parts.parent):
                     remove_store(parts)
 
-    def _holds_results(self):
+    def _holds_results(self) -> bool:
         """Whether a command got as far as to save something."""
         saved = ("selection.json", "selection.parts/state-*")
         return (
@@ -102,7 +106,7 @@ class RunDirectory:
             or self._holds_measurements()
         )
 
-    def _holds_measurements(self):
+    def _holds_measurements(self) -> bool:
         saved = (
             "frame.parquet",
             "seed.json",
@@ -111,7 +115,7 @@ class RunDirectory:
         )
         return any(any(self.path.glob(f"seed-*/{name}")) for name in saved)
 
-    def _check_settings(self):
+    def _check_settings(self) -> None:
         file = self.path / "settings.json"
         if not file.exists():
             raise RunDirectoryError(
@@ -125,7 +129,7 @@ class RunDirectory:
                 + "\n".join(lines)
             )
 
-    def _check_environment(self):
+    def _check_environment(self) -> None:
         """Say where versions or the machine differ from those of the results; each seed keeps its own in seed.json."""
         file = self.path / "environment.json"
         lines = (
@@ -137,7 +141,7 @@ class RunDirectory:
                 + "\n".join(lines)
             )
 
-    def check_data(self, fingerprint):
+    def check_data(self, fingerprint: str) -> None:
         """Bind the directory to the data with this hash; `RunDirectoryError` where it holds results of other data."""
         file = self.path / "data.json"
         measured = (
@@ -154,7 +158,7 @@ class RunDirectory:
                 f"{self.path} holds results of other data (see data.json); choose another --out"
             )
 
-    def is_complete(self, seed):
+    def is_complete(self, seed: int) -> bool:
         """Whether this seed has been run to its end, its files being those it ended with.
 
         Raises `RunDirectoryError` where one has changed since, or seed.json is damaged: running it again would
@@ -167,15 +171,15 @@ class RunDirectory:
         check_mark(path, {"settings": self.settings, "seed": seed})
         return True
 
-    def seed_path(self, seed):
+    def seed_path(self, seed: int) -> Path:
         return self.path / f"seed-{seed}"
 
-    def note(self, about):
+    def note(self, about: Mapping[str, Any]) -> dict[str, Any]:
         """What numbers of one kind have in common, to be saved with each state: settings, versions, and `about`."""
         kept = {f"settings {name}": value for name, value in self.settings.items()}
         return {**kept, **versions(), **json.loads(json.dumps(about))}
 
-    def store(self, seed, note, **options):
+    def store(self, seed: int, note: Mapping[str, Any], **options: bool) -> FrameStore:
         """The `FrameStore` of a seed, to write; note and options as for `open_store`."""
         store = self.open_store(
             self.seed_path(seed) / "frame.parts", f"seed {seed}", note, **options
@@ -184,8 +188,14 @@ class RunDirectory:
         return store
 
     def open_store(
-        self, path, name, note, resume=False, restart=False, skip_damaged=False
-    ):
+        self,
+        path: Path,
+        name: str,
+        note: Mapping[str, Any],
+        resume: bool = False,
+        restart: bool = False,
+        skip_damaged: bool = False,
+    ) -> FrameStore:
         """The `FrameStore` at `path` of what is called `name`: to go on with what it holds, or `restart` to forget it.
 
         skip_damaged: leave parts of it that were damaged out for good; without it they are a `StorageError`.
@@ -220,12 +230,24 @@ class RunDirectory:
             raise
         return store
 
-    def save_rows(self, seed, store, history, more=None):
+    def save_rows(
+        self,
+        seed: int,
+        store: FrameStore,
+        history: pd.DataFrame,
+        more: pd.DataFrame | None = None,
+    ) -> None:
         """Write what `store` holds, and the frame `more`, as frame.parquet, in bounded memory; and the history."""
         store.export(self.seed_path(seed) / "frame.parquet", more)
         write_frame(history, self.seed_path(seed) / "history.csv")
 
-    def finish_seed(self, seed, store, history, about):
+    def finish_seed(
+        self,
+        seed: int,
+        store: FrameStore,
+        history: pd.DataFrame,
+        about: Mapping[str, Any],
+    ) -> None:
         """Write a seed's frame and history, mark it as complete with `about` (a dict), and drop its training state.
 
         The mark also names the damaged parts whose rows the frame lacks.
@@ -237,7 +259,13 @@ class RunDirectory:
         )
         store.delete()
 
-    def save_seed(self, seed, frame, history, about=None):
+    def save_seed(
+        self,
+        seed: int,
+        frame: pd.DataFrame,
+        history: pd.DataFrame,
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
         """Write a seed's frame and history; `about` (a dict) marks it as complete.
 
         Without `about` a seed that is complete stays as it is: another process took the run over and was faster.
@@ -256,30 +284,30 @@ class RunDirectory:
                 f"cannot write to {path}: {error}; what was saved before is whole"
             ) from error
 
-    def frames(self, seeds):
+    def frames(self, seeds: Sequence[int]) -> tuple[pd.DataFrame, pd.DataFrame]:
         """(frame, history) of these seeds together, in memory."""
         files = [self._file(s, "frame.parquet") for s in seeds]
         return pd.concat(
             [read_frame(f) for f in files], ignore_index=True
         ), self.histories(seeds)
 
-    def scan(self, seeds):
+    def scan(self, seeds: Sequence[int]) -> StoredFrame:
         """The frames of these seeds together, to be read in bounded memory."""
         return StoredFrame([self._file(s, "frame.parquet") for s in seeds])
 
-    def histories(self, seeds):
+    def histories(self, seeds: Sequence[int]) -> pd.DataFrame:
         """Loss and accuracy by epoch of these seeds together."""
         return pd.concat(
             [read_frame(self._file(s, "history.csv")) for s in seeds], ignore_index=True
         )
 
-    def _file(self, seed, name):
+    def _file(self, seed: int, name: str) -> Path:
         """A file of a seed; `RunDirectoryError` where the seed is finished and it is not what was written."""
         is_finished(self.seed_path(seed), [name])
         return self.seed_path(seed) / name
 
 
-def remove_store(path):
+def remove_store(path: Path) -> None:
     """Remove a store, or what is left of one that a killed process was removing."""
     if any((path / name).exists() for name in ("index.json", ".lock")):
         FrameStore(path, write=True, anew=True).delete()

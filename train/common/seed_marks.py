@@ -1,6 +1,8 @@
 """seed.json: the mark of a finished seed, with the checksums of its files and the settings that it was run with."""
 
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from srel_tf import StorageError
 from srel_tf.files import differences, read_json, sha256, write_json
@@ -14,7 +16,7 @@ class RunDirectoryError(StorageError):
     """A run directory that cannot be written, is in use, or holds results of other settings."""
 
 
-def mark_as_finished(path, about):
+def mark_as_finished(path: Path, about: Mapping[str, Any]) -> None:
     """Write the seed.json of a seed's directory: `about` (a dict) and what its files are."""
     sums = {
         name: sha256(path / name)
@@ -26,7 +28,7 @@ def mark_as_finished(path, about):
     )
 
 
-def finished_seeds(path):
+def finished_seeds(path: str | Path) -> list[Path]:
     """Directories of the finished seeds of a run directory, by number.
 
     Raises `RunDirectoryError` where one's files are not those that it ended with, or it is of another run.
@@ -40,7 +42,7 @@ def finished_seeds(path):
     return finished
 
 
-def check_mark(path, expected):
+def check_mark(path: Path, expected: Mapping[str, Any]) -> None:
     """`RunDirectoryError` unless the seed.json in `path` says what is expected. Those of before had no settings."""
     mark = ours(read_json, path / "seed.json")
     lines = []
@@ -59,7 +61,7 @@ def check_mark(path, expected):
         )
 
 
-def is_finished(path, names=()):
+def is_finished(path: Path, names: Sequence[str] = ()) -> bool:
     """Whether there is a seed.json, and these files, or else all that it names, are what was written with it."""
     mark = path / "seed.json"
     if not mark.exists():
@@ -81,7 +83,7 @@ def is_finished(path, names=()):
     return True
 
 
-def ours(read, path):
+def ours(read: Callable[[Path], Any], path: Path) -> Any:
     """read(path), with what is wrong as `RunDirectoryError`."""
     try:
         return read(path)

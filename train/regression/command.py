@@ -7,9 +7,12 @@ python -m train.regression --width 8 16 64 --depth 1 2 4          nine nets, a r
 
 import argparse
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
+
+import pandas as pd
 
 from srel_tf import OptionError, Settings, SRelError
 from train.classification.experiment import DivergedError
@@ -20,7 +23,7 @@ from train.regression.experiment import precision, train
 from train.regression.report import report, summary
 
 
-def parser():
+def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m train.regression",
         description=__doc__.split("\n\n")[0],
@@ -112,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run(parser().parse_args(arguments))
 
 
-def run(args):
+def run(args: argparse.Namespace) -> None:
     """Train and measure each seed of each net that its run directory does not hold yet, then report.
 
     A net that fails ends a sweep no more than it must: the others are run, the table covers them, the error comes last.
@@ -150,7 +153,9 @@ class SweepError(SRelError, RuntimeError):
     """Some nets of a sweep failed; the others were run to their end."""
 
 
-def _run_net(args, settings, path):
+def _run_net(
+    args: argparse.Namespace, settings: Mapping[str, Any], path: Path
+) -> pd.Series:
     """The summary of one net's seeds, trained where they are not there yet."""
     about = {"experiment": "regression", **settings}
     with precision(
@@ -172,12 +177,18 @@ def _run_net(args, settings, path):
     return report(directory, settings, args.seeds)
 
 
-def _train_shared(settings, about, path, seed, orphaned):
+def _train_shared(
+    settings: Mapping[str, Any],
+    about: Mapping[str, Any],
+    path: Path,
+    seed: int,
+    orphaned: Callable[[], bool],
+) -> None:
     """One seed in a process of its own, in a directory that the process which started it has."""
     train(settings, seed, RunDirectory(path, about, shared=True), orphaned)
 
 
-def _check(args):
+def _check(args: argparse.Namespace) -> None:
     """`OptionError` for what argparse lets through, before a run directory is made."""
     if args.batch_size > args.examples:
         raise OptionError(

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from srel_tf.hypotheses import COLUMNS, decide
-from train.replication.condensed import KEY, read
+from train.replication.condensed import KEY, Directories, read
 
 # Claims on the time dependence of means, and the share of entries from which on a mean is one of a selection.
 TRENDS = (
@@ -34,7 +34,7 @@ COMPARISONS = (
 )
 
 
-def claims(directories):
+def claims(directories: Directories) -> pd.DataFrame:
     """Verdicts on the paper's claims of Section 2.1: those of `class_claim`, and on which measure separates.
 
     AUCs are means over the measurements after the first epoch, one a seed; differences are paired by seed.
@@ -66,31 +66,31 @@ def claims(directories):
             for m in ("l1", "l2", "kl", "published_kl", "published_l2")
             if m in by_measure
         ):
-            claim = {
+            one = {
                 **about,
                 "measure": name,
                 "claim": "no separation",
                 "effect": "AUC",
             }
             rows.append(
-                {**decide(claim, by_measure[name].to_numpy(), NO_SEPARATION), **kept}
+                {**decide(one, by_measure[name].to_numpy(), NO_SEPARATION), **kept}
             )
         for claim, first, second, bounds in COMPARISONS:
             if {first, second} <= set(by_measure):
                 gaps = (by_measure[first] - by_measure[second]).to_numpy()
-                names = {
+                comparison = {
                     **about,
                     "measure": f"{first} − {second}",
                     "claim": claim,
                     "effect": "difference of AUC",
                 }
-                rows.append({**decide(names, gaps, bounds), **kept})
+                rows.append({**decide(comparison, gaps, bounds), **kept})
     found = pd.DataFrame(rows, columns=[*COLUMNS, "data", "protocol", "rule"])
     verdicts = pd.concat([read(directories, "verdicts.csv"), found], ignore_index=True)
     return _of_selections(verdicts, read(directories, "pairs.parquet"))
 
 
-def _of_selections(verdicts, pairs):
+def _of_selections(verdicts: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
     """The verdicts with `valid_last`, the lower of two measures' where two are compared; see `claims`."""
     last = pairs[pairs["step"] == pairs.groupby(KEY)["step"].transform("max")]
     counts = last.groupby(KEY)[["off_n_valid", "off_n_pairs"]].sum()

@@ -22,14 +22,14 @@ from srel_tf.files import read_json
 from srel_tf.hypotheses import interval
 from train.common import cli
 from train.replication.claims import claims
-from train.replication.condensed import INTER, INTRA, KEY, load, read
+from train.replication.condensed import INTER, INTRA, KEY, Directories, load, read
 from train.replication.single_matrices import adjusted, moves
 
 PUBLISHED_NAMES = {"plane": "airplane", "car": "automobile"}
 PUBLISHED_COLUMNS = ["measure", "run", "step", "source_class", "target_class", "srel"]
 
 
-def central(directories):
+def central(directories: Directories) -> pd.DataFrame:
     """The central table: a row a (data, protocol, measure, rule, quantity) with mean, low, high over the seeds.
 
     Quantities are of one number a seed. auc, ratio_of_medians (geometric), intra, inter (Definition 3, with the
@@ -91,7 +91,7 @@ def central(directories):
     return pd.concat([pd.DataFrame(rows), _trends(directories)], ignore_index=True)
 
 
-def _trends(directories):
+def _trends(directories: Directories) -> pd.DataFrame:
     """change_intra and change_inter, as `class_claim` estimates them."""
     found = read(directories, "verdicts.csv")
     names = {
@@ -105,7 +105,7 @@ def _trends(directories):
     )[[*KEY, "quantity", "mean", "low", "high", "n_seeds"]]
 
 
-def read_published(path):
+def read_published(path: Path) -> pd.DataFrame:
     """The published curves; `FrameError` for another table."""
     curves = srel_tf.read_frame(path)
     missing = [name for name in PUBLISHED_COLUMNS if name not in curves]
@@ -116,7 +116,7 @@ def read_published(path):
     return curves
 
 
-def beside_published(pairs, published):
+def beside_published(pairs: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
     """The published curves beside those of our `published` protocol, a row a (measure, source class, target class).
 
     pairs: our class pairs of rule fresh_adam. published: columns measure, run, epoch, step, source_class, target_class,
@@ -164,7 +164,7 @@ def beside_published(pairs, published):
     )
 
 
-def as_table(found, data, protocol):
+def as_table(found: pd.DataFrame, data: str, protocol: str) -> pd.DataFrame:
     """The central table of one run for a terminal: a row a (measure, rule), mean [low, high] in its cells."""
     part = found[(found["data"] == data) & (found["protocol"] == protocol)]
     cells = part.assign(
@@ -204,7 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     report(load(options.results), options.published, out)
 
 
-def report(directories, published, out):
+def report(directories: Directories, published: Path | None, out: Path) -> None:
     """Print and write all tables."""
     found = central(directories)
     written = [srel_tf.write_frame(found, out / "central.csv")]

@@ -1,5 +1,7 @@
 """Reading what `train.condense` left of several runs, results/DATA-PROTOCOL each."""
 
+from pathlib import Path
+
 import pandas as pd
 
 import srel_tf
@@ -7,9 +9,10 @@ from srel_tf import OptionError
 
 KEY = ["data", "protocol", "measure", "rule"]
 INTRA, INTER = "intra", "inter"
+Directories = dict[tuple[str, str], Path]  # By data set and protocol.
 
 
-def load(results):
+def load(results: Path) -> Directories:
     """{(data, protocol): directory} of what `train.condense` wrote below `results`; `OptionError` if nothing."""
     found = {}
     for mark in sorted(results.glob("*-*/separation.parquet")):
@@ -22,7 +25,7 @@ def load(results):
     return found
 
 
-def read(directories, name):
+def read(directories: Directories, name: str) -> pd.DataFrame:
     """The tables `name` of all directories, with columns data and protocol."""
     tables = [
         srel_tf.read_frame(path / name).assign(data=data, protocol=protocol)

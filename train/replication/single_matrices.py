@@ -1,14 +1,17 @@
 """What single matrices of one seed say, which `train.condense --matrices` kept whole: rows of one step each."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
 import srel_tf
 from srel_tf import auc, rule_names
-from train.replication.condensed import INTER, INTRA
+from train.replication.condensed import INTER, INTRA, Directories
 
 
-def load_matrices(directories):
+def load_matrices(directories: Directories) -> Iterator[tuple[str, str, pd.DataFrame]]:
     """(data, protocol, frame with a column rule) of each directory that has matrices."""
     for (data, protocol), path in directories.items():
         if (path / "matrices.parquet").exists():
@@ -16,7 +19,7 @@ def load_matrices(directories):
             yield data, protocol, entries.assign(rule=rule_names(entries))
 
 
-def moves(directories):
+def moves(directories: Directories) -> pd.DataFrame:
     """Median ‖Δp‖₁ (at most 2) of one finite fictitious step, at the source, at targets of its class and of others.
 
     From the matrices that `train.condense --matrices` kept, of one seed: a row a (data, protocol, rule, step).
@@ -39,7 +42,7 @@ def moves(directories):
     return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
 
 
-def adjusted(directories):
+def adjusted(directories: Directories) -> pd.DataFrame:
     """AUC of intra- against inter-class pairs once the scales of sources and targets are taken away.
 
     A row a (data, protocol, rule, measure, step), over the valid entries off the diagonal. auc: all pairs ranked
@@ -66,7 +69,7 @@ def adjusted(directories):
                 "auc_rows": np.nanmean(within),
             }
             found["auc_two_way"] = _of_kinds(
-                two_way_residuals(positive), positive["same"]
+                two_way_residuals(positive), positive["same"].to_numpy()
             )
             rows.append(
                 {
@@ -81,11 +84,11 @@ def adjusted(directories):
     return pd.DataFrame(rows)
 
 
-def _of_kinds(values, same):
+def _of_kinds(values: Any, same: Any) -> float:
     return auc(values[same], values[~same])
 
 
-def two_way_residuals(entries):
+def two_way_residuals(entries: pd.DataFrame) -> np.ndarray:
     """log S less the least-squares fit of a term for each source and one for each target."""
     design = pd.get_dummies(
         entries[["source_id", "target_id"]].astype(str), dtype=float

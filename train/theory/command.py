@@ -13,10 +13,13 @@ import argparse
 import json
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import tensorflow as tf
+from matplotlib.figure import Figure
 
 from srel_tf import write_frame
 from srel_tf.plotting import save_figure
@@ -27,7 +30,7 @@ from train.figures import THEORY
 from train.theory import figures as theory_figures
 
 
-def make(number, variant, seed):
+def make(number: int, variant: str, seed: int) -> tuple[pd.DataFrame, Figure]:
     """The frame and the picture of one figure."""
     of_number = {
         **dict.fromkeys(
@@ -43,7 +46,7 @@ def make(number, variant, seed):
     return frame, THEORY[number](frame)
 
 
-def settings(variant, seed):
+def settings(variant: str, seed: int) -> dict[str, Any]:
     """What a figure depends on, saved beside it; the versions are a note and bind nobody."""
     gate = theory_figures.GATE
     return {
@@ -78,7 +81,7 @@ def settings(variant, seed):
     }
 
 
-def prepare(out, suffix, new):
+def prepare(out: Path, suffix: str, new: Mapping[str, Any]) -> None:
     """Bind the folder `out` to the settings `new`; `RunDirectoryError` where it holds figures of other settings.
 
     The text's figures and the published ones (suffix "_published") may share a folder: each has its settings file.
@@ -98,7 +101,7 @@ def prepare(out, suffix, new):
         ) from error
 
 
-def refuse_other_settings(out, file, new):
+def refuse_other_settings(out: Path, file: Path, new: Mapping[str, Any]) -> None:
     """`RunDirectoryError` unless `file` says that the figures of `out` were made with the settings `new`."""
     try:
         saved = json.loads(file.read_text(encoding="utf-8"))
@@ -118,7 +121,7 @@ def refuse_other_settings(out, file, new):
         )
 
 
-def report_rise(out):
+def report_rise(out: Path) -> None:
     """Write rise.csv and print, for each figure, how S_rel at t = 8000 compares with t = 0 and with t <= 1000."""
     frame = theory_figures.rise()
     out.mkdir(parents=True, exist_ok=True)
@@ -132,7 +135,7 @@ def report_rise(out):
         )
 
 
-def make_figures(numbers, out, variant, seed):
+def make_figures(numbers: Iterable[int], out: Path, variant: str, seed: int) -> None:
     """Write frame and picture of each figure, and the settings they belong to."""
     suffix = "_published" if variant == "published" else ""
     prepare(out, suffix, settings(variant, seed))
