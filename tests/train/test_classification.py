@@ -17,35 +17,13 @@ import pandas as pd
 import pytest
 
 import srel_tf
+from tests.made_up import SCHEMA
 from train.classification.command import main
 from train.common.callbacks import History
 from train.common.data import load
 
 # 406 training images: 4 updates an epoch, measured at 0, 2 and 4.
 TINY = "--model mlp --epochs 1 --batch-size 100 --every 2 --per-class 2 --update sgd fresh_adam".split()  # noqa: SIM905
-SCHEMA = [
-    *(
-        "run",
-        "seed",
-        "step",
-        "epoch",
-        "measure",
-        "update",
-        "estimator",
-        "method",
-        "learning_rate",
-    ),
-    *(
-        "source_id",
-        "source_class",
-        "target_id",
-        "target_class",
-        "numerator",
-        "denominator",
-        "srel",
-        "valid",
-    ),
-]
 
 
 class Done(NamedTuple):

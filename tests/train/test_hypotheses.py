@@ -10,6 +10,7 @@ import pytest
 
 import srel_tf
 from srel_tf import hypotheses, theory
+from tests.made_up import SCHEMA
 from train.common.seed_marks import mark_as_finished
 from train.hypotheses import in_steps, main
 from train.theory import cases as theory_cases
@@ -291,31 +292,6 @@ def test_theory_frames_have_the_schema(cases, name):
     assert not frame.duplicated(["seed", "step", "source_id", "target_id"]).any()
     assert (frame["srel"][frame["valid"]] >= 0).all()
     assert len(hypotheses.two_phases(frame, cases[name].risks))
-
-
-SCHEMA = [
-    *(
-        "run",
-        "seed",
-        "step",
-        "epoch",
-        "measure",
-        "update",
-        "estimator",
-        "method",
-        "learning_rate",
-    ),
-    *(
-        "source_id",
-        "source_class",
-        "target_id",
-        "target_class",
-        "numerator",
-        "denominator",
-        "srel",
-        "valid",
-    ),
-]
 
 
 def test_random_pairs_are_eq_13_in_their_places(cases):

@@ -151,7 +151,20 @@ def kill_and_compare(run, path, uninterrupted, kills, *finish):
     return killed, torn
 
 
-def test_a_kill_and_then_seeds_side_by_side(tmp_path, uninterrupted, capfd):
+def test_a_kill_and_then_seeds_side_by_side(
+    tmp_path, uninterrupted, capfd, monkeypatch
+):
+    """The kill is real; what the process of a seed does is done here (test_jobs starts processes)."""
+
+    def in_this_process(work, seeds, jobs):
+        assert jobs == 2
+        with contextlib.redirect_stdout(sys.__stdout__):
+            for seed in seeds:
+                work(seed, orphaned=lambda: False)
+
+    monkeypatch.setattr(
+        "train.classification.command.run_in_processes", in_this_process
+    )
     finish = ["--seeds", "0", "1", "--jobs", "2"]
     assert kill_and_compare(QUICK, tmp_path, uninterrupted, 1, *finish)[0] == 1
     lines = [

@@ -104,9 +104,10 @@ def load(
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     augmented = AUGMENTATIONS[augment]
+    is_leaked = {"test": False, "train": True}[test_images]
     image_set = open_set(name, data_dir, download)
     labels = None if classes is None else _choose(classes, image_set)
-    splits = _splits(image_set, test_images)
+    splits = _splits(image_set, is_leaked)
     read = [_read(image_set, split, labels, size) for split in splits]
     if labels is None:
         labels = sorted(set().union(*(examples.labels.tolist() for examples in read)))
@@ -124,7 +125,7 @@ def load(
 
     train_draw, fifth_draw, test_draw = np.random.default_rng(seed).spawn(3)
     train, test = read[0], read[-1]
-    if test_images == "train":
+    if is_leaked:
         fifth = draw_fifth(train.labels, fifth_draw)
         test = Examples(*(part[fifth] for part in train))
         test = test._replace(images=augmented(test.images, test_draw))
@@ -181,8 +182,8 @@ def draw_fifth(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 AUGMENTATIONS = {"none": lambda images, rng: images, "frozen": crop_and_flip}
 
 
-def _splits(image_set: ImageSet, test_images: str) -> list[str]:
-    needed = ["train"] + (["test"] if test_images == "test" else [])
+def _splits(image_set: ImageSet, is_leaked: bool) -> list[str]:
+    needed = ["train"] if is_leaked else ["train", "test"]
     if "test" in needed and "test" not in image_set.splits:
         needed[1] = "validation"
     if not set(needed) <= set(image_set.splits):
