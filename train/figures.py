@@ -25,8 +25,8 @@ from train.benchmark import report as benchmark_report
 from train.common import cli
 from train.common.seed_marks import finished_seeds
 from train.regression import report as regression_report
-from train.replication.command import PUBLISHED_NAMES, read_published
-from train.replication.condensed import load
+from train.replication.command import as_ours, read_published
+from train.replication.tables import load
 
 THEORY = {
     **dict.fromkeys((6, 7, 8, 9), theory_plots.plot_penalized),
@@ -94,11 +94,8 @@ def _smallest_steps(frame: pd.DataFrame) -> pd.DataFrame:
 
 def side_by_side(pairs: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
     """Curves for `plot_beside`: ours of rule fresh_adam and the published ones, at the updates that both have."""
-    theirs = published.assign(
-        step=published["step"] + 1, mean=published["srel"], origin="published"
-    )
-    ends = ["source_class", "target_class"]
-    theirs[ends] = theirs[ends].replace(PUBLISHED_NAMES)
+    theirs = as_ours(published)
+    theirs = theirs.assign(mean=theirs["srel"], origin="published")
     ours = pairs[
         (pairs["update"] == "fresh_adam")
         & pairs["measure"].isin(theirs["measure"].unique())
@@ -106,7 +103,8 @@ def side_by_side(pairs: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
     both = pd.concat(
         [ours.assign(origin="srel_tf, protocol published"), theirs], ignore_index=True
     )
-    return both[["origin", "run", "step", "measure", *ends, "mean"]]
+    columns = ["origin", "run", "step", "measure", "source_class", "target_class"]
+    return both[[*columns, "mean"]]
 
 
 def of_theory(path: Path) -> Iterator[Drawing]:

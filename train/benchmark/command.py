@@ -107,7 +107,7 @@ def _choose_device(args: argparse.Namespace) -> None:
 def _comparison(args: argparse.Namespace) -> Result:
     torch_repeats = args.torch_repeats if has_torch() else 0
     table = comparison(args.model, args.points, args.repeats, torch_repeats)
-    report.show(
+    cli.show(
         f"{args.model}, {args.points} sources × {args.points} targets; medians of calls in turn; the published "
         "procedure is scaled up from the (source, class) pairs that were timed",
         table,
@@ -137,8 +137,8 @@ def _growth(args: argparse.Namespace) -> Result:
         ),
     )
     fitted = exponents(table)
-    report.show("seconds and bytes", table)
-    report.show("powers of the number of points", fitted)
+    cli.show("seconds and bytes", table)
+    cli.show("powers of the number of points", fitted)
     picture = report.plot_growth(table, fitted)
     return {"growth": table, "growth_exponents": fitted}, {"growth": picture}
 
@@ -146,7 +146,7 @@ def _growth(args: argparse.Namespace) -> Result:
 def _training(args: argparse.Namespace) -> Result:
     table = training(args.model, args.points, args.batch_size, args.rounds)
     medians = overhead(table).reset_index()
-    report.show(
+    cli.show(
         f"blocks of {EVERY} steps of {args.batch_size} in `fit`, in turn with one measurement or none; medians",
         medians,
     )

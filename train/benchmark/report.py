@@ -51,12 +51,6 @@ def show_machine(about: Mapping[str, Any]) -> None:
     print(", ".join(f"{n} {about[n]}" for n in names if n in about), flush=True)
 
 
-def show(title: str, table: pd.DataFrame) -> None:
-    """Print a table under its title."""
-    text = table.to_string(index=False, float_format="{:.4g}".format)
-    print(f"\n{title}\n{text}", flush=True)
-
-
 def plot_growth(table: pd.DataFrame, fitted: pd.DataFrame) -> Figure:
     """Plot time and memory by the number of probe points, log-log, with the fitted powers as thin lines."""
     with sns.axes_style("whitegrid"):

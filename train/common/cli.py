@@ -9,6 +9,8 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import pandas as pd
+
 from srel_tf import SRelError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -100,3 +102,9 @@ class Distinct(argparse.Action):
         if len(set(values)) < len(values):
             raise argparse.ArgumentError(self, f"{values}: name none twice")
         setattr(namespace, self.dest, values)
+
+
+def show(title: str, table: pd.DataFrame) -> None:
+    """Print a table under its title."""
+    text = table.to_string(index=False, float_format="{:.4g}".format)
+    print(f"\n{title}\n{text}", flush=True)

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 import srel_tf
 from srel_tf.plotting import plot_distances, plot_pairs, save_figure
+from train.common import cli
 from train.common.run_directory import RunDirectory
 from train.regression.experiment import TARGET, near_and_far, probe_points
 
@@ -95,6 +96,5 @@ def summary(columns: Sequence[pd.Series], out: Path) -> None:
     table = pd.concat(columns, axis=1)
     last = table.index.get_level_values(1).max()
     table = table.xs(last, level=1).T.rename_axis("net").reset_index()
-    print(f"\nall nets at step {last}, means over seeds:")
-    print(table.to_string(index=False, float_format="{:.3g}".format))
+    cli.show(f"all nets at step {last}, means over seeds", table)
     print(f"written: {srel_tf.write_frame(table, out / 'sweep.csv')}")
