@@ -135,7 +135,7 @@ def beside_published(pairs: pd.DataFrame, published: pd.DataFrame) -> pd.DataFra
         pairs["measure"].isin(theirs["measure"].unique())
         & (pairs["update"] == "fresh_adam")
     ]
-    spread = {"mean": "mean", "low": "min", "high": "max"}
+    spread: dict[str, Any] = {"mean": "mean", "low": "min", "high": "max"}
     a = ours.groupby([*pair, "step"])["mean"].agg(**spread)
     b = theirs.groupby([*pair, "step"])["srel"].agg(**spread)
     both = a.add_suffix("_ours").join(b.add_suffix("_published"), how="inner")
