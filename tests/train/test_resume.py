@@ -49,7 +49,7 @@ RUN = [
         "0",
     ),
 ]
-QUICK = [*RUN, "--update", "optimizer", "--epochs", "3"]
+QUICK = [*RUN, "--update", "optimizer", "--epochs", "2"]
 LONG = [*RUN, "--update", "sgd", "optimizer", "--epochs", "30"]
 
 
@@ -172,9 +172,9 @@ def test_a_kill_and_then_seeds_side_by_side(
         for line in capfd.readouterr().out.splitlines()
         if ": epoch " in line
     ]
-    assert lines.count("seed 0: epoch 3 of 3") == 1
+    assert lines.count("seed 0: epoch 2 of 2") == 1
     assert [line for line in lines if "seed 1" in line] == [
-        f"seed 1: epoch {epoch} of 3" for epoch in (1, 2, 3)
+        f"seed 1: epoch {epoch} of 2" for epoch in (1, 2)
     ]
 
 

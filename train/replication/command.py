@@ -57,7 +57,8 @@ def central(directories: Directories) -> pd.DataFrame:
     later = of_runs(later.assign(log_ratio=np.log(later["ratio_of_medians"])))
     after = pairs[pairs["epoch"] >= 1]
     is_intra = after["source_class"] == after["target_class"]
-    intra, inter = of_runs(after[is_intra]), of_runs(after[~is_intra])
+    intra = of_runs(after[is_intra])[["mean", "off_mean"]].mean().sort_index()
+    inter = of_runs(after[~is_intra])["mean"].mean().sort_index()
     counts = of_runs(pairs)[["off_n_valid", "off_n_pairs"]].sum()
     quantities = {
         "auc_start": of_runs(separation[is_first])["auc"].mean(),
@@ -65,9 +66,9 @@ def central(directories: Directories) -> pd.DataFrame:
         "ratio_of_medians": np.exp(later["log_ratio"].mean()),
         "median_intra": later["median_intra"].mean(),
         "median_inter": later["median_inter"].mean(),
-        INTRA: intra["mean"].mean(),
-        INTER: inter["mean"].mean(),
-        "off_intra": intra["off_mean"].mean(),
+        INTRA: intra["mean"],
+        INTER: inter,
+        "off_intra": intra["off_mean"],
         "valid": counts["off_n_valid"] / counts["off_n_pairs"],
     }
     rows = []
