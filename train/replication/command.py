@@ -55,10 +55,14 @@ def central(directories: Directories) -> pd.DataFrame:
     is_first = separation["step"] == of_runs(separation)["step"].transform("min")
     later = separation[separation["epoch"] >= 1]
     later = of_runs(later.assign(log_ratio=np.log(later["ratio_of_medians"])))
-    after = pairs[pairs["epoch"] >= 1]
-    is_intra = after["source_class"] == after["target_class"]
-    intra = of_runs(after[is_intra])[["mean", "off_mean"]].mean().sort_index()
-    inter = of_runs(after[~is_intra])["mean"].mean().sort_index()
+    is_intra = pairs["source_class"] == pairs["target_class"]
+    kinds = pairs.assign(kind=is_intra.map({True: INTRA, False: INTER}))
+    of_kinds = kinds[pairs["epoch"] >= 1].groupby([*KEY, "run", "kind"], sort=False)
+    # A column of each kind, even if nothing was measured after the first epoch.
+    mean, off_mean = (
+        of_kinds[name].mean().unstack().reindex(columns=[INTRA, INTER])
+        for name in ("mean", "off_mean")
+    )
     counts = of_runs(pairs)[["off_n_valid", "off_n_pairs"]].sum()
     quantities = {
         "auc_start": of_runs(separation[is_first])["auc"].mean(),
@@ -66,9 +70,9 @@ def central(directories: Directories) -> pd.DataFrame:
         "ratio_of_medians": np.exp(later["log_ratio"].mean()),
         "median_intra": later["median_intra"].mean(),
         "median_inter": later["median_inter"].mean(),
-        INTRA: intra["mean"],
-        INTER: inter,
-        "off_intra": intra["off_mean"],
+        INTRA: mean[INTRA],
+        INTER: mean[INTER],
+        "off_intra": off_mean[INTRA],
         "valid": counts["off_n_valid"] / counts["off_n_pairs"],
     }
     rows = []
