@@ -1,4 +1,4 @@
-"""What of a classification run is kept in results/: class pairs, separation, quantiles, verdicts, a few matrices.
+"""Summaries of a classification run for results/: class pairs, separation, quantiles, verdicts, a few matrices.
 
 python -m train.condense RUN_DIR --out results/cifar10-crossed --matrices 0 198 396
 
@@ -53,10 +53,19 @@ PAIR = [*MATRIX, "source_class", "target_class"]
 
 
 def condense(path: Path, out: Path, steps: Sequence[int] = ()) -> list[str]:
-    """Write what results/ keeps of the finished seeds of the run directory `path` to `out`; the names written.
+    """Summarise the finished seeds of the run directory `path` in `out`.
 
-    steps: of matrices.parquet. Raises `FrameError` where no seed is finished or a step was not measured, and
-    `RunDirectoryError` where a seed's files are not those that it ended with.
+    Args:
+        path: A run directory of `train.classification`.
+        out: The directory to write.
+        steps: Of matrices.parquet.
+
+    Returns:
+        The names of the files written.
+
+    Raises:
+        FrameError: If no seed is finished or a step was not measured.
+        RunDirectoryError: If files of a seed have changed since it ended.
     """
     seeds = finished_seeds(path)
     if not seeds:
@@ -81,9 +90,8 @@ def condense(path: Path, out: Path, steps: Sequence[int] = ()) -> list[str]:
             ignore_index=True,
         ),
     }
-    (out / "matrices.parquet").unlink(
-        missing_ok=True
-    )  # Those of a run that was condensed here before.
+    # It may be of a run that was condensed here before.
+    (out / "matrices.parquet").unlink(missing_ok=True)
     for name, table in tables.items():
         srel_tf.write_frame(table, out / name)
     for name in ("settings.json", "environment.json"):
@@ -101,7 +109,7 @@ def _with_rules(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def quantiles(frame: StoredFrame) -> pd.DataFrame:
-    """`QUANTILES` and mean of the valid S_rel of intra- and inter-class pairs, a row a measurement and kind."""
+    """Compute `QUANTILES` and mean of valid S_rel of intra- and inter-class pairs: a row a measurement and kind."""
     rows = []
     for piece in frame.pieces([*PAIR, "source_id", "target_id", "srel", "valid"]):
         kept = piece[(piece["source_id"] != piece["target_id"]) & piece["valid"]]
@@ -117,7 +125,7 @@ def quantiles(frame: StoredFrame) -> pd.DataFrame:
 
 
 def agreement(frame: StoredFrame) -> pd.DataFrame:
-    """How alike two measures see the pairs of a measurement, diagonal left out: a row a run, step, rule and two.
+    """Compare measures over the pairs of a measurement, without the diagonal: a row a run, step, rule and two measures.
 
     spearman: rank correlation, which no monotone transformation of S changes. slope: of log S of the second measure on
     log S of the first, least squares over entries that both have above zero: 2 where one is the square of the other.
@@ -152,7 +160,7 @@ def agreement(frame: StoredFrame) -> pd.DataFrame:
 
 
 def verdicts(frame: StoredFrame) -> pd.DataFrame:
-    """`class_claim` of each measure and rule; a rule is read at a time."""
+    """Decide `class_claim` for each measure and rule; one rule is in memory at a time."""
     tables = []
     for key in _keys(frame, ["rule", *RULE]):
         rows = _rows(frame, {name: key[name] for name in RULE})
@@ -161,7 +169,7 @@ def verdicts(frame: StoredFrame) -> pd.DataFrame:
 
 
 def _keys(frame: StoredFrame, names: Sequence[str]) -> list[dict[str, Any]]:
-    """The values of `names` that occur together, as dicts."""
+    """List the values of `names` that occur together, as dicts."""
     columns = ["run", "step", "measure", *RULE]
     found = pd.concat(
         piece[columns].drop_duplicates() for piece in frame.pieces(MATRIX)
@@ -170,7 +178,7 @@ def _keys(frame: StoredFrame, names: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _rows(frame: StoredFrame, key: Mapping[str, Any]) -> pd.DataFrame:
-    """All rows with these values."""
+    """Read all rows with these values."""
     wanted = functools.reduce(
         operator.and_, (pc.field(name) == value for name, value in key.items())
     )
@@ -178,7 +186,7 @@ def _rows(frame: StoredFrame, key: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def matrices(frame: StoredFrame, steps: Sequence[int]) -> pd.DataFrame:
-    """The rows of the first seed at `steps`, of the measures `SHOWN`."""
+    """Read the rows of the first seed at `steps`, of the measures `SHOWN`."""
     assert frame.dataset is not None  # `condense` has refused a run without rows.
     first = frame.dataset.head(1)["seed"][0].as_py()
     wanted = (

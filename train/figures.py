@@ -1,4 +1,4 @@
-"""Every picture of results/ again, from the frames that lie there; nothing is measured or trained.
+"""All pictures of results/ drawn again from the frames there; nothing is measured or trained.
 
 python -m train.figures [--results results] [--published CSV]
 
@@ -44,12 +44,12 @@ DRAWN = {
 
 
 def file_name(rule: str) -> str:
-    """A rule's name as part of a file's name."""
+    """Make a part of a file name of a rule's name."""
     return re.sub("[^a-z0-9_.]+", "-", rule.replace("η=", ""))
 
 
 def of_classification(path: Path, protocol: str) -> Iterator[Drawing]:
-    """{file: Figure} of what `train.condense` left in `path`."""
+    """Draw what `train.condense` left in `path`."""
     frames = {
         name: srel_tf.read_frame(path / f"{name}.parquet")
         for name in ("pairs", "separation", "quantiles")
@@ -86,14 +86,14 @@ def of_classification(path: Path, protocol: str) -> Iterator[Drawing]:
 
 
 def _smallest_steps(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the plain step, of the smallest η of several, and of a fresh Adam."""
+    """Select the rows of the plain step with the smallest η, and those of a fresh Adam."""
     sgd = frame[(frame["update"] == "sgd") & (frame["estimator"] != "limit")]
     smallest = sgd[sgd["learning_rate"] == sgd["learning_rate"].min()]
     return pd.concat([smallest, frame[frame["update"] == "fresh_adam"]])
 
 
 def side_by_side(pairs: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
-    """Curves for `plot_beside`: ours of rule fresh_adam and the published ones, at the updates that both have."""
+    """Join our curves of rule fresh_adam and the published ones for `plot_beside`."""
     theirs = as_ours(published)
     theirs = theirs.assign(mean=theirs["srel"], origin="published")
     ours = pairs[
@@ -108,7 +108,7 @@ def side_by_side(pairs: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
 
 
 def of_theory(path: Path) -> Iterator[Drawing]:
-    """{file: Figure} of the frames in results/theory."""
+    """Draw the frames in results/theory."""
     for frame in sorted(path.glob("figure_*.parquet")):
         yield (
             frame.with_suffix(".png").name,
@@ -117,7 +117,7 @@ def of_theory(path: Path) -> Iterator[Drawing]:
 
 
 def of_regression(path: Path) -> Iterator[Drawing]:
-    """{file: Figure} of the seeds in results/regression."""
+    """Draw the seeds in results/regression."""
     seeds = finished_seeds(path)
     frame, distances = (
         pd.concat(

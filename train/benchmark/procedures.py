@@ -30,7 +30,7 @@ class Setup(NamedTuple):
     def instrument(
         self, estimator: str, learning_rate: float | None = None
     ) -> srel_tf.Instrument:
-        """Measures `kl` and `l1` between all pairs."""
+        """Make an instrument that measures `kl` and `l1` between all pairs."""
         settings = srel_tf.Settings(estimator=estimator, learning_rate=learning_rate)
         return srel_tf.Instrument(self.model, self.probe, settings)
 
@@ -38,7 +38,7 @@ class Setup(NamedTuple):
 def setup(
     name: str = "resnet18", points: int = 60, shape: tuple[int, ...] = (32, 32, 3)
 ) -> Setup:
-    """A new net of `train.models` and its probe of random normal images, in Keras's floatx."""
+    """Make a net of `train.models` and its probe of random normal images, in Keras's floatx."""
     generator = np.random.default_rng(0)
     x = generator.normal(size=(points, *shape)).astype(keras.config.floatx())
     model = build_model(name, shape, CLASSES)
@@ -53,15 +53,15 @@ def setup(
 
 
 def forward_pass(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
-    """x -> outputs [n, C] of the traced net."""
+    """Make the traced function x -> outputs [n, C] of the net."""
     return tf.function(lambda x: model(x, training=False), jit_compile=False)
 
 
 class NaiveLoop:
-    """The plain TensorFlow loop, well written: for each source a gradient, a stepped copy of the net, a forward pass.
+    """A well-written plain TensorFlow loop: for each source a gradient, a stepped copy of the net, a forward pass.
 
-    Traced once; the copy's weights are shadow variables, made once and assigned for each source. It says nothing of
-    what float32 resolves. Calling it returns {"kl", "l1"}: S_rel [n, n] of the definitions, and the logits.
+    It is traced once; the copy's weights are shadow variables, assigned for each source. It does not tell which entries
+    float32 resolves. Calling it returns {"kl", "l1"}: S_rel [n, n] of the definitions, and the logits.
     """
 
     def __init__(self, model: keras.Model, x: np.ndarray, y: np.ndarray) -> None:
@@ -117,14 +117,14 @@ DISTANCES = {"kl": _kl, "l1": _l1}
 
 
 def _srel(moved: tf.Tensor) -> np.ndarray:
-    """D [n, n] over its diagonal, the change at the source itself."""
+    """Divide D [n, n] by its diagonal, the change at the source itself."""
     return (moved / tf.linalg.diag_part(moved)[:, None]).numpy()
 
 
 def published_pair(
     model: keras.Model, x: np.ndarray, y: np.ndarray, source: int, target_class: int
 ) -> np.ndarray:
-    """One (source, class) pair as the published code does it: a new net, a new Adam, one step, two passes."""
+    """Measure one (source, class) pair as the published code does: a new net, a new Adam, one step, two passes."""
     targets = tf.constant(x[y == target_class])
     xs, ys = tf.constant(x[[source]]), tf.constant(y[[source]])
     copy = keras.models.clone_model(model)
@@ -150,7 +150,7 @@ def published_pair(
 
 
 def seconds(function: Callable[[], object]) -> float:
-    """Wall-clock time of one call."""
+    """Measure the wall-clock time of one call."""
     start = time.perf_counter()
     function()
     return time.perf_counter() - start
@@ -161,10 +161,15 @@ def interleaved(
     rounds: Mapping[str, int],
     each: Mapping[str, int] | None = None,
 ) -> dict[str, list[float]]:
-    """{name: seconds of its calls} of functions that are called in turn, so that what slows the machine falls on all.
+    """Time functions that are called in turn, so that other load on the machine slows all of them alike.
 
-    rounds: {name: in how many rounds it is called}; each: {name: calls in a round}, 1 where not named. Every function
-    is called once before, untimed.
+    Args:
+        functions: {name: function}; each is called once before, untimed.
+        rounds: {name: the number of rounds in which it is called}.
+        each: {name: calls in a round}, 1 by default.
+
+    Returns:
+        {name: seconds of its calls}.
     """
     times: dict[str, list[float]] = {name: [] for name in functions}
     for function in functions.values():

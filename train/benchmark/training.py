@@ -1,4 +1,4 @@
-"""What measuring during `fit` costs: blocks of steps with and without a measurement, timed in turn."""
+"""The cost of measuring during `fit`: blocks of steps with and without a measurement, timed in turn."""
 
 import time
 from collections.abc import Callable
@@ -11,10 +11,8 @@ import pandas as pd
 from train.benchmark.procedures import CLASSES, setup
 
 EVERY = 9  # Steps from one measurement to the next, as in the paper.
-PLAIN, KINDS = (
-    "plain fit",
-    ("no measurement", "limit", "exact"),
-)  # What the blocks of a fit with probes do in turn.
+PLAIN = "plain fit"
+KINDS = ("no measurement", "limit", "exact")  # Of the blocks of a fit with probes.
 
 
 class _Blocks(keras.callbacks.Callback):
@@ -45,11 +43,11 @@ def training(
     rounds: int = 5,
     shape: tuple[int, ...] = (32, 32, 3),
 ) -> pd.DataFrame:
-    """One row a block of EVERY steps: kind, seconds.
+    """Time blocks of EVERY steps: a row a block with kind and seconds.
 
     One `fit` has a probe for each estimator; its blocks do without a measurement, with one of `limit`, with one of
-    `exact`, in turn, `rounds` times: neighbours in time see the same machine. "plain fit" is a `fit` without probes of
-    as many blocks, which shows that a probe costs nothing where it does not measure.
+    `exact`, in turn, `rounds` times: neighbours in time see the same machine. "plain fit" is a `fit` without probes,
+    which shows that a probe costs nothing while it does not measure.
     """
     it = setup(name, points, shape)
     plain = _fit(it.model, batch_size, 1 + rounds, shape)
@@ -65,7 +63,7 @@ def training(
 
 
 def due(estimator: str, start: int) -> Callable[[int], bool]:
-    """The schedule of an estimator: step `start`, where its graph is traced, and the start of each of its blocks."""
+    """Make the schedule of an estimator: step `start`, at which its graph is traced, and the start of its blocks."""
     turn = KINDS.index(estimator)
 
     def is_due(step: int) -> bool:
@@ -78,7 +76,7 @@ def due(estimator: str, start: int) -> Callable[[int], bool]:
 def _fit(
     model: keras.Model, batch_size: int, blocks: int, shape: tuple[int, ...]
 ) -> np.ndarray:
-    """Seconds of the blocks of one `fit` on random images, but for the first."""
+    """Run one `fit` on random images and return the seconds of its blocks, without the first."""
     generator = np.random.default_rng(1)
     x = generator.standard_normal(
         (batch_size * EVERY * blocks, *shape), dtype="float32"
@@ -90,7 +88,7 @@ def _fit(
 
 
 def overhead(table: pd.DataFrame) -> pd.DataFrame:
-    """Median seconds of a block of each kind, and by how much it exceeds one without a measurement, as a share."""
+    """Compute the median seconds of each kind of block, and its overhead over a block without a measurement."""
     by_kind = table.groupby("kind", sort=False)["seconds"]
     medians = by_kind.median()
     return pd.DataFrame(

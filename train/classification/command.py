@@ -22,7 +22,7 @@ from train.common.parallel import run_in_processes
 from train.common.run_directory import RunDirectory, RunDirectoryError, remove_store
 
 DIGITS = ["3", "5", "8"]
-# Options that change no number: where, how many at a time, and the preset that others may override.
+# Options that change no number, and the preset that the others may override.
 NOT_SETTINGS = "protocol seeds out log_dir jobs checkpoint_every resume restart skip_damaged".split()  # noqa: SIM905
 
 
@@ -170,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The options, those not given from --protocol."""
+    """Parse the options; --protocol gives defaults."""
     p = parser()
     args = p.parse_args(arguments)
     if args.protocol:
@@ -225,7 +225,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _out(args: argparse.Namespace) -> Path:
-    """The run directory; each protocol has one of its own, for they differ in settings."""
+    """Name the run directory; protocols differ in settings, so each has its own."""
     return Path(
         args.out
         or f"runs/{re.sub('[:/]+', '-', args.dataset)}-{args.protocol or args.model}"
@@ -251,7 +251,7 @@ def _train_shared(
     seed: int,
     orphaned: Callable[[], bool],
 ) -> None:
-    """One seed in a process of its own, in a directory that the process which started it has."""
+    """Train one seed in a process of its own; the process that started it holds the directory."""
     _train(
         settings,
         RunDirectory(out, kept, shared=True),
@@ -268,14 +268,13 @@ def _selected(
     seed: int,
     options: Mapping[str, Any],
 ) -> list[str]:
-    """The classes of --select-top, chosen once for a run directory."""
+    """Choose the classes of --select-top, once for a run directory."""
     file = directory.path / "selection.json"
     if not file.exists():
         select_top(settings, settings["select_top"], seed, directory, **options)
     selection = read_selection(file)
-    remove_store(
-        directory.path / "selection.parts"
-    )  # Of a process that was killed before it came to that.
+    # A process may have been killed before it removed its store.
+    remove_store(directory.path / "selection.parts")
     for name, value in selection["test_accuracy"].items():
         print(
             f"  {name}: test accuracy {value:.3f}{' (kept)' if name in selection['classes'] else ''}"
@@ -284,7 +283,7 @@ def _selected(
 
 
 def read_selection(file: Path) -> dict[str, Any]:
-    """The classes that --select-top chose, checked: `RunDirectoryError` where the file is damaged."""
+    """Read and check the classes that --select-top chose. Raises `RunDirectoryError` if the file is damaged."""
     selection = read_json(file)
     accuracy, classes = selection.get("test_accuracy"), selection.get("classes")
     if not (

@@ -28,7 +28,7 @@ class DivergedError(SRelError, ArithmeticError):
 
 
 def _within_epochs(every: int, steps_per_epoch: int) -> Callable[[int], bool]:
-    """After the update number 0, every, 2·every, … of each epoch, as the published code measured."""
+    """Make the published schedule: after update 0, every, 2·every, … of each epoch."""
     if every < 1:
         raise srel_tf.OptionError(f"--every {every}: give at least 1")
     return lambda step: step > 0 and (step - 1) % steps_per_epoch % every == 0
@@ -57,14 +57,14 @@ def load_data(settings: Mapping[str, Any], seed: int) -> ImageData:
 
 
 def order(count: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of `count` examples in an epoch: of nothing but seed and epoch, so that a resumed run has it too."""
+    """Draw the order of `count` examples in an epoch from seed and epoch only, so that a resumed run repeats it."""
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
 def batches(
     split: Split, batch_size: int, seed: int, epoch: int = 0, skip: int = 0
 ) -> tf.data.Dataset:
-    """Shuffled batches without end from `epoch` on, in another order each epoch, the first `skip` batches left out.
+    """Make endless shuffled batches from `epoch` on, in another order each epoch, without the first `skip` batches.
 
     The last, incomplete batch of an epoch is dropped, as in the published code.
     """
@@ -85,7 +85,7 @@ def batches(
 
 
 def compiled_model(settings: Mapping[str, Any], images: ImageData) -> srel_tf.SRelModel:
-    """The net, compiled with cross-entropy on logits."""
+    """Build the net and compile it with cross-entropy on logits."""
     model = build_model(settings["model"], images.input_shape, images.num_classes)
     model.compile(
         optimizer=make_optimizer(
@@ -112,12 +112,21 @@ def train(
 ) -> None:
     """Train and measure one seed into a `RunDirectory`.
 
-    Rows and training state are saved every `checkpoint_every` optimizer updates (None: each epoch); with `resume` the
-    seed goes on from there, bit for bit as if it had not been interrupted; with `restart` that is forgotten,
-    with `skip_damaged` what was damaged of it is left out.
-    verbose: as for `fit`, or "lines" for one line an epoch. orphaned: asked after each update whether to save and stop.
-    Raises `DivergedError` when the loss is no longer a number and `KeyboardInterrupt` after Ctrl-C, at the end of a
-    step; what was measured before is saved.
+    Args:
+        settings: Options of the command that change numbers.
+        seed: Of data, weights, order and probe.
+        directory: Gets rows and training state.
+        log_dir: TensorBoard directory, or None.
+        verbose: As for `fit`, or "lines" for one line an epoch.
+        resume: Go on from the saved state, bit for bit as if the seed had not been interrupted.
+        restart: Forget the saved state.
+        skip_damaged: Leave out damaged parts of what was saved.
+        checkpoint_every: Optimizer updates from one save to the next; None: an epoch.
+        orphaned: Asked after each update whether to save and stop.
+
+    Raises:
+        DivergedError: If the loss is no longer finite; what was measured before is saved.
+        KeyboardInterrupt: After Ctrl-C, at the end of a step; what was measured before is saved.
     """
     clock = Clock()
     make_repeatable(seed)
@@ -160,7 +169,9 @@ def train(
                     )
             _check_loss(rows, model, seed)
         except BaseException:
-            with contextlib.suppress(SRelError):  # A full disk has been told already.
+            with contextlib.suppress(
+                SRelError
+            ):  # A full disk has been reported already.
                 directory.save_rows(
                     seed, store, rows.frame(), checkpoint.unsaved(model)
                 )
@@ -221,7 +232,7 @@ def _fit(
     callbacks: Sequence[keras.callbacks.Callback],
     verbose: int | str,
 ) -> None:
-    """Train from `position` on: first what is left of a begun epoch, then the others."""
+    """Train from `position` on: first the rest of a begun epoch, then the others."""
     epoch, batch = position
     steps = len(images.train.y) // settings["batch_size"]
     for skip, end in (
@@ -245,7 +256,7 @@ def _fit(
 
 
 def _digest(model: keras.Model) -> str:
-    """Hex SHA-256 of the weights and the optimizer's variables: two runs are one if it is the same."""
+    """Compute the hex SHA-256 of weights and optimizer variables, which is equal for equal runs."""
     digest = hashlib.sha256()
     for v in [*model.weights, *model.optimizer.variables]:
         digest.update(keras.ops.convert_to_numpy(v).tobytes())
@@ -276,10 +287,10 @@ def select_top(
     restart: bool = False,
     checkpoint_every: int | None = None,
 ) -> None:
-    """Train on all classes of `settings` without a probe; the `count` classes of highest class-wise test accuracy.
+    """Train on all classes of `settings` without a probe and select the `count` classes of highest test accuracy.
 
-    Writes selection.json: class names in the order of their labels, {class: accuracy}. Until then the training's state
-    is saved as in `train`, in `directory`/selection.parts. Raises `DivergedError` and `KeyboardInterrupt` as `train`.
+    Writes selection.json: class names in the order of their labels, and {class: accuracy}. Until then the training's
+    state is saved as in `train`, in `directory`/selection.parts. Raises the errors of `train`.
     """
     make_repeatable(seed)
     images = load_data(settings, seed)

@@ -1,4 +1,4 @@
-"""Presets of `python -m train.classification`: what the paper's text defines, what its code did, and both crossed.
+"""Presets of `python -m train.classification`: the definitions of the text, the procedure of the code, both crossed.
 
 `--protocol NAME` gives other options their defaults; options that are given still count.
 """
@@ -77,7 +77,7 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
 def preset(
     protocol: str, dataset: str, select_top: int | None = None
 ) -> dict[str, Any]:
-    """{option: value} of a protocol for a dataset; classes are left out where --select-top is to find them.
+    """Look up {option: value} of a protocol for a dataset; without classes if --select-top is to find them.
 
     A dataset that is not the paper's gets the recipe alone. Raises `OptionError` for an unknown protocol.
     """

@@ -1,4 +1,4 @@
-"""What a finished run prints and draws: Definition 3, the separation of classes, loss and accuracy."""
+"""Tables and figures of a finished run: Definition 3, the separation of classes, loss and accuracy."""
 
 from collections.abc import Sequence
 

@@ -7,7 +7,7 @@ from srel_tf import OptionError
 
 
 class Rule(NamedTuple):
-    """What `attach_probe` is told of a fictitious step; learning_rate None: the training's."""
+    """Arguments of `attach_probe` for a fictitious step; learning_rate None: the training's."""
 
     update: str
     learning_rate: float | None
@@ -22,11 +22,17 @@ def parse_rules(
     learning_rate: float | None = None,
     estimator: str = "exact",
 ) -> list[Rule]:
-    """The `Rule` of each name.
+    """Parse the names of rules.
 
-    names: RULE, or RULE@η for a step of its own; "limit" is η → 0 of sgd, which the `published_` measures lack.
-    training_rate: the η of those without one. learning_rate, estimator: of those that do not say.
-    Raises `OptionError` for an η that is no positive number and for two names of one rule.
+    Args:
+        names: RULE, or RULE@η for a step of its own; "limit" is η → 0 of sgd, which the `published_` measures lack.
+        measures: Of each rule.
+        training_rate: The η of the training.
+        learning_rate: The η of rules without one; None: the training's.
+        estimator: Of all rules but "limit".
+
+    Raises:
+        OptionError: If an η is not a positive number, or two names mean one rule.
     """
     rules = {}
     for name in names:

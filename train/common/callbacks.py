@@ -1,4 +1,4 @@
-"""What goes along with a training: its history, its time, a line an epoch, a reason to stop."""
+"""Callbacks and clocks of a training: history, time, a line an epoch, a reason to stop."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -12,7 +12,7 @@ from srel_tf import Checkpoint
 
 
 class Clock:
-    """Seconds of work, those of the processes before this one up to their last saved state among them."""
+    """Seconds of work, including those of earlier processes up to their last saved state."""
 
     def __init__(self) -> None:
         self._start = time.perf_counter()
@@ -27,7 +27,7 @@ class Clock:
 
 
 class StopWhen(keras.callbacks.Callback):
-    """Asks for a stop after the update at whose end condition() is true; None never is."""
+    """Stop after the update at whose end condition() is true; None: never."""
 
     def __init__(
         self, condition: Callable[[], bool] | None, checkpoint: Checkpoint
@@ -61,7 +61,7 @@ class Lines(keras.callbacks.Callback):
 
 
 class History(keras.callbacks.Callback):
-    """Loss and accuracy by epoch, tidy; and the loss that was not a number, if there was one."""
+    """Loss and accuracy by epoch, tidy; `diverged` is a loss that was not finite, or None."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()

@@ -144,11 +144,14 @@ def load(
 def crop_and_flip(
     images: np.ndarray, rng: np.random.Generator, padding: int = 4
 ) -> np.ndarray:
-    """Random crop of the image's own size from the image padded with zeros, then a horizontal flip of every other
-    image or so: torchvision's RandomCrop(size, padding) and RandomHorizontalFlip, one draw an image.
+    """Crop each image at random from the image padded with zeros, and flip it with probability 1/2.
 
-    images [N, H, W, C] of any type, before standardisation; rng a NumPy Generator, from which rows and columns [N, 2]
-    and then the flips [N] are drawn. Returns a new array like `images`.
+    This is torchvision's RandomCrop(size, padding) and RandomHorizontalFlip, drawn once for each image.
+
+    Args:
+        images: [N, H, W, C] of any type, before standardisation.
+        rng: Rows and columns [N, 2], then flips [N] are drawn from it.
+        padding: Pixels on each side.
     """
     count, height, width, _ = images.shape
     row, column = rng.integers(0, 2 * padding + 1, size=(count, 2)).T
@@ -164,9 +167,10 @@ def crop_and_flip(
 
 
 def draw_fifth(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Positions of a fifth (rounded down) of each class, drawn without replacement, in ascending order.
+    """Draw a fifth (rounded down) of each class without replacement; returns positions in ascending order.
 
-    labels int [N]; rng a NumPy Generator. Raises DatasetError for a class of fewer than 5.
+    Raises:
+        DatasetError: If a class has fewer than 5 of the `labels` [N].
     """
     drawn = []
     for label in np.unique(labels):
@@ -195,7 +199,7 @@ def _splits(image_set: ImageSet, is_leaked: bool) -> list[str]:
 
 
 def _choose(classes: Sequence[str | int] | str, image_set: ImageSet) -> list[int]:
-    """The set's own labels of `classes`, in their order."""
+    """Look up the set's own labels of `classes`, in their order."""
     names = image_set.class_names
     labels = []
     for wanted in [classes] if isinstance(classes, str) else classes:
@@ -229,7 +233,7 @@ def _listed(names: Sequence[str], most: int = 100) -> str:
 def _read(
     image_set: ImageSet, split: str, labels: Sequence[int] | None, image_size: Size
 ) -> Examples:
-    """Examples of the labels wanted (None: all), checked."""
+    """Read and check the examples with `labels` (None: all)."""
     examples = image_set.read(split, labels, image_size)
     there = f"split {split!r} of {image_set.name!r} in {image_set.where}"
     if labels is None and not examples.labels.size:
@@ -255,7 +259,7 @@ def _read(
 def _renumber(
     image_set: ImageSet, split: str, examples: Examples, labels: Sequence[int]
 ) -> Examples:
-    """Labels 0 .. K-1 in the order of `labels`, each of which must occur."""
+    """Replace labels by 0 .. K-1 in the order of `labels`, each of which must occur."""
     for label in labels:
         if label not in examples.labels:
             found = set(examples.labels) & set(labels)
@@ -278,7 +282,7 @@ def _fingerprint(read: Sequence[Examples]) -> str:
 
 
 def _statistics(images: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation [C] of intensities in [0, 1], in float64."""
+    """Compute mean and standard deviation [C] of intensities in [0, 1], in float64."""
     if re.split("[/:]", name)[0] in PUBLISHED_SETS and images.shape[-1] == 3:
         return PUBLISHED_MEAN.copy(), PUBLISHED_STD.copy()
     full = _full_intensity(images)

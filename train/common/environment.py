@@ -1,4 +1,4 @@
-"""What computes: versions of packages and sources, threads, devices. Saved beside results, compared before going on."""
+"""Versions of packages and sources, threads, devices: saved beside results and compared before a run goes on."""
 
 import functools
 import hashlib
@@ -33,7 +33,7 @@ VARIABLES = (
 
 
 def versions() -> dict[str, Any]:
-    """What computes: packages, our own sources, and what decides on the order of sums."""
+    """Collect versions of packages, our own sources, and the numbers of threads, which decide the order of sums."""
     return {
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in PACKAGES},
@@ -51,7 +51,7 @@ def versions() -> dict[str, Any]:
 
 @functools.cache
 def _sources() -> str:
-    """Hex SHA-256 of the Python files of srel_tf and train."""
+    """Compute the hex SHA-256 of the Python files of srel_tf and train."""
     digest = hashlib.sha256()
     for package in (Path(str(module.__file__)).parent for module in (srel_tf, train)):
         for file in sorted(package.rglob("*.py")):
@@ -62,7 +62,7 @@ def _sources() -> str:
 
 
 def environment() -> dict[str, Any]:
-    """Versions and machine, as far as they can change a number."""
+    """Collect everything about versions and machine that can change a number."""
     return {
         **versions(),
         "machine": f"{platform.machine()}, {os.cpu_count()} processors",

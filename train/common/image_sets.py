@@ -1,4 +1,4 @@
-"""Where images come from: scikit-learn's digits, any image classification set of TFDS, a folder of images.
+"""Sources of images: scikit-learn's digits, any image classification set of TFDS, a folder of images.
 
 Each set has `name`, `where`, `class_names` (all its classes, in the order of its own labels), `splits`, and
 `read(split, keep, image_size)`, which decodes only the classes whose labels are in `keep`.
@@ -97,7 +97,7 @@ class TFDSImages:
     def read(
         self, split: str, keep: Sequence[int] | None = None, image_size: Size = None
     ) -> Examples:
-        """The examples whose label is in `keep` (None: all) or is no label of the set, which the caller refuses."""
+        """Read the examples with a label in `keep` (None: all) or an invalid label, which the caller refuses."""
         import tensorflow as tf
 
         image_feature = self.builder.info.features[self.image_key]
@@ -147,7 +147,7 @@ class TFDSImages:
         )
 
     def _records(self, split: str) -> Any:
-        """The split in the order of its files, images still encoded, other features not read."""
+        """Open a split in the order of its files, with images still encoded and without other features."""
         import tensorflow_datasets as tfds
 
         decoders = {self.image_key: tfds.decode.SkipDecoding()}
@@ -243,7 +243,7 @@ def _prepare(builder: Any, name: str, download: bool) -> None:
 
 
 def _image_and_label(info: Any, name: str) -> tuple[str, str]:
-    """Keys of the image and the label: the supervised pair, or else the only features of their kinds."""
+    """Find the keys of image and label: the supervised pair, or else the only features of their kinds."""
     import tensorflow_datasets as tfds
 
     features = dict(info.features.items())
@@ -267,7 +267,7 @@ def _image_and_label(info: Any, name: str) -> tuple[str, str]:
 
 
 def _resize(image: Any, size: tuple[int, int]) -> Any:
-    """Bilinear, antialiased, back in the type it had."""
+    """Resize with bilinear, antialiased interpolation; the type stays."""
     import tensorflow as tf
 
     dtype = tf.as_dtype(image.dtype)

@@ -118,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(args: argparse.Namespace) -> None:
     """Train and measure each seed of each net that its run directory does not hold yet, then report.
 
-    A net that fails ends a sweep no more than it must: the others are run, the table covers them, the error comes last.
+    A net that fails does not end a sweep: the others are run, the table covers them, the error comes last.
     """
     _check(args)
     nets, done, failed = list(itertools.product(args.width, args.depth)), [], []
@@ -156,11 +156,10 @@ class SweepError(SRelError, RuntimeError):
 def _run_net(
     args: argparse.Namespace, settings: Mapping[str, Any], path: Path
 ) -> pd.Series:
-    """The summary of one net's seeds, trained where they are not there yet."""
+    """Train the seeds of one net that are not there yet, and summarise all of them."""
     about = {"experiment": "regression", **settings}
-    with precision(
-        settings["precision"]
-    ):  # The environment that is noted is that of the nets.
+    # The environment.json of the directory has the precision of the nets.
+    with precision(settings["precision"]):
         directory = RunDirectory(path, about)
     waiting = [seed for seed in args.seeds if not directory.is_complete(seed)]
     for seed in args.seeds:
@@ -184,12 +183,12 @@ def _train_shared(
     seed: int,
     orphaned: Callable[[], bool],
 ) -> None:
-    """One seed in a process of its own, in a directory that the process which started it has."""
+    """Train one seed in a process of its own; the process that started it holds the directory."""
     train(settings, seed, RunDirectory(path, about, shared=True), orphaned)
 
 
 def _check(args: argparse.Namespace) -> None:
-    """`OptionError` for what argparse lets through, before a run directory is made."""
+    """Raise `OptionError` for values that do not fit together, before a run directory is made."""
     if args.batch_size > args.examples:
         raise OptionError(
             f"--batch-size {args.batch_size}: there are {args.examples} examples, give at most that many"

@@ -22,7 +22,7 @@ from train.common.run_directory import RunDirectory
 
 FIGURE_3 = (100, 200, 400, 800, 1600, 2400)  # Steps of the paper.
 RISKS_EVERY = 20
-FOLLOWED = 8  # Sources that all targets are followed from in time.
+FOLLOWED = 8  # Sources whose S_rel at all targets is followed in time.
 GROWN = 1e3  # A loss that is so many times its lowest value has diverged: in float64 it need not become infinite.
 FRESH = 20_000  # Examples that the population risk is estimated on.
 TARGET = 0  # The id of x', the target of Figures 3–5.
@@ -30,7 +30,7 @@ TARGET = 0  # The id of x', the target of Figures 3–5.
 
 @contextmanager
 def precision(dtype: str) -> Iterator[None]:
-    """New layers, losses and Keras's own numbers in float32 or float64."""
+    """Use float32 or float64 for new layers, losses and Keras's own numbers."""
     before = keras.config.floatx(), keras.config.dtype_policy()
     keras.config.set_floatx(dtype)
     keras.config.set_dtype_policy(dtype)
@@ -42,7 +42,7 @@ def precision(dtype: str) -> Iterator[None]:
 
 
 def draw(count: int, dimension: int, *seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """x ~ N(0, I) [count, dimension] and y = ‖x‖₁ [count, 1]."""
+    """Draw x ~ N(0, I) [count, dimension] and y = ‖x‖₁ [count, 1]."""
     x = np.random.default_rng(seed).normal(size=(count, dimension))
     return x, np.abs(x).sum(axis=1, keepdims=True)
 
@@ -50,7 +50,11 @@ def draw(count: int, dimension: int, *seed: int) -> tuple[np.ndarray, np.ndarray
 def probe_points(
     settings: Mapping[str, Any],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """x, y of the targets (x' first), then of the sources, and distances [targets, sources]. All seeds share them."""
+    """Draw x, y of the targets (x' first) and then of the sources, which all seeds share.
+
+    Returns:
+        x, y and the distances [targets, sources].
+    """
     x, y = draw(
         settings["targets"] + settings["sources"],
         settings["dimension"],
@@ -62,14 +66,14 @@ def probe_points(
 
 
 def near_and_far(distances: np.ndarray) -> np.ndarray:
-    """Ids of the sources of Figures 4 and 5: the nearest to x' and the farthest from it."""
+    """Find the ids of the sources of Figures 4 and 5: the nearest to x' and the farthest from it."""
     return len(distances) + np.array(
         [distances[TARGET].argmin(), distances[TARGET].argmax()]
     )
 
 
 def followed(distances: np.ndarray) -> np.ndarray:
-    """Ids of the sources that are followed in time for all targets: from the nearest to x' to the farthest, evenly."""
+    """Choose the ids of the sources that are followed in time: evenly from the nearest to x' to the farthest."""
     order = np.argsort(distances[TARGET])
     return (
         len(distances)
@@ -78,12 +82,12 @@ def followed(distances: np.ndarray) -> np.ndarray:
 
 
 def in_time(step: int) -> bool:
-    """When they are: at every 5th of the first 200 steps, in which most happens, and at every 25th."""
+    """Whether `followed` sources are measured: every 5th of the first 200 steps, when most happens, then every 25th."""
     return step % (5 if step <= 200 else 25) == 0
 
 
 def build(settings: Mapping[str, Any]) -> srel_tf.SRelModel:
-    """A feed-forward ReLU net (He normal), compiled with SGD and the squared error."""
+    """Build a feed-forward ReLU net (He normal), compiled with SGD and the squared error."""
     inputs = x = keras.Input((settings["dimension"],))
     for _ in range(settings["depth"]):
         x = keras.layers.Dense(
@@ -99,7 +103,7 @@ def build(settings: Mapping[str, Any]) -> srel_tf.SRelModel:
 
 
 def attach(model: srel_tf.SRelModel, settings: Mapping[str, Any], seed: int) -> None:
-    """One of three probes at each step: all sources at those of Figure 3, 8 sources now and then, else x' and two."""
+    """Attach three probes: all sources at the steps of Figure 3, `followed` ones `in_time`, else x' and two sources."""
     x, y, distances = probe_points(settings)
     everything, last = np.arange(len(x)), settings["iterations"]
     targets, sources = np.split(everything, [len(distances)])
@@ -236,14 +240,14 @@ def train(
     directory: RunDirectory,
     orphaned: Callable[[], bool] | None = None,
 ) -> None:
-    """Train and measure one seed into a `RunDirectory`. Raises `DivergedError`; what was measured before is saved.
+    """Train and measure one seed into a `RunDirectory`; `orphaned` is asked now and then whether to save and stop.
 
-    orphaned: asked now and then whether to save and stop.
+    Raises:
+        DivergedError: If the loss grows without bound; what was measured before is saved.
     """
     start, cpu = time.perf_counter(), time.process_time()
-    held = lock(
-        directory.seed_path(seed)
-    )  # Also where the process that started us, which has the directory, was killed.
+    # The process that holds the directory may have been killed, and another started.
+    held = lock(directory.seed_path(seed))
     make_repeatable(seed)
     with precision(settings["precision"]):
         training = draw(settings["examples"], settings["dimension"], seed, 0)

@@ -1,4 +1,4 @@
-"""What a finished regression run prints and draws: Figures 3–5, the risks, and S_rel of the near and the far pair."""
+"""Tables and figures of a finished regression run: Figures 3–5, risks, S_rel of the near and the far pair."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ from train.regression.experiment import TARGET, near_and_far, probe_points
 def report(
     directory: RunDirectory, settings: Mapping[str, Any], seeds: Sequence[int]
 ) -> pd.Series:
-    """Write and print what a run directory's seeds show; its summary, one row a quantity."""
+    """Write figures and tables of a run directory's seeds; returns a summary, one row a quantity."""
     frame, risks = directory.frames(seeds)
     distances = pd.concat(
         [
@@ -52,7 +52,7 @@ def figures(
     risks: pd.DataFrame,
     settings: Mapping[str, Any],
 ) -> Iterator[tuple[str, Figure]]:
-    """(file name, Figure) of Figures 3–5 from the frames of all seeds; 3 where there are distances at its steps."""
+    """Draw Figures 3–5 from the frames of all seeds; 3 only if there are distances at its steps."""
     if distances["step"].notna().any():
         yield (
             "figure_03.png",
@@ -64,7 +64,7 @@ def figures(
 
 
 def pair_curves(frame: pd.DataFrame, distances: np.ndarray) -> pd.DataFrame:
-    """S_rel of the near and the far pair at each step: columns pair, seed, run, step, srel, valid."""
+    """Select S_rel of the near and the far pair at each step: columns pair, seed, run, step, srel, valid."""
     parts = []
     for name, source in zip(("near", "far"), near_and_far(distances), strict=True):
         part = frame[(frame["target_id"] == TARGET) & (frame["source_id"] == source)]
@@ -76,7 +76,7 @@ def pair_curves(frame: pd.DataFrame, distances: np.ndarray) -> pd.DataFrame:
 
 
 def _table(pairs: pd.DataFrame, risks: pd.DataFrame) -> pd.DataFrame:
-    """Means over seeds at a few steps: S_rel of both pairs, both risks."""
+    """Compute means over seeds at a few steps: S_rel of both pairs, both risks."""
     steps = [s for s in (0, 10, 100, 500, 1000, 2500) if s in set(risks["step"])]
     steps = sorted({*steps, int(risks["step"].max())})
     curves = pairs.assign(

@@ -1,4 +1,4 @@
-"""The replication in numbers: what each measure under each update rule says, and what was published.
+"""The replication in numbers: each measure under each update rule, beside the published curves.
 
 python -m train.replication                reads results/*-{defined,published,crossed}/, writes results/replication/
 
@@ -167,7 +167,7 @@ def beside_published(pairs: pd.DataFrame, published: pd.DataFrame) -> pd.DataFra
 
 
 def as_table(found: pd.DataFrame, data: str, protocol: str) -> pd.DataFrame:
-    """The central table of one run for a terminal: a row a (measure, rule), mean [low, high] in its cells."""
+    """Format the central table of one run for a terminal: a row a (measure, rule), mean [low, high] in its cells."""
     part = found[(found["data"] == data) & (found["protocol"] == protocol)]
     cells = part.assign(
         cell=[

@@ -1,4 +1,4 @@
-"""The exactly solvable models as S_rel frames for `srel_tf.hypotheses`: what is a seed there is an initial value here.
+"""The exactly solvable models as S_rel frames for `srel_tf.hypotheses`; the seed of a row numbers an initial value.
 
 Figures 6–12 draw means over initial values, or one of them; the hypotheses need each. So they are computed again here,
 from the closed forms, for the settings of `train.theory`.
@@ -17,9 +17,9 @@ STARTS = 10
 
 
 class Case(NamedTuple):
-    """What the checks of a model take: a frame, and distances, P(x, x') and risks where it has them.
+    """What the checks of a model take: a frame, and distances, P(x, x') and risks if it has them.
 
-    in_time: whether it is made for Hypothesis 1.2 alone.
+    `in_time` tells that it is made for Hypothesis 1.2 alone.
     """
 
     frame: pd.DataFrame
@@ -30,7 +30,7 @@ class Case(NamedTuple):
 
 
 def cases(seed: int = 0) -> dict[str, Case]:
-    """{name of the model: `Case`} of Figures 6–12."""
+    """Compute {name of the model: `Case`} of Figures 6–12."""
     found = {}
     for number in figures.PENALIZED:
         for ridge in ("paper", "loss"):
@@ -190,7 +190,7 @@ def tidy(
     measure: str,
     estimator: str,
 ) -> pd.DataFrame:
-    """S_rel [start, time, pair] as a frame of the library's columns; seed = number of the start, step = time."""
+    """Make a frame of S_rel [start, time, pair]; seed is the number of the start, step is the time."""
     start, time, pair = (i.ravel() for i in np.indices(srel.shape))
     frame = pd.DataFrame(
         {

@@ -10,7 +10,6 @@ A folder belongs to one set of settings (settings.json): figures may be added or
 """
 
 import argparse
-import json
 import platform
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,17 +20,18 @@ import pandas as pd
 import tensorflow as tf
 from matplotlib.figure import Figure
 
-from srel_tf import write_frame
+from srel_tf import StorageError, write_frame
+from srel_tf.files import as_json, differences, read_json, write_json
 from srel_tf.plotting import save_figure
 from train.benchmark import theory as theory_benchmark
 from train.common import cli
-from train.common.run_directory import RunDirectoryError, write_json
+from train.common.run_directory import RunDirectoryError
 from train.figures import THEORY
 from train.theory import figures as theory_figures
 
 
 def make(number: int, variant: str, seed: int) -> tuple[pd.DataFrame, Figure]:
-    """The frame and the picture of one figure."""
+    """Compute the frame and the picture of one figure."""
     of_number = {
         **dict.fromkeys(
             theory_figures.PENALIZED,
@@ -47,7 +47,7 @@ def make(number: int, variant: str, seed: int) -> tuple[pd.DataFrame, Figure]:
 
 
 def settings(variant: str, seed: int) -> dict[str, Any]:
-    """What a figure depends on, saved beside it; the versions are a note and bind nobody."""
+    """Collect what a figure depends on, saved beside it; the versions are not compared."""
     gate = theory_figures.GATE
     return {
         "variant": variant,
@@ -82,17 +82,20 @@ def settings(variant: str, seed: int) -> dict[str, Any]:
 
 
 def prepare(out: Path, suffix: str, new: Mapping[str, Any]) -> None:
-    """Bind the folder `out` to the settings `new`; `RunDirectoryError` where it holds figures of other settings.
+    """Bind the folder `out` to the settings `new`.
 
     The text's figures and the published ones (suffix "_published") may share a folder: each has its settings file.
     Settings are written before the first figure, so that an interrupted command leaves no figure without them.
+
+    Raises:
+        RunDirectoryError: If the folder holds figures of other settings, or cannot be written.
     """
-    file, new = out / f"settings{suffix}.json", json.loads(json.dumps(new))
+    file, now = out / f"settings{suffix}.json", as_json(new)
     try:
         out.mkdir(parents=True, exist_ok=True)
         if any(out.glob(f"figure_??{suffix}.parquet")):
-            refuse_other_settings(out, file, new)
-        write_json(file, new)
+            refuse_other_settings(out, file, now)
+        write_json(file, now)
     except RunDirectoryError:
         raise
     except OSError as error:
@@ -101,23 +104,19 @@ def prepare(out: Path, suffix: str, new: Mapping[str, Any]) -> None:
         ) from error
 
 
-def refuse_other_settings(out: Path, file: Path, new: Mapping[str, Any]) -> None:
-    """`RunDirectoryError` unless `file` says that the figures of `out` were made with the settings `new`."""
+def refuse_other_settings(out: Path, file: Path, now: Mapping[str, Any]) -> None:
+    """Raise `RunDirectoryError` unless `file` has the settings `now`; versions may differ."""
     try:
-        saved = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError) as error:
+        saved = read_json(file)
+    except StorageError as error:
         raise RunDirectoryError(
             f"{out} holds figures, but no {file.name} that says of what; choose another --out"
         ) from error
-    names = [
-        n for n in sorted({*saved, *new} - {"versions"}) if saved.get(n) != new.get(n)
-    ]
-    if names:
-        lines = "".join(
-            f"\n  {n}: {saved.get(n)!r} there, {new.get(n)!r} now" for n in names
-        )
+    lines = differences({**saved, "versions": ""}, {**now, "versions": ""})
+    if lines:
         raise RunDirectoryError(
-            f"{out} holds figures of other settings; choose another --out:{lines}"
+            f"{out} holds figures of other settings; choose another --out:\n"
+            + "\n".join(lines)
         )
 
 
