@@ -205,10 +205,7 @@ def run(args: argparse.Namespace) -> None:
             for name in ("resume", "restart", "checkpoint_every")
         }
         settings["classes"] = _selected(directory, settings, args.seeds[0], options)
-    waiting = [seed for seed in args.seeds if not directory.is_complete(seed)]
-    for seed in args.seeds:
-        if seed not in waiting:
-            print(f"seed {seed}: measured already, kept in {directory.seed_path(seed)}")
+    waiting = directory.unfinished(args.seeds)
     options = {
         name: getattr(args, name)
         for name in ("log_dir", "resume", "restart", "skip_damaged", "checkpoint_every")

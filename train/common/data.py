@@ -28,10 +28,11 @@ PUBLISHED_STD = np.array([0.2023, 0.1994, 0.2010])
 class Split:
     """Examples in the order of their set.
 
-    x    float32 [N, H, W, C], standardised per channel
-    y    int64 [N], 0 .. K-1 in the order of `ImageData.class_names`
-    ids  int64 [N], each example's position in its set's own split (digits: in the whole set), before any class is
-         chosen; the same whatever the classes, the augmentation and the seed
+    Attributes:
+        x: float32 [N, H, W, C], standardised per channel.
+        y: int64 [N], 0 .. K-1 in the order of `ImageData.class_names`.
+        ids: int64 [N], the position of each example in its set's own split (digits: in the whole set), before classes
+            are chosen; the same for all classes, augmentations and seeds.
     """
 
     x: np.ndarray
@@ -43,10 +44,16 @@ class Split:
 class ImageData:
     """A set ready for training.
 
-    mean, std     float64 [C], of intensities in [0, 1]: x = (intensity - mean) / std
-    fingerprint   hex SHA-256 of images, labels and ids as read (types, shapes and order included), before
-                  augmentation and standardisation: it depends on neither of them, nor on the seed. Of the training
-                  split alone where the test split is not read (test_images="train")
+    Attributes:
+        name: Of the set.
+        class_names: In the order of the labels.
+        train: Examples to train on.
+        test: Examples to test on.
+        mean: float64 [C], of intensities in [0, 1]: x = (intensity - mean) / std.
+        std: float64 [C].
+        fingerprint: Hex SHA-256 of images, labels and ids as read (types, shapes and order included), before
+            augmentation and standardisation, so that it depends on neither of them, nor on the seed. Of the training
+            split alone if the test split is not read (test_images="train").
     """
 
     name: str
@@ -79,28 +86,30 @@ def load(
 ) -> ImageData:
     """Load an image classification set.
 
-    name         `digits` (scikit-learn's, no download; every fourth image of a class is a test image);
-                 `folder:DIR` (DIR/train/CLASS/*.png, DIR/test/CLASS/*.png); or any image classification set of TFDS
-                 (`cifar10`, `cifar100`, `svhn_cropped` or `svhn`, `fashion_mnist`, ...; `NAME/CONFIG:VERSION` works)
-    data_dir     directory of prepared TFDS sets; None: TFDS's default. A set found there is read without a network.
-    classes      names or the set's own integer labels, in the order wanted: they become 0 .. K-1. A string that is no
-                 name but a number counts as a label. None: every class that has images.
-    augment      "none", or "frozen": the published augmentation, a random crop from the image padded by 4 black pixels
-                 and a random horizontal flip, drawn once for each training image here, not anew in each epoch
-    test_images  "test": the set's split `test`, or else `validation`, never augmented. "train": what the published code
-                 did, a fifth of the *training* images of each class, augmented as `augment` says by a draw of its own.
-                 THIS IS LEAKED DATA, the net is trained on these images; it is kept for replication only.
-    seed         of the augmentation and of the fifth drawn
-    image_size   side, or (height, width), to resize to (bilinear, antialiased); needed where sizes differ
-    download     let TFDS download and prepare a set that is not prepared
-
     Intensities are in [0, 1] before standardisation (8-bit values / 255). cifar10, cifar100 and svhn_cropped are
     standardised with the published constants (CIFAR-10's), other sets with the mean and the standard deviation of
     their own training images, of the chosen classes, per channel and before augmentation.
 
-    Raises DatasetError for a set that cannot be found, downloaded
-    or read, an unknown or repeated class, a class without images, a label out of range, a pixel that is not finite,
-    and images of different sizes without `image_size`.
+    Args:
+        name: `digits` (scikit-learn's, no download; every fourth image of a class is a test image); `folder:DIR`
+            (DIR/train/CLASS/*.png, DIR/test/CLASS/*.png); or any image classification set of TFDS (`cifar10`,
+            `cifar100`, `svhn_cropped` or `svhn`, `fashion_mnist`, ...; `NAME/CONFIG:VERSION` works).
+        data_dir: Directory of prepared TFDS sets; None: TFDS's default. A set in it is read without a network.
+        classes: Names or the set's own integer labels, in the order wanted: they become 0 .. K-1. A string that is not
+            a name but a number counts as a label. None: every class that has images.
+        augment: "none", or "frozen": the published augmentation, a random crop from the image padded by 4 black pixels
+            and a random horizontal flip, drawn once for each training image, not anew in each epoch.
+        test_images: "test": the set's split `test`, or else `validation`, never augmented. "train": as in the published
+            code, a fifth of the *training* images of each class, augmented by another draw. THIS IS LEAKED DATA, the
+            net is trained on these images; it is kept for replication only.
+        seed: Of the augmentation and of the fifth drawn.
+        image_size: Side, or (height, width), to resize to (bilinear, antialiased); needed if sizes differ.
+        download: Let TFDS download and prepare a set that is not prepared.
+
+    Raises:
+        DatasetError: For a set that cannot be found, downloaded or read, an unknown or repeated class, a class without
+            images, a label out of range, a pixel that is not finite, images of different sizes without `image_size`.
+        KeyError: For another value of `augment` or `test_images`.
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     augmented = AUGMENTATIONS[augment]

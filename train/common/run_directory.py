@@ -168,6 +168,14 @@ class RunDirectory:
         check_mark(path, {"settings": self.settings, "seed": seed})
         return True
 
+    def unfinished(self, seeds: Sequence[int]) -> list[int]:
+        """Select the seeds that are not complete, and print where the others are."""
+        waiting = [seed for seed in seeds if not self.is_complete(seed)]
+        for seed in seeds:
+            if seed not in waiting:
+                print(f"seed {seed}: measured already, kept in {self.seed_path(seed)}")
+        return waiting
+
     def seed_path(self, seed: int) -> Path:
         """Name the directory of a seed."""
         return self.path / f"seed-{seed}"

@@ -161,10 +161,7 @@ def _run_net(
     # The environment.json of the directory has the precision of the nets.
     with precision(settings["precision"]):
         directory = RunDirectory(path, about)
-    waiting = [seed for seed in args.seeds if not directory.is_complete(seed)]
-    for seed in args.seeds:
-        if seed not in waiting:
-            print(f"seed {seed}: measured already, kept in {directory.seed_path(seed)}")
+    waiting = directory.unfinished(args.seeds)
     if args.jobs > 1 and len(waiting) > 1:
         work = partial(_train_shared, settings, about, path)
         run_in_processes(
