@@ -5,13 +5,13 @@ processes of a pool outlive a command that was killed.
 """
 
 import contextlib
+import ctypes
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.resource_tracker
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from multiprocessing.sharedctypes import Synchronized
 from typing import Any
 
 from srel_tf import SRelError
@@ -94,7 +94,7 @@ def _wait_for(processes: list[Any]) -> None:
             process.kill()
 
 
-def _run(work: Callable[..., None], seed: int, stop: "Synchronized[int]") -> None:
+def _run(work: Callable[..., None], seed: int, stop: ctypes.c_byte) -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     try:
