@@ -1,6 +1,7 @@
 """The benchmark's procedures give the right numbers, its counts and fits are right, and its pieces run. No timings."""
 
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 
 import keras
 import numpy as np
@@ -289,8 +290,11 @@ def test_a_gpu_is_asked_for_where_there_is_none(monkeypatch, capsys):
     assert "--device gpu: TensorFlow sees no GPU" in capsys.readouterr().err
 
 
-def test_a_failed_process_is_an_error_with_its_last_words():
-    """Of a process of its own: the net is unknown there."""
+def test_a_failed_process_is_an_error_with_its_last_words(monkeypatch):
+    """What a process of its own raises is raised here in a thread."""
+    monkeypatch.setattr(
+        growth, "ProcessPoolExecutor", lambda jobs, context: ThreadPoolExecutor(jobs)
+    )
     with pytest.raises(
         srel_tf.SRelError,
         match=r"limit with 30 points .* OptionError: unknown model 'vgg'",
