@@ -202,11 +202,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="default: RESULTS/replication")
     options = parser.parse_args(arguments)
     out = options.out or options.results / "replication"
+    published = read_published(options.published) if options.published else None
     out.mkdir(parents=True, exist_ok=True)
-    report(load(options.results), options.published, out)
+    report(load(options.results), published, out)
 
 
-def report(directories: Directories, published: Path | None, out: Path) -> None:
+def report(directories: Directories, published: pd.DataFrame | None, out: Path) -> None:
     """Print and write all tables."""
     found = central(directories)
     written = [srel_tf.write_frame(found, out / "central.csv")]
@@ -230,10 +231,8 @@ def report(directories: Directories, published: Path | None, out: Path) -> None:
         "adjusted": ("AUC of single matrices without scales", adjusted(directories)),
     }
     ours = directories.get(("cifar10", "published"))
-    if published and ours:
-        curves = beside_published(
-            srel_tf.read_frame(ours / "pairs.parquet"), read_published(published)
-        )
+    if published is not None and ours:
+        curves = beside_published(srel_tf.read_frame(ours / "pairs.parquet"), published)
         tables["published"] = ("published curves and ours", curves)
     for name, (title, table) in tables.items():
         if len(table):
