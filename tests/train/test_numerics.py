@@ -191,11 +191,13 @@ def test_command_measures_every_stage_and_goes_on(tiny_zoo, tmp_path, capsys):
         "--cache",
         str(tmp_path / "cache"),
     ]
-    options += ["--estimators", "exact"]
+    options += ["--estimators", "exact", "limit"]
     assert numerics.main([*options, "--stages", zoo.UNTRAINED]) == 0
     assert numerics.main(options) == 0
     rows = pd.read_csv(tmp_path / "out" / "numerics.csv")
-    assert len(rows) == 3 * 2 * len(TOLERANCE)  # Stages, η, measures.
+    assert len(rows) == 3 * (2 + 1) * len(
+        TOLERANCE
+    )  # Stages; η of exact and limit; measures.
     assert (rows["entries"] == 36).all()
     assert rows["valid"].sum() > 0.5 * rows["entries"].sum()
     assert (rows["worst"].dropna() < 1).all()
@@ -207,7 +209,7 @@ def test_command_measures_every_stage_and_goes_on(tiny_zoo, tmp_path, capsys):
         == 1
     )
     text = (tmp_path / "out" / "numerics.md").read_text(encoding="utf-8")
-    assert text.count("| tiny |") == 3
+    assert text.count("| tiny |") == 6
 
 
 def test_a_planted_error_is_counted_and_ends_the_command_with_1(
