@@ -132,6 +132,11 @@ def check_regular(path: AnyPath) -> None:
         raise StorageError(f"{path} is no regular file")
 
 
+def as_json(content: Any) -> Any:
+    """Convert `content` to the types that it has after it is written as JSON and read again."""
+    return json.loads(json.dumps(content))
+
+
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Describe, a line each, the names whose values differ between `saved` and `now`."""
     different = [n for n in sorted({*saved, *now}) if saved.get(n) != now.get(n)]

@@ -7,6 +7,13 @@ from srel_tf.frames.schema import METHODS
 from srel_tf.result import Matrices, SRelResult
 
 CLASS_NAMES = ["cat", "dog", "owl"]
+# The columns of a frame, in their order.
+SCHEMA = [
+    *("run", "seed", "name", "step", "epoch", "measure"),
+    *("update", "estimator", "method", "learning_rate"),
+    *("source_id", "source_class", "target_id", "target_class"),
+    *("numerator", "denominator", "srel", "valid"),
+]
 
 
 def probe(per_class=2, classes=2, sources=None, targets=None, ids=None):

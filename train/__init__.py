@@ -2,12 +2,15 @@
 
 import os
 import sys
+from types import TracebackType
 
 # Before TensorFlow is loaded: its notes on the processor would bury what the commands print.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
-def _end_quietly(kind, error, trace):
+def _end_quietly(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
     if not issubclass(kind, KeyboardInterrupt):
         return sys.__excepthook__(kind, error, trace)
     print("interrupted", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What of a classification run is kept in results/: class pairs, separation, quantiles, verdicts, a few matrices.
+"""Summaries of a classification run for results/: class pairs, separation, quantiles, verdicts, a few matrices.
 
 python -m train.condense RUN_DIR --out results/cifar10-crossed --matrices 0 198 396
 
@@ -20,7 +20,9 @@ import itertools
 import operator
 import shutil
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,8 +30,9 @@ import pyarrow.compute as pc
 from scipy.stats import linregress
 
 import srel_tf
-from srel_tf import FrameError, SRelError, StoredFrame, hypotheses, rule_names
+from srel_tf import FrameError, StoredFrame, hypotheses, rule_names
 from srel_tf.files import read_json, write_json
+from train.common import cli
 from train.common.seed_marks import finished_seeds
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
@@ -49,11 +52,20 @@ MATRIX = ["run", "seed", "step", "epoch", "measure", *RULE]  # What makes a meas
 PAIR = [*MATRIX, "source_class", "target_class"]
 
 
-def condense(path, out, steps=()):
-    """Write what results/ keeps of the finished seeds of the run directory `path` to `out`; the names written.
+def condense(path: Path, out: Path, steps: Sequence[int] = ()) -> list[str]:
+    """Summarise the finished seeds of the run directory `path` in `out`.
 
-    steps: of matrices.parquet. Raises `FrameError` where no seed is finished or a step was not measured, and
-    `RunDirectoryError` where a seed's files are not those that it ended with.
+    Args:
+        path: A run directory of `train.classification`.
+        out: The directory to write.
+        steps: Of matrices.parquet.
+
+    Returns:
+        The names of the files written.
+
+    Raises:
+        FrameError: If no seed is finished or a step was not measured.
+        RunDirectoryError: If files of a seed have changed since it ended.
     """
     seeds = finished_seeds(path)
     if not seeds:
@@ -78,9 +90,8 @@ def condense(path, out, steps=()):
             ignore_index=True,
         ),
     }
-    (out / "matrices.parquet").unlink(
-        missing_ok=True
-    )  # Those of a run that was condensed here before.
+    # It may be of a run that was condensed here before.
+    (out / "matrices.parquet").unlink(missing_ok=True)
     for name, table in tables.items():
         srel_tf.write_frame(table, out / name)
     for name in ("settings.json", "environment.json"):
@@ -93,12 +104,12 @@ def condense(path, out, steps=()):
     return [*tables, "settings.json", "environment.json", "seeds.json"]
 
 
-def _with_rules(table):
+def _with_rules(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(rule=rule_names(table))
 
 
-def quantiles(frame):
-    """`QUANTILES` and mean of the valid S_rel of intra- and inter-class pairs, a row a measurement and kind."""
+def quantiles(frame: StoredFrame) -> pd.DataFrame:
+    """Compute `QUANTILES` and mean of valid S_rel of intra- and inter-class pairs: a row a measurement and kind."""
     rows = []
     for piece in frame.pieces([*PAIR, "source_id", "target_id", "srel", "valid"]):
         kept = piece[(piece["source_id"] != piece["target_id"]) & piece["valid"]]
@@ -113,8 +124,8 @@ def quantiles(frame):
     return pd.concat(rows, ignore_index=True)
 
 
-def agreement(frame):
-    """How alike two measures see the pairs of a measurement, diagonal left out: a row a run, step, rule and two.
+def agreement(frame: StoredFrame) -> pd.DataFrame:
+    """Compare measures over the pairs of a measurement, without the diagonal: a row a run, step, rule and two measures.
 
     spearman: rank correlation, which no monotone transformation of S changes. slope: of log S of the second measure on
     log S of the first, least squares over entries that both have above zero: 2 where one is the square of the other.
@@ -148,8 +159,8 @@ def agreement(frame):
     return pd.DataFrame(rows)
 
 
-def verdicts(frame):
-    """`class_claim` of each measure and rule; a rule is read at a time."""
+def verdicts(frame: StoredFrame) -> pd.DataFrame:
+    """Decide `class_claim` for each measure and rule; one rule is in memory at a time."""
     tables = []
     for key in _keys(frame, ["rule", *RULE]):
         rows = _rows(frame, {name: key[name] for name in RULE})
@@ -157,8 +168,8 @@ def verdicts(frame):
     return pd.concat(tables, ignore_index=True)
 
 
-def _keys(frame, names):
-    """The values of `names` that occur together, as dicts."""
+def _keys(frame: StoredFrame, names: Sequence[str]) -> list[dict[str, Any]]:
+    """List the values of `names` that occur together, as dicts."""
     columns = ["run", "step", "measure", *RULE]
     found = pd.concat(
         piece[columns].drop_duplicates() for piece in frame.pieces(MATRIX)
@@ -166,8 +177,8 @@ def _keys(frame, names):
     return _with_rules(found)[names].drop_duplicates().to_dict("records")
 
 
-def _rows(frame, key):
-    """All rows with these values."""
+def _rows(frame: StoredFrame, key: Mapping[str, Any]) -> pd.DataFrame:
+    """Read all rows with these values."""
     stored = {name: value for name, value in key.items() if name != "name"}
     wanted = functools.reduce(
         operator.and_, (pc.field(name) == value for name, value in stored.items())
@@ -176,8 +187,9 @@ def _rows(frame, key):
     return rows[rows["name"] == key["name"]]  # Files of earlier versions lack it.
 
 
-def matrices(frame, steps):
-    """The rows of the first seed at `steps`, of the measures `SHOWN`."""
+def matrices(frame: StoredFrame, steps: Sequence[int]) -> pd.DataFrame:
+    """Read the rows of the first seed at `steps`, of the measures `SHOWN`."""
+    assert frame.dataset is not None  # `condense` has refused a run without rows.
     first = frame.dataset.head(1)["seed"][0].as_py()
     wanted = (
         pc.field("step").isin(list(steps))
@@ -193,8 +205,9 @@ def matrices(frame, steps):
     return rows
 
 
-def main(arguments=None):
-    """Run the command; the exit status."""
+@cli.command()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
     parser = argparse.ArgumentParser(
         prog="python -m train.condense", description=__doc__.splitlines()[0]
     )
@@ -211,13 +224,8 @@ def main(arguments=None):
         help="steps of matrices.parquet",
     )
     options = parser.parse_args(arguments)
-    try:
-        written = condense(options.run_dir, options.out, options.matrices)
-    except (SRelError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    written = condense(options.run_dir, options.out, options.matrices)
     print("written:", *(options.out / name for name in written), sep="\n  ")
-    return 0
 
 
 if __name__ == "__main__":

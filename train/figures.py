@@ -1,4 +1,4 @@
-"""Every picture of results/ again, from the frames that lie there; nothing is measured or trained.
+"""All pictures of results/ drawn again from the frames there; nothing is measured or trained.
 
 python -m train.figures [--results results] [--published CSV]
 
@@ -10,20 +10,23 @@ python -m train.figures [--results results] [--published CSV]
 import argparse
 import re
 import sys
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 import srel_tf
-from srel_tf import SRelError, plotting
+from srel_tf import plotting
 from srel_tf.files import read_json
 from srel_tf.plotting import save_figure
 from srel_tf.plotting import theory as theory_plots
 from train.benchmark import report as benchmark_report
+from train.common import cli
 from train.common.seed_marks import finished_seeds
 from train.regression import report as regression_report
-from train.replication.command import PUBLISHED_NAMES, read_published
-from train.replication.condensed import load
+from train.replication.command import as_ours, read_published
+from train.replication.tables import load
 
 THEORY = {
     **dict.fromkeys((6, 7, 8, 9), theory_plots.plot_penalized),
@@ -32,6 +35,7 @@ THEORY = {
     12: theory_plots.plot_flow_pairs,
     13: theory_plots.plot_sgd_pairs,
 }
+Drawing = tuple[str, Figure]  # The name of its file, and the picture.
 DRAWN = {
     "defined": ("kl", "l1"),
     "published": ("published_kl", "published_l2"),
@@ -39,13 +43,13 @@ DRAWN = {
 }
 
 
-def file_name(rule):
-    """A rule's name as part of a file's name."""
+def file_name(rule: str) -> str:
+    """Make a part of a file name of a rule's name."""
     return re.sub("[^a-z0-9_.]+", "-", rule.replace("η=", ""))
 
 
-def of_classification(path, protocol):
-    """{file: Figure} of what `train.condense` left in `path`."""
+def of_classification(path: Path, protocol: str) -> Iterator[Drawing]:
+    """Draw what `train.condense` left in `path`."""
     frames = {
         name: srel_tf.read_frame(path / f"{name}.parquet")
         for name in ("pairs", "separation", "quantiles")
@@ -55,7 +59,10 @@ def of_classification(path, protocol):
     yield "separation.png", plotting.plot_separation(frames["separation"])
     for rule, rows in frames["pairs"].groupby("rule", sort=False):
         shown = rows[rows["measure"].isin(DRAWN.get(protocol, DRAWN["crossed"]))]
-        yield f"pairs-{file_name(rule)}.png", plotting.plot_class_pairs(shown, classes)
+        yield (
+            f"pairs-{file_name(str(rule))}.png",
+            plotting.plot_class_pairs(shown, classes),
+        )
     if protocol == "published":  # The same trainings by the definitions.
         rows = _smallest_steps(frames["pairs"]).query(
             "update == 'sgd' and measure in ('kl', 'l1')"
@@ -78,20 +85,17 @@ def of_classification(path, protocol):
             yield f"matrix-{measure}.png", plotting.plot_matrix(last, measure)
 
 
-def _smallest_steps(frame):
-    """The rows of the plain step, of the smallest η of several, and of a fresh Adam."""
+def _smallest_steps(frame: pd.DataFrame) -> pd.DataFrame:
+    """Select the rows of the plain step with the smallest η, and those of a fresh Adam."""
     sgd = frame[(frame["update"] == "sgd") & (frame["estimator"] != "limit")]
     smallest = sgd[sgd["learning_rate"] == sgd["learning_rate"].min()]
     return pd.concat([smallest, frame[frame["update"] == "fresh_adam"]])
 
 
-def side_by_side(pairs, published):
-    """Curves for `plot_beside`: ours of rule fresh_adam and the published ones, at the updates that both have."""
-    theirs = published.assign(
-        step=published["step"] + 1, mean=published["srel"], origin="published"
-    )
-    ends = ["source_class", "target_class"]
-    theirs[ends] = theirs[ends].replace(PUBLISHED_NAMES)
+def side_by_side(pairs: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
+    """Join our curves of rule fresh_adam and the published ones for `plot_beside`."""
+    theirs = as_ours(published)
+    theirs = theirs.assign(mean=theirs["srel"], origin="published")
     ours = pairs[
         (pairs["update"] == "fresh_adam")
         & pairs["measure"].isin(theirs["measure"].unique())
@@ -99,11 +103,12 @@ def side_by_side(pairs, published):
     both = pd.concat(
         [ours.assign(origin="srel_tf, protocol published"), theirs], ignore_index=True
     )
-    return both[["origin", "run", "step", "measure", *ends, "mean"]]
+    columns = ["origin", "run", "step", "measure", "source_class", "target_class"]
+    return both[[*columns, "mean"]]
 
 
-def of_theory(path):
-    """{file: Figure} of the frames in results/theory."""
+def of_theory(path: Path) -> Iterator[Drawing]:
+    """Draw the frames in results/theory."""
     for frame in sorted(path.glob("figure_*.parquet")):
         yield (
             frame.with_suffix(".png").name,
@@ -111,8 +116,8 @@ def of_theory(path):
         )
 
 
-def of_regression(path):
-    """{file: Figure} of the seeds in results/regression."""
+def of_regression(path: Path) -> Iterator[Drawing]:
+    """Draw the seeds in results/regression."""
     seeds = finished_seeds(path)
     frame, distances = (
         pd.concat(
@@ -126,7 +131,7 @@ def of_regression(path):
     )
 
 
-def remake(results, published=None):
+def remake(results: Path, published: Path | None = None) -> Iterator[Path]:
     """Write all pictures; yields their paths."""
     for (_, protocol), path in load(results).items():
         yield from _written(of_classification(path, protocol), path / "figures")
@@ -155,14 +160,15 @@ def remake(results, published=None):
         )
 
 
-def _written(figures, folder):
+def _written(figures: Iterable[Drawing], folder: Path) -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in figures:
         yield save_figure(figure, folder / name)
 
 
-def main(arguments=None):
-    """Run the command; the exit status."""
+@cli.command()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
     parser = argparse.ArgumentParser(
         prog="python -m train.figures", description=__doc__.splitlines()[0]
     )
@@ -173,13 +179,8 @@ def main(arguments=None):
         help="CSV of the published CIFAR-10 curves, if you have them",
     )
     options = parser.parse_args(arguments)
-    try:
-        for path in remake(options.results, options.published):
-            print(path)
-    except (SRelError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    for path in remake(options.results, options.published):
+        print(path)
 
 
 if __name__ == "__main__":

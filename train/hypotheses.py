@@ -8,6 +8,7 @@ verdicts.csv.
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -15,12 +16,12 @@ import pandas as pd
 from srel_tf import (
     FrameError,
     OptionError,
-    SRelError,
     hypotheses,
     read_frame,
     write_frame,
 )
 from srel_tf.files import read_json
+from train.common import cli
 from train.common.seed_marks import finished_seeds
 from train.theory import command as theory
 from train.theory.cases import Case, cases
@@ -151,8 +152,9 @@ def in_steps(history, frame):
     return risks, ""
 
 
-def main(arguments=None):
-    """Run the command and return its exit status."""
+@cli.command()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
     parser = argparse.ArgumentParser(
         prog="python -m train.hypotheses", description=__doc__.splitlines()[0]
     )
@@ -162,14 +164,9 @@ def main(arguments=None):
     every = "print a row for each step, too"
     parser.add_argument("--all", action="store_true", help=every)
     options = parser.parse_args(arguments)
-    try:
-        runs = [run for given in options.run_dir for run in run_directories(given)]
-        for run in runs:
-            report(run, options.confidence, options.all)
-    except (SRelError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    runs = [run for given in options.run_dir for run in run_directories(given)]
+    for run in runs:
+        report(run, options.confidence, options.all)
 
 
 def report(path, confidence, every_step=False):

@@ -14,14 +14,16 @@ import srel_tf
 from srel_tf.errors import OptionError
 
 
-def _he_fan_out():
+def _he_fan_out() -> keras.initializers.Initializer:
     """Normal with variance 2 / fan_out, not truncated (He et al.): PyTorch's kaiming_normal_(mode="fan_out")."""
     return keras.initializers.VarianceScaling(
         2.0, mode="fan_out", distribution="untruncated_normal"
     )
 
 
-def _conv(x, filters, size, strides=1):
+def _conv(
+    x: keras.KerasTensor, filters: int, size: int, strides: int = 1
+) -> keras.KerasTensor:
     """Convolution without bias. Strided ones pad symmetrically: TensorFlow's "same" would pad right and bottom only."""
     padding = "same" if strides == 1 else "valid"
     if padding == "valid" and size > 1:
@@ -36,7 +38,7 @@ def _conv(x, filters, size, strides=1):
     )(x)
 
 
-def _dense(x, units):
+def _dense(x: keras.KerasTensor, units: int) -> keras.KerasTensor:
     """Dense layer with weights and biases uniform in ±1/√fan_in, PyTorch's default."""
     limit = 1 / math.sqrt(x.shape[-1])
     return layers.Dense(
@@ -46,7 +48,7 @@ def _dense(x, units):
     )(x)
 
 
-def _basic_block(x, filters, strides):
+def _basic_block(x: keras.KerasTensor, filters: int, strides: int) -> keras.KerasTensor:
     """Two 3×3 convolutions beside a shortcut, which is a 1×1 convolution where the shape changes (He et al., 2015)."""
     shortcut = x
     if strides != 1 or x.shape[-1] != filters:
@@ -56,7 +58,9 @@ def _basic_block(x, filters, strides):
     return layers.ReLU()(layers.Add()([x, shortcut]))
 
 
-def _resnet18(x, num_classes, cifar_stem):
+def _resnet18(
+    x: keras.KerasTensor, num_classes: int, cifar_stem: bool
+) -> keras.KerasTensor:
     if cifar_stem:
         x = layers.ReLU()(_conv(x, 64, 3))
     else:
@@ -69,15 +73,15 @@ def _resnet18(x, num_classes, cifar_stem):
     return _dense(layers.GlobalAveragePooling2D()(x), num_classes)
 
 
-def _resnet18_published(x, num_classes):
+def _resnet18_published(x: keras.KerasTensor, num_classes: int) -> keras.KerasTensor:
     return _resnet18(x, num_classes, cifar_stem=False)
 
 
-def _resnet18_cifar(x, num_classes):
+def _resnet18_cifar(x: keras.KerasTensor, num_classes: int) -> keras.KerasTensor:
     return _resnet18(x, num_classes, cifar_stem=True)
 
 
-def _cnn(x, num_classes):
+def _cnn(x: keras.KerasTensor, num_classes: int) -> keras.KerasTensor:
     for filters in (16, 32):
         x = layers.Conv2D(filters, 3, padding="same", activation="relu")(x)
         x = layers.MaxPooling2D(2)(x)
@@ -86,7 +90,7 @@ def _cnn(x, num_classes):
     )
 
 
-def _mlp(x, num_classes):
+def _mlp(x: keras.KerasTensor, num_classes: int) -> keras.KerasTensor:
     x = layers.Flatten()(x)
     for _ in range(2):
         x = layers.Dense(128, activation="relu")(x)
@@ -101,7 +105,9 @@ ARCHITECTURES = {
 }
 
 
-def build_model(name, input_shape, num_classes):
+def build_model(
+    name: str, input_shape: tuple[int, ...], num_classes: int
+) -> srel_tf.SRelModel:
     """Return an uncompiled `srel_tf.SRelModel` from images of `input_shape` (H, W, channels) to `num_classes` logits.
 
     Names: `resnet18` (published net: 7×7 stride-2 stem, 3×3 stride-2 max pool; 11,168,451 parameters with RGB input and

@@ -7,32 +7,7 @@ import pytest
 from srel_tf import FrameError, ProbeSet, read_frame, separation, smooth, write_frame
 from srel_tf.frames import schema as frames
 from srel_tf.frames.schema import rule_names
-from tests.made_up import probe, result
-
-SCHEMA = [
-    *(
-        "run",
-        "seed",
-        "name",
-        "step",
-        "epoch",
-        "measure",
-        "update",
-        "estimator",
-        "method",
-        "learning_rate",
-    ),
-    *(
-        "source_id",
-        "source_class",
-        "target_id",
-        "target_class",
-        "numerator",
-        "denominator",
-        "srel",
-        "valid",
-    ),
-]
+from tests.made_up import SCHEMA, probe, result
 
 
 def frame_of(**kwargs):

@@ -5,8 +5,8 @@ import io
 import json
 import os
 import re
+import runpy
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -17,36 +17,13 @@ import pandas as pd
 import pytest
 
 import srel_tf
+from tests.made_up import SCHEMA
 from train.classification.command import main
 from train.common.callbacks import History
 from train.common.data import load
 
 # 406 training images: 4 updates an epoch, measured at 0, 2 and 4.
 TINY = "--model mlp --epochs 1 --batch-size 100 --every 2 --per-class 2 --update sgd fresh_adam".split()  # noqa: SIM905
-SCHEMA = [
-    *(
-        "run",
-        "seed",
-        "name",
-        "step",
-        "epoch",
-        "measure",
-        "update",
-        "estimator",
-        "method",
-        "learning_rate",
-    ),
-    *(
-        "source_id",
-        "source_class",
-        "target_id",
-        "target_class",
-        "numerator",
-        "denominator",
-        "srel",
-        "valid",
-    ),
-]
 
 
 class Done(NamedTuple):
@@ -65,7 +42,10 @@ class Done(NamedTuple):
 def command(path, *arguments, base=TINY):
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        status = main([*base, "--out", str(path), *map(str, arguments)])
+        try:
+            status = main([*base, "--out", str(path), *map(str, arguments)])
+        except SystemExit as refused:  # By argparse.
+            status = refused.code
     return Done(status, out.getvalue(), err.getvalue(), Path(path))
 
 
@@ -343,12 +323,13 @@ def test_an_interrupted_selection_goes_on_and_chooses_the_same(
         (["--srel-learning-rate", 0], r"learning_rate=0\.0"),
         (["--batch-size", 5000], "batch size 5000: there are 406"),
         (["--every", 0], "every=0"),
-        (["--epochs", 0], "--epochs 0"),
-        (["--seeds", 1, 1], "--seeds 1 1"),
-        (["--jobs", 0], "--jobs 0"),
-        (["--checkpoint-every", 0], "--checkpoint-every 0"),
-        (["--resume", "--restart"], "give one of them"),
-        (["--seeds", -1], "--seeds -1"),
+        (["--epochs", 0], "argument --epochs: 0: give at least 1"),
+        (["--seeds", 1, 1], r"argument --seeds: \[1, 1\]: name none twice"),
+        (["--jobs", 0], "argument --jobs: 0: give at least 1"),
+        (["--checkpoint-every", 0], "argument --checkpoint-every: 0: give"),
+        (["--resume", "--restart"], "argument --restart: not allowed with"),
+        (["--seeds", 2**32], "argument --seeds: 4294967296: give at least 0 and less"),
+        (["--image-size", 0], "argument --image-size: 0: give at least 1"),
         (["--select-top", 11], "--select-top 11: digits has 10 classes"),
         (["--dataset", "folder:nowhere"], "there is no directory nowhere"),
         (["--log-dir", __file__], "cannot write TensorBoard summaries"),
@@ -356,10 +337,12 @@ def test_an_interrupted_selection_goes_on_and_chooses_the_same(
 )
 def test_bad_input_is_told_and_changes_nothing(tmp_path, arguments, message):
     failed = command(tmp_path, *arguments)
-    assert failed.status == 1
     assert re.search(message, failed.err), failed.err
-    assert failed.err.startswith("error: ")
-    assert failed.err.count("\n") == 1
+    by_argparse = message.startswith("argument")
+    assert failed.status == (2 if by_argparse else 1)
+    *usage, last = failed.err.splitlines()
+    assert "error: " in last
+    assert bool(usage) == by_argparse
     assert not list(tmp_path.glob("seed-*/frame.parquet"))
 
 
@@ -370,18 +353,27 @@ def test_an_output_directory_that_cannot_be_written(tmp_path):
     assert "choose another --out" in failed.err
 
 
-def test_the_module_is_a_command(tmp_path):
-    """The exit status reaches the shell, without a traceback."""
-    arguments = [
-        sys.executable,
-        "-m",
-        "train.classification",
-        "--model",
-        "vgg",
-        "--out",
-        str(tmp_path),
-    ]
-    failed = subprocess.run(arguments, capture_output=True, text=True, check=False)
-    assert failed.returncode == 1
-    assert "error: unknown model 'vgg'" in failed.stderr
-    assert "Traceback" not in failed.stderr
+COMMANDS = [
+    *("classification", "regression", "theory", "replication", "errata", "numerics"),
+    *("benchmark", "benchmark.storage", "hypotheses", "condense", "figures"),
+]
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_module_is_a_command(name, monkeypatch, capsys):
+    """The exit status reaches the shell."""
+    monkeypatch.setattr(sys, "argv", [name, "--no-such-option"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(f"train.{name}", run_name="__main__")
+    assert ended.value.code == 2
+    assert f"python -m train.{name}: error: " in capsys.readouterr().err
+
+
+def test_an_error_reaches_the_shell(tmp_path, monkeypatch, capsys):
+    arguments = ["classification", "--model", "vgg", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("train.classification", run_name="__main__")
+    assert ended.value.code == 1
+    assert "error: unknown model 'vgg'" in capsys.readouterr().err

@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from train.common import cli
 from train.common.parallel import run_in_processes
 
-SCRIPT = "import sys; from tests.train.test_jobs import start; start(sys.argv[1])"
+SCRIPT = (
+    "import sys; from tests.train.test_jobs import start; sys.exit(start(sys.argv[1:]))"
+)
 ROOT = Path(__file__).parents[2]
 
 
@@ -26,11 +29,9 @@ def work(directory, seed, orphaned):
     raise KeyboardInterrupt
 
 
-def start(directory):
-    try:
-        run_in_processes(partial(work, Path(directory)), [0, 1, 2], jobs=2)
-    except KeyboardInterrupt:
-        sys.exit(7)
+@cli.command("goes on")
+def start(arguments):
+    run_in_processes(partial(work, Path(*arguments)), [0, 1, 2], jobs=2)
 
 
 def wait_for(directory, names):
@@ -56,7 +57,7 @@ def test_all_are_asked_to_save_when_the_first_is_stopped(tmp_path, number):
         os.kill(first.pid, number)
         wait_for(tmp_path, {"0 begun", "1 begun", "0 saved", "1 saved"})
         errors = first.stderr.read()
-    assert first.returncode == (7 if number == signal.SIGTERM else -number)
+    assert first.returncode == (130 if number == signal.SIGTERM else -number)
     assert ("2 seeds end their step and save" in errors) == (number == signal.SIGTERM)
     assert "Traceback" not in errors
 

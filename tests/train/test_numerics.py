@@ -271,7 +271,13 @@ def test_bad_options_are_named(arguments, capsys):
     assert arguments[1] in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["batch_norm", "vit", "lstm", "mlp-softmax"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("batch_norm", "mlp-softmax"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("vit", "lstm")),
+    ],
+)
 def test_nets_of_the_zoo_have_a_reference(name):
     """All derivatives exist, in float64, and a small step is near its limit."""
     net = zoo.NETS[name]

@@ -40,7 +40,10 @@ TINY = [*BASE, "--width", "3", "--depth", "2"]
 def command(path, *arguments, base=TINY):
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        status = main([*base, "--out", str(path), *map(str, arguments)])
+        try:
+            status = main([*base, "--out", str(path), *map(str, arguments)])
+        except SystemExit as refused:  # By argparse.
+            status = refused.code
     return status, out.getvalue(), err.getvalue(), Path(path)
 
 
@@ -277,21 +280,24 @@ def test_an_interruption_keeps_what_was_measured(tmp_path, frame, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--width", 0], "--width 0: give whole numbers from 1"),
-        (["--depth", 2, 2], "--depth 2 2"),
-        (["--seeds", -1], "--seeds -1"),
-        (["--sources", 1], "--sources 1: a near and a far one"),
+        (["--width", 0], "argument --width: 0: give at least 1"),
+        (["--depth", 2, 2], "argument --depth: [2, 2]: name none twice"),
+        (
+            ["--seeds", -1],
+            "argument --seeds: -1: give at least 0 and less than 4294967296",
+        ),
+        (["--sources", 1], "argument --sources: 1: give at least 2"),
         (["--batch-size", 300], "--batch-size 300: there are 200 examples"),
-        (["--iterations", 0], "--iterations 0: give at least 1"),
+        (["--iterations", 0], "argument --iterations: 0: give at least 1"),
         (["--learning-rate", 0], "--learning-rate 0.0: give a positive number"),
         (["--learning-rate", "inf"], "--learning-rate inf: give a positive number"),
-        (["--jobs", 0], "--jobs 0: give at least 1"),
-        (["--probe-seed", -1], "--probe-seed -1"),
+        (["--jobs", 0], "argument --jobs: 0: give at least 1"),
+        (["--probe-seed", -1], "argument --probe-seed: -1: give at least 0"),
         (["--estimator", "wishful"], "unknown estimator 'wishful'"),
     ],
 )
 def test_bad_arguments(tmp_path, arguments, message):
     status, _, err, path = command(tmp_path / "run", *arguments)
-    assert status == 1
+    assert status == (2 if message.startswith("argument") else 1)
     assert message in err
     assert not path.exists()

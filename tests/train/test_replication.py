@@ -14,9 +14,8 @@ from srel_tf.files import read_json, write_json
 from tests.made_up import probe, result
 from train import condense, figures
 from train.common.seed_marks import mark_as_finished
-from train.replication import claims as claims_table
 from train.replication import command as replication
-from train.replication import single_matrices
+from train.replication import tables
 
 RESULTS = Path(__file__).parents[2] / "results"
 SEEDS, STEPS = (0, 1, 2), (0, 8, 12)
@@ -279,7 +278,7 @@ def test_a_trend_of_a_selection_is_undecided(results):
     share = of_rule["off_n_valid"].sum() / of_rule["off_n_pairs"].sum()
     found = claims[claims["rule"] == "fresh_adam"].set_index("claim")
     assert found["valid_last"].unique() == pytest.approx([share], rel=1e-12)
-    trends = list(claims_table.TRENDS)
+    trends = list(tables.TRENDS)
     assert (found.loc[trends, "verdict"] == "undecided").all()
     assert (
         found.loc[trends, "reason"].str.startswith(f"{share:.0%} of the entries").all()
@@ -304,7 +303,7 @@ def test_inter_above_intra_is_no_separation_of_the_kind_that_the_paper_means(
 
 def test_scales_of_sources_and_targets_taken_away(run, results):
     """Rows by a loop; residuals of log S by taking row and column means away in turn until nothing is left of them."""
-    found = single_matrices.adjusted(replication.load(results)).query(
+    found = tables.adjusted(replication.load(results)).query(
         "protocol == 'crossed' and step == 12"
     )
     row = found[(found["measure"] == "kl") & (found["rule"] == "fresh_adam")].iloc[0]
@@ -336,7 +335,7 @@ def test_a_separation_under_scales_is_found():
     entries = pd.DataFrame({"source_id": i, "target_id": j, "same": i % 3 == j % 3})
     entries["srel"] = scales[0][i] * scales[1][j] * np.where(entries["same"], 1.5, 1.0)
     entries = entries[i != j]
-    left, same = single_matrices.two_way_residuals(entries), entries["same"].to_numpy()
+    left, same = tables.two_way_residuals(entries), entries["same"].to_numpy()
     assert srel_tf.auc(entries["srel"][same], entries["srel"][~same]) < 0.7
     assert srel_tf.auc(left[same], left[~same]) > 0.99
 
@@ -365,9 +364,7 @@ def test_a_step_of_auto_moves_predictions_only_in_rows_of_finite_steps(tmp_path)
     srel_tf.write_frame(frame, tmp_path / "matrices.parquet")
     pairs = srel_tf.smooth(frame).assign(rule="sgd, auto")
     srel_tf.write_frame(pairs, tmp_path / "pairs.parquet")
-    (found,) = single_matrices.moves({("made-up", "crossed"): tmp_path}).to_dict(
-        "records"
-    )
+    (found,) = tables.moves({("made-up", "crossed"): tmp_path}).to_dict("records")
     finite = frame[
         frame["source_id"] % 4 < 2
     ]  # The methods take turns: finite_step, finite_step_float64, two limits.

@@ -3,50 +3,49 @@
     python -m train.benchmark                     the published ResNet-18, 60 sources x 60 targets, 32 x 32 images
     python -m train.benchmark --growth            time and memory from 30 to 1,000 probe points, with exponents
     python -m train.benchmark --training          `fit` with a measurement every ninth step against plain `fit`
-    python -m train.benchmark --shares            time against the multiply-adds needed at the machine's peak rate
-    python -m train.benchmark --all --out DIR     all four, and tables and a picture in DIR
+    python -m train.benchmark --all --out DIR     all three, and tables and a picture in DIR
 
-Where PyTorch is installed, the first has the torch.func recipes too. Ratios are what carries over to another machine.
+If PyTorch is installed, the first has the torch.func recipes too. Ratios are what carries over to another machine.
 """
 
 import argparse
-import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import pandas as pd
 import tensorflow as tf
+from matplotlib.figure import Figure
 
-from srel_tf import OptionError, SRelError
+from srel_tf import OptionError
 from train.benchmark import report
 from train.benchmark.comparison import comparison, has_torch
 from train.benchmark.growth import SIZES, exponents, growth
-from train.benchmark.shares import shares
-from train.benchmark.training import overhead, training
+from train.benchmark.training import EVERY, overhead, training
 from train.classification.experiment import make_repeatable
+from train.common import cli
 from train.models import ARCHITECTURES
 
+Result = tuple[dict[str, pd.DataFrame], dict[str, Figure]]  # By file name.
 
-def parser():
+
+def parser() -> argparse.ArgumentParser:
+    """Make the parser of the options."""
     p = argparse.ArgumentParser(
         prog="python -m train.benchmark",
         description=__doc__.split("\n\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    for part, text in (
-        ("growth", "time and memory by probe points"),
-        ("training", "what it costs during fit"),
-    ):
-        p.add_argument(f"--{part}", action="store_true", help=text)
-    p.add_argument(
-        "--shares",
-        action="store_true",
-        help="where the time goes, as shares of the physical limit",
-    )
-    p.add_argument(
-        "--all",
-        action="store_true",
-        help="these and the comparison, which is what runs without any",
-    )
+
+    def number(name: str, least: int, default: int, text: str) -> None:
+        p.add_argument(name, type=cli.at_least(least), default=default, help=text)
+
+    def part(name: str, text: str) -> None:
+        p.add_argument(name, action="store_true", help=text)
+
+    part("--growth", "time and memory by probe points")
+    part("--training", "what it costs during fit")
+    part("--all", "these and the comparison, which is what runs without any")
     p.add_argument(
         "--out",
         type=Path,
@@ -58,75 +57,42 @@ def parser():
         help="gpu: fail without one, and write to results/benchmarks/gpu unless --out is given; cpu: hide GPUs",
     )
     p.add_argument("--model", default="resnet18", choices=ARCHITECTURES)
+    number("--points", 3, 60, "probe points, of 3 classes (not --growth)")
+    number("--repeats", 1, 5, "rounds in which the procedures are called in turn")
+    number("--torch-repeats", 0, 2, "the same of the torch.func recipes; 0: none")
     p.add_argument(
-        "--points",
-        type=int,
-        default=60,
-        help="probe points, of 3 classes (not --growth)",
+        "--sizes",
+        type=cli.at_least(3),
+        nargs="+",
+        default=SIZES,
+        help="probe points of --growth",
     )
-    p.add_argument(
-        "--repeats",
-        type=int,
-        default=5,
-        help="rounds in which the procedures are called in turn",
-    )
-    p.add_argument(
-        "--torch-repeats",
-        type=int,
-        default=2,
-        help="the same of the torch.func recipes; 0: none",
-    )
-    p.add_argument(
-        "--sizes", type=int, nargs="+", default=SIZES, help="probe points of --growth"
-    )
-    p.add_argument(
-        "--exact-up-to",
-        type=int,
-        default=240,
-        help="--growth measures exact up to this many points",
-    )
-    p.add_argument("--batch-size", type=int, default=256, help="of --training")
-    p.add_argument(
-        "--rounds",
-        type=int,
-        default=5,
-        help="of --training, in which its kinds of blocks take turns",
-    )
+    number("--exact-up-to", 0, 240, "--growth measures exact up to this many points")
+    number("--batch-size", 1, 256, "of --training")
+    number("--rounds", 1, 5, "of --training, in which its kinds of blocks take turns")
     return p
 
 
-def main(arguments=None):
-    """Run the command; the exit status."""
+@cli.command()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
     args = parser().parse_args(arguments)
-    chosen = [part for part in PARTS if args.all or getattr(args, part, False)] or [
-        "comparison"
-    ]
-    try:
-        _check(args)
-        _choose_device(args)
-        make_repeatable(0)
-        about = report.machine()
-        report.print_machine(about)
-        for part in chosen:
-            start = time.perf_counter()
-            tables, figures = PARTS[part](args)
-            print(f"  ({part}: {time.perf_counter() - start:.0f} s)", flush=True)
-            if args.out:
-                options = {k: v for k, v in vars(args).items() if k != "out"}
-                report.write(
-                    args.out,
-                    part,
-                    {"machine": about, "options": options},
-                    tables,
-                    figures,
-                )
-    except SRelError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    chosen = [part for part in PARTS if args.all or getattr(args, part, False)]
+    _choose_device(args)
+    make_repeatable(0)
+    about = report.machine()
+    report.show_machine(about)
+    for part in chosen or ["comparison"]:
+        start = time.perf_counter()
+        tables, figures = PARTS[part](args)
+        print(f"  ({part}: {time.perf_counter() - start:.0f} s)", flush=True)
+        if args.out:
+            options = {k: v for k, v in vars(args).items() if k != "out"}
+            details = {"machine": about, "options": options}
+            report.write(args.out, part, details, tables, figures)
 
 
-def _choose_device(args):
+def _choose_device(args: argparse.Namespace) -> None:
     if args.device == "cpu":
         tf.config.set_visible_devices([], "GPU")
     if args.device != "gpu":
@@ -138,30 +104,18 @@ def _choose_device(args):
     args.out = args.out or Path("results/benchmarks/gpu")
 
 
-def _check(args):
-    least_of = {
-        "points": 3,
-        "repeats": 1,
-        "torch_repeats": 0,
-        "exact_up_to": 0,
-        "batch_size": 1,
-        "rounds": 1,
-    }
-    for name, least in least_of.items():
-        if getattr(args, name) < least:
-            raise OptionError(
-                f"--{name.replace('_', '-')} {getattr(args, name)}: give at least {least}"
-            )
-    if min(args.sizes) < 3 or len(set(args.sizes)) < len(args.sizes):
-        raise OptionError(
-            f"--sizes {' '.join(map(str, args.sizes))}: give different numbers of 3 or more points"
-        )
-
-
-def _comparison(args):
+def _comparison(args: argparse.Namespace) -> Result:
     torch_repeats = args.torch_repeats if has_torch() else 0
     table = comparison(args.model, args.points, args.repeats, torch_repeats)
-    report.print_comparison(table, args.model, args.points)
+    cli.show(
+        f"{args.model}, {args.points} sources × {args.points} targets; medians of calls in turn; the published "
+        "procedure is scaled up from the (source, class) pairs that were timed",
+        table,
+    )
+    loops = table.set_index("procedure")["forward_passes"] / args.points
+    print(
+        f"in units of {args.points} forward passes: exact {loops['exact']:.2f}, naive loop {loops['naive loop']:.2f}"
+    )
     if args.torch_repeats and not torch_repeats:
         print(
             "torch.func recipes left out: PyTorch is not installed (pip install -e '.[torch]')",
@@ -170,36 +124,37 @@ def _comparison(args):
     return {"comparison": table}, {}
 
 
-def _growth(args):
+def _growth(args: argparse.Namespace) -> Result:
     print(
-        f"\n{args.model}, each line in a process of its own; exact up to {args.exact_up_to} points (--exact-up-to)"
+        f"\n{args.model}, each size and estimator in a process of its own; exact up to {args.exact_up_to} points"
     )
     table = growth(
-        args.model, sorted(args.sizes), args.exact_up_to, report.print_growth_row
+        args.model,
+        sorted(set(args.sizes)),
+        args.exact_up_to,
+        lambda row: print(
+            "  {estimator} {points} points: {seconds:.2f} s".format(**row), flush=True
+        ),
     )
     fitted = exponents(table)
-    report.print_exponents(fitted)
-    return {"growth": table, "growth_exponents": fitted}, {
-        "growth": report.plot_growth(table, fitted)
-    }
+    cli.show("seconds and bytes", table)
+    cli.show("powers of the number of points", fitted)
+    picture = report.plot_growth(table, fitted)
+    return {"growth": table, "growth_exponents": fitted}, {"growth": picture}
 
 
-def _training(args):
+def _training(args: argparse.Namespace) -> Result:
     table = training(args.model, args.points, args.batch_size, args.rounds)
-    medians = overhead(table)
-    report.print_training(medians, args.batch_size)
-    return {"training": table, "training_overhead": medians.reset_index()}, {}
+    medians = overhead(table).reset_index()
+    cli.show(
+        f"blocks of {EVERY} steps of {args.batch_size} in `fit`, in turn with one measurement or none; medians",
+        medians,
+    )
+    return {"training": table, "training_overhead": medians}, {}
 
 
-def _shares(args):
-    table, rate = shares(args.model, args.points, args.repeats)
-    report.print_shares(table, rate)
-    return {"shares": table.assign(multiply_adds_per_second=rate)}, {}
-
-
-PARTS = {
+PARTS: dict[str, Callable[[argparse.Namespace], Result]] = {
     "comparison": _comparison,
     "growth": _growth,
     "training": _training,
-    "shares": _shares,
 }

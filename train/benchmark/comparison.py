@@ -2,6 +2,7 @@
 
 import importlib.util
 import itertools
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from train.benchmark.procedures import (
     LEARNING_RATE,
     SMALL,
     NaiveLoop,
+    Setup,
     forward_pass,
     interleaved,
     published_pair,
@@ -23,71 +25,62 @@ AUTO, AUTO_REPEATS = f"auto at η = {SMALL:g}", 2  # In float64 above all, which
 EACH = {FORWARD: 10, PUBLISHED: 2}  # Calls in a round.
 
 
-def has_torch():
+def has_torch() -> bool:
+    """Whether PyTorch is installed."""
     return importlib.util.find_spec("torch") is not None
 
 
 def comparison(
-    name="resnet18", points=60, repeats=5, torch_repeats=2, shape=(32, 32, 3)
-):
-    """One row a procedure: median seconds, timings, and its ratios forward_passes and published_over_it.
+    name: str = "resnet18",
+    points: int = 60,
+    repeats: int = 5,
+    torch_repeats: int = 2,
+    shape: tuple[int, ...] = (32, 32, 3),
+) -> pd.DataFrame:
+    """Time all procedures; `torch_repeats` 0 leaves the torch.func recipes out.
 
-    `torch_repeats` 0 leaves the torch.func recipes out. The published procedure is scaled up from the (source, class)
-    pairs that were timed. Each procedure is called once before it is timed; that traces srel_tf's and the loop's graph.
+    The published procedure is scaled up from the (source, class) pairs that were timed. Each procedure is called once
+    before it is timed, which traces the graphs of srel_tf and of the loop.
+
+    Returns:
+        One row a procedure: median seconds, timings, and its ratios forward_passes and published_over_it.
     """
     it = setup(name, points, shape)
     procedures = _in_tensorflow(it)
     rounds = dict.fromkeys(procedures, repeats) | {AUTO: min(repeats, AUTO_REPEATS)}
     if torch_repeats:
-        recipes = _in_torch(it)
-        procedures |= recipes
-        rounds |= dict.fromkeys(recipes, torch_repeats)
+        # PyTorch is an optional extra.
+        from train.benchmark.torch_recipes import recipes
+
+        in_torch = recipes(it.model, it.x, it.y, LEARNING_RATE)
+        procedures |= in_torch
+        rounds |= dict.fromkeys(in_torch, torch_repeats)
     return ratios(interleaved(procedures, rounds, EACH), pairs=points * CLASSES)
 
 
-def ratios(times, pairs):
-    """The table of `comparison` from {procedure: seconds of its calls}; the published procedure consists of `pairs`."""
-    table = pd.DataFrame(
-        {"procedure": list(times), "timings": [len(t) for t in times.values()]}
+def ratios(times: Mapping[str, Sequence[float]], pairs: int) -> pd.DataFrame:
+    """Make the table of `comparison` from {procedure: seconds of its calls}; the published one consists of `pairs`."""
+    seconds = pd.Series({name: float(np.median(t)) for name, t in times.items()})
+    seconds[PUBLISHED] *= pairs
+    return pd.DataFrame(
+        {
+            "procedure": list(times),
+            "timings": [len(t) for t in times.values()],
+            "seconds": seconds.to_numpy(),
+            "forward_passes": (seconds / seconds[FORWARD]).to_numpy(),
+            "published_over_it": (seconds[PUBLISHED] / seconds).to_numpy(),
+        }
     )
-    table["seconds"] = [
-        float(np.median(t)) * (pairs if name == PUBLISHED else 1)
-        for name, t in times.items()
-    ]
-    whole = table.set_index("procedure")["seconds"]
-    table["forward_passes"] = table["seconds"] / whole[FORWARD]
-    table["published_over_it"] = whole[PUBLISHED] / table["seconds"]
-    return table
 
 
-def _in_tensorflow(it):
+def _in_tensorflow(it: Setup) -> dict[str, Callable[[], object]]:
     forward, x = forward_pass(it.model), tf.constant(it.x)
-    turns = itertools.cycle(itertools.product(range(len(it.y)), range(CLASSES)))
-
-    def one_pair():
-        return published_pair(it.model, it.x, it.y, *next(turns))
-
+    pairs = itertools.cycle(itertools.product(range(len(it.y)), range(CLASSES)))
     return {
         FORWARD: lambda: forward(x),
         "limit": it.instrument("limit"),
         "exact": it.instrument("exact"),
         AUTO: it.instrument("auto", SMALL),
         "naive loop": NaiveLoop(it.model, it.x, it.y),
-        PUBLISHED: one_pair,
-    }
-
-
-def _in_torch(it):
-    from train.benchmark.torch_recipes import (  # PyTorch is an optional extra.
-        CHUNK,
-        Recipes,
-    )
-
-    recipes = Recipes(it.model, it.x, it.y, LEARNING_RATE)
-    torch = f"torch (threads: {recipes.use_faster_threads()})"
-    return {
-        f"{torch} forward pass": recipes.forward,
-        f"{torch} exact, loop": recipes.exact_loop,
-        f"{torch} exact, vmap of {CHUNK}": recipes.exact_vmap,
-        f"{torch} limit, jacrev of {CHUNK}": recipes.limit,
+        PUBLISHED: lambda: published_pair(it.model, it.x, it.y, *next(pairs)),
     }

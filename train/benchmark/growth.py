@@ -1,30 +1,47 @@
-"""How time and memory grow with the probe: each size and estimator in a process of its own.
+"""How time and memory grow with the probe: each size and estimator in a process of its own."""
 
-`python -m train.benchmark.growth ESTIMATOR POINTS MODEL` measures one and prints it as JSON.
-"""
-
-import json
+import multiprocessing
 import resource
-import subprocess
 import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 import srel_tf
+from train.benchmark.procedures import forward_pass, seconds, setup
+from train.classification.experiment import make_repeatable
 
 SIZES = (30, 60, 120, 240, 480, 1000)
 QUANTITIES = {"seconds": "time", "memory": "memory above the forward pass"}
 LONG = 20.0  # Seconds after which a measurement is not repeated.
 VERY_LONG = 200.0  # Seconds after which even the first counts, whose tracing is a few percent of it.
+Row = dict[str, Any]
 
 
-def growth(model, sizes=SIZES, exact_up_to=240, report=print):
-    """One row an estimator and size: seconds, forward (s, one pass of the probe), first (s, graph traced), memory and
-    peak (bytes). `exact` is left out above `exact_up_to` points. report(row) is called as each comes.
+def growth(
+    model: str,
+    sizes: Sequence[int] = SIZES,
+    exact_up_to: int = 240,
+    report: Callable[[Row], object] = print,
+) -> pd.DataFrame:
+    """Measure time and memory of each estimator and size.
 
-    Raises `srel_tf.SRelError` where a process fails, out of memory for example.
+    Args:
+        model: A net of `train.models`.
+        sizes: Numbers of probe points.
+        exact_up_to: Largest size at which `exact` is measured.
+        report: Called with each row as it comes.
+
+    Returns:
+        One row an estimator and size: seconds, forward (s, one pass of the probe), first (s, graph traced), memory and
+        peak (bytes).
+
+    Raises:
+        SRelError: If a process fails, for example out of memory.
     """
     rows = []
     for points in sizes:
@@ -35,67 +52,52 @@ def growth(model, sizes=SIZES, exact_up_to=240, report=print):
     return pd.DataFrame(rows)
 
 
-def exponents(table):
-    """Slopes of log quantity over log points, least squares over all sizes: one row an estimator and quantity.
+def exponents(table: pd.DataFrame) -> pd.DataFrame:
+    """Fit log quantity = exponent · log points + log factor by least squares: one row an estimator and quantity.
 
-    NaN where there are fewer than two sizes or a quantity that is not positive.
+    The fit is NaN if there are fewer than two sizes or the quantity is not positive at each.
     """
     rows = []
     for estimator, part in table.groupby("estimator", sort=False):
         for quantity in QUANTITIES:
-            known = len(part) > 1 and (part[quantity] > 0).all()
-            slope, height = (
-                np.polyfit(np.log(part["points"]), np.log(part[quantity]), 1)
-                if known
-                else (np.nan,) * 2
+            slope = height = np.nan
+            if len(part) > 1 and (part[quantity] > 0).all():
+                slope, height = np.polyfit(
+                    np.log(part["points"]), np.log(part[quantity]), 1
+                )
+            rows.append(
+                {
+                    "estimator": estimator,
+                    "quantity": quantity,
+                    "exponent": slope,
+                    "factor": np.exp(height),
+                    "points": f"{part['points'].min()}–{part['points'].max()}",
+                }
             )
-            sizes = f"{part['points'].min()}–{part['points'].max()}"
-            row = {
-                "estimator": estimator,
-                "quantity": quantity,
-                "exponent": slope,
-                "factor": np.exp(height),
-            }
-            rows.append({**row, "points": sizes})
     return pd.DataFrame(rows)
 
 
-def _in_new_process(estimator, points, model):
-    command = [
-        sys.executable,
-        "-m",
-        "train.benchmark.growth",
-        estimator,
-        str(points),
-        model,
-    ]
-    run = subprocess.run(command, capture_output=True, text=True)
-    if run.returncode:
-        last = (
-            run.stderr.strip().splitlines()
-            or ["no message: killed for lack of memory?"]
-        )[-1]
+def _in_new_process(estimator: str, points: int, model: str) -> Row:
+    context = multiprocessing.get_context("spawn")
+    try:
+        with ProcessPoolExecutor(1, context) as process:
+            return process.submit(measure_one, estimator, points, model).result()
+    except Exception as error:  # Of TensorFlow, or BrokenProcessPool if it was killed.
         raise srel_tf.SRelError(
-            f"{estimator} with {points} points ended with status {run.returncode}: {last}"
-        )
-    return json.loads(run.stdout.strip().splitlines()[-1])
+            f"{estimator} with {points} points failed, for lack of memory? "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
-def measure_one(estimator, points, model):
-    """Time and memory of one estimator at one size, in this process: a dict."""
-    from train.benchmark.procedures import (  # Loads TensorFlow.
-        forward_pass,
-        seconds,
-        setup,
-    )
-
+def measure_one(estimator: str, points: int, model: str) -> Row:
+    """Measure time and memory of one estimator at one size, in this process."""
+    make_repeatable(0)
     it = setup(model, points)
     forward = forward_pass(it.model)
-    batches = np.array_split(
-        it.x, -(-points // srel_tf.Settings().batch_size)
-    )  # As many at a time as a measurement.
+    # As many examples at a time as a measurement.
+    batches = np.array_split(it.x, -(-points // srel_tf.Settings().batch_size))
 
-    def forward_all():
+    def forward_all() -> None:
         for batch in batches:
             forward(batch)
 
@@ -108,14 +110,11 @@ def measure_one(estimator, points, model):
     while len(times) < 3 and sum(times) < LONG:
         times.append(seconds(instrument))
     peak = peak_memory()
-    about = {
+    return {
         "estimator": estimator,
         "points": points,
         "seconds": float(np.median(times)),
         "measurements": len(times),
-    }
-    return {
-        **about,
         "first": first,
         "forward": float(np.median(passes)),
         "memory": peak - before,
@@ -123,29 +122,16 @@ def measure_one(estimator, points, model):
     }
 
 
-def peak_memory():
-    """Largest resident size of this process so far, bytes.
+def peak_memory() -> int:
+    """Read the largest resident size of this process so far, in bytes.
 
     Linux's `getrusage` starts from the peak of the process that launched this one; /proc does not.
     """
     status = Path("/proc/self/status")
     if status.exists():
         lines = status.read_text(encoding="utf-8").splitlines()
-        kibibytes = next(
+        return 1024 * next(
             int(line.split()[1]) for line in lines if line.startswith("VmHWM")
         )
-        return kibibytes * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def main(arguments=None):
-    estimator, points, model = sys.argv[1:] if arguments is None else arguments
-    from train.classification.experiment import make_repeatable
-
-    make_repeatable(0)
-    print(json.dumps(measure_one(estimator, int(points), model)))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,7 @@
 """The net, the probe and the procedures whose cost `train.benchmark` compares."""
 
 import time
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import keras
@@ -23,17 +24,21 @@ class Setup(NamedTuple):
     y: np.ndarray
 
     @property
-    def probe(self):
+    def probe(self) -> srel_tf.ProbeSet:
         return srel_tf.ProbeSet(self.x, self.y)
 
-    def instrument(self, estimator, learning_rate=None):
-        """Measures `kl` and `l1` between all pairs."""
+    def instrument(
+        self, estimator: str, learning_rate: float | None = None
+    ) -> srel_tf.Instrument:
+        """Make an instrument that measures `kl` and `l1` between all pairs."""
         settings = srel_tf.Settings(estimator=estimator, learning_rate=learning_rate)
         return srel_tf.Instrument(self.model, self.probe, settings)
 
 
-def setup(name="resnet18", points=60, shape=(32, 32, 3)):
-    """A new net of `train.models` and its probe of random normal images, in Keras's floatx."""
+def setup(
+    name: str = "resnet18", points: int = 60, shape: tuple[int, ...] = (32, 32, 3)
+) -> Setup:
+    """Make a net of `train.models` and its probe of random normal images, in Keras's floatx."""
     generator = np.random.default_rng(0)
     x = generator.normal(size=(points, *shape)).astype(keras.config.floatx())
     model = build_model(name, shape, CLASSES)
@@ -47,25 +52,25 @@ def setup(name="resnet18", points=60, shape=(32, 32, 3)):
     return Setup(model, x, np.arange(points) % CLASSES)
 
 
-def forward_pass(model):
-    """x -> outputs [n, C] of the traced net."""
+def forward_pass(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Make the traced function x -> outputs [n, C] of the net."""
     return tf.function(lambda x: model(x, training=False), jit_compile=False)
 
 
 class NaiveLoop:
-    """The plain TensorFlow loop, well written: for each source a gradient, a stepped copy of the net, a forward pass.
+    """A well-written plain TensorFlow loop: for each source a gradient, a stepped copy of the net, a forward pass.
 
-    Traced once; the copy's weights are shadow variables, made once and assigned for each source. It says nothing of
-    what float32 resolves. Calling it returns {"kl", "l1"}: S_rel [n, n] of the definitions, and the logits.
+    It is traced once; the copy's weights are shadow variables, assigned for each source. It does not tell which entries
+    float32 resolves. Calling it returns {"kl", "l1"}: S_rel [n, n] of the definitions, and the logits.
     """
 
-    def __init__(self, model, x, y):
+    def __init__(self, model: keras.Model, x: np.ndarray, y: np.ndarray) -> None:
         self._x, self._y = tf.constant(x), tf.constant(y)
         shadow = keras.models.clone_model(model)
         loss = model.loss
 
         @tf.function(jit_compile=False)
-        def stepped(x, y, targets):
+        def stepped(x: tf.Tensor, y: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
             with tf.GradientTape() as tape:
                 value = tf.reduce_mean(loss(y, model(x, training=False)))
             gradients = tape.gradient(value, model.trainable_variables)
@@ -81,7 +86,7 @@ class NaiveLoop:
 
         self._forward, self._stepped = forward_pass(model), stepped
 
-    def __call__(self):
+    def __call__(self) -> dict[str, np.ndarray]:
         before = self._forward(self._x)
         n = len(self._x)
         after = tf.stack(
@@ -95,7 +100,7 @@ class NaiveLoop:
         }
 
 
-def _kl(before, after):
+def _kl(before: tf.Tensor, after: tf.Tensor) -> tf.Tensor:
     """KL(g⁺, g) of softmax outputs, Definition 2."""
     p, log_ratio = (
         tf.nn.softmax(after),
@@ -104,20 +109,22 @@ def _kl(before, after):
     return tf.reduce_sum(p * log_ratio, axis=-1)
 
 
-def _l1(before, after):
+def _l1(before: tf.Tensor, after: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum(tf.abs(tf.nn.softmax(after) - tf.nn.softmax(before)), axis=-1)
 
 
 DISTANCES = {"kl": _kl, "l1": _l1}
 
 
-def _srel(moved):
-    """D [n, n] over its diagonal, the change at the source itself."""
+def _srel(moved: tf.Tensor) -> np.ndarray:
+    """Divide D [n, n] by its diagonal, the change at the source itself."""
     return (moved / tf.linalg.diag_part(moved)[:, None]).numpy()
 
 
-def published_pair(model, x, y, source, target_class):
-    """One (source, class) pair as the published code does it: a new net, a new Adam, one step, two passes."""
+def published_pair(
+    model: keras.Model, x: np.ndarray, y: np.ndarray, source: int, target_class: int
+) -> np.ndarray:
+    """Measure one (source, class) pair as the published code does: a new net, a new Adam, one step, two passes."""
     targets = tf.constant(x[y == target_class])
     xs, ys = tf.constant(x[[source]]), tf.constant(y[[source]])
     copy = keras.models.clone_model(model)
@@ -142,20 +149,29 @@ def published_pair(model, x, y, source, target_class):
     return (numerator / (denominator + 1e-8)).numpy()
 
 
-def seconds(function):
-    """Wall-clock time of one call."""
+def seconds(function: Callable[[], object]) -> float:
+    """Measure the wall-clock time of one call."""
     start = time.perf_counter()
     function()
     return time.perf_counter() - start
 
 
-def interleaved(functions, rounds, each=None):
-    """{name: seconds of its calls} of functions that are called in turn, so that what slows the machine falls on all.
+def interleaved(
+    functions: Mapping[str, Callable[[], object]],
+    rounds: Mapping[str, int],
+    each: Mapping[str, int] | None = None,
+) -> dict[str, list[float]]:
+    """Time functions that are called in turn, so that other load on the machine slows all of them alike.
 
-    rounds: {name: in how many rounds it is called}; each: {name: calls in a round}, 1 where not named. Every function
-    is called once before, untimed.
+    Args:
+        functions: {name: function}; each is called once before, untimed.
+        rounds: {name: the number of rounds in which it is called}.
+        each: {name: calls in a round}, 1 by default.
+
+    Returns:
+        {name: seconds of its calls}.
     """
-    times = {name: [] for name in functions}
+    times: dict[str, list[float]] = {name: [] for name in functions}
     for function in functions.values():
         function()
     for turn in range(max(rounds.values())):

@@ -1,183 +1,143 @@
 """The torch.func recipes for the same numbers on the same net; needs PyTorch (`pip install -e '.[torch]'`).
 
-`AsTorch` holds the weights and the graph of a functional Keras model. The recipes follow PyTorch's tutorials on
-per-sample gradients and neural tangent kernels: `grad` and `functional_call` for a fictitious step of each source,
-`vmap` of `jacrev` for the Jacobians of which the limit is a contraction.
+They follow PyTorch's tutorials on per-sample gradients and neural tangent kernels: `grad` for a fictitious step of each
+source, `vmap` of `jacrev` for the Jacobians of which the limit is a contraction.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import keras
+import numpy as np
 import torch
 import torch.nn.functional as F
-from torch.func import functional_call, grad, jacrev, vmap
+from torch.func import grad, jacrev, vmap
 
 from srel_tf import ModelError
-from train.benchmark.procedures import seconds
 
 CHUNK = 10  # Examples whose gradients or Jacobians `vmap` forms at a time.
+AXES = {
+    4: (3, 2, 0, 1),
+    2: (1, 0),
+    1: (0,),
+}  # Of torch's kernels and biases in Keras's.
+Weights = dict[str, torch.Tensor]
 
 
-def _conv(layer, x, kernel, bias=None):
+def torch_weights(model: keras.Model) -> Weights:
+    """Copy the weights of a Keras model into torch's layout, {path of the variable: tensor}."""
+    return {
+        w.path: torch.tensor(w.numpy().transpose(AXES[len(w.shape)]))
+        for w in model.weights
+    }
+
+
+def torch_outputs(
+    model: keras.Model, weights: Weights, x: torch.Tensor
+) -> torch.Tensor:
+    """Run the graph of a functional Keras model in torch: x [n, H, W, channels] to outputs [n, C].
+
+    Raises:
+        ModelError: For a layer or an activation without a counterpart here.
+    """
+    values = {id(model.inputs[0]): x.movedim(-1, 1)}
+    for layer in model.layers[1:]:
+        activation = getattr(layer, "activation", None)
+        if type(layer) not in LAYERS or activation not in ACTIVATIONS:
+            raise ModelError(
+                f"layer {layer.name!r} of type {type(layer).__name__} has no counterpart in torch here"
+            )
+        inputs = layer.input if isinstance(layer.input, list) else [layer.input]
+        operands = [values[id(t)] for t in inputs]
+        operands += [weights[w.path] for w in layer.weights]
+        result = LAYERS[type(layer)](layer, *operands)
+        values[id(layer.output)] = ACTIVATIONS[activation](result)
+    return values[id(model.outputs[0])]
+
+
+def _conv(
+    layer: Any, x: torch.Tensor, kernel: torch.Tensor, *bias: torch.Tensor
+) -> torch.Tensor:
     same = layer.padding == "same"
     if same and any(s != 1 for s in layer.strides):
         raise ModelError(
             f"layer {layer.name!r}: torch pads strided convolutions otherwise; use ZeroPadding2D"
         )
-    return F.conv2d(x, kernel, bias, layer.strides, "same" if same else 0)
+    return F.conv2d(
+        x, kernel, *bias, stride=layer.strides, padding="same" if same else 0
+    )
 
 
-def _dense(layer, x, kernel, bias=None):
-    return F.linear(x, kernel, bias)
-
-
-def _zero_padding(layer, x):
+def _zero_padding(layer: Any, x: torch.Tensor) -> torch.Tensor:
     (top, bottom), (left, right) = layer.padding
     return F.pad(x, (left, right, top, bottom))
 
 
-def _max_pooling(layer, x):
-    return F.max_pool2d(x, layer.pool_size, layer.strides)
-
-
-def _flatten(layer, x):
-    """Values in Keras's order, channels last."""
-    return (x.movedim(1, -1) if x.ndim > 2 else x).flatten(1)
-
-
-# Keras's layer -> function of it, its input (channels before height and width) and its weights as torch has them.
-OPERATIONS = {
+# Keras's layer -> function of it, its inputs (channels before height and width) and its weights.
+LAYERS: dict[type, Callable[..., torch.Tensor]] = {
     keras.layers.Conv2D: _conv,
-    keras.layers.Dense: _dense,
+    keras.layers.Dense: lambda layer, x, *weights: F.linear(x, *weights),
     keras.layers.ZeroPadding2D: _zero_padding,
-    keras.layers.MaxPooling2D: _max_pooling,
+    keras.layers.MaxPooling2D: lambda layer, x: F.max_pool2d(
+        x, layer.pool_size, layer.strides
+    ),
     keras.layers.ReLU: lambda layer, x: F.relu(x),
-    keras.layers.Flatten: _flatten,
+    # Keras has the channels last.
+    keras.layers.Flatten: lambda layer, x: x.movedim(1, -1).flatten(1),
     keras.layers.GlobalAveragePooling2D: lambda layer, x: x.mean((2, 3)),
-    keras.layers.Add: lambda layer, x: sum(x),
+    keras.layers.Add: lambda layer, *x: sum(x),
 }
-
-ACTIVATIONS = {
-    None: lambda t: t,
-    keras.activations.linear: lambda t: t,
+ACTIVATIONS: dict[Any, Callable[[torch.Tensor], torch.Tensor]] = {
+    None: lambda x: x,
+    keras.activations.linear: lambda x: x,
     keras.activations.relu: F.relu,
 }
 
 
-class AsTorch(torch.nn.Module):
-    """A functional Keras model as a torch module with a copy of its weights.
+def recipes(
+    model: keras.Model, x: np.ndarray, y: np.ndarray, learning_rate: float
+) -> dict[str, Callable[[], torch.Tensor]]:
+    """Make the recipes for a Keras model and its probe x [n, H, W, channels], y [n].
 
-    Takes and returns what the Keras model does: images [n, H, W, channels] to outputs [n, C]. Raises
-    `srel_tf.ModelError` for layers that are not in `OPERATIONS`, or activations not in `ACTIVATIONS`.
+    Returns:
+        {name: function}. The forward pass returns f(x) [n, C]; the exact recipes return the outputs after each source's
+        step [n, n, C]; the limit returns δ = −J ∇ℓ [n, n, C].
     """
+    weights, probe, labels = torch_weights(model), torch.tensor(x), torch.tensor(y)
 
-    def __init__(self, model):
-        super().__init__()
-        for layer in model.layers[1:]:
-            if (
-                type(layer) not in OPERATIONS
-                or getattr(layer, "activation", None) not in ACTIVATIONS
-            ):
-                raise ModelError(
-                    f"layer {layer.name!r} of type {type(layer).__name__} has no counterpart in torch here"
-                )
-        self._model = model
-        self.kernels = torch.nn.ParameterDict()
-        for layer in model.layers:
-            for k, w in enumerate(layer.get_weights()):
-                axes = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}[w.ndim]
-                self.kernels[_key(layer, k)] = torch.nn.Parameter(
-                    torch.tensor(w.transpose(axes))
-                )
+    def loss(w: Weights, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(torch_outputs(model, w, x[None]), y[None])
 
-    def forward(self, x):
-        values = {id(self._model.inputs[0]): x.movedim(-1, 1).contiguous()}
-        for layer in self._model.layers[1:]:
-            inputs = (
-                [values[id(t)] for t in layer.input]
-                if isinstance(layer.input, list)
-                else values[id(layer.input)]
-            )
-            weights = [self.kernels[_key(layer, k)] for k in range(len(layer.weights))]
-            outputs = OPERATIONS[type(layer)](layer, inputs, *weights)
-            values[id(layer.output)] = ACTIVATIONS[getattr(layer, "activation", None)](
-                outputs
-            )
-        return values[id(self._model.outputs[0])]
+    def outputs_of_one(w: Weights, x: torch.Tensor) -> torch.Tensor:
+        return torch_outputs(model, w, x[None])[0]
 
+    def after(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        gradients = grad(loss)(weights, x, y)
+        stepped = {k: w - learning_rate * gradients[k] for k, w in weights.items()}
+        return torch_outputs(model, stepped, probe)
 
-def _key(layer, k):
-    return f"{layer.name}-{k}"
-
-
-class Recipes:
-    """The two recipes on a Keras model and its probe; η is the learning rate of the step."""
-
-    def __init__(self, model, x, y, learning_rate):
-        self._module = AsTorch(model)
-        self._weights = {
-            name: p.detach() for name, p in self._module.named_parameters()
-        }
-        self._x, self._y, self._eta = torch.tensor(x), torch.tensor(y), learning_rate
-
-    def use_faster_threads(self):
-        """Give torch one thread or as many as it had, whichever makes a source's step faster: their number.
-
-        Where cores are shared with other work, threads that wait for each other cost more than they bring.
-        """
-        times = {}
-        for threads in {1, torch.get_num_threads()}:
-            torch.set_num_threads(threads)
-            times[threads] = min(
-                seconds(lambda: self._after(self._x[0], self._y[0])) for _ in range(3)
-            )
-        best = min(times, key=times.get)
-        torch.set_num_threads(best)
-        return best
-
-    def forward(self):
-        """f(x), [n, C]."""
-        with torch.no_grad():
-            return self._outputs(self._weights, self._x)
-
-    def exact_loop(self):
-        """Outputs after each source's step [n, n, C]: a Python loop over sources."""
-        rows = [self._after(x, y) for x, y in zip(self._x, self._y, strict=True)]
-        return torch.stack(rows).numpy()
-
-    def exact_vmap(self):
-        """The same, `vmap` over the sources, CHUNK of them at a time."""
-        return vmap(self._after, chunk_size=CHUNK)(self._x, self._y).numpy()
-
-    def limit(self):
-        """δ [n_s, n_t, C] = −J ∇ℓ: per-example gradients, and Jacobians of CHUNK examples at a time, contracted.
-
-        The gradients of all sources are held (n weights' worth), the Jacobians never all at once: they are used up
-        as they come. That saves memory against the tutorial's kernel, and a factor C of its products.
-        """
-        gradients = vmap(grad(self._loss), (None, 0, 0), chunk_size=CHUNK)(
-            self._weights, self._x, self._y
+    def limit() -> torch.Tensor:
+        """Hold the gradients of all sources, but the Jacobians of CHUNK targets only."""
+        gradients = vmap(grad(loss), (None, 0, 0), chunk_size=CHUNK)(
+            weights, probe, labels
         )
-        jacobian = vmap(jacrev(self._one_output), (None, 0))
         columns = []
-        for x in self._x.split(CHUNK):
-            j = jacobian(self._weights, x)
-            by_weight = [
-                torch.einsum("sp,tcp->stc", gradients[k].flatten(1), j[k].flatten(2))
-                for k in self._weights
+        for targets in probe.split(CHUNK):
+            jacobian = vmap(jacrev(outputs_of_one), (None, 0))(weights, targets)
+            products = [
+                torch.einsum("sp,tcp->stc", g.flatten(1), jacobian[k].flatten(2))
+                for k, g in gradients.items()
             ]
-            columns.append(-sum(by_weight))
-        return torch.cat(columns, dim=1).numpy()
+            columns.append(-sum(products))
+        return torch.cat(columns, dim=1)
 
-    def _outputs(self, weights, x):
-        return functional_call(self._module, weights, (x,))
-
-    def _one_output(self, weights, x):
-        return self._outputs(weights, x[None])[0]
-
-    def _loss(self, weights, x, y):
-        return F.cross_entropy(self._outputs(weights, x[None]), y[None])
-
-    def _after(self, x, y):
-        gradients = grad(self._loss)(self._weights, x, y)
-        return self._outputs(
-            {k: w - self._eta * gradients[k] for k, w in self._weights.items()}, self._x
-        )
+    return {
+        "torch forward pass": lambda: torch_outputs(model, weights, probe),
+        "torch exact, loop": lambda: torch.stack(
+            [after(*source) for source in zip(probe, labels, strict=True)]
+        ),
+        f"torch exact, vmap of {CHUNK}": lambda: vmap(after, chunk_size=CHUNK)(
+            probe, labels
+        ),
+        f"torch limit, jacrev of {CHUNK}": limit,
+    }

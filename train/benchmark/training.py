@@ -1,6 +1,8 @@
-"""What measuring during `fit` costs: blocks of steps with and without a measurement, timed in turn."""
+"""The cost of measuring during `fit`: blocks of steps with and without a measurement, timed in turn."""
 
 import time
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
@@ -9,10 +11,8 @@ import pandas as pd
 from train.benchmark.procedures import CLASSES, setup
 
 EVERY = 9  # Steps from one measurement to the next, as in the paper.
-PLAIN, KINDS = (
-    "plain fit",
-    ("no measurement", "limit", "exact"),
-)  # What the blocks of a fit with probes do in turn.
+PLAIN = "plain fit"
+KINDS = ("no measurement", "limit", "exact")  # Of the blocks of a fit with probes.
 
 
 class _Blocks(keras.callbacks.Callback):
@@ -21,25 +21,33 @@ class _Blocks(keras.callbacks.Callback):
     A block ends when a step's update is done; the measurement that falls due there belongs to the next block.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
-        self._stamps = []
+        self._stamps: list[float] = []
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(
+        self, batch: int, logs: dict[str, Any] | None = None
+    ) -> None:
         if (batch + 1) % EVERY == 0:
             self._stamps.append(time.perf_counter())
 
     @property
-    def seconds(self):
+    def seconds(self) -> np.ndarray:
         return np.diff(self._stamps)
 
 
-def training(name="resnet18", points=60, batch_size=256, rounds=5, shape=(32, 32, 3)):
-    """One row a block of EVERY steps: kind, seconds.
+def training(
+    name: str = "resnet18",
+    points: int = 60,
+    batch_size: int = 256,
+    rounds: int = 5,
+    shape: tuple[int, ...] = (32, 32, 3),
+) -> pd.DataFrame:
+    """Time blocks of EVERY steps: a row a block with kind and seconds.
 
     One `fit` has a probe for each estimator; its blocks do without a measurement, with one of `limit`, with one of
-    `exact`, in turn, `rounds` times: neighbours in time see the same machine. "plain fit" is a `fit` without probes of
-    as many blocks, which shows that a probe costs nothing where it does not measure.
+    `exact`, in turn, `rounds` times: neighbours in time see the same machine. "plain fit" is a `fit` without probes,
+    which shows that a probe costs nothing while it does not measure.
     """
     it = setup(name, points, shape)
     plain = _fit(it.model, batch_size, 1 + rounds, shape)
@@ -54,19 +62,21 @@ def training(name="resnet18", points=60, batch_size=256, rounds=5, shape=(32, 32
     return pd.DataFrame(rows, columns=["kind", "seconds"])
 
 
-def due(estimator, start):
-    """The schedule of an estimator: step `start`, where its graph is traced, and the start of each of its blocks."""
+def due(estimator: str, start: int) -> Callable[[int], bool]:
+    """Make the schedule of an estimator: step `start`, at which its graph is traced, and the start of its blocks."""
     turn = KINDS.index(estimator)
 
-    def is_due(step):
+    def is_due(step: int) -> bool:
         block, within = divmod(step - start, EVERY)
         return within == 0 and (block == 0 or (block - 1) % len(KINDS) == turn)
 
     return is_due
 
 
-def _fit(model, batch_size, blocks, shape):
-    """Seconds of the blocks of one `fit` on random images, but for the first."""
+def _fit(
+    model: keras.Model, batch_size: int, blocks: int, shape: tuple[int, ...]
+) -> np.ndarray:
+    """Run one `fit` on random images and return the seconds of its blocks, without the first."""
     generator = np.random.default_rng(1)
     x = generator.standard_normal(
         (batch_size * EVERY * blocks, *shape), dtype="float32"
@@ -77,8 +87,8 @@ def _fit(model, batch_size, blocks, shape):
     return clock.seconds
 
 
-def overhead(table):
-    """Median seconds of a block of each kind, and by how much it exceeds one without a measurement, as a share."""
+def overhead(table: pd.DataFrame) -> pd.DataFrame:
+    """Compute the median seconds of each kind of block, and its overhead over a block without a measurement."""
     by_kind = table.groupby("kind", sort=False)["seconds"]
     medians = by_kind.median()
     return pd.DataFrame(

@@ -7,26 +7,26 @@ python -m train.classification --dataset cifar10 --protocol defined       the re
 
 import argparse
 import re
-import sys
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from srel_tf import OptionError, SRelError
 from srel_tf.files import read_json
 from train.classification.experiment import SCHEDULES, select_top, train
 from train.classification.protocols import PROTOCOLS, preset
 from train.classification.report import report
 from train.classification.rules import parse_rules
-from train.common.interrupts import interruptible
+from train.common import cli
 from train.common.parallel import run_in_processes
 from train.common.run_directory import RunDirectory, RunDirectoryError, remove_store
 
 DIGITS = ["3", "5", "8"]
-# Options that change no number: where, how many at a time, and the preset that others may override.
+# Options that change no number, and the preset that the others may override.
 NOT_SETTINGS = "protocol seeds out log_dir jobs checkpoint_every resume restart skip_damaged".split()  # noqa: SIM905
 
 
-def parser():
+def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m train.classification",
         description=__doc__.split("\n\n")[0],
@@ -75,9 +75,11 @@ def parser():
         default="test",
         help="train: as the published code did",
     )
-    p.add_argument("--image-size", type=int, help="resize images to this side")
+    p.add_argument(
+        "--image-size", type=cli.at_least(1), help="resize images to this side"
+    )
     p.add_argument("--model", default="cnn", help="resnet18, resnet18_cifar, cnn, mlp")
-    p.add_argument("--epochs", type=int, default=10)
+    p.add_argument("--epochs", type=cli.at_least(1), default=10)
     p.add_argument("--batch-size", type=int, default=32)
     p.add_argument("--optimizer", default="sgd", help="adam, sgd, momentum")
     p.add_argument("--learning-rate", type=float, default=0.05)
@@ -122,25 +124,28 @@ def parser():
         help="η of the fictitious step (default: the training's)",
     )
     p.add_argument("--estimator", default="exact")
-    p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    p.add_argument(
+        "--seeds", type=cli.SEED, nargs="+", action=cli.Distinct, default=[0, 1, 2]
+    )
     p.add_argument(
         "--jobs",
-        type=int,
+        type=cli.at_least(1),
         default=1,
         help="seeds to train at a time, each in a process of its own",
     )
     p.add_argument(
         "--checkpoint-every",
-        type=int,
+        type=cli.at_least(1),
         metavar="STEPS",
         help="save every STEPS updates (default: epoch)",
     )
-    p.add_argument(
+    interrupted = p.add_mutually_exclusive_group()
+    interrupted.add_argument(
         "--resume",
         action="store_true",
         help="interrupted seeds go on from what they saved last",
     )
-    p.add_argument(
+    interrupted.add_argument(
         "--restart",
         action="store_true",
         help="interrupted seeds forget what they saved, and begin again",
@@ -158,27 +163,14 @@ def parser():
     return p
 
 
-def main(arguments=None):
-    """Run the command; the exit status."""
-    try:
-        run(_parse(arguments))
-    except SRelError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"error: {error}; what was measured before is saved", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(
-            "interrupted: what was measured is saved; the same command with --resume goes on",
-            file=sys.stderr,
-        )
-        return 130
-    return 0
+@cli.command("the same command with --resume goes on")
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    run(_parse(arguments))
 
 
-def _parse(arguments):
-    """The options, those not given from --protocol."""
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the options; --protocol gives defaults."""
     p = parser()
     args = p.parse_args(arguments)
     if args.protocol:
@@ -187,10 +179,16 @@ def _parse(arguments):
     return args
 
 
-@interruptible()
-def run(args):
+def run(args: argparse.Namespace) -> None:
     """Train and measure each seed that the run directory does not hold yet, then report on all of them."""
-    _check(args)
+    # Refused before a run directory is made.
+    parse_rules(
+        args.update,
+        args.measures,
+        args.learning_rate,
+        args.srel_learning_rate,
+        args.estimator,
+    )
     settings = {
         name: value for name, value in vars(args).items() if name not in NOT_SETTINGS
     }
@@ -207,10 +205,7 @@ def run(args):
             for name in ("resume", "restart", "checkpoint_every")
         }
         settings["classes"] = _selected(directory, settings, args.seeds[0], options)
-    waiting = [seed for seed in args.seeds if not directory.is_complete(seed)]
-    for seed in args.seeds:
-        if seed not in waiting:
-            print(f"seed {seed}: measured already, kept in {directory.seed_path(seed)}")
+    waiting = directory.unfinished(args.seeds)
     options = {
         name: getattr(args, name)
         for name in ("log_dir", "resume", "restart", "skip_damaged", "checkpoint_every")
@@ -226,21 +221,34 @@ def run(args):
     report(directory, args.seeds)
 
 
-def _out(args):
-    """The run directory; each protocol has one of its own, for they differ in settings."""
+def _out(args: argparse.Namespace) -> Path:
+    """Name the run directory; protocols differ in settings, so each has its own."""
     return Path(
         args.out
         or f"runs/{re.sub('[:/]+', '-', args.dataset)}-{args.protocol or args.model}"
     )
 
 
-def _train(settings, directory, options, seed, **more):
+def _train(
+    settings: Mapping[str, Any],
+    directory: RunDirectory,
+    options: Mapping[str, Any],
+    seed: int,
+    **more: Any,
+) -> None:
     log_dir = options["log_dir"] and Path(options["log_dir"]) / f"seed-{seed}"
     train(settings, seed, directory, **{**options, "log_dir": log_dir}, **more)
 
 
-def _train_shared(settings, kept, out, options, seed, orphaned):
-    """One seed in a process of its own, in a directory that the process which started it has."""
+def _train_shared(
+    settings: Mapping[str, Any],
+    kept: Mapping[str, Any],
+    out: Path,
+    options: Mapping[str, Any],
+    seed: int,
+    orphaned: Callable[[], bool],
+) -> None:
+    """Train one seed in a process of its own; the process that started it holds the directory."""
     _train(
         settings,
         RunDirectory(out, kept, shared=True),
@@ -251,42 +259,19 @@ def _train_shared(settings, kept, out, options, seed, orphaned):
     )
 
 
-def _check(args):
-    """`OptionError` for what argparse lets through and no one else would notice."""
-    if args.epochs < 1:
-        raise OptionError(f"--epochs {args.epochs}: give at least 1")
-    for name in ("jobs", "checkpoint_every"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise OptionError(f"--{name.replace('_', '-')} {value}: give at least 1")
-    if len(set(args.seeds)) < len(args.seeds):
-        raise OptionError(f"--seeds {' '.join(map(str, args.seeds))}: name none twice")
-    parse_rules(
-        args.update,
-        args.measures,
-        args.learning_rate,
-        args.srel_learning_rate,
-        args.estimator,
-    )
-    if args.resume and args.restart:
-        raise OptionError(
-            "--resume goes on with an interrupted seed, --restart forgets it: give one of them"
-        )
-    if not all(0 <= seed < 2**32 for seed in args.seeds):
-        raise OptionError(
-            f"--seeds {' '.join(map(str, args.seeds))}: give numbers from 0 to 2**32 - 1"
-        )
-
-
-def _selected(directory, settings, seed, options):
-    """The classes of --select-top, chosen once for a run directory."""
+def _selected(
+    directory: RunDirectory,
+    settings: Mapping[str, Any],
+    seed: int,
+    options: Mapping[str, Any],
+) -> list[str]:
+    """Choose the classes of --select-top, once for a run directory."""
     file = directory.path / "selection.json"
     if not file.exists():
         select_top(settings, settings["select_top"], seed, directory, **options)
     selection = read_selection(file)
-    remove_store(
-        directory.path / "selection.parts"
-    )  # Of a process that was killed before it came to that.
+    # A process may have been killed before it removed its store.
+    remove_store(directory.path / "selection.parts")
     for name, value in selection["test_accuracy"].items():
         print(
             f"  {name}: test accuracy {value:.3f}{' (kept)' if name in selection['classes'] else ''}"
@@ -294,19 +279,16 @@ def _selected(directory, settings, seed, options):
     return selection["classes"]
 
 
-def read_selection(file):
-    """The classes that --select-top chose, checked: `RunDirectoryError` where the file is damaged."""
+def read_selection(file: Path) -> dict[str, Any]:
+    """Read and check the classes that --select-top chose. Raises `RunDirectoryError` if the file is damaged."""
     selection = read_json(file)
     accuracy, classes = selection.get("test_accuracy"), selection.get("classes")
-    good = isinstance(accuracy, dict) and all(
-        isinstance(v, float) for v in accuracy.values()
-    )
-    good = (
-        good
+    if not (
+        isinstance(accuracy, dict)
+        and all(isinstance(value, float) for value in accuracy.values())
         and isinstance(classes, list)
-        and all(isinstance(name, str) for name in classes)
-    )
-    if not good or not set(classes) <= set(accuracy):
+        and all(isinstance(name, str) and name in accuracy for name in classes)
+    ):
         raise RunDirectoryError(
             f"{file} is no selection of classes: it is damaged; delete it to select again"
         )

@@ -3,6 +3,9 @@
 import contextlib
 import hashlib
 import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -14,7 +17,9 @@ from srel_tf.files import write_json
 from train.classification.rules import parse_rules
 from train.common import data
 from train.common.callbacks import Clock, History, Lines, StopWhen
+from train.common.data import ImageData, Split
 from train.common.optimizers import make_optimizer
+from train.common.run_directory import RunDirectory
 from train.models import build_model
 
 
@@ -22,8 +27,8 @@ class DivergedError(SRelError, ArithmeticError):
     """The training loss became NaN or infinite."""
 
 
-def _within_epochs(every, steps_per_epoch):
-    """After the update number 0, every, 2·every, … of each epoch, as the published code measured."""
+def _within_epochs(every: int, steps_per_epoch: int) -> Callable[[int], bool]:
+    """Make the published schedule: after update 0, every, 2·every, … of each epoch."""
     if every < 1:
         raise srel_tf.OptionError(f"--every {every}: give at least 1")
     return lambda step: step > 0 and (step - 1) % steps_per_epoch % every == 0
@@ -32,13 +37,13 @@ def _within_epochs(every, steps_per_epoch):
 SCHEDULES = {"updates": lambda every, steps_per_epoch: every, "epoch": _within_epochs}
 
 
-def make_repeatable(seed):
+def make_repeatable(seed: int) -> None:
     """Seed Python, NumPy and TensorFlow, and let TensorFlow use deterministic kernels only."""
     keras.utils.set_random_seed(seed)
     tf.config.experimental.enable_op_determinism()
 
 
-def load_data(settings, seed):
+def load_data(settings: Mapping[str, Any], seed: int) -> ImageData:
     return data.load(
         settings["dataset"],
         data_dir=settings["data_dir"],
@@ -51,20 +56,22 @@ def load_data(settings, seed):
     )
 
 
-def order(count, seed, epoch):
-    """The order of `count` examples in an epoch: of nothing but seed and epoch, so that a resumed run has it too."""
+def order(count: int, seed: int, epoch: int) -> np.ndarray:
+    """Draw the order of `count` examples in an epoch from seed and epoch only, so that a resumed run repeats it."""
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
-def batches(split, batch_size, seed, epoch=0, skip=0):
-    """Shuffled batches without end from `epoch` on, in another order each epoch, the first `skip` batches left out.
+def batches(
+    split: Split, batch_size: int, seed: int, epoch: int = 0, skip: int = 0
+) -> tf.data.Dataset:
+    """Make endless shuffled batches from `epoch` on, in another order each epoch, without the first `skip` batches.
 
     The last, incomplete batch of an epoch is dropped, as in the published code.
     """
     x, y = tf.constant(split.x), tf.constant(split.y)
     steps = len(split.y) // batch_size
 
-    def indices():
+    def indices() -> Iterator[np.ndarray]:
         for e in itertools.count(epoch):
             rows = order(len(split.y), seed, e)[: steps * batch_size].reshape(
                 steps, batch_size
@@ -77,8 +84,8 @@ def batches(split, batch_size, seed, epoch=0, skip=0):
     return numbers.map(lambda i: (tf.gather(x, i), tf.gather(y, i))).prefetch(2)
 
 
-def compiled_model(settings, images):
-    """The net, compiled with cross-entropy on logits."""
+def compiled_model(settings: Mapping[str, Any], images: ImageData) -> srel_tf.SRelModel:
+    """Build the net and compile it with cross-entropy on logits."""
     model = build_model(settings["model"], images.input_shape, images.num_classes)
     model.compile(
         optimizer=make_optimizer(
@@ -92,25 +99,34 @@ def compiled_model(settings, images):
 
 
 def train(
-    settings,
-    seed,
-    directory,
-    log_dir=None,
-    verbose=1,
-    resume=False,
-    restart=False,
-    skip_damaged=False,
-    checkpoint_every=None,
-    orphaned=None,
-):
+    settings: Mapping[str, Any],
+    seed: int,
+    directory: RunDirectory,
+    log_dir: Path | None = None,
+    verbose: int | str = 1,
+    resume: bool = False,
+    restart: bool = False,
+    skip_damaged: bool = False,
+    checkpoint_every: int | None = None,
+    orphaned: Callable[[], bool] | None = None,
+) -> None:
     """Train and measure one seed into a `RunDirectory`.
 
-    Rows and training state are saved every `checkpoint_every` optimizer updates (None: each epoch); with `resume` the
-    seed goes on from there, bit for bit as if it had not been interrupted; with `restart` that is forgotten,
-    with `skip_damaged` what was damaged of it is left out.
-    verbose: as for `fit`, or "lines" for one line an epoch. orphaned: asked after each update whether to save and stop.
-    Raises `DivergedError` when the loss is no longer a number and `KeyboardInterrupt` after Ctrl-C, at the end of a
-    step; what was measured before is saved.
+    Args:
+        settings: Options of the command that change numbers.
+        seed: Of data, weights, order and probe.
+        directory: Gets rows and training state.
+        log_dir: TensorBoard directory, or None.
+        verbose: As for `fit`, or "lines" for one line an epoch.
+        resume: Go on from the saved state, bit for bit as if the seed had not been interrupted.
+        restart: Forget the saved state.
+        skip_damaged: Leave out damaged parts of what was saved.
+        checkpoint_every: Optimizer updates from one save to the next; None: an epoch.
+        orphaned: Asked after each update whether to save and stop.
+
+    Raises:
+        DivergedError: If the loss is no longer finite; what was measured before is saved.
+        KeyboardInterrupt: After Ctrl-C, at the end of a step; what was measured before is saved.
     """
     clock = Clock()
     make_repeatable(seed)
@@ -153,7 +169,9 @@ def train(
                     )
             _check_loss(rows, model, seed)
         except BaseException:
-            with contextlib.suppress(SRelError):  # A full disk has been told already.
+            with contextlib.suppress(
+                SRelError
+            ):  # A full disk has been reported already.
                 directory.save_rows(
                     seed, store, rows.frame(), checkpoint.unsaved(model)
                 )
@@ -162,9 +180,6 @@ def train(
             "seed": seed,
             "seconds": clock.state,
             "updates": int(model.optimizer.iterations),
-        }
-        done = {
-            **done,
             "parameters": model.count_params(),
             "weights_sha256": _digest(model),
             **about,
@@ -172,7 +187,13 @@ def train(
         directory.finish_seed(seed, store, rows.frame(), done)
 
 
-def _attach_probes(model, images, settings, seed, log_dir):
+def _attach_probes(
+    model: srel_tf.SRelModel,
+    images: ImageData,
+    settings: Mapping[str, Any],
+    seed: int,
+    log_dir: Path | None,
+) -> srel_tf.ProbeSet:
     probe = srel_tf.ProbeSet.sample(
         images.train.x,
         images.train.y,
@@ -202,8 +223,16 @@ def _attach_probes(model, images, settings, seed, log_dir):
     return probe
 
 
-def _fit(model, images, settings, seed, position, callbacks, verbose):
-    """Train from `position` on: first what is left of a begun epoch, then the others."""
+def _fit(
+    model: keras.Model,
+    images: ImageData,
+    settings: Mapping[str, Any],
+    seed: int,
+    position: tuple[int, int],
+    callbacks: Sequence[keras.callbacks.Callback],
+    verbose: int | str,
+) -> None:
+    """Train from `position` on: first the rest of a begun epoch, then the others."""
     epoch, batch = position
     steps = len(images.train.y) // settings["batch_size"]
     for skip, end in (
@@ -226,15 +255,15 @@ def _fit(model, images, settings, seed, position, callbacks, verbose):
         epoch = end
 
 
-def _digest(model):
-    """Hex SHA-256 of the weights and the optimizer's variables: two runs are one if it is the same."""
+def _digest(model: keras.Model) -> str:
+    """Compute the hex SHA-256 of weights and optimizer variables, which is equal for equal runs."""
     digest = hashlib.sha256()
     for v in [*model.weights, *model.optimizer.variables]:
         digest.update(keras.ops.convert_to_numpy(v).tobytes())
     return digest.hexdigest()
 
 
-def _check_loss(rows, model, seed):
+def _check_loss(rows: History, model: keras.Model, seed: int) -> None:
     if rows.diverged:
         raise DivergedError(
             f"the training loss of seed {seed} became {rows.diverged} at optimizer update "
@@ -242,7 +271,7 @@ def _check_loss(rows, model, seed):
         )
 
 
-def _check_batch_size(batch_size, images):
+def _check_batch_size(batch_size: int, images: ImageData) -> None:
     if not 1 <= batch_size <= len(images.train.y):
         raise srel_tf.OptionError(
             f"batch size {batch_size}: there are {len(images.train.y)} training images, give 1 to that many"
@@ -250,12 +279,18 @@ def _check_batch_size(batch_size, images):
 
 
 def select_top(
-    settings, count, seed, directory, resume=False, restart=False, checkpoint_every=None
-):
-    """Train on all classes of `settings` without a probe; the `count` classes of highest class-wise test accuracy.
+    settings: Mapping[str, Any],
+    count: int,
+    seed: int,
+    directory: RunDirectory,
+    resume: bool = False,
+    restart: bool = False,
+    checkpoint_every: int | None = None,
+) -> None:
+    """Train on all classes of `settings` without a probe and select the `count` classes of highest test accuracy.
 
-    Writes selection.json: class names in the order of their labels, {class: accuracy}. Until then the training's state
-    is saved as in `train`, in `directory`/selection.parts. Raises `DivergedError` and `KeyboardInterrupt` as `train`.
+    Writes selection.json: class names in the order of their labels, and {class: accuracy}. Until then the training's
+    state is saved as in `train`, in `directory`/selection.parts. Raises the errors of `train`.
     """
     make_repeatable(seed)
     images = load_data(settings, seed)

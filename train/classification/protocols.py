@@ -1,7 +1,9 @@
-"""Presets of `python -m train.classification`: what the paper's text defines, what its code did, and both crossed.
+"""Presets of `python -m train.classification`: the definitions of the text, the procedure of the code, both crossed.
 
 `--protocol NAME` gives other options their defaults; options that are given still count.
 """
+
+from typing import Any
 
 from srel_tf import OptionError
 
@@ -18,7 +20,7 @@ PUBLISHED_RECIPE = {
     "per_class": 20,
 }
 
-DATASETS = {
+DATASETS: dict[str, dict[str, Any]] = {
     "cifar10": {"classes": ["airplane", "automobile", "ship"]},
     "cifar100": {"classes": ["motorcycle", "orange", "wardrobe"], "batch_size": 25},
     "svhn": {"classes": ["0", "2", "4"]},
@@ -37,7 +39,7 @@ DATASETS = {
 
 DEFINED, PUBLISHED = ["kl", "l1", "l2"], ["published_kl", "published_l2"]
 
-PROTOCOLS = {
+PROTOCOLS: dict[str, dict[str, Any]] = {
     # Definitions 1–3: the plain step with the training's learning rate, real test images, five runs.
     "defined": {
         "measures": DEFINED,
@@ -72,8 +74,10 @@ PROTOCOLS = {
 }
 
 
-def preset(protocol, dataset, select_top=None):
-    """{option: value} of a protocol for a dataset; classes are left out where --select-top is to find them.
+def preset(
+    protocol: str, dataset: str, select_top: int | None = None
+) -> dict[str, Any]:
+    """Look up {option: value} of a protocol for a dataset; without classes if --select-top is to find them.
 
     A dataset that is not the paper's gets the recipe alone. Raises `OptionError` for an unknown protocol.
     """

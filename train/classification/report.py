@@ -1,14 +1,17 @@
-"""What a finished run prints and draws: Definition 3, the separation of classes, loss and accuracy."""
+"""Tables and figures of a finished run: Definition 3, the separation of classes, loss and accuracy."""
+
+from collections.abc import Sequence
 
 import pandas as pd
 
 import srel_tf
 from srel_tf import rule_names
 from srel_tf.plotting import plot_class_pairs, plot_history, save_figure
+from train.common.run_directory import RunDirectory
 from train.figures import file_name
 
 
-def report(directory, seeds):
+def report(directory: RunDirectory, seeds: Sequence[int]) -> None:
     """Print the tables of a run directory's seeds at the last measured step and write tables and figures."""
     frame, history = directory.scan(seeds), directory.histories(seeds)
     pairs, separation = srel_tf.smooth(frame), srel_tf.separation(frame)
@@ -35,11 +38,11 @@ def report(directory, seeds):
         print(f"  {path}")
 
 
-def _last(frame):
+def _last(frame: pd.DataFrame) -> pd.DataFrame:
     return frame[frame["step"] == frame["step"].max()]
 
 
-def _print_pairs(pairs):
+def _print_pairs(pairs: pd.DataFrame) -> None:
     last = _last(pairs)
     for (rule, measure), rows in last.groupby(
         [rule_names(last), "measure"], sort=False
@@ -60,7 +63,7 @@ def _print_pairs(pairs):
         )
 
 
-def _print_separation(separation):
+def _print_separation(separation: pd.DataFrame) -> None:
     ends = separation["step"].isin([separation["step"].min(), separation["step"].max()])
     of_rules = separation[ends].groupby(
         [rule_names(separation[ends]), "measure", "step"], sort=False
@@ -72,7 +75,7 @@ def _print_separation(separation):
     print(table.to_string(float_format="{:.3f}".format))
 
 
-def _print_history(history):
+def _print_history(history: pd.DataFrame) -> None:
     table = (
         history.groupby(["epoch", "split"])[["loss", "accuracy"]]
         .mean()

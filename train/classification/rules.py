@@ -1,12 +1,13 @@
 """Fictitious steps as `--update` names them: sgd, sgd@1e-3, optimizer, fresh_adam@1e-4, limit."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from srel_tf import OptionError
 
 
 class Rule(NamedTuple):
-    """What `attach_probe` is told of a fictitious step; learning_rate None: the training's."""
+    """Arguments of `attach_probe` for a fictitious step; learning_rate None: the training's."""
 
     update: str
     learning_rate: float | None
@@ -14,12 +15,24 @@ class Rule(NamedTuple):
     measures: tuple
 
 
-def parse_rules(names, measures, training_rate, learning_rate=None, estimator="exact"):
-    """The `Rule` of each name.
+def parse_rules(
+    names: Sequence[str],
+    measures: Sequence[str],
+    training_rate: float,
+    learning_rate: float | None = None,
+    estimator: str = "exact",
+) -> list[Rule]:
+    """Parse the names of rules.
 
-    names: RULE, or RULE@η for a step of its own; "limit" is η → 0 of sgd, which the `published_` measures lack.
-    training_rate: the η of those without one. learning_rate, estimator: of those that do not say.
-    Raises `OptionError` for an η that is no positive number and for two names of one rule.
+    Args:
+        names: RULE, or RULE@η for a step of its own; "limit" is η → 0 of sgd, which the `published_` measures lack.
+        measures: Of each rule.
+        training_rate: The η of the training.
+        learning_rate: The η of rules without one; None: the training's.
+        estimator: Of all rules but "limit".
+
+    Raises:
+        OptionError: If an η is not a positive number, or two names mean one rule.
     """
     rules = {}
     for name in names:
@@ -33,7 +46,9 @@ def parse_rules(names, measures, training_rate, learning_rate=None, estimator="e
     return list(rules.values())
 
 
-def _parse(name, measures, learning_rate, estimator):
+def _parse(
+    name: str, measures: tuple[str, ...], learning_rate: float | None, estimator: str
+) -> Rule:
     update, at, eta = name.partition("@")
     if at:
         try:

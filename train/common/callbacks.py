@@ -1,35 +1,43 @@
-"""What goes along with a training: its history, its time, a line an epoch, a reason to stop."""
+"""Callbacks and clocks of a training: history, time, a line an epoch, a reason to stop."""
 
 import time
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import keras
 import numpy as np
 import pandas as pd
 
+from srel_tf import Checkpoint
+
 
 class Clock:
-    """Seconds of work, those of the processes before this one up to their last saved state among them."""
+    """Seconds of work, including those of earlier processes up to their last saved state."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._start = time.perf_counter()
 
     @property
-    def state(self):
+    def state(self) -> float:
         return round(time.perf_counter() - self._start, 1)
 
     @state.setter
-    def state(self, before):
+    def state(self, before: float) -> None:
         self._start -= before
 
 
 class StopWhen(keras.callbacks.Callback):
-    """Asks for a stop after the update at whose end condition() is true; None never is."""
+    """Stop after the update at whose end condition() is true; None: never."""
 
-    def __init__(self, condition, checkpoint):
+    def __init__(
+        self, condition: Callable[[], bool] | None, checkpoint: Checkpoint
+    ) -> None:
         super().__init__()
         self._condition, self._checkpoint = condition, checkpoint
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(
+        self, batch: int, logs: dict[str, Any] | None = None
+    ) -> None:
         if self._condition and self._condition():
             self._checkpoint.request_stop()
 
@@ -37,11 +45,11 @@ class StopWhen(keras.callbacks.Callback):
 class Lines(keras.callbacks.Callback):
     """One line an epoch, for seeds that are trained side by side."""
 
-    def __init__(self, seed, epochs):
+    def __init__(self, seed: int, epochs: int) -> None:
         super().__init__()
         self._seed, self._epochs = seed, epochs
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         values = ", ".join(
             f"{name} {logs[name]:.4f}"
             for name in ("loss", "accuracy", "val_loss", "val_accuracy")
@@ -53,25 +61,27 @@ class Lines(keras.callbacks.Callback):
 
 
 class History(keras.callbacks.Callback):
-    """Loss and accuracy by epoch, tidy; and the loss that was not a number, if there was one."""
+    """Loss and accuracy by epoch, tidy; `diverged` is a loss that was not finite, or None."""
 
-    def __init__(self, seed):
+    def __init__(self, seed: int) -> None:
         super().__init__()
-        self._seed, self._rows, self.diverged = seed, [], None
+        self._seed = seed
+        self._rows: list[dict[str, Any]] = []
+        self.diverged: float | None = None
 
     @property
-    def state(self):
+    def state(self) -> dict[str, Any]:
         return {"rows": self._rows, "diverged": self.diverged}
 
     @state.setter
-    def state(self, state):
+    def state(self, state: Mapping[str, Any]) -> None:
         self._rows, self.diverged = list(state["rows"]), state["diverged"]
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         if not np.isfinite(logs["loss"]):
             self.diverged = float(logs["loss"])
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         for split, prefix in (("train", ""), ("test", "val_")):
             values = {name: logs[prefix + name] for name in ("loss", "accuracy")}
             run = {
@@ -82,7 +92,7 @@ class History(keras.callbacks.Callback):
             }
             self._rows.append({**run, **values})
 
-    def frame(self):
+    def frame(self) -> pd.DataFrame:
         return pd.DataFrame(
             self._rows, columns=["run", "seed", "epoch", "split", "loss", "accuracy"]
         )

@@ -7,13 +7,14 @@ data.train.x, data.train.y, data.train.ids, data.class_names, data.fingerprint
 import hashlib
 import operator
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from srel_tf.errors import OptionError
-from train.common.augment import crop_and_flip, draw_fifth
-from train.common.image_sets import DatasetError, Examples, open_set
+from train.common.image_sets import DatasetError, Examples, ImageSet, Size, open_set
 
 __all__ = ["DatasetError", "ImageData", "Split", "load"]
 
@@ -27,10 +28,11 @@ PUBLISHED_STD = np.array([0.2023, 0.1994, 0.2010])
 class Split:
     """Examples in the order of their set.
 
-    x    float32 [N, H, W, C], standardised per channel
-    y    int64 [N], 0 .. K-1 in the order of `ImageData.class_names`
-    ids  int64 [N], each example's position in its set's own split (digits: in the whole set), before any class is
-         chosen; the same whatever the classes, the augmentation and the seed
+    Attributes:
+        x: float32 [N, H, W, C], standardised per channel.
+        y: int64 [N], 0 .. K-1 in the order of `ImageData.class_names`.
+        ids: int64 [N], the position of each example in its set's own split (digits: in the whole set), before classes
+            are chosen; the same for all classes, augmentations and seeds.
     """
 
     x: np.ndarray
@@ -42,10 +44,16 @@ class Split:
 class ImageData:
     """A set ready for training.
 
-    mean, std     float64 [C], of intensities in [0, 1]: x = (intensity - mean) / std
-    fingerprint   hex SHA-256 of images, labels and ids as read (types, shapes and order included), before
-                  augmentation and standardisation: it depends on neither of them, nor on the seed. Of the training
-                  split alone where the test split is not read (test_images="train")
+    Attributes:
+        name: Of the set.
+        class_names: In the order of the labels.
+        train: Examples to train on.
+        test: Examples to test on.
+        mean: float64 [C], of intensities in [0, 1]: x = (intensity - mean) / std.
+        std: float64 [C].
+        fingerprint: Hex SHA-256 of images, labels and ids as read (types, shapes and order included), before
+            augmentation and standardisation, so that it depends on neither of them, nor on the seed. Of the training
+            split alone if the test split is not read (test_images="train").
     """
 
     name: str
@@ -57,57 +65,59 @@ class ImageData:
     fingerprint: str
 
     @property
-    def input_shape(self):
+    def input_shape(self) -> tuple[int, ...]:
         """(H, W, C)"""
         return self.train.x.shape[1:]
 
     @property
-    def num_classes(self):
+    def num_classes(self) -> int:
         return len(self.class_names)
 
 
 def load(
-    name,
-    data_dir=None,
-    classes=None,
-    augment="none",
-    test_images="test",
-    seed=0,
-    image_size=None,
-    download=True,
-):
+    name: str,
+    data_dir: str | Path | None = None,
+    classes: Sequence[str | int] | str | None = None,
+    augment: str = "none",
+    test_images: str = "test",
+    seed: int = 0,
+    image_size: int | tuple[int, int] | None = None,
+    download: bool = True,
+) -> ImageData:
     """Load an image classification set.
-
-    name         `digits` (scikit-learn's, no download; every fourth image of a class is a test image);
-                 `folder:DIR` (DIR/train/CLASS/*.png, DIR/test/CLASS/*.png); or any image classification set of TFDS
-                 (`cifar10`, `cifar100`, `svhn_cropped` or `svhn`, `fashion_mnist`, ...; `NAME/CONFIG:VERSION` works)
-    data_dir     directory of prepared TFDS sets; None: TFDS's default. A set found there is read without a network.
-    classes      names or the set's own integer labels, in the order wanted: they become 0 .. K-1. A string that is no
-                 name but a number counts as a label. None: every class that has images.
-    augment      "none", or "frozen": the published augmentation, a random crop from the image padded by 4 black pixels
-                 and a random horizontal flip, drawn once for each training image here, not anew in each epoch
-    test_images  "test": the set's split `test`, or else `validation`, never augmented. "train": what the published code
-                 did, a fifth of the *training* images of each class, augmented as `augment` says by a draw of its own.
-                 THIS IS LEAKED DATA, the net is trained on these images; it is kept for replication only.
-    seed         of the augmentation and of the fifth drawn
-    image_size   side, or (height, width), to resize to (bilinear, antialiased); needed where sizes differ
-    download     let TFDS download and prepare a set that is not prepared
 
     Intensities are in [0, 1] before standardisation (8-bit values / 255). cifar10, cifar100 and svhn_cropped are
     standardised with the published constants (CIFAR-10's), other sets with the mean and the standard deviation of
     their own training images, of the chosen classes, per channel and before augmentation.
 
-    Raises OptionError for an option that does not exist, and DatasetError for a set that cannot be found, downloaded
-    or read, an unknown or repeated class, a class without images, a label out of range, a pixel that is not finite,
-    and images of different sizes without `image_size`.
+    Args:
+        name: `digits` (scikit-learn's, no download; every fourth image of a class is a test image); `folder:DIR`
+            (DIR/train/CLASS/*.png, DIR/test/CLASS/*.png); or any image classification set of TFDS (`cifar10`,
+            `cifar100`, `svhn_cropped` or `svhn`, `fashion_mnist`, ...; `NAME/CONFIG:VERSION` works).
+        data_dir: Directory of prepared TFDS sets; None: TFDS's default. A set in it is read without a network.
+        classes: Names or the set's own integer labels, in the order wanted: they become 0 .. K-1. A string that is not
+            a name but a number counts as a label. None: every class that has images.
+        augment: "none", or "frozen": the published augmentation, a random crop from the image padded by 4 black pixels
+            and a random horizontal flip, drawn once for each training image, not anew in each epoch.
+        test_images: "test": the set's split `test`, or else `validation`, never augmented. "train": as in the published
+            code, a fifth of the *training* images of each class, augmented by another draw. THIS IS LEAKED DATA, the
+            net is trained on these images; it is kept for replication only.
+        seed: Of the augmentation and of the fifth drawn.
+        image_size: Side, or (height, width), to resize to (bilinear, antialiased); needed if sizes differ.
+        download: Let TFDS download and prepare a set that is not prepared.
+
+    Raises:
+        DatasetError: For a set that cannot be found, downloaded or read, an unknown or repeated class, a class without
+            images, a label out of range, a pixel that is not finite, images of different sizes without `image_size`.
+        KeyError: For another value of `augment` or `test_images`.
     """
-    _check_option("augment", augment, ("none", "frozen"))
-    _check_option("test_images", test_images, ("test", "train"))
-    image_size = _check_size(image_size)
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    augmented = AUGMENTATIONS[augment]
+    is_leaked = {"test": False, "train": True}[test_images]
     image_set = open_set(name, data_dir, download)
     labels = None if classes is None else _choose(classes, image_set)
-    splits = _splits(image_set, test_images)
-    read = [_read(image_set, split, labels, image_size) for split in splits]
+    splits = _splits(image_set, is_leaked)
+    read = [_read(image_set, split, labels, size) for split in splits]
     if labels is None:
         labels = sorted(set().union(*(examples.labels.tolist() for examples in read)))
     read = [
@@ -124,13 +134,11 @@ def load(
 
     train_draw, fifth_draw, test_draw = np.random.default_rng(seed).spawn(3)
     train, test = read[0], read[-1]
-    if test_images == "train":
+    if is_leaked:
         fifth = draw_fifth(train.labels, fifth_draw)
         test = Examples(*(part[fifth] for part in train))
-        if augment == "frozen":
-            test = test._replace(images=crop_and_flip(test.images, test_draw))
-    if augment == "frozen":
-        train = train._replace(images=crop_and_flip(train.images, train_draw))
+        test = test._replace(images=augmented(test.images, test_draw))
+    train = train._replace(images=augmented(train.images, train_draw))
     return ImageData(
         name=image_set.name,
         class_names=tuple(image_set.class_names[label] for label in labels),
@@ -142,28 +150,53 @@ def load(
     )
 
 
-def _check_option(option, value, allowed):
-    if value not in allowed:
-        raise OptionError(
-            f"{option}={value!r} does not exist: choose one of {', '.join(allowed)}"
-        )
+def crop_and_flip(
+    images: np.ndarray, rng: np.random.Generator, padding: int = 4
+) -> np.ndarray:
+    """Crop each image at random from the image padded with zeros, and flip it with probability 1/2.
+
+    This is torchvision's RandomCrop(size, padding) and RandomHorizontalFlip, drawn once for each image.
+
+    Args:
+        images: [N, H, W, C] of any type, before standardisation.
+        rng: Rows and columns [N, 2], then flips [N] are drawn from it.
+        padding: Pixels on each side.
+    """
+    count, height, width, _ = images.shape
+    row, column = rng.integers(0, 2 * padding + 1, size=(count, 2)).T
+    flipped = np.asarray(rng.random(count)) < 0.5
+    padded = np.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(
+        padded, (height, width), axis=(1, 2)
+    )
+    crops = np.moveaxis(
+        windows[np.arange(count), row, column], 1, -1
+    )  # from [N, C, H, W]
+    return np.where(flipped[:, None, None, None], crops[:, :, ::-1], crops)
 
 
-def _check_size(size):
-    if size is None:
-        return None
-    pair = tuple(size) if isinstance(size, tuple | list) else (size, size)
-    if len(pair) != 2 or not all(
-        isinstance(side, int | np.integer) and side > 0 for side in pair
-    ):
-        raise OptionError(
-            f"image_size={size!r}: give a side or (height, width) in pixels, positive whole numbers"
-        )
-    return pair
+def draw_fifth(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Draw a fifth (rounded down) of each class without replacement; returns positions in ascending order.
+
+    Raises:
+        DatasetError: If a class has fewer than 5 of the `labels` [N].
+    """
+    drawn = []
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        if members.size < 5:
+            raise DatasetError(
+                f"class {label} has {members.size} training images, too few to draw a fifth for testing"
+            )
+        drawn.append(rng.choice(members, members.size // 5, replace=False))
+    return np.sort(np.concatenate(drawn))
 
 
-def _splits(image_set, test_images):
-    needed = ["train"] + (["test"] if test_images == "test" else [])
+AUGMENTATIONS = {"none": lambda images, rng: images, "frozen": crop_and_flip}
+
+
+def _splits(image_set: ImageSet, is_leaked: bool) -> list[str]:
+    needed = ["train"] if is_leaked else ["train", "test"]
     if "test" in needed and "test" not in image_set.splits:
         needed[1] = "validation"
     if not set(needed) <= set(image_set.splits):
@@ -174,8 +207,8 @@ def _splits(image_set, test_images):
     return needed
 
 
-def _choose(classes, image_set):
-    """The set's own labels of `classes`, in their order."""
+def _choose(classes: Sequence[str | int] | str, image_set: ImageSet) -> list[int]:
+    """Look up the set's own labels of `classes`, in their order."""
     names = image_set.class_names
     labels = []
     for wanted in [classes] if isinstance(classes, str) else classes:
@@ -194,20 +227,22 @@ def _choose(classes, image_set):
     return labels
 
 
-def _as_label(wanted):
+def _as_label(wanted: Any) -> int:
     try:
         return int(wanted) if isinstance(wanted, str) else operator.index(wanted)
     except (TypeError, ValueError):
         return -1
 
 
-def _listed(names, most=100):
+def _listed(names: Sequence[str], most: int = 100) -> str:
     more = f", and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
 
-def _read(image_set, split, labels, image_size):
-    """Examples of the labels wanted (None: all), checked."""
+def _read(
+    image_set: ImageSet, split: str, labels: Sequence[int] | None, image_size: Size
+) -> Examples:
+    """Read and check the examples with `labels` (None: all)."""
     examples = image_set.read(split, labels, image_size)
     there = f"split {split!r} of {image_set.name!r} in {image_set.where}"
     if labels is None and not examples.labels.size:
@@ -230,33 +265,33 @@ def _read(image_set, split, labels, image_size):
     return examples
 
 
-def _renumber(image_set, split, examples, labels):
-    """Labels 0 .. K-1 in the order of `labels`, each of which must occur."""
+def _renumber(
+    image_set: ImageSet, split: str, examples: Examples, labels: Sequence[int]
+) -> Examples:
+    """Replace labels by 0 .. K-1 in the order of `labels`, each of which must occur."""
     for label in labels:
         if label not in examples.labels:
-            names = [
-                image_set.class_names[present]
-                for present in sorted(image_set.present(split))
-            ]
+            found = set(examples.labels) & set(labels)
+            names = [image_set.class_names[label] for label in sorted(found)]
             raise DatasetError(
                 f"class {image_set.class_names[label]!r} (label {label}) has no images in split {split!r} of "
-                f"{image_set.name!r} in {image_set.where}; choose from {_listed(names) or 'none: the split is empty'}"
+                f"{image_set.name!r} in {image_set.where}; of those wanted it has {_listed(names) or 'none'}"
             )
     number = np.empty(len(image_set.class_names), np.int64)
     number[labels] = np.arange(len(labels))
     return examples._replace(labels=number[examples.labels])
 
 
-def _fingerprint(read):
+def _fingerprint(read: Sequence[Examples]) -> str:
     digest = hashlib.sha256()
     for array in (part for examples in read for part in examples):
         digest.update(f"{array.dtype.str}{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array))
+        digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
 
-def _statistics(images, name):
-    """Mean and standard deviation [C] of intensities in [0, 1], in float64."""
+def _statistics(images: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Compute mean and standard deviation [C] of intensities in [0, 1], in float64."""
     if re.split("[/:]", name)[0] in PUBLISHED_SETS and images.shape[-1] == 3:
         return PUBLISHED_MEAN.copy(), PUBLISHED_STD.copy()
     full = _full_intensity(images)
@@ -274,12 +309,12 @@ def _statistics(images, name):
     return mean, std
 
 
-def _standardise(images, mean, std):
+def _standardise(images: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
     x = np.divide(images, np.float32(_full_intensity(images)), dtype=np.float32)
     x -= mean.astype(np.float32)
     x /= std.astype(np.float32)
     return x
 
 
-def _full_intensity(images):
+def _full_intensity(images: np.ndarray) -> float:
     return np.iinfo(images.dtype).max if images.dtype.kind in "iu" else 1.0

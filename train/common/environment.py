@@ -1,16 +1,18 @@
-"""What computes: versions of packages and sources, threads, devices. Saved beside results, compared before going on."""
+"""Versions of packages and sources, threads, devices: saved beside results and compared before a run goes on."""
 
 import functools
 import hashlib
-import importlib.util
 import os
 import platform
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import keras
 import tensorflow as tf
 
+import srel_tf
+import train
 from srel_tf.files import sha256
 
 PACKAGES = (
@@ -30,8 +32,8 @@ VARIABLES = (
 )
 
 
-def versions():
-    """What computes: packages, our own sources, and what decides on the order of sums."""
+def versions() -> dict[str, Any]:
+    """Collect versions of packages, our own sources, and the numbers of threads, which decide the order of sums."""
     return {
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in PACKAGES},
@@ -48,11 +50,10 @@ def versions():
 
 
 @functools.cache
-def _sources():
-    """Hex SHA-256 of the Python files of srel_tf and train."""
+def _sources() -> str:
+    """Compute the hex SHA-256 of the Python files of srel_tf and train."""
     digest = hashlib.sha256()
-    origins = [importlib.util.find_spec(name).origin for name in ("srel_tf", "train")]
-    for package in (Path(origin).parent for origin in origins):
+    for package in (Path(str(module.__file__)).parent for module in (srel_tf, train)):
         for file in sorted(package.rglob("*.py")):
             digest.update(
                 f"{package.name}/{file.relative_to(package).as_posix()} {sha256(file)}\n".encode()
@@ -60,8 +61,8 @@ def _sources():
     return digest.hexdigest()
 
 
-def environment():
-    """Versions and machine, as far as they can change a number."""
+def environment() -> dict[str, Any]:
+    """Collect everything about versions and machine that can change a number."""
     return {
         **versions(),
         "machine": f"{platform.machine()}, {os.cpu_count()} processors",
@@ -75,7 +76,7 @@ def environment():
     }
 
 
-def _device_name(device):
+def _device_name(device: Any) -> str:
     return tf.config.experimental.get_device_details(device).get(
         "device_name", device.name
     )

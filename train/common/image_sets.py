@@ -1,12 +1,10 @@
-"""Where images come from: scikit-learn's digits, any image classification set of TFDS, a folder of images.
+"""Sources of images: scikit-learn's digits, any image classification set of TFDS, a folder of images.
 
 Each set has `name`, `where`, `class_names` (all its classes, in the order of its own labels), `splits`, and
 `read(split, keep, image_size)`, which decodes only the classes whose labels are in `keep`.
 """
 
-import ssl
-import urllib.error
-import urllib.request
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +14,9 @@ import numpy as np
 from srel_tf.errors import SRelError
 
 ALIASES = {"svhn": "svhn_cropped"}
-NETWORK_TIMEOUT = 5  # seconds
+
+
+Size = tuple[int, int] | None  # (height, width) to resize to, or None: as stored.
 
 
 class DatasetError(SRelError, ValueError):
@@ -33,7 +33,9 @@ class Examples(NamedTuple):
     ids: np.ndarray  # int64 [N], position in the split
 
 
-def open_set(name, data_dir=None, download=True):
+def open_set(
+    name: str, data_dir: str | Path | None = None, download: bool = True
+) -> "ImageSet":
     """Find an image set: `digits`, `folder:DIR`, or a name of TFDS (see `data.load`)."""
     if name == "digits":
         return Digits()
@@ -54,7 +56,9 @@ class Digits:
     class_names = tuple("0123456789")
     splits = ("train", "test")
 
-    def read(self, split, keep=None, image_size=None):
+    def read(
+        self, split: str, keep: Sequence[int] | None = None, image_size: Size = None
+    ) -> Examples:
         from sklearn.datasets import load_digits
 
         digits = load_digits()
@@ -83,28 +87,23 @@ class TFDSImages:
     label_key: str
 
     @property
-    def class_names(self):
+    def class_names(self) -> tuple[str, ...]:
         return tuple(self.builder.info.features[self.label_key].names)
 
     @property
-    def splits(self):
+    def splits(self) -> tuple[str, ...]:
         return tuple(self.builder.info.splits)
 
-    def present(self, split):
-        """The set's own labels that occur in `split`."""
-        batches = (
-            self._records(split).map(lambda record: record[self.label_key]).batch(4096)
-        )
-        return set(np.concatenate(self._collect(batches, split)).tolist())
-
-    def read(self, split, keep=None, image_size=None):
-        """The examples whose label is in `keep` (None: all) or is no label of the set, which the caller refuses."""
+    def read(
+        self, split: str, keep: Sequence[int] | None = None, image_size: Size = None
+    ) -> Examples:
+        """Read the examples with a label in `keep` (None: all) or an invalid label, which the caller refuses."""
         import tensorflow as tf
 
         image_feature = self.builder.info.features[self.image_key]
         num_classes = len(self.class_names)
 
-        def wanted(_, record):
+        def wanted(_: Any, record: dict[str, Any]) -> Any:
             label = record[self.label_key]
             return (
                 tf.reduce_any(label == tf.constant(keep, tf.int64))
@@ -112,7 +111,7 @@ class TFDSImages:
                 | (label >= num_classes)
             )
 
-        def decode(position, record):
+        def decode(position: Any, record: dict[str, Any]) -> tuple[Any, ...]:
             image = image_feature.decode_example(record[self.image_key])
             return (
                 image if image_size is None else _resize(image, image_size),
@@ -147,8 +146,8 @@ class TFDSImages:
             *(np.concatenate(parts) for parts in zip(*batches, strict=True))
         )
 
-    def _records(self, split):
-        """The split in the order of its files, images still encoded, other features not read."""
+    def _records(self, split: str) -> Any:
+        """Open a split in the order of its files, with images still encoded and without other features."""
         import tensorflow_datasets as tfds
 
         decoders = {self.image_key: tfds.decode.SkipDecoding()}
@@ -165,7 +164,7 @@ class TFDSImages:
             read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
         )
 
-    def _collect(self, dataset, split):
+    def _collect(self, dataset: Any, split: str) -> list[Any]:
         import tensorflow as tf
 
         try:
@@ -177,7 +176,10 @@ class TFDSImages:
             ) from error
 
 
-def _open_folder(name):
+ImageSet = Digits | TFDSImages
+
+
+def _open_folder(name: str) -> TFDSImages:
     import tensorflow_datasets as tfds
 
     root = Path(name.removeprefix("folder:")).expanduser()
@@ -193,7 +195,7 @@ def _open_folder(name):
     return TFDSImages(name, str(root), builder, "image", "label")
 
 
-def _open_tfds(name, data_dir, download):
+def _open_tfds(name: str, data_dir: str | Path | None, download: bool) -> TFDSImages:
     import tensorflow_datasets as tfds
 
     data_dir = None if data_dir is None else str(Path(data_dir).expanduser())
@@ -219,7 +221,7 @@ def _open_tfds(name, data_dir, download):
     return TFDSImages(name, str(builder.data_path), builder, image_key, label_key)
 
 
-def _prepare(builder, name, download):
+def _prepare(builder: Any, name: str, download: bool) -> None:
     place = builder.data_path
     root = str(place).split(f"/{builder.name}/")[0]
     command = (
@@ -232,7 +234,6 @@ def _prepare(builder, name, download):
             f"the TFDS set {name!r} is not prepared in {place}, and download is off. {advice}"
         )
     try:
-        _check_network(builder.url_infos)
         builder.download_and_prepare()
     except Exception as error:  # network, server, disk, checksum, manual download, a package that is missing
         raise DatasetError(
@@ -241,26 +242,8 @@ def _prepare(builder, name, download):
         ) from error
 
 
-def _check_network(urls):
-    """Fail within seconds where TFDS would retry for minutes."""
-    url = next((url for url in urls or () if url.startswith("http")), None)
-    if url is None:
-        return
-    try:
-        urllib.request.urlopen(
-            urllib.request.Request(url, method="HEAD"), timeout=NETWORK_TIMEOUT
-        ).close()
-    except urllib.error.HTTPError:
-        pass  # a server answered
-    except urllib.error.URLError as error:
-        if not isinstance(
-            error.reason, ssl.SSLError
-        ):  # TFDS brings its own certificates
-            raise
-
-
-def _image_and_label(info, name):
-    """Keys of the image and the label: the supervised pair, or else the only features of their kinds."""
+def _image_and_label(info: Any, name: str) -> tuple[str, str]:
+    """Find the keys of image and label: the supervised pair, or else the only features of their kinds."""
     import tensorflow_datasets as tfds
 
     features = dict(info.features.items())
@@ -283,8 +266,8 @@ def _image_and_label(info, name):
     return images[0], labels[0]
 
 
-def _resize(image, size):
-    """Bilinear, antialiased, back in the type it had."""
+def _resize(image: Any, size: tuple[int, int]) -> Any:
+    """Resize with bilinear, antialiased interpolation; the type stays."""
     import tensorflow as tf
 
     dtype = tf.as_dtype(image.dtype)
@@ -292,5 +275,5 @@ def _resize(image, size):
     return tf.saturate_cast(tf.round(resized), dtype) if dtype.is_integer else resized
 
 
-def _first_line(error):
+def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0].split(" [Op:")[0][:300]

@@ -4,24 +4,26 @@ Keras's own `weight_decay` is decoupled (it shrinks the weights beside the step)
 Adam's moments. It belongs to the optimizer, not to the loss: ℓ stays the cross-entropy of the paper.
 """
 
+from typing import Any
+
 import keras
 
 from srel_tf import OptionError
 
 
-def _with_l2(optimizer):
+def _with_l2(optimizer: Any) -> Any:
     @keras.saving.register_keras_serializable(
         package="train", name=f"{optimizer.__name__}L2"
     )
     class WithL2(optimizer):
-        def __init__(self, *args, l2=0.0, **kwargs):
+        def __init__(self, *args: Any, l2: float = 0.0, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             self.l2 = l2
 
-        def update_step(self, gradient, variable, learning_rate):
+        def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
             super().update_step(gradient + self.l2 * variable, variable, learning_rate)
 
-        def get_config(self):
+        def get_config(self) -> dict[str, Any]:
             return {**super().get_config(), "l2": self.l2}
 
     WithL2.__name__ = f"{optimizer.__name__}L2"
@@ -40,8 +42,10 @@ OPTIMIZERS = {
 }
 
 
-def make_optimizer(name, learning_rate, l2=0.0):
-    """A new optimizer `adam`, `sgd` or `momentum` (0.9). Raises `OptionError` for another name or a bad rate."""
+def make_optimizer(
+    name: str, learning_rate: float, l2: float = 0.0
+) -> keras.optimizers.Optimizer:
+    """Make an optimizer `adam`, `sgd` or `momentum` (0.9). Raises `OptionError` for another name or a bad rate."""
     if name not in OPTIMIZERS:
         raise OptionError(
             f"unknown optimizer {name!r}: choose one of {', '.join(OPTIMIZERS)}"

@@ -1,42 +1,56 @@
-"""Seeds side by side, each in a process of its own."""
+"""Seeds side by side, each in a process of its own.
 
+`concurrent.futures.ProcessPoolExecutor` does not fit: one process that dies breaks the pool for all seeds, and idle
+processes of a pool outlive a command that was killed.
+"""
+
+import contextlib
+import ctypes
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.resource_tracker
-import os
 import signal
 import sys
-import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from srel_tf import SRelError
-from train.common.interrupts import held, interruptible, take
+from train.common.cli import SIGNALS
 
 
 class JobError(SRelError, RuntimeError):
     """A seed whose process failed; the others were run to their end."""
 
 
-@interruptible()
-def run_in_processes(work, seeds, jobs, again="the same command with --resume goes on"):
+def run_in_processes(
+    work: Callable[..., None],
+    seeds: Iterable[int],
+    jobs: int,
+    again: str = "the same command with --resume goes on",
+) -> None:
     """Call work(seed, orphaned=...) for each seed, at most `jobs` at a time, in new processes.
 
-    work: a function that can be sent to another process; it saves and stops where orphaned() is true, that is, without
-    us, or when we have been asked to stop.
-    again: what the error says of how to go on.
-    Raises `JobError` once all have ended if one failed; after Ctrl-C or SIGTERM, once all have saved,
-    `KeyboardInterrupt`.
+    Args:
+        work: A function that can be sent to another process. It saves and stops when orphaned() is true: the command
+            was killed, or was asked to stop. Its process never sees Ctrl-C or SIGTERM.
+        seeds: One process each.
+        jobs: The number of processes at a time.
+        again: How to continue, for the error message.
+
+    Raises:
+        JobError: If a seed failed, after all have ended.
+        KeyboardInterrupt: On Ctrl-C or SIGTERM, after all have saved.
     """
-    context = multiprocessing.get_context("spawn")
-    waiting, running, ended = list(seeds), {}, {}
-    stop = context.RawValue(
-        "b", 0
-    )  # Beside the signal, which may come while a process is loading libraries.
-    multiprocessing.resource_tracker.ensure_running()  # Now: it lets waiting signals through.
+    context = multiprocessing.get_context("spawn")  # TensorFlow does not survive fork.
+    stop = context.RawValue("b", 0)
+    multiprocessing.resource_tracker.ensure_running()  # Its start unblocks signals.
+    waiting, failed = list(seeds), {}
+    running: dict[int, Any] = {}
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
                 seed = waiting.pop(0)
-                with held():
+                with signals_blocked():  # The new process inherits this.
                     running[seed] = context.Process(
                         target=_run, args=(work, seed, stop), name=f"seed {seed}"
                     )
@@ -44,51 +58,47 @@ def run_in_processes(work, seeds, jobs, again="the same command with --resume go
             multiprocessing.connection.wait([p.sentinel for p in running.values()])
             for seed in [s for s, p in running.items() if not p.is_alive()]:
                 process = running.pop(seed)
-                process.join()
-                ended[seed] = process.exitcode
+                if process.exitcode:
+                    failed[seed] = process.exitcode
     except BaseException:
         stop.value = 1
-        _stop([p for p in running.values() if p.pid])
+        _wait_for([p for p in running.values() if p.pid])
         raise
-    failed = {seed: code for seed, code in ended.items() if code}
     if failed:
-        raise JobError(
-            "; ".join(
-                f"seed {seed} ended with status {code}" for seed, code in failed.items()
-            )
-            + f"; what was measured is saved: {again}"
-        )
+        ends = [f"seed {s} ended with status {code}" for s, code in failed.items()]
+        raise JobError(f"{'; '.join(ends)}; what was measured is saved: {again}")
 
 
-def _stop(processes, patience=600):
-    """Ask processes to save and end, and wait for them; at last, or where the user asks again, end them."""
-    for process in processes:
-        if process.is_alive():
-            os.kill(process.pid, signal.SIGINT)
+@contextlib.contextmanager
+def signals_blocked() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM wait until the end of the block."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _wait_for(processes: list[Any]) -> None:
+    """Wait until processes have saved; kill them if the user asks again."""
     if processes:
         print(
             f"{len(processes)} seeds end their step and save; asked again, they end at once",
             file=sys.stderr,
         )
     try:
-        until = time.monotonic() + patience
         for process in processes:
-            process.join(max(0, until - time.monotonic()))
+            process.join()
     finally:
         for process in processes:
             process.kill()
 
 
-def _run(work, seed, stop):
-    os.setpgid(0, 0)  # Ctrl-C reaches us once, from the process that started us.
+def _run(work: Callable[..., None], seed: int, stop: ctypes.c_byte) -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
     try:
-        take()
-        work(
-            seed,
-            orphaned=lambda: (
-                bool(stop.value) or not multiprocessing.parent_process().is_alive()
-            ),
-        )
+        work(seed, orphaned=lambda: bool(stop.value) or not parent.is_alive())
     except (SRelError, OSError) as error:
         sys.exit(f"error: seed {seed}: {error}")
     except KeyboardInterrupt:

@@ -9,13 +9,15 @@ written last: a seed without it was interrupted and keeps what it measured. One 
 """
 
 import contextlib
-import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from srel_tf import FrameStore, StorageError, StoredFrame, read_frame, write_frame
 from srel_tf.files import (
+    as_json,
     differences,
     lock,
     make_directory,
@@ -32,38 +34,50 @@ from train.common.seed_marks import (
     ours,
 )
 
-# What a command writes beside the seeds; in a directory that none of ours has begun they are another's.
+# Files that a command writes beside the seeds. In a directory that no command has begun they are somebody else's.
 OWN = (
-    "settings.json",
-    "environment.json",
-    "data.json",
-    "pairs.csv",
-    "separation.csv",
-    "history.csv",
-    "risks.csv",
+    *("settings.json", "environment.json", "data.json"),
+    *("pairs.csv", "separation.csv", "history.csv", "risks.csv"),
 )
+MEASURED = tuple(
+    f"seed-*/{name}"
+    for name in (
+        "frame.parquet",
+        "seed.json",
+        "frame.parts/part-*",
+        "frame.parts/state-*",
+    )
+)
+SELECTED = ("selection.json", "selection.parts/state-*")
 
 
 class RunDirectory:
-    """Creates or reopens `path` for `settings` (a dict that JSON can hold), and keeps other processes out of it.
+    """A directory for `settings` (a dict that JSON can hold), made or reopened, which keeps other processes out.
 
-    shared: for a process to which the one that has the directory gave a seed.
+    Args:
+        path: The directory.
+        settings: What all its seeds share.
+        shared: Whether this process got a seed from the one that has the directory.
+
+    Raises:
+        RunDirectoryError: If the directory cannot be written, is in use, or holds results of other settings.
     """
 
-    def __init__(self, path, settings, shared=False):
+    def __init__(
+        self, path: str | Path, settings: Mapping[str, Any], shared: bool = False
+    ) -> None:
         self.path = Path(path)
-        self.settings = json.loads(json.dumps(settings))
-        self._lock = None
+        self.settings = as_json(settings)
+        if shared:
+            return
         try:
-            if shared:
-                return
             self._check_that_it_is_ours()
             self._lock = lock(self.path, is_singleton=True)
             self._clean_up()
-            if self._holds_results():
+            if self._holds(*SELECTED, *MEASURED):
                 self._check_settings()
-                self._check_environment()
-            else:  # What a failed command left binds nobody.
+                self._note_environment()
+            else:  # Settings and data of a command that saved nothing do not count.
                 (self.path / "data.json").unlink(missing_ok=True)
                 write_json(self.path / "environment.json", environment())
             write_json(self.path / "settings.json", self.settings)
@@ -75,91 +89,78 @@ class RunDirectory:
                 f"cannot write to {self.path}: {reason}; choose another --out"
             ) from error
 
-    def _check_that_it_is_ours(self):
-        """Before the first command, it holds nothing under the names of what that will write, or remove."""
-        there = [name for name in OWN if (self.path / name).exists()]
-        if there and not (self.path / ".lock").exists() and not self._holds_results():
+    def _check_that_it_is_ours(self) -> None:
+        """Refuse a directory that no command has begun and that holds files which a command would replace."""
+        present = [name for name in OWN if (self.path / name).exists()]
+        begun = (self.path / ".lock").exists() or self._holds(*SELECTED, *MEASURED)
+        if present and not begun:
             raise RunDirectoryError(
-                f"{self.path} holds {', '.join(there)}, and no seed that they could belong to: "
+                f"{self.path} holds {', '.join(present)}, and no seed that they could belong to: "
                 "choose another --out, or move them away"
             )
 
-    def _clean_up(self):
+    def _clean_up(self) -> None:
         """Delete what a killed process left behind."""
         remove_leftovers(self.path)
         for parts in self.path.glob("seed-*/frame.parts"):
-            with contextlib.suppress(
-                StorageError
-            ):  # Damaged (who needs the seed is told), or another process has it.
+            # Damage is reported when the seed is needed; another process may have the seed.
+            with contextlib.suppress(StorageError):
                 if is_finished(parts.parent):
                     remove_store(parts)
 
-    def _holds_results(self):
-        """Whether a command got as far as to save something."""
-        saved = ("selection.json", "selection.parts/state-*")
-        return (
-            any(any(self.path.glob(name)) for name in saved)
-            or self._holds_measurements()
-        )
+    def _holds(self, *patterns: str) -> bool:
+        return any(any(self.path.glob(pattern)) for pattern in patterns)
 
-    def _holds_measurements(self):
-        saved = (
-            "frame.parquet",
-            "seed.json",
-            "frame.parts/part-*",
-            "frame.parts/state-*",
-        )
-        return any(any(self.path.glob(f"seed-*/{name}")) for name in saved)
-
-    def _check_settings(self):
-        file = self.path / "settings.json"
+    def _read(self, name: str) -> dict[str, Any]:
+        """Read a JSON file that each directory with results has."""
+        file = self.path / name
         if not file.exists():
             raise RunDirectoryError(
-                f"{self.path} holds results, but no {file.name}: restore it, or choose another --out"
+                f"{self.path} holds results, but no {name}: restore it, or choose another --out"
             )
-        saved = ours(read_json, file)
-        lines = differences(saved, self.settings)
+        return ours(read_json, file)
+
+    def _check_settings(self) -> None:
+        lines = differences(self._read("settings.json"), self.settings)
         if lines:
             raise RunDirectoryError(
                 f"{self.path} holds results of other settings; choose another --out:\n"
                 + "\n".join(lines)
             )
 
-    def _check_environment(self):
-        """Say where versions or the machine differ from those of the results; each seed keeps its own in seed.json."""
+    def _note_environment(self) -> None:
+        """Print how versions and machine differ from those of the results; each seed keeps its own in seed.json."""
         file = self.path / "environment.json"
-        lines = (
-            differences(ours(read_json, file), environment()) if file.exists() else []
-        )
+        begun_in = ours(read_json, file) if file.exists() else environment()
+        lines = differences(begun_in, environment())
         if lines:
             print(
                 f"note: {self.path} was begun in another environment:\n"
                 + "\n".join(lines)
             )
 
-    def check_data(self, fingerprint):
-        """Bind the directory to the data with this hash; `RunDirectoryError` where it holds results of other data."""
+    def check_data(self, fingerprint: str) -> None:
+        """Bind the directory to the data with this hash.
+
+        Raises:
+            RunDirectoryError: If it holds results of other data.
+        """
+        # Looked up first: another seed's process may write data.json and measure now.
+        measured = self._holds(*MEASURED)
         file = self.path / "data.json"
-        measured = (
-            self._holds_measurements()
-        )  # First: another seed's process may bind the directory and measure now.
-        if not file.exists():
-            if measured:
-                raise RunDirectoryError(
-                    f"{self.path} holds results, but no {file.name}: restore it, or choose another --out"
-                )
+        if not measured and not file.exists():
             write_json(file, {"fingerprint": fingerprint})
-        elif ours(read_json, file).get("fingerprint") != fingerprint:
+        elif self._read("data.json").get("fingerprint") != fingerprint:
             raise RunDirectoryError(
                 f"{self.path} holds results of other data (see data.json); choose another --out"
             )
 
-    def is_complete(self, seed):
-        """Whether this seed has been run to its end, its files being those it ended with.
+    def is_complete(self, seed: int) -> bool:
+        """Whether this seed has been run to its end.
 
-        Raises `RunDirectoryError` where one has changed since, or seed.json is damaged: running it again would
-        replace results that may be restored; and where it is another seed, or one of other settings, that someone has
-        copied here.
+        Raises:
+            RunDirectoryError: If one of its files has changed since, or seed.json is damaged: a second run would
+                replace results that may be restored. Also if it is a copy of another seed, or has other settings.
         """
         path = self.seed_path(seed)
         if not is_finished(path):
@@ -167,16 +168,25 @@ class RunDirectory:
         check_mark(path, {"settings": self.settings, "seed": seed})
         return True
 
-    def seed_path(self, seed):
+    def unfinished(self, seeds: Sequence[int]) -> list[int]:
+        """Select the seeds that are not complete, and print where the others are."""
+        waiting = [seed for seed in seeds if not self.is_complete(seed)]
+        for seed in seeds:
+            if seed not in waiting:
+                print(f"seed {seed}: measured already, kept in {self.seed_path(seed)}")
+        return waiting
+
+    def seed_path(self, seed: int) -> Path:
+        """Name the directory of a seed."""
         return self.path / f"seed-{seed}"
 
-    def note(self, about):
-        """What numbers of one kind have in common, to be saved with each state: settings, versions, and `about`."""
+    def note(self, about: Mapping[str, Any]) -> dict[str, Any]:
+        """Collect what must not differ when a seed goes on: settings, versions, and `about`."""
         kept = {f"settings {name}": value for name, value in self.settings.items()}
-        return {**kept, **versions(), **json.loads(json.dumps(about))}
+        return {**kept, **versions(), **as_json(about)}
 
-    def store(self, seed, note, **options):
-        """The `FrameStore` of a seed, to write; note and options as for `open_store`."""
+    def store(self, seed: int, note: Mapping[str, Any], **options: bool) -> FrameStore:
+        """Open the `FrameStore` of a seed to write; note and options as for `open_store`."""
         store = self.open_store(
             self.seed_path(seed) / "frame.parts", f"seed {seed}", note, **options
         )
@@ -184,15 +194,28 @@ class RunDirectory:
         return store
 
     def open_store(
-        self, path, name, note, resume=False, restart=False, skip_damaged=False
-    ):
-        """The `FrameStore` at `path` of what is called `name`: to go on with what it holds, or `restart` to forget it.
+        self,
+        path: Path,
+        name: str,
+        note: Mapping[str, Any],
+        resume: bool = False,
+        restart: bool = False,
+        skip_damaged: bool = False,
+    ) -> FrameStore:
+        """Open the `FrameStore` at `path` to write.
 
-        skip_damaged: leave parts of it that were damaged out for good; without it they are a `StorageError`.
-        note: what `note()` gave, saved with each state by whom this store is given to.
-        Raises `StorageError` where another process has it; `RunDirectoryError` where it is to go on from a state with
-        another note, say other versions of packages: its numbers would be of two kinds. And where it holds something
-        that neither `resume` nor `restart` speaks of.
+        Args:
+            path: Its directory.
+            name: What it belongs to, for messages.
+            note: Of `note()`; the caller saves it with each state.
+            resume: Go on with what the store holds.
+            restart: Forget what the store holds.
+            skip_damaged: Leave out damaged parts for good.
+
+        Raises:
+            StorageError: If another process has it, or a part is damaged and not skipped.
+            RunDirectoryError: If it holds something and neither `resume` nor `restart` is given; or if it was begun
+                under another note, for example other versions of packages.
         """
         store = FrameStore(path, write=True, anew=restart)
         try:
@@ -220,13 +243,25 @@ class RunDirectory:
             raise
         return store
 
-    def save_rows(self, seed, store, history, more=None):
-        """Write what `store` holds, and the frame `more`, as frame.parquet, in bounded memory; and the history."""
+    def save_rows(
+        self,
+        seed: int,
+        store: FrameStore,
+        history: pd.DataFrame,
+        more: pd.DataFrame | None = None,
+    ) -> None:
+        """Write the rows of `store` and `more` as frame.parquet, in bounded memory, and the history."""
         store.export(self.seed_path(seed) / "frame.parquet", more)
         write_frame(history, self.seed_path(seed) / "history.csv")
 
-    def finish_seed(self, seed, store, history, about):
-        """Write a seed's frame and history, mark it as complete with `about` (a dict), and drop its training state.
+    def finish_seed(
+        self,
+        seed: int,
+        store: FrameStore,
+        history: pd.DataFrame,
+        about: Mapping[str, Any],
+    ) -> None:
+        """Write a seed's frame and history, mark it as complete with `about`, and drop its training state.
 
         The mark also names the damaged parts whose rows the frame lacks.
         """
@@ -237,10 +272,16 @@ class RunDirectory:
         )
         store.delete()
 
-    def save_seed(self, seed, frame, history, about=None):
-        """Write a seed's frame and history; `about` (a dict) marks it as complete.
+    def save_seed(
+        self,
+        seed: int,
+        frame: pd.DataFrame,
+        history: pd.DataFrame,
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write a seed's frame and history; `about` marks it as complete.
 
-        Without `about` a seed that is complete stays as it is: another process took the run over and was faster.
+        Without `about` a complete seed stays as it is: another process took the run over and was faster.
         """
         path = self.seed_path(seed)
         if about is None and self.is_complete(seed):
@@ -256,31 +297,31 @@ class RunDirectory:
                 f"cannot write to {path}: {error}; what was saved before is whole"
             ) from error
 
-    def frames(self, seeds):
-        """(frame, history) of these seeds together, in memory."""
+    def frames(self, seeds: Sequence[int]) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Read (frame, history) of these seeds into memory."""
         files = [self._file(s, "frame.parquet") for s in seeds]
         return pd.concat(
             [read_frame(f) for f in files], ignore_index=True
         ), self.histories(seeds)
 
-    def scan(self, seeds):
-        """The frames of these seeds together, to be read in bounded memory."""
+    def scan(self, seeds: Sequence[int]) -> StoredFrame:
+        """Open the frames of these seeds, to be read in bounded memory."""
         return StoredFrame([self._file(s, "frame.parquet") for s in seeds])
 
-    def histories(self, seeds):
-        """Loss and accuracy by epoch of these seeds together."""
+    def histories(self, seeds: Sequence[int]) -> pd.DataFrame:
+        """Read loss and accuracy by epoch of these seeds."""
         return pd.concat(
             [read_frame(self._file(s, "history.csv")) for s in seeds], ignore_index=True
         )
 
-    def _file(self, seed, name):
-        """A file of a seed; `RunDirectoryError` where the seed is finished and it is not what was written."""
+    def _file(self, seed: int, name: str) -> Path:
+        """Name a file of a seed. Raises `RunDirectoryError` if the seed is finished and the file has changed since."""
         is_finished(self.seed_path(seed), [name])
         return self.seed_path(seed) / name
 
 
-def remove_store(path):
-    """Remove a store, or what is left of one that a killed process was removing."""
+def remove_store(path: Path) -> None:
+    """Remove a store, or what a process that was killed while it removed the store has left."""
     if any((path / name).exists() for name in ("index.sqlite", ".lock")):
         FrameStore(path, write=True, anew=True).delete()
     else:

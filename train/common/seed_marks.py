@@ -1,57 +1,56 @@
 """seed.json: the mark of a finished seed, with the checksums of its files and the settings that it was run with."""
 
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from srel_tf import StorageError
 from srel_tf.files import differences, read_json, sha256, write_json
 from train.common.environment import environment
 
-FILES = ("frame.parquet", "history.csv")  # of a seed
-MORE = ("distances.parquet",)  # which some experiments have
+FILES = {"frame.parquet", "history.csv"}  # Of a seed.
+ALL_FILES = FILES | {"distances.parquet"}  # Which some experiments have.
 
 
 class RunDirectoryError(StorageError):
     """A run directory that cannot be written, is in use, or holds results of other settings."""
 
 
-def mark_as_finished(path, about):
-    """Write the seed.json of a seed's directory: `about` (a dict) and what its files are."""
-    sums = {
-        name: sha256(path / name)
-        for name in (*FILES, *MORE)
-        if (path / name).exists() or name in FILES
-    }
-    write_json(
-        path / "seed.json", {**about, "environment": environment(), "sha256": sums}
-    )
+def mark_as_finished(path: Path, about: Mapping[str, Any]) -> None:
+    """Write the seed.json of a seed's directory: `about` and the checksums of its files."""
+    present = {name for name in ALL_FILES if (path / name).exists()}
+    sums = {name: sha256(path / name) for name in sorted(FILES | present)}
+    content = {**about, "environment": environment(), "sha256": sums}
+    write_json(path / "seed.json", content)
 
 
-def finished_seeds(path):
-    """Directories of the finished seeds of a run directory, by number.
+def finished_seeds(path: str | Path) -> list[Path]:
+    """List the directories of the finished seeds of a run directory, by number.
 
-    Raises `RunDirectoryError` where one's files are not those that it ended with, or it is of another run.
+    Raises:
+        RunDirectoryError: If files of a seed have changed since it ended, or it is a seed of another run.
     """
-    found = [mark.parent for mark in Path(path).glob("seed-*/seed.json")]
-    found.sort(key=lambda seed: (len(seed.name), seed.name))
-    finished = [seed for seed in found if is_finished(seed)]
+    marked = [mark.parent for mark in Path(path).glob("seed-*/seed.json")]
+    marked.sort(key=lambda seed: (len(seed.name), seed.name))
+    finished = [seed for seed in marked if is_finished(seed)]
     settings = Path(path) / "settings.json"
     for seed in finished if settings.exists() else []:
         check_mark(seed, {"settings": ours(read_json, settings)})
     return finished
 
 
-def check_mark(path, expected):
-    """`RunDirectoryError` unless the seed.json in `path` says what is expected. Those of before had no settings."""
+def check_mark(path: Path, expected: Mapping[str, Any]) -> None:
+    """Raise `RunDirectoryError` unless the seed.json in `path` agrees with `expected`.
+
+    Names that it lacks are not compared: an earlier version did not save settings.
+    """
     mark = ours(read_json, path / "seed.json")
     lines = []
-    for name, value in expected.items():
-        saved = mark.get(name, value)
-        both = (
-            (saved, value)
-            if isinstance(saved, dict) and isinstance(value, dict)
-            else ({name: saved}, {name: value})
-        )
-        lines += differences(*both)
+    for name, now in expected.items():
+        saved = mark.get(name, now)
+        if not (isinstance(saved, dict) and isinstance(now, dict)):
+            saved, now = {name: saved}, {name: now}
+        lines += differences(saved, now)
     if lines:
         raise RunDirectoryError(
             f"{path} is not a seed of this run: give it back to the one that it is of, or delete it:\n"
@@ -59,16 +58,17 @@ def check_mark(path, expected):
         )
 
 
-def is_finished(path, names=()):
-    """Whether there is a seed.json, and these files, or else all that it names, are what was written with it."""
+def is_finished(path: Path, names: Sequence[str] = ()) -> bool:
+    """Whether there is a seed.json, and the files `names` (empty: all of the seed) are as it says.
+
+    Raises:
+        RunDirectoryError: If a file has changed or seed.json is damaged.
+    """
     mark = path / "seed.json"
     if not mark.exists():
         return False
     sums = ours(read_json, mark).get("sha256")
-    if not isinstance(sums, dict) or not {*FILES, *names} <= set(sums) <= {
-        *FILES,
-        *MORE,
-    }:
+    if not isinstance(sums, dict) or not FILES | {*names} <= sums.keys() <= ALL_FILES:
         raise RunDirectoryError(
             f"{mark} holds no checksums of the seed's files: it is damaged; restore it, or delete it to run it again"
         )
@@ -81,8 +81,8 @@ def is_finished(path, names=()):
     return True
 
 
-def ours(read, path):
-    """read(path), with what is wrong as `RunDirectoryError`."""
+def ours(read: Callable[[Path], Any], path: Path) -> Any:
+    """Call read(path); its errors become `RunDirectoryError`."""
     try:
         return read(path)
     except OSError as error:

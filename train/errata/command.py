@@ -10,15 +10,15 @@ measure. `results/REPLICATION.md` explains each finding.
 """
 
 import argparse
-import sys
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 import srel_tf
-from srel_tf import SRelError
+from train.common import cli
 from train.errata import classification, penalized, protocol, theorems
 from train.errata.evidence import Evidence
 
@@ -67,8 +67,9 @@ def show(item, rows):
         print(f"   - {row.finding}{value}{interval}")
 
 
-def main(arguments=None):
-    """Run the command; the exit status."""
+@cli.command()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
     table = items()
     parser = argparse.ArgumentParser(
         prog="python -m train.errata", description=__doc__.splitlines()[0]
@@ -84,18 +85,13 @@ def main(arguments=None):
     parser.add_argument("--out", type=Path, help="default: RESULTS/replication")
     options = parser.parse_args(arguments)
     out = options.out or options.results / "replication"
-    try:
-        evidence = Evidence(options.results, *_curves(options.published_dir))
-        found = errata(evidence, options.items)
-        out.mkdir(parents=True, exist_ok=True)
-        written = srel_tf.write_frame(found, out / "errata.csv")
-    except (SRelError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    evidence = Evidence(options.results, *_curves(options.published_dir))
+    found = errata(evidence, options.items)
+    out.mkdir(parents=True, exist_ok=True)
+    written = srel_tf.write_frame(found, out / "errata.csv")
     for number, rows in found.groupby("number", sort=False):
         show(table.loc[number], rows)
     print(f"\nwritten:\n  {written}")
-    return 0
 
 
 def _curves(directory):

@@ -17,6 +17,7 @@ import statistics
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +26,7 @@ import tensorflow as tf
 
 import srel_tf
 from train.classification.experiment import make_repeatable
+from train.common import cli
 from train.numerics.reference import TOLERANCE, Reference
 from train.numerics.table import as_markdown, comparison, summary, total
 from train.numerics.zoo import NETS, SMALL
@@ -77,7 +79,8 @@ def parser():
     return p
 
 
-def main(arguments=None):
+@cli.command()
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit status: 1 if a valid entry is outside the contract or a stage was not reached."""
     args = parser().parse_args(arguments)
     make_repeatable(args.seed)

@@ -7,47 +7,52 @@ python -m train.regression --width 8 16 64 --depth 1 2 4          nine nets, a r
 
 import argparse
 import itertools
-import sys
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
+
+import pandas as pd
 
 from srel_tf import OptionError, Settings, SRelError
 from train.classification.experiment import DivergedError
-from train.common.interrupts import interruptible
+from train.common import cli
 from train.common.parallel import JobError, run_in_processes
 from train.common.run_directory import RunDirectory
 from train.regression.experiment import precision, train
 from train.regression.report import report, summary
 
 
-def parser():
+def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m train.regression",
         description=__doc__.split("\n\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    p.add_argument("--dimension", type=int, default=20, help="of x")
+    p.add_argument("--dimension", type=cli.at_least(1), default=20, help="of x")
     p.add_argument(
         "--width",
-        type=int,
+        type=cli.at_least(1),
         nargs="+",
+        action=cli.Distinct,
         default=[16],
         help="units of each hidden layer; several: a sweep",
     )
     p.add_argument(
         "--depth",
-        type=int,
+        type=cli.at_least(1),
         nargs="+",
+        action=cli.Distinct,
         default=[3],
         help="number of hidden layers; several: a sweep",
     )
     p.add_argument(
         "--examples",
-        type=int,
+        type=cli.at_least(1),
         default=4000,
         help="training examples, drawn anew for each seed",
     )
-    p.add_argument("--batch-size", type=int, default=32)
+    p.add_argument("--batch-size", type=cli.at_least(1), default=32)
     p.add_argument(
         "--learning-rate",
         type=float,
@@ -56,20 +61,22 @@ def parser():
     )
     p.add_argument(
         "--iterations",
-        type=int,
+        type=cli.at_least(1),
         default=2500,
         help="optimizer updates; S_rel is measured at each",
     )
-    p.add_argument("--sources", type=int, default=200, help="x_i of Figure 3")
+    p.add_argument(
+        "--sources", type=cli.at_least(2), default=200, help="x_i of Figure 3"
+    )
     p.add_argument(
         "--targets",
-        type=int,
+        type=cli.at_least(1),
         default=2,
         help="fixed points x'; the figures show the first",
     )
     p.add_argument(
         "--probe-seed",
-        type=int,
+        type=cli.at_least(0),
         default=0,
         help="of the points x' and x_i, which all seeds share",
     )
@@ -80,10 +87,16 @@ def parser():
         help="of the net",
     )
     p.add_argument("--estimator", default="exact")
-    p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    p.add_argument(
+        "--seeds",
+        type=cli.SEED,
+        nargs="+",
+        action=cli.Distinct,
+        default=[0, 1, 2, 3, 4],
+    )
     p.add_argument(
         "--jobs",
-        type=int,
+        type=cli.at_least(1),
         default=1,
         help="seeds to train at a time, each in a process of its own",
     )
@@ -96,31 +109,16 @@ def parser():
     return p
 
 
-def main(arguments=None):
-    """Run the command; the exit status."""
-    args = parser().parse_args(arguments)
-    try:
-        run(args)
-    except SRelError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"error: {error}; what was measured before is saved", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(
-            "interrupted: what was measured is saved; the same command runs this seed again",
-            file=sys.stderr,
-        )
-        return 130
-    return 0
+@cli.command("the same command runs this seed again")
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    run(parser().parse_args(arguments))
 
 
-@interruptible()
-def run(args):
+def run(args: argparse.Namespace) -> None:
     """Train and measure each seed of each net that its run directory does not hold yet, then report.
 
-    A net that fails ends a sweep no more than it must: the others are run, the table covers them, the error comes last.
+    A net that fails does not end a sweep: the others are run, the table covers them, the error comes last.
     """
     _check(args)
     nets, done, failed = list(itertools.product(args.width, args.depth)), [], []
@@ -155,17 +153,15 @@ class SweepError(SRelError, RuntimeError):
     """Some nets of a sweep failed; the others were run to their end."""
 
 
-def _run_net(args, settings, path):
-    """The summary of one net's seeds, trained where they are not there yet."""
+def _run_net(
+    args: argparse.Namespace, settings: Mapping[str, Any], path: Path
+) -> pd.Series:
+    """Train the seeds of one net that are not there yet, and summarise all of them."""
     about = {"experiment": "regression", **settings}
-    with precision(
-        settings["precision"]
-    ):  # The environment that is noted is that of the nets.
+    # The environment.json of the directory has the precision of the nets.
+    with precision(settings["precision"]):
         directory = RunDirectory(path, about)
-    waiting = [seed for seed in args.seeds if not directory.is_complete(seed)]
-    for seed in args.seeds:
-        if seed not in waiting:
-            print(f"seed {seed}: measured already, kept in {directory.seed_path(seed)}")
+    waiting = directory.unfinished(args.seeds)
     if args.jobs > 1 and len(waiting) > 1:
         work = partial(_train_shared, settings, about, path)
         run_in_processes(
@@ -177,29 +173,19 @@ def _run_net(args, settings, path):
     return report(directory, settings, args.seeds)
 
 
-def _train_shared(settings, about, path, seed, orphaned):
-    """One seed in a process of its own, in a directory that the process which started it has."""
+def _train_shared(
+    settings: Mapping[str, Any],
+    about: Mapping[str, Any],
+    path: Path,
+    seed: int,
+    orphaned: Callable[[], bool],
+) -> None:
+    """Train one seed in a process of its own; the process that started it holds the directory."""
     train(settings, seed, RunDirectory(path, about, shared=True), orphaned)
 
 
-def _check(args):
-    """`OptionError` for what argparse lets through."""
-    for name in (
-        "dimension",
-        "examples",
-        "batch_size",
-        "iterations",
-        "targets",
-        "jobs",
-    ):
-        if getattr(args, name) < 1:
-            raise OptionError(
-                f"--{name.replace('_', '-')} {getattr(args, name)}: give at least 1"
-            )
-    if args.sources < 2:
-        raise OptionError(
-            f"--sources {args.sources}: a near and a far one are needed, give at least 2"
-        )
+def _check(args: argparse.Namespace) -> None:
+    """Raise `OptionError` for values that do not fit together, before a run directory is made."""
     if args.batch_size > args.examples:
         raise OptionError(
             f"--batch-size {args.batch_size}: there are {args.examples} examples, give at most that many"
@@ -208,17 +194,4 @@ def _check(args):
         raise OptionError(
             f"--learning-rate {args.learning_rate}: give a positive number"
         )
-    Settings(("l1",), estimator=args.estimator)  # Known before a run directory is made.
-    for name in ("width", "depth", "seeds"):
-        values = getattr(args, name)
-        least = 0 if name == "seeds" else 1
-        if (
-            min(values) < least
-            or max(values) >= 2**32
-            or len(set(values)) < len(values)
-        ):
-            raise OptionError(
-                f"--{name} {' '.join(map(str, values))}: give whole numbers from {least}, none twice"
-            )
-    if args.probe_seed < 0:
-        raise OptionError(f"--probe-seed {args.probe_seed}: give a number from 0")
+    Settings(("l1",), estimator=args.estimator)

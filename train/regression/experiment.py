@@ -6,7 +6,9 @@ as the text says. (A ReLU net of d + 2 hidden units or more has weights that com
 """
 
 import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import keras
 import numpy as np
@@ -16,18 +18,19 @@ import tensorflow as tf
 import srel_tf
 from srel_tf.files import lock
 from train.classification.experiment import DivergedError, make_repeatable
+from train.common.run_directory import RunDirectory
 
 FIGURE_3 = (100, 200, 400, 800, 1600, 2400)  # Steps of the paper.
 RISKS_EVERY = 20
-FOLLOWED = 8  # Sources that all targets are followed from in time.
+FOLLOWED = 8  # Sources whose S_rel at all targets is followed in time.
 GROWN = 1e3  # A loss that is so many times its lowest value has diverged: in float64 it need not become infinite.
 FRESH = 20_000  # Examples that the population risk is estimated on.
 TARGET = 0  # The id of x', the target of Figures 3–5.
 
 
 @contextmanager
-def precision(dtype):
-    """New layers, losses and Keras's own numbers in float32 or float64."""
+def precision(dtype: str) -> Iterator[None]:
+    """Use float32 or float64 for new layers, losses and Keras's own numbers."""
     before = keras.config.floatx(), keras.config.dtype_policy()
     keras.config.set_floatx(dtype)
     keras.config.set_dtype_policy(dtype)
@@ -38,14 +41,20 @@ def precision(dtype):
         keras.config.set_dtype_policy(before[1])
 
 
-def draw(count, dimension, *seed):
-    """x ~ N(0, I) [count, dimension] and y = ‖x‖₁ [count, 1]."""
+def draw(count: int, dimension: int, *seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw x ~ N(0, I) [count, dimension] and y = ‖x‖₁ [count, 1]."""
     x = np.random.default_rng(seed).normal(size=(count, dimension))
     return x, np.abs(x).sum(axis=1, keepdims=True)
 
 
-def probe_points(settings):
-    """x, y of the targets (x' first), then of the sources, and distances [targets, sources]. All seeds share them."""
+def probe_points(
+    settings: Mapping[str, Any],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Draw x, y of the targets (x' first) and then of the sources, which all seeds share.
+
+    Returns:
+        x, y and the distances [targets, sources].
+    """
     x, y = draw(
         settings["targets"] + settings["sources"],
         settings["dimension"],
@@ -56,15 +65,15 @@ def probe_points(settings):
     return x, y, np.linalg.norm(targets[:, None] - sources[None], axis=2)
 
 
-def near_and_far(distances):
-    """Ids of the sources of Figures 4 and 5: the nearest to x' and the farthest from it."""
+def near_and_far(distances: np.ndarray) -> np.ndarray:
+    """Find the ids of the sources of Figures 4 and 5: the nearest to x' and the farthest from it."""
     return len(distances) + np.array(
         [distances[TARGET].argmin(), distances[TARGET].argmax()]
     )
 
 
-def followed(distances):
-    """Ids of the sources that are followed in time for all targets: from the nearest to x' to the farthest, evenly."""
+def followed(distances: np.ndarray) -> np.ndarray:
+    """Choose the ids of the sources that are followed in time: evenly from the nearest to x' to the farthest."""
     order = np.argsort(distances[TARGET])
     return (
         len(distances)
@@ -72,13 +81,13 @@ def followed(distances):
     )
 
 
-def in_time(step):
-    """When they are: at every 5th of the first 200 steps, in which most happens, and at every 25th."""
+def in_time(step: int) -> bool:
+    """Whether `followed` sources are measured: every 5th of the first 200 steps, when most happens, then every 25th."""
     return step % (5 if step <= 200 else 25) == 0
 
 
-def build(settings):
-    """A feed-forward ReLU net (He normal), compiled with SGD and the squared error."""
+def build(settings: Mapping[str, Any]) -> srel_tf.SRelModel:
+    """Build a feed-forward ReLU net (He normal), compiled with SGD and the squared error."""
     inputs = x = keras.Input((settings["dimension"],))
     for _ in range(settings["depth"]):
         x = keras.layers.Dense(
@@ -93,8 +102,8 @@ def build(settings):
     return model
 
 
-def attach(model, settings, seed):
-    """One of three probes at each step: all sources at those of Figure 3, 8 sources now and then, else x' and two."""
+def attach(model: srel_tf.SRelModel, settings: Mapping[str, Any], seed: int) -> None:
+    """Attach three probes: all sources at the steps of Figure 3, `followed` ones `in_time`, else x' and two sources."""
     x, y, distances = probe_points(settings)
     everything, last = np.arange(len(x)), settings["iterations"]
     targets, sources = np.split(everything, [len(distances)])
@@ -117,7 +126,7 @@ def attach(model, settings, seed):
             srel_tf.ProbeSet(
                 x, y, targets=np.asarray(of_targets), sources=of_sources, name=name
             ),
-            every=lambda step, due=every: step <= last and due(step),
+            every=_until(last, every),
             measures=("l1",),  # |Δf|: the outputs are scalars (Definition 1).
             estimator=settings["estimator"],
             run=f"seed-{seed}",
@@ -125,10 +134,20 @@ def attach(model, settings, seed):
         )
 
 
+def _until(last: int, is_due: Callable[[int], bool]) -> Callable[[int], bool]:
+    return lambda step: step <= last and is_due(step)
+
+
 class Watch(keras.callbacks.Callback):
     """Risks at every 20th step, distances of last-layer features at the steps of Figure 3, and a line of progress."""
 
-    def __init__(self, settings, seed, training, orphaned=None):
+    def __init__(
+        self,
+        settings: Mapping[str, Any],
+        seed: int,
+        training: tuple[np.ndarray, np.ndarray],
+        orphaned: Callable[[], bool] | None = None,
+    ) -> None:
         super().__init__()
         self._settings, self._seed, self._orphaned = settings, seed, orphaned
         self._sets = {
@@ -137,23 +156,25 @@ class Watch(keras.callbacks.Callback):
         }
         self._x, _, distances = probe_points(settings)
         self._targets = len(distances)
-        self._risks, self._distances = [], [self._pairs(distances, "input", pd.NA)]
-        self._first, self.diverged = np.inf, None
+        self._risks: list[dict[str, Any]] = []
+        self._distances = [self._pairs(distances, "input", pd.NA)]
+        self._lowest = np.inf
+        self.diverged: float | None = None
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._start, self._features = (
             time.perf_counter(),
             keras.Model(self.model.inputs, self.model.layers[-2].output),
         )
         self._look(0)
 
-    def on_train_batch_end(self, batch, logs=None):
-        self._first = min(self._first, logs["loss"])
-        if not logs["loss"] <= GROWN * self._first:
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self._lowest = min(self._lowest, logs["loss"])
+        if not logs["loss"] <= GROWN * self._lowest:
             self.diverged, self.model.stop_training = float(logs["loss"]), True
         self._look(int(self.model.optimizer.iterations))
 
-    def _look(self, step):
+    def _look(self, step: int) -> None:
         last = self._settings["iterations"]
         if step > last:
             return
@@ -190,7 +211,7 @@ class Watch(keras.callbacks.Callback):
                 flush=True,
             )
 
-    def _pairs(self, distances, metric, step):
+    def _pairs(self, distances: np.ndarray, metric: str, step: Any) -> pd.DataFrame:
         targets, sources = np.indices(distances.shape)
         columns = {
             "target_id": targets.ravel(),
@@ -205,27 +226,32 @@ class Watch(keras.callbacks.Callback):
             step=pd.array([step] * len(frame), dtype="Int64"),
         )
 
-    def risks(self):
+    def risks(self) -> pd.DataFrame:
         return pd.DataFrame(
             self._risks, columns=["run", "seed", "step", "split", "loss"]
         )
 
-    def distances(self):
+    def distances(self) -> pd.DataFrame:
         """Columns target_id, source_id, distance, metric, run, seed, step; input distances at each step of Figure 3."""
         own, *features = self._distances
         own_at = [own.assign(step=f["step"]) for f in features]
         return pd.concat([*own_at, *features] or [own.iloc[:0]], ignore_index=True)
 
 
-def train(settings, seed, directory, orphaned=None):
-    """Train and measure one seed into a `RunDirectory`. Raises `DivergedError`; what was measured before is saved.
+def train(
+    settings: Mapping[str, Any],
+    seed: int,
+    directory: RunDirectory,
+    orphaned: Callable[[], bool] | None = None,
+) -> None:
+    """Train and measure one seed into a `RunDirectory`; `orphaned` is asked now and then whether to save and stop.
 
-    orphaned: asked now and then whether to save and stop.
+    Raises:
+        DivergedError: If the loss grows without bound; what was measured before is saved.
     """
     start, cpu = time.perf_counter(), time.process_time()
-    held = lock(
-        directory.seed_path(seed)
-    )  # Also where the process that started us, which has the directory, was killed.
+    # The process that holds the directory may have been killed, and another started.
+    held = lock(directory.seed_path(seed))
     make_repeatable(seed)
     with precision(settings["precision"]):
         training = draw(settings["examples"], settings["dimension"], seed, 0)

@@ -1,14 +1,24 @@
-"""What a finished regression run prints and draws: Figures 3–5, the risks, and S_rel of the near and the far pair."""
+"""Tables and figures of a finished regression run: Figures 3–5, risks, S_rel of the near and the far pair."""
 
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 import srel_tf
 from srel_tf.plotting import plot_distances, plot_pairs, save_figure
+from train.common import cli
+from train.common.run_directory import RunDirectory
 from train.regression.experiment import TARGET, near_and_far, probe_points
 
 
-def report(directory, settings, seeds):
-    """Write and print what a run directory's seeds show; its summary, one row a quantity."""
+def report(
+    directory: RunDirectory, settings: Mapping[str, Any], seeds: Sequence[int]
+) -> pd.Series:
+    """Write figures and tables of a run directory's seeds; returns a summary, one row a quantity."""
     frame, risks = directory.frames(seeds)
     distances = pd.concat(
         [
@@ -36,8 +46,13 @@ def report(directory, settings, seeds):
     return table.stack().rename(net)
 
 
-def figures(frame, distances, risks, settings):
-    """(file name, Figure) of Figures 3–5 from the frames of all seeds; 3 where there are distances at its steps."""
+def figures(
+    frame: pd.DataFrame,
+    distances: pd.DataFrame,
+    risks: pd.DataFrame,
+    settings: Mapping[str, Any],
+) -> Iterator[tuple[str, Figure]]:
+    """Draw Figures 3–5 from the frames of all seeds; 3 only if there are distances at its steps."""
     if distances["step"].notna().any():
         yield (
             "figure_03.png",
@@ -48,8 +63,8 @@ def figures(frame, distances, risks, settings):
     yield "figure_05.png", plot_pairs(pairs, risks)
 
 
-def pair_curves(frame, distances):
-    """S_rel of the near and the far pair at each step: columns pair, seed, run, step, srel, valid."""
+def pair_curves(frame: pd.DataFrame, distances: np.ndarray) -> pd.DataFrame:
+    """Select S_rel of the near and the far pair at each step: columns pair, seed, run, step, srel, valid."""
     parts = []
     for name, source in zip(("near", "far"), near_and_far(distances), strict=True):
         part = frame[(frame["target_id"] == TARGET) & (frame["source_id"] == source)]
@@ -60,8 +75,8 @@ def pair_curves(frame, distances):
     ]
 
 
-def _table(pairs, risks):
-    """Means over seeds at a few steps: S_rel of both pairs, both risks."""
+def _table(pairs: pd.DataFrame, risks: pd.DataFrame) -> pd.DataFrame:
+    """Compute means over seeds at a few steps: S_rel of both pairs, both risks."""
     steps = [s for s in (0, 10, 100, 500, 1000, 2500) if s in set(risks["step"])]
     steps = sorted({*steps, int(risks["step"].max())})
     curves = pairs.assign(
@@ -76,11 +91,10 @@ def _table(pairs, risks):
     return table
 
 
-def summary(columns, out):
+def summary(columns: Sequence[pd.Series], out: Path) -> None:
     """Print and write a table of all nets of a sweep: the quantities of their reports at the last step."""
     table = pd.concat(columns, axis=1)
     last = table.index.get_level_values(1).max()
     table = table.xs(last, level=1).T.rename_axis("net").reset_index()
-    print(f"\nall nets at step {last}, means over seeds:")
-    print(table.to_string(index=False, float_format="{:.3g}".format))
+    cli.show(f"all nets at step {last}, means over seeds", table)
     print(f"written: {srel_tf.write_frame(table, out / 'sweep.csv')}")

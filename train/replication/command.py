@@ -1,4 +1,4 @@
-"""The replication in numbers: what each measure under each update rule says, and what was published.
+"""The replication in numbers: each measure under each update rule, beside the published curves.
 
 python -m train.replication                reads results/*-{defined,published,crossed}/, writes results/replication/
 
@@ -10,102 +10,98 @@ python -m train.replication                reads results/*-{defined,published,cr
 """
 
 import argparse
-import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 import srel_tf
-from srel_tf import FrameError, OptionError, SRelError
+from srel_tf import FrameError, OptionError
 from srel_tf.files import read_json
 from srel_tf.hypotheses import interval
-from train.replication.claims import claims
-from train.replication.condensed import INTER, INTRA, KEY, load, read
-from train.replication.single_matrices import adjusted, moves
+from train.common import cli
+from train.replication.tables import (
+    INTER,
+    INTRA,
+    KEY,
+    Directories,
+    adjusted,
+    claims,
+    load,
+    moves,
+    read,
+)
 
 PUBLISHED_NAMES = {"plane": "airplane", "car": "automobile"}
 PUBLISHED_COLUMNS = ["measure", "run", "step", "source_class", "target_class", "srel"]
 
 
-def central(directories):
-    """The central table: a row a (data, protocol, measure, rule, quantity) with mean, low, high over the seeds.
+def central(directories: Directories) -> pd.DataFrame:
+    """Make the central table: a row a (data, protocol, measure, rule, quantity) with mean, low, high over the seeds.
 
-    Quantities are of one number a seed. auc, ratio_of_medians (geometric), intra, inter (Definition 3, with the
+    A quantity is one number a seed. auc, ratio_of_medians (geometric), intra, inter (Definition 3, with the
     diagonal, as the paper has it), off_intra (without it), median_intra, median_inter: means over the measured
     steps after the first epoch. auc_start: at the first measurement. valid: share of valid entries, all steps.
     change_intra, change_inter: log₂ change over the training (`class_claim`).
     """
-    separation, pairs = (
-        read(directories, "separation.parquet"),
-        read(directories, "pairs.parquet"),
-    )
-    run = [*KEY, "run"]
-    first = separation[
-        separation["step"] == separation.groupby(run)["step"].transform("min")
-    ]
+    separation = read(directories, "separation.parquet")
+    pairs = read(directories, "pairs.parquet")
+
+    def of_runs(table: pd.DataFrame) -> Any:
+        return table.groupby([*KEY, "run"], sort=False)
+
+    is_first = separation["step"] == of_runs(separation)["step"].transform("min")
     later = separation[separation["epoch"] >= 1]
-    kind = np.where(pairs["source_class"] == pairs["target_class"], INTRA, INTER)
-    after = pairs.assign(kind=kind)[pairs["epoch"] >= 1].groupby(
-        [*run, "kind"], sort=False
-    )
-    kinds = pd.Index(
-        [INTRA, INTER]
-    )  # Also where nothing was measured after the first epoch.
-    mean, off = (
-        after[name].mean().unstack().reindex(columns=kinds)
+    later = of_runs(later.assign(log_ratio=np.log(later["ratio_of_medians"])))
+    is_intra = pairs["source_class"] == pairs["target_class"]
+    kinds = pairs.assign(kind=is_intra.map({True: INTRA, False: INTER}))
+    of_kinds = kinds[pairs["epoch"] >= 1].groupby([*KEY, "run", "kind"], sort=False)
+    # A column of each kind, even if nothing was measured after the first epoch.
+    mean, off_mean = (
+        of_kinds[name].mean().unstack().reindex(columns=[INTRA, INTER])
         for name in ("mean", "off_mean")
     )
-    counts = pairs.groupby(run, sort=False)[["off_n_valid", "off_n_pairs"]].sum()
-    of_runs = {
-        "auc_start": first.groupby(run, sort=False)["auc"].mean(),
-        "auc": later.groupby(run, sort=False)["auc"].mean(),
-        "ratio_of_medians": np.exp(
-            np.log(later.set_index(run)["ratio_of_medians"])
-            .groupby(run, sort=False)
-            .mean()
-        ),
-        "median_intra": later.groupby(run, sort=False)["median_intra"].mean(),
-        "median_inter": later.groupby(run, sort=False)["median_inter"].mean(),
-        "intra": mean[INTRA],
-        "inter": mean[INTER],
-        "off_intra": off[INTRA],
+    counts = of_runs(pairs)[["off_n_valid", "off_n_pairs"]].sum()
+    quantities = {
+        "auc_start": of_runs(separation[is_first])["auc"].mean(),
+        "auc": later["auc"].mean(),
+        "ratio_of_medians": np.exp(later["log_ratio"].mean()),
+        "median_intra": later["median_intra"].mean(),
+        "median_inter": later["median_inter"].mean(),
+        INTRA: mean[INTRA],
+        INTER: mean[INTER],
+        "off_intra": off_mean[INTRA],
         "valid": counts["off_n_valid"] / counts["off_n_pairs"],
     }
     rows = []
-    for quantity, values in of_runs.items():
+    for quantity, values in quantities.items():
         for key, of_seeds in values.groupby(KEY, sort=False):
             effects = of_seeds.dropna().to_numpy()
-            low_high = dict(
-                zip(("mean", "low", "high"), interval(effects), strict=True)
-            )
-            rows.append(
-                {
-                    **dict(zip(KEY, key, strict=True)),
-                    "quantity": quantity,
-                    **low_high,
-                    "n_seeds": len(effects),
-                }
-            )
+            mean, low, high = interval(effects)
+            numbers = {"mean": mean, "low": low, "high": high, "n_seeds": len(effects)}
+            names = dict(zip(KEY, key, strict=True))
+            rows.append({**names, "quantity": quantity, **numbers})
     return pd.concat([pd.DataFrame(rows), _trends(directories)], ignore_index=True)
 
 
-def _trends(directories):
-    """change_intra and change_inter, as `class_claim` estimates them."""
-    found = read(directories, "verdicts.csv")
+def _trends(directories: Directories) -> pd.DataFrame:
+    """Read change_intra and change_inter, as `class_claim` estimates them."""
+    verdicts = read(directories, "verdicts.csv")
     names = {
         "intra constant in time": "change_intra",
         "inter decreasing": "change_inter",
     }
-    found = found[found["claim"].isin(names)]
-    found = found.assign(quantity=found["claim"].map(names))
-    return found.rename(
+    trends = verdicts.assign(quantity=verdicts["claim"].map(names))
+    trends = trends.dropna(subset="quantity").rename(
         columns={"effect_size": "mean", "ci_low": "low", "ci_high": "high"}
-    )[[*KEY, "quantity", "mean", "low", "high", "n_seeds"]]
+    )
+    return trends[[*KEY, "quantity", "mean", "low", "high", "n_seeds"]]
 
 
-def read_published(path):
-    """The published curves; `FrameError` for another table."""
+def read_published(path: Path) -> pd.DataFrame:
+    """Read the published curves, measured after step + 1 updates. Raises `FrameError` for another table."""
     curves = srel_tf.read_frame(path)
     missing = [name for name in PUBLISHED_COLUMNS if name not in curves]
     if missing:
@@ -115,29 +111,36 @@ def read_published(path):
     return curves
 
 
-def beside_published(pairs, published):
-    """The published curves beside those of our `published` protocol, a row a (measure, source class, target class).
+def as_ours(published: pd.DataFrame) -> pd.DataFrame:
+    """Give the published curves our names of classes, and our count of updates as steps."""
+    ends = ["source_class", "target_class"]
+    names = {end: published[end].replace(PUBLISHED_NAMES) for end in ends}
+    return published.assign(step=published["step"] + 1, **names)
 
-    pairs: our class pairs of rule fresh_adam. published: columns measure, run, epoch, step, source_class, target_class,
-    srel, where step s is the measurement after s + 1 updates. Both have several runs; the curves are their means.
 
-    log2_ratio: mean over steps of log₂ of our mean over theirs. correlation: of the two mean curves over time.
-    overlap: share of steps at which the ranges of the runs overlap. Two sets of three runs of one experiment overlap
-    with probability 1 − 2·3!·3!/6! = 0.9 at a step.
+def beside_published(pairs: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
+    """Compare the published curves with those of our `published` protocol. Both are means of several runs.
+
+    Args:
+        pairs: Our class pairs.
+        published: Columns measure, run, epoch, step, source_class, target_class, srel; step s is the measurement after
+            s + 1 updates.
+
+    Returns:
+        A row a (measure, source class, target class). log2_ratio: mean over steps of log₂ of our mean over theirs.
+        correlation: of the two mean curves over time. overlap: share of steps at which the ranges of the runs overlap;
+        two sets of three runs of one experiment overlap with probability 1 − 2·3!·3!/6! = 0.9 at a step.
+
+    Raises:
+        OptionError: If no step was measured by both.
     """
-    theirs = published.assign(
-        step=published["step"] + 1,
-        **{
-            end: published[end].replace(PUBLISHED_NAMES)
-            for end in ("source_class", "target_class")
-        },
-    )
+    theirs = as_ours(published)
     pair = ["measure", "source_class", "target_class"]
     ours = pairs[
         pairs["measure"].isin(theirs["measure"].unique())
         & (pairs["update"] == "fresh_adam")
     ]
-    spread = {"mean": "mean", "low": "min", "high": "max"}
+    spread: dict[str, Any] = {"mean": "mean", "low": "min", "high": "max"}
     a = ours.groupby([*pair, "step"])["mean"].agg(**spread)
     b = theirs.groupby([*pair, "step"])["srel"].agg(**spread)
     both = a.add_suffix("_ours").join(b.add_suffix("_published"), how="inner")
@@ -163,8 +166,8 @@ def beside_published(pairs, published):
     )
 
 
-def as_table(found, data, protocol):
-    """The central table of one run for a terminal: a row a (measure, rule), mean [low, high] in its cells."""
+def as_table(found: pd.DataFrame, data: str, protocol: str) -> pd.DataFrame:
+    """Format the central table of one run for a terminal: a row a (measure, rule), mean [low, high] in its cells."""
     part = found[(found["data"] == data) & (found["protocol"] == protocol)]
     cells = part.assign(
         cell=[
@@ -179,8 +182,9 @@ def as_table(found, data, protocol):
     return wide.loc[list(order), list(part["quantity"].unique())]
 
 
-def main(arguments=None):
-    """Run the command; the exit status."""
+@cli.command()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
     parser = argparse.ArgumentParser(
         prog="python -m train.replication", description=__doc__.splitlines()[0]
     )
@@ -198,16 +202,12 @@ def main(arguments=None):
     parser.add_argument("--out", type=Path, help="default: RESULTS/replication")
     options = parser.parse_args(arguments)
     out = options.out or options.results / "replication"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        report(load(options.results), options.published, out)
-    except (SRelError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    published = read_published(options.published) if options.published else None
+    out.mkdir(parents=True, exist_ok=True)
+    report(load(options.results), published, out)
 
 
-def report(directories, published, out):
+def report(directories: Directories, published: pd.DataFrame | None, out: Path) -> None:
     """Print and write all tables."""
     found = central(directories)
     written = [srel_tf.write_frame(found, out / "central.csv")]
@@ -226,26 +226,16 @@ def report(directories, published, out):
         .unstack(fill_value=0)
     )
     print(f"\nverdicts, counted over measures and rules\n{counts.to_string()}")
-    titles = {
-        "moves": "median ‖Δp‖₁ of one step",
-        "adjusted": "AUC of single matrices, scales taken away",
+    tables = {
+        "moves": ("median ‖Δp‖₁ of one step", moves(directories)),
+        "adjusted": ("AUC of single matrices without scales", adjusted(directories)),
     }
-    for name, table in (
-        ("moves", moves(directories)),
-        ("adjusted", adjusted(directories)),
-    ):
+    ours = directories.get(("cifar10", "published"))
+    if published is not None and ours:
+        curves = beside_published(srel_tf.read_frame(ours / "pairs.parquet"), published)
+        tables["published"] = ("published curves and ours", curves)
+    for name, (title, table) in tables.items():
         if len(table):
             written.append(srel_tf.write_frame(table, out / f"{name}.csv"))
-            print(
-                f"\n{titles[name]}\n{table.to_string(index=False, float_format='{:.3g}'.format)}"
-            )
-    if published and ("cifar10", "published") in directories:
-        pairs = srel_tf.read_frame(
-            directories["cifar10", "published"] / "pairs.parquet"
-        )
-        curves = beside_published(pairs, read_published(published))
-        written.append(srel_tf.write_frame(curves, out / "published.csv"))
-        print(
-            f"\npublished curves and ours\n{curves.to_string(index=False, float_format='{:.3g}'.format)}"
-        )
+            cli.show(title, table)
     print("written:", *written, sep="\n  ")

@@ -1,4 +1,4 @@
-"""The exactly solvable models as S_rel frames for `srel_tf.hypotheses`: what is a seed there is an initial value here.
+"""The exactly solvable models as S_rel frames for `srel_tf.hypotheses`; the seed of a row numbers an initial value.
 
 Figures 6–12 draw means over initial values, or one of them; the hypotheses need each. So they are computed again here,
 from the closed forms, for the settings of `train.theory`.
@@ -17,9 +17,9 @@ STARTS = 10
 
 
 class Case(NamedTuple):
-    """What the checks of a model take: a frame, and distances, P(x, x') and risks where it has them.
+    """What the checks of a model take: a frame, and distances, P(x, x') and risks if it has them.
 
-    in_time: whether it is made for Hypothesis 1.2 alone.
+    `in_time` tells that it is made for Hypothesis 1.2 alone.
     """
 
     frame: pd.DataFrame
@@ -29,8 +29,8 @@ class Case(NamedTuple):
     in_time: bool = False
 
 
-def cases(seed=0):
-    """{name of the model: `Case`} of Figures 6–12."""
+def cases(seed: int = 0) -> dict[str, Case]:
+    """Compute {name of the model: `Case`} of Figures 6–12."""
     found = {}
     for number in figures.PENALIZED:
         for ridge in ("paper", "loss"):
@@ -44,12 +44,14 @@ def cases(seed=0):
     return found
 
 
-def _describe(number):
+def _describe(number: int) -> str:
     kind, width = figures.PENALIZED[number]
     return f"{kind}-class, p={width}"
 
 
-def penalized(number, ridge, seed=0, pairs=20, per_class=1000):
+def penalized(
+    number: int, ridge: str, seed: int = 0, pairs: int = 20, per_class: int = 1000
+) -> Case:
     """Figures 6–9 (eq. 4, ‖·‖₂ of the K outputs): 20 pairs, 10 initial W, and the empirical loss, eq. 3."""
     kind, width = figures.PENALIZED[number]
     features, labels = theory.random_relu_features(
@@ -78,7 +80,7 @@ def penalized(number, ridge, seed=0, pairs=20, per_class=1000):
     return Case(tidy(srel, times, source, target, "l2", "exact"), risks=risks)
 
 
-def relu_gate(seed=0):
+def relu_gate(seed: int = 0) -> Case:
     """Figure 10's pairs along the flow of a ReLU gate (eqs. 9, 19, 20) from its 10 initial w."""
     n, step, last = (
         figures.GATE[name] for name in ("dimension", "learning_rate", "steps")
@@ -95,7 +97,7 @@ def relu_gate(seed=0):
     targets = np.arange(1, 1 + len(figures.GATE_TARGETS))
     return Case(
         tidy(
-            np.moveaxis(srel, 1, 2),
+            np.swapaxes(np.array(srel), 1, 2),
             steps,
             np.zeros(len(targets), int),
             targets,
@@ -105,20 +107,20 @@ def relu_gate(seed=0):
     )
 
 
-def path(seed=0):
+def path(seed: int = 0) -> Case:
     """Figure 11: x(z) = x' + √z (1, 1, 1) at its four times, distances included."""
     target = np.array([[-1.0, -11.0, 1.0]])
     sources = target + np.sqrt(np.arange(1, 101))[:, None]
     return _diagonal(target, sources, np.array([0.0, 100.0, 500.0, 5000.0]), seed)
 
 
-def random_pairs(seed=0, targets=5, sources=40):
+def random_pairs(seed: int = 0, targets: int = 5, sources: int = 40) -> Case:
     """Eq. 14 for x' and x drawn as Section 5 has them, x ~ N(0, I)."""
     x = np.random.default_rng(seed + 1).normal(size=(targets + sources, 3))
     return _diagonal(x[:targets], x[targets:], np.linspace(0, 2000, 41), seed)
 
 
-def three_pairs(seed=0):
+def three_pairs(seed: int = 0) -> Case:
     """Figure 12: the three pairs over t = 1, …, 1000, every tenth."""
     sources, targets = (
         np.array(points) for points in zip(*figures.PAIRS.values(), strict=True)
@@ -128,7 +130,9 @@ def three_pairs(seed=0):
     return Case(tidy(srel, times, ids, len(ids) + ids, "l1", "limit"))
 
 
-def _eq_14(sources, targets, times, seed):
+def _eq_14(
+    sources: np.ndarray, targets: np.ndarray, times: np.ndarray, seed: int
+) -> np.ndarray:
     """Eq. 13 with the moments of eq. 14, [start, time, pair], from w(0)² uniform between 5 and 95% of its limit a/b."""
     model, limit = (
         theory.DiagonalQuadratic(*figures.MOMENTS, figures.THETA),
@@ -145,7 +149,9 @@ def _eq_14(sources, targets, times, seed):
     )
 
 
-def _diagonal(targets, sources, times, seed):
+def _diagonal(
+    targets: np.ndarray, sources: np.ndarray, times: np.ndarray, seed: int
+) -> Case:
     """All pairs of targets and sources, with ‖x' − x‖ and the P(x, x') of Theorem 5.1."""
     source, target = (
         i.ravel() for i in np.meshgrid(np.arange(len(sources)), np.arange(len(targets)))
@@ -165,12 +171,26 @@ def _diagonal(targets, sources, times, seed):
     proximity = pd.DataFrame(
         {**ids, "proximity": predictor.proximity(pairs[1], pairs[0]).numpy()}
     )
-    frame = tidy(_eq_14(*pairs, times, seed), times, *ids.values(), "l1", "limit")
+    frame = tidy(
+        _eq_14(*pairs, times, seed),
+        times,
+        ids["source_id"],
+        ids["target_id"],
+        "l1",
+        "limit",
+    )
     return Case(frame, distances, proximity)
 
 
-def tidy(srel, times, source_ids, target_ids, measure, estimator):
-    """S_rel [start, time, pair] as a frame of the library's columns; seed = number of the start, step = time."""
+def tidy(
+    srel: np.ndarray,
+    times: np.ndarray,
+    source_ids: np.ndarray,
+    target_ids: np.ndarray,
+    measure: str,
+    estimator: str,
+) -> pd.DataFrame:
+    """Make a frame of S_rel [start, time, pair]; seed is the number of the start, step is the time."""
     start, time, pair = (i.ravel() for i in np.indices(srel.shape))
     frame = pd.DataFrame(
         {
@@ -195,5 +215,5 @@ def tidy(srel, times, source_ids, target_ids, measure, estimator):
     return frame.assign(target_class="", srel=values, valid=np.isfinite(values))
 
 
-def _logarithmic():
+def _logarithmic() -> np.ndarray:
     return figures.log_spaced(figures.LAST_TIME, 80)

@@ -10,24 +10,28 @@ A folder belongs to one set of settings (settings.json): figures may be added or
 """
 
 import argparse
-import json
 import platform
-import sys
 import time
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import tensorflow as tf
+from matplotlib.figure import Figure
 
-from srel_tf import SRelError, write_frame
+from srel_tf import StorageError, write_frame
+from srel_tf.files import as_json, differences, read_json, write_json
 from srel_tf.plotting import save_figure
 from train.benchmark import theory as theory_benchmark
-from train.common.run_directory import RunDirectoryError, write_json
+from train.common import cli
+from train.common.run_directory import RunDirectoryError
 from train.figures import THEORY
 from train.theory import figures as theory_figures
 
 
-def make(number, variant, seed):
-    """The frame and the picture of one figure."""
+def make(number: int, variant: str, seed: int) -> tuple[pd.DataFrame, Figure]:
+    """Compute the frame and the picture of one figure."""
     of_number = {
         **dict.fromkeys(
             theory_figures.PENALIZED,
@@ -42,8 +46,8 @@ def make(number, variant, seed):
     return frame, THEORY[number](frame)
 
 
-def settings(variant, seed):
-    """What a figure depends on, saved beside it; the versions are a note and bind nobody."""
+def settings(variant: str, seed: int) -> dict[str, Any]:
+    """Collect what a figure depends on, saved beside it; the versions are not compared."""
     gate = theory_figures.GATE
     return {
         "variant": variant,
@@ -77,18 +81,21 @@ def settings(variant, seed):
     }
 
 
-def prepare(out, suffix, new):
-    """Bind the folder `out` to the settings `new`; `RunDirectoryError` where it holds figures of other settings.
+def prepare(out: Path, suffix: str, new: Mapping[str, Any]) -> None:
+    """Bind the folder `out` to the settings `new`.
 
     The text's figures and the published ones (suffix "_published") may share a folder: each has its settings file.
     Settings are written before the first figure, so that an interrupted command leaves no figure without them.
+
+    Raises:
+        RunDirectoryError: If the folder holds figures of other settings, or cannot be written.
     """
-    file, new = out / f"settings{suffix}.json", json.loads(json.dumps(new))
+    file, now = out / f"settings{suffix}.json", as_json(new)
     try:
         out.mkdir(parents=True, exist_ok=True)
         if any(out.glob(f"figure_??{suffix}.parquet")):
-            refuse_other_settings(out, file, new)
-        write_json(file, new)
+            refuse_other_settings(out, file, now)
+        write_json(file, now)
     except RunDirectoryError:
         raise
     except OSError as error:
@@ -97,27 +104,23 @@ def prepare(out, suffix, new):
         ) from error
 
 
-def refuse_other_settings(out, file, new):
-    """`RunDirectoryError` unless `file` says that the figures of `out` were made with the settings `new`."""
+def refuse_other_settings(out: Path, file: Path, now: Mapping[str, Any]) -> None:
+    """Raise `RunDirectoryError` unless `file` has the settings `now`; versions may differ."""
     try:
-        saved = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError) as error:
+        saved = read_json(file)
+    except StorageError as error:
         raise RunDirectoryError(
             f"{out} holds figures, but no {file.name} that says of what; choose another --out"
         ) from error
-    names = [
-        n for n in sorted({*saved, *new} - {"versions"}) if saved.get(n) != new.get(n)
-    ]
-    if names:
-        lines = "".join(
-            f"\n  {n}: {saved.get(n)!r} there, {new.get(n)!r} now" for n in names
-        )
+    lines = differences({**saved, "versions": ""}, {**now, "versions": ""})
+    if lines:
         raise RunDirectoryError(
-            f"{out} holds figures of other settings; choose another --out:{lines}"
+            f"{out} holds figures of other settings; choose another --out:\n"
+            + "\n".join(lines)
         )
 
 
-def report_rise(out):
+def report_rise(out: Path) -> None:
     """Write rise.csv and print, for each figure, how S_rel at t = 8000 compares with t = 0 and with t <= 1000."""
     frame = theory_figures.rise()
     out.mkdir(parents=True, exist_ok=True)
@@ -131,7 +134,7 @@ def report_rise(out):
         )
 
 
-def make_figures(numbers, out, variant, seed):
+def make_figures(numbers: Iterable[int], out: Path, variant: str, seed: int) -> None:
     """Write frame and picture of each figure, and the settings they belong to."""
     suffix = "_published" if variant == "published" else ""
     prepare(out, suffix, settings(variant, seed))
@@ -146,8 +149,9 @@ def make_figures(numbers, out, variant, seed):
         )
 
 
-def main(arguments=None):
-    """Run the command; the exit status."""
+@cli.command()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
     parser = argparse.ArgumentParser(
         prog="python -m train.theory", description=__doc__.splitlines()[0]
     )
@@ -184,14 +188,9 @@ def main(arguments=None):
     )
     if options.variant == "published" and max(numbers) > 9:
         parser.error("--variant published is defined for Figures 6–9 alone.")
-    try:
-        if options.benchmark:
-            theory_benchmark.run()
-        elif options.rise:
-            report_rise(options.out)
-        else:
-            make_figures(numbers, options.out, options.variant, options.seed)
-    except SRelError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    if options.benchmark:
+        theory_benchmark.run()
+    elif options.rise:
+        report_rise(options.out)
+    else:
+        make_figures(numbers, options.out, options.variant, options.seed)

@@ -1,5 +1,8 @@
 """The frames of Figures 6–13, from the closed forms and from SGD. Each function returns a tidy pandas frame."""
 
+from collections.abc import Iterable, Sequence
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -11,7 +14,7 @@ PENALIZED = {6: ("inter", 10), 7: ("inter", 100), 8: ("intra", 10), 9: ("intra",
 LAST_TIME, LAMBDA, THETA = 8000, 1.0, 0.001
 # Figure 10: the text gives w*, x and "mini-batch SGD in 10 dimensions"; step, batch and start are ours. So are the
 # targets, both of which have the stated bound 1.4: the first is parallel to x, where S_rel cannot move at all.
-GATE = {
+GATE: dict[str, Any] = {
     "dimension": 10,
     "learning_rate": 0.01,
     "batch_size": 32,
@@ -37,14 +40,21 @@ PAIRS = {
 SGD_STEP, SGD_STEPS, SGD_RUNS = 0.001, 2000, 100
 
 
-def log_spaced(last, count=160):
+def log_spaced(last: float, count: int = 160) -> np.ndarray:
     """0 and about `count` whole times up to `last`, evenly spaced on a logarithmic axis."""
     return np.unique(
         np.concatenate([[0], np.round(np.geomspace(1, last, count))])
     ).astype(float)
 
 
-def penalized(number, variant="text", seed=0, starts=10, pairs=20, per_class=1000):
+def penalized(
+    number: int,
+    variant: str = "text",
+    seed: int = 0,
+    starts: int = 10,
+    pairs: int = 20,
+    per_class: int = 1000,
+) -> pd.DataFrame:
     """Figures 6–9: eq. 3 and the S_rel of eq. 4, mean and 10–90% range over `starts` initial W with N(0, 1) entries.
 
     variant: "text", for both conventions of the ridge; or "published": what the published scripts compute, which
@@ -86,14 +96,14 @@ def penalized(number, variant="text", seed=0, starts=10, pairs=20, per_class=100
     )
 
 
-def _over_starts(values, times, **columns):
+def _over_starts(values: np.ndarray, times: np.ndarray, **columns: str) -> pd.DataFrame:
     low, high = np.quantile(values, [0.1, 0.9], axis=0)
     return pd.DataFrame(
         {"time": times, "mean": values.mean(0), "low": low, "high": high, **columns}
     )
 
 
-def rise(seeds=range(10), **options):
+def rise(seeds: Iterable[int] = range(10), **options: int) -> pd.DataFrame:
     """Figures 6–9 over several seeds (new data, pairs and initial W each): does S_rel end higher than it began?
 
     Returns one row a figure, variant, ridge and seed: mean S_rel at the start (t = 0), its median over t <= 1000
@@ -123,7 +133,7 @@ def rise(seeds=range(10), **options):
     return pd.DataFrame(rows)
 
 
-def relu_gate(seed=0):
+def relu_gate(seed: int = 0) -> pd.DataFrame:
     """Figure 10: S_rel of Definition 1 along SGD on the ℓ2 risk, differenced, beside the flow's exact S_rel."""
     n, step, runs = GATE["dimension"], GATE["learning_rate"], GATE["runs"]
     w_star, w0 = np.ones(n), np.random.default_rng(seed).normal(size=(runs, n))
@@ -161,7 +171,7 @@ def relu_gate(seed=0):
     return pd.concat(parts, ignore_index=True)
 
 
-def distance(times=(0.0, 100.0, 500.0, 5000.0)):
+def distance(times: Sequence[float] = (0.0, 100.0, 500.0, 5000.0)) -> pd.DataFrame:
     """Figure 11: S_rel of eq. 14 along x(z) = x' + √z (1, 1, 1), z = 1, …, 100; the paper shows t = 500."""
     model, target = (
         theory.DiagonalQuadratic(*MOMENTS, THETA),
@@ -176,7 +186,7 @@ def distance(times=(0.0, 100.0, 500.0, 5000.0)):
     return frame.assign(distance=np.tile(far, len(times)), srel=srel.ravel(), figure=11)
 
 
-def flow_pairs():
+def flow_pairs() -> pd.DataFrame:
     """Figure 12: S_rel of eq. 14 for t = 1, …, 1000."""
     model, times = theory.DiagonalQuadratic(*MOMENTS, THETA), np.arange(1.0, 1001.0)
     parts = []
@@ -186,7 +196,7 @@ def flow_pairs():
     return pd.concat(parts, ignore_index=True).assign(figure=12)
 
 
-def sgd_pairs(seed=0, every=10):
+def sgd_pairs(seed: int = 0, every: int = 10) -> pd.DataFrame:
     """Figure 13: S_rel along the SGD of eq. 15 (mean and deviation over runs) and along the flow."""
     path = theory.diagonal_sgd(
         W_STAR, START, SGD_STEP, SGD_STEPS, runs=SGD_RUNS, seed=seed

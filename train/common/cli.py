@@ -1,0 +1,110 @@
+"""Exit status, error lines and number options that all commands share."""
+
+import argparse
+import contextlib
+import functools
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pandas as pd
+
+from srel_tf import SRelError
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+Main = Callable[[Sequence[str] | None], int | None]
+
+
+def command(goes_on: str = "") -> Callable[[Main], Callable[..., int]]:
+    """Decorate the `main` of a command, which gets the arguments (None: those of the process).
+
+    Errors that a user can mend, Ctrl-C and SIGTERM become one line on standard error and an exit status.
+
+    Args:
+        goes_on: How to continue an interrupted command, if it saves what it has measured.
+    """
+
+    def decorate(main: Main) -> Callable[..., int]:
+        @functools.wraps(main)
+        def run(arguments: Sequence[str] | None = None) -> int:
+            before, now = (
+                (
+                    "; what was measured before is saved",
+                    f": what was measured is saved; {goes_on}",
+                )
+                if goes_on
+                else ("", "")
+            )
+            try:
+                with interruptible():
+                    return main(arguments) or 0
+            except SRelError as error:
+                message, status = f"error: {error}", 1
+            except OSError as error:
+                message, status = f"error: {error}{before}", 1
+            except KeyboardInterrupt:
+                message, status = f"interrupted{now}", 130
+            print(message, file=sys.stderr)
+            return status
+
+        return run
+
+    return decorate
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Raise KeyboardInterrupt on SIGTERM and on Ctrl-C, which shells ignore for commands in the background."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, interrupt) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+
+def interrupt(*_: object) -> None:
+    """Raise KeyboardInterrupt (a signal handler)."""
+    raise KeyboardInterrupt
+
+
+def at_least(least: int, below: float = float("inf")) -> Callable[[str], int]:
+    """Make the `type` of an argparse option: a whole number from `least` on, smaller than `below`."""
+
+    def whole_number(text: str) -> int:
+        value = int(text)
+        if not least <= value < below:
+            end = f" and less than {below}" if below < float("inf") else ""
+            raise argparse.ArgumentTypeError(f"{value}: give at least {least}{end}")
+        return value
+
+    return whole_number
+
+
+SEED = at_least(0, 2**32)
+
+
+class Distinct(argparse.Action):
+    """Refuse an option with several values if one comes twice."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        if len(set(values)) < len(values):
+            raise argparse.ArgumentError(self, f"{values}: name none twice")
+        setattr(namespace, self.dest, values)
+
+
+def show(title: str, table: pd.DataFrame) -> None:
+    """Print a table under its title."""
+    text = table.to_string(index=False, float_format="{:.4g}".format)
+    print(f"\n{title}\n{text}", flush=True)

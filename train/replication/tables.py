@@ -1,0 +1,226 @@
+"""The paper's claims of Section 2.1 and tables of single matrices, from what `train.condense` left of several runs."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+import srel_tf
+from srel_tf import OptionError, auc
+from srel_tf.hypotheses import COLUMNS, decide
+
+KEY = ["data", "protocol", "measure", "rule"]
+RULE = ["update", "estimator", "learning_rate"]
+INTRA, INTER = "intra", "inter"
+Directories = dict[tuple[str, str], Path]  # By data set and protocol.
+
+# Claims on the time dependence of means, and the share of entries from which on a mean is one of a selection.
+TRENDS = (
+    "intra constant in time",
+    "inter decreasing",
+    "inter decreases more than intra",
+)
+MISSING = 0.05
+# The claim "no separation" is that intra is not above inter: a separation the other way round agrees with it.
+NO_SEPARATION = (-np.inf, 0.55)
+OF_ONE_MEASURE = ("l1", "l2", "kl", "published_kl", "published_l2")
+# Claims that one measure separates better: (claim, first, second, bounds of AUC(first) − AUC(second)).
+COMPARISONS = (
+    ("KL separates better than ℓ1", "kl", "l1", (0.01, np.inf)),
+    ("ℓ1 and ℓ2 are indistinguishable", "l1", "l2", (-0.01, 0.01)),
+    (
+        "softmax outputs separate better than raw ones, ℓ1",
+        "l1",
+        "raw_l1",
+        (0.01, np.inf),
+    ),
+    (
+        "softmax outputs separate better than raw ones, ℓ2",
+        "l2",
+        "raw_l2",
+        (0.01, np.inf),
+    ),
+)
+
+
+def load(results: Path) -> Directories:
+    """Find results/DATA-PROTOCOL of `train.condense`. Raises `OptionError` if there is none."""
+    directories = {}
+    for mark in sorted(results.glob("*-*/separation.parquet")):
+        data, _, protocol = mark.parent.name.rpartition("-")
+        directories[data, protocol] = mark.parent
+    if not directories:
+        raise OptionError(
+            f"{results} holds no results of train.condense (DATA-PROTOCOL/separation.parquet)"
+        )
+    return directories
+
+
+def read(directories: Directories, name: str) -> pd.DataFrame:
+    """Read the tables `name` of all directories, with columns data and protocol."""
+    tables = [
+        srel_tf.read_frame(path / name).assign(data=data, protocol=protocol)
+        for (data, protocol), path in directories.items()
+    ]
+    return pd.concat(tables, ignore_index=True)
+
+
+def claims(directories: Directories) -> pd.DataFrame:
+    """Decide the paper's claims of Section 2.1: those of `class_claim`, and on which measure separates.
+
+    AUCs are means over the measurements after the first epoch, one a seed; differences are paired by seed. If more than
+    `MISSING` of the entries are not valid at the last step, trends of means are undecided: float32 does not resolve the
+    rows of the smallest denominators, which carry the means.
+
+    Returns:
+        A row a verdict, with `valid_last`: the share of valid entries at the last step.
+    """
+    separation = read(directories, "separation.parquet")
+    later = separation[separation["epoch"] >= 1]
+    aucs = later.groupby([*KEY, "update", "estimator", "run"], sort=False)["auc"].mean()
+    verdicts = []
+    for key, of_rule in aucs.groupby(["data", "protocol", "rule"], sort=False):
+        table = of_rule.reset_index().pivot(
+            index="run", columns="measure", values="auc"
+        )
+        data, protocol, rule = key
+        about = {
+            "hypothesis": "Section 2.1",
+            "scope": "AUC after the first epoch",
+            "update": rule,
+            "estimator": "",
+        }
+
+        def verdict(
+            measure: str,
+            claim: str,
+            effect: str,
+            values: pd.Series,
+            bounds: tuple[float, float],
+            about: dict[str, str] = about,
+        ) -> dict[str, Any]:
+            names = {"measure": measure, "claim": claim, "effect": effect}
+            return decide({**about, **names}, values.to_numpy(), bounds)
+
+        of_key = [
+            verdict(m, "no separation", "AUC", table[m], NO_SEPARATION)
+            for m in OF_ONE_MEASURE
+            if m in table
+        ] + [
+            verdict(
+                f"{first} − {second}",
+                claim,
+                "difference of AUC",
+                table[first] - table[second],
+                bounds,
+            )
+            for claim, first, second, bounds in COMPARISONS
+            if {first, second} <= set(table)
+        ]
+        verdicts += [
+            {**row, "data": data, "protocol": protocol, "rule": rule} for row in of_key
+        ]
+    on_measures = pd.DataFrame(verdicts, columns=[*COLUMNS, "data", "protocol", "rule"])
+    on_classes = read(directories, "verdicts.csv")
+    return _of_selections(
+        pd.concat([on_classes, on_measures], ignore_index=True),
+        read(directories, "pairs.parquet"),
+    )
+
+
+def _of_selections(verdicts: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
+    """Add `valid_last`, the lower of two measures' if two are compared, and leave trends of selections undecided."""
+    last = pairs[pairs["step"] == pairs.groupby(KEY)["step"].transform("max")]
+    counts = last.groupby(KEY)[["off_n_valid", "off_n_pairs"]].sum()
+    share = counts["off_n_valid"] / counts["off_n_pairs"]
+    shares = [
+        min(share[data, protocol, measure, rule] for measure in measures.split(" − "))
+        for data, protocol, measures, rule in verdicts[KEY].to_numpy()
+    ]
+    valid = pd.Series(np.array(shares, float), index=verdicts.index)
+    is_selection = verdicts["claim"].isin(TRENDS) & (valid < 1 - MISSING)
+    reasons = valid.map(
+        "{:.0%} of the entries are valid at the last step: a trend of a selection".format
+    )
+    return verdicts.assign(
+        valid_last=valid,
+        verdict=verdicts["verdict"].mask(is_selection, "undecided"),
+        reason=verdicts["reason"].mask(is_selection, reasons),
+    )
+
+
+def load_matrices(directories: Directories) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """Yield (data, protocol, frame with a column rule) of each directory that has matrices, which are of one seed."""
+    for (data, protocol), path in directories.items():
+        if (path / "matrices.parquet").exists():
+            entries = srel_tf.read_frame(path / "matrices.parquet")
+            pairs = srel_tf.read_frame(path / "pairs.parquet")
+            rules = pairs[[*RULE, "rule"]].drop_duplicates()
+            yield data, protocol, entries.merge(rules, on=RULE, how="left")
+
+
+def moves(directories: Directories) -> pd.DataFrame:
+    """Take medians of ‖Δp‖₁ (at most 2) of one finite step: at the source, at targets of its class and of others.
+
+    Returns:
+        A row a (data, protocol, rule, step).
+    """
+    tables = []
+    for data, protocol, entries in load_matrices(directories):
+        is_finite = entries["method"].str.startswith("finite_step")
+        finite = entries[(entries["measure"] == "l1") & is_finite]
+        same_class = finite["source_class"] == finite["target_class"]
+        kind = same_class.map({True: INTRA, False: INTER})
+        kind = kind.mask(finite["source_id"] == finite["target_id"], "source")
+        groups = finite.assign(kind=kind).groupby(["rule", "step", "kind"], sort=False)
+        table = groups["numerator"].median().unstack().reset_index()
+        tables.append(table.assign(data=data, protocol=protocol))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def adjusted(directories: Directories) -> pd.DataFrame:
+    """Compute the AUC of intra- against inter-class pairs without the scales of sources and targets.
+
+    Returns:
+        A row a (data, protocol, rule, measure, step), over the valid entries off the diagonal. auc: all pairs ranked
+        together, as in `srel_tf.separation`. auc_rows: within the row of each source, mean over sources. auc_two_way:
+        of the residuals of log S after its additive effects of source and target (least squares), so how much more a
+        source moves targets of its class than both move and are moved anyhow.
+    """
+    rows = []
+    for data, protocol, entries in load_matrices(directories):
+        off_diagonal = entries["source_id"] != entries["target_id"]
+        kept = entries[entries["valid"] & off_diagonal]
+        for key, matrix in kept.groupby(["rule", "measure", "step"], sort=False):
+            rule, measure, step = key
+            positive = matrix[matrix["srel"] > 0]
+            within = [_auc(row["srel"], row) for _, row in matrix.groupby("source_id")]
+            rows.append(
+                {
+                    "data": data,
+                    "protocol": protocol,
+                    "rule": rule,
+                    "measure": measure,
+                    "step": step,
+                    "auc": _auc(matrix["srel"], matrix),
+                    "auc_rows": np.nanmean(within),
+                    "auc_two_way": _auc(two_way_residuals(positive), positive),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _auc(values: Any, entries: pd.DataFrame) -> float:
+    """AUC of values of intra- against those of inter-class pairs."""
+    is_intra = (entries["source_class"] == entries["target_class"]).to_numpy()
+    return auc(values[is_intra], values[~is_intra])
+
+
+def two_way_residuals(entries: pd.DataFrame) -> np.ndarray:
+    """Subtract from log S the least-squares fit of a term for each source and one for each target."""
+    ids = entries[["source_id", "target_id"]].astype(str)
+    design = pd.get_dummies(ids, dtype=float).to_numpy()
+    logs = np.log(entries["srel"].to_numpy())
+    return logs - design @ np.linalg.lstsq(design, logs, rcond=None)[0]
