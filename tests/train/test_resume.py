@@ -393,7 +393,7 @@ def test_seeds_in_any_number_of_processes(tmp_path, uninterrupted, arguments):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 620 KiB, where the system lets us mount one; called with a size it grows."""
+    """A file system of 690 KiB, where the system lets us mount one; called with a size it grows."""
 
     def mount(*options):
         command = ["mount", "-t", "tmpfs", *options, "tmpfs", str(tmp_path)]
@@ -402,7 +402,7 @@ def small_disk(tmp_path):
             and not subprocess.run(command, check=False).returncode
         )
 
-    if not mount("-o", "size=620k"):
+    if not mount("-o", "size=690k"):
         pytest.skip("mounting a small tmpfs takes the rights of root")
     yield lambda size: mount("-o", f"remount,size={size}")
     subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
