@@ -88,31 +88,31 @@ def copy_of_optimizer(
 ) -> keras.optimizers.Optimizer:
     """Return an optimizer that shares all attributes of the live one, but has a given variable as its η.
 
-    If the live one is not built, the twin is built with variables of its own.
+    If the live one is not built, the copy is built with variables of its own.
     """
-    twin = object.__new__(type(live))
+    copied = object.__new__(type(live))
     if live.built:
-        vars(twin).update(vars(live))
+        vars(copied).update(vars(live))
     else:
-        # Attributes are set, not copied: lists of the live one would record variables that the twin adds to them.
-        keras.optimizers.Optimizer.__init__(twin, learning_rate=1.0, name=live.name)
-        of_base_class = set(vars(twin))
+        # Attributes are set, not copied: lists of the live one would record variables that the copy adds to them.
+        keras.optimizers.Optimizer.__init__(copied, learning_rate=1.0, name=live.name)
+        of_base_class = set(vars(copied))
         for name, value in vars(live).items():
             if not (name in of_base_class and name.startswith("_")):
-                setattr(twin, name, value)
+                setattr(copied, name, value)
     from_variable = isinstance(live._learning_rate, keras.Variable)
     rate = learning_rate if from_variable else _Given(learning_rate)
-    vars(twin).update(
+    vars(copied).update(
         _learning_rate=rate, gradient_accumulation_steps=None, loss_scale_factor=None
     )
-    if not twin.built:
-        twin.build(weights)
-    if twin.learning_rate is not learning_rate:
+    if not copied.built:
+        copied.build(weights)
+    if copied.learning_rate is not learning_rate:
         raise ModelError(
             f"update='optimizer' cannot set the learning rate of {label_of(live)}, whose class defines the property "
             "`learning_rate` anew: use update='sgd'"
         )
-    return twin
+    return copied
 
 
 def check_alone(optimizer: keras.optimizers.Optimizer) -> None:
@@ -144,6 +144,7 @@ def objects_held(optimizer: keras.optimizers.Optimizer, kind: type) -> list:
 def check_weights_are_known(
     optimizer: keras.optimizers.Optimizer, weights: list
 ) -> None:
+    """Raise `ModelError` if the optimizer was built for other weights than these."""
     known = {id(v) for v in optimizer._trainable_variables}
     unknown = [v.path for v in weights if id(v) not in known]
     if unknown:
@@ -168,4 +169,5 @@ def copy_of_variable(variable: keras.Variable, dtype: tf.DType) -> tf.Variable:
 
 
 def label_of(optimizer: keras.optimizers.Optimizer) -> str:
+    """Return an optimizer's name and class for a message."""
     return f"optimizer {optimizer.name!r} ({type(optimizer).__name__})"
