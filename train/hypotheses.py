@@ -41,8 +41,8 @@ def load(path: Path) -> dict[str, Case]:
         case for each model.
 
     Raises:
-        FrameError: If a file of a seed is missing.
-        OptionError: If the figures of the theory have other settings.
+        FrameError: If some seeds lack a file that others have.
+        OptionError: If the figures of the theory have other settings, or there is no finished seed.
     """
     settings = path / "settings.json"
     saved = read_json(settings) if settings.is_file() else {}
@@ -53,8 +53,8 @@ def load(path: Path) -> dict[str, Case]:
         print(f"note: {unfinished} is not finished and left out")
     frame = _of_all_seeds(finished, "frame.parquet")
     if frame is None:
-        raise FrameError(
-            f"{path}: no seed has a frame.parquet; restore it, or delete seed.json to run a seed again"
+        raise OptionError(
+            f"{path} holds neither a finished seed nor the settings.json of train.theory: run its command again"
         )
     if saved.get("experiment") == "regression":
         # Its three probes measure the same pairs, each at steps of its own.
