@@ -14,7 +14,8 @@ from srel_tf.estimators.choose import make_estimator
 from srel_tf.estimators.plan import MeasurementPlan
 from srel_tf.faults import named, unmoved_sources, warn_of_faults
 from srel_tf.gradients.compiled_loss import CompiledLoss, compiled_loss
-from srel_tf.gradients.network import Network, warn_of_batch_norm
+from srel_tf.gradients.model_checks import warn_of_batch_norm
+from srel_tf.gradients.network import Network
 from srel_tf.measures.outputs import (
     check_fit,
     labelled,

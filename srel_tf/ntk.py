@@ -12,7 +12,8 @@ from srel_tf.errors import OptionError, ProbeError
 from srel_tf.gradients.backprop import BatchBackprop, NotSeparable
 from srel_tf.gradients.batching import map_batches
 from srel_tf.gradients.factored import FactoredGradient, inner
-from srel_tf.gradients.network import Network, warn_of_batch_norm
+from srel_tf.gradients.model_checks import warn_of_batch_norm
+from srel_tf.gradients.network import Network
 
 
 def empirical_ntk(

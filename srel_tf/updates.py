@@ -3,15 +3,25 @@
 A rule runs inside the engine's graph and computes in the dtype of the weights.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import keras
 import tensorflow as tf
 
 from srel_tf.errors import ModelError
 from srel_tf.gradients.network import Network
+from srel_tf.optimizer_copies import (
+    OnCopies,
+    check_alone,
+    check_weights_are_known,
+    copy_of_optimizer,
+    copy_of_variable,
+    in_precision_of,
+    label_of,
+    objects_held,
+    own_optimizer,
+)
 
 ADAM_EPSILON = 1e-8
 
@@ -60,9 +70,8 @@ class Sgd(_Elementwise):
         del network
 
     def gradient_factor(self, learning_rate: tf.Tensor) -> tf.Tensor:
-        return (
-            learning_rate  # η multiplies the loss: that saves a pass over the weights.
-        )
+        # η multiplies the loss, which saves a pass over the weights.
+        return learning_rate
 
     def updated(
         self, weights: Sequence, gradients: Sequence, learning_rate: tf.Tensor
@@ -115,15 +124,17 @@ class OptimizerStep:
     def __init__(self, network: Network) -> None:
         self._network = network
         self._weights = list(network.variables)
-        self._live = _own_optimizer(network.model)
-        _check_alone(self._live)
+        self._live = own_optimizer(network.model)
+        check_alone(self._live)
         self._learning_rate = keras.Variable(0.0, name="learning_rate", trainable=False)
-        self._optimizer = _twin(self._live, self._weights, self._learning_rate)
-        _check_weights_are_known(self._optimizer, self._weights)
+        self._optimizer = copy_of_optimizer(
+            self._live, self._weights, self._learning_rate
+        )
+        check_weights_are_known(self._optimizer, self._weights)
         variables = [
             *self._weights,
             self._learning_rate,
-            *_held(self._optimizer, keras.Variable),
+            *objects_held(self._optimizer, keras.Variable),
         ]
         self._variables = list({id(v): v for v in variables}.values())
         self._copies: dict[tf.DType, list[tf.Variable]] = {}
@@ -136,12 +147,12 @@ class OptimizerStep:
     ) -> list[tf.Tensor]:
         dtype = weights[0].dtype
         if dtype not in self._copies:
-            self._copies[dtype] = [_copy(v, dtype) for v in self._variables]
+            self._copies[dtype] = [copy_of_variable(v, dtype) for v in self._variables]
         copies = self._copies[dtype]
         self._reset(copies, weights, learning_rate)
         with (
-            _in_precision_of(copies, self._variables),
-            _OnCopies(copies, self._variables) as scope,
+            in_precision_of(copies, self._variables),
+            OnCopies(copies, self._variables) as scope,
         ):
             self._apply([None if g is None else tf.cast(g, dtype) for g in gradients])
             return [tf.identity(scope.get_current_value(v)) for v in self._weights]
@@ -182,172 +193,9 @@ class OptimizerStep:
             self._optimizer.apply_gradients([(g, v) for g, v in pairs if g is not None])
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ModelError(
-                f"update='optimizer' cannot run {_named(self._optimizer)} on copies of its variables "
+                f"update='optimizer' cannot run {label_of(self._optimizer)} on copies of its variables "
                 f"({type(error).__name__}: {error}): use update='sgd'"
             ) from error
-
-
-class _OnCopies(keras.StatelessScope):
-    """Read and write copies instead of Keras variables; write no other variable.
-
-    The copies are TensorFlow variables, which Keras's TensorFlow backend passes to `update_step`.
-    """
-
-    def __init__(self, copies: list, variables: list) -> None:
-        super().__init__()
-        self._copies = {id(v): copy for v, copy in zip(variables, copies, strict=True)}
-
-    def get_current_value(self, variable: keras.Variable) -> Any:
-        if id(variable) in self._copies:
-            return self._copies[id(variable)]
-        value = super().get_current_value(variable)
-        if value is None:
-            with keras.StatelessScope():  # In it the variable has its own value.
-                value = tf.convert_to_tensor(
-                    variable.value
-                )  # A tensor cannot be assigned to.
-        return value
-
-    def add_update(self, update: tuple) -> None:
-        variable, value = update
-        if id(variable) in self._copies:
-            self._copies[id(variable)].assign(value)
-        else:
-            super().add_update(update)  # Dropped when the scope ends.
-
-
-@contextlib.contextmanager
-def _in_precision_of(copies: list, variables: list) -> Iterator[None]:
-    """Give variables, and Keras's floatx, the dtype of the copies while it is open.
-
-    Keras rounds what is assigned to a variable to the variable's dtype, and Python numbers to floatx.
-    """
-    changed = [
-        (v, v._dtype, copy.dtype.name)
-        for v, copy in zip(variables, copies, strict=True)
-    ]
-    changed = [(v, own, dtype) for v, own, dtype in changed if own != dtype]
-    floatx = keras.config.floatx()
-    try:
-        for v, _, dtype in changed:
-            v._dtype = dtype
-            keras.config.set_floatx(dtype)
-        yield
-    finally:
-        keras.config.set_floatx(floatx)
-        for v, own, _ in changed:
-            v._dtype = own
-
-
-class _Given(keras.optimizers.schedules.LearningRateSchedule):
-    """A schedule that returns a given variable at every step. Optimizers may ask whether η is from a schedule."""
-
-    def __init__(self, learning_rate: keras.Variable) -> None:
-        self._learning_rate = learning_rate
-
-    def __call__(self, step: Any = None) -> keras.Variable:
-        return self._learning_rate
-
-
-def _own_optimizer(model: keras.Model) -> keras.optimizers.Optimizer:
-    """Return the optimizer that makes the model's updates, without a `LossScaleOptimizer` around it."""
-    optimizer = model.optimizer
-    if optimizer is None:
-        raise ModelError(
-            "update='optimizer' needs an optimizer: call model.compile(optimizer=...)"
-        )
-    while isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        optimizer = optimizer.inner_optimizer
-    return optimizer
-
-
-def _twin(
-    live: keras.optimizers.Optimizer, weights: list, learning_rate: keras.Variable
-) -> keras.optimizers.Optimizer:
-    """Return an optimizer that shares all attributes of the live one, but has a given variable as its η.
-
-    If the live one is not built, the twin is built with variables of its own.
-    """
-    twin = object.__new__(type(live))
-    if live.built:
-        vars(twin).update(vars(live))
-    else:
-        # Attributes are set, not copied: lists of the live one would record variables that the twin adds to them.
-        keras.optimizers.Optimizer.__init__(twin, learning_rate=1.0, name=live.name)
-        of_base_class = set(vars(twin))
-        for name, value in vars(live).items():
-            if not (name in of_base_class and name.startswith("_")):
-                setattr(twin, name, value)
-    from_variable = isinstance(live._learning_rate, keras.Variable)
-    rate = learning_rate if from_variable else _Given(learning_rate)
-    vars(twin).update(
-        _learning_rate=rate, gradient_accumulation_steps=None, loss_scale_factor=None
-    )
-    if not twin.built:
-        twin.build(weights)
-    if twin.learning_rate is not learning_rate:
-        raise ModelError(
-            f"update='optimizer' cannot set the learning rate of {_named(live)}, whose class defines the property "
-            "`learning_rate` anew: use update='sgd'"
-        )
-    return twin
-
-
-def _check_alone(optimizer: keras.optimizers.Optimizer) -> None:
-    """Raise `ModelError` for state that copies do not protect: other optimizers, TensorFlow variables."""
-    if not hasattr(optimizer, "learning_rate") or _held(
-        optimizer, keras.optimizers.Optimizer
-    ):
-        raise ModelError(
-            f"update='optimizer' does not support {_named(optimizer)}, which passes updates on to other optimizers: "
-            "compile the model with one of them, or use update='sgd' with learning_rate=..."
-        )
-    variables = _held(optimizer, tf.Variable)
-    if variables:
-        raise ModelError(
-            f"update='optimizer' does not support {_named(optimizer)}, which holds the TensorFlow variable "
-            f"{variables[0].name!r}: make its state with add_variable(...), or use update='sgd'"
-        )
-
-
-def _held(optimizer: keras.optimizers.Optimizer, kind: type) -> list:
-    """Return the objects of a class among an optimizer's attributes, and in their lists and dictionaries."""
-    return [
-        part
-        for part in keras.tree.flatten(list(vars(optimizer).values()))
-        if isinstance(part, kind)
-    ]
-
-
-def _check_weights_are_known(
-    optimizer: keras.optimizers.Optimizer, weights: list
-) -> None:
-    known = {id(v) for v in optimizer._trainable_variables}
-    unknown = [v.path for v in weights if id(v) not in known]
-    if unknown:
-        raise ModelError(
-            f"{_named(optimizer)} was built before {', '.join(unknown[:3])} became trainable, and cannot update "
-            f"{len(unknown)} of {len(weights)} weights: call model.compile(...) again"
-        )
-
-
-def _copy(variable: keras.Variable, dtype: tf.DType) -> tf.Variable:
-    """Return a TensorFlow variable that replaces a Keras variable's own: same name and identity, in `dtype` if real."""
-    original = variable.value
-    dtype = dtype if original.dtype.is_floating else original.dtype
-    with tf.init_scope(), tf.name_scope(""):
-        name = original.name.removesuffix(":0")
-        copy = tf.Variable(
-            tf.zeros(original.shape, dtype), trainable=original.trainable, name=name
-        )
-    copy._unique_id = (
-        original._unique_id
-    )  # An optimizer finds the slots of a weight by it.
-    return copy
-
-
-def _named(optimizer: keras.optimizers.Optimizer) -> str:
-    return f"optimizer {optimizer.name!r} ({type(optimizer).__name__})"
 
 
 RULES: dict[str, Callable[[Network], UpdateRule]] = {
@@ -369,5 +217,5 @@ def learning_rate_now(model: keras.Model, fixed: float | None = None) -> float:
         return float(keras.ops.convert_to_numpy(model.optimizer.learning_rate))
     except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
         raise ModelError(
-            f"{_named(model.optimizer)} has no single learning rate to take η from ({error}): pass learning_rate=..."
+            f"{label_of(model.optimizer)} has no single learning rate to take η from ({error}): pass learning_rate=..."
         ) from error

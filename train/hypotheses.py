@@ -8,8 +8,9 @@ verdicts.csv.
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -29,8 +30,20 @@ from train.theory.cases import Case, cases
 FIGURE_4 = "Figure 4's pairs at all their steps"
 
 
-def load(path):
-    """Load a run directory: {name: `Case`}, one case for a trained net, one a model for the theory's figures."""
+def load(path: Path) -> dict[str, Case]:
+    """Load a run directory.
+
+    Args:
+        path: Directory of a trained net, or of the figures of `train.theory`.
+
+    Returns:
+        {name: case}: for a trained net the case "", and that of Figure 4 if the experiment has it; for the theory one
+        case for each model.
+
+    Raises:
+        FrameError: If some seeds lack a file that others have.
+        OptionError: If the figures of the theory have other settings, or there is no finished seed.
+    """
     settings = path / "settings.json"
     saved = read_json(settings) if settings.is_file() else {}
     if "figures_6_to_9" in saved:
@@ -39,6 +52,10 @@ def load(path):
     for unfinished in sorted({*path.glob("seed-*")} - {*finished}):
         print(f"note: {unfinished} is not finished and left out")
     frame = _of_all_seeds(finished, "frame.parquet")
+    if frame is None:
+        raise OptionError(
+            f"{path} holds neither a finished seed nor the settings.json of train.theory: run its command again"
+        )
     if saved.get("experiment") == "regression":
         # Its three probes measure the same pairs, each at steps of its own.
         frame = frame.assign(name="")
@@ -50,9 +67,20 @@ def load(path):
     return loaded
 
 
-def load_theory(path, saved):
-    """Compute the models of `train.theory` again for several initial values; `OptionError` for other settings."""
-    now = theory.settings(saved.get("variant"), saved.get("seed"))
+def load_theory(path: Path, saved: dict[str, Any]) -> dict[str, Case]:
+    """Compute the models of `train.theory` again for several initial values.
+
+    Args:
+        path: Directory of the figures.
+        saved: Their settings.
+
+    Returns:
+        {name of the model: case}.
+
+    Raises:
+        OptionError: If the settings are not those that are checked.
+    """
+    now = theory.settings(saved.get("variant", ""), saved.get("seed", 0))
     names = sorted({*now, *saved} - {"versions"})
     different = [name for name in names if saved.get(name) != now.get(name)]
     if different or saved.get("variant") != "text":
@@ -67,8 +95,19 @@ def load_theory(path, saved):
     return cases(saved["seed"])
 
 
-def _of_all_seeds(seeds, name):
-    """Join the frames of this name of all seeds; None if no seed has one, `FrameError` if only some have it."""
+def _of_all_seeds(seeds: Sequence[Path], name: str) -> pd.DataFrame | None:
+    """Join the frames of one name of all seeds.
+
+    Args:
+        seeds: Directories of the seeds.
+        name: Name of the file.
+
+    Returns:
+        The joined frame; None if no seed has the file.
+
+    Raises:
+        FrameError: If only some seeds have it.
+    """
     missing = [str(seed) for seed in seeds if not (seed / name).is_file()]
     if len(missing) == len(seeds):
         return None
@@ -79,14 +118,24 @@ def _of_all_seeds(seeds, name):
     return pd.concat([read_frame(seed / name) for seed in seeds], ignore_index=True)
 
 
-def _most_followed(frame):
+def _most_followed(frame: pd.DataFrame) -> pd.DataFrame:
     """Select the pairs that were measured at the most steps."""
     count = frame.groupby(["source_id", "target_id"])["step"].transform("nunique")
     return frame[count == count.max()]
 
 
-def run_directories(path):
-    """List `path`, or the run directories of a sweep in it; `OptionError` if none holds a finished seed."""
+def run_directories(path: Path) -> list[Path]:
+    """List a run directory, or the run directories of a sweep.
+
+    Args:
+        path: The run directory, or the directory of the sweep.
+
+    Returns:
+        The run directories.
+
+    Raises:
+        OptionError: If none holds a finished seed.
+    """
     if not path.is_dir():
         raise OptionError(
             f"{path} is no directory: name what train.regression, classification or theory left"
@@ -101,8 +150,16 @@ def run_directories(path):
     return runs
 
 
-def check(case, confidence):
-    """Make the verdicts of all hypotheses, "undecided" for those that a case has no data for."""
+def check(case: Case, confidence: float) -> pd.DataFrame:
+    """Make the verdicts of all hypotheses.
+
+    Args:
+        case: A frame, and the distances, proximities and risks that belong to it.
+        confidence: Level of the intervals.
+
+    Returns:
+        Frame of `srel_tf.hypotheses.COLUMNS`; "undecided" for the hypotheses that the case has no data for.
+    """
     frame, undecided = case.frame, hypotheses.undecided
     tables = []
     if case.distances is not None:
@@ -123,7 +180,9 @@ def check(case, confidence):
     return pd.concat(tables, ignore_index=True)
 
 
-def in_steps(history, frame):
+def in_steps(
+    history: pd.DataFrame | None, frame: pd.DataFrame
+) -> tuple[pd.DataFrame | None, str]:
     """Give a history by epoch the steps of the frame.
 
     Args:
@@ -169,8 +228,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         report(run, options.confidence, options.all)
 
 
-def report(path, confidence, every_step=False):
-    """Check a run directory, print its table and write verdicts.csv into it."""
+def report(path: Path, confidence: float, every_step: bool = False) -> None:
+    """Check a run directory, print its table and write verdicts.csv into it.
+
+    Args:
+        path: The run directory.
+        confidence: Level of the intervals.
+        every_step: Whether to print a row for each step, too.
+
+    Raises:
+        FrameError: If a frame of the run does not fit.
+    """
     tables = []
     for name, case in load(path).items():
         try:
@@ -186,7 +254,7 @@ def report(path, confidence, every_step=False):
     print(f"written: {write_frame(table, path / 'verdicts.csv')}")
 
 
-def _without_single_steps(table):
+def _without_single_steps(table: pd.DataFrame) -> pd.DataFrame:
     """Leave out the rows of single steps if there is a row for all steps."""
     keys = ["model", "claim", "name", "measure", "update", "estimator", "metric"]
     metric = table["scope"].str.split(", (?:step|at all) ", regex=True).str[0]
@@ -198,7 +266,7 @@ def _without_single_steps(table):
     return table[is_together.to_numpy() | is_alone.to_numpy()]
 
 
-def as_text(table):
+def as_text(table: pd.DataFrame) -> str:
     """Format the table for a terminal: effect with its interval, the claim's bounds, the verdict."""
     lines = []
     keys = ["model", "name", "measure", "update", "estimator"]
@@ -211,14 +279,16 @@ def as_text(table):
     return "\n".join(lines)
 
 
-def _lines_of_row(row):
-    """Verdict and claim; effect and interval, if there is an effect; reason, if the row is undecided."""
+def _lines_of_row(row: Mapping[Hashable, Any]) -> list[str]:
+    """Format a verdict: the claim; effect and interval, if there is an effect; the reason, if it is undecided."""
     indent = " " * 15
     scope = f"; {row['scope']}" if row["scope"] else ""
     lines = [f"  {row['verdict']:<12} {row['hypothesis']} {row['claim']}{scope}"]
     if row["effect"]:
-        interval = "{effect_size:.3g} [{ci_low:.3g}, {ci_high:.3g}]".format(**row)
-        claimed = "({claim_low:.3g}, {claim_high:.3g})".format(**row)
+        interval = (
+            f"{row['effect_size']:.3g} [{row['ci_low']:.3g}, {row['ci_high']:.3g}]"
+        )
+        claimed = f"({row['claim_low']:.3g}, {row['claim_high']:.3g})"
         lines.append(
             f"{indent}{row['effect']}: {interval}, claimed {claimed}, {row['n_seeds']} seeds"
         )

@@ -18,46 +18,28 @@ with a history (`ReduceLROnPlateau`, `EarlyStopping`) start afresh with each `fi
 from __future__ import annotations
 
 import contextlib
-import signal
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import keras
-import numpy as np
 import pandas as pd
 
 from srel_tf.errors import ModelError, OptionError, StorageError
-from srel_tf.files import JsonObject, differences
+from srel_tf.files import JsonObject
 from srel_tf.fit.callback import SRelCallback
 from srel_tf.fit.clock import ClockedCallback, Position, clock_of
 from srel_tf.fit.identity import training_fingerprint
-from srel_tf.fit.model_state import Example, as_count, assign, build_metrics, variables
+from srel_tf.fit.model_state import Example, assign, build_metrics, variables
+from srel_tf.fit.saved_state import (
+    Arrays,
+    SavedState,
+    as_arrays,
+    load_state,
+    state_differences,
+)
+from srel_tf.fit.signals import first_signal_calls
 from srel_tf.frames.store import FrameStore
-
-Arrays = Sequence[np.ndarray]
-
-
-class SavedState(NamedTuple):
-    """A training state that was read from a store.
-
-    Attributes:
-        position: The place in the training.
-        count_offset: As in `TrainingClock`.
-        variables: Values of `model_state.variables`.
-        metrics: Values of the metrics' variables; empty between epochs.
-        fingerprint: The `training_fingerprint`.
-        probes: The state of each probe's callback.
-        stateful_callbacks: The state of each of the checkpoint's `companions`.
-    """
-
-    position: Position
-    count_offset: int
-    variables: Arrays
-    metrics: Arrays
-    fingerprint: JsonObject
-    probes: list[JsonObject]
-    stateful_callbacks: list[Any]
 
 
 class Checkpoint(ClockedCallback):
@@ -149,8 +131,13 @@ class Checkpoint(ClockedCallback):
         self._store.check()  # Report damaged parts before training, not after.
         _check_ready(model)
         try:
-            state = _load(*saved)
-            self._verify(model, state)
+            state = load_state(*saved)
+            lines = state_differences(state, model, _srel_callbacks(model))
+            if lines:
+                raise StorageError(
+                    f"the state saved in {self._store.path} is that of another training; go on as it was begun, or "
+                    "start again without it:\n" + "\n".join(lines)
+                )
             self._apply(model, state, example)
         except OptionError:
             raise
@@ -161,19 +148,6 @@ class Checkpoint(ClockedCallback):
             ) from error
         self._restored = True
         return state.position
-
-    def _verify(self, model: keras.Model, state: SavedState) -> None:
-        """Raise `StorageError` if the state was saved with another model, optimizer, loss, probe or option."""
-        lines = differences(state.fingerprint, training_fingerprint(model))
-        pairs = zip(_srel_callbacks(model), state.probes, strict=True)
-        for i, (callback, saved) in enumerate(pairs):
-            for line in callback.differences(saved):
-                lines.append(f"  probe {i}, {line.strip()}")
-        if lines:
-            raise StorageError(
-                f"the state saved in {self._store.path} is that of another training; go on as it was begun, or start "
-                "again without it:\n" + "\n".join(lines)
-            )
 
     def _apply(
         self, model: keras.Model, state: SavedState, example: Example | None
@@ -209,23 +183,9 @@ class Checkpoint(ClockedCallback):
             yield
             return
         self._stop_requested = False
-        former_handlers: dict[signal.Signals, Any] = {}
-
-        def restore_handlers() -> None:
-            for number, handler in former_handlers.items():
-                signal.signal(number, handler or signal.SIG_DFL)
-
-        def handle(*_: object) -> None:
-            self.request_stop()
-            restore_handlers()
-
-        try:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                former_handlers[number] = signal.signal(number, handle)
+        with first_signal_calls(self.request_stop):
             yield
             self._stop_if_requested()
-        finally:
-            restore_handlers()
 
     def request_stop(self) -> None:
         """Save after the present step, and end `fit` with a KeyboardInterrupt."""
@@ -302,7 +262,7 @@ class Checkpoint(ClockedCallback):
             self._check_later_than_stored(callback, callback.recorder.first_step)
         state = variables(self.model)
         metrics = self.model.metrics_variables if self.clock.position.batch else []
-        arrays = {**_as_arrays("v", state), **_as_arrays("m", metrics)}
+        arrays = {**as_arrays("v", state), **as_arrays("m", metrics)}
         metadata = self._metadata(len(state), len(metrics))
         try:
             self._store.commit(frame, arrays, metadata)
@@ -311,7 +271,7 @@ class Checkpoint(ClockedCallback):
         self._saved_place, self._saved_step = self._place, self.clock.step
 
     def _metadata(self, num_variables: int, num_metrics: int) -> JsonObject:
-        """Return what `_load` and users need beside the arrays of a state."""
+        """Return what `load_state` and users need beside the arrays of a state."""
         return {
             "epoch": self.clock.position.epoch,
             "batch": self.clock.position.batch,
@@ -379,35 +339,6 @@ def _check_ready(model: keras.Model) -> None:
             f"model {model.name!r} is not ready: build and compile it before a checkpoint is restored"
         )
     model.optimizer.build(model.trainable_variables)
-
-
-def _load(arrays: Mapping[str, np.ndarray], metadata: JsonObject) -> SavedState:
-    """Make a state of what a store holds.
-
-    Raises:
-        KeyError, ValueError: If entries are missing or have other types.
-    """
-    epoch = as_count(metadata["epoch"])
-    batch = as_count(metadata["batch"])
-    num_variables = as_count(metadata["variables"])
-    num_metrics = as_count(metadata["metrics"])
-    return SavedState(
-        position=Position(epoch, batch),
-        count_offset=metadata["count_offset"],
-        variables=[arrays[f"v{i}"] for i in range(num_variables)],
-        metrics=[arrays[f"m{i}"] for i in range(num_metrics)],
-        fingerprint=metadata["model"],
-        probes=metadata["probes"],
-        stateful_callbacks=metadata["companions"],
-    )
-
-
-def _as_arrays(prefix: str, state: Iterable[keras.Variable]) -> dict[str, np.ndarray]:
-    """Return the values of variables as {prefix + number: array}."""
-    return {
-        f"{prefix}{i}": keras.ops.convert_to_numpy(variable)
-        for i, variable in enumerate(state)
-    }
 
 
 def _srel_callbacks(model: keras.Model) -> list[SRelCallback]:

@@ -6,7 +6,6 @@ losses) is dropped, so that measuring leaves no trace in the model.
 
 import contextlib
 import inspect
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,12 +13,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from srel_tf.errors import BackendError, ModelError, OptionError
+from srel_tf.errors import ModelError, OptionError
 from srel_tf.gradients.convolution import convolutions_of, quick_convolutions
+from srel_tf.gradients.model_checks import check_model
 from srel_tf.gradients.precision import (
     computing_in,
     inspection,
     layers_within,
+    own_precision,
     switches_to,
 )
 
@@ -301,18 +302,6 @@ def eager_activation(outputs: tf.Tensor) -> str | None:
     return fitting[0] if len(fitting) == 1 else None
 
 
-def own_precision(model: keras.Model) -> str:
-    """Return "float64" for a model whose weights are all float64, else "float32".
-
-    Models of half or mixed precision are measured in float32, the precision of their master weights.
-    """
-    return (
-        "float64"
-        if {v.dtype for v in model.trainable_variables} == {"float64"}
-        else "float32"
-    )
-
-
 def agree(ours: np.ndarray, theirs: np.ndarray, share: float = 1e-3) -> bool:
     """Whether outputs are equal apart from rounding: they differ by less than a share of the largest of `theirs`."""
     largest = np.abs(theirs).max(initial=0, where=np.isfinite(theirs))
@@ -327,40 +316,3 @@ def as_matrix(outputs: Any, model: keras.Model) -> tf.Tensor:
             f"model {model.name!r} returns {shape}; S_rel needs one output of shape [n, C]"
         )
     return outputs[:, None] if len(outputs.shape) == 1 else outputs
-
-
-def check_model(model: Any, needs_loss: bool = True) -> None:
-    """Raise `ModelError` or `BackendError` unless `model` is ready to be measured."""
-    if keras.backend.backend() != "tensorflow":
-        raise BackendError(
-            f"Keras runs on the {keras.backend.backend()!r} backend, srel_tf needs 'tensorflow': set the environment "
-            "variable KERAS_BACKEND=tensorflow before keras is imported"
-        )
-    if not isinstance(model, keras.Model):
-        raise ModelError(f"expected a keras.Model, got {type(model).__name__}")
-    if not model.built:
-        raise ModelError(
-            f"model {model.name!r} is not built: call it once on a batch, or model.build(input_shape)"
-        )
-    if needs_loss and not model.compiled:
-        raise ModelError(
-            f"model {model.name!r} is not compiled and has no loss: call model.compile(optimizer, loss)"
-        )
-    if not model.trainable_variables:
-        raise ModelError(
-            f"model {model.name!r} has no trainable weights: an update moves nothing"
-        )
-    if model.distribute_strategy is not tf.distribute.get_strategy():
-        raise ModelError(
-            f"model {model.name!r} was built in the scope of a tf.distribute strategy: build it outside"
-        )
-
-
-def warn_of_batch_norm(model: keras.Model) -> None:
-    """Warn that the fictitious update of a model with batch normalisation differs from that of its training."""
-    if any(v.path.endswith("moving_mean") for v in model.non_trainable_variables):
-        warnings.warn(
-            f"model {model.name!r} has batch normalisation: S_rel is measured in inference mode, so the fictitious "
-            "update uses the moving statistics and leaves them as they are; training itself uses batch statistics",
-            stacklevel=3,
-        )

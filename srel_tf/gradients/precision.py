@@ -18,6 +18,18 @@ COARSER_THAN = {
 }
 
 
+def own_precision(model: keras.Model) -> str:
+    """Return "float64" for a model whose weights are all float64, else "float32".
+
+    Models of half or mixed precision are measured in float32, the precision of their master weights.
+    """
+    return (
+        "float64"
+        if {v.dtype for v in model.trainable_variables} == {"float64"}
+        else "float32"
+    )
+
+
 def layers_within(layer: keras.Layer) -> list[keras.Layer]:
     """Return a layer and all layers that it holds, each once, also those in lists, in dicts and in nested models."""
     found: dict[int, keras.Layer] = {}

@@ -24,7 +24,7 @@ from srel_tf.hypotheses import (
     two_phases,
 )
 from srel_tf.hypotheses.bound import AS_FAST, IN_TIME, RISES
-from srel_tf.hypotheses.classes import CLAIMS as CLASS_CLAIMS
+from srel_tf.hypotheses.class_effects import CLAIMS as CLASS_CLAIMS
 from srel_tf.hypotheses.phases import CLAIMS as PHASE_CLAIMS
 from srel_tf.hypotheses.proximity import NEARER, TREND
 from srel_tf.hypotheses.risks import CLAIMS as RISK_CLAIMS

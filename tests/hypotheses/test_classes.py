@@ -6,7 +6,12 @@ import pytest
 
 from srel_tf import FrameError, smooth
 from srel_tf.hypotheses import class_claim
-from srel_tf.hypotheses.classes import CLAIMS, _class_weights, _effects, _effects_of_run
+from srel_tf.hypotheses.class_effects import (
+    CLAIMS,
+    _class_weights,
+    _effects_of_run,
+    class_effects,
+)
 from srel_tf.hypotheses.series import cube
 from tests.hypotheses.simulate import EPOCHS as STEPS
 from tests.hypotheses.simulate import TIME, most, srel_frame, verdicts
@@ -140,7 +145,7 @@ def test_resamples_are_drawn_within_classes_with_one_weight_in_all_seeds():
     )
     class_of = pd.Series(np.repeat(["a", "b"], 10), range(20))
     runs = [cube(rows) for _, rows in part.groupby("replicate")]
-    effects, draws = _effects(runs, class_of, 300, np.random.default_rng(0))
+    effects, draws = class_effects(runs, class_of, 300, np.random.default_rng(0))
     generator, naive = np.random.default_rng(1), []
     for _ in range(300):
         drawn = [first + generator.integers(0, 10, (1, 10)) for first in (0, 10)]

@@ -240,9 +240,12 @@ def test_several_directories_and_their_errors(tmp_path):
     assert command(one, two)[0] == 0
     assert (one / "verdicts.csv").read_bytes() == (two / "verdicts.csv").read_bytes()
     (tmp_path / "empty").mkdir()
+    (tmp_path / "lost").mkdir()
+    (tmp_path / "lost" / "figure_06.parquet").touch()
     for wrong, message in (
         (tmp_path / "none", "is no directory"),
         (tmp_path / "empty", "holds no finished seed"),
+        (tmp_path / "lost", "holds neither a finished seed nor the settings.json"),
     ):
         status, _, err = command(wrong)
         assert status == 1

@@ -11,13 +11,12 @@ import pytest
 import srel_tf
 from train.numerics import command as numerics
 from train.numerics import zoo, zoo_training
-from train.numerics.reference import (
-    TOLERANCE,
-    Reference,
+from train.numerics.distances import (
     change_of_log_softmax,
     distances_of_a_step,
     log_softmax,
 )
+from train.numerics.reference import TOLERANCE, Reference
 from train.numerics.table import comparison
 
 ETAS = (1e-8, 1e-3, 1e-1)

@@ -1,16 +1,26 @@
 """Items 1–4 of `train.errata`: measures and fictitious step of the published classification experiments.
 
-Each check takes the `Evidence` and returns its findings, {name: number or (mean, low, high)}.
+Each check takes the `Evidence` and returns its `Findings`.
 """
+
+from pathlib import Path
 
 import keras
 import numpy as np
+import numpy.typing as npt
+import pandas as pd
 import tensorflow as tf
 from scipy.special import rel_entr, xlogy
 
 import srel_tf
 from train.common import data
-from train.errata.evidence import central_values, extremes, rank_correlation
+from train.errata.evidence import (
+    Evidence,
+    Findings,
+    central_values,
+    extremes,
+    rank_correlation,
+)
 from train.models import build_model
 
 EPSILON, ETA = 1e-8, 1e-4
@@ -18,8 +28,8 @@ SMALL_STEP = "sgd η=0.0001"  # A rule of the protocol crossed.
 RULES = (SMALL_STEP, "fresh_adam")
 
 
-def published_kl(evidence):
-    """1. kl_div of probabilities with no update at all is a function of the two predictions, whatever the net does."""
+def published_kl(evidence: Evidence) -> Findings:
+    """Check item 1: without any update, kl_div of probabilities depends on the two predictions only."""
     p = simplex(200)
     at_rest = unmoved_published_kl(p)
     differences = np.abs(3 * at_rest + entropy_and_square(p))
@@ -52,40 +62,66 @@ def published_kl(evidence):
     return findings
 
 
-def unmoved_published_kl(p):
-    """mean_c p_c (log p_c − p_c), [...] from probabilities [..., C]: torch's kl_div(p, p), handed probabilities."""
+def unmoved_published_kl(p: np.ndarray) -> np.ndarray:
+    """Return mean_c p_c (log p_c − p_c), torch's kl_div(p, p) of probabilities.
+
+    Args:
+        p: Probabilities, [..., C].
+
+    Returns:
+        [...].
+    """
     return (xlogy(p, p) - p * p).mean(axis=-1)
 
 
-def entropy_and_square(p):
-    """H(p) + ‖p‖² (nats), [...] from probabilities [..., C].
+def entropy_and_square(p: np.ndarray) -> np.ndarray:
+    """Return H(p) + ‖p‖² (nats).
 
-    It is at least 1, as H >= −log ‖p‖² >= 1 − ‖p‖²; and at most log C + 1/C, as KL(p, u) >= ‖p − u‖₁²/2 >= ‖p − u‖₂²
-    for the uniform u.
+    It is at least 1, because H >= −log ‖p‖² >= 1 − ‖p‖². It is at most log C + 1/C, because KL(p, u) >= ‖p − u‖₁²/2 >=
+    ‖p − u‖₂² for the uniform u.
+
+    Args:
+        p: Probabilities, [..., C].
+
+    Returns:
+        [...].
     """
     return -xlogy(p, p).sum(axis=-1) + (p**2).sum(axis=-1)
 
 
-def simplex(parts):
-    """All probability vectors of three classes in multiples of 1/parts, corners included, [N, 3]."""
+def simplex(parts: int) -> np.ndarray:
+    """Return all probability vectors of three classes in multiples of 1/parts, corners included, [N, 3]."""
     first, second = np.indices((parts + 1, parts + 1)).reshape(2, -1)
     third = parts - first - second
     return np.stack([first, second, third], axis=-1)[third >= 0] / parts
 
 
-def srel_at_initialisation(learning_rate):
-    """`published_kl` of 24 digits on the small net before training, [24, 24]; a fresh Adam's step."""
+def srel_at_initialisation(learning_rate: float) -> np.ndarray:
+    """Measure `published_kl` of 24 digits on the small net before training, with the step of a fresh Adam.
+
+    Args:
+        learning_rate: η of the step.
+
+    Returns:
+        S_rel, [24, 24].
+    """
     digits = data.load("digits", classes=["3", "5", "8"])
     keras.utils.set_random_seed(0)
     model = build_model("cnn", digits.input_shape, digits.num_classes)
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     probe = srel_tf.ProbeSet.sample(digits.train.x, digits.train.y, per_class=8, seed=0)
-    options = {"measures": "published_kl", "update": "fresh_adam"}
-    result = srel_tf.measure(model, probe, learning_rate=learning_rate, **options)
+    result = srel_tf.measure(
+        model,
+        probe,
+        measures="published_kl",
+        update="fresh_adam",
+        learning_rate=learning_rate,
+    )
     return result.matrix("published_kl")
 
 
-def _kl_beside_published_kl(path):
+def _kl_beside_published_kl(path: Path) -> Findings:
+    """Return the AUC of `kl` and `published_kl`, and their rank correlation, from a condensed run."""
     measures = ("kl", "published_kl")
     findings = central_values(path, measures, RULES)
     for rule in RULES:
@@ -93,8 +129,8 @@ def _kl_beside_published_kl(path):
     return findings
 
 
-def fresh_adam(evidence):
-    """2. A fresh Adam moves each weight by η whatever its gradient is."""
+def fresh_adam(evidence: Evidence) -> Findings:
+    """Check item 2: a fresh Adam moves each weight by η whatever its gradient is."""
     keras.utils.set_random_seed(0)
     model = build_model("resnet18", (32, 32, 3), 3)
     image = np.random.default_rng(0).normal(size=(1, 32, 32, 3)).astype("float32")
@@ -115,8 +151,17 @@ def fresh_adam(evidence):
     )
 
 
-def loss_gradient(model, x, y):
-    """∇_w of the cross-entropy of logits on x, y, all trainable weights in one float64 vector."""
+def loss_gradient(model: keras.Model, x: np.ndarray, y: npt.ArrayLike) -> np.ndarray:
+    """Return the gradient of the cross-entropy of logits.
+
+    Args:
+        model: A model that returns logits.
+        x: Examples, [n, ...].
+        y: Classes, [n].
+
+    Returns:
+        The gradients of all trainable weights in one float64 vector.
+    """
     with tf.GradientTape() as tape:
         logits = model(x, training=False)
         loss = keras.losses.sparse_categorical_crossentropy(
@@ -126,39 +171,56 @@ def loss_gradient(model, x, y):
     return np.concatenate([g.numpy().ravel() for g in gradients]).astype(float)
 
 
-def first_adam_step(gradient, learning_rate):
-    """w − w⁺ of an Adam (β₁, β₂ = 0.9, 0.999, ε = 1e-8) that has seen this gradient only: m̂ = g and v̂ = g²."""
+def first_adam_step(gradient: np.ndarray, learning_rate: float) -> np.ndarray:
+    """Return w − w⁺ of an Adam that has seen this gradient only: m̂ = g and v̂ = g².
+
+    Args:
+        gradient: g.
+        learning_rate: η; β₁, β₂ = 0.9, 0.999 and ε = 1e-8.
+
+    Returns:
+        η g / (|g| + ε).
+    """
     return learning_rate * gradient / (np.abs(gradient) + EPSILON)
 
 
-def published_l2(evidence):
-    """3. mean |Δp'| over the root mean square of Δp is ℓ1's S_rel times ‖Δp‖₁/(√C ‖Δp‖₂) at the source."""
+def published_l2(evidence: Evidence) -> Findings:
+    """Check item 3: mean |Δp'| over the root mean square of Δp is S_rel of ℓ1 times ‖Δp‖₁/(√C ‖Δp‖₂) at the source."""
     findings = extremes("S(x, x), C = 3", diagonal_of_published_l2(3600))
     return findings | evidence.of_runs("crossed", _l1_beside_published_l2)
 
 
-def _l1_beside_published_l2(path):
+def _l1_beside_published_l2(path: Path) -> Findings:
+    """Return the AUC of ℓ1, ℓ2 and `published_l2`, and the rank correlation of ℓ1 with it, from a condensed run."""
     aucs = central_values(path, ("l1", "l2", "published_l2"), ("fresh_adam",))
     return aucs | rank_correlation(path, "l1", "published_l2", "fresh_adam")
 
 
-def diagonal_of_published_l2(directions):
-    """(lowest, highest) mean |Δ| / (mean Δ²)^½ over so many directions of the plane Σ_c Δ_c = 0 of three classes."""
+def diagonal_of_published_l2(directions: int) -> tuple[float, float]:
+    """Return the lowest and highest mean |Δ| / (mean Δ²)^½ over directions of the plane Σ_c Δ_c = 0 of three classes.
+
+    Args:
+        directions: Number of directions.
+
+    Returns:
+        (lowest, highest).
+    """
     angle = np.arange(directions) * 2 * np.pi / directions
     change = np.cos(angle[:, None] + np.array([0, 2, 4]) * np.pi / 3)
     ratio = np.abs(change).mean(axis=1) / np.sqrt((change**2).mean(axis=1))
     return ratio.min(), ratio.max()
 
 
-def epsilon(evidence):
-    """4. 1e-8 in the denominator alone: nothing to published_kl, much to published_l2 if x hardly moves."""
+def epsilon(evidence: Evidence) -> Findings:
+    """Check item 4: 1e-8 in the denominator alone changes published_l2 much if x hardly moves, published_kl never."""
     denominators = np.array([np.log(3) + 1 / 3, 1]) / 3  # Of an unmoved published_kl.
     name = "no update, relative change of published_kl's denominator"
     findings = extremes(name, EPSILON / denominators)
     return findings | evidence.of_runs("crossed", _lowest_denominators)
 
 
-def _lowest_denominators(path):
+def _lowest_denominators(path: Path) -> Findings:
+    """Return the smallest root mean square of Δp at each step of a condensed run, and what 1e-8 changes there."""
     file = path / "matrices.parquet"
     if not file.exists():
         return {f"not measured: {file} is missing": np.nan}
@@ -173,7 +235,14 @@ def _lowest_denominators(path):
     return findings
 
 
-def smallest_root_mean_square(rows, classes=3):
-    """A bound from below of the root mean square of Δp over the sources, by step, from the denominators of ℓ1:
-    ‖Δp‖₁ <= √C ‖Δp‖₂."""
+def smallest_root_mean_square(rows: pd.DataFrame, classes: int = 3) -> pd.Series:
+    """Bound the root mean square of Δp over the sources from below, by ‖Δp‖₁ <= √C ‖Δp‖₂.
+
+    Args:
+        rows: Rows of ℓ1 of an S_rel frame, with denominators.
+        classes: Number of classes C.
+
+    Returns:
+        The bound, indexed by step.
+    """
     return (rows["denominator"] / classes).groupby(rows["step"]).min()

@@ -28,13 +28,22 @@ ROOMS = {
 }
 
 
-def items():
-    """The table of items, indexed by number: columns subject, text, code, effect, check ("module.function")."""
+def items() -> pd.DataFrame:
+    """Read the table of items, indexed by number: columns subject, text, code, effect, check ("module.function")."""
     return pd.read_csv(Path(__file__).with_name("items.csv"), index_col="number")
 
 
-def findings(check, evidence):
-    """Rows of one check: columns finding, value, low, high (a 95% interval over seeds, NaN if there is none)."""
+def findings(check: str, evidence: Evidence) -> pd.DataFrame:
+    """Run one check.
+
+    Args:
+        check: "module.function".
+        evidence: Results from which the check reads effects.
+
+    Returns:
+        One row per finding: columns finding, value, low, high. The last two are a 95% interval over seeds, NaN if there
+        is none.
+    """
     room, name = check.split(".")
     found = getattr(ROOMS[room], name)(evidence)
     values = [(*np.atleast_1d(value), np.nan, np.nan)[:3] for value in found.values()]
@@ -43,10 +52,18 @@ def findings(check, evidence):
     return rows
 
 
-def errata(evidence, numbers):
-    """The findings of the items, a row each: columns number, subject, finding, value, low, high."""
+def errata(evidence: Evidence, numbers: Sequence[int]) -> pd.DataFrame:
+    """Run the checks of some items.
+
+    Args:
+        evidence: Results from which the checks read effects.
+        numbers: Numbers of the items.
+
+    Returns:
+        One row per finding: columns number, subject, finding, value, low, high.
+    """
     tables = []
-    for number, item in items().loc[numbers].iterrows():
+    for number, item in items().loc[list(numbers)].iterrows():
         rows = findings(item["check"], evidence)
         rows.insert(0, "number", number)
         rows.insert(1, "subject", item["subject"])
@@ -54,17 +71,18 @@ def errata(evidence, numbers):
     return pd.concat(tables, ignore_index=True)
 
 
-def show(item, rows):
+def show(item: pd.Series, rows: pd.DataFrame) -> None:
     """Print an item with its findings."""
     print(f"\n{item.name}. {item['subject']}")
     for name in ("text", "code", "effect"):
         line = f"   {name}: {item[name]}"
         print(textwrap.fill(line, 118, subsequent_indent=" " * 6))
-    for row in rows.itertuples():
-        number = f"{row.value:,.0f}" if row.value.is_integer() else f"{row.value:.4g}"
-        value = "" if np.isnan(row.value) else f": {number}"
-        interval = "" if np.isnan(row.low) else f" [{row.low:.3g}, {row.high:.3g}]"
-        print(f"   - {row.finding}{value}{interval}")
+    for row in rows.to_dict("records"):
+        value, low, high = row["value"], row["low"], row["high"]
+        number = f"{value:,.0f}" if value.is_integer() else f"{value:.4g}"
+        shown = "" if np.isnan(value) else f": {number}"
+        interval = "" if np.isnan(low) else f" [{low:.3g}, {high:.3g}]"
+        print(f"   - {row['finding']}{shown}{interval}")
 
 
 @cli.command()
@@ -94,6 +112,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"\nwritten:\n  {written}")
 
 
-def _curves(directory):
-    names = ("srel", "history") if directory else ()
-    return [srel_tf.read_frame(directory / f"cifar10_{name}.csv") for name in names]
+def _curves(directory: Path | None) -> list[pd.DataFrame]:
+    """Read the published S_rel curves and accuracies; an empty list without a directory."""
+    if directory is None:
+        return []
+    files = [directory / f"cifar10_{name}.csv" for name in ("srel", "history")]
+    return [srel_tf.read_frame(file) for file in files]

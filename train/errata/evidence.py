@@ -1,24 +1,44 @@
-"""What `train.errata` reads its effects from: condensed runs, and the published curves if they are at hand."""
+"""Condensed runs and published curves from which `train.errata` reads effects."""
 
 import functools
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
+import pandas as pd
 
 import srel_tf
 from train.replication.command import central
 
+# By name: a number, or (mean, low, high) with the ends of an interval.
+Findings: TypeAlias = dict[str, Any]
+
 
 class Evidence(NamedTuple):
-    """Directory of the condensed runs DATA-PROTOCOL, and the published CIFAR-10 curves as frames or None."""
+    """Results from which the checks read effects.
+
+    Attributes:
+        results: Directory of the condensed runs DATA-PROTOCOL.
+        srel: Published S_rel curves of CIFAR-10, or None.
+        history: Published accuracies of CIFAR-10, or None.
+    """
 
     results: Path
-    srel: object = None
-    history: object = None
+    srel: pd.DataFrame | None = None
+    history: pd.DataFrame | None = None
 
-    def of_runs(self, protocol, measure):
-        """Findings `measure(directory)` of each dataset measured under the protocol; the lack of CIFAR-10 is one."""
+    def of_runs(self, protocol: str, measure: Callable[[Path], Findings]) -> Findings:
+        """Collect findings from each data set that was measured under a protocol.
+
+        Args:
+            protocol: Name of the protocol.
+            measure: Function from the directory of a condensed run to its findings.
+
+        Returns:
+            The findings, each name preceded by that of the data set. If CIFAR-10 is missing, a finding of NaN says so.
+        """
         directories = self.directories(protocol)
         findings = {
             f"{data}: {name}": value
@@ -30,18 +50,35 @@ class Evidence(NamedTuple):
             findings[f"not measured: {missing}"] = np.nan
         return findings
 
-    def directories(self, protocol):
-        """{dataset: directory} of the condensed runs of a protocol."""
+    def directories(self, protocol: str) -> dict[str, Path]:
+        """Return {data set: directory} of the condensed runs of a protocol."""
         marks = self.results.glob(f"*-{protocol}/separation.parquet")
         paths = sorted(mark.parent for mark in marks)
         return {path.name.removesuffix(f"-{protocol}"): path for path in paths}
 
 
-def central_values(path, measures, rules, quantities=("auc",)):
-    """{name: (mean, low, high)} of numbers of `replication.central`, with 95% intervals over seeds."""
+def central_values(
+    path: Path,
+    measures: Iterable[str],
+    rules: Iterable[str],
+    quantities: Sequence[str] = ("auc",),
+) -> Findings:
+    """Read means over seeds from the central table of a condensed run.
+
+    Args:
+        path: Directory of the condensed run.
+        measures: Measures.
+        rules: Update rules, as in the column `rule` of `replication.central`.
+        quantities: Quantities of `replication.central`.
+
+    Returns:
+        {name: (mean, low, high)} with 95% intervals over seeds, for the combinations that the run holds.
+    """
     table = _central(path)
     return {
-        f"{quantity} of {measure}, {rule}": tuple(table.loc[(measure, rule, quantity)])
+        f"{quantity} of {measure}, {rule}": tuple(
+            table.loc[(measure, rule, quantity), :]
+        )
         for rule in rules
         for measure in measures
         for quantity in quantities
@@ -50,15 +87,16 @@ def central_values(path, measures, rules, quantities=("auc",)):
 
 
 @functools.cache
-def _central(path):
+def _central(path: Path) -> pd.DataFrame:
+    """Return mean, low and high of a condensed run, indexed by measure, rule and quantity."""
     data, _, protocol = path.name.rpartition("-")
     table = central({(data, protocol): path})
     keys = ["measure", "rule", "quantity"]
     return table.set_index(keys).sort_index()[["mean", "low", "high"]]
 
 
-def rank_correlation(path, first, second, rule):
-    """{name: Spearman's correlation of two measures off the diagonal}, mean over runs and steps, or NaN."""
+def rank_correlation(path: Path, first: str, second: str, rule: str) -> Findings:
+    """Return Spearman's correlation of two measures off the diagonal, as {name: mean over runs and steps}, or NaN."""
     table = srel_tf.read_frame(path / "agreement.parquet")
     is_rule = table["rule"] == rule
     is_pair = table[["first", "second"]].apply(set, axis=1) == {first, second}
@@ -66,6 +104,6 @@ def rank_correlation(path, first, second, rule):
     return {f"rank correlation of {first} and {second}, {rule}": correlation}
 
 
-def extremes(name, values):
-    """{name: lowest value, name: highest value}."""
+def extremes(name: str, values: npt.ArrayLike) -> Findings:
+    """Return the lowest and the highest of some values as two findings."""
     return {f"{name}, lowest": np.min(values), f"{name}, highest": np.max(values)}

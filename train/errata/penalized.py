@@ -4,12 +4,15 @@ Each check computes its findings, {name: number}, on the closed forms of `srel_t
 `train.theory.figures`, seed 0. It needs no `Evidence`.
 """
 
+from collections.abc import Callable
+
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from srel_tf import theory
 from train.errata import variants
-from train.errata.evidence import extremes
+from train.errata.evidence import Evidence, Findings, extremes
 from train.theory import figures
 
 ENDS = [0.0, figures.LAST_TIME]
@@ -21,22 +24,43 @@ PROBES = {
 }
 
 
-def set_up(width=10, sample=theory.random_relu_features, ridge="paper"):
-    """(model, labels, w0 [10, 2, width]) of Figures 6 and 8; of 7 and 9 with width 100."""
+def set_up(
+    width: int = 10,
+    sample: Callable[..., tuple[np.ndarray, np.ndarray]] = theory.random_relu_features,
+    ridge: str = "paper",
+) -> tuple[theory.PenalizedRegression, np.ndarray, np.ndarray]:
+    """Make the model of Figures 6 and 8; of Figures 7 and 9 with width 100.
+
+    Args:
+        width: Number of features p.
+        sample: Function that draws features and labels.
+        ridge: Coefficient of the penalty, as in `theory.PenalizedRegression`.
+
+    Returns:
+        (model, labels [N], initial weights [10, 2, width]).
+    """
     features, labels = sample(width, seed=0)
     scale = figures.LAMBDA, figures.THETA
     model = theory.PenalizedRegression(features, labels, 2, *scale, ridge)
     return model, labels, np.random.default_rng(2).normal(size=(10, 2, width))
 
 
-def at_the_ends(name, values):
-    """Findings from an array [..., 2, P] or [..., 2] of values at t = 0 and t = 8000: means over the other axes."""
+def at_the_ends(name: str, values: npt.ArrayLike) -> Findings:
+    """Average values at t = 0 and t = 8000.
+
+    Args:
+        name: Name of the quantity.
+        values: [10, 2, P] or [10, 2]: initial weights, the two times, pairs.
+
+    Returns:
+        Two findings, the means over the axes other than time.
+    """
     start, end = np.asarray(values).reshape(10, 2, -1).mean(axis=(0, 2))
     return {f"{name}, t = 0": start, f"{name}, t = 8000": end}
 
 
-def ridge_coefficient(evidence):
-    """10. The coefficient of w in the gradient of eq. 3, by automatic differentiation."""
+def ridge_coefficient(evidence: Evidence) -> Findings:
+    """Check item 10: the coefficient of w in the gradient of eq. 3, by automatic differentiation."""
     model, labels, w0 = set_up()
     coefficient = differentiated_coefficient(model, labels, w0[0])
     findings = {
@@ -52,8 +76,19 @@ def ridge_coefficient(evidence):
     return findings
 
 
-def differentiated_coefficient(model, labels, w):
-    """∂(eq. 3)/∂w less (1/N) Σ (W h − e) hᵀ, over w: the median of its entries."""
+def differentiated_coefficient(
+    model: theory.PenalizedRegression, labels: np.ndarray, w: np.ndarray
+) -> float:
+    """Return the median over the entries of (∂(eq. 3)/∂w − (1/N) Σ (W h − e) hᵀ) / w.
+
+    Args:
+        model: The penalised regression.
+        labels: Class of each example, [N].
+        w: W, [2, p].
+
+    Returns:
+        The coefficient of w in the gradient.
+    """
     weights, features = tf.Variable(w), model.features.numpy()
     with tf.GradientTape() as tape:
         loss = model.loss(weights)
@@ -61,9 +96,9 @@ def differentiated_coefficient(model, labels, w):
     return np.median((tape.gradient(loss, weights).numpy() - of_data) / w)
 
 
-def stray_one_over_n(evidence):
-    """11. With 1/N in the numerator's T alone S(x, x) is not 1, and S_rel rises: Figures 6–9, published data."""
-    findings = {}
+def stray_one_over_n(evidence: Evidence) -> Findings:
+    """Check item 11: with 1/N in the numerator's T alone S(x, x) is not 1, and S_rel rises (Figures 6–9)."""
+    findings: Findings = {}
     for width in (10, 100):
         model, labels, w0 = set_up(width, variants.published_features)
         source, target = variants.published_pairs(labels, 20, seed=1)
@@ -80,8 +115,8 @@ def stray_one_over_n(evidence):
     return findings
 
 
-def divided_by_400(evidence):
-    """12. A sum over 20 pairs over 400."""
+def divided_by_400(evidence: Evidence) -> Findings:
+    """Check item 12: a sum over 20 pairs that is divided by 400."""
     model, labels, w0 = set_up()
     pairs = theory.sample_pairs(labels, "inter", 20, seed=1)
     srel = model.srel(w0, ENDS, *pairs).numpy()
@@ -89,8 +124,8 @@ def divided_by_400(evidence):
     return {"Figure 6's pairs: mean over 20 pairs over the sum over 400": ratio.mean()}
 
 
-def variance_and_classes(evidence):
-    """13. Deviation 2 is variance 4; and the sampled point's class."""
+def variance_and_classes(evidence: Evidence) -> Findings:
+    """Check item 13: deviation 2 is variance 4; and the class of the sampled point."""
     findings = {}
     for sample, spread in (
         (theory.random_relu_features, "variance 2"),
@@ -105,8 +140,25 @@ def variance_and_classes(evidence):
     return findings
 
 
-def input_variance(sample, width=400, dimension=20, per_class=300, seed=2):
-    """The variance of a coordinate of x in the mean-1 class, from h = ReLU(W x) and W."""
+def input_variance(
+    sample: Callable[..., tuple[np.ndarray, np.ndarray]],
+    width: int = 400,
+    dimension: int = 20,
+    per_class: int = 300,
+    seed: int = 2,
+) -> float:
+    """Estimate the variance of a coordinate of x in the mean-1 class, from h = ReLU(W x) and W.
+
+    Args:
+        sample: Function that draws features and labels.
+        width: Number of features.
+        dimension: Number of coordinates of x.
+        per_class: Number of examples of each class.
+        seed: Seed of the sample.
+
+    Returns:
+        The variance of the inputs that least squares recovers.
+    """
     features, labels = sample(width, dimension, per_class, seed)
     mixing = np.random.default_rng(seed).normal(size=(width, dimension))
     rows = features[labels == 0]
@@ -114,8 +166,8 @@ def input_variance(sample, width=400, dimension=20, per_class=300, seed=2):
     return np.var(inputs)
 
 
-def pairs_of_both_classes(evidence):
-    """14. The pairs that the "intra-class" notebook draws."""
+def pairs_of_both_classes(evidence: Evidence) -> Findings:
+    """Check item 14: the pairs that the "intra-class" notebook draws."""
     _, labels, _ = set_up()
     source, target = variants.published_pairs(labels, 20, seed=1)
     n_joining = (labels[source] != labels[target]).sum()
@@ -129,8 +181,8 @@ def pairs_of_both_classes(evidence):
     return findings
 
 
-def loss_of_both_labels(evidence):
-    """15. The "empirical loss" that adds up the error to both labels."""
+def loss_of_both_labels(evidence: Evidence) -> Findings:
+    """Check item 15: the "empirical loss" that adds up the error to both labels."""
     model, _, w0 = set_up()
     weights = model.weights(w0, ENDS)
     return (
@@ -143,8 +195,15 @@ def loss_of_both_labels(evidence):
     )
 
 
-def least_error_to_both(steps=1000):
-    """min over outputs f of ½ Σ_k ‖e_k − f‖² for K = 2, on the segment between e₁ and e₂, which holds the minimum."""
+def least_error_to_both(steps: int = 1000) -> float:
+    """Return the minimum over outputs f of ½ Σ_k ‖e_k − f‖² for K = 2.
+
+    Args:
+        steps: Number of steps of the grid on the segment between e₁ and e₂, which holds the minimum.
+
+    Returns:
+        The least error on the grid.
+    """
     share = np.linspace(0, 1, steps + 1)
     outputs = np.stack([share, 1 - share], axis=-1)
     return (((np.eye(2)[:, None] - outputs) ** 2).sum(axis=(0, 2)) / 2).min()

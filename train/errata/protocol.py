@@ -1,7 +1,10 @@
 """Items 5–9 of `train.errata`: what the published classification code counted, averaged and plotted.
 
-Each check takes the `Evidence` and returns its findings, {name: number or (mean, low, high)}.
+Each check takes the `Evidence` and returns its `Findings`.
 """
+
+import functools
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,7 +14,7 @@ import srel_tf
 from srel_tf.files import read_json
 from train.classification.experiment import SCHEDULES
 from train.common import data
-from train.errata.evidence import central_values, extremes
+from train.errata.evidence import Evidence, Findings, central_values, extremes
 
 K = 20  # Probe images a class.
 # Training and "test" images a class, batch size; three classes each.
@@ -22,8 +25,8 @@ SIZES = {
 }
 
 
-def leaked_test_set(evidence):
-    """5. The "test" images are images that the net is trained on, cropped and flipped by another draw."""
+def leaked_test_set(evidence: Evidence) -> Findings:
+    """Check item 5: the "test" images are training images, cropped and flipped by another draw."""
     names = {"as in the code": "train", "the set's own": "test"}
     findings = {
         f"share of digits' test images trained on, {name}": share_trained_on(split)
@@ -34,14 +37,29 @@ def leaked_test_set(evidence):
     )
 
 
-def share_trained_on(test_images):
-    """Share of the test images of three digits that are training images too; test_images as in `data.load`."""
+def share_trained_on(test_images: str) -> float:
+    """Return the share of the test images of three digits that are training images too.
+
+    Args:
+        test_images: As in `data.load`.
+
+    Returns:
+        The share.
+    """
     digits = data.load("digits", classes=["3", "5", "8"], test_images=test_images)
     return np.isin(digits.test.ids, digits.train.ids).mean()
 
 
-def _leaked_and_real(path, evidence):
-    """Accuracies after the last epoch; of the real test images from another protocol's runs of the same trainings."""
+def _leaked_and_real(path: Path, evidence: Evidence) -> Findings:
+    """Compare the accuracies after the last epoch on the leaked and on the real test images.
+
+    Args:
+        path: Directory of a condensed run of the protocol "published".
+        evidence: Directories of the other protocols, whose runs of the same trainings have the real test images.
+
+    Returns:
+        The findings.
+    """
     dataset = path.name.removesuffix("-published")
     leaked = final_accuracies(path)
     findings = {
@@ -62,15 +80,15 @@ def _leaked_and_real(path, evidence):
     return findings | extremes("leaked minus real, over seeds", gaps)
 
 
-def final_accuracies(path):
-    """Accuracies after the last epoch, a row a run, columns train and test."""
+def final_accuracies(path: Path) -> pd.DataFrame:
+    """Read the accuracies after the last epoch of a condensed run: a row for each run, columns train and test."""
     history = srel_tf.read_frame(path / "history.csv")
     last = history[history["epoch"] == history["epoch"].max()]
     return last.pivot(index="run", columns="split", values="accuracy")
 
 
-def same_trainings(path, other):
-    """The runs that ended with the same weights and optimizer state in both directories."""
+def same_trainings(path: Path, other: Path) -> list[str]:
+    """List the runs that ended with the same weights and optimizer state in both directories."""
     seeds, other_seeds = (read_json(p / "seeds.json") for p in (path, other))
     return sorted(
         run
@@ -80,8 +98,8 @@ def same_trainings(path, other):
     )
 
 
-def three_runs(evidence):
-    """6. A band of ± one population standard deviation of three runs, and what would cover the mean."""
+def three_runs(evidence: Evidence) -> Findings:
+    """Check item 6: a band of ± one population standard deviation of three runs, and what would cover the mean."""
     findings = {}
     for n in (3, 5):
         runs, ratio = f"{n} normal runs", np.sqrt(n / (n - 1))
@@ -93,17 +111,18 @@ def three_runs(evidence):
     return findings | evidence.of_runs("published", _separated_bands)
 
 
-def t_over_population(n, confidence=0.95):
-    """Half-width of Student's interval for the mean of n values over their population standard deviation."""
+def t_over_population(n: int, confidence: float = 0.95) -> float:
+    """Return the half-width of Student's interval for the mean of n values over their population standard deviation."""
     return t.ppf((1 + confidence) / 2, n - 1) / np.sqrt(n - 1)
 
 
-def band_coverage(n):
-    """Probability that mean ± population standard deviation of n normal values covers their expectation."""
+def band_coverage(n: int) -> float:
+    """Return the probability that mean ± population standard deviation of n normal values covers their expectation."""
     return 1 - 2 * t.sf(np.sqrt(n - 1), n - 1)
 
 
-def _separated_bands(path):
+def _separated_bands(path: Path) -> Findings:
+    """Return the shares of separated curves of the published measures, with bands and with t-intervals."""
     pairs = srel_tf.read_frame(path / "pairs.parquet")
     is_published = pairs["measure"].str.startswith("published_")
     pairs = pairs[is_published & (pairs["update"] == "fresh_adam")]
@@ -117,11 +136,15 @@ def _separated_bands(path):
     return findings
 
 
-def separated(pairs, factor):
-    """Share of (source class, other class, step) at which intra-class mean − width > inter-class mean + width.
+def separated(pairs: pd.DataFrame, factor: float | None) -> float:
+    """Return the share of class pairs and steps at which intra-class mean − width > inter-class mean + width.
 
-    pairs: class pairs of one measure and rule, of several runs. width: `factor` population standard deviations over
-    the runs; None: the 95% t-interval of their mean. NaN for one run, which has neither.
+    Args:
+        pairs: Class pairs of one measure and rule, of several runs.
+        factor: The width in population standard deviations over the runs; None: the 95% t-interval of their mean.
+
+    Returns:
+        The share of (source class, other class, step); NaN for one run, which has no deviation and no interval.
     """
     curves = pairs.groupby(["step", "source_class", "target_class"])["mean"]
     if (curves.size() < 2).any():
@@ -137,8 +160,8 @@ def separated(pairs, factor):
     return (both["low_intra"] > both["high_inter"]).mean()
 
 
-def diagonal(evidence):
-    """7. With the k diagonal terms the intra-class average moves towards 1 by 1/k of its distance."""
+def diagonal(evidence: Evidence) -> Findings:
+    """Check item 7: with the k diagonal terms the intra-class average moves towards 1 by 1/k of its distance."""
     matrix = np.full((K, K), 0.5)
     np.fill_diagonal(matrix, 1)
     findings = {f"all entries 0.5, k = {K}: intra-class average": matrix.mean()}
@@ -146,18 +169,19 @@ def diagonal(evidence):
         ("published", ("published_kl", "published_l2"), "fresh_adam"),
         ("crossed", ("kl", "l1"), "sgd η=0.0001"),
     ):
-        findings |= evidence.of_runs(
-            protocol,
-            lambda path, chosen=(measures, [rule]): central_values(
-                path, *chosen, ("intra", "off_intra", "inter")
-            ),
+        averages = functools.partial(
+            central_values,
+            measures=measures,
+            rules=[rule],
+            quantities=("intra", "off_intra", "inter"),
         )
+        findings |= evidence.of_runs(protocol, averages)
     return findings
 
 
-def epochs_axis(evidence):
-    """8. SVHN's 6 records an epoch on an axis of 7 an epoch; and the first record, which is after one update."""
-    findings = {}
+def epochs_axis(evidence: Evidence) -> Findings:
+    """Check item 8: SVHN's 6 records per epoch on an axis of 7; and the first record, which is after one update."""
+    findings: Findings = {}
     for name, (train, _, batch) in SIZES.items():
         steps = 3 * train // batch
         records = measured_updates(steps)
@@ -174,13 +198,16 @@ def epochs_axis(evidence):
     )
 
 
-def measured_updates(steps_per_epoch, every=9, epochs=7):
-    """The optimizer updates after which the published code measured, ascending."""
+def measured_updates(
+    steps_per_epoch: int, every: int = 9, epochs: int = 7
+) -> list[int]:
+    """List the optimizer updates after which the published code measured, ascending."""
     is_due = SCHEDULES["epoch"](every, steps_per_epoch)
     return [step for step in range(epochs * steps_per_epoch + 1) if is_due(step)]
 
 
-def _first_update(path, evidence):
+def _first_update(path: Path, evidence: Evidence) -> Findings:
+    """Compare the first record of a published run, after one update, with step 0 of the same trainings."""
     crossed = evidence.directories("crossed").get(path.name.removesuffix("-published"))
     if crossed is None:
         return {"not measured: step 0 of the same trainings (protocol crossed)": np.nan}
@@ -192,19 +219,26 @@ def _first_update(path, evidence):
     }
 
 
-def _first_means(path):
-    """Definition 3 at the first measured step under fresh_adam, mean over runs and classes, by measure and kind."""
+def _first_means(path: Path) -> dict[tuple[str, str], float]:
+    """Compute Definition 3 at the first measured step under fresh_adam.
+
+    Args:
+        path: Directory of a condensed run.
+
+    Returns:
+        {(measure, "intra" or "inter"): mean over runs and classes}.
+    """
     pairs = srel_tf.read_frame(path / "pairs.parquet")
     is_adam = pairs["update"] == "fresh_adam"
     is_published = pairs["measure"].str.startswith("published_")
     is_first = pairs["step"] == pairs["step"].min()
     pairs = pairs[is_adam & is_published & is_first]
     kind = np.where(pairs["source_class"] == pairs["target_class"], "intra", "inter")
-    return pairs.groupby(["measure", kind], sort=False)["mean"].mean()
+    return pairs.groupby(["measure", kind], sort=False)["mean"].mean().to_dict()
 
 
-def class_accuracies(evidence):
-    """9. Class-wise accuracies divide by the class size, though the images of the last batch are not counted."""
+def class_accuracies(evidence: Evidence) -> Findings:
+    """Check item 9: class-wise accuracies divide by the class size, but do not count the images of the last batch."""
     cases = {
         f"{name} {split}": (size, 3, batch)
         for name, (train, test, batch) in SIZES.items()
@@ -229,10 +263,20 @@ def class_accuracies(evidence):
     return findings
 
 
-def perfect_accuracy(class_size, classes, batch_size):
-    """Of a net without errors: images counted over all classes, and the standard deviation of the accuracy of a class.
+def perfect_accuracy(
+    class_size: int, classes: int, batch_size: int
+) -> tuple[int, float]:
+    """Count the images of a net without errors as the published code does.
 
-    The last, incomplete batch of a shuffled epoch leaves out a hypergeometric number of a class.
+    The last, incomplete batch of a shuffled epoch leaves out a hypergeometric number of images of a class.
+
+    Args:
+        class_size: Images of each class.
+        classes: Number of classes.
+        batch_size: Images of a batch.
+
+    Returns:
+        (images counted over all classes, standard deviation of the accuracy of a class).
     """
     total = class_size * classes
     n_left_out = total % batch_size
@@ -242,7 +286,7 @@ def perfect_accuracy(class_size, classes, batch_size):
     return seen, hypergeom.std(total, class_size, n_left_out) / class_size
 
 
-def multiples(values, n, digits=6):
-    """How many of the values, rounded to so many digits, are multiples of 1/n."""
+def multiples(values: pd.Series, n: int, digits: int = 6) -> int:
+    """Count the values, rounded to so many digits, that are multiples of 1/n."""
     remainders = np.abs(values * n - np.round(values * n))
     return int((remainders <= n * 0.51 * 10.0**-digits).sum())

@@ -1,14 +1,16 @@
 """Items 16–22 of `train.errata`: theorems and statements of the text, on the solvable models (Figures 10–13).
 
-Each check computes its findings, {name: number}, on the closed forms of `srel_tf.theory`; it needs no `Evidence`.
+Each check computes its `Findings` on the closed forms of `srel_tf.theory`; it needs no `Evidence`.
 The counterexamples are tests in `tests/theory/test_statements_*.py` as well.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 
 from srel_tf import theory
 from train.errata import variants
-from train.errata.evidence import extremes
+from train.errata.evidence import Evidence, Findings, extremes
 from train.theory import figures
 
 EQ_14 = theory.DiagonalQuadratic(*figures.MOMENTS, figures.THETA)
@@ -17,8 +19,8 @@ THEOREM_5_3 = [1.0, 2.0], [1.0, 2.0], [0.5, 0.5], 0.1
 SGD_RATE = 0.05  # Larger than Figure 10's, so that rounding is reached sooner.
 
 
-def theorem_5_3(evidence):
-    """16. β₂₂(x')² printed for β₂₂(x)², and E[β₁₁β₂₂] = 0."""
+def theorem_5_3(evidence: Evidence) -> Findings:
+    """Check item 16: β₂₂(x')² printed for β₂₂(x)², and the assumption E[β₁₁β₂₂] = 0."""
     names = "S_rel", "bound as printed", "bound with β₂₂(x)²"
     case = theorem_5_3_case([1.0, 0.1], [1.0, 10.0])
     example = "β(x) = (1, 10), β(x') = (1, 0.1), t = 60"
@@ -32,8 +34,19 @@ def theorem_5_3(evidence):
     return findings | {f"S_rel, {example}": srel, f"bound, {example}": bound}
 
 
-def theorem_5_3_case(target, source, time=60.0):
-    """(S_rel of eq. 13, eq. 39 as printed, eq. 39 with β₂₂(x)²) at a time."""
+def theorem_5_3_case(
+    target: Sequence[float], source: Sequence[float], time: float = 60.0
+) -> list[float]:
+    """Evaluate eq. 13 and eq. 39 for one pair.
+
+    Args:
+        target: β(x'), [2].
+        source: β(x), [2].
+        time: t.
+
+    Returns:
+        S_rel of eq. 13, eq. 39 as printed, and eq. 39 with β₂₂(x)².
+    """
     a, b, w0, theta = THEOREM_5_3
     arguments = *THEOREM_5_3, time, target, source
     values = (
@@ -44,29 +57,48 @@ def theorem_5_3_case(target, source, time=60.0):
     return [float(value[0]) for value in values]
 
 
-def shares_beyond_the_bound(count):
-    """Shares of pairs β(x'), β(x) of N(0, I) whose S_rel at t = 60 is below each bound by more than rounding, 1e-12."""
+def shares_beyond_the_bound(count: int) -> list[float]:
+    """Return the shares of random pairs whose S_rel at t = 60 is below each bound by more than rounding, 1e-12.
+
+    Args:
+        count: Number of pairs β(x'), β(x) of N(0, I).
+
+    Returns:
+        The share for eq. 39 as printed, and for eq. 39 with β₂₂(x)².
+    """
     drawn = np.random.default_rng(0).normal(size=(count, 2, 2))
     srel, *bounds = np.transpose([theorem_5_3_case(*pair) for pair in drawn])
     return [(srel < bound * (1 - 1e-12)).mean() for bound in bounds]
 
 
-def srel_of_correlated_features(moment, target, source, time=60.0):
-    """lim S_rel (eq. 31) along the flow with E[β₁₁β₂₂] = moment, integrated numerically."""
+def srel_of_correlated_features(
+    moment: float, target: Sequence[float], source: Sequence[float], time: float = 60.0
+) -> float:
+    """Integrate the flow with correlated features numerically, and return lim S_rel (eq. 31).
+
+    Args:
+        moment: E[β₁₁β₂₂].
+        target: β(x'), [2].
+        source: β(x), [2].
+        time: t.
+
+    Returns:
+        S_rel.
+    """
     a, b, w0, theta = THEOREM_5_3
     moments = np.diag(b) + moment * (1 - np.eye(2))
     squares = theory.moment_flow(a, moments, w0, [0.0, time], theta, 2).numpy()[-1] ** 2
     return abs(squares @ np.multiply(target, source)) / (squares @ np.square(source))
 
 
-def absolute_values(evidence):
-    """17. The sign of eq. 14."""
+def absolute_values(evidence: Evidence) -> Findings:
+    """Check item 17: the sign of eq. 14."""
     targets, sources = np.random.default_rng(0).normal(size=(2, 10_000, 3))
     times = [0.0, 500.0]
     random = variants.printed_eq_14(EQ_14, figures.START, times, targets, sources)
     sources, targets = np.swapaxes(list(figures.PAIRS.values()), 0, 1)
-    times = np.arange(1.0, 1001)
-    drawn = variants.printed_eq_14(EQ_14, figures.START, times, targets, sources)
+    steps = np.arange(1.0, 1001)
+    drawn = variants.printed_eq_14(EQ_14, figures.START, steps, targets, sources)
     shares = (random < 0).mean(axis=1)
     n_negative = (drawn < 0).any(axis=0).sum()
     return {
@@ -76,8 +108,8 @@ def absolute_values(evidence):
     }
 
 
-def bound_in_time(evidence):
-    """18. Theorem 5.1's bound along the flow of eq. 14, and P(x, x')."""
+def bound_in_time(evidence: Evidence) -> Findings:
+    """Check item 18: Theorem 5.1's bound along the flow of eq. 14, and P(x, x')."""
     h = theory.HomogeneousPredictor(lambda x: 0 * x[:, 0], lambda x: x[:, None, :], 2)
     times = [0, 100, 1000]
     path = EQ_14.weights(figures.START, times)[:, None, :]
@@ -87,16 +119,16 @@ def bound_in_time(evidence):
     names = [f"bound at t = {time}, {points}" for time in times]
     findings = dict(zip(names, bounds, strict=True))
     findings[f"P, {points}"] = float(h.proximity(x_target, x_source))
-    x_target = np.array([1.0, -2.0, 1.0])
-    for name, x in (("x = x'", x_target), ("x = x'/100", x_target / 100)):
-        srel = h.srel_limit(figures.START[None], x_target, x)
-        findings[f"P, {name}"] = float(h.proximity(x_target, x))
+    target = np.array([1.0, -2.0, 1.0])
+    for name, source in (("x = x'", target), ("x = x'/100", target / 100)):
+        srel = h.srel_limit(figures.START[None], target, source)
+        findings[f"P, {name}"] = float(h.proximity(target, source))
         findings[f"S_rel, {name}"] = float(srel)
     return findings
 
 
-def attained_bound(evidence):
-    """19. Theorem 4.3's bound is attained; what fluctuates in Figure 10 is rounding."""
+def attained_bound(evidence: Evidence) -> Findings:
+    """Check item 19: Theorem 4.3's bound is attained; what fluctuates in Figure 10 is rounding."""
     n, x = figures.GATE["dimension"], figures.GATE_SOURCE
     target = np.tile([30.0, -2.0], n // 2)
     bound = float(theory.ReLUGate.late_lower_bound(target, x))
@@ -119,16 +151,27 @@ def attained_bound(evidence):
     } | extremes(f"{sgd}: values after that", noise)
 
 
-def differenced(target, source, steps=3000):
-    """S_rel along SGD on a ReLU gate's risk with open gates, by differences of predictions; which are resolved."""
+def differenced(
+    target: np.ndarray, source: np.ndarray, steps: int = 3000
+) -> list[np.ndarray]:
+    """Compute S_rel along SGD on a ReLU gate's risk with open gates, by differences of predictions.
+
+    Args:
+        target: x', [n].
+        source: x, [n].
+        steps: Number of SGD iterations.
+
+    Returns:
+        S_rel at each iterate, and whether float64 resolves it, both [steps + 1].
+    """
     w_star = np.ones(len(source))
     path = theory.relu_sgd(w_star, w_star / 2, SGD_RATE, steps, batch_size=32, seed=0)
     values = theory.relu_risk_srel(path, w_star, target, source, 1e-4)
     return [value.numpy() for value in values]
 
 
-def lost_choices(evidence):
-    """20. x' = (14, …, 14) in Figure 10 is 1.4 x: S_rel is 1.4 at any w."""
+def lost_choices(evidence: Evidence) -> Findings:
+    """Check item 20: x' = (14, …, 14) in Figure 10 is 1.4 x, so that S_rel is 1.4 at any w."""
     x, target = figures.GATE_SOURCE, np.full(figures.GATE["dimension"], 14.0)
     weights = np.random.default_rng(0).normal(size=(1000, len(x)))
     values = theory.relu_risk_srel(weights, np.ones(len(x)), target, x, 0.01)
@@ -139,8 +182,8 @@ def lost_choices(evidence):
     return {"bound for x' = (14, …, 14)": bound, name: errors.max()}
 
 
-def all_pairs(evidence):
-    """21. Four sentences on all pairs, or on the plotted times."""
+def all_pairs(evidence: Evidence) -> Findings:
+    """Check item 21: four sentences on all pairs, or on the plotted times."""
     return (
         phases_of_all_pairs()
         | falling_pairs()
@@ -149,8 +192,8 @@ def all_pairs(evidence):
     )
 
 
-def phases_of_all_pairs():
-    """Hypothesis 1.2(a): S_rel(e₁, x) + S_rel(e₃, x) = 1, so not both can be lower early than late."""
+def phases_of_all_pairs() -> Findings:
+    """Check Hypothesis 1.2(a): S_rel(e₁, x) + S_rel(e₃, x) = 1, so not both can be lower early than late."""
     source, targets = [1.0, 0.0, 1.0], [[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
     times = np.linspace(0, 5000, 400)
     srel = EQ_14.srel(figures.START, times, targets, [source, source]).numpy()
@@ -161,8 +204,8 @@ def phases_of_all_pairs():
     }
 
 
-def falling_pairs(count=4000):
-    """ "Non-decreasing at all later times"."""
+def falling_pairs(count: int = 4000) -> Findings:
+    """Check "non-decreasing at all later times" on random pairs."""
     pairs = np.random.default_rng(0).normal(size=(2, count, 3))
     srel = EQ_14.srel(figures.START, np.linspace(1000, 2000, 30), *pairs).numpy()
     is_falling = (np.diff(srel, axis=0) < 0).all(axis=0)
@@ -172,8 +215,8 @@ def falling_pairs(count=4000):
     return {name: is_falling.mean()}
 
 
-def figure_11():
-    """ "Decreases as x gets farther away"."""
+def figure_11() -> Findings:
+    """Check "decreases as x gets farther away" on Figure 11."""
     srel = figures.distance([500.0])["srel"].to_numpy()
     target = np.array([1.0, -2.0, 1.0])
     shrunk = EQ_14.srel(figures.START, 500.0, target, target / 10).numpy()[0]
@@ -185,8 +228,16 @@ def figure_11():
     }
 
 
-def distance_to_the_minimum(runs=50, near=1e-6):
-    """ "‖w_t − w*‖ < 1e-6 eventually"."""
+def distance_to_the_minimum(runs: int = 50, near: float = 1e-6) -> Findings:
+    """Check "‖w_t − w*‖ < 1e-6 eventually".
+
+    Args:
+        runs: Number of SGD runs.
+        near: The distance that counts as near.
+
+    Returns:
+        The findings.
+    """
     times = np.arange(0.0, 6001)
     path = EQ_14.weights(figures.START, times).numpy()
     flow = np.linalg.norm(path - figures.W_STAR, axis=1)
@@ -205,8 +256,8 @@ def distance_to_the_minimum(runs=50, near=1e-6):
     return findings
 
 
-def theorem_5_2_range(evidence):
-    """22. Eq. 36 from w(0) outside Theorem 5.2's range."""
+def theorem_5_2_range(evidence: Evidence) -> Findings:
+    """Check item 22: eq. 36 from w(0) outside Theorem 5.2's range."""
     times = np.array([0.0, 10.0, 200.0, 900.0])
     starts = {
         "above a/b": [3.0, -5.0, 4.0],

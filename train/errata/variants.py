@@ -1,24 +1,51 @@
-"""What the paper misprints and what its scripts compute, where `srel_tf.theory` has the theorem (items 11–17)."""
+"""Misprints of the paper and formulas of its scripts, where `srel_tf.theory` has the theorem (items 11–17)."""
+
+from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
 
 from srel_tf import theory
 
 
-def published_features(width, dimension=100, per_class=1000, seed=0):
-    """Item 13: `theory.random_relu_features` with standard deviation 2 in the place of variance 2."""
+def published_features(
+    width: int, dimension: int = 100, per_class: int = 1000, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw features and labels with standard deviation 2 in the place of variance 2 (item 13).
+
+    Args and result are those of `theory.random_relu_features`.
+    """
     return theory.random_relu_features(width, dimension, per_class, seed, variance=4.0)
 
 
-def published_pairs(labels, count=20, seed=0):
-    """Items 13 and 14: sources from the mean-9 class, targets from the other, in both notebooks."""
+def published_pairs(
+    labels: npt.ArrayLike, count: int = 20, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw sources from the mean-9 class and targets from the other, as both notebooks do (items 13 and 14)."""
     return theory.sample_pairs(1 - np.asarray(labels), "inter", count, seed)
 
 
-def published_srel(model, w0, t, source, target):
-    """Item 11: eq. 4 with T = c I + h hᵀ/N in the numerator alone; arguments and result of `model.srel`, pairs [P].
+def published_srel(
+    model: theory.PenalizedRegression,
+    w0: npt.ArrayLike,
+    t: npt.ArrayLike,
+    source: np.ndarray,
+    target: np.ndarray,
+) -> np.ndarray:
+    """Compute eq. 4 with T = c I + h hᵀ/N in the numerator alone (item 11).
 
     The change at x' is c W h' + ⟨h', h⟩ (W h/N − y), at x it is c W h + ⟨h, h⟩ (W h − y).
+
+    Args:
+        model: The penalised regression.
+        w0: Initial weights, as in `model.srel`.
+        t: Times, as in `model.srel`.
+        source: Rows of the sources, [P].
+        target: Rows of the targets, [P].
+
+    Returns:
+        S_rel in the shape of `model.srel`.
     """
     features = model.features.numpy()
     x, x_target = features[source], features[target]
@@ -34,13 +61,23 @@ def published_srel(model, w0, t, source, target):
     return norm(change_target, axis=-1) / norm(change_source, axis=-1)
 
 
-def published_average(srel):
-    """Item 12: the sum over P pairs, the last axis, divided by P²."""
+def published_average(srel: npt.ArrayLike) -> np.ndarray:
+    """Divide the sum over P pairs, the last axis, by P² (item 12)."""
     return theory.average_pairs(srel) / np.shape(srel)[-1]
 
 
-def published_loss(model, weights):
-    """Item 15: eq. 3 with the error of each example to all K labels, which broadcasting adds up, [...]."""
+def published_loss(
+    model: theory.PenalizedRegression, weights: npt.ArrayLike
+) -> np.ndarray:
+    """Compute eq. 3 with the error of each example to all K labels, which broadcasting adds up (item 15).
+
+    Args:
+        model: The penalised regression.
+        weights: W, [..., K, p].
+
+    Returns:
+        The loss, [...].
+    """
     weights = np.asarray(weights)
     outputs = np.einsum("...kp,np->...nk", weights, model.features.numpy())
     labels = np.eye(model.num_classes)
@@ -49,15 +86,44 @@ def published_loss(model, weights):
     return errors / (2 * model.size) + penalty / 2
 
 
-def printed_theorem_5_3_bound(a, b, w0, theta, t, beta_target, beta_source, t2_star):
-    """Item 16: eq. 39 with β₂₂(x')² in k₂ and in the first factor, as printed: the bound with the two swapped."""
+def printed_theorem_5_3_bound(
+    a: npt.ArrayLike,
+    b: npt.ArrayLike,
+    w0: npt.ArrayLike,
+    theta: float,
+    t: npt.ArrayLike,
+    beta_target: Sequence[float],
+    beta_source: Sequence[float],
+    t2_star: float,
+) -> tf.Tensor:
+    """Compute eq. 39 with β₂₂(x')² in k₂ and in the first factor, as printed (item 16): the bound with the two swapped.
+
+    Args and result are those of `theory.theorem_5_3_bound`.
+    """
     (target_1, target_2), (source_1, source_2) = beta_target, beta_source
     swapped = (target_1, source_2), (source_1, target_2)
     return theory.theorem_5_3_bound(a, b, w0, theta, t, *swapped, t2_star=t2_star)
 
 
-def printed_eq_14(model, w0, t, beta_target, beta_source):
-    """Item 17: eq. 13 without absolute values, as eq. 14 is printed, [T] or [T, P]; it can be negative."""
+def printed_eq_14(
+    model: theory.DiagonalQuadratic,
+    w0: npt.ArrayLike,
+    t: npt.ArrayLike,
+    beta_target: npt.ArrayLike,
+    beta_source: npt.ArrayLike,
+) -> np.ndarray:
+    """Compute eq. 13 without absolute values, as eq. 14 is printed (item 17); it can be negative.
+
+    Args:
+        model: The diagonal model.
+        w0: Initial weights.
+        t: Times, [T].
+        beta_target: β(x'), [P, n] or [n].
+        beta_source: β(x), in the same shape.
+
+    Returns:
+        [T, P] or [T].
+    """
     squares = model.weights(w0, t).numpy() ** 2
     target, source = np.asarray(beta_target), np.asarray(beta_source)
     return (squares @ (target * source).T) / (squares @ (source**2).T)

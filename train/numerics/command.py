@@ -13,14 +13,17 @@ so that other programs on the machine hardly change them.
 """
 
 import argparse
+import contextlib
 import statistics
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import tensorflow as tf
 
@@ -29,13 +32,14 @@ from train.classification.experiment import make_repeatable
 from train.common import cli
 from train.numerics.reference import TOLERANCE, Reference
 from train.numerics.table import as_markdown, comparison, summary, total
-from train.numerics.zoo import NETS, SMALL
+from train.numerics.zoo import NETS, SMALL, Net
 from train.numerics.zoo_training import NotConverged, Training
 
 ESTIMATORS = ("exact", "limit", "auto")
 
 
-def parser():
+def parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
     p = argparse.ArgumentParser(
         prog="python -m train.numerics",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -81,7 +85,11 @@ def parser():
 
 @cli.command()
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; the exit status: 1 if a valid entry is outside the contract or a stage was not reached."""
+    """Run the command.
+
+    Returns:
+        The exit status: 1 if a valid entry is outside the contract or a stage was not reached.
+    """
     args = parser().parse_args(arguments)
     make_repeatable(args.seed)
     names = args.nets or list(NETS if args.zoo else SMALL)
@@ -97,8 +105,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if complete else 1
 
 
-def of_net(name, args, table):
-    """Measure one net at each of its stages."""
+def of_net(name: str, args: argparse.Namespace, table: "Table") -> None:
+    """Measure one net at each of its stages, and put the rows into the table.
+
+    Args:
+        name: Name of the net in `NETS`.
+        args: The options.
+        table: The table, whose pairs of net and stage are not measured again.
+
+    Raises:
+        NotConverged: If a stage is not reached within its time.
+    """
     net, side = NETS[name], None
     for stage, weights, outcome in Training(
         name, args.seed, args.cache, args.minutes
@@ -125,10 +142,14 @@ def of_net(name, args, table):
 
 
 class Table:
-    """The rows of all nets, kept in `--out` as they come."""
+    """Rows of all nets, written to `--out` after each stage.
 
-    def __init__(self, args):
-        self._path = args.out / "numerics.csv" if args.out else None
+    Args:
+        args: The options.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._path: Path | None = args.out / "numerics.csv" if args.out else None
         chosen = {
             n: getattr(args, n)
             for n in ("precision", "estimators", "etas", "per_class", "seed")
@@ -136,18 +157,17 @@ class Table:
         self._settings = " ".join(
             f"{name}={value}" for name, value in chosen.items() if value is not None
         )
-        known = self._path is not None and self._path.exists()
-        self.rows = (
-            pd.read_csv(self._path, keep_default_na=True) if known else pd.DataFrame()
-        )
+        self.rows = pd.DataFrame()
+        if self._path and self._path.exists():
+            self.rows = pd.read_csv(self._path, keep_default_na=True)
 
-    def has(self, name, stage):
-        """Whether this pair was measured with the same settings."""
+    def has(self, name: str, stage: str) -> bool:
+        """Return whether this net and stage were measured with the same settings."""
         return bool(len(self.rows)) and bool(
             (self._of(name, stage) & (self.rows["settings"] == self._settings)).any()
         )
 
-    def add(self, rows):
+    def add(self, rows: list[dict[str, Any]]) -> None:
         """Put in the rows of one net and stage, in the place of former ones."""
         new = pd.DataFrame(rows).assign(settings=self._settings)
         if len(self.rows):
@@ -160,8 +180,8 @@ class Table:
             self.rows.to_csv(unfinished, index=False)
             unfinished.replace(self._path)
 
-    def finish(self, names):
-        """Print the summary of these nets; whether no entry is outside."""
+    def finish(self, names: Sequence[str]) -> bool:
+        """Print and write the summary of these nets; return whether no entry is outside the contract."""
         rows = self.rows[self.rows["net"].isin(names)] if len(self.rows) else self.rows
         if not len(rows):
             print("nothing was measured")
@@ -173,14 +193,20 @@ class Table:
             print(f"tables: {self._path}, {self._path.with_suffix('.md')}")
         return not rows["outside"].sum()
 
-    def _of(self, name, stage):
+    def _of(self, name: str, stage: str) -> pd.Series:
+        """Return which rows belong to a net and a stage, bool."""
         return (self.rows["net"] == name) & (self.rows["stage"] == stage)
 
 
 class Measuring:
-    """One net in float32 with its instruments, and its reference."""
+    """One net in float32 with its instruments, and its reference.
 
-    def __init__(self, net, args):
+    Args:
+        net: The net.
+        args: The options.
+    """
+
+    def __init__(self, net: Net, args: argparse.Namespace) -> None:
         x, y = net.data()
         self._probe = srel_tf.ProbeSet.sample(
             x, y, per_class=args.per_class or net.per_class, seed=args.seed
@@ -208,18 +234,30 @@ class Measuring:
             net.compiled, self._probe.x, self._probe.y, net.softmax
         )
 
-    def reference(self, weights):
-        """{η: {measure: S}}, NaN where there is none; η = 0 is the limit."""
+    def reference(
+        self, weights: list[np.ndarray]
+    ) -> dict[float, dict[str, np.ndarray]]:
+        """Return {η: {measure: S}}, NaN if there is none; η = 0 is the limit."""
         return self._reference.srel(weights, self._etas)
 
-    def rows(self, weights, reference):
-        """Yield one row a (estimator, η, measure); the limit has one η, 0."""
+    def rows(
+        self, weights: list[np.ndarray], reference: dict[float, dict[str, np.ndarray]]
+    ) -> Iterator[dict[str, Any]]:
+        """Measure with each estimator.
+
+        Args:
+            weights: All weights of the net.
+            reference: S_rel with these weights, from `reference`.
+
+        Yields:
+            One row for each (estimator, η, measure); the limit has one η, 0.
+        """
         self._net.set_weights(weights)
         forward = self._seconds_of_forward()
         for estimator, instrument in self._instruments.items():
             etas = (0.0,) if estimator == "limit" else self._etas
             results, seconds = {}, []
-            for eta in (None, *etas):  # The first call traces.
+            for eta in (None, *etas):  # The first call traces the instrument.
                 start = time.process_time()
                 results[eta] = self._measure(instrument, eta)
                 seconds.append(time.process_time() - start)
@@ -234,17 +272,21 @@ class Measuring:
                     found = comparison(results[eta], measure, reference[eta][measure])
                     yield {**about, "eta": eta, "measure": measure, **found}
 
-    def _instrument(self, settings):
+    def _instrument(self, settings: srel_tf.Settings) -> srel_tf.Instrument:
+        """Make an instrument of the net."""
         with _silence():
             return srel_tf.Instrument(self._net, self._probe, settings)
 
-    def _measure(self, instrument, eta):
-        """A measurement with η; of the limit, with any."""
+    def _measure(
+        self, instrument: srel_tf.Instrument, eta: float | None
+    ) -> srel_tf.SRelResult:
+        """Measure with η; the limit, and a first call, with any η."""
         self._net.optimizer.learning_rate = eta or self._etas[0]
         with _silence():
             return instrument()
 
-    def _seconds_in_float32(self, estimator, eta):
+    def _seconds_in_float32(self, estimator: str, eta: float) -> float:
+        """Return the processor time of a measurement in float32 alone."""
         seconds = []
         for _ in range(2):  # The first call traces.
             start = time.process_time()
@@ -252,8 +294,8 @@ class Measuring:
             seconds.append(time.process_time() - start)
         return seconds[1]
 
-    def _seconds_of_forward(self):
-        """Of a float32 forward pass of all probe points."""
+    def _seconds_of_forward(self) -> float:
+        """Return the processor time of a float32 forward pass of all probe points."""
         forward = tf.function(lambda x: self._net(x, training=False), jit_compile=False)
         x, seconds = tf.constant(self._probe.x), []
         for _ in range(6):
@@ -263,6 +305,9 @@ class Measuring:
         return statistics.median(seconds[1:])
 
 
-def _silence():
-    """The table says what is invalid."""
-    return warnings.catch_warnings(action="ignore", category=UserWarning)
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Ignore the warnings of a measurement within this block, because the table says what is invalid."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", category=UserWarning)
+        yield

@@ -1,32 +1,34 @@
 """S_rel of a net made again in float64: one gradient, one assigned step, two forward passes, NumPy for the measures.
 
-Slow and plain on purpose. It imports nothing of srel_tf.
+Slow and plain on purpose. This module and `distances` import nothing of srel_tf.
 
-The error of the reference itself is seen by a repetition with weights that differ by a few units in the last place. If
-rounding drowns a step, its change is computed as an integral of derivatives along the step, where nothing cancels:
-f(w − ηg) − f(w) = −η ∫₀¹ J(w − tηg) g dt.
+A repetition with weights that differ by a few units in the last place shows the error of the reference itself. If
+rounding drowns a step, the change of the outputs is computed as an integral of derivatives along the step, where
+nothing cancels: f(w − ηg) − f(w) = −η ∫₀¹ J(w − tηg) g dt.
 """
 
 import contextlib
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import keras
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
+from train.numerics.distances import srel_row
+
 TOLERANCE = {"kl": 2e-3, "l1": 1e-3, "l2": 1e-3, "raw_l1": 1e-3, "raw_l2": 1e-3}
-NEGLIGIBLE = 0.05  # Of the tolerance: two references that are nearer than this are one.
+NEGLIGIBLE = 0.05  # Share of the tolerance within which two references agree.
 NUDGE = 1e-15  # Relative change of the weights in the repetition.
-ORDERS = (
-    2,
-    4,
-)  # Of two quadratures, which are one where the derivative is smooth along the step.
-LARGEST_EXPONENT = 11_000  # Its exponential is finite in extended precision.
+# Of two quadratures, which agree if the derivative is smooth along the step.
+ORDERS = (2, 4)
+Gradient: TypeAlias = list[tf.Tensor]  # One tensor for each trainable weight.
 
 
 @contextlib.contextmanager
-def double_precision():
-    """Layers, losses and penalties in float64."""
+def double_precision() -> Iterator[None]:
+    """Make layers, losses and penalties in float64 within this block."""
     policy, floatx = keras.config.dtype_policy(), keras.config.floatx()
     keras.config.set_floatx("float64")
     keras.config.set_dtype_policy("float64")
@@ -38,31 +40,54 @@ def double_precision():
 
 
 class Place(NamedTuple):
-    """Trainable weights and the outputs [n, C] there."""
+    """Trainable weights, and the outputs [n, C] with these weights."""
 
     weights: list
     outputs: np.ndarray
 
 
 class Reference:
-    """S_rel between all examples x [n, ...] with labels y [n].
+    """S_rel between all examples x with labels y, in float64.
 
-    build: () -> compiled model; it is called under the dtype policy float64.
-    softmax: whether the model returns probabilities; else it returns logits.
+    Args:
+        build: () -> compiled model; it is called under the dtype policy float64.
+        x: Examples, [n, ...].
+        y: Labels, [n].
+        softmax: Whether the model returns probabilities; else it returns logits.
     """
 
-    def __init__(self, build, x, y, softmax=False):
+    def __init__(
+        self,
+        build: Callable[[], keras.Model],
+        x: npt.ArrayLike,
+        y: npt.ArrayLike,
+        softmax: bool = False,
+    ) -> None:
         with double_precision():
             self._net = build()
         self._x, self._y = tf.constant(x, tf.float64), tf.constant(y)
         self._softmax = softmax
         self._variables = [v.value for v in self._net.trainable_variables]
-        self._predict = tf.function(self._predict, autograph=False, jit_compile=False)
-        self._gradient = tf.function(self._gradient, autograph=False, jit_compile=False)
-        self._slope = tf.function(self._slope, autograph=False, jit_compile=False)
+        self._predict = tf.function(self._outputs, autograph=False, jit_compile=False)
+        self._gradient = tf.function(
+            self._loss_gradient, autograph=False, jit_compile=False
+        )
+        self._slope = tf.function(
+            self._derivative_along, autograph=False, jit_compile=False
+        )
 
-    def srel(self, weights, etas):
-        """{η: {measure: S [n, n], NaN where float64 does not resolve it}}; η = 0 is the limit η → 0."""
+    def srel(
+        self, weights: Sequence[np.ndarray], etas: Sequence[float]
+    ) -> dict[float, dict[str, np.ndarray]]:
+        """Compute S_rel for each η, and for the limit η → 0.
+
+        Args:
+            weights: All weights of the model, as for `set_weights`.
+            etas: Step lengths.
+
+        Returns:
+            {η: {measure: S [n, n]}}; NaN if float64 does not resolve an entry. The key 0 is the limit.
+        """
         n, keys = len(self._x), (0.0, *etas)
         rows = {
             eta: {measure: np.full((n, n), np.nan) for measure in TOLERANCE}
@@ -83,8 +108,8 @@ class Reference:
             self._assign(places[0].weights)
         return rows
 
-    def _places(self):
-        """The net's place, and that of the repetition."""
+    def _places(self) -> list[Place]:
+        """Return the present weights and those of the repetition, with their outputs."""
         draw = np.random.default_rng(0)
         exact = [v.numpy() for v in self._variables]
         nudged = [w * (1 + NUDGE * draw.standard_normal(w.shape)) for w in exact]
@@ -93,8 +118,24 @@ class Reference:
             for weights in (exact, nudged)
         ]
 
-    def _row(self, places, gradients, source, eta):
-        """{measure: S [n]} of one source."""
+    def _row(
+        self,
+        places: Sequence[Place],
+        gradients: Sequence[Gradient],
+        source: int,
+        eta: float,
+    ) -> dict[str, np.ndarray]:
+        """Compute S_rel of one source.
+
+        Args:
+            places: The weights and those of the repetition.
+            gradients: The gradients of the source's loss at each of them.
+            source: Index of the source.
+            eta: η; 0 for the limit.
+
+        Returns:
+            {measure: S [n]}.
+        """
         compute = self._limit_change if eta == 0 else self._step_change
         changes = [
             compute(place, g, eta) for place, g in zip(places, gradients, strict=True)
@@ -110,12 +151,11 @@ class Reference:
         }
         if eta and any(s is None for s in row.values()):
             outputs = places[0].outputs
-            coarse, fine = (
+            integrals = (
                 self._integral(places[0], gradients[0], eta, order) for order in ORDERS
             )
             coarse, fine = (
-                srel_row(outputs, change, source, self._softmax)
-                for change in (coarse, fine)
+                srel_row(outputs, change, source, self._softmax) for change in integrals
             )
             for m in (m for m in TOLERANCE if row[m] is None):
                 row[m] = np.where(close(fine[m], coarse[m], m), fine[m], np.nan)
@@ -123,19 +163,31 @@ class Reference:
             m: np.full(len(self._x), np.nan) if s is None else s for m, s in row.items()
         }
 
-    def _step_change(self, place, gradient, eta):
-        """The change of the outputs by the step, [n, C]."""
+    def _step_change(self, place: Place, gradient: Gradient, eta: float) -> np.ndarray:
+        """Return the change of the outputs by the step, [n, C]."""
         after = [w - eta * g for w, g in zip(place.weights, gradient, strict=True)]
         return self._at(after, self._predict).numpy() - place.outputs
 
-    def _limit_change(self, place, gradient, eta):
-        """−J g [n, C]."""
+    def _limit_change(self, place: Place, gradient: Gradient, eta: float) -> np.ndarray:
+        """Return −J g, [n, C]."""
         return -self._at(place.weights, self._slope, gradient).numpy()
 
-    def _integral(self, place, gradient, eta, order):
-        """The change of the outputs by Gauss-Legendre quadrature of its derivative along the step."""
+    def _integral(
+        self, place: Place, gradient: Gradient, eta: float, order: int
+    ) -> np.ndarray:
+        """Integrate the derivative of the outputs along the step.
+
+        Args:
+            place: The weights at which the step begins.
+            gradient: g, an array for each weight.
+            eta: η.
+            order: Number of nodes of the Gauss-Legendre quadrature.
+
+        Returns:
+            The change of the outputs by the step, [n, C].
+        """
         nodes, shares = np.polynomial.legendre.leggauss(order)
-        change = 0.0
+        change = np.zeros_like(place.outputs)
         for node, share in zip((nodes + 1) / 2, shares / 2, strict=True):
             on_the_way = [
                 w - eta * node * g for w, g in zip(place.weights, gradient, strict=True)
@@ -146,20 +198,24 @@ class Reference:
             )
         return change
 
-    def _at(self, weights, function, *arguments):
-        """`function` of the net with these trainable weights."""
+    def _at(
+        self, weights: Sequence[Any], function: Callable[..., Any], *arguments: Any
+    ) -> Any:
+        """Return `function` of the net with these trainable weights."""
         self._assign(weights)
         return function(*arguments)
 
-    def _assign(self, weights):
+    def _assign(self, weights: Sequence[Any]) -> None:
+        """Assign the trainable weights."""
         for variable, value in zip(self._variables, weights, strict=True):
             variable.assign(value)
 
-    def _predict(self):
+    def _outputs(self) -> tf.Tensor:
+        """Return the outputs at all examples, [n, C]."""
         return self._net(self._x, training=False)
 
-    def _gradient(self, source):
-        """∇ℓ of one example."""
+    def _loss_gradient(self, source: tf.Tensor) -> Gradient:
+        """Return ∇ℓ of one example, a tensor for each weight."""
         x, y = (tf.gather(a, [source]) for a in (self._x, self._y))
         with tf.GradientTape() as tape:
             outputs = self._net(x, training=False)
@@ -168,8 +224,8 @@ class Reference:
             )
         return [tf.convert_to_tensor(g) for g in tape.gradient(loss, self._variables)]
 
-    def _slope(self, direction):
-        """The derivative of the outputs along a direction of the weights, [n, C].
+    def _derivative_along(self, direction: Gradient) -> tf.Tensor:
+        """Return the derivative of the outputs along a direction of the weights, [n, C].
 
         Jᵀu is linear in u, so its product with the direction has the derivative J · direction with respect to u.
         TensorFlow's forward mode does not go through the loops of recurrent layers; this does.
@@ -189,88 +245,15 @@ class Reference:
         return outer.gradient(product, u)
 
 
-def close(s, other, measure):
-    """Whether two references are one, [n]; False where either is not finite."""
+def close(s: np.ndarray, other: np.ndarray, measure: str) -> np.ndarray:
+    """Return whether two references agree within `NEGLIGIBLE` tolerances, bool [n]; False if either is not finite."""
     with np.errstate(invalid="ignore"):
         return np.abs(s - other) <= NEGLIGIBLE * TOLERANCE[measure] * (1 + np.abs(s))
 
 
-def is_resolved(outputs, change, source):
-    """Whether the rounding of the outputs themselves is negligible beside their change at the source."""
+def is_resolved(outputs: np.ndarray, change: np.ndarray, source: int) -> bool:
+    """Return whether the rounding of the outputs themselves is negligible beside their change at the source."""
     rounding = np.finfo(np.float64).eps * np.abs(outputs).max()
     return (
         rounding <= NEGLIGIBLE * min(TOLERANCE.values()) * np.abs(change[source]).max()
     )
-
-
-def srel_row(outputs, change, source, softmax=False, limit=False):
-    """{measure: S [n]}: the change at each example over that at `source`. outputs, change: [n, C]."""
-    distances = distances_in_the_limit if limit else distances_of_a_step
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        found = distances(
-            np.asarray(outputs, np.longdouble),
-            np.asarray(change, np.longdouble),
-            softmax,
-        )
-        return {
-            measure: (d / d[source]).astype(np.float64) for measure, d in found.items()
-        }
-
-
-def distances_of_a_step(outputs, change, softmax):
-    """{measure: D [n]} of two predictions, from the first and from the change, so that nothing cancels here."""
-    if softmax:
-        log_p, d = np.log(outputs), np.log1p(change / outputs)
-    else:
-        log_p = log_softmax(outputs)
-        d = change_of_log_softmax(log_p, change)
-    p, p_plus, small = np.exp(log_p), np.exp(log_p + d), np.abs(d) < 0.1
-    terms = np.where(small, p * divergence(np.where(small, d, 0)), p_plus * (d - 1) + p)
-    moved = np.where(small, p * np.expm1(np.where(small, d, 0)), p_plus - p)
-    return {"kl": terms.sum(axis=-1), **norms(moved, change)}
-
-
-def distances_in_the_limit(outputs, change, softmax):
-    """{measure: D [n]} of a change of the outputs to first order; of `kl` to second order."""
-    if softmax:
-        p, d = outputs, change / outputs
-    else:
-        p = np.exp(log_softmax(outputs))
-        d = change - (p * change).sum(axis=-1, keepdims=True)
-    return {"kl": (p * d**2).sum(axis=-1) / 2, **norms(p * d, change)}
-
-
-def norms(of_probabilities, of_outputs):
-    changes = {"": of_probabilities, "raw_": of_outputs}
-    return {
-        f"{kind}l{order}": np.linalg.norm(change.astype(np.float64), order, axis=-1)
-        for kind, change in changes.items()
-        for order in (1, 2)
-    }
-
-
-def log_softmax(logits):
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-
-
-def change_of_log_softmax(log_p, change):
-    """log p⁺ − log p = Δz − log Σ p e^Δz; Δz is taken relative to that of the likeliest class, which may be large."""
-    relative = change - np.take_along_axis(
-        change, log_p.argmax(axis=-1)[..., None], axis=-1
-    )
-    spread = np.log1p((np.exp(log_p) * np.expm1(relative)).sum(axis=-1, keepdims=True))
-    after = log_p + relative
-    top = after.max(axis=-1, keepdims=True)
-    spread_of_large = top + np.log(np.exp(after - top).sum(axis=-1, keepdims=True))
-    large = relative.max(axis=-1, keepdims=True) > LARGEST_EXPONENT
-    return relative - np.where(large, spread_of_large, spread)
-
-
-def divergence(d):
-    """e^d d − e^d + 1 near 0, by its series Σ dᵏ (k − 1) / k!, whose terms do not cancel."""
-    series, term = 0 * d, d
-    for k in range(2, 15):
-        term = term * d / k
-        series = series + (k - 1) * term
-    return series

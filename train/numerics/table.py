@@ -1,18 +1,29 @@
-"""The tables of `train.numerics`: valid shares, errors and costs of each estimator beside the float64 reference."""
+"""Tables of `train.numerics`: valid shares, errors and costs of each estimator beside the float64 reference."""
+
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from srel_tf import SRelResult
 from train.numerics.reference import TOLERANCE
 
 COUNTS = ["entries", "valid", "outside", "unreferenced"]
 
 
-def comparison(result, measure, reference):
-    """Counts and the worst error of the valid entries of one measure, as a dict.
+def comparison(
+    result: SRelResult, measure: str, reference: np.ndarray
+) -> dict[str, Any]:
+    """Compare the valid entries of one measure with the reference.
 
-    reference: S [n_s, n_t], NaN where there is none. The error is in units of tolerance · (1 + S). unreferenced: valid
-    entries that nothing was compared with.
+    Args:
+        result: A measurement.
+        measure: The measure.
+        reference: S [n_s, n_t], NaN if there is none.
+
+    Returns:
+        Columns of one row of the table: counts of the entries, and the worst error in units of tolerance · (1 + S) with
+        its place. "unreferenced" counts the valid entries that could not be compared.
     """
     valid, s = result.valid(measure), result.matrix(measure)
     known = np.isfinite(reference)
@@ -43,8 +54,8 @@ def comparison(result, measure, reference):
     }
 
 
-def summary(rows):
-    """One row a (net, stage, estimator) of the rows of each η and measure."""
+def summary(rows: pd.DataFrame) -> pd.DataFrame:
+    """Summarize the rows of each η and measure as one row per (net, stage, estimator)."""
     groups = rows.groupby(["net", "stage", "estimator"], sort=False)
     table = groups[COUNTS].sum()
     table.insert(0, "η", groups["eta"].agg(_range))
@@ -57,49 +68,47 @@ def summary(rows):
     return table.reset_index()
 
 
-def _range(etas):
+def _range(etas: pd.Series) -> str:
+    """Format the range of some η; 0 stands for the limit."""
     low, high = etas.min(), etas.max()
     if high == 0:
         return "→ 0"
     return f"{low:.0e}" if low == high else f"{low:.0e} … {high:.0e}"
 
 
-def as_markdown(table):
-    """The summary as Markdown; errors in units of tolerance · (1 + S)."""
+def as_markdown(table: pd.DataFrame) -> str:
+    """Format a summary as Markdown; errors in units of tolerance · (1 + S)."""
     lines = [
         "| net | stage | η | estimator | entries | valid | outside | worst error | unreferenced | CPU seconds "
         "| × float32 | forward passes |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for row in table.itertuples(index=False):
+    for row in table.to_dict("records"):
         cells = [
-            row.net,
-            row.stage,
-            getattr(row, "η", row[2]),
-            row.estimator,
-            f"{row.entries:,}",
-        ]
-        cells += [
-            f"{100 * row[5]:.1f} %",
-            f"{row.outside:,}",
-            _number(row.worst, ".2f"),
-            f"{row.unreferenced:,}",
-        ]
-        cells += [
-            _number(row.seconds, ".3f"),
-            _number(row.over_float32, ".1f"),
-            _number(row.forward_passes, ".1f"),
+            row["net"],
+            row["stage"],
+            row["η"],
+            row["estimator"],
+            f"{row['entries']:,}",
+            f"{100 * row['valid share']:.1f} %",
+            f"{row['outside']:,}",
+            _number(row["worst"], ".2f"),
+            f"{row['unreferenced']:,}",
+            _number(row["seconds"], ".3f"),
+            _number(row["over_float32"], ".1f"),
+            _number(row["forward_passes"], ".1f"),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _number(value, form):
+def _number(value: float, form: str) -> str:
+    """Format a number; a dash for NaN."""
     return "–" if pd.isna(value) else format(value, form)
 
 
-def total(rows):
-    """One line on all rows."""
+def total(rows: pd.DataFrame) -> str:
+    """Summarize all rows in one line."""
     valid, outside, unreferenced = (
         rows[name].sum() for name in ("valid", "outside", "unreferenced")
     )

@@ -7,6 +7,7 @@ All learn scikit-learn's digits.
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 import numpy as np
@@ -16,7 +17,7 @@ from sklearn.datasets import load_digits
 
 from train.models import build_model
 
-# Loss of the whole training set (nats) below which a stage begins. None: no training.
+# Loss of the whole training set (nats) below which a stage begins; None: no training.
 LOSSES = {"initialisation": None, "mid-training": 0.3, "converged": 1e-4}
 UNTRAINED, STATISTICS, TRAINED = "untrained", "statistics", "accuracy 1.0"
 
@@ -25,13 +26,15 @@ UNTRAINED, STATISTICS, TRAINED = "untrained", "statistics", "accuracy 1.0"
 class Net:
     """One net of the zoo.
 
-    build: () -> uncompiled model that returns logits, or probabilities if `softmax`.
-    data: () -> images float32 [n, ...], labels int64 [n].
-    stages: names, in the order of training.
-    per_class: probe points of each class.
-    etas: step lengths of the finite step.
-    learning_rate: of Adam, in training.
-    weights_of: name of the net whose training gives the weights; None: the net itself.
+    Attributes:
+        build: () -> uncompiled model that returns logits, or probabilities if `softmax`.
+        data: () -> images float32 [n, ...], labels int64 [n].
+        stages: Names, in the order of training.
+        per_class: Probe points of each class.
+        etas: Step lengths of the finite step.
+        learning_rate: Learning rate of Adam in training.
+        softmax: Whether the model returns probabilities.
+        weights_of: Name of the net whose training gives the weights; None: the net itself.
     """
 
     build: Callable
@@ -43,8 +46,10 @@ class Net:
     softmax: bool = False
     weights_of: str | None = None
 
-    def compiled(self, optimizer="sgd"):
-        """A new net in Keras's present precision, with a loss in that precision."""
+    def compiled(
+        self, optimizer: str | keras.optimizers.Optimizer = "sgd"
+    ) -> keras.Model:
+        """Make a new net in Keras's present precision, with a loss in that precision."""
         net = self.build()
         loss = keras.losses.SparseCategoricalCrossentropy(
             from_logits=not self.softmax, dtype=keras.config.floatx()
@@ -54,8 +59,16 @@ class Net:
 
 
 @functools.cache
-def digits(classes, per_class):
-    """Digits 0 .. classes-1: images float32 [n, 8, 8, 1] in [0, 1] and labels int64 [n], `per_class` of each."""
+def digits(classes: int, per_class: int) -> tuple[np.ndarray, np.ndarray]:
+    """Load digits 0 .. classes-1.
+
+    Args:
+        classes: Number of classes.
+        per_class: Number of images of each class.
+
+    Returns:
+        Images float32 [n, 8, 8, 1] in [0, 1], and labels int64 [n].
+    """
     images, labels = load_digits(return_X_y=True)
     chosen = np.concatenate(
         [np.flatnonzero(labels == label)[:per_class] for label in range(classes)]
@@ -65,23 +78,32 @@ def digits(classes, per_class):
     ].astype("int64")
 
 
-def resized(size, low, high):
-    """150 images of five digits, resized to [size, size, 3], intensities from `low` to `high`."""
+def resized(size: int, low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
+    """Load 150 images of five digits in colour.
+
+    Args:
+        size: Height and width to which the images are resized.
+        low: Lowest intensity.
+        high: Highest intensity.
+
+    Returns:
+        Images [n, size, size, 3] and labels [n].
+    """
     x, y = digits(5, 30)
     x = tf.image.resize(x, (size, size)).numpy().repeat(3, axis=-1)
     return (low + (high - low) * x).astype("float32"), y
 
 
-def shifted():
-    """90 images of three digits as 64 numbers in 1000 ± 0.1."""
+def shifted() -> tuple[np.ndarray, np.ndarray]:
+    """Load 90 images of three digits as 64 numbers in 1000 ± 0.1, [n, 64], and their labels [n]."""
     x, y = digits(3, 30)
     return (1000 + 0.1 * (2 * x.reshape(-1, 64).astype("float64") - 1)).astype(
         "float32"
     ), y
 
 
-def batch_norm():
-    """Dense layers with batch normalisation, whose first layer sees inputs with a large mean and a small spread."""
+def batch_norm() -> keras.Model:
+    """Make dense layers with batch normalisation; its inputs have a large mean and a small spread."""
     inputs = keras.Input((64,))
     x = inputs
     for units in (256, 64):
@@ -89,8 +111,8 @@ def batch_norm():
     return keras.Model(inputs, layers.Dense(3)(x))
 
 
-def residual():
-    """Two residual blocks without normalisation."""
+def residual() -> keras.Model:
+    """Make two residual blocks without normalisation."""
     inputs = keras.Input((8, 8, 1))
     x = layers.Conv2D(16, 3, padding="same")(inputs)
     for _ in range(2):
@@ -102,20 +124,22 @@ def residual():
 
 
 class Positions(layers.Layer):
-    """Add a trained vector to each token."""
+    """Layer that adds a trained vector to each token."""
 
-    def build(self, input_shape):
+    def build(self, input_shape: tuple) -> None:
+        """Make the table [tokens, width] for an input of shape [n, tokens, width]."""
         self.table = self.add_weight(
             shape=input_shape[1:],
             initializer=keras.initializers.RandomNormal(stddev=0.02),
         )
 
-    def call(self, tokens):
+    def call(self, tokens: tf.Tensor) -> tf.Tensor:
+        """Return tokens + table, [n, tokens, width]."""
         return tokens + self.table
 
 
-def vit():
-    """A vision transformer: 16 patches of 2×2, two blocks of width 32."""
+def vit() -> keras.Model:
+    """Make a vision transformer: 16 patches of 2×2, two blocks of width 32."""
     inputs = keras.Input((8, 8, 1))
     x = Positions()(layers.Reshape((16, 32))(layers.Conv2D(32, 2, strides=2)(inputs)))
     for _ in range(2):
@@ -133,30 +157,52 @@ def vit():
     )
 
 
-def lstm():
-    """Two LSTM layers; an image is a sequence of its 8 rows."""
+def lstm() -> keras.Model:
+    """Make two LSTM layers; an image is a sequence of its 8 rows."""
     inputs = keras.Input((8, 8, 1))
     x = layers.LSTM(32, return_sequences=True)(layers.Reshape((8, 8))(inputs))
     return keras.Model(inputs, layers.Dense(10)(layers.LSTM(32)(x)))
 
 
-def _with_softmax(build):
+def _with_softmax(build: Callable[[], keras.Model]) -> keras.Model:
+    """Add a softmax to the net that `build` makes."""
     net = build()
     return keras.Model(net.inputs, layers.Softmax()(net.outputs[0]))
 
 
-def _application(name, size):
+def _application(name: str, size: int) -> keras.Model:
+    """Make a net of keras.applications for 5 classes of images [size, size, 3], without trained weights."""
     return getattr(keras.applications, name)(
         weights=None, input_shape=(size, size, 3), classes=5, classifier_activation=None
     )
 
 
-def _powers(*exponents):
+def _powers(*exponents: int) -> tuple[float, ...]:
+    """Return powers of ten, exactly as the literals 1e-8, 1e-7, …"""
     return tuple(float(f"1e{k}") for k in exponents)
 
 
-def _deep(name, size=32, low=-1, high=1, normalised=True, learning_rate=1e-3):
-    """A net of keras.applications; low, high: the intensities that it expects."""
+def _deep(
+    name: str,
+    size: int = 32,
+    low: float = -1,
+    high: float = 1,
+    normalised: bool = True,
+    learning_rate: float = 1e-3,
+) -> Net:
+    """Describe a net of keras.applications.
+
+    Args:
+        name: Name of the constructor in keras.applications.
+        size: Height and width of the images.
+        low: Lowest intensity that the net expects.
+        high: Highest intensity that it expects.
+        normalised: Whether it has batch normalisation.
+        learning_rate: Learning rate of Adam in training.
+
+    Returns:
+        The net.
+    """
     return Net(
         build=functools.partial(_application, name, size),
         data=functools.partial(resized, size, low, high),
@@ -167,7 +213,8 @@ def _deep(name, size=32, low=-1, high=1, normalised=True, learning_rate=1e-3):
     )
 
 
-def _small(build, **options):
+def _small(build: Callable[[], keras.Model], **options: Any) -> Net:
+    """Describe a small net that is measured at all stages of `LOSSES`; options: further fields of `Net`."""
     return Net(
         build=build,
         data=functools.partial(digits, 10, 30),
@@ -178,7 +225,7 @@ def _small(build, **options):
     )
 
 
-_BODIES = {
+_BODIES: dict[str, Callable[[], keras.Model]] = {
     "mlp": functools.partial(build_model, "mlp", (8, 8, 1), 10),
     "cnn": functools.partial(build_model, "cnn", (8, 8, 1), 10),
     "residual": residual,

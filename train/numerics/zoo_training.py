@@ -3,6 +3,9 @@
 import json
 import sys
 import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -11,7 +14,7 @@ from srel_tf.files import write_json
 from train.numerics.zoo import LOSSES, NETS, STATISTICS, TRAINED
 
 SAVE_EVERY = 120  # Seconds.
-EPOCHS = 5  # Between two looks at the loss.
+EPOCHS = 5  # Between two evaluations of the loss.
 
 
 class NotConverged(RuntimeError):
@@ -19,20 +22,30 @@ class NotConverged(RuntimeError):
 
 
 class Training:
-    """The weights of one net, stage after stage.
+    """Weights of one net, stage after stage.
 
-    cache: directory, or None to keep nothing. minutes: time limit of each stage's training.
+    Args:
+        name: Name of the net in `NETS`.
+        seed: Seed of the weights and of the training.
+        cache: Directory that keeps the weights; None keeps nothing.
+        minutes: Time limit of each stage's training.
     """
 
-    def __init__(self, name, seed=0, cache=None, minutes=30.0):
+    def __init__(
+        self, name: str, seed: int = 0, cache: Path | None = None, minutes: float = 30.0
+    ) -> None:
         self._name = NETS[name].weights_of or name
         self._net = NETS[self._name]
         self._seed, self._cache, self._minutes = seed, cache, minutes
 
-    def stages(self):
-        """Yield (stage, list of arrays, {"loss", "accuracy", "seconds", "epochs"}), in the order of training.
+    def stages(self) -> Iterator[tuple[str, list[np.ndarray], dict[str, Any]]]:
+        """Reach each stage in the order of training, or read it from the cache.
 
-        Raises `NotConverged`.
+        Yields:
+            (stage, weights, {"loss", "accuracy", "seconds", "epochs"}).
+
+        Raises:
+            NotConverged: If a stage is not reached within its time.
         """
         model = weights = None
         for stage in self._net.stages:
@@ -52,12 +65,24 @@ class Training:
                 self._keep(stage, weights, outcome)
             yield stage, weights, outcome
 
-    def _new_model(self):
+    def _new_model(self) -> keras.Model:
+        """Make the net with its initial weights, compiled with Adam."""
         keras.utils.set_random_seed(self._seed)
         return self._net.compiled(keras.optimizers.Adam(self._net.learning_rate))
 
-    def _advance(self, model, stage):
-        """Train until `stage` is reached."""
+    def _advance(self, model: keras.Model, stage: str) -> dict[str, Any]:
+        """Train a model until `stage` is reached.
+
+        Args:
+            model: The compiled model.
+            stage: Name of the stage.
+
+        Returns:
+            {"loss", "accuracy", "seconds", "epochs"}.
+
+        Raises:
+            NotConverged: If the stage is not reached within its time.
+        """
         x, y = self._net.data()
         start = saved = time.perf_counter()
         epochs = 0
@@ -96,45 +121,53 @@ class Training:
             "epochs": epochs,
         }
 
-    def _keep(self, stage, weights, outcome):
+    def _keep(
+        self, stage: str, weights: list[np.ndarray], outcome: dict[str, Any]
+    ) -> None:
+        """Write the weights and the outcome of a stage to the cache, and remove those of an incomplete training."""
         if self._cache:
             self._write(stage, weights)
             write_json(self._path(stage, ".json"), outcome)
             self._path(stage, ".partial.npz").unlink(missing_ok=True)
 
-    def _save_partly(self, stage, model):
+    def _save_partly(self, stage: str, model: keras.Model) -> None:
+        """Write the weights of an incomplete training to the cache."""
         if self._cache:
             self._write(stage, model.get_weights(), ".partial.npz")
 
-    def _path(self, stage, suffix):
-        return (
-            self._cache
-            / f"{self._name}-{stage.replace(' ', '-')}-seed{self._seed}{suffix}"
-        )
+    def _path(self, stage: str, suffix: str) -> Path:
+        """Return the file of a stage in the cache."""
+        assert self._cache is not None
+        name = f"{self._name}-{stage.replace(' ', '-')}-seed{self._seed}{suffix}"
+        return self._cache / name
 
-    def _read(self, stage, suffix=".npz"):
+    def _read(self, stage: str, suffix: str = ".npz") -> list[np.ndarray]:
+        """Read weights from the cache."""
         with np.load(self._path(stage, suffix), allow_pickle=False) as arrays:
             return [arrays[f"{number:05d}"] for number in range(len(arrays.files))]
 
-    def _write(self, stage, weights, suffix=".npz"):
-        self._cache.mkdir(parents=True, exist_ok=True)
+    def _write(
+        self, stage: str, weights: list[np.ndarray], suffix: str = ".npz"
+    ) -> None:
+        """Write weights to the cache; the file appears complete or not at all."""
         path = self._path(stage, suffix)
+        path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".tmp")
+        arrays: dict[str, Any] = {f"{i:05d}": array for i, array in enumerate(weights)}
         with open(unfinished, "wb") as file:
-            np.savez(
-                file, **{f"{number:05d}": array for number, array in enumerate(weights)}
-            )
+            np.savez(file, **arrays)
         unfinished.replace(path)
 
 
-def _reached(stage, loss, accuracy):
+def _reached(stage: str, loss: float, accuracy: float) -> bool:
+    """Return whether a training with this loss and accuracy has reached a stage."""
     if stage == TRAINED:
         return accuracy == 1.0
     below = LOSSES.get(stage)
     return below is None or loss < below
 
 
-def take_statistics(model, x):
+def take_statistics(model: keras.Model, x: np.ndarray) -> None:
     """Give all batch normalisation the statistics of x, in the place of moving ones."""
     norms = [
         layer

@@ -1,0 +1,30 @@
+"""Ctrl-C and SIGTERM as a request that the program serves when it is ready."""
+
+import contextlib
+import signal
+from collections.abc import Callable, Iterator
+from typing import Any
+
+
+@contextlib.contextmanager
+def first_signal_calls(function: Callable[[], None]) -> Iterator[None]:
+    """Within this block, call a function at the first SIGINT or SIGTERM; a second signal acts as it did before.
+
+    Only the main thread of a program can set the handlers of signals.
+    """
+    former_handlers: dict[signal.Signals, Any] = {}
+
+    def restore_handlers() -> None:
+        for number, handler in former_handlers.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+    def handle(*_: object) -> None:
+        function()
+        restore_handlers()
+
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            former_handlers[number] = signal.signal(number, handle)
+        yield
+    finally:
+        restore_handlers()

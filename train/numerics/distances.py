@@ -1,0 +1,134 @@
+"""Distances of predictions and their ratios in extended precision, for the reference of `train.numerics`.
+
+The module imports nothing of srel_tf.
+"""
+
+import numpy as np
+
+LARGEST_EXPONENT = 11_000  # Its exponential is finite in extended precision.
+
+
+def srel_row(
+    outputs: np.ndarray,
+    change: np.ndarray,
+    source: int,
+    softmax: bool = False,
+    limit: bool = False,
+) -> dict[str, np.ndarray]:
+    """Divide the distance at each example by the distance at the source.
+
+    Args:
+        outputs: Outputs before the step, [n, C].
+        change: Their change, [n, C].
+        source: Index of the source.
+        softmax: Whether the outputs are probabilities; else they are logits.
+        limit: Whether the change is a derivative, of the limit η → 0.
+
+    Returns:
+        {measure: S [n]}.
+    """
+    distances = distances_in_the_limit if limit else distances_of_a_step
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        found = distances(
+            np.asarray(outputs, np.longdouble),
+            np.asarray(change, np.longdouble),
+            softmax,
+        )
+        return {
+            measure: (d / d[source]).astype(np.float64) for measure, d in found.items()
+        }
+
+
+def distances_of_a_step(
+    outputs: np.ndarray, change: np.ndarray, softmax: bool
+) -> dict[str, np.ndarray]:
+    """Compute D of two predictions from the first prediction and the change, so that nothing cancels.
+
+    Args:
+        outputs: Outputs before the step, [n, C].
+        change: Their change, [n, C].
+        softmax: Whether the outputs are probabilities; else they are logits.
+
+    Returns:
+        {measure: D [n]}.
+    """
+    if softmax:
+        log_p, d = np.log(outputs), np.log1p(change / outputs)
+    else:
+        log_p = log_softmax(outputs)
+        d = change_of_log_softmax(log_p, change)
+    p, p_plus, small = np.exp(log_p), np.exp(log_p + d), np.abs(d) < 0.1
+    terms = np.where(small, p * divergence(np.where(small, d, 0)), p_plus * (d - 1) + p)
+    moved = np.where(small, p * np.expm1(np.where(small, d, 0)), p_plus - p)
+    return {"kl": terms.sum(axis=-1), **norms(moved, change)}
+
+
+def distances_in_the_limit(
+    outputs: np.ndarray, change: np.ndarray, softmax: bool
+) -> dict[str, np.ndarray]:
+    """Compute D of a change of the outputs to first order; `kl` to second order.
+
+    Args:
+        outputs: Outputs, [n, C].
+        change: Their derivative, [n, C].
+        softmax: Whether the outputs are probabilities; else they are logits.
+
+    Returns:
+        {measure: D [n]}.
+    """
+    if softmax:
+        p, d = outputs, change / outputs
+    else:
+        p = np.exp(log_softmax(outputs))
+        d = change - (p * change).sum(axis=-1, keepdims=True)
+    return {"kl": (p * d**2).sum(axis=-1) / 2, **norms(p * d, change)}
+
+
+def norms(
+    of_probabilities: np.ndarray, of_outputs: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Return ℓ1 and ℓ2 norms of changes of probabilities and of raw outputs [n, C], as {measure: D [n]}."""
+    changes = {"": of_probabilities, "raw_": of_outputs}
+    return {
+        f"{kind}l{order}": np.linalg.norm(change.astype(np.float64), order, axis=-1)
+        for kind, change in changes.items()
+        for order in (1, 2)
+    }
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Return the logarithms of the probabilities of logits [..., C]."""
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def change_of_log_softmax(log_p: np.ndarray, change: np.ndarray) -> np.ndarray:
+    """Compute log p⁺ − log p = Δz − log Σ p e^Δz.
+
+    Δz is taken relative to that of the likeliest class, which may be large.
+
+    Args:
+        log_p: log p, [..., C].
+        change: Δz, [..., C].
+
+    Returns:
+        [..., C].
+    """
+    relative = change - np.take_along_axis(
+        change, log_p.argmax(axis=-1)[..., None], axis=-1
+    )
+    spread = np.log1p((np.exp(log_p) * np.expm1(relative)).sum(axis=-1, keepdims=True))
+    after = log_p + relative
+    top = after.max(axis=-1, keepdims=True)
+    spread_of_large = top + np.log(np.exp(after - top).sum(axis=-1, keepdims=True))
+    large = relative.max(axis=-1, keepdims=True) > LARGEST_EXPONENT
+    return relative - np.where(large, spread_of_large, spread)
+
+
+def divergence(d: np.ndarray) -> np.ndarray:
+    """Compute e^d d − e^d + 1 near 0 by its series Σ dᵏ (k − 1) / k!, whose terms do not cancel."""
+    series, term = 0 * d, d
+    for k in range(2, 15):
+        term = term * d / k
+        series = series + (k - 1) * term
+    return series
