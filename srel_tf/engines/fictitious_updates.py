@@ -87,6 +87,7 @@ class WholeUpdates:
         read_outputs: (x, weights) -> f [n, C] as D reads it.
         backprop: of the network, or None for one backward pass a source.
         rule, x, y, learning_rates, weights: as for `LayerwiseUpdates`.
+        move: replaces ∂ℓ/∂f in back-propagation, to see what rounding does.
     """
 
     def __init__(
@@ -99,8 +100,10 @@ class WholeUpdates:
         y: tf.Tensor,
         learning_rates: tf.Tensor,
         weights: list,
+        move: Callable[[tf.Tensor], tf.Tensor] | None = None,
     ) -> None:
         self._network, self._read_outputs, self._rule = network, read_outputs, rule
+        self._move = move
         self._x, self._y, self._learning_rates, self._weights = (
             x,
             y,
@@ -118,7 +121,7 @@ class WholeUpdates:
         x, y = row(self._x, i), row(self._y, i)
         if self._gradients is None:
             gradients, outputs = self._network.loss_gradient(
-                x, y, self._factor[i], self._weights
+                x, y, tf.gather(self._factor, i), self._weights, self._move
             )
             before = outputs[0]
         else:

@@ -16,7 +16,7 @@ from srel_tf.engines.fictitious_updates import LayerwiseUpdates, Updates, WholeU
 from srel_tf.gradients.backprop import LossBackprop
 from srel_tf.gradients.batching import map_batches, row
 from srel_tf.gradients.network import Network
-from srel_tf.numerics.rounding import SIGNS, perturbed
+from srel_tf.numerics.rounding import SIGNS, moved_gradient, perturbed
 from srel_tf.updates import UpdateRule
 
 SOURCE_BATCH = 32  # Sources whose layer inputs and output gradients are held at a time.
@@ -179,7 +179,7 @@ class FiniteStepEngine:
                 columns: tf.Tensor,
             ) -> tuple:
                 x = tf.identity(x)  # Layers must see a tensor of this loop.
-                updates = self._updates(x, y, learning_rates, weights)
+                updates = self._updates(x, y, learning_rates, weights, moved_gradient)
 
                 def of_source(i: tf.Tensor) -> tuple[tf.Tensor, ...]:
                     source_and_sample = tf.concat(
@@ -213,7 +213,12 @@ class FiniteStepEngine:
         )
 
     def _updates(
-        self, x: tf.Tensor, y: tf.Tensor, learning_rates: tf.Tensor, weights: list
+        self,
+        x: tf.Tensor,
+        y: tf.Tensor,
+        learning_rates: tf.Tensor,
+        weights: list,
+        move: Callable[[tf.Tensor], tf.Tensor] | None = None,
     ) -> Updates:
         if self._backprop is not None and self._rule.elementwise:
             return LayerwiseUpdates(
@@ -228,6 +233,7 @@ class FiniteStepEngine:
             y,
             learning_rates,
             weights,
+            move,
         )
 
     def _for_each_source(

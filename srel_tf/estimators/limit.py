@@ -15,11 +15,11 @@ from srel_tf.errors import ModelError, OptionError
 from srel_tf.estimators.assemble import from_first_order
 from srel_tf.estimators.plan import MeasurementPlan
 from srel_tf.gradients.backprop import LossBackprop
-from srel_tf.gradients.batching import map_batches
+from srel_tf.gradients.batching import map_batches, row
 from srel_tf.gradients.layer_rules import rule_of
 from srel_tf.gradients.output_gradients import LINKS
 from srel_tf.gradients.precision import layers_within
-from srel_tf.numerics.rounding import SIGNS, perturbed, precision
+from srel_tf.numerics.rounding import SIGNS, moved_gradient, perturbed, precision
 from srel_tf.result import Matrices
 
 FURTHER_DIGITS = (
@@ -153,9 +153,9 @@ class RelativeNoise:
             return tuple(network.outputs(x, w) for w in both)
 
         def of_loss(i: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            gradient, noisy = (
-                network.loss_gradient(x[i, None], y[i, None], 1.0, w)[0] for w in both
-            )
+            example = row(x, i), row(y, i), 1.0
+            gradient, _ = network.loss_gradient(*example, weights)
+            noisy, _ = network.loss_gradient(*example, noisy_weights, moved_gradient)
             change = [b - a for a, b in zip(gradient, noisy, strict=True)]
             return tf.linalg.global_norm(gradient), tf.linalg.global_norm(change)
 

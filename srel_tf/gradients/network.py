@@ -141,15 +141,22 @@ class Network:
         y: tf.Tensor,
         factor: tf.Tensor | float,
         weights: list | None = None,
+        move: Callable[[tf.Tensor], tf.Tensor] | None = None,
     ) -> tuple[list[tf.Tensor], tf.Tensor]:
         """Return factor · ∇_w ℓ(w, (x, y)), one tensor a variable, and f(x; w) [1, C], for one example.
 
         ℓ is the model's own `compute_loss`, with regularisation and `add_loss` terms.
+
+        Args:
+            x, y: the example [1, ...].
+            factor: multiplies the gradient.
+            weights: the trainable weights; None takes the present ones.
+            move: replaces ∂ℓ/∂f in back-propagation, to see what rounding does.
         """
         weights = [tf.convert_to_tensor(w) for w in weights or self.weights]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(weights)
-            predictions, loss = self.predictions_and_loss(x, y, weights)
+            predictions, loss = self.predictions_and_loss(x, y, weights, move)
         return self.backward(tape, loss, weights, factor), self.as_outputs(predictions)
 
     def backward(
@@ -205,11 +212,20 @@ class Network:
         return tf.cast(as_matrix(predictions, self.model), self.dtype)
 
     def predictions_and_loss(
-        self, x: tf.Tensor, y: tf.Tensor, weights: list
+        self,
+        x: tf.Tensor,
+        y: tf.Tensor,
+        weights: list,
+        move: Callable[[tf.Tensor], tf.Tensor] | None = None,
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Return the model's predictions for x and the loss of these examples, with these weights."""
+        """Return the model's predictions for x and the loss of these examples, with these weights.
+
+        `move` replaces ∂ℓ/∂f in back-propagation.
+        """
         with self.scope(weights):
             predictions = self.model(x, training=False)
+            if move is not None:
+                predictions = _with_gradient_moved(predictions, move)
             if self.loss is not None:
                 return predictions, self._loss_of_settings(y, predictions)
             training = {"training": False} if self._loss_takes_training else {}
@@ -258,6 +274,24 @@ class Network:
             scope,
         ):
             yield scope
+
+
+def _with_gradient_moved(
+    predictions: tf.Tensor, move: Callable[[tf.Tensor], tf.Tensor]
+) -> tf.Tensor:
+    """Return the same predictions, whose gradient goes through `move`."""
+
+    @tf.custom_gradient
+    def same(tensor: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+        return tf.identity(tensor), move
+
+    moved = same(predictions)
+    # Keras computes the loss of a softmax from the logits that it attaches to the probabilities.
+    for name in ("_keras_logits", "_keras_mask"):
+        attached = getattr(predictions, name, None)
+        if attached is not None:
+            setattr(moved, name, attached if name == "_keras_mask" else same(attached))
+    return moved
 
 
 class Scope(keras.StatelessScope):

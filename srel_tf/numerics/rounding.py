@@ -70,6 +70,18 @@ def _perturbed(w: tf.Tensor, seed: int, sign: tf.Tensor | float) -> tf.Tensor:
     return w * (1 + tf.cast(sign, w.dtype) * move)
 
 
+def moved_gradient(gradient: tf.Tensor) -> tf.Tensor:
+    """Return ∂ℓ/∂f [..., C] with its entries moved by −`UNITS` to `UNITS` ULP.
+
+    This is the effect of rounding in back-propagation. If the terms of several outputs cancel in ∇ℓ, so that it is zero
+    but for rounding, it moves by its own size.
+    """
+    shares = np.linspace(-1, 1, gradient.shape[-1])
+    return gradient * tf.constant(
+        1 + UNITS * precision(gradient.dtype) * shares, gradient.dtype
+    )
+
+
 def last_places_moved(outputs: tf.Tensor) -> tf.Tensor:
     """Return outputs [n, C] with each entry moved by `UNITS` ULP, up or down by a bit of its index: [⌈log₂ C⌉, n, C].
 

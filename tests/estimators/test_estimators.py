@@ -876,7 +876,7 @@ def test_limit_of_a_sure_softmax_keeps_the_contract_under_any_loss(model_class):
 )  # Where it is zero to the bit.
 @pytest.mark.filterwarnings("ignore:model .*forward-mode")
 @pytest.mark.parametrize("own", [None, keras.losses.mean_absolute_error])
-@pytest.mark.parametrize("estimator", ["limit", "auto"])
+@pytest.mark.parametrize("estimator", ["exact", "limit", "auto"])
 def test_a_gradient_that_is_zero_but_for_rounding_is_no_gradient(estimator, own):
     """Mean absolute errors from targets of zero: their sum is that of the probabilities, one whatever the weights."""
     inputs = keras.Input((3,))
