@@ -4,14 +4,15 @@ It runs outside the training graph, which therefore stays bit for bit that of a 
 
 Step n is measured just before the batch that makes update n+1, after all other callbacks, so that η is the rate that
 this update takes. The last step of an epoch is measured at the end of its last batch, because `fit` may end there. If
-`fit` goes on and a callback has set another rate by then, the step is measured again, and the new rows replace the old
-ones.
+`fit` goes on and a callback has set another rate or other weights by then, the step is measured again, and the new rows
+replace the old ones.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import zlib
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, cast
 
@@ -93,6 +94,9 @@ class SRelCallback(keras.callbacks.Callback):
         )
         # (result, epoch) of the last step of the epoch before, until the next batch shows which η it takes.
         self._held: tuple[SRelResult, float] | None = None
+        self._checksum: int | None = (
+            None  # Of the model at the end of the last batch of the epoch before.
+        )
         self._is_counting = (
             False  # Whether the optimizer is known to count the updates of this fit.
         )
@@ -194,6 +198,7 @@ class SRelCallback(keras.callbacks.Callback):
         self._observe()
         if self.clock.updates_next:
             self._measure_if_due()
+        self._checksum = None
         if not self._is_counting:
             self._norms = _norms(self.model)
         self.clock.begin_batch()
@@ -213,6 +218,7 @@ class SRelCallback(keras.callbacks.Callback):
         is_last = self.model.stop_training or self.clock.is_last_batch
         if is_last:
             self._measure_if_due()
+            self._checksum = _checksum(self.model)
 
     def on_epoch_end(self, epoch: int, logs: JsonObject | None = None) -> None:
         length = self.clock.end_epoch()
@@ -263,7 +269,7 @@ class SRelCallback(keras.callbacks.Callback):
 
     def _measure_if_due(self) -> None:
         step = self.clock.step
-        is_measured = step == self.recorder.last_step and not self._has_another_rate(
+        is_measured = step == self.recorder.last_step and not self._is_outdated(
             self.recorder.newest
         )
         if is_measured or not self._is_due(step) or self._take_held(step):
@@ -287,7 +293,7 @@ class SRelCallback(keras.callbacks.Callback):
         if held is None:
             return False
         result, epoch = held
-        if result.step != step or self._has_another_rate(result):
+        if result.step != step or self._is_outdated(result):
             return False
         self.recorder.add(result, epoch, batches=0, batches_per_epoch=None)
         return True
@@ -306,13 +312,18 @@ class SRelCallback(keras.callbacks.Callback):
                     f"step {result.step} is due for two probes: {SAME_ROWS}"
                 )
 
-    def _has_another_rate(self, result: SRelResult | None) -> bool:
-        """Return whether the next update takes another η than `result`; False for None (a store has taken it)."""
+    def _is_outdated(self, result: SRelResult | None) -> bool:
+        """Return whether the next update takes another η than `result`, or starts from other weights.
+
+        False for None (a store has taken it).
+        """
         if result is None:
             return False
-        return result.learning_rate != learning_rate_now(
-            self.model, self._settings.learning_rate
+        rate = learning_rate_now(self.model, self._settings.learning_rate)
+        is_changed = self._checksum is not None and self._checksum != _checksum(
+            self.model
         )
+        return result.learning_rate != rate or is_changed
 
     def _check_counting(self, batches: int) -> None:
         """Check that the optimizer has counted the update of the last batch, by `batches`.
@@ -417,6 +428,15 @@ def _norms(model: keras.Model) -> np.ndarray:
     return np.array(
         [float(tf.norm(tf.cast(v.value, "float64"))) for v in model.trainable_variables]
     )
+
+
+def _checksum(model: keras.Model) -> int:
+    """Compute a checksum of the weights and statistics of a model."""
+    value = 0
+    for v in model.variables:
+        if keras.backend.is_float_dtype(v.dtype):
+            value = zlib.crc32(keras.ops.convert_to_numpy(v).tobytes(), value)
+    return value
 
 
 def _is_integer(value: object) -> bool:
