@@ -57,8 +57,8 @@ class MeasurementPlan:
             raise
         except (tf.errors.OpError, TypeError, ValueError) as error:
             raise ModelError(
-                f"model {network.model.name!r} or its loss does not run in {dtype} ({reason_of(error)}): let numbers of "
-                "your own take the type of the tensors that they meet"
+                f"model {network.model.name!r} or its loss does not run in {dtype} ({reason_of(error)}): let numbers "
+                "of your own take the type of the tensors that they meet"
             ) from error
         return replace(self, network=network, data=(x, y, x_targets))
 

@@ -671,9 +671,7 @@ class Masked(L.Layer):
 
 
 def squared(y, outputs):
-    return tf.reduce_mean(
-        tf.square(tf.cast(y, tf.float32)[:, None] - outputs), axis=-1
-    )
+    return tf.reduce_mean(tf.square(tf.cast(y, tf.float32)[:, None] - outputs), axis=-1)
 
 
 @pytest.mark.parametrize("kind", ["layer", "loss"])
@@ -681,12 +679,12 @@ def test_numbers_in_float32_of_ones_own_are_said_and_measured_in_float32(kind, d
     """TensorFlow multiplies no float64 by a float32: such a model does not run in float64 at all."""
     model = net(Masked()) if kind == "layer" else net(L.Dense(4), loss=squared)
     probe, measures = srel_tf.ProbeSet(*data), ("raw_l1",)
-    with pytest.raises(srel_tf.ModelError, match="does not run in float64.*float32"):
+    with pytest.raises(srel_tf.ModelError, match=r"does not run in float64.*float32"):
         srel_tf.measure(model, probe, measures, precision="float64")
-    with pytest.warns(UserWarning, match="limit is taken in float32.*float64"):
+    with pytest.warns(UserWarning, match=r"limit is taken in float32.*float64"):
         result = limit(model, probe, measures=measures)
     assert set(result.matrices["raw_l1"].method) == {"limit"}
-    with pytest.warns(UserWarning, match="stay invalid.*float64"):
+    with pytest.warns(UserWarning, match=r"stay invalid.*float64"):
         srel_tf.measure(model, probe, measures, learning_rate=1e-9, estimator="auto")
 
 
