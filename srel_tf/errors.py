@@ -1,5 +1,7 @@
 """Named errors. Each message says what was wrong, with its value, and what to do next."""
 
+import re
+
 
 class SRelError(Exception):
     """Base of every error that srel_tf raises on purpose."""
@@ -39,3 +41,11 @@ class StorageError(SRelError, OSError):
 
 class ChunkError(SRelError, MemoryError):
     """A measurement that does not fit into memory; the message says which chunk size to set."""
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the line of an error that says what failed, also of one that Keras has wrapped in a layer's arguments."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if len(lines) > 1 and lines[0].startswith("Exception encountered when calling"):
+        lines = lines[1:]
+    return re.sub(r"\x1b\[\d*m", "", lines[0]) if lines else type(error).__name__

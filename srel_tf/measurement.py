@@ -168,9 +168,9 @@ class Instrument:
             loss = compiled_loss(model, self._probe.y.shape, num_outputs)
         self._probe = labelled(self._probe, loss)
         self._check_targets(model)
-        x, y, _ = self._data
+        x, y, x_targets = self._data
         self._network.inspect(x[:1], y[:1])
-        self._network.check_examples_apart(x)
+        self._network.check_examples_apart(tf.concat([x, x_targets], axis=0))
         measures = {name: MEASURES[name] for name in settings.measures}
         activation = self._network.activation
         kind, reason = read_as(

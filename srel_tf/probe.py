@@ -57,8 +57,8 @@ class ProbeSet:
         name: str = "",
     ) -> None:
         self.name = _as_name(name)
-        self.x = np.asarray(x)
-        self.y = np.asarray(y)
+        self.x = _as_array("x", x)
+        self.y = _as_array("y", y)
         _check_examples(self.x, self.y)
         n = len(self.x)
         self.labels = class_labels(self.y)
@@ -94,7 +94,7 @@ class ProbeSet:
         Raises:
             ProbeError: For an unknown class or a class with too few examples.
         """
-        x, y = np.asarray(x), np.asarray(y)
+        x, y = _as_array("x", x), _as_array("y", y)
         are_floats = _are_whole_floats(y)
         labels = y.reshape(len(y)).astype(np.int64) if are_floats else class_labels(y)
         if labels is None:
@@ -201,6 +201,19 @@ def _are_whole_floats(y: np.ndarray) -> bool:
 def _check_whole_number(name: str, value: object, least: int) -> None:
     if not isinstance(value, int | np.integer) or value < least:
         raise ProbeError(f"{name}={value!r}: give a whole number, at least {least}")
+
+
+def _as_array(name: str, values: ArrayLike) -> np.ndarray:
+    """Convert values to an array. Dictionaries, datasets and ragged lists are none."""
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise ProbeError(f"{name} is no array ({error}): give one array") from error
+    if array.dtype == object:
+        raise ProbeError(
+            f"{name} has dtype object (a {type(values).__name__} was given): give one numeric array [n, ...]"
+        )
+    return array
 
 
 def _check_examples(x: np.ndarray, y: np.ndarray) -> None:

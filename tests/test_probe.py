@@ -198,6 +198,11 @@ BAD_VALUES[17] = np.nan
         ),
         (lambda: ProbeSet.sample(X, Y, per_class=2, classes=[]), r"classes=\[\]"),
         (lambda: ProbeSet.sample(X, Y + 0.5), r"\(60,\) and dtype float64"),
+        (
+            lambda: ProbeSet({"a": X}, Y),
+            "x has dtype object.*dict.*give one numeric array",
+        ),
+        (lambda: ProbeSet([[1.0], [1.0, 2.0]], [0, 1]), "x is no array.*inhomogeneous"),
     ],
 )
 def test_refused_with_the_value_named(make, message):

@@ -16,7 +16,13 @@ from srel_tf.engines.fictitious_updates import LayerwiseUpdates, Updates, WholeU
 from srel_tf.gradients.backprop import LossBackprop
 from srel_tf.gradients.batching import map_batches, row
 from srel_tf.gradients.network import Network
-from srel_tf.numerics.rounding import SIGNS, moved_gradient, perturbed
+from srel_tf.numerics.rounding import (
+    SIGNS,
+    moved_gradient,
+    perturbed,
+    perturbed_frozen,
+    perturbed_inputs,
+)
 from srel_tf.updates import UpdateRule
 
 SOURCE_BATCH = 32  # Sources whose layer inputs and output gradients are held at a time.
@@ -170,7 +176,20 @@ class FiniteStepEngine:
         )
 
         def with_sign(sign: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            weights = perturbed(self._network.weights, sign)
+            frozen = [
+                perturbed_frozen(k, w, sign)
+                for k, w in enumerate(self._network.frozen_weights)
+            ]
+            with self._network.frozen_as(lambda k, weight: frozen[k]):
+                return at_weights(
+                    perturbed(self._network.weights, sign),
+                    perturbed_inputs(sources[0], sign),
+                    perturbed_inputs(x_targets, sign),
+                )
+
+        def at_weights(
+            weights: list, x_sources: tf.Tensor, x_targets: tf.Tensor
+        ) -> tuple[tf.Tensor, ...]:
 
             def after_updates(
                 x: tf.Tensor,
@@ -194,12 +213,17 @@ class FiniteStepEngine:
 
             noisy = self._forward(unchanged, x_targets)
             noisy_at_source = (
-                noisy if sources_are_targets else self._forward(unchanged, sources[0])
+                noisy if sources_are_targets else self._forward(unchanged, x_sources)
             )
             batch_size = min(SOURCE_BATCH, self._batch_size)
             dtypes = (self._network.dtype,)
             sampled = map_batches(
-                after_updates, dtypes, batch_size, *sources, tf.constant(sample)
+                after_updates,
+                dtypes,
+                batch_size,
+                x_sources,
+                *sources[1:],
+                tf.constant(sample),
             )[0]
             return noisy, noisy_at_source, sampled
 

@@ -4,6 +4,8 @@
 one pass and needs no knowledge of the model's layers.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import tensorflow as tf
 
@@ -11,6 +13,9 @@ from srel_tf.engines.joined import FirstOrder, JoinedExamples
 from srel_tf.gradients.batching import map_batches
 from srel_tf.gradients.network import Network
 from srel_tf.gradients.output_gradients import LINKS, link_derivative, link_of
+
+# Of TensorFlow's forward mode: it knows no `tf.map_fn` and no `tf.ensure_shape`, for example.
+FORWARD_MODE_ERRORS = (LookupError, NotImplementedError, TypeError, ValueError)
 
 
 class ForwardModeEngine:
@@ -108,9 +113,36 @@ def along(
     """Return the derivative of u at x along a direction in weight space, [n, C]."""
     tangents = [tf.convert_to_tensor(d) for d in direction]
 
+    def u_at(batch: tf.Tensor) -> tf.Tensor:
+        return LINKS[link].of_outputs(network.outputs(batch, weights))
+
     def of_batch(batch: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        with tf.autodiff.ForwardAccumulator(weights, tangents) as forward:
-            u = LINKS[link].of_outputs(network.outputs(batch, weights))
-        return (forward.jvp(u, tf.UnconnectedGradients.ZERO),)
+        try:
+            with tf.autodiff.ForwardAccumulator(weights, tangents) as forward:
+                u = u_at(batch)
+            return (forward.jvp(u, tf.UnconnectedGradients.ZERO),)
+        except FORWARD_MODE_ERRORS:
+            return (_along_by_two_reverses(u_at, batch, weights, tangents),)
 
     return map_batches(of_batch, (network.dtype,), batch_size, x)[0]
+
+
+def _along_by_two_reverses(
+    u_at: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor, weights: list, tangents: list
+) -> tf.Tensor:
+    """Return the derivative of u_at(x) along the tangents: that of ⟨Jᵀv, tangents⟩, which is linear in v, along v."""
+    zero = tf.UnconnectedGradients.ZERO
+    with tf.GradientTape(watch_accessed_variables=False) as outer:
+        with tf.GradientTape(watch_accessed_variables=False) as inner:
+            inner.watch(weights)
+            u = u_at(x)
+        v = tf.zeros_like(u)
+        outer.watch(v)
+        pulled_back = inner.gradient(u, weights, v, zero)
+        along = tf.add_n(
+            [
+                tf.reduce_sum(tf.convert_to_tensor(g) * t)
+                for g, t in zip(pulled_back, tangents, strict=True)
+            ]
+        )
+    return outer.gradient(along, v, unconnected_gradients=zero)

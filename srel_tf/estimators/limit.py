@@ -19,7 +19,14 @@ from srel_tf.gradients.batching import map_batches, row
 from srel_tf.gradients.layer_rules import rule_of
 from srel_tf.gradients.output_gradients import LINKS
 from srel_tf.gradients.precision import layers_within
-from srel_tf.numerics.rounding import SIGNS, moved_gradient, perturbed, precision
+from srel_tf.numerics.rounding import (
+    SIGNS,
+    moved_gradient,
+    perturbed,
+    perturbed_frozen,
+    perturbed_inputs,
+    precision,
+)
 from srel_tf.result import Matrices
 
 FURTHER_DIGITS = (
@@ -60,6 +67,7 @@ class LimitEstimator:
                 self._backprop, source_column, batch_size, differences
             )
         self._relative_noise = RelativeNoise(plan, self._backprop)
+        self._sign = tf.Variable(0.0, trainable=False)
         own_layers = _has_layers_of_ones_own(model)
         self._is_checked = not (
             self._backprop is None or plan.network.opaque or own_layers
@@ -86,7 +94,7 @@ class LimitEstimator:
     def __call__(self, learning_rate: Any = None) -> dict[str, Matrices]:
         """Return {measure: Matrices}; η plays no part."""
         plan, weights = self._plan, self._plan.network.weights
-        changes = self._engine(*plan.data, weights)
+        changes = self._with_sign(0.0)
         if not self._is_checked:
             check_derivative(plan, self._backprop, changes)
             self._is_checked = True
@@ -94,9 +102,7 @@ class LimitEstimator:
         if plan.in_float64:
             relative_noise = self._relative_noise(weights)
         else:
-            changes_again = [
-                self._engine(*plan.data, perturbed(weights, sign)) for sign in SIGNS
-            ]
+            changes_again = [self._with_sign(sign) for sign in SIGNS]
         kinds = plan.kinds(changes.before, self._backprop)
         if (
             changes.link == "softmax"
@@ -111,6 +117,19 @@ class LimitEstimator:
             plan.probe.own_columns,
             plan.method("limit"),
         )
+
+    def _with_sign(self, sign: float) -> FirstOrder:
+        """Return the changes at weights and inputs that are moved by rounding one way or the other; 0 for neither."""
+        plan, network = self._plan, self._plan.network
+        (x, y, x_targets), weights = plan.data, network.weights
+        if plan.in_float64:
+            return self._engine(x, y, x_targets, weights)
+        if sign:
+            weights = perturbed(weights, sign)
+            x, x_targets = (perturbed_inputs(array, sign) for array in (x, x_targets))
+        self._sign.assign(sign)  # The engine, which is traced once, reads it.
+        with network.frozen_as(lambda k, w: perturbed_frozen(k, w, self._sign)):
+            return self._engine(x, y, x_targets, weights)
 
 
 class RelativeNoise:
@@ -146,16 +165,26 @@ class RelativeNoise:
     def _evaluate(self, weights: list, noisy_weights: list) -> tuple[tf.Tensor, ...]:
         """Return outputs [n_t, C] with both weights, and lengths of gradients and of their changes, [n_s]."""
         (x, y, x_targets), network = self._plan.data, self._plan.network
-        both, batch_size = (weights, noisy_weights), self._plan.settings.batch_size
+        batch_size = self._plan.settings.batch_size
         backprop, dtypes = self._backprop, (network.dtype, network.dtype)
 
+        def twice(function: Callable, x: tf.Tensor, *move: Callable) -> list:
+            """Return function(x, weights), and the same with what rounding moves; `move` is for the second alone."""
+            first = function(x, weights)
+            moved = perturbed_inputs(x, SIGNS[0])
+            with network.frozen_as(lambda k, w: perturbed_frozen(k, w, SIGNS[0])):
+                return [first, function(moved, noisy_weights, *move)]
+
         def at_targets(x: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            return tuple(network.outputs(x, w) for w in both)
+            return tuple(twice(network.outputs, x))
 
         def of_loss(i: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            example = row(x, i), row(y, i), 1.0
-            gradient, _ = network.loss_gradient(*example, weights)
-            noisy, _ = network.loss_gradient(*example, noisy_weights, moved_gradient)
+            y_i = row(y, i)
+
+            def gradient_at(x: tf.Tensor, w: list, *move: Callable) -> list:
+                return network.loss_gradient(x, y_i, 1.0, w, *move)[0]
+
+            gradient, noisy = twice(gradient_at, row(x, i), moved_gradient)
             change = [b - a for a, b in zip(gradient, noisy, strict=True)]
             return tf.linalg.global_norm(gradient), tf.linalg.global_norm(change)
 
@@ -167,7 +196,7 @@ class RelativeNoise:
 
         def at_sources(x: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, ...]:
             x = tf.identity(x)  # Layers must see a tensor of this loop.
-            passes = [backprop.forward(x, w) for w in both]
+            passes = twice(backprop.forward, x)
             gradient, noisy = (backprop.output_gradient(one, y) for one in passes)
             outputs = [one.outputs for one in passes]
             return (

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from srel_tf.errors import ModelError
+from srel_tf.errors import ModelError, SRelError, reason_of
 from srel_tf.gradients.backprop import LossBackprop, NotSeparable
 from srel_tf.gradients.compiled_loss import CompiledLoss
 from srel_tf.gradients.network import Network
@@ -50,13 +50,15 @@ class MeasurementPlan:
         """Return the same plan in another precision. `ModelError` if a part of the model computes in less."""
         network = self.network.in_precision(dtype)
         x, y, x_targets = (network.cast(tensor) for tensor in self.data)
-        network.inspect(x[:1], y[:1])
         try:
+            network.inspect(x[:1], y[:1])
             network.outputs(x[:1])
-        except tf.errors.OpError as error:
-            reason = error.message.splitlines()[0]
+        except SRelError:
+            raise
+        except (tf.errors.OpError, TypeError, ValueError) as error:
             raise ModelError(
-                f"model {network.model.name!r} does not run in {dtype} ({reason})"
+                f"model {network.model.name!r} or its loss does not run in {dtype} ({reason_of(error)}): let numbers "
+                "of your own take the type of the tensors that they meet"
             ) from error
         return replace(self, network=network, data=(x, y, x_targets))
 

@@ -4,17 +4,19 @@ It runs outside the training graph, which therefore stays bit for bit that of a 
 
 Step n is measured just before the batch that makes update n+1, after all other callbacks, so that η is the rate that
 this update takes. The last step of an epoch is measured at the end of its last batch, because `fit` may end there. If
-`fit` goes on and a callback has set another rate by then, the step is measured again, and the new rows replace the old
-ones.
+`fit` goes on and a callback has set another rate or other weights by then, the step is measured again, and the new rows
+replace the old ones.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import zlib
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
+import keras
 import numpy as np
 
 from srel_tf.errors import ModelError, OptionError, ProbeError
@@ -80,6 +82,8 @@ class SRelCallback(ClockedCallback):
         # The training step that the instrument was made for: Keras's function and the ids of the weights it trains.
         self._made_for: tuple[Any, list[int]] = (None, [])
         self._optimizer_check = OptimizerCheck()
+        # Of the model at the end of the last batch of the epoch before.
+        self._checksum: int | None = None
         self._times_gone_back = 0  # Of the clock, when this probe read it last.
         self._seconds: list[float] = []  # Of each measurement since the last report.
 
@@ -167,6 +171,7 @@ class SRelCallback(ClockedCallback):
         self._follow_clock()
         if self.clock.updates_next:
             self._measure_if_due()
+        self._checksum = None
         self._optimizer_check.begin_batch(self.model, self.clock.batches)
 
     def on_train_batch_end(self, batch: int, logs: JsonObject | None = None) -> None:
@@ -180,6 +185,7 @@ class SRelCallback(ClockedCallback):
             note_trace(self.model)
         if self.model.stop_training or self.clock.batches_left == 0:
             self._measure_if_due()
+            self._checksum = _checksum(self.model)
 
     def on_epoch_end(self, epoch: int, logs: JsonObject | None = None) -> None:
         super().on_epoch_end(epoch, logs)
@@ -216,7 +222,7 @@ class SRelCallback(ClockedCallback):
         """Measure the present step if the schedule asks for it and it was not measured with the present η."""
         self.recorder.release()
         step = self.clock.step
-        is_measured = step == self.recorder.last_step and not self._has_another_rate()
+        is_measured = step == self.recorder.last_step and not self._is_outdated()
         if is_measured or not self._is_due(step):
             return
         self.recorder.withdraw(step)
@@ -230,14 +236,19 @@ class SRelCallback(ClockedCallback):
         for listener in self.listeners:
             listener(result)
 
-    def _has_another_rate(self) -> bool:
-        """Return whether the next update takes another η than the newest result; False if a store has taken it."""
+    def _is_outdated(self) -> bool:
+        """Return whether the next update takes another η than the newest result, or starts from other weights.
+
+        False if a store has taken the newest result.
+        """
         result = self.recorder.newest
         if result is None:
             return False
-        return result.learning_rate != learning_rate_now(
-            self.model, self._settings.learning_rate
+        rate = learning_rate_now(self.model, self._settings.learning_rate)
+        is_changed = self._checksum is not None and self._checksum != _checksum(
+            self.model
         )
+        return result.learning_rate != rate or is_changed
 
     @property
     def state(self) -> JsonObject:
@@ -284,6 +295,15 @@ class SRelCallback(ClockedCallback):
                 flush=True,
             )
         self._seconds = []
+
+
+def _checksum(model: keras.Model) -> int:
+    """Compute a checksum of the weights and statistics of a model."""
+    value = 0
+    for v in model.variables:
+        if keras.backend.is_float_dtype(v.dtype):
+            value = zlib.crc32(keras.ops.convert_to_numpy(v).tobytes(), value)
+    return value
 
 
 def _are_disjoint(ids: np.ndarray, others: np.ndarray) -> bool:

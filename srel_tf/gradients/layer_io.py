@@ -12,6 +12,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from srel_tf.errors import reason_of
 from srel_tf.gradients.factored import FactoredGradient, OuterProductGradient
 from srel_tf.gradients.layer_gradients import LayerCall, gradients_of_call
 from srel_tf.gradients.model_layers import observed, weight_owners, without_activation
@@ -113,6 +114,7 @@ class LayerIO:
             What the model returns, and the calls in order.
         """
         calls: list[LayerCall] = []
+        graph = tf.compat.v1.get_default_graph()
 
         def observer(
             layer: keras.Layer, call: Callable, arguments: tuple, keywords: dict
@@ -121,7 +123,7 @@ class LayerIO:
             with without_activation(layer) as activation:
                 output = call(*arguments, **keywords)
             scope.active.pop()
-            self._check(layer, arguments, output)
+            self._check(layer, arguments, output, graph)
             if len(calls) in self._shared:
                 arguments = (_copied(arguments[0], x.shape[0]), *arguments[1:])
                 output = _copied(output, x.shape[0])
@@ -158,16 +160,16 @@ class LayerIO:
         )
         return (True, *self._batched[k][1:]) if k in self._shared else self._batched[k]
 
-    def _check(self, layer: keras.Layer, arguments: tuple, output: Any) -> None:
+    def _check(
+        self, layer: keras.Layer, arguments: tuple, output: Any, graph: Any
+    ) -> None:
+        """Raise `NotSeparable` unless a call takes and returns tensors of the graph in which the model is called."""
         for t in (_first(arguments), output):
             if not tf.is_tensor(t) or not len(t.shape):
                 raise NotSeparable(
                     f"layer {layer.name!r} does not see or return a tensor with an axis"
                 )
-            if (
-                tf.is_symbolic_tensor(t)
-                and t.graph is not tf.compat.v1.get_default_graph()
-            ):
+            if tf.is_symbolic_tensor(t) and t.graph is not graph:
                 raise NotSeparable(
                     f"layer {layer.name!r} is called inside a loop or a branch"
                 )
@@ -284,11 +286,12 @@ def _not_separable(what: str) -> Iterator[None]:
     """Turn any exception of a user's layer into `NotSeparable`, which selects the per-source loop instead."""
     try:
         yield
-    except NotSeparable:
-        raise
+    except NotSeparable as error:
+        raise NotSeparable(reason_of(error)) from error
     except Exception as error:
-        first_line = str(error).split("\n", 1)[0]
-        raise NotSeparable(f"{what} ({type(error).__name__}: {first_line})") from error
+        raise NotSeparable(
+            f"{what} ({type(error).__name__}: {reason_of(error)})"
+        ) from error
 
 
 def _calls_with_shared_inputs(calls: dict[int, list[LayerCall]]) -> set[int]:

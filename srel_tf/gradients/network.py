@@ -24,6 +24,9 @@ from srel_tf.gradients.precision import (
     switches_to,
 )
 
+COMPANIONS = 3  # Examples beside which another one is evaluated, at most.
+SAME = 1e-6  # Share of the largest output by which equal batches may differ: sums may be taken in another order.
+
 
 class Network:
     """The model that is measured: outputs in inference mode, and the gradient of its compiled loss on one example.
@@ -51,6 +54,7 @@ class Network:
         self._loss_takes_training = (
             "training" in inspect.signature(model.compute_loss).parameters
         )
+        self._frozen_as: Callable[[int, tf.Tensor], tf.Tensor] | None = None
         self._look_at_model()
 
     def _look_at_model(self) -> None:
@@ -63,6 +67,9 @@ class Network:
         self.to_be_cast = {
             id(v): v.value for v in floating if v.dtype != self.dtype.name
         }
+        trained = {id(v) for v in self.variables}
+        self.frozen = [v for v in floating if id(v) not in trained]
+        self._place = {id(v): k for k, v in enumerate(self.frozen)}
         self._switches = switches_to(self.dtype, self.model)
         self._convolutions = convolutions_of(layers_within(self.model))
 
@@ -81,6 +88,31 @@ class Network:
         """Cast floating-point numbers to the network's precision; return integers unchanged."""
         same = tensor.dtype == self.dtype or not tensor.dtype.is_floating
         return tensor if same else tf.cast(tensor, self.dtype)
+
+    @property
+    def frozen_weights(self) -> list:
+        """The present weights that an update does not move, batch-norm statistics among them, as `weights`."""
+        return [self.cast(v.value) for v in self.frozen]
+
+    @contextlib.contextmanager
+    def frozen_as(self, value_of: Callable[[int, tf.Tensor], tf.Tensor]) -> Iterator:
+        """Replace the k-th of `frozen_weights` by value_of(k, weight) where the model reads it, while it is open."""
+        self._frozen_as = value_of
+        try:
+            yield
+        finally:
+            self._frozen_as = None
+
+    def value_of_frozen(self, variable: keras.Variable) -> tf.Tensor | None:
+        """Return the value that replaces a variable that no update moves; None if it keeps its own."""
+        value = self.to_be_cast.get(id(variable))
+        value = None if value is None else self.cast(value)
+        k = self._place.get(id(variable))
+        if self._frozen_as is None or k is None:
+            return value
+        return self._frozen_as(
+            k, tf.convert_to_tensor(variable._value) if value is None else value
+        )
 
     def outputs(self, x: tf.Tensor, weights: list | None = None) -> tf.Tensor:
         """Return f(x; weights) [n, C] with `training=False` for x [n, ...]; None takes the present weights."""
@@ -178,11 +210,26 @@ class Network:
         return gradients if same else [g * tf.cast(factor, g.dtype) for g in gradients]
 
     def check_examples_apart(self, x: tf.Tensor) -> None:
-        """Raise `ModelError` if the outputs at an example depend on the other examples of its batch."""
-        if not self.keeps_examples_apart(x[:2]):
+        """Raise `ModelError` if outputs at an example depend on chance, or on the other examples of its batch.
+
+        The first of the examples x [n, ...] is evaluated beside others, beside copies of itself, and in the last place.
+        Batches of one size go through the same kernels, so that rounding in one place is the same, too.
+        """
+        others = _different(x)[:COMPANIONS]
+        orders = [0, *others], [0, *others], [0] * (1 + len(others)), [*others, 0]
+        first, again, alone, last = (
+            self.outputs(tf.gather(x, order)).numpy() for order in orders
+        )
+        if not agree(first, again, SAME):
             raise ModelError(
-                f"the outputs of model {self.model.name!r} at an example depend on the other examples of the batch, so "
-                "that S_rel of two examples is not defined: take statistics of the batch out of inference mode"
+                f"model {self.model.name!r} gives another prediction each time in inference mode, without any update: "
+                "it draws random numbers, or keeps a state; do so only if training=True"
+            )
+        if not agree(alone[0], first[0], SAME) or not agree(last[-1], first[0]):
+            raise ModelError(
+                f"the outputs of model {self.model.name!r} at an example depend on the other examples of the batch, or "
+                "on its place there, so that S_rel of two examples is not defined: take statistics of the batch, and "
+                "draws, out of inference mode"
             )
 
     def has_added_losses(self, x: tf.Tensor, but_penalties: bool = False) -> bool:
@@ -198,14 +245,6 @@ class Network:
         with self.scope(self.weights):
             self.model(x, training=False)
             return len(self.model.losses) > penalties
-
-    def keeps_examples_apart(self, x: tf.Tensor) -> bool:
-        """Whether the outputs at each of a few examples are the same without the others, apart from rounding."""
-        together = self.outputs(x).numpy()
-        alone = np.concatenate(
-            [self.outputs(x[i, None]).numpy() for i in range(x.shape[0])]
-        )
-        return agree(alone, together)
 
     def as_outputs(self, predictions: Any) -> tf.Tensor:
         """Return the model's predictions as outputs [n, C] in the network's precision."""
@@ -303,9 +342,7 @@ class Scope(keras.StatelessScope):
 
     def get_current_value(self, variable: keras.Variable) -> tf.Tensor:
         value = super().get_current_value(variable)
-        if value is None and id(variable) in self._network.to_be_cast:
-            value = self._network.cast(self._network.to_be_cast[id(variable)])
-        return value
+        return self._network.value_of_frozen(variable) if value is None else value
 
 
 ACTIVATIONS = {
@@ -334,6 +371,12 @@ def eager_activation(outputs: tf.Tensor) -> str | None:
         if np.array_equal(outputs, keras.activations.get(a)(logits))
     ]
     return fitting[0] if len(fitting) == 1 else None
+
+
+def _different(x: tf.Tensor) -> list[int]:
+    """Return the indices of the examples of x [n, ...] that differ from the first one."""
+    rows = x.numpy().reshape(x.shape[0], -1)
+    return np.flatnonzero((rows != rows[0]).any(axis=1)).tolist()
 
 
 def agree(ours: np.ndarray, theirs: np.ndarray, share: float = 1e-3) -> bool:

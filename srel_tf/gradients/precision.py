@@ -16,6 +16,19 @@ COARSER_THAN = {
     tf.float64: (tf.float32, tf.float16, tf.bfloat16),
     tf.float32: (tf.float16, tf.bfloat16),
 }
+# Parts of the names of TensorFlow's operations that draw, or that move the state of a generator.
+RANDOM = (
+    "Random",
+    "Rng",
+    "Multinomial",
+    "TruncatedNormal",
+    "StatefulUniform",
+    "StatefulStandardNormal",
+    "NonDeterministicInts",
+    "StatelessShuffle",
+    "CandidateSampler",
+    "SampleDistorted",
+)
 
 
 def own_precision(model: keras.Model) -> str:
@@ -188,11 +201,7 @@ def _is_coarse(node: Any, types: tuple) -> bool:
 
 
 def _is_random(node: Any) -> bool:
-    return "Random" in node.op or node.op in (
-        "Multinomial",
-        "TruncatedNormal",
-        "ParameterizedTruncatedNormal",
-    )
+    return any(part in node.op for part in RANDOM)
 
 
 def _is_opaque(node: Any) -> bool:

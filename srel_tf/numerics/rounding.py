@@ -1,10 +1,11 @@
 """Which entries of S_rel the arithmetic resolves, and which are rounding noise.
 
-The noise is measured in each measurement. Rounding inside a net acts like a relative change of each weight by about one
-unit in the last place (ULP; this is backward error analysis). Gradients, updated weights and predictions are therefore
-evaluated once more at weights that are perturbed by several ULP. D between the two predictions is the noise of D. It
-includes rounding of gradients, units that rounding may move over a kink, and what a far step amplifies. The
-perturbation is larger than one ULP, since a factor on the noise of a small one would move no more units over kinks.
+The noise is measured in each measurement. Rounding inside a net acts like a relative change of each weight by about
+one unit in the last place (ULP; this is backward error analysis). Gradients, updated weights and predictions are
+therefore evaluated once more at weights that are perturbed by several ULP, those that are not trained and the inputs
+included. D between the two predictions is the noise of D. It includes rounding of gradients, units that rounding may
+move over a kink, and what a far step amplifies. The perturbation is larger than one ULP, since a factor on the noise
+of a small one would move no more units over kinks.
 
 D is a norm of the change (KL: the square of one, to leading order). With noise N at the target and N₀ at the source,
 the triangle inequality bounds the error of S = D/D₀ by (N + S·N₀)/D₀. N is read twice: at all targets without any
@@ -20,6 +21,10 @@ import tensorflow as tf
 
 SIGNS = (1.0, -1.0)  # Of the perturbed evaluations: two opposite ones.
 UNITS = 8.0  # ULP by which weights and outputs are perturbed.
+OF_INPUTS, OF_FROZEN = (
+    10**6,
+    10**6 + 1,
+)  # Seeds of the moves, beside those of the weights, 0, 1, …
 
 
 class Noise(NamedTuple):
@@ -61,6 +66,30 @@ def perturbed(weights: list, sign: tf.Tensor | float) -> list[tf.Tensor]:
     way takes one way for each sign.
     """
     return [_perturbed(tf.convert_to_tensor(w), k, sign) for k, w in enumerate(weights)]
+
+
+def perturbed_inputs(x: tf.Tensor, sign: tf.Tensor | float) -> tf.Tensor:
+    """Return examples [n, ...] with each feature moved about as `perturbed` moves weights, in all examples alike.
+
+    This is the effect of rounding in layers without weights. Whole numbers stay as they are: they may be ids,
+    categories or marks of a mask.
+    """
+    if not x.dtype.is_floating:
+        return x
+    generator, shape = np.random.default_rng(OF_INPUTS), (1, *x.shape[1:])
+    # Moves of equal size would often cancel those of the first layer's weights.
+    of_feature = generator.choice([-1.0, 1.0], shape) * generator.uniform(
+        0.5, 1.5, shape
+    )
+    move = tf.constant(UNITS * precision(x.dtype) * of_feature, x.dtype)
+    return tf.where(x == tf.round(x), x, x * (1 + tf.cast(sign, x.dtype) * move))
+
+
+def perturbed_frozen(
+    k: int, weight: tf.Tensor, sign: tf.Tensor | tf.Variable | float
+) -> tf.Tensor:
+    """Return the k-th weight that no update moves, moved as `perturbed` moves the others."""
+    return _perturbed(weight, OF_FROZEN + k, sign)
 
 
 def _perturbed(w: tf.Tensor, seed: int, sign: tf.Tensor | float) -> tf.Tensor:

@@ -631,6 +631,63 @@ def test_casts_that_no_weight_reaches_are_no_fault(data):
     assert result.valid("l1").all()
 
 
+class Mapped(L.Layer):
+    """What TensorFlow's forward mode cannot differentiate."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind, self.inner = kind, L.Dense(4, activation="tanh")
+
+    def build(self, shape):
+        self.inner.build(shape)
+
+    def call(self, x):
+        if self.kind == "map_fn":
+            return tf.map_fn(lambda row: self.inner(row[None])[0], x)
+        return tf.ensure_shape(self.inner(tf.reshape(x, [-1, 64])), [None, 4])
+
+    def compute_output_shape(self, shape):
+        return (shape[0], 4)
+
+
+@double
+@pytest.mark.filterwarnings("ignore:.*forward-mode")
+@pytest.mark.parametrize("kind", ["map_fn", "ensure_shape"])
+def test_limit_of_what_forward_mode_cannot_differentiate(kind, data):
+    penalty = {} if kind == "map_fn" else {"activity_regularizer": "l2"}
+    model = net(L.Flatten(), Mapped(kind), L.Dense(4, **penalty))
+    probe = srel_tf.ProbeSet(*data, sources=[0, 5], targets=[0, 4, 5, 9])
+    exact = srel_tf.measure(model, probe, DEFINITIONS, learning_rate=1e-7)
+    result = limit(model, probe)
+    for name in DEFINITIONS:
+        np.testing.assert_allclose(
+            result.matrix(name), exact.matrix(name), rtol=1e-4, atol=1e-5
+        )
+
+
+class Masked(L.Layer):
+    def call(self, x):
+        return x * tf.cast(x > 0, tf.float32)
+
+
+def squared(y, outputs):
+    return tf.reduce_mean(tf.square(tf.cast(y, tf.float32)[:, None] - outputs), axis=-1)
+
+
+@pytest.mark.parametrize("kind", ["layer", "loss"])
+def test_numbers_in_float32_of_ones_own_are_said_and_measured_in_float32(kind, data):
+    """TensorFlow multiplies no float64 by a float32: such a model does not run in float64 at all."""
+    model = net(Masked()) if kind == "layer" else net(L.Dense(4), loss=squared)
+    probe, measures = srel_tf.ProbeSet(*data), ("raw_l1",)
+    with pytest.raises(srel_tf.ModelError, match=r"does not run in float64.*float32"):
+        srel_tf.measure(model, probe, measures, precision="float64")
+    with pytest.warns(UserWarning, match=r"limit is taken in float32.*float64"):
+        result = limit(model, probe, measures=measures)
+    assert set(result.matrices["raw_l1"].method) == {"limit"}
+    with pytest.warns(UserWarning, match=r"stay invalid.*float64"):
+        srel_tf.measure(model, probe, measures, learning_rate=1e-9, estimator="auto")
+
+
 class Sampling(L.Layer):
     def __init__(self):
         super().__init__()
@@ -645,9 +702,27 @@ class Noisy(L.Layer):
         return x + tf.random.normal(tf.shape(x), dtype=x.dtype)
 
 
+class Sorting(L.Layer):
+    """Draws classes."""
+
+    def call(self, x):
+        logits = tf.reshape(x, [-1, 2])
+        drawn = keras.random.categorical(logits, 64, seed=2, dtype="int32")
+        return x + tf.cast(tf.reduce_max(drawn), x.dtype)
+
+
+class OfNumpy(L.Layer):
+    """Draws where TensorFlow does not see it."""
+
+    def call(self, x):
+        drawn = tf.numpy_function(lambda: np.float32(np.random.normal()), [], "float32")
+        return x + tf.cast(tf.ensure_shape(drawn, []), x.dtype)
+
+
 DRAWING = {
     "keras": Sampling,
     "tensorflow": Noisy,
+    "classes": Sorting,
     "dropout": lambda: L.Lambda(lambda x: tf.nn.dropout(x, 0.5)),
 }
 
@@ -660,6 +735,13 @@ def test_layers_that_draw_in_inference_mode_are_refused_by_name(kind, estimator,
         srel_tf.measure(
             net(layer, L.Dense(3)), srel_tf.ProbeSet(*data), estimator=estimator
         )
+
+
+@pytest.mark.parametrize("sources", [None, [0]])
+def test_draws_that_tensorflow_does_not_see_are_refused(sources, data):
+    probe = srel_tf.ProbeSet(*data, sources=sources)
+    with pytest.raises(srel_tf.ModelError, match="another prediction each time"):
+        srel_tf.measure(net(OfNumpy(), L.Dense(3)), probe, estimator="exact")
 
 
 class InNumpy(L.Layer):

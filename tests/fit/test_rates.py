@@ -243,3 +243,34 @@ def test_a_rate_of_zero_outside_fit(update):
         .valid("l1")
         .all()
     )
+
+
+class SetWeights(keras.callbacks.Callback):
+    """Halves the kernel at each call of one of a callback's methods, and measures."""
+
+    def __init__(self, method):
+        super().__init__()
+        self.measured = {}
+        setattr(self, method, self._set)
+
+    def _set(self, *_, **__):
+        kernel = self.model.layers[-1].kernel
+        kernel.assign(kernel / 2)
+        result = srel_tf.measure(self.model, PROBE, "l1", estimator="limit")
+        self.measured[int(self.model.optimizer.iterations)] = result.numerator("l1")[0]
+
+
+@pytest.mark.parametrize("method", ["on_epoch_begin", "on_epoch_end"])
+def test_weights_that_a_callback_sets_between_epochs(method):
+    """Step n is the state from which update n+1 starts, also at the beginning of an epoch or of another fit."""
+    model = net(learning_rate=0.05)
+    model.compile(keras.optimizers.SGD(0.05), "mse")
+    callback = SetWeights(method)
+    for _ in range(2):
+        fit(model, epochs=2, callbacks=[callback])
+    rows = model.srel_frame().set_index("step")["numerator"]
+    assert rows.index.tolist() == list(range(4 * STEPS + 1))
+    begun = [STEPS, 2 * STEPS, 3 * STEPS]
+    np.testing.assert_allclose(
+        rows[begun], [callback.measured[step][0] for step in begun], rtol=1e-5
+    )

@@ -238,3 +238,26 @@ def test_models_that_mix_the_batch_are_refused(make, estimator, data):
         srel_tf.measure(
             make(), srel_tf.ProbeSet(*data), learning_rate=0.1, estimator=estimator
         )
+
+
+@pytest.mark.parametrize("estimator", ["exact", "limit"])
+@pytest.mark.parametrize("case", ["one source", "first two alike", "outputs near 1000"])
+def test_models_that_mix_the_batch_are_refused_whatever_the_probe(
+    case, estimator, data
+):
+    """`limit` once took one source for a batch of its own, and 1 part in 1000 of the outputs for rounding."""
+    x, y = data[0].copy(), data[1]
+    sources = [0] if case == "one source" else None
+    if case == "first two alike":
+        x[1] = x[0]
+    model = net(MixesTheBatch(), L.Dense(2))
+    if case == "outputs near 1000":
+        far = L.Rescaling(1.0, offset=1000.0)(model.output)
+        model = compiled(model.input, far)
+    with pytest.raises(srel_tf.ModelError, match="depend on the other examples"):
+        srel_tf.measure(
+            model,
+            srel_tf.ProbeSet(x, y, sources=sources),
+            learning_rate=0.1,
+            estimator=estimator,
+        )

@@ -47,7 +47,10 @@ def net(widths, normalisation, activation, residual=False, inputs=6, classes=3):
     for width in widths:
         y = L.Activation(activation)(normalised(normalisation)(L.Dense(width)(x)))
         x = L.Add()([x, y]) if residual and x.shape == y.shape else y
-    model = keras.Model(given_x, L.Dense(classes)(x))
+    return compiled(keras.Model(given_x, L.Dense(classes)(x)))
+
+
+def compiled(model):
     model.compile(
         "sgd",
         keras.losses.SparseCategoricalCrossentropy(
@@ -168,6 +171,32 @@ def test_batch_normalisation_of_inputs_with_a_large_mean():
     with_statistics(model, x)
     shares = check(build, x, y, model.get_weights(), (1e-6, 1e-3))
     assert shares["limit", 1e-6] == shares["auto", 1e-6] == shares["auto", 1e-3] == 1
+
+
+@pytest.mark.parametrize("kind", ["weightless", "frozen"])
+def test_rounding_in_layers_that_no_update_moves(kind):
+    """Inputs of 1000 ± 0.01 or ± 0.001, whose mean a layer takes away that has no weights, or weights not trained."""
+    rng = np.random.default_rng(0)
+    spread = 1e-2 if kind == "weightless" else 1e-3
+    x = (1000 + spread * rng.normal(size=(12, 8))).astype("float32")
+
+    def build():
+        inputs = keras.Input((8,))
+        if kind == "weightless":
+            h = L.Rescaling(100.0, offset=-1e5)(inputs)
+        else:
+            h = L.Dense(32, trainable=False)(inputs)
+            h = L.Activation("tanh")(L.BatchNormalization(trainable=False)(h))
+        h = L.Dense(16, activation="tanh")(h)
+        return compiled(keras.Model(inputs, L.Dense(3)(h)))
+
+    model = build()
+    with_statistics(model, x)
+    for layer in model.layers:
+        if isinstance(layer, L.BatchNormalization):
+            layer.moving_variance.assign(layer.moving_variance + spread**2)
+    shares = check(build, x, np.arange(12) % 3, model.get_weights(), (1e-1,))
+    assert shares["auto", 1e-1] == 1
 
 
 @pytest.mark.parametrize(
