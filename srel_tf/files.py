@@ -129,7 +129,7 @@ def check_regular(path: AnyPath) -> None:
             f"cannot read {path}: {getattr(error, 'strerror', None) or error}"
         ) from error
     if not regular:
-        raise StorageError(f"{path} is no regular file")
+        raise StorageError(f"{path} is not a regular file")
 
 
 def as_json(content: Any) -> Any:
@@ -138,7 +138,7 @@ def as_json(content: Any) -> Any:
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Describe, a line each, the names whose values differ between `saved` and `now`."""
+    """Describe, one line each, the names whose values differ between `saved` and `now`."""
     different = [n for n in sorted({*saved, *now}) if saved.get(n) != now.get(n)]
     return [f"  {n}: {saved.get(n)!r} there, {now.get(n)!r} now" for n in different]
 
@@ -170,7 +170,7 @@ def find_damage(path: Path, expected_size: int, expected_sha256: str) -> str:
             return "has grown"
         return "" if sha256(path) == expected_sha256 else "has been altered"
     except StorageError:
-        return "is missing" if not path.exists() else "is no regular file"
+        return "is missing" if not path.exists() else "is not a regular file"
     except OSError as error:
         return f"cannot be read ({error.strerror})"
 

@@ -54,7 +54,7 @@ def measure(
             returns, say logits, while "l1" acts on their softmax); "published_kl", "published_l2"
             (`srel_tf.measures.published`); or registered ones (`register_measure`).
         update: "sgd" (w⁺ = w − η∇ℓ, the definition), "optimizer" (the model's own next step), "fresh_adam".
-        learning_rate: η; None takes the optimizer's present one.
+        learning_rate: η; None means the optimizer's present one.
         estimator: "exact", the finite step as defined; "limit", η → 0 (Section 5), far cheaper, for update="sgd", with
             numerators and denominators per unit of η (`kl`: of η²); "auto", the finite step, in float64 for rows that
             float32 does not resolve.
@@ -112,7 +112,7 @@ class Instrument:
     Args:
         model: a built, compiled `keras.Model`.
         probe: the probe set.
-        settings: the options; None takes the defaults.
+        settings: the options; None means the defaults.
 
     Attributes:
         settings: the options in force; batch_size stays as small as it had to be made when memory ran out.

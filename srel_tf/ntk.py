@@ -28,7 +28,7 @@ def empirical_ntk(
     Args:
         model: a built model with one output of shape [n, C], or [n] for C = 1. It need not be compiled.
         x1: examples [n1, ...].
-        x2: examples [n2, ...]; None takes x1.
+        x2: examples [n2, ...]; None means x1.
         batch_size: examples held at a time.
 
     Returns:

@@ -263,7 +263,7 @@ def _as_ids(ids: ArrayLike | None, n: int) -> np.ndarray:
     ids = _as_int64_or_str(np.asarray(ids))
     if ids.shape != (n,) or len(np.unique(ids)) != n:
         raise ProbeError(
-            f"ids must be {n} different values, one an example; got shape {ids.shape}"
+            f"ids must be {n} different values, one per example; got shape {ids.shape}"
         )
     return ids
 

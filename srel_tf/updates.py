@@ -218,7 +218,7 @@ class _OnCopies(keras.StatelessScope):
 
 @contextlib.contextmanager
 def _in_precision_of(copies: list, variables: list) -> Iterator[None]:
-    """Give variables, and Keras's floatx, the dtype of the copies while it is open.
+    """Give variables, and Keras's floatx, the dtype of the copies within the context.
 
     Keras rounds what is assigned to a variable to the variable's dtype, and Python numbers to floatx.
     """

@@ -2,7 +2,7 @@
 
 python -m train.condense RUN_DIR --out results/cifar10-crossed --matrices 0 198 396
 
-The frames of a run have a row a (step, measure, source, target), millions of them. Written are, one row a measurement
+The frames of a run have one row per (step, measure, source, target), millions of them. Written are, one row per measurement
 or a class pair of it:
 
     pairs.parquet       Definition 3: mean and median with the diagonal, `off_mean`, `off_median`, … without it
@@ -109,7 +109,7 @@ def _with_rules(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def quantiles(frame: StoredFrame) -> pd.DataFrame:
-    """Compute `QUANTILES` and mean of valid S_rel of intra- and inter-class pairs: a row a measurement and kind."""
+    """Compute `QUANTILES` and mean of valid S_rel of intra- and inter-class pairs: one row per measurement and kind."""
     rows = []
     for piece in frame.pieces([*PAIR, "source_id", "target_id", "srel", "valid"]):
         kept = piece[(piece["source_id"] != piece["target_id"]) & piece["valid"]]
@@ -125,7 +125,7 @@ def quantiles(frame: StoredFrame) -> pd.DataFrame:
 
 
 def agreement(frame: StoredFrame) -> pd.DataFrame:
-    """Compare measures over the pairs of a measurement, without the diagonal: a row a run, step, rule and two measures.
+    """Compare measures over the pairs of a measurement, without the diagonal: one row per run, step, rule and two measures.
 
     spearman: rank correlation, which no monotone transformation of S changes. slope: of log S of the second measure on
     log S of the first, least squares over entries that both have above zero: 2 where one is the square of the other.

@@ -85,7 +85,7 @@ class WholeUpdates:
     Args:
         network: the network.
         read_outputs: (x, weights) -> f [n, C] as D reads it.
-        backprop: of the network, or None for one backward pass a source.
+        backprop: of the network, or None for one backward pass per source.
         rule, x, y, learning_rates, weights: as for `LayerwiseUpdates`.
     """
 

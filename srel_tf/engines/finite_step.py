@@ -59,10 +59,10 @@ class FiniteStepEngine:
     Args:
         network: the network.
         rule: the update rule.
-        source_column: int [n_s], the column of each source among the targets, −1 if it is no target. A source that is a
+        source_column: int [n_s], the column of each source among the targets, −1 if it is not a target. A source that is a
             target is read from its column, so that S_rel(x, x) is 1 exactly.
         batch_size: examples of one forward pass.
-        backprop: of the network, or None for one forward and one backward pass a source.
+        backprop: of the network, or None for one forward and one backward pass per source.
     """
 
     def __init__(
@@ -259,7 +259,7 @@ class FiniteStepEngine:
         return self._outputs(x, None)
 
     def _outputs(self, x: tf.Tensor, weights: list | None) -> tf.Tensor:
-        """f(x; weights) as D reads it; None takes the present weights."""
+        """f(x; weights) as D reads it; None means the present weights."""
         outputs = self._network.outputs(x, weights)
         return outputs if self._backprop is None else self._backprop.read(outputs)
 

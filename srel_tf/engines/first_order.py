@@ -23,7 +23,7 @@ class FirstOrderEngine:
 
     Args:
         backprop: of the network.
-        source_column: int [n_s], the column of each source among the targets, −1 if it is no target.
+        source_column: int [n_s], the column of each source among the targets, −1 if it is not a target.
         batch_size: examples whose layer inputs and output gradients are held at a time.
         differences: whether only differences of outputs count. The engine then computes differences from the last one.
     """

@@ -19,7 +19,7 @@ class ForwardModeEngine:
     Args:
         network: the network.
         x: one example [1, ...].
-        source_column: int [n_s], the column of each source among the targets, −1 if it is no target.
+        source_column: int [n_s], the column of each source among the targets, −1 if it is not a target.
         batch_size: targets of one pass.
     """
 

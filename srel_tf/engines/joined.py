@@ -42,7 +42,7 @@ class JoinedExamples(NamedTuple):
     def of(
         cls, x_sources: tf.Tensor, x_targets: tf.Tensor, source_column: np.ndarray
     ) -> "JoinedExamples":
-        """Join the examples; source_column: int [n_s], the column of each source or −1 if it is no target."""
+        """Join the examples; source_column: int [n_s], the column of each source or −1 if it is not a target."""
         n_t = x_targets.shape[0]
         no_target = source_column < 0
         x = tf.concat(

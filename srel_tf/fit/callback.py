@@ -250,7 +250,7 @@ class SRelCallback(ClockedCallback):
         }
 
     def differences(self, state: JsonObject) -> list[str]:
-        """Describe, a line each, the options (the probe's fingerprint among them) that differ from those of `state`."""
+        """Describe, one line each, the options (the probe's fingerprint among them) that differ from those of `state`."""
         return differences(state["about"], self._metadata)
 
     def resume(self, state: JsonObject, step: int) -> None:

@@ -76,7 +76,7 @@ class SRelMixin(_Base):
             measures: As for `srel_tf.measure`, like `update`, `estimator`, `predictions`, `batch_size`, `precision` and
                 `loss`.
             update: The update rule.
-            learning_rate: η of the fictitious step. None takes the rate of the next update, also if a callback or a
+            learning_rate: η of the fictitious step. None means the rate of the next update, also if a callback or a
                 schedule sets it.
             estimator: The estimator.
             predictions: How outputs are read.

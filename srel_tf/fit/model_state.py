@@ -32,7 +32,7 @@ def build_metrics(
 
     Args:
         model: A compiled model.
-        example: (x, y) of one example or more; None takes the first example of `probes`.
+        example: (x, y) of one example or more; None means the first example of `probes`.
         probes: The attached probes.
 
     Raises:

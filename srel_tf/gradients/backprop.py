@@ -20,7 +20,7 @@ class ForwardPass(NamedTuple):
         u: what f is a function of by the link, [n, C].
         calls: the layers' calls.
         tape: persistent; it watches the calls' outputs.
-        weights: the trainable weights of the pass; None stands for the model's own.
+        weights: the trainable weights of the pass; None means the model's own.
         mask: Keras's mask of the outputs, or None.
     """
 
@@ -140,7 +140,7 @@ class LossBackprop(BatchBackprop):
         )
 
     def penalty_gradient(self, weights: list | None = None) -> list[tf.Tensor] | None:
-        """Return ∇ of the regularisers' penalty, one tensor a weight; None if there is no regulariser."""
+        """Return ∇ of the regularisers' penalty, one tensor per weight; None if there is no regulariser."""
         variables = self.network.variables
         if all(v.regularizer is None for v in variables):
             return None
@@ -165,7 +165,7 @@ class SourceGradients:
         backprop: of the network.
         x, y: examples [n, ...].
         factor: [n], multiplies the gradients where back-propagation starts.
-        weights: the trainable weights; None takes the network's own.
+        weights: the trainable weights; None means the network's own.
 
     Attributes:
         outputs: f [n, C] as D reads them.

@@ -49,7 +49,7 @@ def convolutions_of(layers: Iterable[keras.Layer]) -> list[keras.Layer]:
 
 @contextlib.contextmanager
 def quick_convolutions(layers: Iterable[keras.Layer]) -> Iterator[None]:
-    """Replace convolutions of few pixels or examples by products of matrices while it is open; only rounding differs.
+    """Replace convolutions of few pixels or examples by products of matrices within the context; only rounding differs.
 
     TensorFlow's CPU kernels are slow for these, above all its float64 backward kernels.
     """

@@ -107,7 +107,7 @@ class LayerIO:
         Args:
             x: inputs.
             tape: watches each layer's output before its activation, if given.
-            weights: the trainable weights; None takes the network's own.
+            weights: the trainable weights; None means the network's own.
 
         Returns:
             What the model returns, and the calls in order.
@@ -186,7 +186,7 @@ class LayerIO:
             new_weight: k -> the tensor that replaces the k-th weight.
             rank_one_step: k -> what the k-th weight decreases by, if that has one position. It is applied to the
                 layer's inputs, and the new weight is not formed. Else None.
-            weights: the weights that the steps start from; None takes the network's own.
+            weights: the weights that the steps start from; None means the network's own.
         """
         formed = set()
 
@@ -234,12 +234,12 @@ class LayerIO:
         output_grads: list[tf.Tensor],
         weights: list | None = None,
     ) -> list[list[FactoredGradient]]:
-        """Return the per-example gradients of each weight of the network, one list a weight, one entry a call.
+        """Return the per-example gradients of each weight of the network, one list per weight, one entry per call.
 
         Args:
             calls: layer calls of a forward pass of n examples.
             output_grads: for each call, gradients of M functions at its output, [n, M, ...].
-            weights: the weights of that pass; None stands for the network's own.
+            weights: the weights of that pass; None means the network's own.
         """
 
         def scope() -> contextlib.AbstractContextManager[Scope]:

@@ -51,7 +51,7 @@ def _parts_of(layer: keras.Layer) -> list[keras.Layer]:
 
 @contextlib.contextmanager
 def observed(layers: Sequence[keras.Layer], observer: Observer) -> Iterator[None]:
-    """Send every call of these layers through `observer(layer, call, arguments, keywords)` while it is open."""
+    """Send every call of these layers through `observer(layer, call, arguments, keywords)` within the context."""
 
     def through(
         layer: keras.Layer, call: Callable, *arguments: Any, **keywords: Any
@@ -73,7 +73,7 @@ def observed(layers: Sequence[keras.Layer], observer: Observer) -> Iterator[None
 
 @contextlib.contextmanager
 def without_activation(layer: keras.Layer) -> Iterator[Callable | None]:
-    """Let a layer with a rule return its output before the activation while it is open; yield the activation."""
+    """Let a layer with a rule return its output before the activation within the context; yield the activation."""
     activation = getattr(layer, "activation", None) if rule_of(layer) else None
     if activation is None:
         yield None

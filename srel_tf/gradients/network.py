@@ -30,7 +30,7 @@ class Network:
     Args:
         model: a built Keras model, which stays as it is.
         needs_loss: whether it must be compiled.
-        dtype: the precision to compute in; None takes that of the weights.
+        dtype: the precision to compute in; None means that of the weights.
         loss: a function (y, outputs) -> [n] or scalar that replaces the compiled loss, or None.
 
     Raises:
@@ -82,7 +82,7 @@ class Network:
         return tensor if same else tf.cast(tensor, self.dtype)
 
     def outputs(self, x: tf.Tensor, weights: list | None = None) -> tf.Tensor:
-        """Return f(x; weights) [n, C] with `training=False` for x [n, ...]; None takes the present weights."""
+        """Return f(x; weights) [n, C] with `training=False` for x [n, ...]; None means the present weights."""
         with self.scope(weights):
             return self.as_outputs(self.model(x, training=False))
 
@@ -141,7 +141,7 @@ class Network:
         factor: tf.Tensor | float,
         weights: list | None = None,
     ) -> tuple[list[tf.Tensor], tf.Tensor]:
-        """Return factor · ∇_w ℓ(w, (x, y)), one tensor a variable, and f(x; w) [1, C], for one example.
+        """Return factor · ∇_w ℓ(w, (x, y)), one tensor per variable, and f(x; w) [1, C], for one example.
 
         ℓ is the model's own `compute_loss`, with regularisation and `add_loss` terms.
         """
@@ -238,10 +238,10 @@ class Network:
         weights: list | None = None,
         kind: Callable[["Network"], "Scope"] | None = None,
     ) -> Iterator:
-        """Let the model compute in the network's precision, and drop whatever it would write, while it is open.
+        """Let the model compute in the network's precision, and drop whatever it would write, within the context.
 
         Args:
-            weights: the trainable weights to use, in that precision; None takes the model's own.
+            weights: the trainable weights to use, in that precision; None means the model's own.
             kind: makes the `Scope` that is yielded, say a subclass.
         """
         scope = (kind or Scope)(self)

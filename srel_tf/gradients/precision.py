@@ -89,7 +89,7 @@ def _is_other_float(dtype: str, name: str) -> bool:
 
 @contextlib.contextmanager
 def computing_in(dtype: tf.DType, switches: list[Switch]) -> Iterator[None]:
-    """Let the owners of these switches, and all of Keras's losses, compute in `dtype` while it is open."""
+    """Let the owners of these switches, and all of Keras's losses, compute in `dtype` within the context."""
     name = tf.as_dtype(dtype).name
     before = [vars(switch.owner)[switch.name] for switch in switches]
     loss_dtype = keras.losses.Loss.dtype

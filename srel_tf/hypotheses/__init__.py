@@ -7,12 +7,12 @@
 | Hypothesis 1.2, two phases, and Figure 5's claim on the risks | `two_phases`, `change_points` |
 | intra-class against inter-class (Sections 1.3 and 2.1) | `class_claim` |
 
-For claims of your own, `decide` makes a verdict from one effect a seed, and `interval` computes its interval.
+For claims of your own, `decide` makes a verdict from one effect per seed, and `interval` computes its interval.
 
-All checks return one row a claim and measure, with the same `COLUMNS`:
+All checks return one row per claim and measure, with the same `COLUMNS`:
 
 - `hypothesis`, `claim`, `scope` (metric, step, times, number of pairs); `measure`, `update`, `estimator` of the frame;
-- `effect`: what was computed, one number a seed; `effect_size`: its mean over seeds; `ci_low`, `ci_high`: its interval
+- `effect`: what was computed, one number per seed; `effect_size`: its mean over seeds; `ci_low`, `ci_high`: its interval
   at level `confidence` over `n_seeds` seeds;
 - `claim_low`, `claim_high`: the hypothesis says that the effect lies between these;
 - `verdict`: "supported" if the whole interval lies between them, "contradicted" if no part of it does, else

@@ -73,7 +73,7 @@ def bounded_by_proximity(
 
     Any finite set of pairs with P > 0 has a C with S_rel <= C·P at all its times: max S_rel/P, which stands in the
     column `scope`. The data can show whether one C is enough at low P, and whether it stays enough later. Each effect
-    is one number a seed:
+    is one number per seed:
 
     - α, the least-squares slope over pairs of log S_rel, the highest in time, on log P (S_rel ~ P^α). "S_rel rises with
       P" if α > 0. S_rel/P stays bounded as P falls if α >= 1, less a tenth. A pair with P = 0 whose S_rel is above 0 in
@@ -82,7 +82,7 @@ def bounded_by_proximity(
 
     The interval of α joins Student's t over seeds with the jackknife over sources, each with all its pairs, which all
     seeds share. It says nothing about other targets. The last claim is about the given pairs only. The verdict is
-    "undecided" for less than 3 seeds or 20 sources.
+    "undecided" for fewer than 3 seeds or 20 sources.
 
     Args:
         frame: S_rel frame of several seeds (`srel_tf.frames.COLUMNS`).
@@ -173,7 +173,7 @@ def _verdicts(
         confidence: Level of the intervals.
 
     Returns:
-        One row a claim.
+        One row per claim.
     """
     known = np.where(np.isfinite(whole.srel), whole.srel, -np.inf)
     highest = known.max(axis=2)  # [seed, pair]
@@ -285,7 +285,7 @@ def _growth(whole: Cube, p: np.ndarray) -> np.ndarray:
         p: P, [pair].
 
     Returns:
-        [seed]; NaN if less than 3 steps were measured, or no pair is known throughout.
+        [seed]; NaN if fewer than 3 steps were measured, or no pair is known throughout.
     """
     middle = (whole.steps[0] + whole.steps[-1]) / 2
     is_late = whole.steps >= middle

@@ -74,9 +74,9 @@ def class_claim(
     resamples: int = 200,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Check the claim on classifiers: one row a measure, update rule, estimator and part of the claim.
+    """Check the claim on classifiers: one row per measure, update rule, estimator and part of the claim.
 
-    Each effect is one number a seed. For a source class c, intra is S(c, c), and inter is S(c', c) for each other class
+    Each effect is one number per seed. For a source class c, intra is S(c, c), and inter is S(c', c) for each other class
     c'. S^{k,smooth} is that of `srel_tf.smooth`. A class mean counts as missing if less than half of its entries are
     valid. Changes are least-squares slopes of log₂ S^{k,smooth} times the measured span, averaged over classes. The
     bounds stand in `claim_low` and `claim_high`.
@@ -93,11 +93,11 @@ def class_claim(
         seed: Seed of the bootstrap.
 
     Returns:
-        Frame of `srel_tf.hypotheses.COLUMNS`; "undecided" for less than 3 seeds or 3 steps, or a class of less than 8
+        Frame of `srel_tf.hypotheses.COLUMNS`; "undecided" for fewer than 3 seeds or 3 steps, or a class of less than 8
         examples.
 
     Raises:
-        FrameError: The frame does not fit, or has less than two classes.
+        FrameError: The frame does not fit, or has fewer than two classes.
         OptionError: `confidence` is not in [0.5, 1).
 
     Example:

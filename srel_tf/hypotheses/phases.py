@@ -95,7 +95,7 @@ def two_phases(
 ) -> pd.DataFrame:
     """Check Hypothesis 1.2, and Figure 5's claim if `risks` are given.
 
-    Each effect is one number a seed, S_rel on a log₂ scale. Hypothesis 1.2 is about all pairs, and so is one row. The
+    Each effect is one number per seed, S_rel on a log₂ scale. Hypothesis 1.2 is about all pairs, and so is one row. The
     other rows are about the median of the measured pairs; their `scope` says for how many pairs the mean over seeds
     agrees.
 
@@ -117,7 +117,7 @@ def two_phases(
         confidence: Level of the intervals over seeds (Student's t).
 
     Returns:
-        Frame of `srel_tf.hypotheses.COLUMNS`; "undecided" for less than 3 seeds, 12 steps, 12 of them late, or half of
+        Frame of `srel_tf.hypotheses.COLUMNS`; "undecided" for fewer than 3 seeds, 12 steps, 12 of them late, or half of
         the entries valid.
 
     Raises:
@@ -178,7 +178,7 @@ def _judge(
         confidence: Level of the intervals.
 
     Returns:
-        One row a claim.
+        One row per claim.
     """
     times = times_of_mean(followed)
     range_of_star = f"{times.t_star_low:g} to {times.t_star_high:g}"

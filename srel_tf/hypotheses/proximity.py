@@ -33,7 +33,7 @@ class _StepEffect:
     Attributes:
         step: The step.
         claim: The claim.
-        of_seeds: One number a seed, [seed].
+        of_seeds: One number per seed, [seed].
         shuffled: Mean over seeds in each permutation of the sources, [resamples].
     """
 
@@ -62,9 +62,9 @@ def proximity_trend(
     resamples: int = 1000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Check Hypothesis 1.1(a): one row a metric, step and claim, and one a metric and claim for all steps together.
+    """Check Hypothesis 1.1(a): one row per metric, step and claim, and one a metric and claim for all steps together.
 
-    Each effect is one number a seed, the mean over targets x' of
+    Each effect is one number per seed, the mean over targets x' of
 
     - "S_rel falls with distance": Spearman's rank correlation of S_rel and distance over the sources x; claimed < 0;
     - "a nearer x_l has a higher S_rel": the share of x_h for which some nearer x_l has a higher S_rel. The nearest x is
@@ -88,7 +88,7 @@ def proximity_trend(
         seed: Seed of the permutations.
 
     Returns:
-        Frame of `srel_tf.hypotheses.COLUMNS`; "undecided" for less than 3 seeds or `min_sources`.
+        Frame of `srel_tf.hypotheses.COLUMNS`; "undecided" for fewer than 3 seeds or `min_sources`.
 
     Raises:
         FrameError: The frame or the distances do not fit.
@@ -200,7 +200,7 @@ def _rows_of_claim(
     metric: str,
     confidence: float,
 ) -> list[Row]:
-    """Make one row a step, and one for all of them if there are several.
+    """Make one row per step, and one for all of them if there are several.
 
     Args:
         effects: Effect of one claim at each step.

@@ -70,7 +70,7 @@ def risk_rows(
         confidence: Level of the intervals.
 
     Returns:
-        One row a kind of risk and claim.
+        One row per kind of risk and claim.
 
     Raises:
         FrameError: The risks do not fit.

@@ -133,7 +133,7 @@ def replicates(frame: pd.DataFrame) -> pd.Series:
         frame: Columns run and seed.
 
     Returns:
-        Names, one a row.
+        Names, one per row.
 
     Raises:
         FrameError: A seed belongs to several runs: it would count more than once.
@@ -232,7 +232,7 @@ def of_classes(rows: pd.DataFrame) -> pd.DataFrame:
         rows: Rows of one group, with classes.
 
     Returns:
-        One row a (replicate, step, class pair), with the classes as ids: mean S_rel, or NaN if less than half of the
+        One row per (replicate, step, class pair), with the classes as ids: mean S_rel, or NaN if less than half of the
         entries are valid.
     """
     keys = ["replicate", "step", "source_class", "target_class"]

@@ -50,7 +50,7 @@ def trends_of_seeds(
         generator: Source of the permutations.
 
     Returns:
-        One entry a seed; None if no target has enough sources.
+        One entry per seed; None if no target has enough sources.
     """
     srel = by_source(rows, "srel")  # [seed, target, source]
     distance = by_source(rows, "distance")

@@ -1,4 +1,4 @@
-"""Verdicts from one effect a seed: the interval over seeds, and the row that says what was decided and why."""
+"""Verdicts from one effect per seed: the interval over seeds, and the row that says what was decided and why."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Claim(NamedTuple):
 
     Attributes:
         name: The claim in words.
-        effect: What is computed, one number a seed.
+        effect: What is computed, one number per seed.
         bounds: The claim says that the effect lies between these.
     """
 
@@ -43,7 +43,7 @@ class Effect:
 
     Attributes:
         claim: The claim.
-        of_seeds: One number a seed, [seed].
+        of_seeds: One number per seed, [seed].
         shared: Error that the examples add, as in `interval`.
     """
 
@@ -78,7 +78,7 @@ def interval(
     (`tests/hypotheses`).
 
     Args:
-        effects: One number a seed, [n].
+        effects: One number per seed, [n].
         confidence: Level of the interval.
         shared: Error below and above the mean from the sampled examples, which all seeds share (`of_permutations`,
             `of_jackknife`, `of_bootstrap`). It is independent of the error over seeds, so the two add in squares.
@@ -179,7 +179,7 @@ def decide(
     shared: Bounds = (0.0, 0.0),
     reason: str = "",
 ) -> Row:
-    """Make one row of the verdict table from one effect a seed.
+    """Make one row of the verdict table from one effect per seed.
 
     "supported" if the whole interval fulfils the claim, "contradicted" if no part of it does, else "undecided".
     Effects that are equal in all seeds have no spread to make an interval of. All of them then lie on one side of the
@@ -187,7 +187,7 @@ def decide(
 
     Args:
         about: The columns hypothesis, claim, scope, measure, update, estimator, effect.
-        effects: One number a seed; seeds with NaN are left out.
+        effects: One number per seed; seeds with NaN are left out.
         claim: (low, high): the hypothesis says low < effect < high.
         confidence: Level of the interval.
         shared: As in `interval`.
@@ -267,7 +267,7 @@ def rows_of_median_pair(
     confidence: float,
     reason: str = "",
 ) -> list[Row]:
-    """Make one row a claim on the median over pairs; its scope says how many pairs agree with the claim.
+    """Make one row per claim on the median over pairs; its scope says how many pairs agree with the claim.
 
     Args:
         about: As in `decide`, without claim and effect.
@@ -310,7 +310,7 @@ def undecided(
         reason: Which data the frame lacks.
 
     Returns:
-        One row a probe, measure, update rule and estimator, with the columns `COLUMNS`.
+        One row per probe, measure, update rule and estimator, with the columns `COLUMNS`.
 
     Example:
         >>> import pandas as pd

@@ -28,7 +28,7 @@ _CURVE = ["source_class", "target_class", "epoch"]
 def plot_class_pairs(
     pairs: pd.DataFrame, classes: Sequence[str] | None = None
 ) -> Figure:
-    """Plot Definition 3 for each target class over the epochs: one panel a measure (column) and source class (row).
+    """Plot Definition 3 for each target class over the epochs: one panel per measure (column) and source class (row).
 
     Lines are means over runs, bands their population standard deviation. The intra-class line is solid, inter-class
     lines are dashed. A column whose means span more than a factor of `WIDE` has a logarithmic axis, and bands from the
@@ -115,7 +115,7 @@ def _column(
         column: Axes, [source class].
         pairs: Rows of the measure.
         measure: The measure.
-        sources: Source classes, one a panel.
+        sources: Source classes, one per panel.
         targets: Target classes, in the order of their colours.
     """
     means = pairs.groupby(_CURVE)["mean"].mean()

@@ -29,7 +29,7 @@ def plot_separation(
     separation: pd.DataFrame,
     measures: Sequence[str] = ("kl", "l1", "raw_l1", "published_kl"),
 ) -> Figure:
-    """Plot the AUC of intra- against inter-class pairs by epoch: a panel a rule, a line a measure.
+    """Plot the AUC of intra- against inter-class pairs by epoch: one panel per rule, one line per measure.
 
     Lines are means over runs, bands one population standard deviation.
 
@@ -124,7 +124,7 @@ def _auc_panel(
 
 
 def plot_spread(quantiles: pd.DataFrame) -> Figure:
-    """Plot the distribution of S_rel over pairs by epoch, intra beside inter: a panel a rule (row), measure (column).
+    """Plot the distribution of S_rel over pairs by epoch, intra beside inter: one panel per rule (row), measure (column).
 
     Lines are medians, bands reach from the 5% to the 95% quantile, dashed lines are means. All are averaged over runs.
     The axis is logarithmic.

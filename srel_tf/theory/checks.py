@@ -268,7 +268,7 @@ def check_positive_definite(
         name: Name of the argument, for the error message.
 
     Returns:
-        Eigenvalues [n] in ascending order, and eigenvectors [n, n], one a column.
+        Eigenvalues [n] in ascending order, and eigenvectors [n, n], one per column.
 
     Raises:
         ShapeError: The matrix is not square.

@@ -39,7 +39,7 @@ class DiagonalQuadratic:
     dw_r/dt = 2θ (a_r − b_r w_r²) w_r. The flow moves at speed θ: one step of the SGD of eq. 15 with step η advances
     t by η/θ.
 
-    The methods raise `ShapeError` for vectors that do not fit, and `AssumptionError` for negative times and for a w(0)
+    The methods raise `ShapeError` for vectors of the wrong shape, and `AssumptionError` for negative times and for a w(0)
     outside the range of `initial`.
 
     Args:
@@ -117,7 +117,7 @@ class DiagonalQuadratic:
 
         Raises:
             AssumptionError: w(0) is outside the range of `initial`, or a time is negative.
-            ShapeError: `w0` does not fit.
+            ShapeError: `w0` has the wrong shape.
         """
         w0 = self._initial(w0)
         return tf.sign(w0) * self._magnitudes(w0, as_times(t)).values
@@ -307,7 +307,7 @@ def quadratic_srel(
         S_rel of the shape of `step`; NaN where the change at the source is zero for every small g.
 
     Raises:
-        ShapeError: Features or weights do not fit.
+        ShapeError: Features or weights have the wrong shape.
 
     Example:
         >>> from srel_tf import theory
@@ -320,7 +320,7 @@ def quadratic_srel(
     names = ("beta_target", "beta_source")
     beta_target, beta_source = as_vector_pair(beta_target, beta_source, names)
     check_last_axis(
-        beta_source, weights.shape[-1], "beta_source", "one feature a weight"
+        beta_source, weights.shape[-1], "beta_source", "one feature per weight"
     )
 
     weights = scaled(weights)

@@ -43,7 +43,7 @@ def moment_flow(
         AssumptionError: Times are negative or do not ascend, θ is not positive, the degree is not an integer >= 1,
             `b` is not a matrix of second moments (symmetric, positive semidefinite), or the integration fails (for
             d > 2 the flow may blow up).
-        ShapeError: Moments or weights do not fit.
+        ShapeError: Moments or weights have the wrong shape.
 
     Example:
         For d = 1 the flow is w(t) = a/b + (w(0) − a/b) e^{−θbt}.
@@ -119,7 +119,7 @@ def feature_flow(
 
     Raises:
         AssumptionError: As in `moment_flow`.
-        ShapeError: Features, labels or weights do not fit.
+        ShapeError: Features, labels or weights have the wrong shape.
     """
     features = _as_array(features, "features")
     labels = _as_array(labels, "labels", 1)

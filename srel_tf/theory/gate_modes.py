@@ -14,7 +14,7 @@ class GateModes:
     Args:
         w_star: w*, [n].
         rates: β m, [n], of the eigenvalues m of M.
-        eigenvectors: [n, n], one a column.
+        eigenvectors: [n, n], one per column.
     """
 
     def __init__(

@@ -135,7 +135,7 @@ class HomogeneousPredictor:
             [..., B], or [...]; NaN where the residual, or the change at the source, is zero.
 
         Raises:
-            ShapeError: Arrays do not fit, or not exactly one of `label` and `residual` is given.
+            ShapeError: Shapes of arrays disagree, or not exactly one of `label` and `residual` is given.
         """
         target, source, single = self._feature_pair(x_target, x_source)
         checked_weights = as_weights(weights, source)
@@ -255,7 +255,7 @@ class HomogeneousPredictor:
         if labels.shape[0] != features.shape[0]:
             given = tuple(labels.shape)
             raise ShapeError(
-                f"y must hold {features.shape[0]} labels, one an input, but has shape {given}."
+                f"y must hold {features.shape[0]} labels, one per input, but has shape {given}."
             )
         return features, labels - self._offset(batch)
 

@@ -52,7 +52,7 @@ def as_labels(label: ArrayLike, count: int) -> tf.Tensor:
     labels = as_tensor(label, "label", (0, 1))
     if labels.shape.rank == 1 and labels.shape[0] != count:
         raise ShapeError(
-            f"label must hold {count} labels, one a source, not {labels.shape[0]}."
+            f"label must hold {count} labels, one per source, not {labels.shape[0]}."
         )
     return labels
 
@@ -72,6 +72,6 @@ def as_residual(
         broadcasts = False
     if not broadcasts:
         raise ShapeError(
-            f"residual {tuple(checked.shape)} does not broadcast to {full_shape}, one a source."
+            f"residual {tuple(checked.shape)} does not broadcast to {full_shape}, one per source."
         )
     return checked

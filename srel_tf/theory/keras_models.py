@@ -119,7 +119,7 @@ def penalized_network(
         Compiled model. Its inputs are rows of features [B, p], its labels one-hot rows [B, K].
 
     Raises:
-        ShapeError: `w0` does not fit.
+        ShapeError: `w0` has the wrong shape.
 
     Example:
         >>> import numpy as np
@@ -130,7 +130,7 @@ def penalized_network(
         [[1. 0.]]
     """
     w0 = as_tensor(w0, "w0", 2)
-    check_last_axis(w0, regression.width, "w0", "one weight a feature")
+    check_last_axis(w0, regression.width, "w0", "one weight per feature")
     model = PenalizedModel(w0, regression.coefficient, name="penalized_regression")
     model.compile(keras.optimizers.SGD(learning_rate), jit_compile=False)
     return model
@@ -195,7 +195,7 @@ def relu_gate_network(
         Compiled model. Its inputs are [B, n], its labels max(0, ⟨w*, x⟩).
 
     Raises:
-        ShapeError: `w0` does not fit.
+        ShapeError: `w0` has the wrong shape.
 
     Example:
         >>> import numpy as np
@@ -240,7 +240,7 @@ class HomogeneousLayer(keras.layers.Layer):
     def compute_output_shape(
         self, input_shape: tuple[int | None, ...]
     ) -> tuple[int | None, int]:
-        """Return (B, 1): one output an input."""
+        """Return (B, 1): one output per input."""
         return (input_shape[0], 1)
 
 

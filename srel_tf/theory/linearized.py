@@ -16,7 +16,7 @@ def linearized_network(model: keras.Model) -> tuple[HomogeneousPredictor, tf.Ten
     n = P), in the order of `model.trainable_variables`.
 
     Args:
-        model: Built Keras model with one output an example, [B, 1] or [B]. Give it dtype float64; otherwise the
+        model: Built Keras model with one output per example, [B, 1] or [B]. Give it dtype float64; otherwise the
             Jacobian has the model's own precision.
 
     Returns:
@@ -49,7 +49,7 @@ def linearized_network(model: keras.Model) -> tuple[HomogeneousPredictor, tf.Ten
         values, _ = model.stateless_call(trainable, fixed, x, training=False)
         if int(np.prod(values.shape[1:])) != 1:
             raise ShapeError(
-                f"Definition 6 has one output an input; the model returns shape {tuple(values.shape)}."
+                f"Definition 6 has one output per input; the model returns shape {tuple(values.shape)}."
             )
         return tf.reshape(values, [-1])
 

@@ -54,11 +54,11 @@ class PenalizedRegression:
     remainders of the order of c. At λ₁ = 1e-8 it is only good to about 1e-7, since one unit in the last place of a
     feature already moves the true value by 6e-9. At λ₁ = 1e-4 it is right to 4e-11.
 
-    The methods raise `ShapeError` for arrays that do not fit, and `AssumptionError` for negative times or values that
+    The methods raise `ShapeError` for arrays of the wrong shape, and `AssumptionError` for negative times or values that
     are not finite.
 
     Args:
-        features: Outputs h of the last hidden layer, [N, p], one training example a row.
+        features: Outputs h of the last hidden layer, [N, p], one training example per row.
         labels: Integers in 0..K−1, [N].
         num_classes: K.
         lam: λ₁ > 0 of eq. 3.
@@ -101,7 +101,7 @@ class PenalizedRegression:
         indices = as_indices(labels, "labels", self.num_classes)
         if indices.shape != (self.size,):
             raise ShapeError(
-                f"labels must have shape ({self.size},), one a row of features, not {indices.shape}."
+                f"labels must have shape ({self.size},), one per row of features, not {indices.shape}."
             )
         self.lam = as_positive(
             lam, "lam", "Theorem 3.1 needs λ₁ > 0, so that M is positive definite"
@@ -136,7 +136,7 @@ class PenalizedRegression:
 
         Raises:
             AssumptionError: A time is negative.
-            ShapeError: `w0` does not fit.
+            ShapeError: `w0` has the wrong shape.
         """
         return self._modes.weights(self._initial(w0), self._elapsed(t))
 
@@ -190,7 +190,7 @@ class PenalizedRegression:
 
         Raises:
             AssumptionError: A time is negative.
-            ShapeError: `w0` or the indices do not fit.
+            ShapeError: `w0` or the indices have the wrong shape, or an index is out of range.
         """
         pairs = self._pairs(source, target)
         changes = self._changes(self._initial(w0), self._elapsed(t), pairs)
@@ -250,10 +250,10 @@ class PenalizedRegression:
     def _initial(self, w0: ArrayLike) -> tf.Tensor:
         """Check initial weights [K, p] or [I, K, p]."""
         w0 = as_tensor(w0, "w0", (2, 3))
-        check_last_axis(w0, self.width, "w0", "one weight a feature")
+        check_last_axis(w0, self.width, "w0", "one weight per feature")
         if w0.shape[-2] != self.num_classes:
             raise ShapeError(
-                f"w0 must have {self.num_classes} rows, one a class, but has shape {tuple(w0.shape)}."
+                f"w0 must have {self.num_classes} rows, one per class, but has shape {tuple(w0.shape)}."
             )
         return w0
 
@@ -291,7 +291,7 @@ class PenalizedRegression:
     def _penalized_loss(self, weights: ArrayLike, coefficient: float) -> tf.Tensor:
         """(1/2N) Σ_i ‖e_i − W h_i‖² + (coefficient/2) ‖W‖², [...], from weights [..., K, p]."""
         weights = as_tensor(weights, "weights")
-        check_last_axis(weights, self.width, "weights", "one weight a feature")
+        check_last_axis(weights, self.width, "weights", "one weight per feature")
         if weights.shape[-2] != self.num_classes:
             raise ShapeError(
                 f"weights must be [..., {self.num_classes}, {self.width}], not {tuple(weights.shape)}."

@@ -43,7 +43,7 @@ class ReLUGate:
     dw/dt = β M (w* − w),  M = E[1{⟨w*, x⟩ > 0} x xᵀ]. One step of Algorithm 1 with step η advances t by η/β on
     average.
 
-    The methods raise `ShapeError` for vectors that do not fit, and `AssumptionError` for negative times.
+    The methods raise `ShapeError` for vectors of the wrong shape, and `AssumptionError` for negative times.
 
     Args:
         w_star: The ground truth w*, [n].
@@ -52,7 +52,7 @@ class ReLUGate:
 
     Raises:
         AssumptionError: M is not symmetric or not positive definite (Theorem 4.1 needs it), or β is not positive.
-        ShapeError: `w_star` or M do not fit.
+        ShapeError: `w_star` or M has the wrong shape.
 
     Example:
         >>> from srel_tf import theory
@@ -104,7 +104,7 @@ class ReLUGate:
 
         Raises:
             AssumptionError: A time is negative.
-            ShapeError: `w0` does not fit.
+            ShapeError: `w0` has the wrong shape.
         """
         return self._modes.weights(self._vector(w0, "w0"), as_times(t))
 
@@ -136,7 +136,7 @@ class ReLUGate:
 
         Raises:
             AssumptionError: A time is negative, or η is not positive.
-            ShapeError: Vectors do not fit.
+            ShapeError: Vectors have the wrong shape.
         """
         checked = self._arguments(w0, x_target, x_source)
         step = self.beta * as_learning_rate(learning_rate)

@@ -40,7 +40,7 @@ def relu_risk_srel(
         resolved, bool [...].
 
     Raises:
-        ShapeError: Vectors do not fit.
+        ShapeError: Vectors have the wrong shape.
         AssumptionError: η is not positive.
 
     Example:

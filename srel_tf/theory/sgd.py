@@ -41,11 +41,11 @@ def modified_sgd(
 
     Args:
         w_star: w*, [n].
-        w0: Start, [n], or [R, n] with one start a run.
+        w0: Start, [n], or [R, n] with one start per run.
         learning_rate: η > 0. With β = 1 in Definition 5, step k is the flow's time kη.
         steps: Number of updates.
         runs: Number R of independent runs. None means one run, without the axis R.
-        batch_size: Examples a step; 1 in the paper.
+        batch_size: Examples per step; 1 in the paper.
         inputs: The x of every step, [steps, batch, n] (shared by the runs) or [steps, R, batch, n]. None draws
             x ~ N(0, I).
         seed: Seed of the draws.
@@ -55,7 +55,7 @@ def modified_sgd(
 
     Raises:
         AssumptionError: η is not positive, or a run diverges.
-        ShapeError: Arrays do not fit, or a count of steps, runs or examples is not a whole number.
+        ShapeError: Shapes of arrays disagree, or a count of steps, runs or examples is not a whole number.
 
     Example:
         >>> from srel_tf import theory
@@ -159,7 +159,7 @@ def diagonal_sgd_srel(
         [...]; NaN where the residual Σ_p β_p (w*_p² − w_p²) is exactly zero.
 
     Raises:
-        ShapeError: Vectors do not fit.
+        ShapeError: Vectors have the wrong shape.
         AssumptionError: η is not positive.
 
     Example:
@@ -267,7 +267,7 @@ def _scan(
         rate: η, a scalar.
         steps: Number of updates, a scalar.
         inputs: x, [steps, batch, n] or [steps, R, batch, n]; None draws them from N(0, I).
-        batch_size: Examples a step.
+        batch_size: Examples per step.
         seed: Seed of the draws, a scalar.
     """
     shape = [start.shape[0], batch_size, start.shape[1]]
@@ -291,7 +291,7 @@ def _start_of_runs(start: tf.Tensor, runs: int | None) -> tf.Tensor:
         return tf.tile(start[None], [runs or 1, 1])
     if runs not in (None, start.shape[0]):
         raise ShapeError(
-            f"w0 has {start.shape[0]} starts for {runs} runs; give one start, or one a run."
+            f"w0 has {start.shape[0]} starts for {runs} runs; give one start, or one per run."
         )
     return start
 

@@ -231,7 +231,7 @@ DAMAGE = {
     truncate: r"has \d+ of its \d+ bytes",
     alter: "has been altered",
     grow: "has grown",
-    pipe: "is no regular file",
+    pipe: "is not a regular file",
     link: "is a link",
     Path.unlink: "is missing",
 }

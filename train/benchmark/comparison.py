@@ -43,7 +43,7 @@ def comparison(
     before it is timed, which traces the graphs of srel_tf and of the loop.
 
     Returns:
-        One row a procedure: median seconds, timings, and its ratios forward_passes and published_over_it.
+        One row per procedure: median seconds, timings, and its ratios forward_passes and published_over_it.
     """
     it = setup(name, points, shape)
     procedures = _in_tensorflow(it)

@@ -37,7 +37,7 @@ def growth(
         report: Called with each row as it comes.
 
     Returns:
-        One row an estimator and size: seconds, forward (s, one pass of the probe), first (s, graph traced), memory and
+        One row per estimator and size: seconds, forward (s, one pass of the probe), first (s, graph traced), memory and
         peak (bytes).
 
     Raises:
@@ -53,7 +53,7 @@ def growth(
 
 
 def exponents(table: pd.DataFrame) -> pd.DataFrame:
-    """Fit log quantity = exponent · log points + log factor by least squares: one row an estimator and quantity.
+    """Fit log quantity = exponent · log points + log factor by least squares: one row per estimator and quantity.
 
     The fit is NaN if there are fewer than two sizes or the quantity is not positive at each.
     """

@@ -43,7 +43,7 @@ def training(
     rounds: int = 5,
     shape: tuple[int, ...] = (32, 32, 3),
 ) -> pd.DataFrame:
-    """Time blocks of EVERY steps: a row a block with kind and seconds.
+    """Time blocks of EVERY steps: one row per block with kind and seconds.
 
     One `fit` has a probe for each estimator; its blocks do without a measurement, with one of `limit`, with one of
     `exact`, in turn, `rounds` times: neighbours in time see the same machine. "plain fit" is a `fit` without probes,

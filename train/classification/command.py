@@ -102,7 +102,7 @@ def parser() -> argparse.ArgumentParser:
         "--per-class",
         type=int,
         default=20,
-        help="probe examples a class, k of Definition 3",
+        help="probe examples per class, k of Definition 3",
     )
     p.add_argument(
         "--measures",

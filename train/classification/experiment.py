@@ -117,7 +117,7 @@ def train(
         seed: Of data, weights, order and probe.
         directory: Gets rows and training state.
         log_dir: TensorBoard directory, or None.
-        verbose: As for `fit`, or "lines" for one line an epoch.
+        verbose: As for `fit`, or "lines" for one line per epoch.
         resume: Go on from the saved state, bit for bit as if the seed had not been interrupted.
         restart: Forget the saved state.
         skip_damaged: Leave out damaged parts of what was saved.

@@ -8,7 +8,7 @@ from typing import Any
 from srel_tf import OptionError
 
 # The classification recipe of the published code, which the text's lost table must have described: ResNet-18 without
-# normalisation, Adam with L2 decay, 7 epochs, images cropped and flipped once, 20 probe images a class.
+# normalisation, Adam with L2 decay, 7 epochs, images cropped and flipped once, 20 probe images per class.
 PUBLISHED_RECIPE = {
     "model": "resnet18",
     "epochs": 7,

@@ -30,7 +30,7 @@ def report(directory: RunDirectory, seeds: Sequence[int]) -> None:
     _print_pairs(pairs)
     _print_separation(separation)
     _print_history(history)
-    print("\nframes, one row a (step, measure, source, target):")
+    print("\nframes, one row per (step, measure, source, target):")
     for seed in seeds:
         print(f"  {directory.seed_path(seed) / 'frame.parquet'}")
     print("tables and figures:")

@@ -1,4 +1,4 @@
-"""Callbacks and clocks of a training: history, time, a line an epoch, a reason to stop."""
+"""Callbacks and clocks of a training: history, time, one line per epoch, a reason to stop."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -43,7 +43,7 @@ class StopWhen(keras.callbacks.Callback):
 
 
 class Lines(keras.callbacks.Callback):
-    """One line an epoch, for seeds that are trained side by side."""
+    """One line per epoch, for seeds that are trained side by side."""
 
     def __init__(self, seed: int, epochs: int) -> None:
         super().__init__()

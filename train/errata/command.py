@@ -44,7 +44,7 @@ def findings(check, evidence):
 
 
 def errata(evidence, numbers):
-    """The findings of the items, a row each: columns number, subject, finding, value, low, high."""
+    """The findings of the items, one row each: columns number, subject, finding, value, low, high."""
     tables = []
     for number, item in items().loc[numbers].iterrows():
         rows = findings(item["check"], evidence)

@@ -13,8 +13,8 @@ from train.classification.experiment import SCHEDULES
 from train.common import data
 from train.errata.evidence import central_values, extremes
 
-K = 20  # Probe images a class.
-# Training and "test" images a class, batch size; three classes each.
+K = 20  # Probe images per class.
+# Training and "test" images per class, batch size; three classes each.
 SIZES = {
     "SVHN": (4000, 800, 256),
     "CIFAR-10": (5000, 1000, 256),
@@ -63,7 +63,7 @@ def _leaked_and_real(path, evidence):
 
 
 def final_accuracies(path):
-    """Accuracies after the last epoch, a row a run, columns train and test."""
+    """Accuracies after the last epoch, one row per run, columns train and test."""
     history = srel_tf.read_frame(path / "history.csv")
     last = history[history["epoch"] == history["epoch"].max()]
     return last.pivot(index="run", columns="split", values="accuracy")

@@ -213,7 +213,7 @@ class Measuring:
         return self._reference.srel(weights, self._etas)
 
     def rows(self, weights, reference):
-        """Yield one row a (estimator, η, measure); the limit has one η, 0."""
+        """Yield one row per (estimator, η, measure); the limit has one η, 0."""
         self._net.set_weights(weights)
         forward = self._seconds_of_forward()
         for estimator, instrument in self._instruments.items():

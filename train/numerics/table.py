@@ -44,7 +44,7 @@ def comparison(result, measure, reference):
 
 
 def summary(rows):
-    """One row a (net, stage, estimator) of the rows of each η and measure."""
+    """One row per (net, stage, estimator) of the rows of each η and measure."""
     groups = rows.groupby(["net", "stage", "estimator"], sort=False)
     table = groups[COUNTS].sum()
     table.insert(0, "η", groups["eta"].agg(_range))

@@ -18,7 +18,7 @@ from train.regression.experiment import TARGET, near_and_far, probe_points
 def report(
     directory: RunDirectory, settings: Mapping[str, Any], seeds: Sequence[int]
 ) -> pd.Series:
-    """Write figures and tables of a run directory's seeds; returns a summary, one row a quantity."""
+    """Write figures and tables of a run directory's seeds; returns a summary, one row per quantity."""
     frame, risks = directory.frames(seeds)
     distances = pd.concat(
         [

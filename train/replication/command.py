@@ -6,7 +6,7 @@ python -m train.replication                reads results/*-{defined,published,cr
     claims.csv     the paper's claims, a verdict a dataset, measure and rule (as `srel_tf.hypotheses` gives them)
     moves.csv      how far one fictitious step moves predictions, where a run has matrices.parquet
     adjusted.csv   AUC within rows, and without the scales of sources and targets, of the same matrices
-    published.csv  the published CIFAR-10 curves beside ours of the same protocol, a row a measure and class pair
+    published.csv  the published CIFAR-10 curves beside ours of the same protocol, one row per measure and class pair
 """
 
 import argparse
@@ -39,9 +39,9 @@ PUBLISHED_COLUMNS = ["measure", "run", "step", "source_class", "target_class", "
 
 
 def central(directories: Directories) -> pd.DataFrame:
-    """Make the central table: a row a (data, protocol, measure, rule, quantity) with mean, low, high over the seeds.
+    """Make the central table: one row per (data, protocol, measure, rule, quantity) with mean, low, high over the seeds.
 
-    A quantity is one number a seed. auc, ratio_of_medians (geometric), intra, inter (Definition 3, with the
+    A quantity is one number per seed. auc, ratio_of_medians (geometric), intra, inter (Definition 3, with the
     diagonal, as the paper has it), off_intra (without it), median_intra, median_inter: means over the measured
     steps after the first epoch. auc_start: at the first measurement. valid: share of valid entries, all steps.
     change_intra, change_inter: log₂ change over the training (`class_claim`).
@@ -127,7 +127,7 @@ def beside_published(pairs: pd.DataFrame, published: pd.DataFrame) -> pd.DataFra
             s + 1 updates.
 
     Returns:
-        A row a (measure, source class, target class). log2_ratio: mean over steps of log₂ of our mean over theirs.
+        One row per (measure, source class, target class). log2_ratio: mean over steps of log₂ of our mean over theirs.
         correlation: of the two mean curves over time. overlap: share of steps at which the ranges of the runs overlap;
         two sets of three runs of one experiment overlap with probability 1 − 2·3!·3!/6! = 0.9 at a step.
 
@@ -167,7 +167,7 @@ def beside_published(pairs: pd.DataFrame, published: pd.DataFrame) -> pd.DataFra
 
 
 def as_table(found: pd.DataFrame, data: str, protocol: str) -> pd.DataFrame:
-    """Format the central table of one run for a terminal: a row a (measure, rule), mean [low, high] in its cells."""
+    """Format the central table of one run for a terminal: one row per (measure, rule), mean [low, high] in its cells."""
     part = found[(found["data"] == data) & (found["protocol"] == protocol)]
     cells = part.assign(
         cell=[

@@ -70,12 +70,12 @@ def read(directories: Directories, name: str) -> pd.DataFrame:
 def claims(directories: Directories) -> pd.DataFrame:
     """Decide the paper's claims of Section 2.1: those of `class_claim`, and on which measure separates.
 
-    AUCs are means over the measurements after the first epoch, one a seed; differences are paired by seed. If more than
+    AUCs are means over the measurements after the first epoch, one per seed; differences are paired by seed. If more than
     `MISSING` of the entries are not valid at the last step, trends of means are undecided: float32 does not resolve the
     rows of the smallest denominators, which carry the means.
 
     Returns:
-        A row a verdict, with `valid_last`: the share of valid entries at the last step.
+        One row per verdict, with `valid_last`: the share of valid entries at the last step.
     """
     separation = read(directories, "separation.parquet")
     later = separation[separation["epoch"] >= 1]
@@ -165,7 +165,7 @@ def moves(directories: Directories) -> pd.DataFrame:
     """Take medians of ‖Δp‖₁ (at most 2) of one finite step: at the source, at targets of its class and of others.
 
     Returns:
-        A row a (data, protocol, rule, step).
+        One row per (data, protocol, rule, step).
     """
     tables = []
     for data, protocol, entries in load_matrices(directories):
@@ -184,7 +184,7 @@ def adjusted(directories: Directories) -> pd.DataFrame:
     """Compute the AUC of intra- against inter-class pairs without the scales of sources and targets.
 
     Returns:
-        A row a (data, protocol, rule, measure, step), over the valid entries off the diagonal. auc: all pairs ranked
+        One row per (data, protocol, rule, measure, step), over the valid entries off the diagonal. auc: all pairs ranked
         together, as in `srel_tf.separation`. auc_rows: within the row of each source, mean over sources. auc_two_way:
         of the residuals of log S after its additive effects of source and target (least squares), so how much more a
         source moves targets of its class than both move and are moved anyhow.

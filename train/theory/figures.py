@@ -106,7 +106,7 @@ def _over_starts(values: np.ndarray, times: np.ndarray, **columns: str) -> pd.Da
 def rise(seeds: Iterable[int] = range(10), **options: int) -> pd.DataFrame:
     """Figures 6–9 over several seeds (new data, pairs and initial W each): does S_rel end higher than it began?
 
-    Returns one row a figure, variant, ridge and seed: mean S_rel at the start (t = 0), its median over t <= 1000
+    Returns one row per figure, variant, ridge and seed: mean S_rel at the start (t = 0), its median over t <= 1000
     (early) and its value at t = 8000 (late).
     """
     rows = []
