@@ -18,7 +18,7 @@ class Update(NamedTuple):
     Attributes:
         outputs: the network after the update, x [n, ...] -> f [n, C].
         before: f at the source before the update, [C].
-        zero: 0 if the gradient is finite, else NaN, which a saturated net would hide.
+        zero: 0 if the gradient is finite, else NaN. It is kept because the outputs of a saturated net would hide a NaN.
     """
 
     outputs: Callable[[tf.Tensor], tf.Tensor]
@@ -33,7 +33,7 @@ class Updates(Protocol):
 
 
 class LayerwiseUpdates:
-    """Updates from one forward and one backward pass of all sources; each weight is formed when its layer is called.
+    """Updates from one forward and one backward pass of all sources; a new weight is formed when its layer is called.
 
     Args:
         backprop: of the network.

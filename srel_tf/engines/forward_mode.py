@@ -20,7 +20,7 @@ class ForwardModeEngine:
         network: the network.
         x: one example [1, ...].
         source_column: int [n_s], the column of each source among the targets, −1 if it is not a target.
-        batch_size: targets of one pass.
+        batch_size: number of targets per pass.
     """
 
     def __init__(

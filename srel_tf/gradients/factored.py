@@ -1,4 +1,4 @@
-"""Per-example gradients of one weight in factored form, and inner products of them that need not form them.
+"""Per-example gradients of one weight in factored form, and their inner products without forming the gradients.
 
 Back-propagation gives the gradient of a weight as a sum of outer products over positions (pixels, tokens): inputs of
 the layer times gradients at its output. Letters: n examples, M functions each (the C outputs, or one loss), G groups,
@@ -14,11 +14,11 @@ import tensorflow as tf
 
 from srel_tf.gradients.batching import map_batches, row
 
-ENTRIES = 2**26  # Of the largest intermediate tensor: 256 MB in float32.
+ENTRIES = 2**26  # Limit on the size of intermediate tensors: 256 MB in float32.
 
 
 class PairSizes(NamedTuple):
-    """Sizes of the inner products of sources and targets; pixels and patch are those that `windows` selects from."""
+    """Sizes of the inner products of sources and targets. `windows` selects a patch from the pixels."""
 
     sources: int
     targets: int
@@ -49,7 +49,7 @@ class PairSizes(NamedTuple):
 
     @property
     def pixel_products(self) -> float:
-        """The same from products of pixels, each used by all patches that contain it."""
+        """The same number, from products of pixels, each of which serves all patches that contain it."""
         if not self.has_windows:
             return math.inf
         return self.pixel_pairs * (self.channels + self.position_pairs)
@@ -65,7 +65,7 @@ class PairSizes(NamedTuple):
 
     @property
     def explicit(self) -> int:
-        """Multiply-adds of all pairs if the gradients are formed."""
+        """Multiply-adds of all pairs if the gradients are formed explicitly."""
         forming = (
             self.sources * self.source_positions
             + self.targets * self.functions * self.target_positions
@@ -101,7 +101,7 @@ class OuterProductGradient(NamedTuple):
         )
 
     def parts(self, targets: "OuterProductGradient") -> tuple[int, int]:
-        """Numbers of sources and targets whose product at a time keeps every intermediate below `ENTRIES`."""
+        """Return how many sources and targets are multiplied at a time, so that every intermediate stays below `ENTRIES`."""
         sizes = self._sizes(targets)
         if sizes.gram > sizes.explicit:
             return max(1, ENTRIES // self._entries(1)), max(
@@ -140,7 +140,7 @@ class OuterProductGradient(NamedTuple):
         )
 
     def _entries(self, functions: int) -> int:
-        """Entries that an example holds while its gradients are formed: these, or the patches at all positions."""
+        """Number of entries held per example while its gradients are formed: of the gradients, or of all patches."""
         groups, inputs, outputs = (math.prod(side) for side in self.dims)
         positions = self.output_grads.shape[3]
         return groups * inputs * max(functions * outputs, positions)
@@ -167,12 +167,12 @@ class OuterProductGradient(NamedTuple):
         )
 
     def _by_kernel(self, targets: "OuterProductGradient") -> tf.Tensor:
-        """Inner products of gradients that are formed."""
+        """Return the inner products of explicitly formed gradients."""
         n_t, functions = targets.output_grads.shape[:2]
         columns = targets.materialize()
         same = self.output_grads is targets.output_grads
         rows = columns[0] if same else self.only(0).materialize()[0]
-        # A batch of one: TensorFlow's batched product is the faster for long rows.
+        # The batch of one is deliberate: TensorFlow's batched product is faster for long rows.
         product = tf.matmul(
             rows[None], tf.reshape(columns, [1, functions * n_t, -1]), transpose_b=True
         )
@@ -206,7 +206,7 @@ class OuterProductGradient(NamedTuple):
 
     @property
     def is_rank_one(self) -> bool:
-        """Whether each gradient is one outer product: applying it to inputs is then cheaper than forming it."""
+        """Return whether each gradient is one outer product: applying it to inputs is then cheaper than forming it."""
         return self.output_grads.shape[2:4] == [1, 1]
 
     def example(self, i: tf.Tensor | int) -> "OuterProductGradient":
@@ -281,7 +281,7 @@ class EmbeddingGradient(NamedTuple):
 
 
 class ExplicitGradient(NamedTuple):
-    """∇ itself.
+    """∇ itself, explicitly.
 
     Attributes:
         gradients: [n, M, *shape of the variable].
@@ -290,7 +290,7 @@ class ExplicitGradient(NamedTuple):
     gradients: tf.Tensor
 
     def parts(self, targets: "ExplicitGradient") -> tuple[int, int]:
-        """See `OuterProductGradient.parts`. Nothing is formed, so that all go together."""
+        """See `OuterProductGradient.parts`. No intermediate is formed, so that all examples are multiplied at once."""
         return self.gradients.shape[0], targets.gradients.shape[0]
 
     def inner(self, targets: "ExplicitGradient") -> tf.Tensor:
@@ -324,7 +324,7 @@ FactoredGradient: TypeAlias = (
 def inner(sources: FactoredGradient, targets: FactoredGradient) -> tf.Tensor:
     """Return ⟨∇ of each source's first function, ∇ of each target's M functions⟩, [n_s, n_t, M].
 
-    Both are of one kind, as those of one layer are. Large products are computed in parts.
+    Sources and targets have gradients of the same class, as gradients of one layer do. Large products are computed in parts.
     """
     first: Any = sources
     n_sources, n_targets = first.parts(targets)

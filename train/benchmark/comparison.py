@@ -26,7 +26,7 @@ EACH = {FORWARD: 10, PUBLISHED: 2}  # Calls in a round.
 
 
 def has_torch() -> bool:
-    """Whether PyTorch is installed."""
+    """Return whether PyTorch is installed."""
     return importlib.util.find_spec("torch") is not None
 
 

@@ -156,7 +156,7 @@ class RunDirectory:
             )
 
     def is_complete(self, seed: int) -> bool:
-        """Whether this seed has been run to its end.
+        """Return whether this seed has been run to its end.
 
         Raises:
             RunDirectoryError: If one of its files has changed since, or seed.json is damaged: a second run would

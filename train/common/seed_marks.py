@@ -59,7 +59,7 @@ def check_mark(path: Path, expected: Mapping[str, Any]) -> None:
 
 
 def is_finished(path: Path, names: Sequence[str] = ()) -> bool:
-    """Whether there is a seed.json, and the files `names` (empty: all of the seed) are as it says.
+    """Return whether there is a seed.json, and the files `names` (empty: all of the seed) are as it says.
 
     Raises:
         RunDirectoryError: If a file has changed or seed.json is damaged.

@@ -142,7 +142,7 @@ class Table:
         )
 
     def has(self, name, stage):
-        """Whether this pair was measured with the same settings."""
+        """Return whether this pair was measured with the same settings."""
         return bool(len(self.rows)) and bool(
             (self._of(name, stage) & (self.rows["settings"] == self._settings)).any()
         )

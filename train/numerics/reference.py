@@ -190,13 +190,13 @@ class Reference:
 
 
 def close(s, other, measure):
-    """Whether two references are one, [n]; False where either is not finite."""
+    """Return whether two references are one, [n]; False where either is not finite."""
     with np.errstate(invalid="ignore"):
         return np.abs(s - other) <= NEGLIGIBLE * TOLERANCE[measure] * (1 + np.abs(s))
 
 
 def is_resolved(outputs, change, source):
-    """Whether the rounding of the outputs themselves is negligible beside their change at the source."""
+    """Return whether the rounding of the outputs themselves is negligible beside their change at the source."""
     rounding = np.finfo(np.float64).eps * np.abs(outputs).max()
     return (
         rounding <= NEGLIGIBLE * min(TOLERANCE.values()) * np.abs(change[source]).max()

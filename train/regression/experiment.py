@@ -82,7 +82,7 @@ def followed(distances: np.ndarray) -> np.ndarray:
 
 
 def in_time(step: int) -> bool:
-    """Whether `followed` sources are measured: every 5th of the first 200 steps, when most happens, then every 25th."""
+    """Return whether `followed` sources are measured: every 5th of the first 200 steps, when most happens, then every 25th."""
     return step % (5 if step <= 200 else 25) == 0
 
 
