@@ -60,8 +60,8 @@ def measure(
             float32 does not resolve.
         predictions: what D acts on. "auto": the softmax of a classifier, else the raw outputs; "softmax" or "raw" force
             one reading. A model is a classifier if it has two outputs or more, and a categorical cross-entropy as its loss
-            (sparse or not, focal, generalized) or a softmax at its end. It is not one under a binary cross-entropy or
-            if it ends in a sigmoid, which take each output by itself. Under a loss of your own, a model that ends in
+            (sparse or not, focal, generalized) or a softmax at its end. It is not a classifier under a binary cross-entropy or
+            if it ends in a sigmoid, which treat outputs separately. Under a custom loss, a model that ends in
             neither is a classifier if y holds class indices (integers [n]). The probe's rows have no influence: rows with
             one label and rows with several labels are read alike, and keep their class names in the frame. A model may return
             logits or probabilities. `srel_tf.measures.outputs.read_as` has the table.

@@ -20,7 +20,7 @@ from srel_tf.hypotheses.verdicts import (
     table,
 )
 
-CONSTANT = 0.5  # In log₂: "relatively constant" means a change by less than a factor of √2 over the training.
+CONSTANT = 0.5  # Bound on the log₂ change: "relatively constant" means a factor of less than √2 over the training.
 MIN_STEPS, MIN_EXAMPLES = 3, 8
 ALMOST_ALWAYS = Claim(
     "intra above inter at (almost) all times",
@@ -77,18 +77,18 @@ def class_claim(
     """Check the claim on classifiers: one row per measure, update rule, estimator and part of the claim.
 
     Each effect is one number per seed. For a source class c, intra is S(c, c), and inter is S(c', c) for each other class
-    c'. S^{k,smooth} is that of `srel_tf.smooth`. A class mean counts as missing if less than half of its entries are
+    c'. S^{k,smooth} is computed as by `srel_tf.smooth`. A class mean counts as missing if less than half of its entries are
     valid. Changes are least-squares slopes of log₂ S^{k,smooth} times the measured span, averaged over classes. The
-    bounds stand in `claim_low` and `claim_high`.
+    bounds are given in `claim_low` and `claim_high`.
 
-    The interval joins Student's t over seeds with the bootstrap over examples within their classes: an example that
+    The interval combines Student's t over seeds with a bootstrap over examples within their classes: an example that
     several seeds measured has one weight in all of them, as source and as target.
 
     Args:
         frame: S_rel frame of several seeds with classes (`srel_tf.frames.COLUMNS`).
         confidence: Level of the intervals.
-        diagonal: Whether the pairs of an example with itself count, as in the paper's Definition 3. Their S_rel is 1
-            for every net: this alone lifts intra above inter if S_rel < 1. They are left out by default.
+        diagonal: Whether to include the pairs of an example with itself, as the paper's Definition 3 does. Their S_rel is 1
+            for every net, which alone lifts intra above inter if S_rel < 1. By default they are left out.
         resamples: Number of resamples of the bootstrap over examples.
         seed: Seed of the bootstrap.
 
@@ -97,7 +97,7 @@ def class_claim(
         examples.
 
     Raises:
-        FrameError: The frame does not fit, or has fewer than two classes.
+        FrameError: As in `srel_tf.hypotheses.series.groups`, or the frame has fewer than two classes.
         OptionError: `confidence` is not in [0.5, 1).
 
     Example:
@@ -179,7 +179,7 @@ def _classes(part: pd.DataFrame) -> pd.Series:
         Classes, indexed by id.
 
     Raises:
-        FrameError: An example has no class or two, or there is only one class.
+        FrameError: An example has no class or two classes, or the frame has only one class.
     """
     columns = ["id", "class"]
     sources = part[["source_id", "source_class"]].set_axis(columns, axis=1)
@@ -189,7 +189,7 @@ def _classes(part: pd.DataFrame) -> pd.Series:
     n_classes = part["source_class"].nunique()
     if is_empty.any() or n_classes < 2:
         raise FrameError(
-            "the claim compares classes: source_class must name at least two, and none may be empty"
+            "the claim compares classes: source_class must hold at least two names, and none may be empty"
         )
     is_second = named["id"].duplicated()
     if is_second.any():
@@ -219,7 +219,7 @@ def _effects(
     members = [np.flatnonzero(codes == code) for code in range(codes.max() + 1)]
 
     def effects_of_seeds(*drawn: np.ndarray) -> np.ndarray:
-        """Effects, [claim, seed, draw], of the drawn examples of each class, [draw, size of the class]."""
+        """Compute effects, [claim, seed, draw], from the drawn examples of each class, [draw, size of the class]."""
         weights = _class_weights(drawn, len(codes))
         of_runs = [_effects_of_run(run, class_of.index, weights) for run in runs]
         return np.stack(of_runs, axis=1)
@@ -253,7 +253,7 @@ def _effects(
 
 
 def _class_weights(drawn: Sequence[np.ndarray], n_examples: int) -> np.ndarray:
-    """How often each example was drawn for its class, [draw, class, example], from [draw, size of the class] each."""
+    """Count how often each example was drawn for its class, [draw, class, example], from [draw, size of the class] each."""
     n_draws = len(drawn[0])
     weights = np.zeros((n_draws, len(drawn), n_examples))
     for code, rows in enumerate(drawn):
@@ -334,7 +334,7 @@ def _effects_of_means(logs: np.ndarray, steps: np.ndarray) -> dict[Claim, np.nda
     gaps = (intra[:, :, None] - logs)[:, ~is_intra].reshape(len(logs), -1)
     quantile = np.nanquantile if np.isnan(gaps).any() else np.quantile
     with warnings.catch_warnings():
-        # There may be no gap, or no curve.
+        # Without a valid gap or curve, the mean is NaN.
         warnings.simplefilter("ignore", RuntimeWarning)
         low_gap = quantile(gaps, 0.05, axis=1)
         mean_gap = np.nanmean(gaps, axis=1)

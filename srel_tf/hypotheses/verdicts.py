@@ -1,4 +1,4 @@
-"""Verdicts from one effect per seed: the interval over seeds, and the row that says what was decided and why."""
+"""Verdicts from one effect per seed: the interval over seeds, and the row with the verdict and its reason."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,8 +28,8 @@ class Claim(NamedTuple):
 
     Attributes:
         name: The claim in words.
-        effect: What is computed, one number per seed.
-        bounds: The claim says that the effect lies between these.
+        effect: Name of the computed quantity, one number per seed.
+        bounds: Bounds between which the effect lies according to the claim.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Effect:
     Attributes:
         claim: The claim.
         of_seeds: One number per seed, [seed].
-        shared: Error that the examples add, as in `interval`.
+        shared: Error due to the shared examples, as in `interval`.
     """
 
     claim: Claim
@@ -72,7 +72,7 @@ def interval(
     confidence: float = 0.95,
     shared: Bounds = (0.0, 0.0),
 ) -> tuple[float, float, float]:
-    """Interval of the mean effect, by Student's t over seeds.
+    """Compute the interval of the mean effect, by Student's t over seeds.
 
     A percentile bootstrap over seeds is not used: for five values its coverage is far below its level
     (`tests/hypotheses`).
@@ -108,7 +108,7 @@ def interval(
 
 
 def _student_quantile(confidence: float, degrees: int) -> float:
-    """Half width of a two-sided interval, in standard errors."""
+    """Return the half width of a two-sided interval, in standard errors."""
     return t.ppf((1 + confidence) / 2, degrees)
 
 
@@ -119,7 +119,7 @@ def of_permutations(draws: np.ndarray, confidence: float) -> Bounds:
     lie beyond the effect.
 
     Args:
-        draws: The effect when the examples are shuffled, [resamples].
+        draws: The effect with shuffled examples, [resamples].
         confidence: Level of the interval.
 
     Returns:
@@ -182,16 +182,16 @@ def decide(
     """Make one row of the verdict table from one effect per seed.
 
     "supported" if the whole interval fulfils the claim, "contradicted" if no part of it does, else "undecided".
-    Effects that are equal in all seeds have no spread to make an interval of. All of them then lie on one side of the
-    bound, which has probability 2^−n by chance; too few seeds are therefore undecided.
+    Effects that are equal in all seeds have no spread, so that there is no interval. All of them then lie on one side of the
+    bound, which happens by chance with probability 2^−n; too few seeds are therefore undecided.
 
     Args:
         about: The columns hypothesis, claim, scope, measure, update, estimator, effect.
         effects: One number per seed; seeds with NaN are left out.
-        claim: (low, high): the hypothesis says low < effect < high.
+        claim: (low, high), where the hypothesis is low < effect < high.
         confidence: Level of the interval.
         shared: As in `interval`.
-        reason: Why nothing can be decided, if that is known already.
+        reason: Reason why the claim cannot be decided, or "".
 
     Returns:
         Dict of `COLUMNS`.
@@ -231,21 +231,21 @@ def _why_undecided(
     ci: Bounds,
     confidence: float,
 ) -> str:
-    """Reason why the effects of the usable seeds, [n], allow no verdict, or ""."""
+    """Return the reason why the effects of the usable seeds, [n], allow no verdict, or ""."""
     n = len(usable)
     if n < MIN_SEEDS:
         return _too_few(n, n_given)
     error_rate = (1 - confidence) / 2
     are_equal = np.ptp(usable) == 0
     if are_equal and 0.5**n > error_rate:
-        return f"the same in all {n} seeds: that says nothing of how much seeds differ"
+        return f"the same in all {n} seeds, so that the variation between seeds is unknown"
     if not np.isfinite(ci).all():
         return "too few examples for an interval"
     return ""
 
 
 def _compare(ci: Bounds, claim: Bounds) -> tuple[str, str]:
-    """Verdict and reason from an interval and the bounds of a claim."""
+    """Return verdict and reason from an interval and the bounds of a claim."""
     ci_low, ci_high = ci
     low, high = claim
     bounds = f"({low:.3g}, {high:.3g})"
@@ -301,7 +301,7 @@ def undecided(
     claim: str,
     reason: str,
 ) -> pd.DataFrame:
-    """Make a table of undecided rows, for a claim that the frame has no data for.
+    """Make a table of undecided rows for a claim that cannot be checked on the frame.
 
     Args:
         frame: Columns measure, update, estimator; without a column `name`, probes have no names.
@@ -329,12 +329,12 @@ def undecided(
 
 
 def seeds(count: int) -> str:
-    """Number of seeds in words: "1 seed", "2 seeds"."""
+    """Return the number of seeds in words: "1 seed", "2 seeds"."""
     return f"{count} seed{'' if count == 1 else 's'}"
 
 
 def _too_few(n_usable: int, n_given: int) -> str:
-    """Reason of a verdict for less than `MIN_SEEDS` seeds."""
+    """Return the reason of a verdict for fewer than `MIN_SEEDS` seeds."""
     if n_given < MIN_SEEDS:
         return f"{seeds(n_given)}: an interval over seeds needs {MIN_SEEDS}"
     return f"{n_usable} of {seeds(n_given)} can be judged: an interval over seeds needs {MIN_SEEDS}"

@@ -88,8 +88,8 @@ def noise_between(
 ) -> np.ndarray:
     """Return the absolute difference of D^(1/degree), which is a norm, between two evaluations.
 
-    The difference is infinite if only the second value is not finite. It is zero if the first value is not finite, since such an entry is
-    invalid anyway.
+    The difference is infinite if only the second value is not finite. It is zero if the first value is not finite,
+    because such an entry is invalid anyway.
     """
     root = 1 / degree
     with np.errstate(invalid="ignore"):

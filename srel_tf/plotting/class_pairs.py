@@ -42,7 +42,7 @@ def plot_class_pairs(
         The figure.
 
     Raises:
-        FrameError: The frame has several update rules or η or no rows, or a class is not a source class.
+        FrameError: The frame has no rows, several update rules or several η, or a requested class is not a source class.
 
     Example:
         >>> import pandas as pd
@@ -75,7 +75,7 @@ def plot_class_pairs(
 
 
 def _only_rule(pairs: pd.DataFrame) -> str:
-    """Name of the update rule; `FrameError` unless there is exactly one, with one η a step."""
+    """Return the name of the update rule; raise `FrameError` unless there is exactly one, with one η per step."""
     rules: list[str] = []
     if not pairs.empty:
         names = pairs["rule"] if "rule" in pairs else rule_names(pairs)
@@ -90,7 +90,7 @@ def _only_rule(pairs: pd.DataFrame) -> str:
 
 
 def _source_classes(pairs: pd.DataFrame, classes: Sequence[str] | None) -> list[str]:
-    """The source classes to draw; `FrameError` for a class that is not a source class."""
+    """Return the source classes to draw; raise `FrameError` for a class that is not a source class."""
     present = list(pairs["source_class"].unique())
     if classes is None:
         return present
@@ -145,7 +145,7 @@ def _describe_bands(pairs: pd.DataFrame, axes: np.ndarray) -> str:
 
 
 def _scale(ax: Axes, wide: bool) -> None:
-    """Make the axis logarithmic if values are wide; let a linear axis begin at zero if zero is near."""
+    """Make the axis logarithmic if values span a wide range; start a linear axis at zero if zero is near."""
     if wide:
         ax.set_yscale("log")
         return

@@ -34,7 +34,7 @@ def plot_beside(curves: pd.DataFrame, measure: str) -> Figure:
         The figure.
 
     Raises:
-        FrameError: The frame does not have the measure.
+        FrameError: The frame lacks the measure.
 
     Example:
         >>> import pandas as pd

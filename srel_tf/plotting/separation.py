@@ -29,19 +29,19 @@ def plot_separation(
     separation: pd.DataFrame,
     measures: Sequence[str] = ("kl", "l1", "raw_l1", "published_kl"),
 ) -> Figure:
-    """Plot the AUC of intra- against inter-class pairs by epoch: one panel per rule, one line per measure.
+    """Plot the AUC of intra- against inter-class pairs by epoch, with one panel per rule and one line per measure.
 
     Lines are means over runs, bands one population standard deviation.
 
     Args:
         separation: Result of `srel_tf.separation`, with a column `rule` (`srel_tf.rule_names`).
-        measures: Measures to draw, as far as the frame has them.
+        measures: Measures to draw. Those that the frame lacks are skipped.
 
     Returns:
         The figure.
 
     Raises:
-        FrameError: The frame has none of the measures.
+        FrameError: The frame lacks all of the measures.
 
     Example:
         >>> import pandas as pd
@@ -207,5 +207,5 @@ def _spread_panel(
         xlabel="epochs",
     )
     ax.yaxis.set_major_formatter("{x:g}")
-    # Minor ticks have numbers, too, if the axis spans less than two decades.
+    # If the axis spans less than two decades, minor ticks are labelled, too.
     ax.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.4)))

@@ -176,7 +176,7 @@ def plot_flow_pairs(frame: pd.DataFrame) -> Figure:
 
 
 def plot_sgd_pairs(frame: pd.DataFrame) -> Figure:
-    """Plot Figure 13: S_rel along the SGD of eq. 15 with the theory over it, one panel per pair.
+    """Plot Figure 13: S_rel along the SGD of eq. 15 together with the theory, one panel per pair.
 
     Args:
         frame: Columns pair, step, mean, sd (over runs), limit (eq. 13), finite (eqs. 26/28 along the flow), runs.
