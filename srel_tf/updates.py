@@ -1,4 +1,4 @@
-"""Fictitious update rules: the weights w⁺ after one step on one example. The model keeps its own weights.
+"""Fictitious update rules: the weights w⁺ after one step on one example. The weights of the model do not change.
 
 A rule runs inside the engine's graph and computes in the dtype of the weights.
 """
@@ -17,29 +17,29 @@ ADAM_EPSILON = 1e-8
 
 
 class UpdateRule(Protocol):
-    """A fictitious update rule; made for a network.
+    """A fictitious update rule for a network.
 
     Attributes:
-        elementwise: whether the rule can be given some of the weights. Other rules see all weights together and hold
+        elementwise: whether the rule can update some of the weights alone. Other rules need all weights together and hold
             variables, so that they serve one source at a time.
-        is_gradient: whether the update is minus the gradient that the rule is given.
+        is_gradient: whether the update is minus the gradient argument of the rule.
     """
 
     elementwise: bool
     is_gradient: bool
 
     def gradient_factor(self, learning_rate: tf.Tensor) -> tf.Tensor:
-        """Return the factor of the gradients that `updated` is given, in the shape of η."""
+        """Return the factor, in the shape of η, by which gradients are multiplied before they are passed to `updated`."""
 
     def updated(
         self, weights: Sequence, gradients: Sequence, learning_rate: tf.Tensor
     ) -> list[tf.Tensor]:
-        """Return w⁺ for weights w and gradients of the same shapes; learning_rate: η []."""
+        """Return w⁺ for weights w and gradients of the same shapes; learning_rate is η, []."""
 
     def as_in_training(
         self, x: tf.Tensor, y: tf.Tensor, weights: list, gradients: list
     ) -> list:
-        """Return the gradients of an example [1, ...] in the form that a tape gives; for rules not elementwise."""
+        """Return the gradients of an example [1, ...] in the form that a tape returns; for rules that are not elementwise."""
 
 
 class _Elementwise:
@@ -61,7 +61,7 @@ class Sgd(_Elementwise):
 
     def gradient_factor(self, learning_rate: tf.Tensor) -> tf.Tensor:
         return (
-            learning_rate  # η multiplies the loss: that saves a pass over the weights.
+            learning_rate  # η multiplies the loss, which saves a pass over the weights.
         )
 
     def updated(
@@ -94,16 +94,16 @@ class FreshAdam(_Elementwise):
 
 
 class OptimizerStep:
-    """The next step of the model's own optimizer from its present state, which stays as it is.
+    """The next step of the model's own optimizer from its current state, which does not change.
 
-    The optimizer's own code runs on copies of its variables and of the weights, which are reset before each source. It
+    The optimizer's own code runs on copies of its variables and of the weights, which are reset before each source. The code
     sees the model's Keras variables as in training: path, name, shape, constraint, exclusion from weight decay. Two
-    options of training concern how a gradient is collected:
+    training options affect how a gradient is collected:
 
     - gradient_accumulation_steps: the gradient counts as the mean gradient of a complete accumulation.
     - A loss scale (loss_scale_factor, LossScaleOptimizer): the gradient counts as the one after unscaling.
 
-    An optimizer that is not built yet is measured as a new one of the same configuration.
+    An optimizer that is not built yet is measured like a new optimizer with the same configuration.
 
     Raises:
         ModelError: if the model has no optimizer, or one that cannot run on copies.
@@ -151,9 +151,9 @@ class OptimizerStep:
     ) -> list:
         """Return the gradients of an example [1, ...] in the form that the optimizer gets from a tape in training.
 
-        It gets None for a weight that the loss does not depend on, and leaves that weight alone, weight decay included.
-        It gets `tf.IndexedSlices` for rows of a table. If a row occurs twice, most optimizers make a step of the slices
-        that differs from the step of their sum. Other gradients are those given.
+        A tape returns None for a weight that does not affect the loss. The optimizer does not change such a weight, even by decay.
+        A tape returns `tf.IndexedSlices` for rows of a table. If a row occurs twice, most optimizers make a step for the
+        slices that differs from the step for their sum. Other gradients are returned as given.
         """
         weights = [tf.convert_to_tensor(w) for w in weights]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -166,10 +166,10 @@ class OptimizerStep:
         ]
 
     def _reset(self, copies: list, weights: Sequence, learning_rate: tf.Tensor) -> None:
-        """Give the copies the weights, the learning rate, and the optimizer's present state."""
+        """Set the copies to the weights, the learning rate, and the optimizer's current state."""
         values = {id(v): w for v, w in zip(self._weights, weights, strict=True)}
         values[id(self._learning_rate)] = learning_rate
-        # With gradient accumulation the variable counts gradients, and the property counts updates.
+        # With gradient accumulation the variable counts gradients, while the property counts updates.
         values[id(self._optimizer._iterations)] = self._live.iterations
         for copy, v in zip(copies, self._variables, strict=True):
             copy.assign(tf.cast(values.get(id(v), v.value), copy.dtype))
@@ -178,7 +178,7 @@ class OptimizerStep:
         """Apply gradients as `fit` does."""
         pairs = zip(gradients, self._weights, strict=True)
         try:
-            # Keras also leaves weights without a gradient alone, but warns of them.
+            # Keras, too, does not change weights without a gradient, but it warns about them.
             self._optimizer.apply_gradients([(g, v) for g, v in pairs if g is not None])
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ModelError(
@@ -188,7 +188,7 @@ class OptimizerStep:
 
 
 class _OnCopies(keras.StatelessScope):
-    """Read and write copies instead of Keras variables; write no other variable.
+    """Read and write copies instead of Keras variables, and write no other variable.
 
     The copies are TensorFlow variables, which Keras's TensorFlow backend passes to `update_step`.
     """
@@ -202,10 +202,10 @@ class _OnCopies(keras.StatelessScope):
             return self._copies[id(variable)]
         value = super().get_current_value(variable)
         if value is None:
-            with keras.StatelessScope():  # In it the variable has its own value.
+            with keras.StatelessScope():  # Within the scope the variable has a separate value.
                 value = tf.convert_to_tensor(
                     variable.value
-                )  # A tensor cannot be assigned to.
+                )  # The value must be a variable, because a tensor cannot be assigned to.
         return value
 
     def add_update(self, update: tuple) -> None:
@@ -213,14 +213,14 @@ class _OnCopies(keras.StatelessScope):
         if id(variable) in self._copies:
             self._copies[id(variable)].assign(value)
         else:
-            super().add_update(update)  # Dropped when the scope ends.
+            super().add_update(update)  # The update is dropped when the scope ends.
 
 
 @contextlib.contextmanager
 def _in_precision_of(copies: list, variables: list) -> Iterator[None]:
     """Give variables, and Keras's floatx, the dtype of the copies within the context.
 
-    Keras rounds what is assigned to a variable to the variable's dtype, and Python numbers to floatx.
+    Keras rounds assigned values to the variable's dtype, and Python numbers to floatx.
     """
     changed = [
         (v, v._dtype, copy.dtype.name)
@@ -240,7 +240,7 @@ def _in_precision_of(copies: list, variables: list) -> Iterator[None]:
 
 
 class _Given(keras.optimizers.schedules.LearningRateSchedule):
-    """A schedule that returns a given variable at every step. Optimizers may ask whether η is from a schedule."""
+    """A schedule that returns a given variable at every step. It is needed because optimizers may treat schedules specially."""
 
     def __init__(self, learning_rate: keras.Variable) -> None:
         self._learning_rate = learning_rate
@@ -264,15 +264,15 @@ def _own_optimizer(model: keras.Model) -> keras.optimizers.Optimizer:
 def _twin(
     live: keras.optimizers.Optimizer, weights: list, learning_rate: keras.Variable
 ) -> keras.optimizers.Optimizer:
-    """Return an optimizer that shares all attributes of the live one, but has a given variable as its η.
+    """Return a twin of the live optimizer, with the same attributes except for η, which is a given variable.
 
-    If the live one is not built, the twin is built with variables of its own.
+    If the live optimizer is not built, the twin is built with its own variables.
     """
     twin = object.__new__(type(live))
     if live.built:
         vars(twin).update(vars(live))
     else:
-        # Attributes are set, not copied: lists of the live one would record variables that the twin adds to them.
+        # Attributes are not copied but set, because the live optimizer's lists would record variables that the twin adds.
         keras.optimizers.Optimizer.__init__(twin, learning_rate=1.0, name=live.name)
         of_base_class = set(vars(twin))
         for name, value in vars(live).items():
@@ -287,14 +287,14 @@ def _twin(
         twin.build(weights)
     if twin.learning_rate is not learning_rate:
         raise ModelError(
-            f"update='optimizer' cannot set the learning rate of {_named(live)}, whose class defines the property "
-            "`learning_rate` anew: use update='sgd'"
+            f"update='optimizer' cannot set the learning rate of {_named(live)}, whose class redefines the property "
+            "`learning_rate`: use update='sgd'"
         )
     return twin
 
 
 def _check_alone(optimizer: keras.optimizers.Optimizer) -> None:
-    """Raise `ModelError` for state that copies do not protect: other optimizers, TensorFlow variables."""
+    """Raise `ModelError` for state that is not copied: other optimizers, TensorFlow variables."""
     if not hasattr(optimizer, "learning_rate") or _held(
         optimizer, keras.optimizers.Optimizer
     ):
@@ -311,7 +311,7 @@ def _check_alone(optimizer: keras.optimizers.Optimizer) -> None:
 
 
 def _held(optimizer: keras.optimizers.Optimizer, kind: type) -> list:
-    """Return the objects of a class among an optimizer's attributes, and in their lists and dictionaries."""
+    """Return the objects of a class among an optimizer's attributes, including lists and dictionaries."""
     return [
         part
         for part in keras.tree.flatten(list(vars(optimizer).values()))
@@ -342,7 +342,7 @@ def _copy(variable: keras.Variable, dtype: tf.DType) -> tf.Variable:
         )
     copy._unique_id = (
         original._unique_id
-    )  # An optimizer finds the slots of a weight by it.
+    )  # An optimizer finds the slots of a weight by this identity.
     return copy
 
 
@@ -358,16 +358,16 @@ RULES: dict[str, Callable[[Network], UpdateRule]] = {
 
 
 def learning_rate_now(model: keras.Model, fixed: float | None = None) -> float:
-    """Return η: `fixed`, or the present learning rate of the model's optimizer. `ModelError` if there is neither."""
+    """Return η: `fixed`, or the current learning rate of the model's optimizer. Raises `ModelError` if both are missing."""
     if fixed is not None:
         return float(fixed)
     if model.optimizer is None:
         raise ModelError(
-            "the model has no optimizer to take η from: pass learning_rate=..."
+            "the model has no optimizer that could supply η: pass learning_rate=..."
         )
     try:
         return float(keras.ops.convert_to_numpy(model.optimizer.learning_rate))
     except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
         raise ModelError(
-            f"{_named(model.optimizer)} has no single learning rate to take η from ({error}): pass learning_rate=..."
+            f"{_named(model.optimizer)} has no single learning rate that could serve as η ({error}): pass learning_rate=..."
         ) from error

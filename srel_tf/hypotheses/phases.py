@@ -75,7 +75,7 @@ BOUND_KEEPS = Claim(
 )
 ALL_PAIRS = Claim(
     "(a) all pairs: all late values above early ones",
-    "log₂ (lowest late / highest early value), lowest pair, most favourable times",
+    "log₂ (lowest late / highest early value), lowest pair, times chosen to suit",
     (0.0, np.inf),
 )
 CLAIMS = (
@@ -294,7 +294,7 @@ def _all_pairs(
     names = {**about, "scope": f"{len(followed.pairs)} pairs"}
     row = Effect(ALL_PAIRS, np.array(gaps)).row(names, confidence)
     if row["verdict"] == "supported":
-        reason = "the most favourable times of each seed can contradict the claim, but not support it"
+        reason = "times chosen to suit each seed can contradict, but not support"
         row |= {"verdict": "undecided", "reason": reason}
     return row
 

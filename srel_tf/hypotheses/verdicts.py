@@ -238,7 +238,7 @@ def _why_undecided(
     error_rate = (1 - confidence) / 2
     are_equal = np.ptp(usable) == 0
     if are_equal and 0.5**n > error_rate:
-        return f"the same in all {n} seeds, so that the variation between seeds is unknown"
+        return f"the same in all {n} seeds: that says nothing of how much seeds differ"
     if not np.isfinite(ci).all():
         return "too few examples for an interval"
     return ""

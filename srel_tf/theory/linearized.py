@@ -11,7 +11,7 @@ from srel_tf.theory.homogeneous import HomogeneousPredictor
 def linearized_network(model: keras.Model) -> tuple[HomogeneousPredictor, tf.Tensor]:
     """Build the linearised network of Lee et al. (2019), the case d = 1 of Definition 6 (remark below it).
 
-    α(x) = f(W₀, x) − ⟨J(x), W₀⟩ and β(x) = J(x), the network's own Jacobian at its present weights W₀. The weights are
+    α(x) = f(W₀, x) − ⟨J(x), W₀⟩ and β(x) = J(x), the network's own Jacobian at its current weights W₀. The weights are
     copied: later training of the network does not change the predictor. All P trainable parameters form one row (r = 1,
     n = P), in the order of `model.trainable_variables`.
 

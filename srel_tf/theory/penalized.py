@@ -50,9 +50,9 @@ class PenalizedRegression:
     speed θ², so one step of gradient descent with step η advances t by η/θ². The computation uses the singular vectors
     of H (`srel_tf.theory.ridge_modes`).
 
-    Precision: with ridge="loss", labels that W h fits exactly and a tiny λ₁, S_rel late in training is a ratio of
-    remainders of the order of c. At λ₁ = 1e-8 it is only good to about 1e-7, since one unit in the last place of a
-    feature already moves the true value by 6e-9. At λ₁ = 1e-4 it is right to 4e-11.
+    Precision: with ridge="loss", a tiny λ₁ and labels that W h fits exactly, S_rel late in training is a ratio of
+    remainders of the order of c. At λ₁ = 1e-8 it is accurate only to about 1e-7, because one unit in the last place of a
+    feature already changes the true value by 6e-9. At λ₁ = 1e-4 it is accurate to 4e-11.
 
     The methods raise `ShapeError` for arrays of the wrong shape, and `AssumptionError` for negative times or values that
     are not finite.
@@ -69,7 +69,7 @@ class PenalizedRegression:
 
     Raises:
         AssumptionError: λ₁ or θ is not positive (Theorem 3.1 needs M positive definite).
-        ShapeError: Features, labels or class indices do not fit, or `num_classes` is not a whole number.
+        ShapeError: Features or labels have wrong shapes or values, or `num_classes` is not a whole number.
         OptionError: `ridge` does not exist.
 
     Example:
@@ -173,7 +173,7 @@ class PenalizedRegression:
         source: npt.ArrayLike,
         target: npt.ArrayLike,
     ) -> tf.Tensor:
-        """Theorem 3.2, eq. 4: S_rel (not squared) for D the ℓ2 norm of the change of the K outputs.
+        """Theorem 3.2, eq. 4: S_rel (not squared), where D is the ℓ2 norm of the change of the K outputs.
 
         S_rel does not depend on the step length: the predictor is linear in W, so a finite η cancels.
 
@@ -184,8 +184,8 @@ class PenalizedRegression:
             target: Row of `features`, (c, j) in the paper; an integer, or a list [P].
 
         Returns:
-            [T]; an axis I comes first if w0 has it, an axis P last if source and target have it. NaN where the
-            prediction at the source does not change, as for a zero feature vector. S_rel of equal features is 1. With
+            [T]. If w0 has an axis I, it comes first; if source and target have an axis P, it comes last. NaN where the
+            prediction at the source does not change, for example for a zero feature vector. S_rel of equal features is 1. With
             one feature (p = 1) S_rel is |h'|/|h| for every W, even where the gradient itself vanishes.
 
         Raises:
@@ -203,7 +203,7 @@ class PenalizedRegression:
         elapsed: tf.Tensor,
         pairs: _Pairs,
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Changes of the outputs at target and source in eq. 4, up to a common factor.
+        """Compute the changes of the outputs at target and source in eq. 4, up to a common factor.
 
         The gradient of the source's loss is its value at W* plus a transient that decays with time:
         change at h' = ⟨∇ℓ(W*), h'⟩ + c (W − W*) h' + ⟨h', h⟩ (W − W*) h.
@@ -222,7 +222,7 @@ class PenalizedRegression:
         transient_source = modes.transient(w0, elapsed, pairs.sources)
         transient_target = modes.transient(w0, elapsed, pairs.targets)
         # If the stationary gradient is exactly zero (a single training example), both changes have the factor
-        # e^{−μτ} of the slowest mode. It is then left out, so that it cannot underflow.
+        # e^{−μτ} of the slowest mode. The factor is then left out, so that it cannot underflow.
         stationary = tf.concat([stationary_source, stationary_target], -1)  # [P, 2K]
         is_zero = tf.reduce_all(stationary == 0, -1)  # [P]
         slowest = tf.exp(-elapsed * modes.rates[-1])[:, None]  # [T, 1]
@@ -239,7 +239,7 @@ class PenalizedRegression:
         return change_target, change_source
 
     def _exact_for_multiples(self, srel: tf.Tensor, pairs: _Pairs) -> tf.Tensor:
-        """Replace S_rel [..., P] by |h'|/|h| if h' is a multiple of h: W and the rounding of its gradient cancel."""
+        """Replace S_rel [..., P] by |h'|/|h| if h' is a multiple of h, because then W and the rounding of its gradient cancel."""
         size_target = tf.reduce_max(tf.abs(self._rows(pairs.targets)), -1)
         size_source = tf.reduce_max(tf.abs(self._rows(pairs.sources)), -1)
         is_same = tf.constant((pairs.sources == pairs.targets) | (self.width == 1))
@@ -258,12 +258,12 @@ class PenalizedRegression:
         return w0
 
     def _pairs(self, source: npt.ArrayLike, target: npt.ArrayLike) -> _Pairs:
-        """Check that sources and targets are rows of the features, and pair up."""
+        """Check that sources and targets are rows of the features, equal in number."""
         sources = as_indices(source, "source", self.size)
         targets = as_indices(target, "target", self.size)
         if sources.shape != targets.shape:
             raise ShapeError(
-                f"source and target must pair up, but have shapes {sources.shape} and {targets.shape}."
+                f"source and target must have the same shape, but have shapes {sources.shape} and {targets.shape}."
             )
         source_rows = np.atleast_1d(sources)
         target_rows = np.atleast_1d(targets)
