@@ -63,7 +63,7 @@ def sample_pairs(
 
     Args:
         labels: 0 or 1 for each example, [N].
-        kind: "inter": the source has label e₁, the target has label e₂. "intra": source and target both have label e₁.
+        kind: "inter": the source has label e₁, the target has label e₂. "intra": both have label e₁, and differ.
         count: Number of pairs.
         seed: Seed of the generator.
 

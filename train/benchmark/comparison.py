@@ -1,4 +1,4 @@
-"""All procedures side by side in one process, called in turn: their ratios are what carries over to another machine."""
+"""All procedures side by side in one process, called in turn. Only the ratios of times carry over to another machine."""
 
 import importlib.util
 import itertools
@@ -21,8 +21,8 @@ from train.benchmark.procedures import (
 )
 
 FORWARD, PUBLISHED = "forward pass", "published procedure"
-AUTO, AUTO_REPEATS = f"auto at η = {SMALL:g}", 2  # In float64 above all, which is slow.
-EACH = {FORWARD: 10, PUBLISHED: 2}  # Calls in a round.
+AUTO, AUTO_REPEATS = f"auto at η = {SMALL:g}", 2  # `auto` is slow at this η, because most rows need float64.
+EACH = {FORWARD: 10, PUBLISHED: 2}  # Number of calls per round.
 
 
 def has_torch() -> bool:
@@ -37,7 +37,7 @@ def comparison(
     torch_repeats: int = 2,
     shape: tuple[int, ...] = (32, 32, 3),
 ) -> pd.DataFrame:
-    """Time all procedures; `torch_repeats` 0 leaves the torch.func recipes out.
+    """Time all procedures; `torch_repeats=0` leaves the torch.func recipes out.
 
     The published procedure is scaled up from the (source, class) pairs that were timed. Each procedure is called once
     before it is timed, which traces the graphs of srel_tf and of the loop.
