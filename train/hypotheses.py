@@ -2,8 +2,8 @@
 
 python -m train.hypotheses results/regression results/theory runs/digits-cnn
 
-RUN_DIR is what `train.regression` (also a sweep), `train.classification` or `train.theory` left. Each gets a
-verdicts.csv.
+RUN_DIR is a directory of `train.regression` (also of a sweep), `train.classification` or `train.theory`. A verdicts.csv is
+written into each.
 """
 
 import argparse
@@ -30,17 +30,17 @@ FIGURE_4 = "Figure 4's pairs at all their steps"
 
 
 def load(path):
-    """Load a run directory: {name: `Case`}, one case for a trained net, one a model for the theory's figures."""
+    """Load a run directory as {name: `Case`}: one case for a trained net, or one case per model of the theory's figures."""
     settings = path / "settings.json"
     saved = read_json(settings) if settings.is_file() else {}
     if "figures_6_to_9" in saved:
         return load_theory(path, saved)
     finished = finished_seeds(path)
     for unfinished in sorted({*path.glob("seed-*")} - {*finished}):
-        print(f"note: {unfinished} is not finished and left out")
+        print(f"note: {unfinished} is not finished, and is left out")
     frame = _of_all_seeds(finished, "frame.parquet")
     if saved.get("experiment") == "regression":
-        # Its three probes measure the same pairs, each at steps of its own.
+        # The run's three probes measure the same pairs, each at other steps.
         frame = frame.assign(name="")
     distances = _of_all_seeds(finished, "distances.parquet")
     history = _of_all_seeds(finished, "history.csv")
@@ -51,58 +51,58 @@ def load(path):
 
 
 def load_theory(path, saved):
-    """Compute the models of `train.theory` again for several initial values; `OptionError` for other settings."""
+    """Compute the models of `train.theory` again for several initial values; raise `OptionError` for other settings."""
     now = theory.settings(saved.get("variant"), saved.get("seed"))
     names = sorted({*now, *saved} - {"versions"})
     different = [name for name in names if saved.get(name) != now.get(name)]
     if different or saved.get("variant") != "text":
         which = ", ".join(different) or "variant"
         raise OptionError(
-            f"{path} has figures of other settings ({which}) than those that are checked, the text's: make them with "
+            f"{path} has figures with settings other than the text's ({which}), and only the text's are checked: make them with "
             "train.theory"
         )
     print(
-        f"note: {path} holds means over initial values; its models are computed again for each of several"
+        f"note: {path} holds means over initial values; its models are computed again for several single ones"
     )
     return cases(saved["seed"])
 
 
 def _of_all_seeds(seeds, name):
-    """Join the frames of this name of all seeds; None if no seed has one, `FrameError` if only some have it."""
+    """Join the frames of this name over all seeds. Returns None if no seed has it; raises `FrameError` if only some have it."""
     missing = [str(seed) for seed in seeds if not (seed / name).is_file()]
     if len(missing) == len(seeds):
         return None
     if missing:
         raise FrameError(
-            f"{', '.join(missing)}: no {name} there; restore it, or delete seed.json to run the seed again"
+            f"{', '.join(missing)}: {name} is missing; restore it, or delete seed.json to run the seed again"
         )
     return pd.concat([read_frame(seed / name) for seed in seeds], ignore_index=True)
 
 
 def _most_followed(frame):
-    """Select the pairs that were measured at the most steps."""
+    """Select the pairs with the largest number of measured steps."""
     count = frame.groupby(["source_id", "target_id"])["step"].transform("nunique")
     return frame[count == count.max()]
 
 
 def run_directories(path):
-    """List `path`, or the run directories of a sweep in it; `OptionError` if none holds a finished seed."""
+    """List `path`, or the run directories of a sweep in it; raise `OptionError` if none holds a finished seed."""
     if not path.is_dir():
         raise OptionError(
-            f"{path} is no directory: name what train.regression, classification or theory left"
+            f"{path} is not a directory: give a directory of train.regression, classification or theory"
         )
     if any(path.glob("seed-*/seed.json")) or any(path.glob("figure_??.parquet")):
         return [path]
     runs = sorted({mark.parents[1] for mark in path.glob("*/seed-*/seed.json")})
     if not runs:
         raise OptionError(
-            f"{path} holds no finished seed (seed-*/seed.json): run its command to the end first"
+            f"{path} holds no finished seed (seed-*/seed.json): complete its command first"
         )
     return runs
 
 
 def check(case, confidence):
-    """Make the verdicts of all hypotheses, "undecided" for those that a case has no data for."""
+    """Make the verdicts of all hypotheses, "undecided" for hypotheses without data in the case."""
     frame, undecided = case.frame, hypotheses.undecided
     tables = []
     if case.distances is not None:
@@ -124,14 +124,14 @@ def check(case, confidence):
 
 
 def in_steps(history, frame):
-    """Give a history by epoch the steps of the frame.
+    """Add the frame's steps to a history by epoch.
 
     Args:
         history: Risks with a column step or epoch, or None.
         frame: S_rel frame.
 
     Returns:
-        (risks with a column step, ""), or (None, reason) if the steps are not known.
+        (risks with a column step, ""), or (None, reason) if the steps are unknown.
     """
     if history is None:
         return None, "the run has no risks"
@@ -159,9 +159,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m train.hypotheses", description=__doc__.splitlines()[0]
     )
     parser.add_argument("run_dir", nargs="+", type=Path, metavar="RUN_DIR")
-    level = "of each interval (default: %(default)s)"
+    level = "level of each interval (default: %(default)s)"
     parser.add_argument("--confidence", type=float, default=0.95, help=level)
-    every = "print a row for each step, too"
+    every = "also print a row for each step"
     parser.add_argument("--all", action="store_true", help=every)
     options = parser.parse_args(arguments)
     runs = [run for given in options.run_dir for run in run_directories(given)]
@@ -187,7 +187,7 @@ def report(path, confidence, every_step=False):
 
 
 def _without_single_steps(table):
-    """Leave out the rows of single steps if there is a row for all steps."""
+    """Leave out the rows of single steps if the table has a row for all steps."""
     keys = ["model", "claim", "name", "measure", "update", "estimator", "metric"]
     metric = table["scope"].str.split(", (?:step|at all) ", regex=True).str[0]
     scoped = table.assign(metric=metric)
@@ -212,7 +212,7 @@ def as_text(table):
 
 
 def _lines_of_row(row):
-    """Verdict and claim; effect and interval, if there is an effect; reason, if the row is undecided."""
+    """Format a row: verdict and claim, effect with interval if it is known, reason if the row is undecided."""
     indent = " " * 15
     scope = f"; {row['scope']}" if row["scope"] else ""
     lines = [f"  {row['verdict']:<12} {row['hypothesis']} {row['claim']}{scope}"]

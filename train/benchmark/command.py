@@ -126,7 +126,7 @@ def _comparison(args: argparse.Namespace) -> Result:
 
 def _growth(args: argparse.Namespace) -> Result:
     print(
-        f"\n{args.model}, each size and estimator in a process of its own; exact up to {args.exact_up_to} points"
+        f"\n{args.model}, each size and estimator in a separate process; exact up to {args.exact_up_to} points"
     )
     table = growth(
         args.model,

@@ -230,7 +230,7 @@ class RunDirectory:
             if lines:
                 raise RunDirectoryError(
                     f"{name} was interrupted under other versions, settings or data; return to those, or "
-                    "give --restart to forget what it measured:\n" + "\n".join(lines)
+                    "give --restart to discard its measurements:\n" + "\n".join(lines)
                 )
             store.check(skip_damaged)
             for part in store.left_out:

@@ -53,7 +53,7 @@ def check_mark(path: Path, expected: Mapping[str, Any]) -> None:
         lines += differences(saved, now)
     if lines:
         raise RunDirectoryError(
-            f"{path} is not a seed of this run: give it back to the one that it is of, or delete it:\n"
+            f"{path} is not a seed of this run: move it back to its own run, or delete it:\n"
             + "\n".join(lines)
         )
 

@@ -14,12 +14,12 @@ from train.errata.evidence import central_values, extremes, rank_correlation
 from train.models import build_model
 
 EPSILON, ETA = 1e-8, 1e-4
-SMALL_STEP = "sgd η=0.0001"  # A rule of the protocol crossed.
+SMALL_STEP = "sgd η=0.0001"  # A rule of the protocol "crossed".
 RULES = (SMALL_STEP, "fresh_adam")
 
 
 def published_kl(evidence):
-    """1. kl_div of probabilities with no update at all is a function of the two predictions, whatever the net does."""
+    """1. Without any update, kl_div of probabilities depends on the two predictions alone, not on the net's changes."""
     p = simplex(200)
     at_rest = unmoved_published_kl(p)
     differences = np.abs(3 * at_rest + entropy_and_square(p))
@@ -53,7 +53,7 @@ def published_kl(evidence):
 
 
 def unmoved_published_kl(p):
-    """mean_c p_c (log p_c − p_c), [...] from probabilities [..., C]: torch's kl_div(p, p), handed probabilities."""
+    """mean_c p_c (log p_c − p_c), [...] from probabilities [..., C]: torch's kl_div(p, p), applied to probabilities."""
     return (xlogy(p, p) - p * p).mean(axis=-1)
 
 
@@ -67,14 +67,14 @@ def entropy_and_square(p):
 
 
 def simplex(parts):
-    """All probability vectors of three classes in multiples of 1/parts, corners included, [N, 3]."""
+    """Return all probability vectors of three classes in multiples of 1/parts, corners included, [N, 3]."""
     first, second = np.indices((parts + 1, parts + 1)).reshape(2, -1)
     third = parts - first - second
     return np.stack([first, second, third], axis=-1)[third >= 0] / parts
 
 
 def srel_at_initialisation(learning_rate):
-    """`published_kl` of 24 digits on the small net before training, [24, 24]; a fresh Adam's step."""
+    """Compute `published_kl` of 24 digits on the small net before training, [24, 24], with the step of a fresh Adam."""
     digits = data.load("digits", classes=["3", "5", "8"])
     keras.utils.set_random_seed(0)
     model = build_model("cnn", digits.input_shape, digits.num_classes)
@@ -94,7 +94,7 @@ def _kl_beside_published_kl(path):
 
 
 def fresh_adam(evidence):
-    """2. A fresh Adam moves each weight by η whatever its gradient is."""
+    """2. A fresh Adam changes each weight by η, whatever its gradient is."""
     keras.utils.set_random_seed(0)
     model = build_model("resnet18", (32, 32, 3), 3)
     image = np.random.default_rng(0).normal(size=(1, 32, 32, 3)).astype("float32")
@@ -116,7 +116,7 @@ def fresh_adam(evidence):
 
 
 def loss_gradient(model, x, y):
-    """∇_w of the cross-entropy of logits on x, y, all trainable weights in one float64 vector."""
+    """Compute ∇_w of the cross-entropy of logits on x, y, for all trainable weights, as one float64 vector."""
     with tf.GradientTape() as tape:
         logits = model(x, training=False)
         loss = keras.losses.sparse_categorical_crossentropy(
@@ -127,12 +127,12 @@ def loss_gradient(model, x, y):
 
 
 def first_adam_step(gradient, learning_rate):
-    """w − w⁺ of an Adam (β₁, β₂ = 0.9, 0.999, ε = 1e-8) that has seen this gradient only: m̂ = g and v̂ = g²."""
+    """Compute w − w⁺ of an Adam (β₁, β₂ = 0.9, 0.999, ε = 1e-8) after this gradient only: m̂ = g and v̂ = g²."""
     return learning_rate * gradient / (np.abs(gradient) + EPSILON)
 
 
 def published_l2(evidence):
-    """3. mean |Δp'| over the root mean square of Δp is ℓ1's S_rel times ‖Δp‖₁/(√C ‖Δp‖₂) at the source."""
+    """3. Mean |Δp'| over the root mean square of Δp equals ℓ1's S_rel times ‖Δp‖₁/(√C ‖Δp‖₂) at the source."""
     findings = extremes("S(x, x), C = 3", diagonal_of_published_l2(3600))
     return findings | evidence.of_runs("crossed", _l1_beside_published_l2)
 
@@ -143,7 +143,7 @@ def _l1_beside_published_l2(path):
 
 
 def diagonal_of_published_l2(directions):
-    """(lowest, highest) mean |Δ| / (mean Δ²)^½ over so many directions of the plane Σ_c Δ_c = 0 of three classes."""
+    """Compute (lowest, highest) mean |Δ| / (mean Δ²)^½ over a number of directions in the plane Σ_c Δ_c = 0 of three classes."""
     angle = np.arange(directions) * 2 * np.pi / directions
     change = np.cos(angle[:, None] + np.array([0, 2, 4]) * np.pi / 3)
     ratio = np.abs(change).mean(axis=1) / np.sqrt((change**2).mean(axis=1))
@@ -151,8 +151,8 @@ def diagonal_of_published_l2(directions):
 
 
 def epsilon(evidence):
-    """4. 1e-8 in the denominator alone: nothing to published_kl, much to published_l2 if x hardly moves."""
-    denominators = np.array([np.log(3) + 1 / 3, 1]) / 3  # Of an unmoved published_kl.
+    """4. 1e-8 in the denominator alone hardly changes published_kl, but changes published_l2 much if x hardly moves."""
+    denominators = np.array([np.log(3) + 1 / 3, 1]) / 3  # Denominators of published_kl without an update.
     name = "no update, relative change of published_kl's denominator"
     findings = extremes(name, EPSILON / denominators)
     return findings | evidence.of_runs("crossed", _lowest_denominators)
@@ -174,6 +174,6 @@ def _lowest_denominators(path):
 
 
 def smallest_root_mean_square(rows, classes=3):
-    """A bound from below of the root mean square of Δp over the sources, by step, from the denominators of ℓ1:
+    """Compute a lower bound on the root mean square of Δp over the sources, by step, from the denominators of ℓ1:
     ‖Δp‖₁ <= √C ‖Δp‖₂."""
     return (rows["denominator"] / classes).groupby(rows["step"]).min()

@@ -1,4 +1,4 @@
-"""What `train.errata` reads its effects from: condensed runs, and the published curves if they are at hand."""
+"""Sources of the effects in `train.errata`: condensed runs, and the published curves if available."""
 
 import functools
 from pathlib import Path
@@ -18,7 +18,7 @@ class Evidence(NamedTuple):
     history: object = None
 
     def of_runs(self, protocol, measure):
-        """Findings `measure(directory)` of each dataset measured under the protocol; the lack of CIFAR-10 is one."""
+        """Return the findings `measure(directory)` of each dataset of the protocol. If CIFAR-10 is missing, a finding says so."""
         directories = self.directories(protocol)
         findings = {
             f"{data}: {name}": value
@@ -31,14 +31,14 @@ class Evidence(NamedTuple):
         return findings
 
     def directories(self, protocol):
-        """{dataset: directory} of the condensed runs of a protocol."""
+        """Return {dataset: directory} of the condensed runs of a protocol."""
         marks = self.results.glob(f"*-{protocol}/separation.parquet")
         paths = sorted(mark.parent for mark in marks)
         return {path.name.removesuffix(f"-{protocol}"): path for path in paths}
 
 
 def central_values(path, measures, rules, quantities=("auc",)):
-    """{name: (mean, low, high)} of numbers of `replication.central`, with 95% intervals over seeds."""
+    """Return {name: (mean, low, high)} of quantities in `replication.central`, with 95% intervals over seeds."""
     table = _central(path)
     return {
         f"{quantity} of {measure}, {rule}": tuple(table.loc[(measure, rule, quantity)])
@@ -58,7 +58,7 @@ def _central(path):
 
 
 def rank_correlation(path, first, second, rule):
-    """{name: Spearman's correlation of two measures off the diagonal}, mean over runs and steps, or NaN."""
+    """Return {name: Spearman's correlation of two measures off the diagonal}, mean over runs and steps, or NaN."""
     table = srel_tf.read_frame(path / "agreement.parquet")
     is_rule = table["rule"] == rule
     is_pair = table[["first", "second"]].apply(set, axis=1) == {first, second}
@@ -67,5 +67,5 @@ def rank_correlation(path, first, second, rule):
 
 
 def extremes(name, values):
-    """{name: lowest value, name: highest value}."""
+    """Return {name: lowest value, name: highest value}."""
     return {f"{name}, lowest": np.min(values), f"{name}, highest": np.max(values)}

@@ -22,7 +22,7 @@ PROBES = {
 
 
 def set_up(width=10, sample=theory.random_relu_features, ridge="paper"):
-    """(model, labels, w0 [10, 2, width]) of Figures 6 and 8; of 7 and 9 with width 100."""
+    """Make (model, labels, w0 [10, 2, width]) of Figures 6 and 8, or with width 100 of Figures 7 and 9."""
     features, labels = sample(width, seed=0)
     scale = figures.LAMBDA, figures.THETA
     model = theory.PenalizedRegression(features, labels, 2, *scale, ridge)
@@ -30,7 +30,7 @@ def set_up(width=10, sample=theory.random_relu_features, ridge="paper"):
 
 
 def at_the_ends(name, values):
-    """Findings from an array [..., 2, P] or [..., 2] of values at t = 0 and t = 8000: means over the other axes."""
+    """Make findings from an array [..., 2, P] or [..., 2] of values at t = 0 and t = 8000, as means over the other axes."""
     start, end = np.asarray(values).reshape(10, 2, -1).mean(axis=(0, 2))
     return {f"{name}, t = 0": start, f"{name}, t = 8000": end}
 
@@ -53,7 +53,7 @@ def ridge_coefficient(evidence):
 
 
 def differentiated_coefficient(model, labels, w):
-    """∂(eq. 3)/∂w less (1/N) Σ (W h − e) hᵀ, over w: the median of its entries."""
+    """Compute the median entry of the ratio (∂(eq. 3)/∂w − (1/N) Σ (W h − e) hᵀ) / w."""
     weights, features = tf.Variable(w), model.features.numpy()
     with tf.GradientTape() as tape:
         loss = model.loss(weights)
@@ -62,7 +62,7 @@ def differentiated_coefficient(model, labels, w):
 
 
 def stray_one_over_n(evidence):
-    """11. With 1/N in the numerator's T alone S(x, x) is not 1, and S_rel rises: Figures 6–9, published data."""
+    """11. If only the numerator's T has the factor 1/N, S(x, x) is not 1, and S_rel rises: Figures 6–9, published data."""
     findings = {}
     for width in (10, 100):
         model, labels, w0 = set_up(width, variants.published_features)
@@ -81,7 +81,7 @@ def stray_one_over_n(evidence):
 
 
 def divided_by_400(evidence):
-    """12. A sum over 20 pairs over 400."""
+    """12. A sum over 20 pairs is divided by 400."""
     model, labels, w0 = set_up()
     pairs = theory.sample_pairs(labels, "inter", 20, seed=1)
     srel = model.srel(w0, ENDS, *pairs).numpy()
@@ -90,7 +90,7 @@ def divided_by_400(evidence):
 
 
 def variance_and_classes(evidence):
-    """13. Deviation 2 is variance 4; and the sampled point's class."""
+    """13. Standard deviation 2 means variance 4; the class of the sampled point also differs."""
     findings = {}
     for sample, spread in (
         (theory.random_relu_features, "variance 2"),
@@ -106,7 +106,7 @@ def variance_and_classes(evidence):
 
 
 def input_variance(sample, width=400, dimension=20, per_class=300, seed=2):
-    """The variance of a coordinate of x in the mean-1 class, from h = ReLU(W x) and W."""
+    """Estimate the variance of a coordinate of x in the mean-1 class, from h = ReLU(W x) and W."""
     features, labels = sample(width, dimension, per_class, seed)
     mixing = np.random.default_rng(seed).normal(size=(width, dimension))
     rows = features[labels == 0]
@@ -115,7 +115,7 @@ def input_variance(sample, width=400, dimension=20, per_class=300, seed=2):
 
 
 def pairs_of_both_classes(evidence):
-    """14. The pairs that the "intra-class" notebook draws."""
+    """14. The pairs in the "intra-class" notebook."""
     _, labels, _ = set_up()
     source, target = variants.published_pairs(labels, 20, seed=1)
     n_joining = (labels[source] != labels[target]).sum()
@@ -130,7 +130,7 @@ def pairs_of_both_classes(evidence):
 
 
 def loss_of_both_labels(evidence):
-    """15. The "empirical loss" that adds up the error to both labels."""
+    """15. The published "empirical loss", which adds up the errors to both labels."""
     model, _, w0 = set_up()
     weights = model.weights(w0, ENDS)
     return (
@@ -144,7 +144,7 @@ def loss_of_both_labels(evidence):
 
 
 def least_error_to_both(steps=1000):
-    """min over outputs f of ½ Σ_k ‖e_k − f‖² for K = 2, on the segment between e₁ and e₂, which holds the minimum."""
+    """Compute the minimum over f of ½ Σ_k ‖e_k − f‖² for K = 2, on the segment from e₁ to e₂, which contains the minimum."""
     share = np.linspace(0, 1, steps + 1)
     outputs = np.stack([share, 1 - share], axis=-1)
     return (((np.eye(2)[:, None] - outputs) ** 2).sum(axis=(0, 2)) / 2).min()

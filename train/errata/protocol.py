@@ -1,4 +1,4 @@
-"""Items 5–9 of `train.errata`: what the published classification code counted, averaged and plotted.
+"""Items 5–9 of `train.errata`: counts, averages and plots of the published classification code.
 
 Each check takes the `Evidence` and returns its findings, {name: number or (mean, low, high)}.
 """
@@ -23,7 +23,7 @@ SIZES = {
 
 
 def leaked_test_set(evidence):
-    """5. The "test" images are images that the net is trained on, cropped and flipped by another draw."""
+    """5. The "test" images are training images, cropped and flipped by another draw."""
     names = {"as in the code": "train", "the set's own": "test"}
     findings = {
         f"share of digits' test images trained on, {name}": share_trained_on(split)
@@ -35,13 +35,13 @@ def leaked_test_set(evidence):
 
 
 def share_trained_on(test_images):
-    """Share of the test images of three digits that are training images too; test_images as in `data.load`."""
+    """Compute the share of test images of three digits that are also training images; test_images as in `data.load`."""
     digits = data.load("digits", classes=["3", "5", "8"], test_images=test_images)
     return np.isin(digits.test.ids, digits.train.ids).mean()
 
 
 def _leaked_and_real(path, evidence):
-    """Accuracies after the last epoch; of the real test images from another protocol's runs of the same trainings."""
+    """Compare accuracies after the last epoch. Accuracies on real test images come from the same trainings of another protocol."""
     dataset = path.name.removesuffix("-published")
     leaked = final_accuracies(path)
     findings = {
@@ -63,14 +63,14 @@ def _leaked_and_real(path, evidence):
 
 
 def final_accuracies(path):
-    """Accuracies after the last epoch, one row per run, columns train and test."""
+    """Return accuracies after the last epoch, one row per run, columns train and test."""
     history = srel_tf.read_frame(path / "history.csv")
     last = history[history["epoch"] == history["epoch"].max()]
     return last.pivot(index="run", columns="split", values="accuracy")
 
 
 def same_trainings(path, other):
-    """The runs that ended with the same weights and optimizer state in both directories."""
+    """List the runs that ended with the same weights and optimizer state in both directories."""
     seeds, other_seeds = (read_json(p / "seeds.json") for p in (path, other))
     return sorted(
         run
@@ -81,7 +81,7 @@ def same_trainings(path, other):
 
 
 def three_runs(evidence):
-    """6. A band of ± one population standard deviation of three runs, and what would cover the mean."""
+    """6. A band of ± one population standard deviation of three runs, beside an interval that covers the mean."""
     findings = {}
     for n in (3, 5):
         runs, ratio = f"{n} normal runs", np.sqrt(n / (n - 1))
@@ -94,12 +94,12 @@ def three_runs(evidence):
 
 
 def t_over_population(n, confidence=0.95):
-    """Half-width of Student's interval for the mean of n values over their population standard deviation."""
+    """Compute the half-width of Student's interval for the mean of n values over their population standard deviation."""
     return t.ppf((1 + confidence) / 2, n - 1) / np.sqrt(n - 1)
 
 
 def band_coverage(n):
-    """Probability that mean ± population standard deviation of n normal values covers their expectation."""
+    """Compute the probability that mean ± population standard deviation of n normal values covers the expectation."""
     return 1 - 2 * t.sf(np.sqrt(n - 1), n - 1)
 
 
@@ -118,10 +118,10 @@ def _separated_bands(path):
 
 
 def separated(pairs, factor):
-    """Share of (source class, other class, step) at which intra-class mean − width > inter-class mean + width.
+    """Compute the share of (source class, other class, step) with intra-class mean − width > inter-class mean + width.
 
-    pairs: class pairs of one measure and rule, of several runs. width: `factor` population standard deviations over
-    the runs; None: the 95% t-interval of their mean. NaN for one run, which has neither.
+    pairs: class pairs of one measure and rule, of several runs. The width is `factor` population standard deviations over
+    the runs or, if `factor` is None, the 95% t-interval of their mean. The result is NaN for one run, which has neither.
     """
     curves = pairs.groupby(["step", "source_class", "target_class"])["mean"]
     if (curves.size() < 2).any():
@@ -138,7 +138,7 @@ def separated(pairs, factor):
 
 
 def diagonal(evidence):
-    """7. With the k diagonal terms the intra-class average moves towards 1 by 1/k of its distance."""
+    """7. The k diagonal terms move the intra-class average towards 1 by 1/k of its distance."""
     matrix = np.full((K, K), 0.5)
     np.fill_diagonal(matrix, 1)
     findings = {f"all entries 0.5, k = {K}: intra-class average": matrix.mean()}
@@ -156,7 +156,7 @@ def diagonal(evidence):
 
 
 def epochs_axis(evidence):
-    """8. SVHN's 6 records an epoch on an axis of 7 an epoch; and the first record, which is after one update."""
+    """8. SVHN has 6 records per epoch on an axis for 7 per epoch, and its first record comes after one update."""
     findings = {}
     for name, (train, _, batch) in SIZES.items():
         steps = 3 * train // batch
@@ -175,7 +175,7 @@ def epochs_axis(evidence):
 
 
 def measured_updates(steps_per_epoch, every=9, epochs=7):
-    """The optimizer updates after which the published code measured, ascending."""
+    """List the optimizer updates after which the published code measured, ascending."""
     is_due = SCHEDULES["epoch"](every, steps_per_epoch)
     return [step for step in range(epochs * steps_per_epoch + 1) if is_due(step)]
 
@@ -193,7 +193,7 @@ def _first_update(path, evidence):
 
 
 def _first_means(path):
-    """Definition 3 at the first measured step under fresh_adam, mean over runs and classes, by measure and kind."""
+    """Compute Definition 3 at the first measured step under fresh_adam, mean over runs and classes, by measure and kind."""
     pairs = srel_tf.read_frame(path / "pairs.parquet")
     is_adam = pairs["update"] == "fresh_adam"
     is_published = pairs["measure"].str.startswith("published_")
@@ -204,7 +204,7 @@ def _first_means(path):
 
 
 def class_accuracies(evidence):
-    """9. Class-wise accuracies divide by the class size, though the images of the last batch are not counted."""
+    """9. Class-wise accuracies are divided by the class size, although the images of the last batch are not counted."""
     cases = {
         f"{name} {split}": (size, 3, batch)
         for name, (train, test, batch) in SIZES.items()
@@ -230,9 +230,9 @@ def class_accuracies(evidence):
 
 
 def perfect_accuracy(class_size, classes, batch_size):
-    """Of a net without errors: images counted over all classes, and the standard deviation of the accuracy of a class.
+    """Compute, for a net without errors, the number of counted images and the standard deviation of a class's accuracy.
 
-    The last, incomplete batch of a shuffled epoch leaves out a hypergeometric number of a class.
+    The last, incomplete batch of a shuffled epoch is dropped; the number of a class's images in it is hypergeometric.
     """
     total = class_size * classes
     n_left_out = total % batch_size
@@ -243,6 +243,6 @@ def perfect_accuracy(class_size, classes, batch_size):
 
 
 def multiples(values, n, digits=6):
-    """How many of the values, rounded to so many digits, are multiples of 1/n."""
+    """Count the values that are multiples of 1/n after rounding to the given number of digits."""
     remainders = np.abs(values * n - np.round(values * n))
     return int((remainders <= n * 0.51 * 10.0**-digits).sum())

@@ -14,11 +14,11 @@ from train.theory import figures
 EQ_14 = theory.DiagonalQuadratic(*figures.MOMENTS, figures.THETA)
 # The set-up of Theorem 5.3: a, b, w(0), θ; then α² = 1, β² = 3.
 THEOREM_5_3 = [1.0, 2.0], [1.0, 2.0], [0.5, 0.5], 0.1
-SGD_RATE = 0.05  # Larger than Figure 10's, so that rounding is reached sooner.
+SGD_RATE = 0.05  # The rate is larger than in Figure 10, so that rounding is reached sooner.
 
 
 def theorem_5_3(evidence):
-    """16. β₂₂(x')² printed for β₂₂(x)², and E[β₁₁β₂₂] = 0."""
+    """16. Theorem 5.3 prints β₂₂(x')² for β₂₂(x)², and needs E[β₁₁β₂₂] = 0."""
     names = "S_rel", "bound as printed", "bound with β₂₂(x)²"
     case = theorem_5_3_case([1.0, 0.1], [1.0, 10.0])
     example = "β(x) = (1, 10), β(x') = (1, 0.1), t = 60"
@@ -33,7 +33,7 @@ def theorem_5_3(evidence):
 
 
 def theorem_5_3_case(target, source, time=60.0):
-    """(S_rel of eq. 13, eq. 39 as printed, eq. 39 with β₂₂(x)²) at a time."""
+    """Compute S_rel of eq. 13, eq. 39 as printed, and eq. 39 with β₂₂(x)², at a given time."""
     a, b, w0, theta = THEOREM_5_3
     arguments = *THEOREM_5_3, time, target, source
     values = (
@@ -45,14 +45,14 @@ def theorem_5_3_case(target, source, time=60.0):
 
 
 def shares_beyond_the_bound(count):
-    """Shares of pairs β(x'), β(x) of N(0, I) whose S_rel at t = 60 is below each bound by more than rounding, 1e-12."""
+    """Compute the shares of pairs β(x'), β(x) ~ N(0, I) whose S_rel at t = 60 is below each bound by more than 1e-12."""
     drawn = np.random.default_rng(0).normal(size=(count, 2, 2))
     srel, *bounds = np.transpose([theorem_5_3_case(*pair) for pair in drawn])
     return [(srel < bound * (1 - 1e-12)).mean() for bound in bounds]
 
 
 def srel_of_correlated_features(moment, target, source, time=60.0):
-    """lim S_rel (eq. 31) along the flow with E[β₁₁β₂₂] = moment, integrated numerically."""
+    """Compute lim S_rel (eq. 31) along the numerically integrated flow with E[β₁₁β₂₂] = moment."""
     a, b, w0, theta = THEOREM_5_3
     moments = np.diag(b) + moment * (1 - np.eye(2))
     squares = theory.moment_flow(a, moments, w0, [0.0, time], theta, 2).numpy()[-1] ** 2
@@ -60,7 +60,7 @@ def srel_of_correlated_features(moment, target, source, time=60.0):
 
 
 def absolute_values(evidence):
-    """17. The sign of eq. 14."""
+    """17. The missing absolute values of eq. 14."""
     targets, sources = np.random.default_rng(0).normal(size=(2, 10_000, 3))
     times = [0.0, 500.0]
     random = variants.printed_eq_14(EQ_14, figures.START, times, targets, sources)
@@ -96,7 +96,7 @@ def bound_in_time(evidence):
 
 
 def attained_bound(evidence):
-    """19. Theorem 4.3's bound is attained; what fluctuates in Figure 10 is rounding."""
+    """19. Theorem 4.3's bound is attained; the fluctuations in Figure 10 are rounding."""
     n, x = figures.GATE["dimension"], figures.GATE_SOURCE
     target = np.tile([30.0, -2.0], n // 2)
     bound = float(theory.ReLUGate.late_lower_bound(target, x))
@@ -120,7 +120,7 @@ def attained_bound(evidence):
 
 
 def differenced(target, source, steps=3000):
-    """S_rel along SGD on a ReLU gate's risk with open gates, by differences of predictions; which are resolved."""
+    """Compute S_rel along SGD on a ReLU gate's risk with open gates, by differences, and a mask of the resolved entries."""
     w_star = np.ones(len(source))
     path = theory.relu_sgd(w_star, w_star / 2, SGD_RATE, steps, batch_size=32, seed=0)
     values = theory.relu_risk_srel(path, w_star, target, source, 1e-4)
@@ -128,7 +128,7 @@ def differenced(target, source, steps=3000):
 
 
 def lost_choices(evidence):
-    """20. x' = (14, …, 14) in Figure 10 is 1.4 x: S_rel is 1.4 at any w."""
+    """20. x' = (14, …, 14) in Figure 10 is 1.4 x, so that S_rel is 1.4 at any w."""
     x, target = figures.GATE_SOURCE, np.full(figures.GATE["dimension"], 14.0)
     weights = np.random.default_rng(0).normal(size=(1000, len(x)))
     values = theory.relu_risk_srel(weights, np.ones(len(x)), target, x, 0.01)
@@ -140,7 +140,7 @@ def lost_choices(evidence):
 
 
 def all_pairs(evidence):
-    """21. Four sentences on all pairs, or on the plotted times."""
+    """21. Four statements about all pairs, or about the plotted times."""
     return (
         phases_of_all_pairs()
         | falling_pairs()
@@ -150,7 +150,7 @@ def all_pairs(evidence):
 
 
 def phases_of_all_pairs():
-    """Hypothesis 1.2(a): S_rel(e₁, x) + S_rel(e₃, x) = 1, so not both can be lower early than late."""
+    """Hypothesis 1.2(a): S_rel(e₁, x) + S_rel(e₃, x) = 1, so that the two cannot both be lower early than late."""
     source, targets = [1.0, 0.0, 1.0], [[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
     times = np.linspace(0, 5000, 400)
     srel = EQ_14.srel(figures.START, times, targets, [source, source]).numpy()
@@ -206,7 +206,7 @@ def distance_to_the_minimum(runs=50, near=1e-6):
 
 
 def theorem_5_2_range(evidence):
-    """22. Eq. 36 from w(0) outside Theorem 5.2's range."""
+    """22. Eq. 36 with w(0) outside Theorem 5.2's range."""
     times = np.array([0.0, 10.0, 200.0, 900.0])
     starts = {
         "above a/b": [3.0, -5.0, 4.0],

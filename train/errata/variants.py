@@ -1,4 +1,4 @@
-"""What the paper misprints and what its scripts compute, where `srel_tf.theory` has the theorem (items 11–17)."""
+"""Misprinted and published variants of formulas whose correct form is in `srel_tf.theory` (items 11–17)."""
 
 import numpy as np
 
@@ -6,17 +6,17 @@ from srel_tf import theory
 
 
 def published_features(width, dimension=100, per_class=1000, seed=0):
-    """Item 13: `theory.random_relu_features` with standard deviation 2 in the place of variance 2."""
+    """Item 13: `theory.random_relu_features` with standard deviation 2 instead of variance 2."""
     return theory.random_relu_features(width, dimension, per_class, seed, variance=4.0)
 
 
 def published_pairs(labels, count=20, seed=0):
-    """Items 13 and 14: sources from the mean-9 class, targets from the other, in both notebooks."""
+    """Items 13 and 14: sources from the mean-9 class, targets from the other class, as in both notebooks."""
     return theory.sample_pairs(1 - np.asarray(labels), "inter", count, seed)
 
 
 def published_srel(model, w0, t, source, target):
-    """Item 11: eq. 4 with T = c I + h hᵀ/N in the numerator alone; arguments and result of `model.srel`, pairs [P].
+    """Item 11: eq. 4 with T = c I + h hᵀ/N in the numerator alone, with arguments and result as in `model.srel`, pairs [P].
 
     The change at x' is c W h' + ⟨h', h⟩ (W h/N − y), at x it is c W h + ⟨h, h⟩ (W h − y).
     """
@@ -40,7 +40,7 @@ def published_average(srel):
 
 
 def published_loss(model, weights):
-    """Item 15: eq. 3 with the error of each example to all K labels, which broadcasting adds up, [...]."""
+    """Item 15: eq. 3 with the errors of each example to all K labels, added up by broadcasting, [...]."""
     weights = np.asarray(weights)
     outputs = np.einsum("...kp,np->...nk", weights, model.features.numpy())
     labels = np.eye(model.num_classes)
@@ -50,7 +50,7 @@ def published_loss(model, weights):
 
 
 def printed_theorem_5_3_bound(a, b, w0, theta, t, beta_target, beta_source, t2_star):
-    """Item 16: eq. 39 with β₂₂(x')² in k₂ and in the first factor, as printed: the bound with the two swapped."""
+    """Item 16: eq. 39 as printed, with β₂₂(x')² in k₂ and in the first factor: the bound with β₂₂ of x and x' swapped."""
     (target_1, target_2), (source_1, source_2) = beta_target, beta_source
     swapped = (target_1, source_2), (source_1, target_2)
     return theory.theorem_5_3_bound(a, b, w0, theta, t, *swapped, t2_star=t2_star)

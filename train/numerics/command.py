@@ -1,14 +1,14 @@
-"""The contract on real nets: S_rel of each estimator beside float64, at every stage of training and any η.
+"""Test of the contract on real nets: S_rel of each estimator against float64, at every stage of training and any η.
 
     python -m train.numerics                          an MLP, a CNN and a residual net, each with logits and a softmax
     python -m train.numerics --zoo                    also keras.applications, a ViT, an LSTM and others
-    python -m train.numerics --nets vit MobileNetV2   these
-    python -m train.numerics --out DIR                also DIR/numerics.csv and DIR/numerics.md; goes on where it was
+    python -m train.numerics --nets vit MobileNetV2   these nets only
+    python -m train.numerics --out DIR                also writes DIR/numerics.csv and DIR/numerics.md; continues a run
     python -m train.numerics --cache DIR              keeps trained weights
 
-An entry that is called valid must be within 1e-3 · (1 + S) of float64 for ℓ1 and ℓ2, within 2e-3 · (1 + S) for KL.
+A valid entry must be within 1e-3 · (1 + S) of float64 for ℓ1 and ℓ2, and within 2e-3 · (1 + S) for KL.
 Errors are given in that unit: above 1 an entry is outside the contract. The reference (`.reference`) makes
-each net again in float64 and shares no code with srel_tf. Seconds are those of the processor, of all threads together,
+each net again in float64 and shares no code with srel_tf. Seconds are processor time of all threads together,
 so that other programs on the machine hardly change them.
 """
 
@@ -50,38 +50,38 @@ def parser():
     p.add_argument("--zoo", action="store_true", help="all nets")
     p.add_argument("--stages", nargs="+", metavar="STAGE", help="these stages only")
     p.add_argument(
-        "--etas", nargs="+", type=float, metavar="ETA", help="instead of each net's own"
+        "--etas", nargs="+", type=float, metavar="ETA", help="η instead of each net's own"
     )
     p.add_argument(
         "--estimators", nargs="+", choices=ESTIMATORS, default=list(ESTIMATORS)
     )
     p.add_argument(
         "--precision",
-        help="as in srel_tf.Settings, whose default is used without this option",
+        help="as in srel_tf.Settings (default: the default of Settings)",
     )
     p.add_argument(
         "--per-class",
         type=int,
-        help="probe points of each class, instead of each net's own",
+        help="probe points of each class, instead of each net's own number",
     )
     p.add_argument(
         "--minutes",
         type=float,
         default=30.0,
-        help="within which each stage must be reached",
+        help="time limit (minutes) for each stage",
     )
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--cache", type=Path, help="directory for the weights of each stage")
     p.add_argument("--out", type=Path, help="directory for the tables")
     p.add_argument(
-        "--train-only", action="store_true", help="fill --cache, measure nothing"
+        "--train-only", action="store_true", help="fill --cache without measuring"
     )
     return p
 
 
 @cli.command()
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; the exit status: 1 if a valid entry is outside the contract or a stage was not reached."""
+    """Run the command. Returns 1 if a valid entry is outside the contract or a stage was not reached, else 0."""
     args = parser().parse_args(arguments)
     make_repeatable(args.seed)
     names = args.nets or list(NETS if args.zoo else SMALL)
@@ -125,7 +125,7 @@ def of_net(name, args, table):
 
 
 class Table:
-    """The rows of all nets, kept in `--out` as they come."""
+    """The rows of all nets, saved in `--out` as soon as they are known."""
 
     def __init__(self, args):
         self._path = args.out / "numerics.csv" if args.out else None
@@ -148,7 +148,7 @@ class Table:
         )
 
     def add(self, rows):
-        """Put in the rows of one net and stage, in the place of former ones."""
+        """Insert the rows of one net and stage, and replace earlier rows of the same stage."""
         new = pd.DataFrame(rows).assign(settings=self._settings)
         if len(self.rows):
             former = self.rows[~self._of(new["net"][0], new["stage"][0])]
@@ -161,7 +161,7 @@ class Table:
             unfinished.replace(self._path)
 
     def finish(self, names):
-        """Print the summary of these nets; whether no entry is outside."""
+        """Print the summary of these nets. Returns whether all valid entries are within the contract."""
         rows = self.rows[self.rows["net"].isin(names)] if len(self.rows) else self.rows
         if not len(rows):
             print("nothing was measured")
@@ -209,7 +209,7 @@ class Measuring:
         )
 
     def reference(self, weights):
-        """{η: {measure: S}}, NaN where there is none; η = 0 is the limit."""
+        """Return {η: {measure: S}}, with NaN for unresolved entries; η = 0 is the limit."""
         return self._reference.srel(weights, self._etas)
 
     def rows(self, weights, reference):
@@ -219,7 +219,7 @@ class Measuring:
         for estimator, instrument in self._instruments.items():
             etas = (0.0,) if estimator == "limit" else self._etas
             results, seconds = {}, []
-            for eta in (None, *etas):  # The first call traces.
+            for eta in (None, *etas):  # The first call traces the graph.
                 start = time.process_time()
                 results[eta] = self._measure(instrument, eta)
                 seconds.append(time.process_time() - start)
@@ -239,21 +239,21 @@ class Measuring:
             return srel_tf.Instrument(self._net, self._probe, settings)
 
     def _measure(self, instrument, eta):
-        """A measurement with η; of the limit, with any."""
+        """Measure with η. The limit does not depend on η, and accepts any value."""
         self._net.optimizer.learning_rate = eta or self._etas[0]
         with _silence():
             return instrument()
 
     def _seconds_in_float32(self, estimator, eta):
         seconds = []
-        for _ in range(2):  # The first call traces.
+        for _ in range(2):  # The first call traces the graph.
             start = time.process_time()
             self._measure(self._single[estimator], eta)
             seconds.append(time.process_time() - start)
         return seconds[1]
 
     def _seconds_of_forward(self):
-        """Of a float32 forward pass of all probe points."""
+        """Measure the seconds of a float32 forward pass of all probe points."""
         forward = tf.function(lambda x: self._net(x, training=False), jit_compile=False)
         x, seconds = tf.constant(self._probe.x), []
         for _ in range(6):
@@ -264,5 +264,5 @@ class Measuring:
 
 
 def _silence():
-    """The table says what is invalid."""
+    """Suppress warnings about invalid entries, which the table counts."""
     return warnings.catch_warnings(action="ignore", category=UserWarning)

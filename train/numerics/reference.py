@@ -1,9 +1,9 @@
-"""S_rel of a net made again in float64: one gradient, one assigned step, two forward passes, NumPy for the measures.
+"""S_rel of a net rebuilt in float64: one gradient, one assigned step, two forward passes, and measures in NumPy.
 
-Slow and plain on purpose. It imports nothing of srel_tf.
+The code is slow and simple on purpose. It does not import srel_tf.
 
-The error of the reference itself is seen by a repetition with weights that differ by a few units in the last place. If
-rounding drowns a step, its change is computed as an integral of derivatives along the step, where nothing cancels:
+The error of the reference is estimated by a repetition with weights that differ by a few units in the last place. If
+a change is lost in rounding, it is computed as an integral of derivatives along the step, without cancellation:
 f(w − ηg) − f(w) = −η ∫₀¹ J(w − tηg) g dt.
 """
 
@@ -15,18 +15,18 @@ import numpy as np
 import tensorflow as tf
 
 TOLERANCE = {"kl": 2e-3, "l1": 1e-3, "l2": 1e-3, "raw_l1": 1e-3, "raw_l2": 1e-3}
-NEGLIGIBLE = 0.05  # Of the tolerance: two references that are nearer than this are one.
+NEGLIGIBLE = 0.05  # Share of the tolerance below which the difference of two references is negligible.
 NUDGE = 1e-15  # Relative change of the weights in the repetition.
 ORDERS = (
     2,
     4,
-)  # Of two quadratures, which are one where the derivative is smooth along the step.
+)  # Numbers of nodes of two quadratures, which agree if the derivative is smooth along the step.
 LARGEST_EXPONENT = 11_000  # Its exponential is finite in extended precision.
 
 
 @contextlib.contextmanager
 def double_precision():
-    """Layers, losses and penalties in float64."""
+    """Make new layers, losses and penalties compute in float64 within the context."""
     policy, floatx = keras.config.dtype_policy(), keras.config.floatx()
     keras.config.set_floatx("float64")
     keras.config.set_dtype_policy("float64")
@@ -38,7 +38,7 @@ def double_precision():
 
 
 class Place(NamedTuple):
-    """Trainable weights and the outputs [n, C] there."""
+    """Trainable weights, and the outputs [n, C] at these weights."""
 
     weights: list
     outputs: np.ndarray
@@ -47,7 +47,7 @@ class Place(NamedTuple):
 class Reference:
     """S_rel between all examples x [n, ...] with labels y [n].
 
-    build: () -> compiled model; it is called under the dtype policy float64.
+    build: () -> compiled model, called under the dtype policy float64.
     softmax: whether the model returns probabilities; else it returns logits.
     """
 
@@ -62,7 +62,7 @@ class Reference:
         self._slope = tf.function(self._slope, autograph=False, jit_compile=False)
 
     def srel(self, weights, etas):
-        """{η: {measure: S [n, n], NaN where float64 does not resolve it}}; η = 0 is the limit η → 0."""
+        """Return {η: {measure: S [n, n]}}, with NaN for entries that float64 does not resolve; η = 0 is the limit η → 0."""
         n, keys = len(self._x), (0.0, *etas)
         rows = {
             eta: {measure: np.full((n, n), np.nan) for measure in TOLERANCE}
@@ -84,7 +84,7 @@ class Reference:
         return rows
 
     def _places(self):
-        """The net's place, and that of the repetition."""
+        """Return weights and outputs of the net and of the repetition."""
         draw = np.random.default_rng(0)
         exact = [v.numpy() for v in self._variables]
         nudged = [w * (1 + NUDGE * draw.standard_normal(w.shape)) for w in exact]
@@ -94,7 +94,7 @@ class Reference:
         ]
 
     def _row(self, places, gradients, source, eta):
-        """{measure: S [n]} of one source."""
+        """Return {measure: S [n]} of one source."""
         compute = self._limit_change if eta == 0 else self._step_change
         changes = [
             compute(place, g, eta) for place, g in zip(places, gradients, strict=True)
@@ -124,7 +124,7 @@ class Reference:
         }
 
     def _step_change(self, place, gradient, eta):
-        """The change of the outputs by the step, [n, C]."""
+        """Compute the change of the outputs due to the step, [n, C]."""
         after = [w - eta * g for w, g in zip(place.weights, gradient, strict=True)]
         return self._at(after, self._predict).numpy() - place.outputs
 
@@ -133,7 +133,7 @@ class Reference:
         return -self._at(place.weights, self._slope, gradient).numpy()
 
     def _integral(self, place, gradient, eta, order):
-        """The change of the outputs by Gauss-Legendre quadrature of its derivative along the step."""
+        """Compute the change of the outputs by Gauss-Legendre quadrature of its derivative along the step."""
         nodes, shares = np.polynomial.legendre.leggauss(order)
         change = 0.0
         for node, share in zip((nodes + 1) / 2, shares / 2, strict=True):
@@ -147,7 +147,7 @@ class Reference:
         return change
 
     def _at(self, weights, function, *arguments):
-        """`function` of the net with these trainable weights."""
+        """Evaluate `function` on the net with the given trainable weights."""
         self._assign(weights)
         return function(*arguments)
 
@@ -169,10 +169,10 @@ class Reference:
         return [tf.convert_to_tensor(g) for g in tape.gradient(loss, self._variables)]
 
     def _slope(self, direction):
-        """The derivative of the outputs along a direction of the weights, [n, C].
+        """Compute the derivative of the outputs along a direction in weight space, [n, C].
 
         Jᵀu is linear in u, so its product with the direction has the derivative J · direction with respect to u.
-        TensorFlow's forward mode does not go through the loops of recurrent layers; this does.
+        Unlike TensorFlow's forward mode, this product also works for the loops of recurrent layers.
         """
         with tf.GradientTape() as outer:
             u = tf.ones_like(self._net(self._x, training=False))
@@ -190,7 +190,7 @@ class Reference:
 
 
 def close(s, other, measure):
-    """Return whether two references are one, [n]; False where either is not finite."""
+    """Return whether two references agree, [n]; False where either is not finite."""
     with np.errstate(invalid="ignore"):
         return np.abs(s - other) <= NEGLIGIBLE * TOLERANCE[measure] * (1 + np.abs(s))
 
@@ -204,7 +204,7 @@ def is_resolved(outputs, change, source):
 
 
 def srel_row(outputs, change, source, softmax=False, limit=False):
-    """{measure: S [n]}: the change at each example over that at `source`. outputs, change: [n, C]."""
+    """Return {measure: S [n]}: the change at each example over the change at `source`. outputs, change: [n, C]."""
     distances = distances_in_the_limit if limit else distances_of_a_step
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         found = distances(
@@ -218,7 +218,7 @@ def srel_row(outputs, change, source, softmax=False, limit=False):
 
 
 def distances_of_a_step(outputs, change, softmax):
-    """{measure: D [n]} of two predictions, from the first and from the change, so that nothing cancels here."""
+    """Return {measure: D [n]} of two predictions, computed from the first prediction and the change to avoid cancellation."""
     if softmax:
         log_p, d = np.log(outputs), np.log1p(change / outputs)
     else:
@@ -231,7 +231,7 @@ def distances_of_a_step(outputs, change, softmax):
 
 
 def distances_in_the_limit(outputs, change, softmax):
-    """{measure: D [n]} of a change of the outputs to first order; of `kl` to second order."""
+    """Return {measure: D [n]} of a change of the outputs to first order, for `kl` to second order."""
     if softmax:
         p, d = outputs, change / outputs
     else:
@@ -255,7 +255,7 @@ def log_softmax(logits):
 
 
 def change_of_log_softmax(log_p, change):
-    """log p⁺ − log p = Δz − log Σ p e^Δz; Δz is taken relative to that of the likeliest class, which may be large."""
+    """Compute log p⁺ − log p = Δz − log Σ p e^Δz, after subtracting the Δz of the likeliest class, which may be large."""
     relative = change - np.take_along_axis(
         change, log_p.argmax(axis=-1)[..., None], axis=-1
     )
@@ -268,7 +268,7 @@ def change_of_log_softmax(log_p, change):
 
 
 def divergence(d):
-    """e^d d − e^d + 1 near 0, by its series Σ dᵏ (k − 1) / k!, whose terms do not cancel."""
+    """Compute e^d d − e^d + 1 near 0, by its series Σ dᵏ (k − 1) / k!, without cancellation."""
     series, term = 0 * d, d
     for k in range(2, 15):
         term = term * d / k

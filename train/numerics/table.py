@@ -1,4 +1,4 @@
-"""The tables of `train.numerics`: valid shares, errors and costs of each estimator beside the float64 reference."""
+"""The tables of `train.numerics`: valid shares, errors and costs of each estimator, compared with the float64 reference."""
 
 import numpy as np
 import pandas as pd
@@ -9,10 +9,10 @@ COUNTS = ["entries", "valid", "outside", "unreferenced"]
 
 
 def comparison(result, measure, reference):
-    """Counts and the worst error of the valid entries of one measure, as a dict.
+    """Return the counts and the worst error of the valid entries of one measure, as a dict.
 
-    reference: S [n_s, n_t], NaN where there is none. The error is in units of tolerance · (1 + S). unreferenced: valid
-    entries that nothing was compared with.
+    reference: S [n_s, n_t], NaN for unresolved entries. The error is in units of tolerance · (1 + S). unreferenced: valid
+    entries without a reference.
     """
     valid, s = result.valid(measure), result.matrix(measure)
     known = np.isfinite(reference)
@@ -44,7 +44,7 @@ def comparison(result, measure, reference):
 
 
 def summary(rows):
-    """One row per (net, stage, estimator) of the rows of each η and measure."""
+    """Combine the rows of each η and measure into one row per (net, stage, estimator)."""
     groups = rows.groupby(["net", "stage", "estimator"], sort=False)
     table = groups[COUNTS].sum()
     table.insert(0, "η", groups["eta"].agg(_range))
@@ -65,7 +65,7 @@ def _range(etas):
 
 
 def as_markdown(table):
-    """The summary as Markdown; errors in units of tolerance · (1 + S)."""
+    """Format the summary as Markdown, with errors in units of tolerance · (1 + S)."""
     lines = [
         "| net | stage | η | estimator | entries | valid | outside | worst error | unreferenced | CPU seconds "
         "| × float32 | forward passes |",
@@ -99,7 +99,7 @@ def _number(value, form):
 
 
 def total(rows):
-    """One line on all rows."""
+    """Summarise all rows in one line."""
     valid, outside, unreferenced = (
         rows[name].sum() for name in ("valid", "outside", "unreferenced")
     )

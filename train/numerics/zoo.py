@@ -1,7 +1,7 @@
-"""Nets on which `train.numerics` compares S_rel with float64: keras.applications, small nets, ill-conditioned ones.
+"""Nets on which `train.numerics` compares S_rel with float64: keras.applications, small nets, ill-conditioned nets.
 
-Each `Net` has a constructor that takes Keras's present dtype policy, images, labels and the stages of its training.
-All learn scikit-learn's digits.
+Each `Net` has a constructor that uses Keras's current dtype policy, images, labels and the stages of its training.
+All nets learn scikit-learn's digits.
 """
 
 import functools
@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 
 from train.models import build_model
 
-# Loss of the whole training set (nats) below which a stage begins. None: no training.
+# Loss of the whole training set (nats) below which a stage is reached. None means no training.
 LOSSES = {"initialisation": None, "mid-training": 0.3, "converged": 1e-4}
 UNTRAINED, STATISTICS, TRAINED = "untrained", "statistics", "accuracy 1.0"
 
@@ -30,8 +30,8 @@ class Net:
     stages: names, in the order of training.
     per_class: probe points of each class.
     etas: step lengths of the finite step.
-    learning_rate: of Adam, in training.
-    weights_of: name of the net whose training gives the weights; None: the net itself.
+    learning_rate: learning rate of Adam in training.
+    weights_of: name of the net whose trained weights are used; None means the net itself.
     """
 
     build: Callable
@@ -44,7 +44,7 @@ class Net:
     weights_of: str | None = None
 
     def compiled(self, optimizer="sgd"):
-        """A new net in Keras's present precision, with a loss in that precision."""
+        """Build a new net in Keras's current precision, with a loss in the same precision."""
         net = self.build()
         loss = keras.losses.SparseCategoricalCrossentropy(
             from_logits=not self.softmax, dtype=keras.config.floatx()
@@ -55,7 +55,7 @@ class Net:
 
 @functools.cache
 def digits(classes, per_class):
-    """Digits 0 .. classes-1: images float32 [n, 8, 8, 1] in [0, 1] and labels int64 [n], `per_class` of each."""
+    """Return digits 0 .. classes-1: images float32 [n, 8, 8, 1] in [0, 1] and labels int64 [n], `per_class` of each."""
     images, labels = load_digits(return_X_y=True)
     chosen = np.concatenate(
         [np.flatnonzero(labels == label)[:per_class] for label in range(classes)]
@@ -66,14 +66,14 @@ def digits(classes, per_class):
 
 
 def resized(size, low, high):
-    """150 images of five digits, resized to [size, size, 3], intensities from `low` to `high`."""
+    """Return 150 images of five digits, resized to [size, size, 3], with intensities from `low` to `high`."""
     x, y = digits(5, 30)
     x = tf.image.resize(x, (size, size)).numpy().repeat(3, axis=-1)
     return (low + (high - low) * x).astype("float32"), y
 
 
 def shifted():
-    """90 images of three digits as 64 numbers in 1000 ± 0.1."""
+    """Return 90 images of three digits, each as 64 numbers in 1000 ± 0.1."""
     x, y = digits(3, 30)
     return (1000 + 0.1 * (2 * x.reshape(-1, 64).astype("float64") - 1)).astype(
         "float32"
@@ -81,7 +81,7 @@ def shifted():
 
 
 def batch_norm():
-    """Dense layers with batch normalisation, whose first layer sees inputs with a large mean and a small spread."""
+    """Build dense layers with batch normalisation; the inputs have a large mean and a small spread."""
     inputs = keras.Input((64,))
     x = inputs
     for units in (256, 64):
@@ -90,7 +90,7 @@ def batch_norm():
 
 
 def residual():
-    """Two residual blocks without normalisation."""
+    """Build two residual blocks without normalisation."""
     inputs = keras.Input((8, 8, 1))
     x = layers.Conv2D(16, 3, padding="same")(inputs)
     for _ in range(2):
@@ -102,7 +102,7 @@ def residual():
 
 
 class Positions(layers.Layer):
-    """Add a trained vector to each token."""
+    """Layer that adds a trained vector to each token."""
 
     def build(self, input_shape):
         self.table = self.add_weight(
@@ -115,7 +115,7 @@ class Positions(layers.Layer):
 
 
 def vit():
-    """A vision transformer: 16 patches of 2×2, two blocks of width 32."""
+    """Build a vision transformer: 16 patches of 2×2, two blocks of width 32."""
     inputs = keras.Input((8, 8, 1))
     x = Positions()(layers.Reshape((16, 32))(layers.Conv2D(32, 2, strides=2)(inputs)))
     for _ in range(2):
@@ -134,7 +134,7 @@ def vit():
 
 
 def lstm():
-    """Two LSTM layers; an image is a sequence of its 8 rows."""
+    """Build two LSTM layers, for which an image is a sequence of 8 rows."""
     inputs = keras.Input((8, 8, 1))
     x = layers.LSTM(32, return_sequences=True)(layers.Reshape((8, 8))(inputs))
     return keras.Model(inputs, layers.Dense(10)(layers.LSTM(32)(x)))
@@ -156,7 +156,7 @@ def _powers(*exponents):
 
 
 def _deep(name, size=32, low=-1, high=1, normalised=True, learning_rate=1e-3):
-    """A net of keras.applications; low, high: the intensities that it expects."""
+    """Describe a net of keras.applications; low, high: range of intensities that the net expects."""
     return Net(
         build=functools.partial(_application, name, size),
         data=functools.partial(resized, size, low, high),

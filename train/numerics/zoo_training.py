@@ -1,4 +1,4 @@
-"""Weights of the zoo's nets at each stage of their training, kept in a directory so that no training is done twice."""
+"""Weights of the zoo's nets at each stage of training, cached in a directory so that no training is repeated."""
 
 import json
 import sys
@@ -11,17 +11,17 @@ from srel_tf.files import write_json
 from train.numerics.zoo import LOSSES, NETS, STATISTICS, TRAINED
 
 SAVE_EVERY = 120  # Seconds.
-EPOCHS = 5  # Between two looks at the loss.
+EPOCHS = 5  # Number of epochs between two checks of the loss.
 
 
 class NotConverged(RuntimeError):
-    """Training did not reach a stage within its time."""
+    """Training did not reach a stage within the time limit."""
 
 
 class Training:
     """The weights of one net, stage after stage.
 
-    cache: directory, or None to keep nothing. minutes: time limit of each stage's training.
+    cache: directory for the weights; None disables the cache. minutes: time limit of each stage's training.
     """
 
     def __init__(self, name, seed=0, cache=None, minutes=30.0):
@@ -73,9 +73,9 @@ class Training:
                 raise NotConverged(
                     f"{self._name}: loss {loss:.1e}, accuracy {accuracy:.3f} after {epochs} epochs, not yet {stage!r}: "
                     + (
-                        "run again to train on"
+                        "run again to continue the training"
                         if self._cache
-                        else "give more --minutes, or --cache to train on later"
+                        else "give more --minutes, or --cache to continue the training later"
                     )
                 )
             if now - saved > SAVE_EVERY:
@@ -135,7 +135,7 @@ def _reached(stage, loss, accuracy):
 
 
 def take_statistics(model, x):
-    """Give all batch normalisation the statistics of x, in the place of moving ones."""
+    """Set the statistics of all batch normalisation layers to those of x, instead of moving statistics."""
     norms = [
         layer
         for layer in model._flatten_layers()
