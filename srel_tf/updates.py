@@ -202,7 +202,9 @@ class _OnCopies(keras.StatelessScope):
             return self._copies[id(variable)]
         value = super().get_current_value(variable)
         if value is None:
-            with keras.StatelessScope():  # Within the scope the variable has a separate value.
+            with (
+                keras.StatelessScope()
+            ):  # Within the scope the variable has a separate value.
                 value = tf.convert_to_tensor(
                     variable.value
                 )  # The value must be a variable, because a tensor cannot be assigned to.

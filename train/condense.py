@@ -48,7 +48,14 @@ KEPT = (
     "left_out",
 )
 RULE = ["name", "update", "estimator", "learning_rate"]
-MATRIX = ["run", "seed", "step", "epoch", "measure", *RULE]  # Columns that identify a measurement.
+MATRIX = [
+    "run",
+    "seed",
+    "step",
+    "epoch",
+    "measure",
+    *RULE,
+]  # Columns that identify a measurement.
 PAIR = [*MATRIX, "source_class", "target_class"]
 
 
@@ -184,7 +191,9 @@ def _rows(frame: StoredFrame, key: Mapping[str, Any]) -> pd.DataFrame:
         operator.and_, (pc.field(name) == value for name, value in stored.items())
     )
     rows = frame.read(wanted)
-    return rows[rows["name"] == key["name"]]  # Files of earlier versions lack the column `name`.
+    return rows[
+        rows["name"] == key["name"]
+    ]  # Files of earlier versions lack the column `name`.
 
 
 def matrices(frame: StoredFrame, steps: Sequence[int]) -> pd.DataFrame:

@@ -21,7 +21,9 @@ from srel_tf.updates import UpdateRule
 
 SOURCE_BATCH = 32  # Sources whose layer inputs and output gradients are held at a time.
 LANES = 2  # Independent loops over half of the sources each: they overlap each other's serial parts.
-SAMPLE = 2  # Smallest number of targets per source at which its update is evaluated again.
+SAMPLE = (
+    2  # Smallest number of targets per source at which its update is evaluated again.
+)
 SAMPLES = 32  # Smallest number of targets, all sources together, at which updates are evaluated again.
 
 

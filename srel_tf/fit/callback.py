@@ -80,8 +80,12 @@ class SRelCallback(ClockedCallback):
         # The training step that the instrument was made for: Keras's function and the ids of the weights it trains.
         self._made_for: tuple[Any, list[int]] = (None, [])
         self._optimizer_check = OptimizerCheck()
-        self._times_gone_back = 0  # The clock's `times_gone_back` when this probe last read it.
-        self._seconds: list[float] = []  # Duration of each measurement since the last report.
+        self._times_gone_back = (
+            0  # The clock's `times_gone_back` when this probe last read it.
+        )
+        self._seconds: list[
+            float
+        ] = []  # Duration of each measurement since the last report.
 
     def _describe_options(self) -> JsonObject:
         """Describe the options in types that JSON supports."""

@@ -120,7 +120,9 @@ class Checkpoint(ClockedCallback):
         self._every = every
         self._stateful_callbacks = list(companions)
         self._user_metadata = note or {}
-        self._fingerprint: JsonObject | None = None  # Fingerprint of the model as it was compiled.
+        self._fingerprint: JsonObject | None = (
+            None  # Fingerprint of the model as it was compiled.
+        )
         self._restored = False  # Whether the store holds this training: restore() matched them, or it was empty.
         self._restored_metrics: Arrays = ()  # Values for the metrics of the epoch that is continued.
         self._saved_place: tuple[Position, int] | None = None  # Place of the last save.

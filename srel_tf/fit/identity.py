@@ -63,9 +63,7 @@ def _config(layer: keras.layers.Layer) -> Any:
     """Return the config of a layer or model; None if a user's class has no usable `get_config`."""
     try:
         return _as_json(layer.get_config())
-    except (
-        Exception
-    ):  # A user's class may raise any exception. Its layers are then described one by one.
+    except Exception:  # A user's class may raise any exception. Its layers are then described one by one.
         return None
 
 

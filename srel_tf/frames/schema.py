@@ -342,7 +342,9 @@ def read_frame(path: AnyPath) -> pd.DataFrame:
         check_regular(path)
         return completed(_READERS[path.suffix](path))
     except StorageError as error:
-        raise FrameError(f"there is no frame {path}: it is not a regular file") from error
+        raise FrameError(
+            f"there is no frame {path}: it is not a regular file"
+        ) from error
     except (
         Exception
     ) as error:  # pandas and pyarrow raise many exception types on damaged files.

@@ -38,7 +38,9 @@ class LayerIO:
     def __init__(self, network: Network, x: tf.Tensor) -> None:
         self._network = network
         self.layers = weight_owners(network.model)
-        self._owner: dict[int, keras.Layer] = {}  # The layer that owns each trainable variable, by the variable's id.
+        self._owner: dict[
+            int, keras.Layer
+        ] = {}  # The layer that owns each trainable variable, by the variable's id.
         for layer in self.layers:
             for v in layer.trainable_variables:
                 if id(v) in self._owner:

@@ -210,7 +210,9 @@ class OutputGradients:
     ) -> tf.Tensor:
         """The model's own `compute_loss`. It includes regularisers, whose gradient at the predictions is 0."""
         if mask is not None:
-            predictions._keras_mask = mask  # Keras's losses read the mask from this attribute.
+            predictions._keras_mask = (
+                mask  # Keras's losses read the mask from this attribute.
+            )
         with self._network.scope(self._network.weights):
             return self._network.model.compute_loss(
                 x=None, y=y, y_pred=predictions, sample_weight=None
@@ -251,7 +253,5 @@ def _mean_over_examples(model: keras.Model) -> keras.losses.Loss | None:
 def _may_have_loss_weights(model: keras.Model) -> bool:
     try:
         return bool((model.get_compile_config() or {}).get("loss_weights"))
-    except (
-        Exception
-    ):  # A user's optimizer or metric may lack a configuration, and raise any exception.
+    except Exception:  # A user's optimizer or metric may lack a configuration, and raise any exception.
         return True

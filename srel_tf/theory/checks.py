@@ -13,7 +13,9 @@ from srel_tf.errors import AssumptionError, OptionError, ShapeError
 
 ArrayLike: TypeAlias = npt.ArrayLike | tf.Tensor | tf.Variable
 
-_SYMMETRY_TOLERANCE = 1e-12  # Tolerated asymmetry relative to the largest entry of the matrix.
+_SYMMETRY_TOLERANCE = (
+    1e-12  # Tolerated asymmetry relative to the largest entry of the matrix.
+)
 
 
 def as_tensor(

@@ -26,7 +26,9 @@ from train.classification.experiment import make_repeatable
 from train.common import cli
 from train.models import ARCHITECTURES
 
-Result = tuple[dict[str, pd.DataFrame], dict[str, Figure]]  # Tables and figures by file name.
+Result = tuple[
+    dict[str, pd.DataFrame], dict[str, Figure]
+]  # Tables and figures by file name.
 
 
 def parser() -> argparse.ArgumentParser:
@@ -69,7 +71,12 @@ def parser() -> argparse.ArgumentParser:
     )
     number("--exact-up-to", 0, 240, "--growth measures exact up to this many points")
     number("--batch-size", 1, 256, "batch size of --training")
-    number("--rounds", 1, 5, "rounds of --training, in which its kinds of blocks take turns")
+    number(
+        "--rounds",
+        1,
+        5,
+        "rounds of --training, in which its kinds of blocks take turns",
+    )
     return p
 
 

@@ -21,7 +21,10 @@ from train.benchmark.procedures import (
 )
 
 FORWARD, PUBLISHED = "forward pass", "published procedure"
-AUTO, AUTO_REPEATS = f"auto at η = {SMALL:g}", 2  # `auto` is slow at this η, because most rows need float64.
+AUTO, AUTO_REPEATS = (
+    f"auto at η = {SMALL:g}",
+    2,
+)  # `auto` is slow at this η, because most rows need float64.
 EACH = {FORWARD: 10, PUBLISHED: 2}  # Number of calls per round.
 
 

@@ -19,7 +19,9 @@ from train.benchmark.procedures import seconds
 from train.common import cli
 
 CLASSES, PER_CLASS, MEASUREMENTS_A_PART = ["cat", "dog", "owl"], 20, 100
-ROWS = 2 * (len(CLASSES) * PER_CLASS) ** 2  # Rows of a measurement: two measures, all pairs.
+ROWS = (
+    2 * (len(CLASSES) * PER_CLASS) ** 2
+)  # Rows of a measurement: two measures, all pairs.
 
 
 @cli.command()

@@ -169,9 +169,7 @@ def train(
                     )
             _check_loss(rows, model, seed)
         except BaseException:
-            with contextlib.suppress(
-                SRelError
-            ):  # A full disk was reported already.
+            with contextlib.suppress(SRelError):  # A full disk was reported already.
                 directory.save_rows(
                     seed, store, rows.frame(), checkpoint.unsaved(model)
                 )

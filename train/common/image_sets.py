@@ -16,7 +16,9 @@ from srel_tf.errors import SRelError
 ALIASES = {"svhn": "svhn_cropped"}
 
 
-Size = tuple[int, int] | None  # (height, width) to resize to; None keeps the stored size.
+Size = (
+    tuple[int, int] | None
+)  # (height, width) to resize to; None keeps the stored size.
 
 
 class DatasetError(SRelError, ValueError):
@@ -235,7 +237,9 @@ def _prepare(builder: Any, name: str, download: bool) -> None:
         )
     try:
         builder.download_and_prepare()
-    except Exception as error:  # network, server, disk, checksum, manual download, missing package
+    except (
+        Exception
+    ) as error:  # network, server, disk, checksum, manual download, missing package
         raise DatasetError(
             f"the TFDS set {name!r} is not prepared in {place}, and its download failed "
             f"({type(error).__name__}: {_first_line(error)}). {advice}; or copy a prepared set to {place}"

@@ -152,7 +152,9 @@ def diagonal_of_published_l2(directions):
 
 def epsilon(evidence):
     """4. 1e-8 in the denominator alone hardly changes published_kl, but changes published_l2 much if x hardly moves."""
-    denominators = np.array([np.log(3) + 1 / 3, 1]) / 3  # Denominators of published_kl without an update.
+    denominators = (
+        np.array([np.log(3) + 1 / 3, 1]) / 3
+    )  # Denominators of published_kl without an update.
     name = "no update, relative change of published_kl's denominator"
     findings = extremes(name, EPSILON / denominators)
     return findings | evidence.of_runs("crossed", _lowest_denominators)

@@ -50,7 +50,11 @@ def parser():
     p.add_argument("--zoo", action="store_true", help="all nets")
     p.add_argument("--stages", nargs="+", metavar="STAGE", help="these stages only")
     p.add_argument(
-        "--etas", nargs="+", type=float, metavar="ETA", help="η instead of each net's own"
+        "--etas",
+        nargs="+",
+        type=float,
+        metavar="ETA",
+        help="η instead of each net's own",
     )
     p.add_argument(
         "--estimators", nargs="+", choices=ESTIMATORS, default=list(ESTIMATORS)

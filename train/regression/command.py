@@ -29,7 +29,9 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__.split("\n\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    p.add_argument("--dimension", type=cli.at_least(1), default=20, help="dimension of x")
+    p.add_argument(
+        "--dimension", type=cli.at_least(1), default=20, help="dimension of x"
+    )
     p.add_argument(
         "--width",
         type=cli.at_least(1),
