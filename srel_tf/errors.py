@@ -10,7 +10,7 @@ class BackendError(SRelError, RuntimeError):
 
 
 class OptionError(SRelError, ValueError):
-    """A measure, update rule, estimator, schedule or other option does not exist or cannot be combined with the others."""
+    """A measure, update rule, estimator, schedule or other option does not exist, or conflicts with another one."""
 
 
 class ProbeError(SRelError, ValueError):

@@ -121,7 +121,7 @@ def read_json(path: AnyPath) -> JsonObject:
 
 
 def check_regular(path: AnyPath) -> None:
-    """Raise `StorageError` unless `path` is a regular file: reading a pipe would block, and reading a device may never end."""
+    """Raise `StorageError` unless `path` is a regular file: reading a pipe or a device may never end."""
     try:
         regular = stat.S_ISREG(os.stat(path).st_mode)
     except (OSError, ValueError) as error:

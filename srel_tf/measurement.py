@@ -59,15 +59,15 @@ def measure(
             numerators and denominators per unit of η (`kl`: of η²); "auto", the finite step, in float64 for rows that
             float32 does not resolve.
         predictions: what D acts on. "auto": the softmax of a classifier, else the raw outputs; "softmax" or "raw" force
-            one reading. A model is a classifier if it has two outputs or more, and a categorical cross-entropy as its loss
-            (sparse or not, focal, generalized) or a softmax at its end. It is not a classifier under a binary cross-entropy or
-            if it ends in a sigmoid, which treat outputs separately. Under a custom loss, a model that ends in
-            neither is a classifier if y holds class indices (integers [n]). The probe's rows have no influence: rows with
-            one label and rows with several labels are read alike, and keep their class names in the frame. A model may return
-            logits or probabilities. `srel_tf.measures.outputs.read_as` has the table.
+            one reading. A model is a classifier if it has two outputs or more, and a categorical cross-entropy as its
+            loss (sparse or not, focal, generalized) or a softmax at its end. It is not a classifier under a binary
+            cross-entropy or if it ends in a sigmoid, which treat outputs separately. Under a custom loss, a model that
+            ends in neither is a classifier if y holds class indices (integers [n]). The probe's rows have no influence:
+            rows with one label and rows with several labels are read alike, and keep their class names in the frame. A
+            model may return logits or probabilities. `srel_tf.measures.outputs.read_as` has the table.
         batch_size: examples per forward pass. If memory runs out, it is halved as often as needed, with a warning.
-            Batches of another size may be summed in another order and differ in the last bits; valid entries stay within
-            their tolerance.
+            Batches of another size may be summed in another order and differ in the last bits; valid entries stay
+            within their tolerance.
         precision: "float32" or "float64", the precision in which a model with float32 weights is run (no copy is made).
             "auto": float32 for "exact", float64 for "limit", and for "auto" float64 if float32 does not resolve a row.
             Models of half or mixed precision run in float32 or float64 with their master weights; models with float64
@@ -182,7 +182,7 @@ class Instrument:
         )
 
     def _make_estimator(self) -> None:
-        """Make the estimator again once training has built the optimizer, because an earlier graph cannot read its state."""
+        """Make the estimator again once training has built the optimizer, whose state an earlier graph cannot read."""
         optimizer = self._network.model.optimizer
         self._optimizer_built = optimizer is not None and optimizer.built
         self._estimator = make_estimator(self._plan)
@@ -261,7 +261,8 @@ class Instrument:
         if self.settings.batch_size < asked:
             warnings.warn(
                 f"measuring ran out of memory with batch_size={asked}: from now on it is {self.settings.batch_size}, "
-                "which gives the same numbers within rounding; set batch_size to this value to reproduce them bit for bit",
+                "which gives the same numbers within rounding; set batch_size to this value to reproduce them bit for "
+                "bit",
                 stacklevel=3,
             )
         return matrices
@@ -342,7 +343,8 @@ def _warn_of_own_train_step(model: keras.Model) -> None:
     ]
     if owners:
         warnings.warn(
-            f"{owners[0].__name__} defines its own train_step: S_rel is measured with the compiled loss; if train_step minimises "
+            f"{owners[0].__name__} defines its own train_step: S_rel is measured with the compiled loss; if "
+            f"train_step minimises "
             "another loss, pass loss=..., a function (y_true, y_pred) -> loss",
             stacklevel=3,
         )

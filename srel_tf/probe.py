@@ -14,7 +14,9 @@ from srel_tf.errors import ProbeError
 
 
 class ProbeSet:
-    """Examples with labels. Some of them are sources (each causes an update), some are targets (at which predictions are read).
+    """Examples with labels.
+
+    Some of them are sources (each causes an update), some are targets (at which predictions are read).
 
     Args:
         x: Examples, [n, ...].
@@ -99,7 +101,8 @@ class ProbeSet:
         labels = y.reshape(len(y)).astype(np.int64) if are_floats else class_labels(y)
         if labels is None:
             raise ProbeError(
-                f"y of shape {y.shape} and dtype {y.dtype} does not hold class labels: give class indices or one-hot rows, "
+                f"y of shape {y.shape} and dtype {y.dtype} does not hold class labels: give class indices or one-hot "
+                f"rows, "
                 "or choose the examples yourself, with ProbeSet(x, y)"
             )
         if len(x) != len(labels):

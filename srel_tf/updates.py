@@ -20,8 +20,8 @@ class UpdateRule(Protocol):
     """A fictitious update rule for a network.
 
     Attributes:
-        elementwise: whether the rule can update some of the weights alone. Other rules need all weights together and hold
-            variables, so that they serve one source at a time.
+        elementwise: whether the rule can update some of the weights alone. Other rules need all weights together and
+            hold variables, so that they serve one source at a time.
         is_gradient: whether the update is minus the gradient argument of the rule.
     """
 
@@ -29,7 +29,7 @@ class UpdateRule(Protocol):
     is_gradient: bool
 
     def gradient_factor(self, learning_rate: tf.Tensor) -> tf.Tensor:
-        """Return the factor, in the shape of η, by which gradients are multiplied before they are passed to `updated`."""
+        """Return the factor, in the shape of η, that multiplies the gradients before `updated` receives them."""
 
     def updated(
         self, weights: Sequence, gradients: Sequence, learning_rate: tf.Tensor
@@ -39,7 +39,7 @@ class UpdateRule(Protocol):
     def as_in_training(
         self, x: tf.Tensor, y: tf.Tensor, weights: list, gradients: list
     ) -> list:
-        """Return the gradients of an example [1, ...] in the form that a tape returns; for rules that are not elementwise."""
+        """Return the gradients of an example [1, ...] as returned by a tape; for rules that are not elementwise."""
 
 
 class _Elementwise:
@@ -96,9 +96,9 @@ class FreshAdam(_Elementwise):
 class OptimizerStep:
     """The next step of the model's own optimizer from its current state, which does not change.
 
-    The optimizer's own code runs on copies of its variables and of the weights, which are reset before each source. The code
-    sees the model's Keras variables as in training: path, name, shape, constraint, exclusion from weight decay. Two
-    training options affect how a gradient is collected:
+    The optimizer's own code runs on copies of its variables and of the weights, which are reset before each source. The
+    code sees the model's Keras variables as in training: path, name, shape, constraint, exclusion from weight decay.
+    Two training options affect how a gradient is collected:
 
     - gradient_accumulation_steps: the gradient counts as the mean gradient of a complete accumulation.
     - A loss scale (loss_scale_factor, LossScaleOptimizer): the gradient counts as the one after unscaling.
@@ -151,9 +151,9 @@ class OptimizerStep:
     ) -> list:
         """Return the gradients of an example [1, ...] in the form that the optimizer gets from a tape in training.
 
-        A tape returns None for a weight that does not affect the loss. The optimizer does not change such a weight, even by decay.
-        A tape returns `tf.IndexedSlices` for rows of a table. If a row occurs twice, most optimizers make a step for the
-        slices that differs from the step for their sum. Other gradients are returned as given.
+        A tape returns None for a weight that does not affect the loss. The optimizer does not change such a weight,
+        even by decay. A tape returns `tf.IndexedSlices` for rows of a table. If a row occurs twice, most optimizers
+        make a step for the slices that differs from the step for their sum. Other gradients are returned as given.
         """
         weights = [tf.convert_to_tensor(w) for w in weights]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -242,7 +242,10 @@ def _in_precision_of(copies: list, variables: list) -> Iterator[None]:
 
 
 class _Given(keras.optimizers.schedules.LearningRateSchedule):
-    """A schedule that returns a given variable at every step. It is needed because optimizers may treat schedules specially."""
+    """A schedule that returns a given variable at every step.
+
+    It is needed because optimizers may treat schedules specially.
+    """
 
     def __init__(self, learning_rate: keras.Variable) -> None:
         self._learning_rate = learning_rate
@@ -274,7 +277,8 @@ def _twin(
     if live.built:
         vars(twin).update(vars(live))
     else:
-        # Attributes are not copied but set, because the live optimizer's lists would record variables that the twin adds.
+        # Attributes are not copied but set, because the live optimizer's lists would record variables that the twin
+        # adds.
         keras.optimizers.Optimizer.__init__(twin, learning_rate=1.0, name=live.name)
         of_base_class = set(vars(twin))
         for name, value in vars(live).items():
@@ -360,7 +364,10 @@ RULES: dict[str, Callable[[Network], UpdateRule]] = {
 
 
 def learning_rate_now(model: keras.Model, fixed: float | None = None) -> float:
-    """Return η: `fixed`, or the current learning rate of the model's optimizer. Raises `ModelError` if both are missing."""
+    """Return η: `fixed`, or the current learning rate of the model's optimizer.
+
+    Raises `ModelError` if both are missing.
+    """
     if fixed is not None:
         return float(fixed)
     if model.optimizer is None:
@@ -371,5 +378,6 @@ def learning_rate_now(model: keras.Model, fixed: float | None = None) -> float:
         return float(keras.ops.convert_to_numpy(model.optimizer.learning_rate))
     except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
         raise ModelError(
-            f"{_named(model.optimizer)} has no single learning rate that could serve as η ({error}): pass learning_rate=..."
+            f"{_named(model.optimizer)} has no single learning rate that could serve as η ({error}): pass "
+            f"learning_rate=..."
         ) from error

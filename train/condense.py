@@ -132,10 +132,11 @@ def quantiles(frame: StoredFrame) -> pd.DataFrame:
 
 
 def agreement(frame: StoredFrame) -> pd.DataFrame:
-    """Compare measures over the pairs of a measurement, without the diagonal, one row per run, step, rule and pair of measures.
+    """Compare measures over off-diagonal pairs of a measurement, one row per run, step, rule and two measures.
 
     spearman: rank correlation, which does not depend on monotone transformations of S. slope: of log S of the second on
-    log S of the first measure, by least squares over entries where both are above zero; it is 2 if one is the square of the other.
+    log S of the first measure, by least squares over entries where both are above zero; it is 2 if one is the square of
+    the other.
     """
     rows = []
     for key in _keys(frame, [*RULE, "rule", "run"]):

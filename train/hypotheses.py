@@ -2,8 +2,8 @@
 
 python -m train.hypotheses results/regression results/theory runs/digits-cnn
 
-RUN_DIR is a directory of `train.regression` (also of a sweep), `train.classification` or `train.theory`. A verdicts.csv is
-written into each.
+RUN_DIR is a directory of `train.regression` (also of a sweep), `train.classification` or `train.theory`. A verdicts.csv
+is written into each.
 """
 
 import argparse
@@ -30,7 +30,7 @@ FIGURE_4 = "Figure 4's pairs at all their steps"
 
 
 def load(path):
-    """Load a run directory as {name: `Case`}: one case for a trained net, or one case per model of the theory's figures."""
+    """Load a run directory as {name: `Case`}: one case for a trained net, or one per model of the theory's figures."""
     settings = path / "settings.json"
     saved = read_json(settings) if settings.is_file() else {}
     if "figures_6_to_9" in saved:
@@ -58,7 +58,8 @@ def load_theory(path, saved):
     if different or saved.get("variant") != "text":
         which = ", ".join(different) or "variant"
         raise OptionError(
-            f"{path} has figures with settings other than the text's ({which}), and only the text's are checked: make them with "
+            f"{path} has figures with settings other than the text's ({which}), and only the text's are checked: make "
+            f"them with "
             "train.theory"
         )
     print(
@@ -68,7 +69,10 @@ def load_theory(path, saved):
 
 
 def _of_all_seeds(seeds, name):
-    """Join the frames of this name over all seeds. Returns None if no seed has it; raises `FrameError` if only some have it."""
+    """Join the frames of this name over all seeds.
+
+    Returns None if no seed has it; raises `FrameError` if only some have it.
+    """
     missing = [str(seed) for seed in seeds if not (seed / name).is_file()]
     if len(missing) == len(seeds):
         return None

@@ -15,7 +15,7 @@ from srel_tf.errors import OptionError
 
 
 def _he_fan_out() -> keras.initializers.Initializer:
-    """Return the initialiser N(0, 2 / fan_out), not truncated (He et al.): PyTorch's kaiming_normal_(mode="fan_out")."""
+    """Return He's initialiser N(0, 2 / fan_out), not truncated: PyTorch's kaiming_normal_(mode="fan_out")."""
     return keras.initializers.VarianceScaling(
         2.0, mode="fan_out", distribution="untruncated_normal"
     )
@@ -24,7 +24,10 @@ def _he_fan_out() -> keras.initializers.Initializer:
 def _conv(
     x: keras.KerasTensor, filters: int, size: int, strides: int = 1
 ) -> keras.KerasTensor:
-    """Apply a convolution without bias. With strides, padding is symmetric; TensorFlow's "same" would pad right and bottom only."""
+    """Apply a convolution without bias.
+
+    With strides, padding is symmetric; TensorFlow's "same" would pad right and bottom only.
+    """
     padding = "same" if strides == 1 else "valid"
     if padding == "valid" and size > 1:
         x = layers.ZeroPadding2D(size // 2)(x)

@@ -61,8 +61,8 @@ class FiniteStepEngine:
     Args:
         network: the network.
         rule: the update rule.
-        source_column: int [n_s], the column of each source among the targets, −1 if it is not a target. A source that is a
-            target is read from its column, so that S_rel(x, x) is 1 exactly.
+        source_column: int [n_s], the column of each source among the targets, −1 if it is not a target. A source that
+            is a target is read from its column, so that S_rel(x, x) is 1 exactly.
         batch_size: number of examples per forward pass.
         backprop: of the network, or None for one forward and one backward pass per source.
     """
@@ -122,7 +122,7 @@ class FiniteStepEngine:
         )
 
     def _sample(self, n_t: int) -> np.ndarray:
-        """Choose the columns [n_s, m] at which the noise of each source's update is read, spread evenly over the targets."""
+        """Choose the columns [n_s, m] for the noise of each source's update, spread evenly over the targets."""
         n_s = len(self._source_column)
         m = min(n_t, max(SAMPLE, math.ceil(SAMPLES / n_s)))
         start = np.where(
@@ -150,7 +150,8 @@ class FiniteStepEngine:
             return self._for_each_source(of_source, learning_rates, 3)
 
         n = sources[0].shape[0]
-        # parallel_iterations is not used: it runs one convolution kernel twice at a time, which crashes TensorFlow on a CPU.
+        # parallel_iterations is not used: it runs one convolution kernel twice at a time, which crashes TensorFlow on a
+        # CPU.
         lanes = LANES if self._rule.elementwise and n > 1 else 1
         if not tf.executing_eagerly():
             rows = tf.function(

@@ -25,7 +25,8 @@ class FirstOrderEngine:
         backprop: of the network.
         source_column: int [n_s], the column of each source among the targets, −1 if it is not a target.
         batch_size: examples whose layer inputs and output gradients are held at a time.
-        differences: whether only differences between outputs count. The engine then computes differences from the last output.
+        differences: whether only differences between outputs count. The engine then computes differences from the last
+            output.
     """
 
     def __init__(
@@ -136,7 +137,7 @@ class FirstOrderEngine:
     def _unit_output_gradient(
         self, forward_pass: ForwardPass, y: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Split ∂ℓ/∂u of each example into a unit vector [n, C] and a length [n], which may be too small for float32."""
+        """Split ∂ℓ/∂u of each example into a unit vector [n, C] and a length [n] (possibly too small for float32)."""
         gradient = self._backprop.output_gradient(forward_pass, y)
         length = tf.norm(gradient, axis=-1)
         return tf.math.divide_no_nan(gradient, length[:, None]), length
@@ -181,8 +182,8 @@ class FirstOrderEngine:
 def directions_from(unit: tf.Tensor, basis: tf.Tensor) -> tf.Tensor:
     """Return orthonormal rows [n, M, C] with the span of `basis` [M, C] whose first row is ± a unit vector of the span.
 
-    The basis is reflected (Householder) for each of the unit vectors [n, C]. Any reflection is correct for a vector that
-    is zero or not finite.
+    The basis is reflected (Householder) for each of the unit vectors [n, C]. Any reflection is correct for a vector
+    that is zero or not finite.
     """
     coordinates = unit @ tf.transpose(basis)
     finite = tf.reduce_all(tf.math.is_finite(coordinates), axis=-1, keepdims=True)

@@ -1,4 +1,4 @@
-"""Compute S_rel from the outputs of an engine: D of each change, the ratio, and which entries the arithmetic resolves."""
+"""Compute S_rel from the outputs of an engine: D of each change, the ratio, and its validity."""
 
 import numpy as np
 import tensorflow as tf
@@ -123,7 +123,7 @@ class FiniteStepReader:
         outputs: tf.Tensor,
         outputs_again: tf.Tensor,
     ) -> np.ndarray:
-        """Return the largest distance (D as a norm) between outputs [..., C] and noisy outputs [draws, ..., C]: [...]."""
+        """Return the largest distance (as a norm) between outputs [..., C] and noisy outputs [draws, ..., C], [...]."""
         of_nothing = self._between(measure, distance, outputs, outputs)
         of_noise = self._between(measure, distance, outputs, outputs_again)
         return noise_between(measure.degree, of_nothing, of_noise).max(axis=0)

@@ -1,4 +1,4 @@
-"""The finite step in float32, in float64 for rows that float32 does not resolve, and the limit for the remaining rows."""
+"""The finite step in float32, in float64 for rows that float32 does not resolve, and the limit for the others."""
 
 import functools
 import warnings

@@ -47,7 +47,10 @@ class MeasurementPlan:
         return f"{name}_float64" if self.in_float64 else name
 
     def in_precision(self, dtype: str) -> "MeasurementPlan":
-        """Return the same plan in another precision. Raises `ModelError` if a part of the model computes in lower precision."""
+        """Return the same plan in another precision.
+
+        Raises `ModelError` if a part of the model computes in lower precision.
+        """
         network = self.network.in_precision(dtype)
         x, y, x_targets = (network.cast(tensor) for tensor in self.data)
         network.inspect(x[:1], y[:1])

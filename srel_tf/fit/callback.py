@@ -4,8 +4,8 @@ It runs outside the training graph. Therefore the graph is bit for bit the same 
 
 Step n is measured just before the batch that makes update n+1, after all other callbacks, so that η is the rate that
 this update uses. The last step of an epoch is measured at the end of its last batch, because `fit` may end there. If
-`fit` continues and a callback has set another rate by then, the step is measured again, and the new rows replace the old
-ones.
+`fit` continues and a callback has set another rate by then, the step is measured again, and the new rows replace the
+old ones.
 """
 
 from __future__ import annotations
@@ -203,7 +203,9 @@ class SRelCallback(ClockedCallback):
             self.recorder.withdraw(self.clock.step)
 
     def _ensure_instrument(self) -> Instrument:
-        """Return the instrument for the current training step. A new one is made, for example, after a call of `compile`.
+        """Return the instrument for the current training step.
+
+        A new one is made, for example, after a call of `compile`.
 
         While Keras keeps a traced training step, the instrument is kept too.
         """
@@ -235,7 +237,7 @@ class SRelCallback(ClockedCallback):
             listener(result)
 
     def _has_another_rate(self) -> bool:
-        """Return whether the next update uses another η than the newest result; False if a store already holds that result."""
+        """Return whether the next update uses another η than the newest result; False if that result is in a store."""
         result = self.recorder.newest
         if result is None:
             return False
@@ -254,7 +256,7 @@ class SRelCallback(ClockedCallback):
         }
 
     def differences(self, state: JsonObject) -> list[str]:
-        """Describe, one line each, the options (the probe's fingerprint among them) that differ from those of `state`."""
+        """Describe, one line each, the options (including the probe's fingerprint) that differ from `state`."""
         return differences(state["about"], self._metadata)
 
     def resume(self, state: JsonObject, step: int) -> None:

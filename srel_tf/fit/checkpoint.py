@@ -72,8 +72,8 @@ class Checkpoint(ClockedCallback):
     (the rows of that epoch then have no `epoch`). With `use_ema`, states are saved at epoch ends only, because `fit`
     overwrites the weights with their averages when it ends.
 
-    The checkpoint must be the last callback, so that it saves the effects of the others; models with probes ensure this. A
-    store holds one training. If the training goes back to a step before the saved rows (say by Keras's
+    The checkpoint must be the last callback, so that it saves the effects of the others; models with probes ensure
+    this. A store holds one training. If the training goes back to a step before the saved rows (say by Keras's
     `BackupAndRestore`), nothing more is saved; `restore` returns to the saved state.
 
     Args:
@@ -141,8 +141,8 @@ class Checkpoint(ClockedCallback):
             The `Position` (epoch, batch) to continue from; (0, 0) if nothing is saved.
 
         Raises:
-            StorageError: If the state is damaged, or model, optimizer, loss, probe or options differ from those that it was
-                saved with. The message shows the differences, and the model stays untouched.
+            StorageError: If the state is damaged, or model, optimizer, loss, probe or options differ from those that it
+                was saved with. The message shows the differences, and the model stays untouched.
         """
         saved = self._store.state()
         if saved is None:
@@ -173,7 +173,8 @@ class Checkpoint(ClockedCallback):
                 lines.append(f"  probe {i}, {line.strip()}")
         if lines:
             raise StorageError(
-                f"the state saved in {self._store.path} belongs to another training; continue as it was begun, or start "
+                f"the state saved in {self._store.path} belongs to another training; continue as it was begun, or "
+                f"start "
                 "again without it:\n" + "\n".join(lines)
             )
 
@@ -202,7 +203,7 @@ class Checkpoint(ClockedCallback):
 
     @contextlib.contextmanager
     def stop_after_step(self) -> Iterator[None]:
-        """Within this block, a first Ctrl-C or SIGTERM finishes and saves the current step; a second one interrupts at once.
+        """Finish and save the current step at the first Ctrl-C or SIGTERM within this block; stop at once at the second.
 
         Raises:
             KeyboardInterrupt: After the step was saved, or at the end of the block if no further step followed.

@@ -156,7 +156,8 @@ class TrainingClock:
         if np.isnan(start):
             # Batches of an interrupted epoch of unknown length do not count.
             start = self._place.start
-        # Keras counts the epochs of each fit from initial_epoch. It does not notice if a callback restores an earlier state.
+        # Keras counts the epochs of each fit from initial_epoch. It does not notice if a callback restores an earlier
+        # state.
         is_ahead = epoch > start and not self._went_back_in_fit
         if np.isnan(start) or is_ahead:
             start = float(epoch)
@@ -244,7 +245,7 @@ class TrainingClock:
 
     @property
     def updates_next(self) -> bool:
-        """Return whether the optimizer applies an update with the next batch; else it only collects that batch's gradient."""
+        """Return whether the optimizer applies an update with the next batch, instead of only collecting its gradient."""
         return (self.batches + 1) % _batches_per_update(self.optimizer) == 0
 
     def _add_waypoint(self) -> None:

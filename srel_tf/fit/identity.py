@@ -18,7 +18,9 @@ NAME_KEYS = (
 
 
 def training_fingerprint(model: keras.Model) -> JsonObject:
-    """Describe architecture (as a hash), optimizer with its options, and loss. A state is restored only if all three match.
+    """Describe architecture (as a hash), optimizer with its options, and loss.
+
+    A state is restored only if all three match.
 
     Args:
         model: A compiled model.

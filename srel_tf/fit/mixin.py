@@ -127,8 +127,8 @@ class SRelMixin(_Base):
     def srel_frame(self) -> pd.DataFrame:
         """Return all measurements, one row per (step, measure, source, target), with columns `srel_tf.frames.COLUMNS`.
 
-        Measurements survive an interrupted `fit`, and accumulate over several calls. Rows that a `srel_tf.Checkpoint` has
-        saved are in its store, and no longer in this frame.
+        Measurements survive an interrupted `fit`, and accumulate over several calls. Rows that a `srel_tf.Checkpoint`
+        has saved are in its store, and no longer in this frame.
         """
         frames = [callback.recorder.frame() for callback in self._srel_callbacks]
         parts = [frame for frame in frames if len(frame)]
@@ -165,7 +165,10 @@ class SRelMixin(_Base):
     def _with_srel_callbacks(
         self, callbacks: list[keras.callbacks.Callback]
     ) -> list[keras.callbacks.Callback]:
-        """Add the probes' callbacks. A checkpoint comes last, so that it also saves the measurements of its own step."""
+        """Add the probes' callbacks.
+
+        A checkpoint comes last, so that it also saves the measurements of its own step.
+        """
         checkpoints = [
             callback for callback in callbacks if isinstance(callback, Checkpoint)
         ]

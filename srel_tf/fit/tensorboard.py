@@ -47,7 +47,8 @@ class TensorBoardWriter:
             self._write(result)
         except tf.errors.OpError as error:
             raise StorageError(
-                f"cannot write TensorBoard summaries to {self._log_dir}: {error.message}; free space there, or continue "
+                f"cannot write TensorBoard summaries to {self._log_dir}: {error.message}; free space there, or "
+                f"continue "
                 "without log_dir"
             ) from error
 

@@ -14,7 +14,8 @@ import tensorflow as tf
 from srel_tf.errors import ModelError
 
 WEIGHTED = (
-    "fit weighs the examples (class_weight, sample_weight, or weights in the data), but S_rel measures the step on each "
+    "fit weighs the examples (class_weight, sample_weight, or weights in the data), but S_rel measures the step on "
+    "each "
     "example with weight 1, which differs from the step that training takes; train without weights to measure that step"
 )
 
@@ -48,7 +49,10 @@ class Traced(NamedTuple):
 
 
 def note_trace(model: keras.Model, data: Any = None) -> None:
-    """Record which weights `train_step(data)` trains. Called once per trace, or at each step if Keras does not trace."""
+    """Record which weights `train_step(data)` trains.
+
+    Called once per trace, or at each step if Keras does not trace.
+    """
     variables = {id(v): v for v in model.trainable_variables}
     weights = None if data is None else keras.utils.unpack_x_y_sample_weight(data)[2]
     traced = Traced(
@@ -94,7 +98,8 @@ def warn_of_stale_trace(model: keras.Model) -> None:
         warn_once(
             model,
             f"`trainable` of layers {', '.join(changed)} was changed after Keras had traced the training step: Keras "
-            "continues with the traced step until compile is called or a batch of another shape comes, and S_rel may be "
+            "continues with the traced step until compile is called or a batch of another shape comes, and S_rel may "
+            "be "
             "of other weights than training moves; call model.compile(...) after a change of `trainable`",
         )
     if traced.rate is not _rate(model):

@@ -149,7 +149,10 @@ class Index:
         return [self._entry(row) for row in rows]
 
     def _entry(self, row: tuple) -> Entry:
-        """Check a row of the table, even if its seal is correct, because a seal may be forged. Raises `StorageError`."""
+        """Check a row of the table, even if its seal is correct, because a seal may be forged.
+
+        Raises `StorageError`.
+        """
         *values, seal = row
         if [*map(type, values)] == TYPES and values[0] in NAMES and values[2] >= 0:
             entry = Entry(*values)
@@ -162,8 +165,8 @@ class Index:
     def _opened(self, write: bool = False) -> Iterator[sqlite3.Connection]:
         """Open the database and yield it within a transaction. An exception undoes the transaction.
 
-        SQLite first undoes a transaction that a killed process left unfinished. Only for this does a reader need permission
-        to write.
+        SQLite first undoes a transaction that a killed process left unfinished. Only for this does a reader need
+        permission to write.
 
         Raises:
             StorageError: If the file is not an index, or the disk fails.
@@ -207,7 +210,8 @@ class Index:
         schema = database.execute("SELECT sql FROM sqlite_master").fetchall()
         if number != FORMAT or schema != [(SCHEMA,)]:
             raise StorageError(
-                f"{self._file} has format {number} or other tables, but this version reads {FORMAT}: use the version that "
+                f"{self._file} has format {number} or other tables, but this version reads {FORMAT}: use the version "
+                f"that "
                 f"wrote it, or {GIVE_UP}"
             )
 

@@ -41,7 +41,8 @@ def smooth(frame: pd.DataFrame | StoredFrame, diagonal: bool = True) -> pd.DataF
 
     Args:
         frame: A DataFrame, or a `StoredFrame` (`scan_frame`), which is read in pieces.
-        diagonal: Whether to include the pairs of an example with itself, as the paper does. Their S_rel is 1 by definition.
+        diagonal: Whether to include the pairs of an example with itself, as the paper does. Their S_rel is 1 by
+            definition.
 
     Returns:
         One row per measurement (run, seed, name, step, epoch, measure, update, estimator, learning_rate), source class
@@ -83,7 +84,7 @@ def _smooth(frame: pd.DataFrame, diagonal: bool) -> pd.DataFrame:
 
 
 def separation(frame: pd.DataFrame | StoredFrame) -> pd.DataFrame:
-    """Compare S_rel of intra-class pairs (one class) with S_rel of inter-class pairs (two classes), without the diagonal.
+    """Compare S_rel of intra-class pairs (one class) and of inter-class pairs (two classes), without the diagonal.
 
     Args:
         frame: A DataFrame, or a `StoredFrame` (`scan_frame`), which is read in pieces.

@@ -169,7 +169,8 @@ class SourceGradients:
 
     Attributes:
         outputs: f [n, C] as D reads it.
-        zero: float64 [n], 0 for examples whose gradient is finite, else NaN, which the outputs of a saturated net would hide.
+        zero: float64 [n], 0 for examples whose gradient is finite, else NaN, which the outputs of a saturated net would
+            hide.
     """
 
     def __init__(

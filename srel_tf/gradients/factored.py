@@ -101,7 +101,7 @@ class OuterProductGradient(NamedTuple):
         )
 
     def parts(self, targets: "OuterProductGradient") -> tuple[int, int]:
-        """Return how many sources and targets are multiplied at a time, so that every intermediate stays below `ENTRIES`."""
+        """Return the numbers of sources and targets to multiply at a time, so that intermediates stay below `ENTRIES`."""
         sizes = self._sizes(targets)
         if sizes.gram > sizes.explicit:
             return max(1, ENTRIES // self._entries(1)), max(
@@ -324,7 +324,8 @@ FactoredGradient: TypeAlias = (
 def inner(sources: FactoredGradient, targets: FactoredGradient) -> tf.Tensor:
     """Return ⟨∇ of each source's first function, ∇ of each target's M functions⟩, [n_s, n_t, M].
 
-    Sources and targets have gradients of the same class, as gradients of one layer do. Large products are computed in parts.
+    Sources and targets have gradients of the same class, as gradients of one layer do. Large products are computed in
+    parts.
     """
     first: Any = sources
     n_sources, n_targets = first.parts(targets)

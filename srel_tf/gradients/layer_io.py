@@ -1,7 +1,8 @@
 """Record the inputs and outputs of layers in a forward pass, and replace their weights.
 
-The `call` of each layer that owns trainable weights is replaced while the model runs, then restored. This needs no graph
-of the model. It works for functional, subclassed and nested models, for shared layers and for layers within layers.
+The `call` of each layer that owns trainable weights is replaced while the model runs, then restored. This needs no
+graph of the model. It works for functional, subclassed and nested models, for shared layers and for layers within
+layers.
 """
 
 import contextlib
@@ -148,7 +149,7 @@ class LayerIO:
         return predictions, calls
 
     def _with_batch_axis(self, k: int, arguments: tuple, n: int) -> tuple:
-        """Return, for each leaf of the k-th call's arguments, whether its first axis had size n in every pass so far."""
+        """Return whether the first axis of each leaf of the k-th call's arguments had size n in every pass so far."""
         leaves = keras.tree.flatten(arguments)
         batched = tuple(
             tf.is_tensor(t) and len(t.shape) > 0 and t.shape[0] == n for t in leaves
@@ -221,7 +222,8 @@ class LayerIO:
                     gradient for variable, gradient in by_variable if variable is v
                 )
                 assert isinstance(layer_inputs, OuterProductGradient)
-                # The difference is deliberate: TensorFlow's graph optimiser turns a ReLU of the sum into an invalid node.
+                # The difference is deliberate: TensorFlow's graph optimiser turns a ReLU of the sum into an invalid
+                # node.
                 output = output - tf.reshape(
                     step.applied_to(layer_inputs), output.shape
                 )

@@ -51,8 +51,8 @@ def register_layer_rule(
 ) -> Callable[[LayerRule], LayerRule]:
     """Register the gradient rule of one or more layer classes; use it as a decorator.
 
-    The rule also applies to subclasses that do not override the computation of the class. It may return None for a layer
-    that it does not cover.
+    The rule also applies to subclasses that do not override the computation of the class. It may return None for a
+    layer that it does not cover.
 
     Args:
         layer_classes: subclasses of `keras.Layer`.
@@ -137,7 +137,8 @@ def dense(
 class EinsumAxes(NamedTuple):
     """The letters of an equation z = einsum(x, W), each list without the letter of the batch axis.
 
-    groups: letters in x, W and z. inputs: letters in x and W. outputs: letters in W and z. positions: letters in x and z.
+    groups: letters in x, W and z. inputs: letters in x and W. outputs: letters in W and z. positions: letters in x and
+    z.
     """
 
     of_x: list[str]

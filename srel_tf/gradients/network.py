@@ -130,7 +130,8 @@ class Network:
             )
         if found.coarse:
             raise ModelError(
-                f"operation {found.coarse!r} of model {name!r} computes in lower precision than {self.dtype.name}, whatever its "
+                f"operation {found.coarse!r} of model {name!r} computes in lower precision than {self.dtype.name}, "
+                f"whatever its "
                 "layers' precision is: take the cast out of it, or let it cast to the type of its input"
             )
 
@@ -314,7 +315,7 @@ def own_precision(model: keras.Model) -> str:
 
 
 def agree(ours: np.ndarray, theirs: np.ndarray, share: float = 1e-3) -> bool:
-    """Return whether outputs are equal apart from rounding: the difference is small beside the largest entry of `theirs`."""
+    """Return whether outputs are equal apart from rounding, relative to the largest entry of `theirs`."""
     largest = np.abs(theirs).max(initial=0, where=np.isfinite(theirs))
     return np.allclose(ours, theirs, rtol=0, atol=share * largest, equal_nan=True)
 
@@ -333,7 +334,8 @@ def check_model(model: Any, needs_loss: bool = True) -> None:
     """Raise `ModelError` or `BackendError` unless `model` is ready to be measured."""
     if keras.backend.backend() != "tensorflow":
         raise BackendError(
-            f"Keras runs on the {keras.backend.backend()!r} backend, but srel_tf needs 'tensorflow': set the environment "
+            f"Keras runs on the {keras.backend.backend()!r} backend, but srel_tf needs 'tensorflow': set the "
+            f"environment "
             "variable KERAS_BACKEND=tensorflow before keras is imported"
         )
     if not isinstance(model, keras.Model):

@@ -105,7 +105,7 @@ class OutputGradients:
         self._loss = _mean_over_examples(network.model)
 
     def ignores_shifts_of(self, link: str) -> bool:
-        """Return whether a common shift of all entries of u leaves ℓ unchanged, as for the cross-entropy of a class index.
+        """Return whether a common shift of u leaves ℓ unchanged, as for the cross-entropy of a class index.
 
         The cross-entropy of a row y ignores shifts only if y sums to one, which is not known here.
         """
@@ -167,7 +167,10 @@ class OutputGradients:
         return gradient
 
     def _of_examples(self, y: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
-        """Return the loss of each example, [n]. A y [n] gets a second axis, because it would be broadcast along the outputs."""
+        """Return the loss of each example, [n].
+
+        A y [n] gets a second axis, because it would be broadcast along the outputs.
+        """
         assert self._loss is not None
         return self._loss.call(y[:, None] if len(y.shape) == 1 else y, outputs)
 

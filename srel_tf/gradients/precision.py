@@ -74,7 +74,7 @@ def switches_to(dtype: tf.DType, model: keras.Model) -> list[Switch]:
 
 
 def _typed(model: keras.Model) -> Iterator[Any]:
-    """Yield the objects with a dtype: variables, and the symbolic inputs, to whose dtype a functional model casts its data."""
+    """Yield the objects with a dtype: variables, and symbolic inputs, to whose dtype a model casts its data."""
     yield from model.variables
     for layer in layers_within(model):
         if isinstance(layer, keras.layers.InputLayer):
@@ -128,7 +128,7 @@ def inspection(graph: Any, weights: list[tf.Tensor], dtype: tf.DType) -> Inspect
     }
 
     def first(operations: Iterable[Any], kind: Callable[[Any], bool]) -> str | None:
-        """Return the name of the first operation of a kind, or of the call (function, loop, branch) that contains one."""
+        """Return the name of the first operation of a kind, or of a call (function, loop, branch) that contains it."""
         return next(
             (
                 op.name

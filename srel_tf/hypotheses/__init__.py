@@ -12,8 +12,8 @@ For other claims, `decide` makes a verdict from one effect per seed, and `interv
 All checks return one row per claim and measure, with the same `COLUMNS`:
 
 - `hypothesis`, `claim`, `scope` (metric, step, times, number of pairs); `measure`, `update`, `estimator` of the frame;
-- `effect`: the computed quantity, one number per seed; `effect_size`: its mean over seeds; `ci_low`, `ci_high`: its interval
-  at level `confidence` over `n_seeds` seeds;
+- `effect`: the computed quantity, one number per seed; `effect_size`: its mean over seeds; `ci_low`, `ci_high`: its
+  interval at level `confidence` over `n_seeds` seeds;
 - `claim_low`, `claim_high`: bounds between which the effect lies according to the hypothesis;
 - `verdict`: "supported" if the whole interval lies between the bounds, "contradicted" if no part of it does, else
   "undecided";

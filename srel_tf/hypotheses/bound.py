@@ -76,12 +76,12 @@ def bounded_by_proximity(
     is one number per seed:
 
     - α: the least-squares slope, over pairs, of log S_rel (highest in time) on log P (S_rel ~ P^α). "S_rel rises with
-      P" if α > 0. S_rel/P stays bounded as P falls if α >= 1, with a tolerance of 0.1. A pair with P = 0 whose S_rel is above 0 in
-      all seeds (three or more) contradicts the latter outright.
+      P" if α > 0. S_rel/P stays bounded as P falls if α >= 1, with a tolerance of 0.1. A pair with P = 0 whose S_rel is
+      above 0 in all seeds (three or more) contradicts the latter outright.
     - "max S_rel/P does not grow": its change over the second half of the time is less than a tenth.
 
-    The interval of α combines Student's t over seeds with a jackknife over the sources (each with all its pairs), which all
-    seeds share. It does not cover other targets. The last claim is about the given pairs only. The verdict is
+    The interval of α combines Student's t over seeds with a jackknife over the sources (each with all its pairs), which
+    all seeds share. It does not cover other targets. The last claim is about the given pairs only. The verdict is
     "undecided" for fewer than 3 seeds or 20 sources.
 
     Args:

@@ -76,10 +76,10 @@ def class_claim(
 ) -> pd.DataFrame:
     """Check the claim on classifiers: one row per measure, update rule, estimator and part of the claim.
 
-    Each effect is one number per seed. For a source class c, intra is S(c, c), and inter is S(c', c) for each other class
-    c'. S^{k,smooth} is computed as by `srel_tf.smooth`. A class mean counts as missing if less than half of its entries are
-    valid. Changes are least-squares slopes of log₂ S^{k,smooth} times the measured span, averaged over classes. The
-    bounds are given in `claim_low` and `claim_high`.
+    Each effect is one number per seed. For a source class c, intra is S(c, c), and inter is S(c', c) for each other
+    class c'. S^{k,smooth} is computed as by `srel_tf.smooth`. A class mean counts as missing if less than half of its
+    entries are valid. Changes are least-squares slopes of log₂ S^{k,smooth} times the measured span, averaged over
+    classes. The bounds are given in `claim_low` and `claim_high`.
 
     The interval combines Student's t over seeds with a bootstrap over examples within their classes: an example that
     several seeds measured has one weight in all of them, as source and as target.
@@ -87,8 +87,8 @@ def class_claim(
     Args:
         frame: S_rel frame of several seeds with classes (`srel_tf.frames.COLUMNS`).
         confidence: Level of the intervals.
-        diagonal: Whether to include the pairs of an example with itself, as the paper's Definition 3 does. Their S_rel is 1
-            for every net, which alone lifts intra above inter if S_rel < 1. By default they are left out.
+        diagonal: Whether to include the pairs of an example with itself, as the paper's Definition 3 does. Their S_rel
+            is 1 for every net, which alone lifts intra above inter if S_rel < 1. By default they are left out.
         resamples: Number of resamples of the bootstrap over examples.
         seed: Seed of the bootstrap.
 
@@ -253,7 +253,7 @@ def _effects(
 
 
 def _class_weights(drawn: Sequence[np.ndarray], n_examples: int) -> np.ndarray:
-    """Count how often each example was drawn for its class, [draw, class, example], from [draw, size of the class] each."""
+    """Count how often each example was drawn, [draw, class, example], from [draw, size of the class] for each class."""
     n_draws = len(drawn[0])
     weights = np.zeros((n_draws, len(drawn), n_examples))
     for code, rows in enumerate(drawn):

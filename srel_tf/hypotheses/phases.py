@@ -1,4 +1,4 @@
-"""Hypothesis 1.2: an early, elastic phase with a small, fast rising S_rel, then a late phase in which S_rel stays large.
+"""Hypothesis 1.2: an early, elastic phase with a small, fast rising S_rel, then a phase with a large S_rel.
 
 The times t₁, t₂ and t* come from change-point detection and are common to all pairs. Times that were chosen on the same
 seed would find phases in noise. Therefore each seed is judged at times that were chosen on the other seeds.
@@ -99,9 +99,9 @@ def two_phases(
     other rows are about the median of the measured pairs. Their `scope` says for how many pairs the mean over seeds
     agrees with the claim.
 
-    - "(a) all pairs": lowest late value over the highest of two consecutive earlier steps, t₁ and t₂, for the pair where
-      this ratio is lowest, at the t₁ that suits the seed best. The late phase is the last tenth, as late as t* can be.
-      Times that are chosen on the seed itself can contradict the claim, but never support it.
+    - "(a) all pairs": lowest late value over the highest of two consecutive earlier steps, t₁ and t₂, for the pair
+      where this ratio is lowest, at the t₁ that suits the seed best. The late phase is the last tenth, as late as t*
+      can be. Times that are chosen on the seed itself can contradict the claim, but never support it.
     - "late level above that of [t₁, t₂]", "above the start": log₂ ratios of medians; the start is the first segment.
     - "rises from t₁ to t*", "faster than after": least-squares slopes of log₂ S_rel per measured span.
     - "(b) late values stay above half the level before t*": log₂ of the lowest late value over the median before t*.
@@ -197,7 +197,7 @@ def _judge(
 
 
 def _effects_of_seeds(followed: Cube) -> list[dict[Claim, np.ndarray] | None]:
-    """Compute each seed's effects at times chosen on the other seeds; None if a phase is too short or there is one seed."""
+    """Compute each seed's effects at times chosen on the other seeds; None for a short phase or a single seed."""
     steps = followed.steps
     n_seeds = len(followed.seeds)
     of_seeds: list[dict[Claim, np.ndarray] | None] = [None] * n_seeds
@@ -300,7 +300,7 @@ def _all_pairs(
 
 
 def _largest_gap_of_lowest_pair(logs: np.ndarray) -> float:
-    """Compute the lowest late minus the higher of two consecutive early values, for the lowest pair at the best early time.
+    """Compute the lowest late minus the higher of two consecutive early values, for the lowest pair at the best time.
 
     Unknown values are replaced by those that favour the hypothesis.
 

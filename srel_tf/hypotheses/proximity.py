@@ -66,22 +66,25 @@ def proximity_trend(
 
     Each effect is one number per seed, the mean over targets x' of
 
-    - "S_rel falls with distance": Spearman's rank correlation of S_rel and distance over the sources x; claimed to be < 0;
-    - "a nearer x_l has a higher S_rel": the share of sources x_h for which some nearer x_l has a higher S_rel. The nearest
-      x is left out, because none is nearer. `effect` says how many x_h have no such x_l. The hypothesis claims x_l for all x_h,
-      but with all x in ℝⁿ, so that a finite set of points cannot refute it. The data can show whether the share is above
-      its value for sources without a trend, 1 − mean 1/(k+1) over the numbers k of nearer sources: 0.975 for 200 sources.
+    - "S_rel falls with distance": Spearman's rank correlation of S_rel and distance over the sources x; claimed to be <
+      0;
+    - "a nearer x_l has a higher S_rel": the share of sources x_h for which some nearer x_l has a higher S_rel. The
+      nearest x is left out, because none is nearer. `effect` says how many x_h have no such x_l. The hypothesis claims
+      x_l for all x_h, but with all x in ℝⁿ, so that a finite set of points cannot refute it. The data can show whether
+      the share is above its value for sources without a trend, 1 − mean 1/(k+1) over the numbers k of nearer sources:
+      0.975 for 200 sources.
 
-    All seeds share the sources. Therefore the interval combines Student's t over seeds with permutations of the sources,
-    which are the same in all seeds and for all targets: an effect must exceed both kinds of chance. The interval does
-    not cover other targets. "at all steps" is supported if every step is, which needs no wider intervals. It is
-    contradicted if one step is, with an interval widened for the number of steps (Bonferroni). Otherwise the row shows the
-    least favourable step.
+    All seeds share the sources. Therefore the interval combines Student's t over seeds with permutations of the
+    sources, which are the same in all seeds and for all targets: an effect must exceed both kinds of chance. The
+    interval does not cover other targets. "at all steps" is supported if every step is, which needs no wider intervals.
+    It is contradicted if one step is, with an interval widened for the number of steps (Bonferroni). Otherwise the row
+    shows the least favourable step.
 
     Args:
         frame: S_rel frame of several seeds (`srel_tf.frames.COLUMNS`).
-        distances: Columns target_id, source_id, distance; if distances differ between seeds, steps or metrics, also seed (or
-            run), step, and metric (a name, for example "input"). Pairs and steps without a distance are left out.
+        distances: Columns target_id, source_id, distance; if distances differ between seeds, steps or metrics, also
+            seed (or run), step, and metric (a name, for example "input"). Pairs and steps without a distance are left
+            out.
         confidence: Level of the intervals.
         min_sources: A target with fewer valid sources is left out.
         resamples: Number of permutations of the sources.

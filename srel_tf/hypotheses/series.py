@@ -106,7 +106,10 @@ def _checked_steps(frame: pd.DataFrame) -> pd.Series:
 
 
 def _as_bool(column: pd.Series) -> pd.Series:
-    """Return a column of booleans, with False for missing values. Text is refused, because "False" would count as true."""
+    """Return a column of booleans, with False for missing values.
+
+    Text is refused, because "False" would count as true.
+    """
     is_bool = pd.api.types.is_bool_dtype(column)
     if (
         is_bool

@@ -126,7 +126,7 @@ def _centred_ranks(values: np.ndarray) -> np.ndarray:
 
 
 def higher(distance: np.ndarray, srel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Compute the share of one target's sources x_h for which a nearer x_l has a higher S_rel, and the number of other x_h.
+    """Compute the share of one target's x_h for which a nearer x_l has a higher S_rel, and the number of other x_h.
 
     Args:
         distance: [n].

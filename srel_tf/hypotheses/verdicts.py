@@ -182,8 +182,8 @@ def decide(
     """Make one row of the verdict table from one effect per seed.
 
     "supported" if the whole interval fulfils the claim, "contradicted" if no part of it does, else "undecided".
-    Effects that are equal in all seeds have no spread, so that there is no interval. All of them then lie on one side of the
-    bound, which happens by chance with probability 2^−n; too few seeds are therefore undecided.
+    Effects that are equal in all seeds have no spread, so that there is no interval. All of them then lie on one side
+    of the bound, which happens by chance with probability 2^−n; too few seeds are therefore undecided.
 
     Args:
         about: The columns hypothesis, claim, scope, measure, update, estimator, effect.

@@ -247,7 +247,8 @@ def labelled(probe: Probe, loss: Loss) -> Probe:
     """Return the probe with the class labels that the loss reads from y; Keras accepts float class indices.
 
     Raises:
-        ProbeError: if y holds class indices but the loss needs one-hot rows, or the reverse, or if an index is not an integer.
+        ProbeError: if y holds class indices but the loss needs one-hot rows, or the reverse, or if an index is not an
+            integer.
     """
     rows = probe.y.ndim == 2 and probe.y.shape[1] > 1
     if loss.kind == "categorical" and not rows:

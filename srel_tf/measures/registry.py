@@ -29,8 +29,8 @@ def register_measure(
     Args:
         name: name of the measure. A registered name is replaced, unless it is built in.
         distance: D, a function from a `Change` [..., C] to a float64 tensor [...]. It is zero if nothing changes.
-        first_order: D of a first-order change, homogeneous of the given degree; for most norms `distance` itself. If None,
-            the measure has no limit η → 0, and `estimator="limit"` refuses it.
+        first_order: D of a first-order change, homogeneous of the given degree; for most norms `distance` itself. If
+            None, the measure has no limit η → 0, and `estimator="limit"` refuses it.
         probabilities: whether D is defined for probability vectors only.
         raw: whether D acts on the model's raw outputs, whatever `predictions` says.
         degree: D of a small change grows as its size to this power.

@@ -73,8 +73,8 @@ def _perturbed(w: tf.Tensor, seed: int, sign: tf.Tensor | float) -> tf.Tensor:
 def last_places_moved(outputs: tf.Tensor) -> tf.Tensor:
     """Return outputs [n, C] with each entry changed by ±`UNITS` ULP, [⌈log₂ C⌉, n, C]; the sign is a bit of its index.
 
-    In one of these patterns, any two outputs change in opposite directions. A few random draws, rounded to the grid, could
-    leave a difference of two outputs unchanged by chance.
+    In one of these patterns, any two outputs change in opposite directions. A few random draws, rounded to the grid,
+    could leave a difference of two outputs unchanged by chance.
     """
     n_outputs = outputs.shape[-1]
     n_bits = max(1, (n_outputs - 1).bit_length())

@@ -42,7 +42,8 @@ def plot_class_pairs(
         The figure.
 
     Raises:
-        FrameError: The frame has no rows, several update rules or several η, or a requested class is not a source class.
+        FrameError: The frame has no rows, several update rules or several η, or a requested class is not a source
+            class.
 
     Example:
         >>> import pandas as pd

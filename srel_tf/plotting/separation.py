@@ -124,7 +124,7 @@ def _auc_panel(
 
 
 def plot_spread(quantiles: pd.DataFrame) -> Figure:
-    """Plot the distribution of S_rel over pairs by epoch, intra beside inter: one panel per rule (row), measure (column).
+    """Plot the distribution of S_rel over intra and inter pairs by epoch: one row per rule, one column per measure.
 
     Lines are medians, bands reach from the 5% to the 95% quantile, dashed lines are means. All are averaged over runs.
     The axis is logarithmic.

@@ -149,7 +149,7 @@ def legend_below(
 
 
 def population_deviation(values: pd.Series) -> tuple[float, float]:
-    """Return the band of ± one population standard deviation around the mean, as in the paper's figures (for seaborn)."""
+    """Return the mean ± one population standard deviation, as in the paper's figures (for seaborn)."""
     mean = values.mean()
     deviation = values.std(ddof=0)
     return mean - deviation, mean + deviation

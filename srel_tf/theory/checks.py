@@ -1,4 +1,4 @@
-"""Input checks of the closed forms: conversion to float64 tensors, named errors for input that a theorem does not cover.
+"""Input checks of the closed forms: conversion to float64 tensors, and named errors for unsuitable input.
 
 Values are checked in eager execution only. Inside a `tf.function` only shapes are known and checked.
 """

@@ -39,8 +39,8 @@ class DiagonalQuadratic:
     dw_r/dt = 2θ (a_r − b_r w_r²) w_r. The flow moves at speed θ: one step of the SGD of eq. 15 with step η advances
     t by η/θ.
 
-    The methods raise `ShapeError` for vectors of the wrong shape, and `AssumptionError` for negative times and for a w(0)
-    outside the range of `initial`.
+    The methods raise `ShapeError` for vectors of the wrong shape, and `AssumptionError` for negative times and for a
+    w(0) outside the range of `initial`.
 
     Args:
         a: E[(y − α(x)) β_rr(x)], [n], each > 0.

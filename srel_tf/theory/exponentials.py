@@ -36,7 +36,8 @@ def exponential_sum(
     magnitude = tf.abs(coefficients)
     is_present = magnitude > 0
     infinity = tf.constant(np.inf, tf.float64)
-    # The decay of the slowest mode is factored out first, because log c would lose its digits in a sum with a large r t.
+    # The decay of the slowest mode is factored out first, because log c would lose its digits in a sum with a large r
+    # t.
     present_rates = tf.where(is_present, rates, infinity)
     slowest = _finite_or_zero(tf.reduce_min(present_rates, -1))  # [P]
     relative_rates = rates - slowest[:, None]
@@ -51,7 +52,10 @@ def exponential_sum(
 
 
 def _finite_or_zero(values: tf.Tensor) -> tf.Tensor:
-    """Replace infinities by zero. They come from rows without terms, which have neither a slowest mode nor a largest term."""
+    """Replace infinities by zero.
+
+    They come from rows without terms, which have neither a slowest mode nor a largest term.
+    """
     return tf.where(tf.math.is_finite(values), values, tf.zeros_like(values))
 
 

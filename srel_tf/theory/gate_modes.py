@@ -5,7 +5,7 @@ import tensorflow as tf
 from srel_tf.theory.checks import inner
 from srel_tf.theory.exponentials import ScaledValues, exponential_sum, with_start
 
-_LARGEST_EXPONENT = 700.0  # e^700 is finite in float64, and larger than every ratio that affects the clipping at 0 and 1.
+_LARGEST_EXPONENT = 700.0  # e^700 is finite in float64, and larger than any ratio that affects the clipping.
 
 
 class GateModes:
@@ -51,8 +51,8 @@ class GateModes:
     ) -> ScaledValues:
         """Compute α₁ = ⟨w(t), x⟩ (eq. 20), [T, P], in one of two forms, whichever has the smaller terms.
 
-        The late form is ⟨w*, x⟩, a mode that does not decay, minus the decaying modes. If w(0) is small beside w*, the late
-        form is a difference of nearly equal numbers at early times. The form of Theorem 4.1,
+        The late form is ⟨w*, x⟩, a mode that does not decay, minus the decaying modes. If w(0) is small beside w*, the
+        late form is a difference of nearly equal numbers at early times. The form of Theorem 4.1,
         e^{−βMt} w(0) − expm1(−βMt) w*, then has the smaller terms.
 
         Args:

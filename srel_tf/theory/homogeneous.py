@@ -330,7 +330,10 @@ def _inner(features: tf.Tensor, powers: tf.Tensor) -> tf.Tensor:
 
 
 def _scaled(weights: ArrayLike, features: tf.Tensor) -> tf.Tensor:
-    """Divide weights [..., r, n] by their largest magnitude, so that no power underflows. The divisor cancels in ratios."""
+    """Divide weights [..., r, n] by their largest magnitude, so that no power underflows.
+
+    The divisor cancels in ratios.
+    """
     weights = as_weights(weights, features)
     largest = tf.reduce_max(tf.abs(weights), [-2, -1], keepdims=True)
     return tf.math.divide_no_nan(weights, largest)

@@ -51,11 +51,11 @@ class PenalizedRegression:
     of H (`srel_tf.theory.ridge_modes`).
 
     Precision: with ridge="loss", a tiny λ₁ and labels that W h fits exactly, S_rel late in training is a ratio of
-    remainders of the order of c. At λ₁ = 1e-8 it is accurate only to about 1e-7, because one unit in the last place of a
-    feature already changes the true value by 6e-9. At λ₁ = 1e-4 it is accurate to 4e-11.
+    remainders of the order of c. At λ₁ = 1e-8 it is accurate only to about 1e-7, because one unit in the last place of
+    a feature already changes the true value by 6e-9. At λ₁ = 1e-4 it is accurate to 4e-11.
 
-    The methods raise `ShapeError` for arrays of the wrong shape, and `AssumptionError` for negative times or values that
-    are not finite.
+    The methods raise `ShapeError` for arrays of the wrong shape, and `AssumptionError` for negative times or values
+    that are not finite.
 
     Args:
         features: Outputs h of the last hidden layer, [N, p], one training example per row.
@@ -185,8 +185,8 @@ class PenalizedRegression:
 
         Returns:
             [T]. If w0 has an axis I, it comes first; if source and target have an axis P, it comes last. NaN where the
-            prediction at the source does not change, for example for a zero feature vector. S_rel of equal features is 1. With
-            one feature (p = 1) S_rel is |h'|/|h| for every W, even where the gradient itself vanishes.
+            prediction at the source does not change, for example for a zero feature vector. S_rel of equal features is
+            1. With one feature (p = 1) S_rel is |h'|/|h| for every W, even where the gradient itself vanishes.
 
         Raises:
             AssumptionError: A time is negative.
@@ -239,7 +239,7 @@ class PenalizedRegression:
         return change_target, change_source
 
     def _exact_for_multiples(self, srel: tf.Tensor, pairs: _Pairs) -> tf.Tensor:
-        """Replace S_rel [..., P] by |h'|/|h| if h' is a multiple of h, because then W and the rounding of its gradient cancel."""
+        """Replace S_rel [..., P] by |h'|/|h| if h' is a multiple of h, because then W and its rounding cancel."""
         size_target = tf.reduce_max(tf.abs(self._rows(pairs.targets)), -1)
         size_source = tf.reduce_max(tf.abs(self._rows(pairs.sources)), -1)
         is_same = tf.constant((pairs.sources == pairs.targets) | (self.width == 1))

@@ -1,4 +1,4 @@
-"""S_rel of a ReLU gate trained on its ℓ2 risk, computed by differences of predictions as in a simple script (Figure 10)."""
+"""S_rel of a ReLU gate on its ℓ2 risk, computed by simple differences of predictions (Figure 10)."""
 
 import numpy as np
 import tensorflow as tf
@@ -24,8 +24,8 @@ def relu_risk_srel(
     """Compute S_rel of Definition 1 for a ReLU gate trained on its ℓ2 risk, by differences of predictions.
 
     ℓ(w, x) = ½(max(0, ⟨w*, x⟩) − max(0, ⟨w, x⟩))², w⁺ = w − η∇ℓ (not Algorithm 1). Differences of predictions
-    lose their digits as w converges. An entry counts as resolved if the relative rounding error of both differences is below
-    `tolerance`.
+    lose their digits as w converges. An entry counts as resolved if the relative rounding error of both differences is
+    below `tolerance`.
 
     Args:
         weights: w, [..., n], for example the steps of `relu_sgd`.

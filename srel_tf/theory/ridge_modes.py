@@ -114,7 +114,8 @@ class RidgeModes:
 
         At W* the mean gradient is zero, so a single gradient is the difference ρ*_i h_i − mean_j ρ*_j h_j. Computed
         term by term, this difference keeps its digits if the examples agree, and is exactly zero for a single example.
-        If its terms are much larger than the terms of the direct form, ρ*_i h_i + c W*, the direct form keeps more digits.
+        If its terms are much larger than the terms of the direct form, ρ*_i h_i + c W*, the direct form keeps more
+        digits.
 
         Args:
             examples: Row indices of the examples, [P].

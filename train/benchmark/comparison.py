@@ -1,4 +1,7 @@
-"""All procedures side by side in one process, called in turn. Only the ratios of times carry over to another machine."""
+"""All procedures side by side in one process, called in turn.
+
+Only the ratios of times carry over to another machine.
+"""
 
 import importlib.util
 import itertools

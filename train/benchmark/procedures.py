@@ -60,8 +60,8 @@ def forward_pass(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
 class NaiveLoop:
     """A well-written plain TensorFlow loop: for each source a gradient, an updated copy of the net, and a forward pass.
 
-    The loop is traced once; the copy's weights are shadow variables, assigned for each source. It does not tell which entries
-    float32 resolves. Calling it returns {"kl", "l1"}: S_rel [n, n] of the definitions, and the logits.
+    The loop is traced once; the copy's weights are shadow variables, assigned for each source. It does not tell which
+    entries float32 resolves. Calling it returns {"kl", "l1"}: S_rel [n, n] of the definitions, and the logits.
     """
 
     def __init__(self, model: keras.Model, x: np.ndarray, y: np.ndarray) -> None:

@@ -45,9 +45,9 @@ def training(
 ) -> pd.DataFrame:
     """Time blocks of EVERY steps: one row per block with kind and seconds.
 
-    One `fit` has a probe for each estimator. Its blocks have no measurement, one of `limit` and one of `exact`, in turn,
-    `rounds` times, so that neighbours in time run under the same load. "plain fit" is a `fit` without probes, which
-    shows that a probe costs nothing while it does not measure.
+    One `fit` has a probe for each estimator. Its blocks have no measurement, one of `limit` and one of `exact`, in
+    turn, `rounds` times, so that neighbours in time run under the same load. "plain fit" is a `fit` without probes,
+    which shows that a probe costs nothing while it does not measure.
     """
     it = setup(name, points, shape)
     plain = _fit(it.model, batch_size, 1 + rounds, shape)

@@ -287,8 +287,8 @@ def select_top(
 ) -> None:
     """Train on all classes of `settings` without a probe and select the `count` classes of highest test accuracy.
 
-    The result is written to selection.json: class names in the order of their labels, and {class: accuracy}. Meanwhile the
-    training state is saved as in `train`, in `directory`/selection.parts. Raises the errors of `train`.
+    The result is written to selection.json: class names in the order of their labels, and {class: accuracy}. Meanwhile
+    the training state is saved as in `train`, in `directory`/selection.parts. Raises the errors of `train`.
     """
     make_repeatable(seed)
     images = load_data(settings, seed)

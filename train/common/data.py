@@ -95,8 +95,8 @@ def load(
             (DIR/train/CLASS/*.png, DIR/test/CLASS/*.png); or any image classification set of TFDS (`cifar10`,
             `cifar100`, `svhn_cropped` or `svhn`, `fashion_mnist`, ...; `NAME/CONFIG:VERSION` works).
         data_dir: Directory of prepared TFDS sets; None means TFDS's default. Reading a prepared set needs no network.
-        classes: Names or the set's own integer labels, in the requested order; they become 0 .. K-1. A string that is not
-            a name but a number counts as a label. None means every class that has images.
+        classes: Names or the set's own integer labels, in the requested order; they become 0 .. K-1. A string that is
+            not a name but a number counts as a label. None means every class that has images.
         augment: "none", or "frozen": the published augmentation, a random crop from the image padded by 4 black pixels
             and a random horizontal flip, drawn once for each training image, not anew in each epoch.
         test_images: "test": the set's split `test`, or else `validation`, never augmented. "train": as in the published
@@ -107,8 +107,8 @@ def load(
         download: Whether TFDS may download and prepare a missing set.
 
     Raises:
-        DatasetError: If a set cannot be found, downloaded or read, a class is unknown, repeated or without images, a label
-            is out of range, a pixel is not finite, or images have different sizes and `image_size` is not given.
+        DatasetError: If a set cannot be found, downloaded or read, a class is unknown, repeated or without images, a
+            label is out of range, a pixel is not finite, or images have different sizes and `image_size` is not given.
         KeyError: If `augment` or `test_images` has another value.
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size

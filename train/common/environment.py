@@ -33,7 +33,7 @@ VARIABLES = (
 
 
 def versions() -> dict[str, Any]:
-    """Collect versions of packages, the hash of the sources, and the numbers of threads, which determine the order of sums."""
+    """Collect versions of packages, the hash of the sources, and the numbers of threads, which affect sums."""
     return {
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in PACKAGES},

@@ -31,8 +31,8 @@ def run_in_processes(
     """Call work(seed, orphaned=...) for each seed, at most `jobs` at a time, in new processes.
 
     Args:
-        work: A function that can be sent to another process. It saves and stops when orphaned() is true, because the command
-            was killed or interrupted. Its process does not receive Ctrl-C or SIGTERM.
+        work: A function that can be sent to another process. It saves and stops when orphaned() is true, because the
+            command was killed or interrupted. Its process does not receive Ctrl-C or SIGTERM.
         seeds: Seeds, each of which gets a process.
         jobs: Number of processes at a time.
         again: How to continue, for the error message.

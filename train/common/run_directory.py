@@ -4,8 +4,9 @@
     DIR/seed-0/frame.parquet history.csv seed.json
 
 A directory belongs to one set of settings; seeds may be added to it later. While a seed is trained its rows and its
-training state are kept in `seed-0/frame.parts/` (`srel_tf.FrameStore`). `seed.json`, with the other files' checksums, is
-written last: a seed without it was interrupted and keeps its measurements. One process at a time holds the directory.
+training state are kept in `seed-0/frame.parts/` (`srel_tf.FrameStore`). `seed.json`, with the other files' checksums,
+is written last: a seed without it was interrupted and keeps its measurements. One process at a time holds the
+directory.
 """
 
 import contextlib
@@ -159,8 +160,9 @@ class RunDirectory:
         """Return whether this seed is complete.
 
         Raises:
-            RunDirectoryError: If one of its files has changed since, or seed.json is damaged, because a second run would
-                replace results that may be restored; or if the directory is a copy of another seed, or has other settings.
+            RunDirectoryError: If one of its files has changed since, or seed.json is damaged, because a second run
+                would replace results that may be restored; or if the directory is a copy of another seed, or has other
+                settings.
         """
         path = self.seed_path(seed)
         if not is_finished(path):
@@ -281,7 +283,8 @@ class RunDirectory:
     ) -> None:
         """Write a seed's frame and history; `about` marks it as complete.
 
-        Without `about`, a complete seed is not changed, because another process took over the run and finished it first.
+        Without `about`, a complete seed is not changed, because another process took over the run and finished it
+        first.
         """
         path = self.seed_path(seed)
         if about is None and self.is_complete(seed):
@@ -315,7 +318,10 @@ class RunDirectory:
         )
 
     def _file(self, seed: int, name: str) -> Path:
-        """Return the path of a file of a seed. Raises `RunDirectoryError` if the file of a finished seed has changed."""
+        """Return the path of a file of a seed.
+
+        Raises `RunDirectoryError` if the file of a finished seed has changed.
+        """
         is_finished(self.seed_path(seed), [name])
         return self.seed_path(seed) / name
 

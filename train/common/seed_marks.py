@@ -70,7 +70,8 @@ def is_finished(path: Path, names: Sequence[str] = ()) -> bool:
     sums = ours(read_json, mark).get("sha256")
     if not isinstance(sums, dict) or not FILES | {*names} <= sums.keys() <= ALL_FILES:
         raise RunDirectoryError(
-            f"{mark} lacks the checksums of the seed's files: it is damaged; restore it, or delete it to run the seed again"
+            f"{mark} lacks the checksums of the seed's files: it is damaged; restore it, or delete it to run the seed "
+            f"again"
         )
     for name in names or sums:
         file = path / name

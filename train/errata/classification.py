@@ -143,7 +143,7 @@ def _l1_beside_published_l2(path):
 
 
 def diagonal_of_published_l2(directions):
-    """Compute (lowest, highest) mean |Δ| / (mean Δ²)^½ over a number of directions in the plane Σ_c Δ_c = 0 of three classes."""
+    """Compute (lowest, highest) mean |Δ| / (mean Δ²)^½ over directions in the plane Σ_c Δ_c = 0 of three classes."""
     angle = np.arange(directions) * 2 * np.pi / directions
     change = np.cos(angle[:, None] + np.array([0, 2, 4]) * np.pi / 3)
     ratio = np.abs(change).mean(axis=1) / np.sqrt((change**2).mean(axis=1))

@@ -4,9 +4,9 @@ python -m train.errata                       reads results/, writes results/repl
 python -m train.errata --published-dir DIR   also reads the published curves cifar10_srel.csv, cifar10_history.csv
 
 `items.csv` holds the statement of the text, the behaviour of the code (or what the text implies), and the effect (items
-1–9 classification, 10–15 penalised regression, 16–22 the text itself). The checks return findings, which are named numbers.
-Findings on classification are read from our runs (`train.condense`); without these runs the command lists what it could
-not measure. `results/REPLICATION.md` explains each finding.
+1–9 classification, 10–15 penalised regression, 16–22 the text itself). The checks return findings, which are named
+numbers. Findings on classification are read from our runs (`train.condense`); without these runs the command lists what
+it could not measure. `results/REPLICATION.md` explains each finding.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def items():
 
 
 def findings(check, evidence):
-    """Make the rows of one check: columns finding, value, low, high (a 95% interval over seeds, NaN without an interval)."""
+    """Make the rows of one check: columns finding, value, low, high (a 95% interval over seeds, or NaN)."""
     room, name = check.split(".")
     found = getattr(ROOMS[room], name)(evidence)
     values = [(*np.atleast_1d(value), np.nan, np.nan)[:3] for value in found.values()]

@@ -18,7 +18,10 @@ class Evidence(NamedTuple):
     history: object = None
 
     def of_runs(self, protocol, measure):
-        """Return the findings `measure(directory)` of each dataset of the protocol. If CIFAR-10 is missing, a finding says so."""
+        """Return the findings `measure(directory)` of each dataset of the protocol.
+
+        If CIFAR-10 is missing, a finding says so.
+        """
         directories = self.directories(protocol)
         findings = {
             f"{data}: {name}": value

@@ -30,7 +30,7 @@ def set_up(width=10, sample=theory.random_relu_features, ridge="paper"):
 
 
 def at_the_ends(name, values):
-    """Make findings from an array [..., 2, P] or [..., 2] of values at t = 0 and t = 8000, as means over the other axes."""
+    """Make findings from values [..., 2, P] or [..., 2] at t = 0 and t = 8000, as means over the other axes."""
     start, end = np.asarray(values).reshape(10, 2, -1).mean(axis=(0, 2))
     return {f"{name}, t = 0": start, f"{name}, t = 8000": end}
 
@@ -62,7 +62,7 @@ def differentiated_coefficient(model, labels, w):
 
 
 def stray_one_over_n(evidence):
-    """11. If only the numerator's T has the factor 1/N, S(x, x) is not 1, and S_rel rises: Figures 6–9, published data."""
+    """11. With a factor 1/N only in the numerator's T, S(x, x) is not 1, and S_rel rises (Figures 6–9)."""
     findings = {}
     for width in (10, 100):
         model, labels, w0 = set_up(width, variants.published_features)
@@ -144,7 +144,7 @@ def loss_of_both_labels(evidence):
 
 
 def least_error_to_both(steps=1000):
-    """Compute the minimum over f of ½ Σ_k ‖e_k − f‖² for K = 2, on the segment from e₁ to e₂, which contains the minimum."""
+    """Compute the minimum over f of ½ Σ_k ‖e_k − f‖² for K = 2, which lies between e₁ and e₂."""
     share = np.linspace(0, 1, steps + 1)
     outputs = np.stack([share, 1 - share], axis=-1)
     return (((np.eye(2)[:, None] - outputs) ** 2).sum(axis=(0, 2)) / 2).min()

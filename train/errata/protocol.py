@@ -41,7 +41,10 @@ def share_trained_on(test_images):
 
 
 def _leaked_and_real(path, evidence):
-    """Compare accuracies after the last epoch. Accuracies on real test images come from the same trainings of another protocol."""
+    """Compare accuracies after the last epoch.
+
+    Accuracies on real test images come from the same trainings of another protocol.
+    """
     dataset = path.name.removesuffix("-published")
     leaked = final_accuracies(path)
     findings = {
@@ -94,7 +97,7 @@ def three_runs(evidence):
 
 
 def t_over_population(n, confidence=0.95):
-    """Compute the half-width of Student's interval for the mean of n values over their population standard deviation."""
+    """Compute the half-width of Student's interval for a mean of n values over the population standard deviation."""
     return t.ppf((1 + confidence) / 2, n - 1) / np.sqrt(n - 1)
 
 
@@ -120,8 +123,9 @@ def _separated_bands(path):
 def separated(pairs, factor):
     """Compute the share of (source class, other class, step) with intra-class mean − width > inter-class mean + width.
 
-    pairs: class pairs of one measure and rule, of several runs. The width is `factor` population standard deviations over
-    the runs or, if `factor` is None, the 95% t-interval of their mean. The result is NaN for one run, which has neither.
+    pairs: class pairs of one measure and rule, of several runs. The width is `factor` population standard deviations
+    over the runs or, if `factor` is None, the 95% t-interval of their mean. The result is NaN for one run, which has
+    neither.
     """
     curves = pairs.groupby(["step", "source_class", "target_class"])["mean"]
     if (curves.size() < 2).any():
@@ -193,7 +197,7 @@ def _first_update(path, evidence):
 
 
 def _first_means(path):
-    """Compute Definition 3 at the first measured step under fresh_adam, mean over runs and classes, by measure and kind."""
+    """Compute Definition 3 at the first step under fresh_adam, mean over runs and classes, by measure and kind."""
     pairs = srel_tf.read_frame(path / "pairs.parquet")
     is_adam = pairs["update"] == "fresh_adam"
     is_published = pairs["measure"].str.startswith("published_")

@@ -47,7 +47,7 @@ def theorem_5_3_case(target, source, time=60.0):
 
 
 def shares_beyond_the_bound(count):
-    """Compute the shares of pairs β(x'), β(x) ~ N(0, I) whose S_rel at t = 60 is below each bound by more than 1e-12."""
+    """Compute the shares of pairs β(x'), β(x) ~ N(0, I) with S_rel at t = 60 below each bound by > 1e-12."""
     drawn = np.random.default_rng(0).normal(size=(count, 2, 2))
     srel, *bounds = np.transpose([theorem_5_3_case(*pair) for pair in drawn])
     return [(srel < bound * (1 - 1e-12)).mean() for bound in bounds]
@@ -122,7 +122,7 @@ def attained_bound(evidence):
 
 
 def differenced(target, source, steps=3000):
-    """Compute S_rel along SGD on a ReLU gate's risk with open gates, by differences, and a mask of the resolved entries."""
+    """Compute S_rel along SGD on a ReLU gate's risk with open gates, by differences, and which entries are resolved."""
     w_star = np.ones(len(source))
     path = theory.relu_sgd(w_star, w_star / 2, SGD_RATE, steps, batch_size=32, seed=0)
     values = theory.relu_risk_srel(path, w_star, target, source, 1e-4)

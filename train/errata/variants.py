@@ -16,7 +16,7 @@ def published_pairs(labels, count=20, seed=0):
 
 
 def published_srel(model, w0, t, source, target):
-    """Item 11: eq. 4 with T = c I + h hᵀ/N in the numerator alone, with arguments and result as in `model.srel`, pairs [P].
+    """Item 11: eq. 4 with T = c I + h hᵀ/N in the numerator alone; arguments and result are as in `model.srel`.
 
     The change at x' is c W h' + ⟨h', h⟩ (W h/N − y), at x it is c W h + ⟨h, h⟩ (W h − y).
     """
@@ -50,7 +50,7 @@ def published_loss(model, weights):
 
 
 def printed_theorem_5_3_bound(a, b, w0, theta, t, beta_target, beta_source, t2_star):
-    """Item 16: eq. 39 as printed, with β₂₂(x')² in k₂ and in the first factor: the bound with β₂₂ of x and x' swapped."""
+    """Item 16: eq. 39 as printed, with β₂₂(x')² in k₂ and the first factor: the bound with β₂₂ swapped."""
     (target_1, target_2), (source_1, source_2) = beta_target, beta_source
     swapped = (target_1, source_2), (source_1, target_2)
     return theory.theorem_5_3_bound(a, b, w0, theta, t, *swapped, t2_star=t2_star)

@@ -62,7 +62,7 @@ class Reference:
         self._slope = tf.function(self._slope, autograph=False, jit_compile=False)
 
     def srel(self, weights, etas):
-        """Return {η: {measure: S [n, n]}}, with NaN for entries that float64 does not resolve; η = 0 is the limit η → 0."""
+        """Return {η: {measure: S [n, n]}}, NaN where float64 does not resolve S; η = 0 is the limit η → 0."""
         n, keys = len(self._x), (0.0, *etas)
         rows = {
             eta: {measure: np.full((n, n), np.nan) for measure in TOLERANCE}
@@ -218,7 +218,7 @@ def srel_row(outputs, change, source, softmax=False, limit=False):
 
 
 def distances_of_a_step(outputs, change, softmax):
-    """Return {measure: D [n]} of two predictions, computed from the first prediction and the change to avoid cancellation."""
+    """Return {measure: D [n]} of two predictions, from the first prediction and the change, without cancellation."""
     if softmax:
         log_p, d = np.log(outputs), np.log1p(change / outputs)
     else:
@@ -255,7 +255,7 @@ def log_softmax(logits):
 
 
 def change_of_log_softmax(log_p, change):
-    """Compute log p⁺ − log p = Δz − log Σ p e^Δz, after subtracting the Δz of the likeliest class, which may be large."""
+    """Compute log p⁺ − log p = Δz − log Σ p e^Δz, after subtracting the Δz of the likeliest class."""
     relative = change - np.take_along_axis(
         change, log_p.argmax(axis=-1)[..., None], axis=-1
     )

@@ -1,4 +1,4 @@
-"""The tables of `train.numerics`: valid shares, errors and costs of each estimator, compared with the float64 reference."""
+"""The tables of `train.numerics`: valid shares, errors (against float64) and costs of each estimator."""
 
 import numpy as np
 import pandas as pd
@@ -11,8 +11,8 @@ COUNTS = ["entries", "valid", "outside", "unreferenced"]
 def comparison(result, measure, reference):
     """Return the counts and the worst error of the valid entries of one measure, as a dict.
 
-    reference: S [n_s, n_t], NaN for unresolved entries. The error is in units of tolerance · (1 + S). unreferenced: valid
-    entries without a reference.
+    reference: S [n_s, n_t], NaN for unresolved entries. The error is in units of tolerance · (1 + S). unreferenced:
+    valid entries without a reference.
     """
     valid, s = result.valid(measure), result.matrix(measure)
     known = np.isfinite(reference)

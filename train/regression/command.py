@@ -120,7 +120,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(args: argparse.Namespace) -> None:
     """Train and measure the missing seeds of each net, then report.
 
-    A net that fails does not end a sweep: the other nets are run, the table covers them, and the error is raised at the end.
+    A net that fails does not end a sweep: the other nets are run, the table covers them, and the error is raised at the
+    end.
     """
     _check(args)
     nets, done, failed = list(itertools.product(args.width, args.depth)), [], []

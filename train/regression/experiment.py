@@ -82,7 +82,7 @@ def followed(distances: np.ndarray) -> np.ndarray:
 
 
 def in_time(step: int) -> bool:
-    """Return whether `followed` sources are measured: at every 5th of the first 200 steps, when S_rel changes most, then every 25th."""
+    """Return whether `followed` sources are measured: at every 5th of the first 200 steps, then at every 25th."""
     return step % (5 if step <= 200 else 25) == 0
 
 
@@ -103,7 +103,7 @@ def build(settings: Mapping[str, Any]) -> srel_tf.SRelModel:
 
 
 def attach(model: srel_tf.SRelModel, settings: Mapping[str, Any], seed: int) -> None:
-    """Attach three probes: all sources at the steps of Figure 3, `followed` sources `in_time`, and x' with two sources otherwise."""
+    """Attach three probes: all sources at the steps of Figure 3, `followed` sources `in_time`, else x' and two sources."""
     x, y, distances = probe_points(settings)
     everything, last = np.arange(len(x)), settings["iterations"]
     targets, sources = np.split(everything, [len(distances)])
@@ -139,7 +139,7 @@ def _until(last: int, is_due: Callable[[int], bool]) -> Callable[[int], bool]:
 
 
 class Watch(keras.callbacks.Callback):
-    """Records risks at every 20th step, and distances of last-layer features at the steps of Figure 3; prints progress."""
+    """Records risks at every 20th step and feature distances at the steps of Figure 3, and prints progress."""
 
     def __init__(
         self,
@@ -232,7 +232,7 @@ class Watch(keras.callbacks.Callback):
         )
 
     def distances(self) -> pd.DataFrame:
-        """Return columns target_id, source_id, distance, metric, run, seed, step; input distances occur at each step of Figure 3."""
+        """Return columns target_id, source_id, distance, metric, run, seed, step, for each step of Figure 3."""
         own, *features = self._distances
         own_at = [own.assign(step=f["step"]) for f in features]
         return pd.concat([*own_at, *features] or [own.iloc[:0]], ignore_index=True)
@@ -244,7 +244,9 @@ def train(
     directory: RunDirectory,
     orphaned: Callable[[], bool] | None = None,
 ) -> None:
-    """Train and measure one seed into a `RunDirectory`. `orphaned` is called regularly and returns whether to save and stop.
+    """Train and measure one seed into a `RunDirectory`.
+
+    `orphaned` is called regularly and returns whether to save and stop.
 
     Raises:
         DivergedError: If the loss grows without bound; earlier measurements are saved.

@@ -37,7 +37,8 @@ def report(
     ]
     invalid = (~frame["valid"]).sum()
     print(
-        f"{len(frame)} entries of S_rel over {len(seeds)} seed{'s' * (len(seeds) > 1)}, {invalid} of which are not valid"
+        f"{len(frame)} entries of S_rel over {len(seeds)} seed{'s' * (len(seeds) > 1)}, {invalid} of which are not "
+        f"valid"
     )
     table = _table(pairs, risks)
     print(table.to_string(float_format="{:.3g}".format))

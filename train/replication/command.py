@@ -39,7 +39,7 @@ PUBLISHED_COLUMNS = ["measure", "run", "step", "source_class", "target_class", "
 
 
 def central(directories: Directories) -> pd.DataFrame:
-    """Make the central table: one row per (data, protocol, measure, rule, quantity) with mean, low, high over the seeds.
+    """Make the central table: one row per (data, protocol, measure, rule, quantity) with mean, low, high over seeds.
 
     A quantity is one number per seed. auc, ratio_of_medians (geometric), intra, inter (Definition 3, with the
     diagonal, as the paper has it), off_intra (without it), median_intra, median_inter: means over the measured
@@ -128,8 +128,8 @@ def beside_published(pairs: pd.DataFrame, published: pd.DataFrame) -> pd.DataFra
 
     Returns:
         One row per (measure, source class, target class). log2_ratio: mean over steps of log₂ of our mean over theirs.
-        correlation: correlation of the two mean curves over time. overlap: share of steps at which the ranges of runs overlap;
-        two sets of three runs of one experiment overlap with probability 1 − 2·3!·3!/6! = 0.9 at a step.
+        correlation: correlation of the two mean curves over time. overlap: share of steps at which the ranges of runs
+        overlap; two sets of three runs of one experiment overlap with probability 1 − 2·3!·3!/6! = 0.9 at a step.
 
     Raises:
         OptionError: If the two have no step in common.
@@ -167,7 +167,7 @@ def beside_published(pairs: pd.DataFrame, published: pd.DataFrame) -> pd.DataFra
 
 
 def as_table(found: pd.DataFrame, data: str, protocol: str) -> pd.DataFrame:
-    """Format the central table of one run for a terminal: one row per (measure, rule), with mean [low, high] in the cells."""
+    """Format the central table of one run for a terminal: mean [low, high] per (measure, rule)."""
     part = found[(found["data"] == data) & (found["protocol"] == protocol)]
     cells = part.assign(
         cell=[

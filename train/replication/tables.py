@@ -68,11 +68,11 @@ def read(directories: Directories, name: str) -> pd.DataFrame:
 
 
 def claims(directories: Directories) -> pd.DataFrame:
-    """Decide the paper's claims of Section 2.1: the claims of `class_claim`, and the claims on the separation by each measure.
+    """Decide the paper's claims of Section 2.1: the claims of `class_claim`, and the claims on separation.
 
-    AUCs are means over the measurements after the first epoch, one per seed; differences are paired by seed. If more than
-    `MISSING` of the entries are not valid at the last step, trends of means are undecided, because float32 does not resolve
-    the rows with the smallest denominators, which dominate the means.
+    AUCs are means over the measurements after the first epoch, one per seed; differences are paired by seed. If more
+    than `MISSING` of the entries are not valid at the last step, trends of means are undecided, because float32 does
+    not resolve the rows with the smallest denominators, which dominate the means.
 
     Returns:
         One row per verdict, with `valid_last`: the share of valid entries at the last step.
@@ -131,7 +131,7 @@ def claims(directories: Directories) -> pd.DataFrame:
 
 
 def _of_selections(verdicts: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
-    """Add `valid_last` (of two compared measures, the lower value), and mark trends of selected entries as undecided."""
+    """Add `valid_last` (the lower one of two compared measures), and mark trends of selected entries as undecided."""
     last = pairs[pairs["step"] == pairs.groupby(KEY)["step"].transform("max")]
     counts = last.groupby(KEY)[["off_n_valid", "off_n_pairs"]].sum()
     share = counts["off_n_valid"] / counts["off_n_pairs"]
@@ -162,7 +162,7 @@ def load_matrices(directories: Directories) -> Iterator[tuple[str, str, pd.DataF
 
 
 def moves(directories: Directories) -> pd.DataFrame:
-    """Compute medians of ‖Δp‖₁ (at most 2) of one finite step: at the source, at targets of its class, at other targets.
+    """Compute medians of ‖Δp‖₁ (at most 2) of one finite step: at the source, at targets of its class, and elsewhere.
 
     Returns:
         One row per (data, protocol, rule, step).
@@ -184,10 +184,11 @@ def adjusted(directories: Directories) -> pd.DataFrame:
     """Compute the AUC of intra- against inter-class pairs without the scales of sources and targets.
 
     Returns:
-        One row per (data, protocol, rule, measure, step), over the valid entries off the diagonal. auc: all pairs ranked
-        together, as in `srel_tf.separation`. auc_rows: AUC within the row of each source, mean over sources. auc_two_way:
-        AUC of the residuals of log S from an additive fit of source and target effects (least squares). It measures how much
-        more a source moves targets of its class than expected from the general effects of source and target.
+        One row per (data, protocol, rule, measure, step), over the valid entries off the diagonal. auc: all pairs
+        ranked together, as in `srel_tf.separation`. auc_rows: AUC within the row of each source, mean over sources.
+        auc_two_way: AUC of the residuals of log S from an additive fit of source and target effects (least squares). It
+        measures how much more a source moves targets of its class than expected from the general effects of source and
+        target.
     """
     rows = []
     for data, protocol, entries in load_matrices(directories):

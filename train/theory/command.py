@@ -47,7 +47,10 @@ def make(number: int, variant: str, seed: int) -> tuple[pd.DataFrame, Figure]:
 
 
 def settings(variant: str, seed: int) -> dict[str, Any]:
-    """Collect the settings that a figure depends on, which are saved beside it. Versions are included but not compared."""
+    """Collect the settings that a figure depends on, which are saved beside it.
+
+    Versions are included but not compared.
+    """
     gate = theory_figures.GATE
     return {
         "variant": variant,
@@ -84,8 +87,8 @@ def settings(variant: str, seed: int) -> dict[str, Any]:
 def prepare(out: Path, suffix: str, new: Mapping[str, Any]) -> None:
     """Bind the folder `out` to the settings `new`.
 
-    The text's figures and the published ones (suffix "_published") may share a folder, because each has a settings file.
-    Settings are written before the first figure, so that an interrupted command leaves no figure without them.
+    The text's figures and the published ones (suffix "_published") may share a folder, because each has a settings
+    file. Settings are written before the first figure, so that an interrupted command leaves no figure without them.
 
     Raises:
         RunDirectoryError: If the folder holds figures with other settings, or cannot be written.

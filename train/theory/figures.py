@@ -57,8 +57,8 @@ def penalized(
 ) -> pd.DataFrame:
     """Figures 6–9: eq. 3 and the S_rel of eq. 4, mean and 10–90% range over `starts` initial W with N(0, 1) entries.
 
-    variant: "text", for both conventions of the ridge; or "published", for the computation of the published scripts, which
-    departs from the text in the data, the pairs, the numerator, the average and the loss.
+    variant: "text", for both conventions of the ridge; or "published", for the computation of the published scripts,
+    which departs from the text in the data, the pairs, the numerator, the average and the loss.
     """
     kind, width = PENALIZED[number]
     is_published = variant == "published"
