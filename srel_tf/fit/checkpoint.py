@@ -203,7 +203,7 @@ class Checkpoint(ClockedCallback):
 
     @contextlib.contextmanager
     def stop_after_step(self) -> Iterator[None]:
-        """Finish and save the current step at the first Ctrl-C or SIGTERM within this block; stop at once at the second.
+        """Finish and save the current step at the first Ctrl-C or SIGTERM within this block; stop at the second one.
 
         Raises:
             KeyboardInterrupt: After the step was saved, or at the end of the block if no further step followed.

@@ -245,7 +245,7 @@ class TrainingClock:
 
     @property
     def updates_next(self) -> bool:
-        """Return whether the optimizer applies an update with the next batch, instead of only collecting its gradient."""
+        """Return whether the optimizer applies an update with the next batch, not only collects its gradient."""
         return (self.batches + 1) % _batches_per_update(self.optimizer) == 0
 
     def _add_waypoint(self) -> None:

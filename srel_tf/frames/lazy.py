@@ -151,7 +151,7 @@ class StoredFrame:
         return self.dataset
 
     def _filled_in(self, columns: Sequence[str]) -> dict[str, pc.Expression]:
-        """Return {name: expression} of the columns; null in `name` and `method` becomes the value of earlier versions."""
+        """Return {name: expression} of the columns; null in `name` and `method` is replaced by defaults."""
         expressions = {name: pc.field(name) for name in columns}
         for name in {"name", "method"}.intersection(columns, self.schema.names):
             expressions[name] = _filled_in_column(name, self.schema.field(name).type)

@@ -101,7 +101,7 @@ class OuterProductGradient(NamedTuple):
         )
 
     def parts(self, targets: "OuterProductGradient") -> tuple[int, int]:
-        """Return the numbers of sources and targets to multiply at a time, so that intermediates stay below `ENTRIES`."""
+        """Return the numbers of sources and targets per product that keep intermediates below `ENTRIES`."""
         sizes = self._sizes(targets)
         if sizes.gram > sizes.explicit:
             return max(1, ENTRIES // self._entries(1)), max(

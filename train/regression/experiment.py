@@ -103,7 +103,7 @@ def build(settings: Mapping[str, Any]) -> srel_tf.SRelModel:
 
 
 def attach(model: srel_tf.SRelModel, settings: Mapping[str, Any], seed: int) -> None:
-    """Attach three probes: all sources at the steps of Figure 3, `followed` sources `in_time`, else x' and two sources."""
+    """Attach three probes: all sources at the steps of Figure 3, `followed` ones `in_time`, else x' and two sources."""
     x, y, distances = probe_points(settings)
     everything, last = np.arange(len(x)), settings["iterations"]
     targets, sources = np.split(everything, [len(distances)])

@@ -133,7 +133,7 @@ def three_pairs(seed: int = 0) -> Case:
 def _eq_14(
     sources: np.ndarray, targets: np.ndarray, times: np.ndarray, seed: int
 ) -> np.ndarray:
-    """Compute eq. 13 with the moments of eq. 14, [start, time, pair], for w(0)² uniform in 5 to 95% of its limit a/b."""
+    """Compute eq. 13 with the moments of eq. 14, [start, time, pair], with w(0)² uniform in 5–95% of its limit a/b."""
     model, limit = (
         theory.DiagonalQuadratic(*figures.MOMENTS, figures.THETA),
         np.divide(*figures.MOMENTS),
