@@ -116,7 +116,7 @@ class Twice(Compiled):
     twice = True
 
 
-OWN_STEP = "ignore:.* has a train_step of its own"
+OWN_STEP = "ignore:.* defines its own train_step"
 
 
 @thermometer
@@ -407,7 +407,7 @@ def one_each(y, f):
     return tf.reduce_mean(tf.abs(f - y), axis=-1)
 
 
-OWN = r"train_step of its own: S_rel is of the compiled loss; .* pass loss="
+OWN = r"defines its own train_step: S_rel is measured with the compiled loss; .* pass loss="
 
 
 @pytest.mark.parametrize("cls", [OwnLoss, CallsSuper])
