@@ -45,13 +45,13 @@ def measure(
     precision: str = "auto",
     loss: Callable | None = None,
 ) -> SRelResult:
-    """Measure S_rel(x', x) between all sources x and targets x' of a probe. The model is left untouched.
+    """Measure S_rel(x', x) between all sources x and targets x' of a probe. The model is not changed.
 
     Args:
         model: a built, compiled `keras.Model`. ℓ is its compiled loss of one source, with regularisation.
         probe: n_s sources and n_t targets.
         measures: "kl" (Definition 2), "l1", "l2" (Definition 1); "raw_l1", "raw_l2" (Definition 1 on what the model
-            returns, say logits, while "l1" acts on their softmax); "published_kl", "published_l2"
+            returns, for example logits, while "l1" acts on their softmax); "published_kl", "published_l2"
             (`srel_tf.measures.published`); or registered ones (`register_measure`).
         update: "sgd" (w⁺ = w − η∇ℓ, the definition), "optimizer" (the model's own next step), "fresh_adam".
         learning_rate: η; None means the optimizer's present one.

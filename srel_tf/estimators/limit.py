@@ -116,7 +116,7 @@ class LimitEstimator:
 class RelativeNoise:
     """Return the rounding noise of each source's derivatives as a share of the largest derivative, [n_s].
 
-    It is read from outputs and ∂ℓ/∂u at perturbed weights; from outputs and ∇ℓ if there is no `LossBackprop`.
+    The noise is read from outputs and ∂ℓ/∂u at perturbed weights, or from outputs and ∇ℓ without a `LossBackprop`.
     """
 
     def __init__(self, plan: MeasurementPlan, backprop: LossBackprop | None) -> None:
@@ -230,7 +230,9 @@ def check_derivative(
         error = np.abs(_largest_differences(after - before) / eta - moved[i])
         if error[finite].max(initial=0) <= tolerance * moved[i].max():
             return
-    cause = f" (operation {network.opaque!r} has none)" if network.opaque else ""
+    cause = (
+        f" (operation {network.opaque!r} has no derivative)" if network.opaque else ""
+    )
     raise ModelError(
         f"the predictions of model {network.model.name!r} do not follow their derivative{cause}: it has no limit "
         "η → 0 that differentiation gives; use estimator='exact'"
@@ -242,7 +244,8 @@ def check_limit(plan: MeasurementPlan) -> None:
     settings = plan.settings
     if settings.update != "sgd":
         raise OptionError(
-            f"update={settings.update!r} with estimator={settings.estimator!r}: the limit is that of the plain step "
+            f"update={settings.update!r} with estimator={settings.estimator!r}: the limit is defined for the plain "
+            f"step "
             "w − η∇ℓ; use update='sgd', or estimator='exact'"
         )
     without = [

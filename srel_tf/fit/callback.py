@@ -105,18 +105,18 @@ class SRelCallback(ClockedCallback):
         return json.loads(json.dumps(options, default=_as_python))
 
     def check_distinct_from(self, others: Iterable[SRelCallback]) -> None:
-        """Raise `ProbeError` if the frame could not distinguish the rows of this probe from those of another one."""
+        """Raise `ProbeError` if the frame could not distinguish the rows of this probe from another probe's rows."""
         for other in others:
             if self.probe.ids.dtype.kind != other.probe.ids.dtype.kind:
                 raise ProbeError(
-                    "the ids of one probe are integers, those of another one strings, and one column of the frame "
+                    "the ids of one probe are integers and the ids of another one strings, and one column of the frame "
                     "cannot hold both: give ProbeSet(ids=...) of one type to both"
                 )
             if self._series == other._series and self._overlaps(other):
                 raise ProbeError(
                     f"the model has a probe with name={self.probe.name!r} already, and the rows of both would agree in "
                     "run, seed, name, measure, update, estimator and ids, so that the frame could not tell them apart: "
-                    "give one of them a name of its own, ProbeSet(..., name=...) or probe.with_name(...)"
+                    "give one of them a unique name, ProbeSet(..., name=...) or probe.with_name(...)"
                 )
 
     @property

@@ -10,7 +10,7 @@
         model.fit(data_of(epoch), initial_epoch=epoch, callbacks=[checkpoint], ...)
 
 The state is every variable of the model (batch statistics and seeds of dropout included) and of its optimizer, and
-within an epoch those of its metrics. The caller provides the order of the data: `data_of` gives all batches from there
+within an epoch of its metrics. The caller provides the order of the data: `data_of` gives all batches from the position
 on without end (fit(..., steps_per_epoch=n)), in an order that depends only on the number of each epoch. Keras callbacks
 with a history (`ReduceLROnPlateau`, `EarlyStopping`) start afresh with each `fit`: they are not part of the state.
 """
@@ -142,7 +142,7 @@ class Checkpoint(ClockedCallback):
 
         Raises:
             StorageError: If the state is damaged, or model, optimizer, loss, probe or options differ from those that it
-                was saved with. The message shows the differences, and the model stays untouched.
+                was saved with. The message shows the differences, and the model is not changed.
         """
         saved = self._store.state()
         if saved is None:
@@ -340,7 +340,7 @@ class Checkpoint(ClockedCallback):
 
         Args:
             callback: The callback of a probe.
-            step: The next step to be saved; None if there is nothing to save.
+            step: The next step to be saved; None if nothing is to be saved.
         """
         stored = callback.recorder.stored_step
         if step is None or stored is None or not self._store.about:

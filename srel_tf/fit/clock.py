@@ -48,7 +48,7 @@ class Place(NamedTuple):
 
     @property
     def epochs(self) -> float:
-        """Epochs done, a fraction within an epoch; NaN as long as it is unknown."""
+        """Epochs done, with a fraction within an epoch; NaN while unknown."""
         if not self.batches:
             return self.start
         if self.epoch.length is None:
@@ -92,7 +92,7 @@ class TrainingClock:
         times_gone_back: How often the training has gone back to an earlier state.
         optimizer: The optimizer that was observed last; None before the first fit.
         mover: The callback that moves the clock.
-        fit: Keras's `params` of the present fit, an object that all of its callbacks share.
+        fit: Keras's `params` of the current fit, an object that all callbacks of the fit share.
     """
 
     def __init__(self) -> None:

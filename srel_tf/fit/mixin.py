@@ -27,7 +27,7 @@ class SRelMixin(_Base):
     """Adds probes to a Keras model: `class MyNet(srel_tf.SRelMixin, keras.Model)`.
 
     Attach one probe or more, train with `fit` as usual, read `srel_frame()`. Measuring does not disturb the training:
-    weights, optimizer state, batch-norm statistics, history and random draws are those of a `fit` without a probe.
+    weights, optimizer state, batch-norm statistics, history and random draws are the same as without a probe.
 
     Example:
         >>> import keras, numpy as np, srel_tf
@@ -167,7 +167,7 @@ class SRelMixin(_Base):
     ) -> list[keras.callbacks.Callback]:
         """Add the probes' callbacks.
 
-        A checkpoint comes last, so that it also saves the measurements of its own step.
+        A checkpoint comes last, so that it also saves the measurements of the current step.
         """
         checkpoints = [
             callback for callback in callbacks if isinstance(callback, Checkpoint)

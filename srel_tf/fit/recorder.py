@@ -28,8 +28,8 @@ class Record(NamedTuple):
 class Recorder:
     """Results in the order they were measured, each with its step and its place in the training.
 
-    The epoch of a result is the number of epochs done, a fraction within an epoch. It is NaN while the length of the
-    epoch is unknown (a generator, say).
+    The epoch of a result is the number of epochs done, with a fraction within an epoch. It is NaN while the length of
+    the epoch is unknown (for example of a generator).
 
     Args:
         run: Value of the frame's column `run`.

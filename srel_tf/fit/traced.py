@@ -147,7 +147,7 @@ class OptimizerCheck:
                 f"the weights of model {model.name!r} have moved, and its compiled optimizer "
                 f"({type(model.optimizer).__name__}) has made no update: train_step uses another optimizer, so "
                 "there are no steps to count and no η to take; compile the model with the optimizer that trains it, or "
-                "measure in a loop of your own with srel_tf.Instrument(model, probe, "
+                "measure in your own loop with srel_tf.Instrument(model, probe, "
                 "srel_tf.Settings(learning_rate=...))"
             )
 

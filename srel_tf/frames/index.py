@@ -37,7 +37,7 @@ class Entry(NamedTuple):
 
     Attributes:
         kind: "part" or "state".
-        number: The number of the file among those of its kind.
+        number: Number of the file among the files of its kind.
         rows: Number of rows of a part.
         bytes: Size of the file.
         sha256: Its hex SHA-256.
@@ -84,7 +84,7 @@ class Index:
         return self._select("kind = 'part' ORDER BY number")
 
     def latest(self, kind: str) -> Entry | None:
-        """Read the latest entry of this kind; None if there is none."""
+        """Read the latest entry of this kind; None if no entry exists."""
         entries = self._select(f"kind = '{kind}' ORDER BY number DESC LIMIT 1")
         return entries[0] if entries else None
 

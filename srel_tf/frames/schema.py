@@ -325,7 +325,7 @@ def read_frame(path: AnyPath) -> pd.DataFrame:
             else strings; `.parquet` keeps their type.
 
     Raises:
-        FrameError: If there is no such file, or it is damaged.
+        FrameError: If the file does not exist or is damaged.
 
     Example:
         >>> import tempfile, pandas as pd, srel_tf

@@ -46,8 +46,8 @@ def smooth(frame: pd.DataFrame | StoredFrame, diagonal: bool = True) -> pd.DataF
 
     Returns:
         One row per measurement (run, seed, name, step, epoch, measure, update, estimator, learning_rate), source class
-        and target class, with `mean` and `median` over the valid entries (NaN if there are none), `n_valid`, the number
-        of valid entries, and `n_pairs`, the number of all entries.
+        and target class, with `mean` and `median` over the valid entries (NaN without valid entries), `n_valid`, the
+        number of valid entries, and `n_pairs`, the number of all entries.
 
     Raises:
         FrameError: If columns are missing.

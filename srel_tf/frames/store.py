@@ -2,7 +2,7 @@
 
     DIR/index.sqlite               the parts in order and the state, each with its size and SHA-256 (`.index`)
     DIR/part-000000.parquet …      rows
-    DIR/state-000003.safetensors   arrays, say weights and optimizer variables (`srel_tf.Checkpoint`)
+    DIR/state-000003.safetensors   arrays, for example weights and optimizer variables (`srel_tf.Checkpoint`)
 
 The index is written last, and files that it names are never written again. Even if a process dies, the index on the
 disk names complete files, and a state together with exactly the rows that were measured before it.
@@ -159,7 +159,7 @@ class FrameStore:
         """Read the latest state.
 
         Returns:
-            Its arrays {name: array} and its metadata; None if there is no state.
+            The arrays {name: array} and the metadata of the state; None if no state is saved.
 
         Raises:
             StorageError: If the state is damaged.

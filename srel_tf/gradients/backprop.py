@@ -108,7 +108,7 @@ class LossBackprop(BatchBackprop):
         ):
             raise NotSeparable("the model computes its loss itself")
         if network.has_added_losses(x, but_penalties=True):
-            raise NotSeparable("the model adds losses of its own")
+            raise NotSeparable("the model adds losses with add_loss")
         self.loss = OutputGradients(network)
         self.link = self._find_link(x, y)
 
@@ -140,7 +140,7 @@ class LossBackprop(BatchBackprop):
         )
 
     def penalty_gradient(self, weights: list | None = None) -> list[tf.Tensor] | None:
-        """Return ∇ of the regularisers' penalty, one tensor per weight; None if there is no regulariser."""
+        """Return ∇ of the regularisers' penalty, one tensor per weight; None without regularisers."""
         variables = self.network.variables
         if all(v.regularizer is None for v in variables):
             return None

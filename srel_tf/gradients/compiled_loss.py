@@ -25,7 +25,7 @@ class CompiledLoss(NamedTuple):
 
     Attributes:
         kind: "sparse" or "categorical" for losses of one class among several, given as an index or as a row; "binary"
-            for a loss of each output by itself; "other" for any other loss of Keras's; "own" for the user's function
+            for a loss of each output separately; "other" for any other Keras loss; "own" for the user's function
             or class, `add_loss` or `compute_loss` without a compiled loss, or several losses.
         name: the name of the loss in messages.
         from_logits: whether the loss takes logits; None if it has no such option.

@@ -20,7 +20,7 @@ LAYERS = (
 def windows(layer: keras.Layer, x: tf.Tensor) -> np.ndarray:
     """Return the pixel under each kernel entry at each position, int32 [T, J].
 
-    The P pixels of x [n, ..., channels] are numbered in C order; P stands for padding.
+    The P pixels of x [n, ..., channels] are numbered in C order; P means padding.
     """
     pixels = np.arange(math.prod(x.shape[1:-1]), dtype=np.int32).reshape(x.shape[1:-1])
     spans = [

@@ -82,7 +82,7 @@ class OuterProductGradient(NamedTuple):
         output_grads: s [n, M, G, T, O], gradients of M functions at the layer's output.
         dims: sizes of G, K and O as axes of the variable, each a tuple.
         order: the permutation of the axes (*G, *K, *O) that gives the variable's own.
-        windows: int [T, J], the pixels that each position sees; P stands for zeros. None: `inputs` are a.
+        windows: int [T, J], the pixels in the window of each position, where P means a zero. If None, `inputs` is a.
     """
 
     inputs: tf.Tensor

@@ -29,7 +29,7 @@ class LayerIO:
     """Records the layer calls of a network's forward pass.
 
     If all examples share a layer's inputs (for example position ids), the layer gets one copy per example, so that each
-    example has an output gradient of its own.
+    example has a separate output gradient.
 
     Raises:
         NotSeparable: if a weight is used outside the layer that owns it, or belongs to two layers, or if the first axis

@@ -90,7 +90,7 @@ def register_layer_rule(
 
 
 def rule_of(layer: keras.Layer) -> LayerRule | None:
-    """Return the rule of a layer, or None if it has none."""
+    """Return the rule of a layer, or None for a layer without a rule."""
     if _is_altered(layer):
         return None
     for layer_class in type(layer).__mro__:
@@ -346,7 +346,7 @@ def normalization(
 
 
 def _bias(layer: keras.Layer, output_grads: tf.Tensor) -> WeightGradients:
-    """[(b, Σ of the output gradients over the axes along which b is broadcast)]; empty if there is no bias."""
+    """Return [(b, Σ of the output gradients over the axes along which b is broadcast)]; empty without a bias."""
     bias = getattr(layer, "bias", None)
     if bias is None:
         return []

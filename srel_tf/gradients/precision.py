@@ -1,4 +1,4 @@
-"""Run a model in a precision other than that of its construction, without making it again.
+"""Run a model in another precision than it was built in, without rebuilding the model.
 
 The layers' dtype policies are replaced while the model runs, then restored. The weights are cast where the model reads
 them (`srel_tf.gradients.network.Network.scope`). Therefore layers, activations, losses and subclasses that a user has
@@ -105,7 +105,7 @@ def computing_in(dtype: tf.DType, switches: list[Switch]) -> Iterator[None]:
 
 
 class Inspection(NamedTuple):
-    """Names of the first operation of each kind in the graph of a forward pass; None if there is no such operation.
+    """Names of the first operation of each kind in the graph of a forward pass; None if no such operation exists.
 
     Attributes:
         coarse: an operation that casts a tensor that depends on the weights to lower precision. Other tensors are the

@@ -63,7 +63,7 @@ def check_confidence(confidence: float) -> None:
     """Raise `OptionError` unless 0.5 <= confidence < 1."""
     if not 0.5 <= confidence < 1:
         raise OptionError(
-            f"confidence={confidence!r}: give a number from 0.5 to 1, say 0.95"
+            f"confidence={confidence!r}: give a number from 0.5 to 1, for example 0.95"
         )
 
 

@@ -129,7 +129,7 @@ class Measure:
     Attributes:
         numerator, denominator: D of a `Change` [..., C], one number per prediction [...].
         probabilities: whether D is defined for probability vectors only.
-        first_order: D of a first-order change, for the limit η → 0; None if there is no limit.
+        first_order: D of a first-order change, for the limit η → 0; None if the limit is not defined.
         raw: whether D acts on the model's raw outputs, whatever `predictions` says.
         degree: D of a small change grows as its size to this power; rounding errors propagate accordingly.
         tolerance: the error of a valid entry is at most tolerance · (1 + S).

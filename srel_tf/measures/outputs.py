@@ -98,7 +98,7 @@ def kind_of_predictions(
 ) -> str:
     """Return "raw", "logits" or "probabilities": `kind` of `read_as`, decided by values if it is "softmax".
 
-    Values decide for a classifier whose last operation is unknown or does not make probabilities by itself, such as a
+    Values decide for a classifier whose last operation is unknown or does not directly return probabilities, such as a
     mean of several softmaxes.
 
     Args:

@@ -135,7 +135,7 @@ def _reached(stage, loss, accuracy):
 
 
 def take_statistics(model, x):
-    """Set the statistics of all batch normalisation layers to those of x, instead of moving statistics."""
+    """Set the moving statistics of all batch normalisation layers to the statistics of x."""
     norms = [
         layer
         for layer in model._flatten_layers()

@@ -46,7 +46,7 @@ COMPARISONS = (
 
 
 def load(results: Path) -> Directories:
-    """Find results/DATA-PROTOCOL of `train.condense`. Raises `OptionError` if there is none."""
+    """Find the directories results/DATA-PROTOCOL of `train.condense`. Raises `OptionError` if none exists."""
     directories = {}
     for mark in sorted(results.glob("*-*/separation.parquet")):
         data, _, protocol = mark.parent.name.rpartition("-")
