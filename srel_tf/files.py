@@ -1,4 +1,4 @@
-"""Write files completely or not at all: temporary name, flush to the disk, rename. Knows no TensorFlow."""
+"""Write files completely or not at all: temporary name, flush to the disk, rename. Does not import TensorFlow."""
 
 import contextlib
 import errno

@@ -58,7 +58,7 @@ def measure(
         estimator: "exact", the finite step as defined; "limit", η → 0 (Section 5), far cheaper, for update="sgd", with
             numerators and denominators per unit of η (`kl`: of η²); "auto", the finite step, in float64 for rows that
             float32 does not resolve.
-        predictions: what D acts on. "auto": the softmax of a classifier, else the raw outputs; "softmax" or "raw" force
+        predictions: argument of D. "auto": the softmax of a classifier, else the raw outputs; "softmax" or "raw" force
             one reading. A model is a classifier if it has two outputs or more, and a categorical cross-entropy as its
             loss (sparse or not, focal, generalized) or a softmax at its end. It is not a classifier under a binary
             cross-entropy or if it ends in a sigmoid, which treat outputs separately. Under a custom loss, a model that

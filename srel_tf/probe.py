@@ -94,7 +94,7 @@ class ProbeSet:
             name: As for `ProbeSet`.
 
         Raises:
-            ProbeError: For an unknown class or a class with too few examples.
+            ProbeError: If a class is unknown or has too few examples.
         """
         x, y = np.asarray(x), np.asarray(y)
         are_floats = _are_whole_floats(y)

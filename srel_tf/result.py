@@ -19,7 +19,7 @@ class Matrices(NamedTuple):
         srel: S_rel, numerator over denominator, [n_s, n_t]; NaN where `valid` is False.
         valid: Whether the arithmetic resolves each entry, bool [n_s, n_t].
         bound: Bound on the rounding error of S_rel, [n_s, n_t].
-        method: How each row was computed, one of `srel_tf.frames.schema.METHODS`, [n_s].
+        method: Method that computed each row, one of `srel_tf.frames.schema.METHODS`, [n_s].
     """
 
     numerator: np.ndarray

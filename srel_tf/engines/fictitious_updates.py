@@ -36,7 +36,7 @@ class LayerwiseUpdates:
     """Updates from one forward and one backward pass of all sources; a new weight is formed when its layer is called.
 
     Args:
-        backprop: of the network.
+        backprop: the forward and backward passes of the network.
         rule: an elementwise update rule.
         x, y: the sources [n, ...].
         learning_rates: η of each source, [n].
@@ -85,7 +85,7 @@ class WholeUpdates:
     Args:
         network: the network.
         read_outputs: (x, weights) -> f [n, C] as D reads it.
-        backprop: of the network, or None for one backward pass per source.
+        backprop: the passes of the network, or None for one backward pass per source.
         rule, x, y, learning_rates, weights: as for `LayerwiseUpdates`.
     """
 

@@ -64,7 +64,7 @@ class FiniteStepEngine:
         source_column: int [n_s], the column of each source among the targets, −1 if it is not a target. A source that
             is a target is read from its column, so that S_rel(x, x) is 1 exactly.
         batch_size: number of examples per forward pass.
-        backprop: of the network, or None for one forward and one backward pass per source.
+        backprop: the passes of the network, or None for one forward and one backward pass per source.
     """
 
     def __init__(

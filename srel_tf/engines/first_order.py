@@ -22,7 +22,7 @@ class FirstOrderEngine:
     `weights` are those of the network, or other tensors of the same shapes.
 
     Args:
-        backprop: of the network.
+        backprop: the forward and backward passes of the network.
         source_column: int [n_s], the column of each source among the targets, −1 if it is not a target.
         batch_size: examples whose layer inputs and output gradients are held at a time.
         differences: whether only differences between outputs count. The engine then computes differences from the last

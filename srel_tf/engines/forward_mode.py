@@ -52,7 +52,7 @@ class ForwardModeEngine:
         return joined.split(outputs, derivative, moved)
 
     def _outputs(self, x: tf.Tensor, weights: list) -> tuple[tf.Tensor, ...]:
-        """f and df/du at x, [n, C] each."""
+        """Return f and df/du at x, [n, C] each."""
 
         def of_batch(batch: tf.Tensor) -> tuple[tf.Tensor, ...]:
             outputs = self._network.outputs(batch, weights)

@@ -28,11 +28,11 @@ def from_finite_steps(
     """Return the `Matrices` of each measure from outputs around each update.
 
     Args:
-        outputs: of the finite-step engine.
-        kinds: how to read outputs; kinds[True] is for measures of raw outputs, kinds[False] for the others.
-        measures: by name.
+        outputs: outputs of the finite-step engine.
+        kinds: readings of outputs; kinds[True] is for measures of raw outputs, kinds[False] for the others.
+        measures: measures by name.
         source_column: int [n_s], the column of each source or −1.
-        method: for `Matrices.method`.
+        method: value of `Matrices.method`.
     """
     reader = FiniteStepReader(outputs, kinds)
     return {
@@ -143,7 +143,7 @@ def _with_noise(before: tf.Tensor, noisy: tf.Tensor, kind: str) -> tf.Tensor:
         before: outputs [n, C].
         noisy: at perturbed weights [2, n, C]. The noise of some other examples is also added to each example, as a
             share of the outputs if these are probabilities. Further draws move the last places of the outputs.
-        kind: how the outputs are read.
+        kind: reading of the outputs.
     """
     scale = before if kind == "probabilities" else tf.ones_like(before)
     noise = tf.math.divide_no_nan(noisy - before, scale)
@@ -167,7 +167,7 @@ def from_first_order(
     """Return the `Matrices` of each measure from first-order changes; D is per unit of η (KL: of η²).
 
     Args:
-        changes: first-order changes of an engine.
+        changes: first-order changes from an engine.
         changes_again: the same changes at perturbed weights, which give the noise. Empty if `relative_noise` is given.
         relative_noise: [n_s], noise as a share of the largest change that each source causes.
         kinds, measures, source_column, method: as for `from_finite_steps`.

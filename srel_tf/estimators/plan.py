@@ -24,10 +24,10 @@ class MeasurementPlan:
         network: the model.
         data: tensors x and y of the sources, x of the targets.
         probe: the probe set.
-        measures: by name.
+        measures: measures by name.
         settings: the user's `Settings`.
         loss: the compiled loss.
-        kind: how to read outputs (`outputs.read_as`).
+        kind: reading of the outputs (`outputs.read_as`).
     """
 
     network: Network

@@ -264,7 +264,7 @@ class Checkpoint(ClockedCallback):
             return
         is_due = self._is_due and batches_left is not None
         if is_due or self.model.stop_training or self._stop_requested:
-            self.save()  # Not at the end of the epoch, because validation overwrites the metrics.
+            self.save()  # The save does not wait for the end of the epoch, because validation overwrites the metrics.
             self._stop_if_requested()
 
     @property

@@ -89,7 +89,7 @@ class TrainingClock:
             optimizer, which counts from 0 while the steps continue.
         position: Epochs and batches done, in Keras's count.
         reached: The place at which `step` was reached; None before the first epoch.
-        times_gone_back: How often the training has gone back to an earlier state.
+        times_gone_back: Number of times that the training has gone back to an earlier state.
         optimizer: The optimizer that was observed last; None before the first fit.
         mover: The callback that moves the clock.
         fit: Keras's `params` of the current fit, an object that all callbacks of the fit share.

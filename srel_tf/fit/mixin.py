@@ -79,7 +79,7 @@ class SRelMixin(_Base):
             learning_rate: η of the fictitious step. None means the rate of the next update, even if a callback or a
                 schedule sets it.
             estimator: "exact", "limit" or "auto".
-            predictions: How outputs are read.
+            predictions: Reading of the outputs.
             batch_size: Examples per forward pass.
             run: Value of the frame's column `run`.
             seed: Value of the frame's column `seed`.
@@ -88,8 +88,8 @@ class SRelMixin(_Base):
             loss: A function that replaces the compiled loss.
 
         Raises:
-            OptionError: For an option that does not exist.
-            ModelError: For a model that cannot be measured.
+            OptionError: If an option does not exist.
+            ModelError: If the model cannot be measured.
             ProbeError: If the model does not accept the probe, or if the frame could not distinguish the rows of two
                 probes, because they agree in run, seed, name, measure, update, estimator and ids (give one of them a
                 name), or their ids have different types.

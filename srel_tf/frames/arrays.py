@@ -1,4 +1,4 @@
-"""Named arrays in one file, in the format safetensors. Knows no TensorFlow."""
+"""Named arrays in one file, in the format safetensors. Does not import TensorFlow."""
 
 from collections.abc import Mapping
 from pathlib import Path

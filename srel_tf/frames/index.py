@@ -1,4 +1,4 @@
-"""The index of a `FrameStore`, which lists the parts with its rows and their state. Knows no TensorFlow.
+"""The index of a `FrameStore`, which lists the parts with its rows and their state. Does not import TensorFlow.
 
 It is a SQLite database with a rollback journal. SQLite ends a transaction by deleting the journal and flushing this.
 Thus a crash or a power cut leaves the old or the new index, and between two transactions the database is one file.

@@ -1,4 +1,4 @@
-"""A frame on disk that is read in pieces, so that memory does not grow with its rows. Knows no TensorFlow."""
+"""A frame on disk that is read in pieces, so that memory does not grow with its rows. Does not import TensorFlow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tidy frames of measurements: their columns, and their files. Knows no TensorFlow."""
+"""Tidy frames of measurements: their columns, and their files. Does not import TensorFlow."""
 
 import contextlib
 import functools

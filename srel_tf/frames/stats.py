@@ -1,4 +1,4 @@
-"""Statistics of S_rel frames: Definition 3, and intra-class against inter-class pairs. Knows no TensorFlow."""
+"""Statistics of S_rel frames: Definition 3, and intra-class against inter-class pairs. Does not import TensorFlow."""
 
 from collections.abc import Sized
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""Frames on disk that grow while they are measured, with the training state they belong to. Knows no TensorFlow.
+"""Frames on disk that grow while they are measured, with the training state they belong to. Does not import TensorFlow.
 
     DIR/index.sqlite               the parts in order and the state, each with its size and SHA-256 (`.index`)
     DIR/part-000000.parquet …      rows

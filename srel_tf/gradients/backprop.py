@@ -162,7 +162,7 @@ class SourceGradients:
     """∇ℓ of each example of a batch, from one forward and one backward pass.
 
     Args:
-        backprop: of the network.
+        backprop: the passes of the network.
         x, y: examples [n, ...].
         factor: [n], by which the gradients are multiplied at the start of back-propagation.
         weights: the trainable weights; None means the network's own.

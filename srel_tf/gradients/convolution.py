@@ -84,7 +84,7 @@ def _convolved(
 def _product_of_patches(
     layer: keras.Layer, x: tf.Tensor, kernel: tf.Tensor
 ) -> tf.Tensor:
-    """z[n, t, o] = Σ_k patch[n, t, k] W[k, o]."""
+    """Compute z[n, t, o] = Σ_k patch[n, t, k] W[k, o]."""
     n, inputs, outputs = x.shape[0], x.shape[-1], kernel.shape[-1]
     patches = under_windows(tf.reshape(x, [n, 1, -1, inputs]), windows(layer, x))
     z = tf.reshape(patches, [-1, patches.shape[-1]]) @ tf.reshape(kernel, [-1, outputs])
@@ -96,7 +96,7 @@ def _output_pixels(layer: keras.Layer, x: tf.Tensor) -> tuple:
 
 
 def _product(layer: keras.Layer, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-    """z[n, t, o] = Σ_{p, k} x[n, p, k] M[p, k, t, o]; M holds the kernel entry over pixel p at position t."""
+    """Compute z[n, t, o] = Σ_{p, k} x[n, p, k] M[p, k, t, o]; M holds the kernel entry over pixel p at position t."""
     n, *pixels, inputs = x.shape
     outputs = kernel.shape[-1]
     under = windows(layer, x)

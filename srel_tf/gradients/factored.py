@@ -93,7 +93,7 @@ class OuterProductGradient(NamedTuple):
 
     @property
     def patches(self) -> tf.Tensor:
-        """a [n, G, T, K], what the map is applied to at each position."""
+        """Inputs a [n, G, T, K] of the map at each position."""
         return (
             self.inputs
             if self.windows is None

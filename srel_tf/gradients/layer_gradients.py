@@ -23,7 +23,7 @@ class LayerCall(NamedTuple):
         call: its original `call`.
         arguments, keywords: positional and keyword arguments of the call.
         output: its output before the activation, [n, ...].
-        batched: for each leaf of the arguments, whether it has one entry per example.
+        batched: flags of the leaves of the arguments that have one entry per example.
     """
 
     layer: keras.Layer

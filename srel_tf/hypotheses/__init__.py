@@ -1,4 +1,4 @@
-"""The hypotheses of Section 1.3 as checks, from an S_rel frame to a tidy frame of verdicts. Knows no TensorFlow.
+"""The hypotheses of Section 1.3 as checks, from an S_rel frame to a tidy frame of verdicts. Does not import TensorFlow.
 
 | paper | here |
 |---|---|

@@ -102,9 +102,9 @@ def kind_of_predictions(
     mean of several softmaxes.
 
     Args:
-        kind: of `read_as`.
+        kind: result of `read_as`.
         loss: the `CompiledLoss`.
-        model_name: for the message.
+        model_name: name of the model, for the message.
         outputs: [n, C].
 
     Raises:
@@ -156,7 +156,7 @@ def first_order_change(
     probabilities sum to zero.
 
     Args:
-        kind: how the outputs are read.
+        kind: reading of the outputs.
         link: name of the link between u and the outputs (`output_gradients.LINKS`).
         before: outputs f [..., C].
         moved: the change of u [..., C].
@@ -195,9 +195,9 @@ def check_fit(
     """Check that measures, labels and the model's number of outputs are compatible.
 
     Args:
-        kind: of `read_as`.
-        reason: of `read_as`.
-        measures: by name.
+        kind: result of `read_as`.
+        reason: result of `read_as`.
+        measures: measures by name.
         probe: the `ProbeSet`.
         num_outputs: C.
         loss: the `CompiledLoss`.

@@ -23,13 +23,13 @@ EPSILON = 1e-8
 
 
 def kl_div_of_probabilities(change: Change) -> tf.Tensor:
-    """mean_c p_c (log p_c − p⁺_c): torch's kl_div(p⁺, p) with reduction "mean", applied to probabilities."""
+    """Compute mean_c p_c (log p_c − p⁺_c): torch's kl_div(p⁺, p) with reduction "mean", applied to probabilities."""
     p_log_p = tf.math.multiply_no_nan(change.log_before, change.before)
     return tf.reduce_mean(p_log_p - change.before * change.after, axis=-1)
 
 
 def mean_absolute_change(change: Change) -> tf.Tensor:
-    """mean_c |p⁺_c − p_c|."""
+    """Compute mean_c |p⁺_c − p_c|."""
     return tf.reduce_mean(tf.abs(change.difference), axis=-1)
 
 

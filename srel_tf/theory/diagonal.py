@@ -155,7 +155,7 @@ class DiagonalQuadratic:
         t: ArrayLike,
         beta: ArrayLike,
     ) -> tf.Tensor:
-        """y − f = Σ_r β_rr (a_r/b_r − w_r²) along the flow, for realisable labels y = α + Σ_r β_rr a_r/b_r.
+        """Compute y − f = Σ_r β_rr (a_r/b_r − w_r²) along the flow, for realisable labels y = α + Σ_r β_rr a_r/b_r.
 
         The form a/b − w² = (a/b − w₀²) e^{−4θat} w²/w₀² avoids the difference of nearly equal numbers.
 

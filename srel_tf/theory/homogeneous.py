@@ -265,13 +265,13 @@ class HomogeneousPredictor:
         x_source: ArrayLike,
         label: ArrayLike,
     ) -> tf.Tensor:
-        """y − f(W, x), [..., B]."""
+        """Compute y − f(W, x), [..., B]."""
         batch, _ = as_batch(x_source, "x_source")
         labels = as_labels(label, batch.shape[0])
         return labels - self(weights, batch)
 
     def _gradient_powers(self, weights: ArrayLike, features: tf.Tensor) -> tf.Tensor:
-        """w^{2(d−1)} of the scaled weights, [..., r, n]."""
+        """Compute w^{2(d−1)} of the scaled weights, [..., r, n]."""
         return _scaled(weights, features) ** (2 * (self.degree - 1))
 
     def _change_over_step(
@@ -340,5 +340,5 @@ def _scaled(weights: ArrayLike, features: tf.Tensor) -> tf.Tensor:
 
 
 def _proximity(target: tf.Tensor, source: tf.Tensor) -> tf.Tensor:
-    """max_r ‖β_r(x') ⊙ β_r(x)‖, [B], from features [B, r, n] each."""
+    """Compute max_r ‖β_r(x') ⊙ β_r(x)‖, [B], from features [B, r, n] each."""
     return tf.reduce_max(tf.norm(target * source, axis=-1), -1)

@@ -71,7 +71,7 @@ def relu_risk_srel(
 
 
 def _predict(weights: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-    """max(0, ⟨w, x⟩), [...], from weights [..., n] and x [n]."""
+    """Compute max(0, ⟨w, x⟩), [...], from weights [..., n] and x [n]."""
     return tf.nn.relu(inner(weights, x))
 
 

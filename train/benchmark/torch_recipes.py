@@ -38,7 +38,7 @@ def torch_outputs(
     """Run the graph of a functional Keras model in torch: x [n, H, W, channels] to outputs [n, C].
 
     Raises:
-        ModelError: For a layer or an activation without a counterpart here.
+        ModelError: If a layer or an activation has no counterpart here.
     """
     values = {id(model.inputs[0]): x.movedim(-1, 1)}
     for layer in model.layers[1:]:

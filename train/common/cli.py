@@ -23,7 +23,7 @@ def command(goes_on: str = "") -> Callable[[Main], Callable[..., int]]:
     Errors that a user can fix, Ctrl-C and SIGTERM become one line on standard error and an exit status.
 
     Args:
-        goes_on: How to continue an interrupted command, if it saves its measurements.
+        goes_on: Advice on continuing an interrupted command, if it saves its measurements.
     """
 
     def decorate(main: Main) -> Callable[..., int]:

@@ -35,7 +35,7 @@ def run_in_processes(
             command was killed or interrupted. Its process does not receive Ctrl-C or SIGTERM.
         seeds: Seeds, each of which gets a process.
         jobs: Number of processes at a time.
-        again: How to continue, for the error message.
+        again: Advice on continuing, for the error message.
 
     Raises:
         JobError: If a seed failed. It is raised after all seeds have ended.
@@ -43,7 +43,7 @@ def run_in_processes(
     """
     context = multiprocessing.get_context("spawn")  # TensorFlow does not survive fork.
     stop = context.RawValue("b", 0)
-    multiprocessing.resource_tracker.ensure_running()  # Its start unblocks signals.
+    multiprocessing.resource_tracker.ensure_running()  # The tracker unblocks signals when it starts.
     waiting, failed = list(seeds), {}
     running: dict[int, Any] = {}
     try:

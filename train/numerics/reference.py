@@ -21,7 +21,7 @@ ORDERS = (
     2,
     4,
 )  # Numbers of nodes of two quadratures, which agree if the derivative is smooth along the step.
-LARGEST_EXPONENT = 11_000  # Its exponential is finite in extended precision.
+LARGEST_EXPONENT = 11_000  # e to this power is finite in extended precision.
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from srel_tf.hypotheses import COLUMNS, decide
 KEY = ["data", "protocol", "measure", "rule"]
 RULE = ["update", "estimator", "learning_rate"]
 INTRA, INTER = "intra", "inter"
-Directories = dict[tuple[str, str], Path]  # By data set and protocol.
+Directories = dict[tuple[str, str], Path]  # Directories by data set and protocol.
 
 # Claims on the time dependence of means, and the share of missing entries above which a mean is biased by selection.
 TRENDS = (
