@@ -53,7 +53,7 @@ def published_kl(evidence):
 
 
 def unmoved_published_kl(p):
-    """Compute mean_c p_c (log p_c − p_c), [...] from probabilities [..., C]: torch's kl_div(p, p), applied to probabilities."""
+    """Compute mean_c p_c (log p_c − p_c), [...] from probabilities [..., C]: torch's kl_div(p, p) without the log."""
     return (xlogy(p, p) - p * p).mean(axis=-1)
 
 
