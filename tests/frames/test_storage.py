@@ -330,7 +330,7 @@ def test_a_frame_of_an_earlier_version_is_named(tmp_path):
     for opened in (FrameStore, scan_frame, lambda path: FrameStore(path, write=True)):
         with pytest.raises(
             StorageError,
-            match=rf"{tmp_path} holds a frame of an earlier version, index\.json .*: use the version that wrote it, or "
+            match=rf"{tmp_path} holds a frame of an earlier version \(index\.json .*: use the version that wrote it, or "
             "give the rows up",
         ):
             opened(tmp_path)

@@ -178,7 +178,7 @@ def test_a_seed_without_what_the_others_have_is_an_error(tmp_path):
     mark_as_finished(path / "seed-1", {})
     status, _, err = command(path)
     assert status == 1
-    assert f"{path / 'seed-1'}: no distances.parquet there" in err
+    assert f"{path / 'seed-1'}: distances.parquet is missing" in err
 
 
 @pytest.mark.parametrize(
