@@ -230,7 +230,7 @@ class FrameStore:
         damaged = [part for part in parts if part.damage]
         if damaged and not skip_damaged:
             raise StorageError(
-                f"of the {len(parts)} parts of {self.path}, {len(damaged)} are damaged: "
+                f"of the {len(parts)} parts of {self.path}, {len(damaged)} cannot be used: "
                 f"{'; '.join(f'{part.file} {part.damage}' for part in damaged)}. Restore them, or leave them out with "
                 "skip_damaged=True"
             )

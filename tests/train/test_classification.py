@@ -308,7 +308,7 @@ def test_an_interrupted_selection_goes_on_and_chooses_the_same(
     [
         (["--classes", "3", "fox"], r"'digits' has no class 'fox'"),
         (["--classes", "3", "3"], "chosen twice"),
-        (["--per-class", 500], r"class 0 has \d+ examples, 500 are wanted"),
+        (["--per-class", 500], r"class 0 has \d+ examples, but 500 are requested"),
         (["--per-class", 0], "per_class=0"),
         (
             ["--measures", "kl", "l3"],

@@ -492,7 +492,7 @@ def test_what_was_left_out_stands_in_the_mark(interrupted, capsys):
             1, {**note, "settings epochs": 9}, resume=True, skip_damaged=True
         )
     with pytest.raises(
-        srel_tf.StorageError, match="1 cannot be trusted"
+        srel_tf.StorageError, match="1 cannot be used"
     ):  # What was refused left nothing out.
         interrupted.store(1, note, resume=True)
     interrupted.store(1, note, resume=True, skip_damaged=True).close()
