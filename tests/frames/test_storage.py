@@ -330,8 +330,8 @@ def test_a_frame_of_an_earlier_version_is_named(tmp_path):
     for opened in (FrameStore, scan_frame, lambda path: FrameStore(path, write=True)):
         with pytest.raises(
             StorageError,
-            match=rf"{tmp_path} holds a frame of an earlier version \(index\.json .*: use the version that wrote it, or "
-            "give the rows up",
+            match=rf"{tmp_path} holds a frame of an earlier version \(index\.json .*: use the version that wrote "
+            "it, or give the rows up",
         ):
             opened(tmp_path)
     with FrameStore(tmp_path, write=True, anew=True) as again:
