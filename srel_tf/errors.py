@@ -1,4 +1,4 @@
-"""Named errors. Each message says what was wrong, with its value, and what to do next."""
+"""Named errors. Each message gives the wrong value, the reason and the next step."""
 
 import re
 
@@ -12,7 +12,7 @@ class BackendError(SRelError, RuntimeError):
 
 
 class OptionError(SRelError, ValueError):
-    """A measure, update rule, estimator, schedule or other option that does not exist or does not fit."""
+    """A measure, update rule, estimator, schedule or other option does not exist, or conflicts with another one."""
 
 
 class ProbeError(SRelError, ValueError):
@@ -24,15 +24,15 @@ class ModelError(SRelError, ValueError):
 
 
 class FrameError(SRelError, ValueError):
-    """A frame without the columns, or with the values, that a statistic or a figure needs."""
+    """A frame lacks columns, or holds values, with which a statistic or a figure cannot be computed."""
 
 
 class AssumptionError(SRelError, ValueError):
-    """A closed form whose theorem's assumption is not met; the message names the assumption."""
+    """The theorem behind a closed form has an assumption that is not met; the message names the assumption."""
 
 
 class ShapeError(SRelError, ValueError):
-    """Arrays whose shapes do not fit together, or do not fit what a formula takes."""
+    """Shapes of arrays disagree with each other, or with the formula that is computed."""
 
 
 class StorageError(SRelError, OSError):

@@ -1,4 +1,4 @@
-"""Warnings that say why entries of a result are not valid."""
+"""Warnings that explain why entries of a result are not valid."""
 
 import warnings
 
@@ -8,7 +8,7 @@ from srel_tf.result import Matrices, SRelResult
 
 
 def warn_of_faults(result: SRelResult) -> None:
-    """Name sources and targets with a NaN or an infinity.
+    """Warn about sources and targets with a NaN or an infinity, by their ids.
 
     A source whose gradient, or prediction after the update, is not finite makes its row invalid; a target whose
     prediction is not finite makes its column invalid.
@@ -41,10 +41,10 @@ def warn_of_faults(result: SRelResult) -> None:
 
 
 def unmoved_sources(result: SRelResult) -> np.ndarray:
-    """Return which sources may have a zero gradient, bool [n_s]: their own prediction has not moved by a bit.
+    """Return which sources may have a zero gradient, bool [n_s]: the prediction at the source is exactly unchanged.
 
-    If a source is no target, batches of two sizes gave its prediction before and after, which may round differently. It
-    is then enough that no entry of its row is valid.
+    If a source is not a target, its predictions before and after come from batches of two sizes and may round
+    differently. Then the condition is only that no entry of its row is valid.
     """
     of_measures = result.matrices.values()
     unmoved = np.all([matrices.denominator == 0 for matrices in of_measures], axis=0)
@@ -64,5 +64,5 @@ def named(ids: np.ndarray) -> str:
 
 
 def _faulty_sources(matrices: Matrices) -> np.ndarray:
-    """Sources without any number. A source whose update moves nothing has the number 0."""
+    """Return the sources whose rows hold no number. A source whose update moves nothing has 0, which is a number."""
     return ~np.isfinite(matrices.denominator) | np.isnan(matrices.numerator).all(axis=1)

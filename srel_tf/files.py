@@ -1,4 +1,4 @@
-"""Write files completely or not at all: temporary name, flush to the disk, rename. Knows no TensorFlow."""
+"""Write files completely or not at all: temporary name, flush to the disk, rename. Does not import TensorFlow."""
 
 import contextlib
 import errno
@@ -36,7 +36,7 @@ def replacing(path: AnyPath) -> Iterator[Path]:
     If the block or the disk fails, the old file stays.
 
     Raises:
-        StorageError: Instead of an `OSError`, with the reason and a remedy.
+        StorageError: If the file cannot be written. It replaces the `OSError`, and names the reason and a remedy.
     """
     path = Path(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.srel_tf.part")
@@ -55,13 +55,13 @@ def replacing(path: AnyPath) -> Iterator[Path]:
 
 
 def cannot_write(path: AnyPath, error: Exception) -> StorageError:
-    """Make the `StorageError` that says why `path` cannot be written and what to do."""
+    """Make the `StorageError` that gives the reason why `path` cannot be written, and a remedy."""
     number = getattr(error, "errno", None) or 0
     remedy = REMEDIES.get(number, "choose another directory")
     # pyarrow's own text names the temporary file.
     reason = os.strerror(number) if number else error
     return StorageError(
-        f"cannot write {path}: {reason}; {remedy}; what was saved before is whole"
+        f"cannot write {path}: {reason}; {remedy}; earlier saves are complete"
     )
 
 
@@ -104,7 +104,7 @@ def read_json(path: AnyPath) -> JsonObject:
     """Read the object (a dict) in a JSON file.
 
     Raises:
-        StorageError: If `path` is not a regular file, is damaged, or holds something else than an object.
+        StorageError: If `path` is not a regular file, is damaged, or holds something other than an object.
     """
     check_regular(path)
     try:
@@ -121,7 +121,7 @@ def read_json(path: AnyPath) -> JsonObject:
 
 
 def check_regular(path: AnyPath) -> None:
-    """Raise `StorageError` unless `path` is a regular file: reading a pipe would block, a device may never end."""
+    """Raise `StorageError` unless `path` is a regular file: reading a pipe or a device may never end."""
     try:
         regular = stat.S_ISREG(os.stat(path).st_mode)
     except (OSError, ValueError) as error:
@@ -129,7 +129,7 @@ def check_regular(path: AnyPath) -> None:
             f"cannot read {path}: {getattr(error, 'strerror', None) or error}"
         ) from error
     if not regular:
-        raise StorageError(f"{path} is no regular file")
+        raise StorageError(f"{path} is not a regular file")
 
 
 def as_json(content: Any) -> Any:
@@ -138,7 +138,7 @@ def as_json(content: Any) -> Any:
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Describe, a line each, the names whose values differ between `saved` and `now`."""
+    """Describe, one line each, the names whose values differ between `saved` and `now`."""
     different = [n for n in sorted({*saved, *now}) if saved.get(n) != now.get(n)]
     return [f"  {n}: {saved.get(n)!r} there, {now.get(n)!r} now" for n in different]
 
@@ -170,7 +170,7 @@ def find_damage(path: Path, expected_size: int, expected_sha256: str) -> str:
             return "has grown"
         return "" if sha256(path) == expected_sha256 else "has been altered"
     except StorageError:
-        return "is missing" if not path.exists() else "is no regular file"
+        return "is missing" if not path.exists() else "is not a regular file"
     except OSError as error:
         return f"cannot be read ({error.strerror})"
 
@@ -186,7 +186,7 @@ def remove(path: AnyPath) -> None:
 
 
 def remove_directory(path: AnyPath) -> None:
-    """Remove a directory that is no longer needed. If it holds files of others it stays, and a warning says so."""
+    """Remove a directory that is no longer needed. If it holds other files, it stays, and a warning lists them."""
     try:
         Path(path).rmdir()
     except OSError as error:
@@ -213,7 +213,7 @@ def lock(directory: AnyPath, **options: Any) -> filelock.BaseFileLock:
         held.acquire()
     except filelock.Timeout as error:
         raise StorageError(
-            f"another process is writing to {directory}, or this one has it open: wait for it, close it, or choose "
+            f"another process is writing to {directory}, or this process has it open: wait, close it, or choose "
             "another one"
         ) from error
     except OSError as error:

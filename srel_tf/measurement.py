@@ -46,42 +46,42 @@ def measure(
     precision: str = "auto",
     loss: Callable | None = None,
 ) -> SRelResult:
-    """Measure S_rel(x', x) between all sources x and targets x' of a probe. The model is left untouched.
+    """Measure S_rel(x', x) between all sources x and targets x' of a probe. The model is not changed.
 
     Args:
-        model: a built, compiled `keras.Model`. ℓ is its compiled loss with regularisation, for each source alone.
+        model: a built, compiled `keras.Model`. ℓ is its compiled loss of one source, with regularisation.
         probe: n_s sources and n_t targets.
         measures: "kl" (Definition 2), "l1", "l2" (Definition 1); "raw_l1", "raw_l2" (Definition 1 on what the model
-            returns, say logits, while "l1" acts on their softmax); "published_kl", "published_l2"
+            returns, for example logits, while "l1" acts on their softmax); "published_kl", "published_l2"
             (`srel_tf.measures.published`); or registered ones (`register_measure`).
         update: "sgd" (w⁺ = w − η∇ℓ, the definition), "optimizer" (the model's own next step), "fresh_adam".
-        learning_rate: η; None takes the optimizer's present one.
+        learning_rate: η; None means the optimizer's present one.
         estimator: "exact", the finite step as defined; "limit", η → 0 (Section 5), far cheaper, for update="sgd", with
             numerators and denominators per unit of η (`kl`: of η²); "auto", the finite step, in float64 for rows that
             float32 does not resolve.
-        predictions: what D acts on. "auto": the softmax of a classifier, else the raw outputs; "softmax" or "raw" force
-            one. A model is a classifier if it has two outputs or more, and a categorical cross-entropy for its loss
-            (sparse or not, focal, generalized) or a softmax at its end. It is not one under a binary cross-entropy or
-            if it ends in a sigmoid, which take each output by itself. Under a loss of your own, a model that ends in
-            neither is a classifier if y holds class indices (integers [n]). The probe's rows play no part: rows with
-            one label and rows with several are read alike, and keep their class names in the frame. A model may return
-            logits or probabilities. `srel_tf.measures.outputs.read_as` has the table.
-        batch_size: examples of one forward pass. If memory runs out, it is halved as often as needed, with a warning.
-            Batches of another size may be summed in another order, so that last bits differ; valid entries keep to
-            their tolerance.
-        precision: "float32" or "float64", in which a model with float32 weights is run, as it is and without a copy.
+        predictions: argument of D. "auto": the softmax of a classifier, else the raw outputs; "softmax" or "raw" force
+            one reading. A model is a classifier if it has two outputs or more, and a categorical cross-entropy as its
+            loss (sparse or not, focal, generalized) or a softmax at its end. It is not a classifier under a binary
+            cross-entropy or if it ends in a sigmoid, which treat outputs separately. Under a custom loss, a model that
+            ends in neither is a classifier if y holds class indices (integers [n]). The probe's rows have no influence:
+            rows with one label and rows with several labels are read alike, and keep their class names in the frame. A
+            model may return logits or probabilities. `srel_tf.measures.outputs.read_as` has the table.
+        batch_size: examples per forward pass. If memory runs out, it is halved as often as needed, with a warning.
+            Batches of another size may be summed in another order and differ in the last bits; valid entries stay
+            within their tolerance.
+        precision: "float32" or "float64", the precision in which a model with float32 weights is run (no copy is made).
             "auto": float32 for "exact", float64 for "limit", and for "auto" float64 if float32 does not resolve a row.
             Models of half or mixed precision run in float32 or float64 with their master weights; models with float64
             weights run in float64.
         loss: a function (y_true [n, ...], y_pred) -> [n] or scalar that replaces the compiled loss, for a model whose
-            own `train_step` minimises another one. Penalties of model and layers are added as in training.
+            own `train_step` minimises another loss. Penalties of model and layers are added as in training.
 
     Returns:
         An `SRelResult`.
 
     Raises:
-        OptionError, ProbeError, ModelError, BackendError: for what cannot be measured.
-        ChunkError: if memory does not hold batches of one example.
+        OptionError, ProbeError, ModelError, BackendError: if an option, probe or model cannot be measured.
+        ChunkError: if memory is too small even for batches of one example.
 
     Example:
         >>> import keras, numpy as np, srel_tf
@@ -106,17 +106,17 @@ def measure(
 
 
 class Instrument:
-    """`measure` for training loops of your own: each call measures the model as it is then and traces nothing new.
+    """`measure` for custom training loops: each call measures the model in its current state, without tracing again.
 
-    Make a new one after `compile` or a change of `trainable`.
+    Make a new instrument after `compile` or a change of `trainable`.
 
     Args:
         model: a built, compiled `keras.Model`.
         probe: the probe set.
-        settings: the options; None takes the defaults.
+        settings: the options; None means the defaults.
 
     Attributes:
-        settings: the options in force; batch_size stays as small as it had to be made when memory ran out.
+        settings: the current options; batch_size stays reduced after memory has run out.
 
     Raises:
         OptionError, ProbeError, ModelError, BackendError, ChunkError: see `measure`.
@@ -183,13 +183,13 @@ class Instrument:
         )
 
     def _make_estimator(self) -> None:
-        """Make it again once training has built the optimizer, since an earlier graph cannot read its state."""
+        """Make the estimator again once training has built the optimizer, whose state an earlier graph cannot read."""
         optimizer = self._network.model.optimizer
         self._optimizer_built = optimizer is not None and optimizer.built
         self._estimator = make_estimator(self._plan)
 
     def __call__(self) -> SRelResult:
-        """Measure the model as it is now."""
+        """Measure the model in its current state."""
         start = time.perf_counter()
         model, settings = self._network.model, self.settings
         if (
@@ -220,13 +220,13 @@ class Instrument:
         if not self._warned_of_no_step:
             self._warned_of_no_step = True
             warnings.warn(
-                "the step moves nothing, and S_rel is 0/0, NaN and not valid: the learning rate is 0 at step "
-                f"{result.step}, say at the beginning of a warm-up; pass learning_rate=... to measure with another η",
+                "the step changes nothing, and S_rel is 0/0, NaN and not valid: the learning rate is 0 at step "
+                f"{result.step}, as at the beginning of a warm-up; pass learning_rate=... to measure with another η",
                 stacklevel=3,
             )
 
     def _warn_of_zero_gradients(self, result: SRelResult) -> None:
-        """Name each source once whose gradient is zero: its row has no valid entry."""
+        """Warn once about each source whose gradient is zero, because its row has no valid entry."""
         x, y, _ = self._data
         candidates = [
             i
@@ -240,7 +240,7 @@ class Instrument:
         if rows:
             ids = named(self._probe.ids[self._probe.sources][rows])
             warnings.warn(
-                f"the update of {len(rows)} of {len(x)} sources ({ids}) moves nothing: the gradient is zero (a hinge "
+                f"the update of {len(rows)} of {len(x)} sources ({ids}) changes nothing: the gradient is zero (a hinge "
                 "that is satisfied, an example that is masked or ignored, dead or saturated units), so that their rows "
                 "are NaN and not valid; leave them out of ProbeSet(sources=...)",
                 stacklevel=3,
@@ -262,7 +262,8 @@ class Instrument:
         if self.settings.batch_size < asked:
             warnings.warn(
                 f"measuring ran out of memory with batch_size={asked}: from now on it is {self.settings.batch_size}, "
-                "which gives the same numbers within rounding; set it to this to have them bit for bit",
+                "which gives the same numbers within rounding; set batch_size to this value to reproduce them bit for "
+                "bit",
                 stacklevel=3,
             )
         return matrices
@@ -270,12 +271,12 @@ class Instrument:
     def _halve_batches(self, error: Exception) -> None:
         examples = len(
             {*self._probe.sources, *self._probe.targets}
-        )  # No batch is larger.
+        )  # No batch is larger than this.
         size = min(self.settings.batch_size, examples) // 2
         if not size:
             n_s, n_t = len(self._probe.sources), len(self._probe.targets)
             raise ChunkError(
-                "measuring ran out of memory even with batch_size=1, and no smaller one can be set: close other "
+                "measuring ran out of memory even with batch_size=1, the smallest: close other "
                 f"programs, or measure fewer than {n_s} sources x {n_t} targets at a time"
             ) from error
         self.settings = replace(self.settings, batch_size=size)
@@ -296,7 +297,7 @@ class Instrument:
             )
 
     def _check_targets(self, model: keras.Model) -> None:
-        """Raise `ProbeError` if the loss does not take the probe's y."""
+        """Raise `ProbeError` if the loss does not accept the probe's y."""
         x, y, _ = (array[:1] for array in self._data)
         try:
             with self._network.scope(self._network.weights):
@@ -306,7 +307,7 @@ class Instrument:
             raise
         except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
             raise ProbeError(
-                f"the loss of model {model.name!r} does not take targets of shape {self._probe.y.shape} and dtype "
+                f"the loss of model {model.name!r} does not accept targets of shape {self._probe.y.shape} and dtype "
                 f"{self._probe.y.dtype} for outputs of shape {tuple(predictions.shape)}: {error}"
             ) from error
 
@@ -318,7 +319,7 @@ class Instrument:
         except ValueError as error:
             shape = self._probe.x.shape[1:]
             raise ProbeError(
-                f"model {model.name!r} does not take the probe's examples of shape {shape}: {error}"
+                f"model {model.name!r} does not accept the probe's examples of shape {shape}: {error}"
             ) from error
 
     def _as_fit_gives_it(self, array: np.ndarray) -> tf.Tensor:
@@ -329,7 +330,7 @@ class Instrument:
 
 
 def _has_loss(model: keras.Model) -> bool:
-    """Whether a model is compiled with a loss. Without one, Keras has a method of the name `loss`."""
+    """Return whether a model is compiled with a loss. Without one, Keras has a method of the name `loss`."""
     function = getattr(model.loss, "__func__", model.loss)
     return function is not None and function is not getattr(keras.Model, "loss", None)
 
@@ -343,7 +344,8 @@ def _warn_of_own_train_step(model: keras.Model) -> None:
     ]
     if owners:
         warnings.warn(
-            f"{owners[0].__name__} has a train_step of its own: S_rel is of the compiled loss; if train_step minimises "
-            "another one, pass loss=..., a function (y_true, y_pred) -> loss",
+            f"{owners[0].__name__} defines its own train_step: S_rel is measured with the compiled loss; if "
+            f"train_step minimises "
+            "another loss, pass loss=..., a function (y_true, y_pred) -> loss",
             stacklevel=3,
         )

@@ -29,7 +29,7 @@ def empirical_ntk(
     Args:
         model: a built model with one output of shape [n, C], or [n] for C = 1. It need not be compiled.
         x1: examples [n1, ...].
-        x2: examples [n2, ...]; None takes x1.
+        x2: examples [n2, ...]; None means x1.
         batch_size: examples held at a time.
 
     Returns:
@@ -38,7 +38,7 @@ def empirical_ntk(
 
     Raises:
         ModelError, BackendError: if the model cannot be measured.
-        ProbeError: if the model does not take the examples.
+        ProbeError: if the model does not accept the examples.
         OptionError: if batch_size is not a positive integer.
 
     Example:
@@ -63,7 +63,7 @@ def empirical_ntk(
     except ValueError as error:
         shape = second.shape[1:]
         raise ProbeError(
-            f"model {model.name!r} does not take examples of shape {shape}: {error}"
+            f"model {model.name!r} does not accept examples of shape {shape}: {error}"
         ) from error
     network.check_examples_apart(second)
     try:
@@ -132,7 +132,7 @@ def _by_layers(backprop: BatchBackprop, num_outputs: int, batch_size: int) -> Ca
 
 
 def _by_forward_mode(network: Network, num_outputs: int, batch_size: int) -> Callable:
-    """Return Θ of any model: the gradient of each output of each example is pushed forward through the others."""
+    """Return Θ of any model, by pushing the gradient of each output at each example of x1 forward through x2."""
 
     def kernel(x1: tf.Tensor, x2: tf.Tensor) -> tf.Tensor:
         weights = [tf.convert_to_tensor(w) for w in network.weights]

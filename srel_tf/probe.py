@@ -14,7 +14,9 @@ from srel_tf.errors import ProbeError
 
 
 class ProbeSet:
-    """Examples with labels, of which some are sources (cause an update) and some are targets (are predicted).
+    """Examples with labels.
+
+    Some of them are sources (each causes an update), some are targets (at which predictions are read).
 
     Args:
         x: Examples, [n, ...].
@@ -27,14 +29,14 @@ class ProbeSet:
         sources: Indices into x of the sources, [n_s]; default all examples.
         targets: Indices into x of the targets, [n_t]; default all examples.
         name: The name of the probe, which is the column `name` of its rows in frames. It tells the rows of two probes
-            apart that agree otherwise. The column is called `name`, not `probe`, because it holds a name and no probe.
+            apart if they agree otherwise. The column is called `name`, not `probe`, because it holds only the name.
 
     Attributes:
         labels: Class indices, int64 [n]; None for regression targets.
         classes: Class names, str [n]; "" for examples without a class.
 
     Raises:
-        ProbeError: If shapes do not fit, values are not finite, labels lack a class name, ids repeat, or indices are
+        ProbeError: If shapes disagree, values are not finite, labels lack a class name, ids repeat, or indices are
             out of range.
 
     Example:
@@ -83,8 +85,8 @@ class ProbeSet:
 
         Args:
             x: Examples, [n, ...].
-            y: Labels, as for `ProbeSet`; here whole floating-point numbers are class indices.
-            per_class: Examples of each class.
+            y: Labels, as for `ProbeSet`, except that whole floating-point numbers are class indices here.
+            per_class: Number of examples of each class.
             seed: Seed of the draw. The draw of a class depends only on `seed` and the class index, so that adding a
                 class does not change the draws of the others.
             classes: Names or indices of the classes, in the order wanted; default all classes in y.
@@ -92,14 +94,15 @@ class ProbeSet:
             name: As for `ProbeSet`.
 
         Raises:
-            ProbeError: For an unknown class or a class with too few examples.
+            ProbeError: If a class is unknown or has too few examples.
         """
         x, y = _as_array("x", x), _as_array("y", y)
         are_floats = _are_whole_floats(y)
         labels = y.reshape(len(y)).astype(np.int64) if are_floats else class_labels(y)
         if labels is None:
             raise ProbeError(
-                f"y of shape {y.shape} and dtype {y.dtype} holds no class labels: give class indices or one-hot rows, "
+                f"y of shape {y.shape} and dtype {y.dtype} does not hold class labels: give class indices or one-hot "
+                f"rows, "
                 "or choose the examples yourself, with ProbeSet(x, y)"
             )
         if len(x) != len(labels):
@@ -128,7 +131,7 @@ class ProbeSet:
         return probe.with_class_indices() if are_floats else probe
 
     def with_name(self, name: str) -> ProbeSet:
-        """Return the same probe with another name, to attach it twice, say."""
+        """Return the same probe with another name, for example to attach it twice."""
         probe = copy.copy(self)
         probe.name = _as_name(name)
         return probe
@@ -146,7 +149,7 @@ class ProbeSet:
             first = is_broken.argmax()
             example = self.ids[first]
             raise ProbeError(
-                f"y is {y[first]} for example {example}, and the loss takes class indices: give whole "
+                f"y is {y[first]} for example {example}, but the loss takes class indices: give whole "
                 "numbers, or compile with a regression loss"
             )
         probe = copy.copy(self)
@@ -276,7 +279,7 @@ def _as_ids(ids: ArrayLike | None, n: int) -> np.ndarray:
     ids = _as_int64_or_str(np.asarray(ids))
     if ids.shape != (n,) or len(np.unique(ids)) != n:
         raise ProbeError(
-            f"ids must be {n} different values, one an example; got shape {ids.shape}"
+            f"ids must be {n} different values, one per example; got shape {ids.shape}"
         )
     return ids
 
@@ -315,7 +318,7 @@ def _as_indices(name: str, indices: ArrayLike | None, n: int) -> np.ndarray:
 
 
 def _are_integers_in_range(indices: np.ndarray, n: int) -> bool:
-    """Return whether `indices` is a list, not empty, of integers from 0 to n − 1."""
+    """Return whether `indices` is a non-empty list of integers from 0 to n − 1."""
     if indices.ndim != 1 or not len(indices) or indices.dtype.kind not in "iu":
         return False
     return bool(indices.min() >= 0 and indices.max() < n)
@@ -324,7 +327,7 @@ def _are_integers_in_range(indices: np.ndarray, n: int) -> bool:
 def _class_index(
     wanted: Any, class_names: Sequence[object] | None, labels: np.ndarray
 ) -> int:
-    """Find the index of a class that is given by its name or its index."""
+    """Find the index of a class, given by name or by index."""
     names = list(_as_text(class_names or ()))
     if str(wanted) in names:
         return names.index(str(wanted))
@@ -340,7 +343,7 @@ def _draw(labels: np.ndarray, index: int, per_class: int, seed: int) -> np.ndarr
     positions = np.flatnonzero(labels == index)
     if len(positions) < per_class:
         raise ProbeError(
-            f"class {index} has {len(positions)} examples, {per_class} are wanted: lower per_class"
+            f"class {index} has {len(positions)} examples, but {per_class} are requested: lower per_class"
         )
     generator = np.random.default_rng([seed, index])
     return generator.choice(positions, per_class, replace=False)

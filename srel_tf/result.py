@@ -16,10 +16,10 @@ class Matrices(NamedTuple):
     Attributes:
         numerator: D at each target after each source's update, [n_s, n_t].
         denominator: D at each source after its own update, [n_s].
-        srel: numerator over denominator, [n_s, n_t]; NaN where `valid` is False.
+        srel: S_rel, numerator over denominator, [n_s, n_t]; NaN where `valid` is False.
         valid: Whether the arithmetic resolves each entry, bool [n_s, n_t].
-        bound: Bound of the rounding error of S_rel, [n_s, n_t].
-        method: How each row was computed, one of `srel_tf.frames.schema.METHODS`, [n_s].
+        bound: Bound on the rounding error of S_rel, [n_s, n_t].
+        method: Method that computed each row, one of `srel_tf.frames.schema.METHODS`, [n_s].
     """
 
     numerator: np.ndarray
@@ -39,9 +39,9 @@ class SRelResult(NamedTuple):
         probe: The examples, n_s sources and n_t targets.
         matrices: {measure: `Matrices`}.
         update: The update rule.
-        estimator: The estimator that was asked for: "exact", "limit" or "auto".
+        estimator: The requested estimator: "exact", "limit" or "auto".
         learning_rate: η of the fictitious step.
-        step: Optimizer updates that were applied before the measurement; None if the model has no optimizer.
+        step: Number of optimizer updates before the measurement; None if the model has no optimizer.
         seconds: Duration of the measurement.
 
     Example:

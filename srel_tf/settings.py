@@ -16,10 +16,10 @@ PRECISIONS = ("auto", "float32", "float64")
 
 @dataclass(frozen=True)
 class Settings:
-    """The options of `measure`, which describes them.
+    """The options of a measurement, described in `measure`.
 
     Raises:
-        OptionError: for an option or a value that does not exist.
+        OptionError: if an option or its value does not exist.
 
     Example:
         >>> import srel_tf
@@ -66,7 +66,7 @@ class Settings:
             )
         if self.loss is not None and not callable(self.loss):
             raise OptionError(
-                f"loss={self.loss!r}: give a function (y_true, y_pred) -> loss, or None for compile's"
+                f"loss={self.loss!r}: give a function (y_true, y_pred) -> loss, or None for the compiled loss"
             )
 
 

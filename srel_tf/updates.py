@@ -1,4 +1,4 @@
-"""Fictitious update rules: the weights w⁺ after one step on one example. The model keeps its own weights.
+"""Fictitious update rules: the weights w⁺ after one step on one example. The weights of the model do not change.
 
 A rule runs inside the engine's graph and computes in the dtype of the weights.
 """
@@ -27,29 +27,29 @@ ADAM_EPSILON = 1e-8
 
 
 class UpdateRule(Protocol):
-    """A fictitious update rule; made for a network.
+    """A fictitious update rule for a network.
 
     Attributes:
-        elementwise: whether the rule can be given some of the weights. Other rules see all weights together and hold
-            variables, so that they serve one source at a time.
-        is_gradient: whether the update is minus the gradient that the rule is given.
+        elementwise: whether the rule can update some of the weights alone. Other rules need all weights together and
+            hold variables, so that they serve one source at a time.
+        is_gradient: whether the update is minus the gradient argument of the rule.
     """
 
     elementwise: bool
     is_gradient: bool
 
     def gradient_factor(self, learning_rate: tf.Tensor) -> tf.Tensor:
-        """Return the factor of the gradients that `updated` is given, in the shape of η."""
+        """Return the factor, in the shape of η, that multiplies the gradients before `updated` receives them."""
 
     def updated(
         self, weights: Sequence, gradients: Sequence, learning_rate: tf.Tensor
     ) -> list[tf.Tensor]:
-        """Return w⁺ for weights w and gradients of the same shapes; learning_rate: η []."""
+        """Return w⁺ for weights w and gradients of the same shapes; learning_rate is η, []."""
 
     def as_in_training(
         self, x: tf.Tensor, y: tf.Tensor, weights: list, gradients: list
     ) -> list:
-        """Return the gradients of an example [1, ...] in the form that a tape gives; for rules not elementwise."""
+        """Return the gradients of an example [1, ...] as returned by a tape; for rules that are not elementwise."""
 
 
 class _Elementwise:
@@ -103,16 +103,16 @@ class FreshAdam(_Elementwise):
 
 
 class OptimizerStep:
-    """The next step of the model's own optimizer from its present state, which stays as it is.
+    """The next step of the model's own optimizer from its current state, which does not change.
 
-    The optimizer's own code runs on copies of its variables and of the weights, which are reset before each source. It
-    sees the model's Keras variables as in training: path, name, shape, constraint, exclusion from weight decay. Two
-    options of training concern how a gradient is collected:
+    The optimizer's own code runs on copies of its variables and of the weights, which are reset before each source. The
+    code sees the model's Keras variables as in training: path, name, shape, constraint, exclusion from weight decay.
+    Two training options affect how a gradient is collected:
 
     - gradient_accumulation_steps: the gradient counts as the mean gradient of a complete accumulation.
     - A loss scale (loss_scale_factor, LossScaleOptimizer): the gradient counts as the one after unscaling.
 
-    An optimizer that is not built yet is measured as a new one of the same configuration.
+    An optimizer that is not built yet is measured like a new optimizer with the same configuration.
 
     Raises:
         ModelError: if the model has no optimizer, or one that cannot run on copies.
@@ -162,9 +162,9 @@ class OptimizerStep:
     ) -> list:
         """Return the gradients of an example [1, ...] in the form that the optimizer gets from a tape in training.
 
-        It gets None for a weight that the loss does not depend on, and leaves that weight alone, weight decay included.
-        It gets `tf.IndexedSlices` for rows of a table. If a row occurs twice, most optimizers make a step of the slices
-        that differs from the step of their sum. Other gradients are those given.
+        A tape returns None for a weight that does not affect the loss. The optimizer does not change such a weight,
+        even by decay. A tape returns `tf.IndexedSlices` for rows of a table. If a row occurs twice, most optimizers
+        make a step for the slices that differs from the step for their sum. Other gradients are returned as given.
         """
         weights = [tf.convert_to_tensor(w) for w in weights]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -177,10 +177,10 @@ class OptimizerStep:
         ]
 
     def _reset(self, copies: list, weights: Sequence, learning_rate: tf.Tensor) -> None:
-        """Give the copies the weights, the learning rate, and the optimizer's present state."""
+        """Set the copies to the weights, the learning rate, and the optimizer's current state."""
         values = {id(v): w for v, w in zip(self._weights, weights, strict=True)}
         values[id(self._learning_rate)] = learning_rate
-        # With gradient accumulation the variable counts gradients, and the property counts updates.
+        # With gradient accumulation the variable counts gradients, while the property counts updates.
         values[id(self._optimizer._iterations)] = self._live.iterations
         for copy, v in zip(copies, self._variables, strict=True):
             copy.assign(tf.cast(values.get(id(v), v.value), copy.dtype))
@@ -189,7 +189,7 @@ class OptimizerStep:
         """Apply gradients as `fit` does."""
         pairs = zip(gradients, self._weights, strict=True)
         try:
-            # Keras also leaves weights without a gradient alone, but warns of them.
+            # Keras, too, does not change weights without a gradient, but it warns about them.
             self._optimizer.apply_gradients([(g, v) for g, v in pairs if g is not None])
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ModelError(
@@ -206,12 +206,15 @@ RULES: dict[str, Callable[[Network], UpdateRule]] = {
 
 
 def learning_rate_now(model: keras.Model, fixed: float | None = None) -> float:
-    """Return η: `fixed`, or the present learning rate of the model's optimizer. `ModelError` if there is neither."""
+    """Return η: `fixed`, or the current learning rate of the model's optimizer.
+
+    Raises `ModelError` if both are missing.
+    """
     if fixed is not None:
         return float(fixed)
     if model.optimizer is None:
         raise ModelError(
-            "the model has no optimizer to take η from: pass learning_rate=..."
+            "the model has no optimizer that could supply η: pass learning_rate=..."
         )
     try:
         return float(keras.ops.convert_to_numpy(model.optimizer.learning_rate))

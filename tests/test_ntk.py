@@ -98,7 +98,7 @@ def test_bad_input_is_named():
     model = classifier("mlp")
     with pytest.raises(srel_tf.ProbeError, match=r"shape \(0, 8\)"):
         srel_tf.empirical_kernel(model, np.zeros((0, 8)))
-    with pytest.raises(srel_tf.ProbeError, match="does not take"):
+    with pytest.raises(srel_tf.ProbeError, match="does not accept"):
         srel_tf.empirical_kernel(model, np.zeros((2, 5)))
     with pytest.raises(srel_tf.OptionError, match="batch_size=0"):
         srel_tf.empirical_kernel(model, np.zeros((2, 8, 8, 1)), batch_size=0)

@@ -182,7 +182,7 @@ BAD_VALUES[17] = np.nan
         (lambda: ProbeSet(X, Y, targets=np.array([[0], [1]])), "targets="),
         (
             lambda: ProbeSet.sample(X, Y, per_class=21),
-            "class 0 has 20 examples, 21 are wanted",
+            "class 0 has 20 examples, but 21 are requested",
         ),
         (lambda: ProbeSet.sample(X, Y, per_class=0), "per_class=0"),
         (lambda: ProbeSet.sample(X, Y, classes=[5]), r"unknown class 5.*\[0, 1, 2\]"),

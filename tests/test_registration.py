@@ -167,9 +167,7 @@ def test_a_wrong_rule_is_refused():
     def wrong(layer, call, x, output_grads):
         return [(layer.w, srel_tf.ExplicitGradient(10 * x[:, None] * output_grads))]
 
-    with pytest.raises(
-        srel_tf.ModelError, match="do not move as their derivative says"
-    ):
+    with pytest.raises(srel_tf.ModelError, match="do not follow their derivative"):
         srel_tf.measure(scaled(), srel_tf.ProbeSet(X, Y), estimator="limit")
 
 

@@ -4,7 +4,7 @@ import os
 import sys
 from types import TracebackType
 
-# Before TensorFlow is loaded: its notes on the processor would bury what the commands print.
+# The log level is set before TensorFlow is loaded, because its notes on the processor would bury the commands' output.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
@@ -17,5 +17,5 @@ def _end_quietly(
     sys.exit(130)
 
 
-if sys.argv[0] == "-m":  # A command, which takes a while to load its libraries.
+if sys.argv[0] == "-m":  # This is a command, whose libraries take a while to load.
     sys.excepthook = _end_quietly

@@ -2,8 +2,8 @@
 
 python -m train.condense RUN_DIR --out results/cifar10-crossed --matrices 0 198 396
 
-The frames of a run have a row a (step, measure, source, target), millions of them. Written are, one row a measurement
-or a class pair of it:
+The frames of a run have one row per (step, measure, source, target), millions in all. The command writes, with one row
+per measurement or class pair:
 
     pairs.parquet       Definition 3: mean and median with the diagonal, `off_mean`, `off_median`, … without it
     separation.parquet  AUC and ratio of medians of intra- and inter-class pairs, without the diagonal
@@ -48,7 +48,14 @@ KEPT = (
     "left_out",
 )
 RULE = ["name", "update", "estimator", "learning_rate"]
-MATRIX = ["run", "seed", "step", "epoch", "measure", *RULE]  # What makes a measurement.
+MATRIX = [
+    "run",
+    "seed",
+    "step",
+    "epoch",
+    "measure",
+    *RULE,
+]  # Columns that identify a measurement.
 PAIR = [*MATRIX, "source_class", "target_class"]
 
 
@@ -58,7 +65,7 @@ def condense(path: Path, out: Path, steps: Sequence[int] = ()) -> list[str]:
     Args:
         path: A run directory of `train.classification`.
         out: The directory to write.
-        steps: Of matrices.parquet.
+        steps: Steps of matrices.parquet.
 
     Returns:
         The names of the files written.
@@ -70,7 +77,7 @@ def condense(path: Path, out: Path, steps: Sequence[int] = ()) -> list[str]:
     seeds = finished_seeds(path)
     if not seeds:
         raise FrameError(
-            f"{path} has no finished seed (seed-*/seed.json): run train.classification to its end first"
+            f"{path} has no finished seed (seed-*/seed.json): complete train.classification first"
         )
     frame = StoredFrame([seed / "frame.parquet" for seed in seeds])
     tables = {"matrices.parquet": matrices(frame, steps)} if steps else {}
@@ -90,7 +97,7 @@ def condense(path: Path, out: Path, steps: Sequence[int] = ()) -> list[str]:
             ignore_index=True,
         ),
     }
-    # It may be of a run that was condensed here before.
+    # The file may belong to a run that was condensed here before.
     (out / "matrices.parquet").unlink(missing_ok=True)
     for name, table in tables.items():
         srel_tf.write_frame(table, out / name)
@@ -109,7 +116,7 @@ def _with_rules(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def quantiles(frame: StoredFrame) -> pd.DataFrame:
-    """Compute `QUANTILES` and mean of valid S_rel of intra- and inter-class pairs: a row a measurement and kind."""
+    """Compute `QUANTILES` and mean of valid S_rel of intra- and inter-class pairs, one row per measurement and kind."""
     rows = []
     for piece in frame.pieces([*PAIR, "source_id", "target_id", "srel", "valid"]):
         kept = piece[(piece["source_id"] != piece["target_id"]) & piece["valid"]]
@@ -125,10 +132,11 @@ def quantiles(frame: StoredFrame) -> pd.DataFrame:
 
 
 def agreement(frame: StoredFrame) -> pd.DataFrame:
-    """Compare measures over the pairs of a measurement, without the diagonal: a row a run, step, rule and two measures.
+    """Compare measures over off-diagonal pairs of a measurement, one row per run, step, rule and two measures.
 
-    spearman: rank correlation, which no monotone transformation of S changes. slope: of log S of the second measure on
-    log S of the first, least squares over entries that both have above zero: 2 where one is the square of the other.
+    spearman: rank correlation, which does not depend on monotone transformations of S. slope: of log S of the second on
+    log S of the first measure, by least squares over entries where both are above zero; it is 2 if one is the square of
+    the other.
     """
     rows = []
     for key in _keys(frame, [*RULE, "rule", "run"]):
@@ -160,7 +168,7 @@ def agreement(frame: StoredFrame) -> pd.DataFrame:
 
 
 def verdicts(frame: StoredFrame) -> pd.DataFrame:
-    """Decide `class_claim` for each measure and rule; one rule is in memory at a time."""
+    """Decide `class_claim` for each measure and rule, with one rule in memory at a time."""
     tables = []
     for key in _keys(frame, ["rule", *RULE]):
         rows = _rows(frame, {name: key[name] for name in RULE})
@@ -184,12 +192,14 @@ def _rows(frame: StoredFrame, key: Mapping[str, Any]) -> pd.DataFrame:
         operator.and_, (pc.field(name) == value for name, value in stored.items())
     )
     rows = frame.read(wanted)
-    return rows[rows["name"] == key["name"]]  # Files of earlier versions lack it.
+    return rows[
+        rows["name"] == key["name"]
+    ]  # Files of earlier versions lack the column `name`.
 
 
 def matrices(frame: StoredFrame, steps: Sequence[int]) -> pd.DataFrame:
     """Read the rows of the first seed at `steps`, of the measures `SHOWN`."""
-    assert frame.dataset is not None  # `condense` has refused a run without rows.
+    assert frame.dataset is not None  # `condense` refuses a run without rows.
     first = frame.dataset.head(1)["seed"][0].as_py()
     wanted = (
         pc.field("step").isin(list(steps))

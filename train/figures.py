@@ -1,4 +1,4 @@
-"""All pictures of results/ drawn again from the frames there; nothing is measured or trained.
+"""Draw all pictures of results/ again from the frames in it. No training or measurement takes place.
 
 python -m train.figures [--results results] [--published CSV]
 
@@ -35,7 +35,7 @@ THEORY = {
     12: theory_plots.plot_flow_pairs,
     13: theory_plots.plot_sgd_pairs,
 }
-Drawing = tuple[str, Figure]  # The name of its file, and the picture.
+Drawing = tuple[str, Figure]  # File name and picture.
 DRAWN = {
     "defined": ("kl", "l1"),
     "published": ("published_kl", "published_l2"),
@@ -44,12 +44,12 @@ DRAWN = {
 
 
 def file_name(rule: str) -> str:
-    """Make a part of a file name of a rule's name."""
+    """Turn a rule's name into a part of a file name."""
     return re.sub("[^a-z0-9_.]+", "-", rule.replace("η=", ""))
 
 
 def of_classification(path: Path, protocol: str) -> Iterator[Drawing]:
-    """Draw what `train.condense` left in `path`."""
+    """Draw the results of `train.condense` in `path`."""
     frames = {
         name: srel_tf.read_frame(path / f"{name}.parquet")
         for name in ("pairs", "separation", "quantiles")
@@ -63,7 +63,7 @@ def of_classification(path: Path, protocol: str) -> Iterator[Drawing]:
             f"pairs-{file_name(str(rule))}.png",
             plotting.plot_class_pairs(shown, classes),
         )
-    if protocol == "published":  # The same trainings by the definitions.
+    if protocol == "published":  # The same trainings, measured by the definitions.
         rows = _smallest_steps(frames["pairs"]).query(
             "update == 'sgd' and measure in ('kl', 'l1')"
         )
@@ -86,7 +86,7 @@ def of_classification(path: Path, protocol: str) -> Iterator[Drawing]:
 
 
 def _smallest_steps(frame: pd.DataFrame) -> pd.DataFrame:
-    """Select the rows of the plain step with the smallest η, and those of a fresh Adam."""
+    """Select the rows of the plain step with the smallest η, and the rows of a fresh Adam."""
     sgd = frame[(frame["update"] == "sgd") & (frame["estimator"] != "limit")]
     smallest = sgd[sgd["learning_rate"] == sgd["learning_rate"].min()]
     return pd.concat([smallest, frame[frame["update"] == "fresh_adam"]])
@@ -132,7 +132,7 @@ def of_regression(path: Path) -> Iterator[Drawing]:
 
 
 def remake(results: Path, published: Path | None = None) -> Iterator[Path]:
-    """Write all pictures; yields their paths."""
+    """Write all pictures and yield their paths."""
     for (_, protocol), path in load(results).items():
         yield from _written(of_classification(path, protocol), path / "figures")
     ours = results / "cifar10-published" / "pairs.parquet"

@@ -2,8 +2,8 @@
 
 python -m train.hypotheses results/regression results/theory runs/digits-cnn
 
-RUN_DIR is what `train.regression` (also a sweep), `train.classification` or `train.theory` left. Each gets a
-verdicts.csv.
+RUN_DIR is a directory of `train.regression` (also of a sweep), `train.classification` or `train.theory`. A verdicts.csv
+is written into each.
 """
 
 import argparse
@@ -50,14 +50,14 @@ def load(path: Path) -> dict[str, Case]:
         return load_theory(path, saved)
     finished = finished_seeds(path)
     for unfinished in sorted({*path.glob("seed-*")} - {*finished}):
-        print(f"note: {unfinished} is not finished and left out")
+        print(f"note: {unfinished} is not finished, and is left out")
     frame = _of_all_seeds(finished, "frame.parquet")
     if frame is None:
         raise OptionError(
             f"{path} holds neither a finished seed nor the settings.json of train.theory: run its command again"
         )
     if saved.get("experiment") == "regression":
-        # Its three probes measure the same pairs, each at steps of its own.
+        # The run's three probes measure the same pairs, each at other steps.
         frame = frame.assign(name="")
     distances = _of_all_seeds(finished, "distances.parquet")
     history = _of_all_seeds(finished, "history.csv")
@@ -86,11 +86,12 @@ def load_theory(path: Path, saved: dict[str, Any]) -> dict[str, Case]:
     if different or saved.get("variant") != "text":
         which = ", ".join(different) or "variant"
         raise OptionError(
-            f"{path} has figures of other settings ({which}) than those that are checked, the text's: make them with "
+            f"{path} has figures with settings other than the text's ({which}), and only the text's are checked: make "
+            f"them with "
             "train.theory"
         )
     print(
-        f"note: {path} holds means over initial values; its models are computed again for each of several"
+        f"note: {path} holds means over initial values; its models are computed again for several single ones"
     )
     return cases(saved["seed"])
 
@@ -113,7 +114,7 @@ def _of_all_seeds(seeds: Sequence[Path], name: str) -> pd.DataFrame | None:
         return None
     if missing:
         raise FrameError(
-            f"{', '.join(missing)}: no {name} there; restore it, or delete seed.json to run the seed again"
+            f"{', '.join(missing)}: {name} is missing; restore it, or delete seed.json to run the seed again"
         )
     return pd.concat([read_frame(seed / name) for seed in seeds], ignore_index=True)
 
@@ -138,14 +139,14 @@ def run_directories(path: Path) -> list[Path]:
     """
     if not path.is_dir():
         raise OptionError(
-            f"{path} is no directory: name what train.regression, classification or theory left"
+            f"{path} is not a directory: give a directory of train.regression, classification or theory"
         )
     if any(path.glob("seed-*/seed.json")) or any(path.glob("figure_??.parquet")):
         return [path]
     runs = sorted({mark.parents[1] for mark in path.glob("*/seed-*/seed.json")})
     if not runs:
         raise OptionError(
-            f"{path} holds no finished seed (seed-*/seed.json): run its command to the end first"
+            f"{path} holds no finished seed (seed-*/seed.json): complete its command first"
         )
     return runs
 
@@ -190,7 +191,7 @@ def in_steps(
         frame: S_rel frame.
 
     Returns:
-        (risks with a column step, ""), or (None, reason) if the steps are not known.
+        (risks with a column step, ""), or (None, reason) if the steps are unknown.
     """
     if history is None:
         return None, "the run has no risks"
@@ -218,9 +219,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m train.hypotheses", description=__doc__.splitlines()[0]
     )
     parser.add_argument("run_dir", nargs="+", type=Path, metavar="RUN_DIR")
-    level = "of each interval (default: %(default)s)"
+    level = "level of each interval (default: %(default)s)"
     parser.add_argument("--confidence", type=float, default=0.95, help=level)
-    every = "print a row for each step, too"
+    every = "also print a row for each step"
     parser.add_argument("--all", action="store_true", help=every)
     options = parser.parse_args(arguments)
     runs = [run for given in options.run_dir for run in run_directories(given)]

@@ -1,4 +1,4 @@
-"""Nets for the experiments: each returns logits, so that S_rel sees log-probabilities without loss.
+"""Nets for the experiments. Each returns logits, so that log-probabilities are exact for S_rel.
 
 `build_model(name, input_shape, num_classes)` makes an `srel_tf.SRelModel`. `resnet18` is the net of the published
 experiments: ResNet-18 with every normalisation layer taken out (a batch of one has no batch statistics; the paper's
@@ -15,7 +15,7 @@ from srel_tf.errors import OptionError
 
 
 def _he_fan_out() -> keras.initializers.Initializer:
-    """Normal with variance 2 / fan_out, not truncated (He et al.): PyTorch's kaiming_normal_(mode="fan_out")."""
+    """Return He's initialiser N(0, 2 / fan_out), not truncated: PyTorch's kaiming_normal_(mode="fan_out")."""
     return keras.initializers.VarianceScaling(
         2.0, mode="fan_out", distribution="untruncated_normal"
     )
@@ -24,7 +24,10 @@ def _he_fan_out() -> keras.initializers.Initializer:
 def _conv(
     x: keras.KerasTensor, filters: int, size: int, strides: int = 1
 ) -> keras.KerasTensor:
-    """Convolution without bias. Strided ones pad symmetrically: TensorFlow's "same" would pad right and bottom only."""
+    """Apply a convolution without bias.
+
+    With strides, padding is symmetric; TensorFlow's "same" would pad right and bottom only.
+    """
     padding = "same" if strides == 1 else "valid"
     if padding == "valid" and size > 1:
         x = layers.ZeroPadding2D(size // 2)(x)
@@ -39,7 +42,7 @@ def _conv(
 
 
 def _dense(x: keras.KerasTensor, units: int) -> keras.KerasTensor:
-    """Dense layer with weights and biases uniform in ±1/√fan_in, PyTorch's default."""
+    """Apply a dense layer with weights and biases uniform in ±1/√fan_in, PyTorch's default."""
     limit = 1 / math.sqrt(x.shape[-1])
     return layers.Dense(
         units,
@@ -49,7 +52,7 @@ def _dense(x: keras.KerasTensor, units: int) -> keras.KerasTensor:
 
 
 def _basic_block(x: keras.KerasTensor, filters: int, strides: int) -> keras.KerasTensor:
-    """Two 3×3 convolutions beside a shortcut, which is a 1×1 convolution where the shape changes (He et al., 2015)."""
+    """Apply two 3×3 convolutions and a shortcut, which is a 1×1 convolution if the shape changes (He et al., 2015)."""
     shortcut = x
     if strides != 1 or x.shape[-1] != filters:
         shortcut = _conv(x, filters, 1, strides)
@@ -65,7 +68,7 @@ def _resnet18(
         x = layers.ReLU()(_conv(x, 64, 3))
     else:
         x = layers.ReLU()(_conv(x, 64, 7, strides=2))
-        # Zeros pad as well as minus infinity would: the input has gone through a ReLU.
+        # Padding with zeros equals padding with minus infinity, because the input is the output of a ReLU.
         x = layers.MaxPooling2D(3, strides=2)(layers.ZeroPadding2D(1)(x))
     for stage, filters in enumerate((64, 128, 256, 512)):
         x = _basic_block(x, filters, strides=1 if stage == 0 else 2)
@@ -108,7 +111,7 @@ ARCHITECTURES = {
 def build_model(
     name: str, input_shape: tuple[int, ...], num_classes: int
 ) -> srel_tf.SRelModel:
-    """Return an uncompiled `srel_tf.SRelModel` from images of `input_shape` (H, W, channels) to `num_classes` logits.
+    """Build an uncompiled `srel_tf.SRelModel` from images of `input_shape` (H, W, channels) to `num_classes` logits.
 
     Names: `resnet18` (published net: 7×7 stride-2 stem, 3×3 stride-2 max pool; 11,168,451 parameters with RGB input and
     3 classes), `resnet18_cifar` (3×3 stem, no pooling), `cnn`, `mlp`. Raises `OptionError` for any other name.

@@ -1,1 +1,1 @@
-"""Changes of all predictions by the update on each source. Knows gradients and update rules."""
+"""Compute how the update on each source changes all predictions. This room knows gradients and update rules."""

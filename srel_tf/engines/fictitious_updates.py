@@ -18,7 +18,7 @@ class Update(NamedTuple):
     Attributes:
         outputs: the network after the update, x [n, ...] -> f [n, C].
         before: f at the source before the update, [C].
-        zero: 0 if the gradient is finite, else NaN, which a saturated net would hide.
+        zero: 0 if the gradient is finite, else NaN. It is kept because the outputs of a saturated net would hide a NaN.
     """
 
     outputs: Callable[[tf.Tensor], tf.Tensor]
@@ -33,10 +33,10 @@ class Updates(Protocol):
 
 
 class LayerwiseUpdates:
-    """Updates from one forward and one backward pass of all sources; each weight is formed when its layer is called.
+    """Updates from one forward and one backward pass of all sources; a new weight is formed when its layer is called.
 
     Args:
-        backprop: of the network.
+        backprop: the forward and backward passes of the network.
         rule: an elementwise update rule.
         x, y: the sources [n, ...].
         learning_rates: η of each source, [n].
@@ -85,7 +85,7 @@ class WholeUpdates:
     Args:
         network: the network.
         read_outputs: (x, weights) -> f [n, C] as D reads it.
-        backprop: of the network, or None for one backward pass a source.
+        backprop: the passes of the network, or None for one backward pass per source.
         rule, x, y, learning_rates, weights: as for `LayerwiseUpdates`.
         move: replaces ∂ℓ/∂f in back-propagation, to see what rounding does.
     """

@@ -27,8 +27,10 @@ from srel_tf.updates import UpdateRule
 
 SOURCE_BATCH = 32  # Sources whose layer inputs and output gradients are held at a time.
 LANES = 2  # Independent loops over half of the sources each: they overlap each other's serial parts.
-SAMPLE = 2  # Targets of each source at which its update is evaluated again, at least.
-SAMPLES = 32  # Targets of all sources together at which updates are evaluated again, at least.
+SAMPLE = (
+    2  # Smallest number of targets per source at which its update is evaluated again.
+)
+SAMPLES = 32  # Smallest number of targets, all sources together, at which updates are evaluated again.
 
 
 class Outputs(NamedTuple):
@@ -42,7 +44,7 @@ class Outputs(NamedTuple):
         before_at_source, after_at_source: at each source itself, [n_s, C].
         noisy, noisy_at_source: before any update, at weights perturbed by rounding, [2, n_t or n_s, C].
         sample: m columns of each source, [n_s, m].
-        sampled, sampled_at_source: there and at the source after its update, with gradient and update computed at the
+        sampled, sampled_at_source: outputs at these columns and at the source, with gradient and update computed at the
             perturbed weights, [2, n_s, m, C] and [2, n_s, C].
     """
 
@@ -65,10 +67,10 @@ class FiniteStepEngine:
     Args:
         network: the network.
         rule: the update rule.
-        source_column: int [n_s], the column of each source among the targets, −1 if it is no target. A source that is a
-            target is read from its column, so that S_rel(x, x) is 1 exactly.
-        batch_size: examples of one forward pass.
-        backprop: of the network, or None for one forward and one backward pass a source.
+        source_column: int [n_s], the column of each source among the targets, −1 if it is not a target. A source that
+            is a target is read from its column, so that S_rel(x, x) is 1 exactly.
+        batch_size: number of examples per forward pass.
+        backprop: the passes of the network, or None for one forward and one backward pass per source.
     """
 
     def __init__(
@@ -126,7 +128,7 @@ class FiniteStepEngine:
         )
 
     def _sample(self, n_t: int) -> np.ndarray:
-        """Choose columns [n_s, m] at which the noise of each source's update is read; all targets take turns."""
+        """Choose the columns [n_s, m] for the noise of each source's update, spread evenly over the targets."""
         n_s = len(self._source_column)
         m = min(n_t, max(SAMPLE, math.ceil(SAMPLES / n_s)))
         start = np.where(
@@ -154,7 +156,8 @@ class FiniteStepEngine:
             return self._for_each_source(of_source, learning_rates, 3)
 
         n = sources[0].shape[0]
-        # Not parallel_iterations: it runs one convolution kernel twice at a time, which crashes TensorFlow on a CPU.
+        # parallel_iterations is not used: it runs one convolution kernel twice at a time, which crashes TensorFlow on a
+        # CPU.
         lanes = LANES if self._rule.elementwise and n > 1 else 1
         if not tf.executing_eagerly():
             rows = tf.function(
@@ -229,7 +232,7 @@ class FiniteStepEngine:
 
         with tf.control_dependencies(
             [after]
-        ):  # One after the other, since the memory is for one.
+        ):  # One lane after the other: memory suffices for one lane at a time.
             signs = tf.identity(tf.constant(SIGNS))
         signature = (self._network.dtype,) * 3
         return tf.map_fn(
@@ -289,7 +292,7 @@ class FiniteStepEngine:
         return self._outputs(x, None)
 
     def _outputs(self, x: tf.Tensor, weights: list | None) -> tf.Tensor:
-        """f(x; weights) as D reads it; None takes the present weights."""
+        """Evaluate f(x; weights) as D reads it; None means the current weights."""
         outputs = self._network.outputs(x, weights)
         return outputs if self._backprop is None else self._backprop.read(outputs)
 

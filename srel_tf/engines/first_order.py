@@ -19,13 +19,14 @@ from srel_tf.gradients.factored import FactoredGradient, inner
 class FirstOrderEngine:
     """Callable engine, traced once: `engine(x_sources, y_sources, x_targets, weights) -> FirstOrder`.
 
-    weights are the network's, or others of the same shapes.
+    `weights` are those of the network, or other tensors of the same shapes.
 
     Args:
-        backprop: of the network.
-        source_column: int [n_s], the column of each source among the targets, −1 if it is no target.
+        backprop: the forward and backward passes of the network.
+        source_column: int [n_s], the column of each source among the targets, −1 if it is not a target.
         batch_size: examples whose layer inputs and output gradients are held at a time.
-        differences: whether only differences of outputs count. The engine then computes differences from the last one.
+        differences: whether only differences between outputs count. The engine then computes differences from the last
+            output.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class FirstOrderEngine:
     def _one_batch(
         self, x: tf.Tensor, y: tf.Tensor, weights: list
     ) -> tuple[tf.Tensor, ...]:
-        """Return f, df/du and δ if the sources are the targets: one backward pass less.
+        """Return f, df/du and δ if the sources are the targets, which saves one backward pass.
 
         The gradients of the loss are those of the first direction, which points along ∂ℓ/∂u.
         """
@@ -136,7 +137,7 @@ class FirstOrderEngine:
     def _unit_output_gradient(
         self, forward_pass: ForwardPass, y: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """∂ℓ/∂u of each example as a unit vector [n, C], and its length [n], which float32 may not represent."""
+        """Split ∂ℓ/∂u of each example into a unit vector [n, C] and a length [n] (possibly too small for float32)."""
         gradient = self._backprop.output_gradient(forward_pass, y)
         length = tf.norm(gradient, axis=-1)
         return tf.math.divide_no_nan(gradient, length[:, None]), length
@@ -152,11 +153,11 @@ class FirstOrderEngine:
         """δ, float64 [n_s, n_t, C].
 
         Args:
-            sources: gradients of each weight; the first function of each source counts.
-            length: [n_s], multiplies them.
+            sources: gradients of each weight; only the first function of each source is used.
+            length: factor of the gradients of each source, [n_s].
             targets: gradients along the directions.
             directions: [n_t, M, C].
-            weights: those of the regularisers' penalty.
+            weights: weights at which the regularisers' penalty is taken.
         """
         products = [
             inner(source, target)
@@ -181,8 +182,8 @@ class FirstOrderEngine:
 def directions_from(unit: tf.Tensor, basis: tf.Tensor) -> tf.Tensor:
     """Return orthonormal rows [n, M, C] with the span of `basis` [M, C] whose first row is ± a unit vector of the span.
 
-    A Householder reflection of the basis for each of the unit vectors [n, C]. Any reflection will do for a vector that
-    is zero or not finite.
+    The basis is reflected (Householder) for each of the unit vectors [n, C]. Any reflection is correct for a vector
+    that is zero or not finite.
     """
     coordinates = unit @ tf.transpose(basis)
     finite = tf.reduce_all(tf.math.is_finite(coordinates), axis=-1, keepdims=True)

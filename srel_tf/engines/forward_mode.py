@@ -24,8 +24,8 @@ class ForwardModeEngine:
     Args:
         network: the network.
         x: one example [1, ...].
-        source_column: int [n_s], the column of each source among the targets, −1 if it is no target.
-        batch_size: targets of one pass.
+        source_column: int [n_s], the column of each source among the targets, −1 if it is not a target.
+        batch_size: number of targets per pass.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class ForwardModeEngine:
         return joined.split(outputs, derivative, moved)
 
     def _outputs(self, x: tf.Tensor, weights: list) -> tuple[tf.Tensor, ...]:
-        """f and df/du at x, [n, C] each."""
+        """Return f and df/du at x, [n, C] each."""
 
         def of_batch(batch: tf.Tensor) -> tuple[tf.Tensor, ...]:
             outputs = self._network.outputs(batch, weights)

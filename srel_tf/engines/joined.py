@@ -26,7 +26,7 @@ class FirstOrder(NamedTuple):
 
 
 class JoinedExamples(NamedTuple):
-    """The targets, followed by the sources that are no targets. Every source is then a target.
+    """The targets, followed by the sources that are not targets. Every source is then a target.
 
     Attributes:
         x: [n, ...].
@@ -42,7 +42,7 @@ class JoinedExamples(NamedTuple):
     def of(
         cls, x_sources: tf.Tensor, x_targets: tf.Tensor, source_column: np.ndarray
     ) -> "JoinedExamples":
-        """Join the examples; source_column: int [n_s], the column of each source or −1 if it is no target."""
+        """Join the examples; source_column: int [n_s], the column of each source, −1 if the source is not a target."""
         n_t = x_targets.shape[0]
         no_target = source_column < 0
         x = tf.concat(
@@ -53,7 +53,7 @@ class JoinedExamples(NamedTuple):
 
     @property
     def are_the_sources(self) -> bool:
-        """Whether x are the sources in their order."""
+        """Return whether x holds the sources alone, in their order."""
         return np.array_equal(self.column, np.arange(self.x.shape[0]))
 
     def split(

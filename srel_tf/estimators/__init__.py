@@ -1,1 +1,1 @@
-"""From changes of predictions to S_rel: the finite step, its limit, and both in one."""
+"""Compute S_rel from changes of predictions: by the finite step, by its limit, or by both."""

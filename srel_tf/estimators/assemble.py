@@ -1,4 +1,4 @@
-"""From the outputs of an engine to S_rel: D of each change, its ratio, and the entries that the arithmetic resolves."""
+"""Compute S_rel from the outputs of an engine: D of each change, the ratio, and its validity."""
 
 import numpy as np
 import tensorflow as tf
@@ -15,7 +15,7 @@ from srel_tf.numerics.rounding import (
 )
 from srel_tf.result import Matrices
 
-NEIGHBOURS = 8  # Examples whose noise each example is evaluated with, since its own may be small by chance.
+NEIGHBOURS = 8  # Number of examples whose noise is added to each example: its own noise may be small by chance.
 
 
 def from_finite_steps(
@@ -28,11 +28,11 @@ def from_finite_steps(
     """Return the `Matrices` of each measure from outputs around each update.
 
     Args:
-        outputs: of the finite-step engine.
-        kinds: how to read outputs; kinds[True] is for measures of raw outputs, kinds[False] for the others.
-        measures: by name.
+        outputs: outputs of the finite-step engine.
+        kinds: readings of outputs; kinds[True] is for measures of raw outputs, kinds[False] for the others.
+        measures: measures by name.
         source_column: int [n_s], the column of each source or −1.
-        method: for `Matrices.method`.
+        method: value of `Matrices.method`.
     """
     reader = FiniteStepReader(outputs, kinds)
     return {
@@ -48,7 +48,7 @@ def from_finite_steps(
 
 
 class FiniteStepReader:
-    """Reads D, and the noise of D, off the outputs of the finite-step engine."""
+    """Computes D, and the noise of D, from the outputs of the finite-step engine."""
 
     def __init__(self, outputs: Outputs, kinds: dict[bool, str]) -> None:
         self._outputs, self._kinds = outputs, kinds
@@ -97,7 +97,7 @@ class FiniteStepReader:
         )
 
     def _noise_of_updates(self, measure: Measure) -> np.ndarray:
-        """Noise by each source's update as a share of D at the source, [n_s]."""
+        """Return the noise of each source's update as a share of D at the source, [n_s]."""
         outputs = self._outputs
         at_source = self._noise_of(
             measure,
@@ -112,7 +112,7 @@ class FiniteStepReader:
         size = np.abs(denominator) ** (1 / measure.degree)
         with np.errstate(divide="ignore", invalid="ignore"):
             share = np.maximum(at_source, at_sample.max(axis=1, initial=0)) / size
-        # A row whose few evaluations agree by chance is as noisy as the others.
+        # The few evaluations of a row may agree by chance: its noise is at least the median of all rows.
         known = np.isfinite(denominator) & (denominator != 0)
         return np.maximum(share, np.median(share[known]) if known.any() else 0)
 
@@ -123,7 +123,7 @@ class FiniteStepReader:
         outputs: tf.Tensor,
         outputs_again: tf.Tensor,
     ) -> np.ndarray:
-        """D between outputs [..., C] and noisy ones [draws, ..., C] as a norm, the largest of the draws [...]."""
+        """Return the largest distance (as a norm) between outputs [..., C] and noisy outputs [draws, ..., C], [...]."""
         of_nothing = self._between(measure, distance, outputs, outputs)
         of_noise = self._between(measure, distance, outputs, outputs_again)
         return noise_between(measure.degree, of_nothing, of_noise).max(axis=0)
@@ -143,7 +143,7 @@ def _with_noise(before: tf.Tensor, noisy: tf.Tensor, kind: str) -> tf.Tensor:
         before: outputs [n, C].
         noisy: at perturbed weights [2, n, C]. The noise of some other examples is also added to each example, as a
             share of the outputs if these are probabilities. Further draws move the last places of the outputs.
-        kind: how the outputs are read.
+        kind: reading of the outputs.
     """
     scale = before if kind == "probabilities" else tf.ones_like(before)
     noise = tf.math.divide_no_nan(noisy - before, scale)
@@ -167,8 +167,8 @@ def from_first_order(
     """Return the `Matrices` of each measure from first-order changes; D is per unit of η (KL: of η²).
 
     Args:
-        changes: of an engine.
-        changes_again: the same at perturbed weights; the noise is read from them. Empty if there is `relative_noise`.
+        changes: first-order changes from an engine.
+        changes_again: the same changes at perturbed weights, which give the noise. Empty if `relative_noise` is given.
         relative_noise: [n_s], noise as a share of the largest change that each source causes.
         kinds, measures, source_column, method: as for `from_finite_steps`.
     """
@@ -192,7 +192,7 @@ def from_first_order(
 def _first_order_distances(
     measure: Measure, kind: str, changes: FirstOrder
 ) -> tuple[np.ndarray, np.ndarray]:
-    """D at the targets [n_s, n_t] and at the sources [n_s]."""
+    """Return D at the targets [n_s, n_t] and at the sources [n_s]."""
     assert measure.first_order is not None
     at_targets = first_order_change(
         kind, changes.link, changes.before, changes.moved, changes.link_derivative
@@ -232,7 +232,7 @@ def _noise_of_repetitions(
     denominator: np.ndarray,
     again: list[tuple[np.ndarray, np.ndarray]],
 ) -> Noise:
-    """Noise from repetitions; an entry has at least the smaller one of the largest noise of its row and column."""
+    """Return the noise from repetitions: at least the smaller of the largest values in the entry's row and column."""
     entries = np.max(
         [noise_between(measure.degree, numerator, other) for other, _ in again], axis=0
     )
@@ -258,7 +258,7 @@ def assembled(
 ) -> Matrices:
     """Return the `Matrices` of one measure: entries whose error is bounded by tolerance · (1 + S) are valid."""
     if measure.numerator is measure.denominator:
-        # S_rel(x, x) = 1 to the last bit, whatever the update.
+        # S_rel(x, x) is set to exactly 1 for every update.
         rows = np.flatnonzero(source_column >= 0)
         diagonal = rows, source_column[rows]
         numerator, of_updates = np.array(numerator), np.array(noise.of_updates)

@@ -1,4 +1,4 @@
-"""The finite step in float32; in float64 for rows that float32 does not resolve; the limit below that."""
+"""The finite step in float32, in float64 for rows that float32 does not resolve, and the limit for the others."""
 
 import functools
 import warnings
@@ -22,7 +22,7 @@ class AutoEstimator:
     """The finite step in float32, and in float64 for the rows that float32 does not resolve.
 
     A row that float64 does not resolve either gets the S_rel of its limit, if a step that is `LONGER` times as long
-    agrees with the limit within the tolerance. Each row is that of the method with the most valid entries.
+    agrees with the limit within the tolerance. For each row, the method with the most valid entries is used.
     """
 
     def __init__(self, plan: MeasurementPlan) -> None:
@@ -54,7 +54,7 @@ class AutoEstimator:
 
     @functools.cached_property
     def _plan_in_float64(self) -> MeasurementPlan | None:
-        """None, with a warning, if the model does not run in float64."""
+        """Return the float64 estimator; None, with a warning, if the model does not run in float64."""
         try:
             return self._plan.in_precision("float64")
         except ModelError as error:
@@ -85,7 +85,7 @@ class AutoEstimator:
 
 
 def _only(rows: np.ndarray, rates: np.ndarray) -> np.ndarray:
-    """η of these rows; NaN leaves the others out."""
+    """Return η of these rows, and NaN for the other rows, which leaves them out."""
     return np.where(rows, rates, np.nan)
 
 
@@ -100,7 +100,7 @@ def agreeing(measure: Measure, limit: Matrices, step: Matrices) -> Matrices:
 
 
 def _unresolved_rows(matrices: dict[str, Matrices]) -> np.ndarray:
-    """Rows [n_s] with an entry that is a number and not valid, of any measure."""
+    """Select the rows [n_s] in which an entry of any measure is a number but not valid."""
     of_measures = []
     for m in matrices.values():
         numbers = np.isfinite(m.numerator) & np.isfinite(m.denominator)[:, None]
@@ -111,7 +111,7 @@ def _unresolved_rows(matrices: dict[str, Matrices]) -> np.ndarray:
 def row_by_row(
     first: dict[str, Matrices], second: dict[str, Matrices]
 ) -> dict[str, Matrices]:
-    """Return matrices with the row of each source from the second if more of its entries are valid there."""
+    """Return matrices that take a source's row from the second argument if it has more valid entries there."""
     return {
         name: _better_rows(matrices, second[name]) for name, matrices in first.items()
     }

@@ -1,4 +1,4 @@
-"""The finite step: S_rel as Definitions 1 and 2 say."""
+"""The finite step: S_rel as in Definitions 1 and 2."""
 
 import numpy as np
 import tensorflow as tf
@@ -27,7 +27,7 @@ class ExactEstimator:
         )
 
     def __call__(self, learning_rate: ArrayLike) -> dict[str, Matrices]:
-        """Return {measure: Matrices} for one η, or for one of each source [n_s]; NaN leaves a source out."""
+        """Return {measure: Matrices} for one η, or for one η per source [n_s]; NaN leaves a source out."""
         plan = self._plan
         rates = np.broadcast_to(learning_rate, [len(plan.probe.sources)])
         outputs = self._engine(*plan.data, tf.constant(rates, plan.network.dtype))

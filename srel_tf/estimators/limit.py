@@ -31,7 +31,7 @@ from srel_tf.result import Matrices
 
 FURTHER_DIGITS = (
     2.0**7
-)  # A derivative may lose so many times more than the outputs do: float64 has them to spare.
+)  # Assumed ratio of a derivative's rounding noise to that of the outputs. Float64 has digits to spare for it.
 # Relative lengths of the steps, and the tolerance, with which derivatives are compared with differences.
 CHECK_IN_FLOAT64 = (1e-7, 1e-6, 1e-5), 1e-2
 CHECK_IN_FLOAT32 = (1e-4, 1e-3, 1e-2), 1e-1
@@ -41,7 +41,7 @@ class LimitEstimator:
     """S_rel in the limit η → 0. Numerators and denominators are per unit of η (`kl`: of η²).
 
     In float32 the whole measurement is repeated at perturbed weights, since a unit that rounding moves over a kink
-    changes some derivatives and no output. In float64 no unit is that close to a kink, and there are digits to spare:
+    changes some derivatives and no output. In float64 no unit is that close to a kink, and enough digits remain:
     only outputs and output gradients are repeated.
     """
 
@@ -80,19 +80,19 @@ class LimitEstimator:
         if slow:
             warnings.warn(
                 f"srel_tf has no gradient rule for layers of type {', '.join(slow)}: their gradients are formed "
-                "example by example, which is right, and slower; srel_tf.register_layer_rule adds a rule",
+                "example by example, which is correct but slower; srel_tf.register_layer_rule adds a rule",
                 stacklevel=6,
             )
 
     def _differences_suffice(self, backprop: LossBackprop) -> bool:
-        """Whether neither D nor ℓ depends on a common shift of all outputs."""
+        """Return whether neither D nor ℓ depends on a common shift of all outputs."""
         raw = self._plan.kind == "raw" or any(
             measure.raw for measure in self._plan.measures.values()
         )
         return not raw and backprop.loss.ignores_shifts_of(backprop.link)
 
     def __call__(self, learning_rate: Any = None) -> dict[str, Matrices]:
-        """Return {measure: Matrices}; η plays no part."""
+        """Return {measure: Matrices}; the limit does not depend on η."""
         plan, weights = self._plan, self._plan.network.weights
         changes = self._with_sign(0.0)
         if not self._is_checked:
@@ -133,9 +133,9 @@ class LimitEstimator:
 
 
 class RelativeNoise:
-    """Rounding noise of the derivatives of each source as a share of the largest one, [n_s].
+    """Return the rounding noise of each source's derivatives as a share of the largest derivative, [n_s].
 
-    It is read from outputs and ∂ℓ/∂u at perturbed weights; from outputs and ∇ℓ if there is no `LossBackprop`.
+    The noise is read from outputs and ∂ℓ/∂u at perturbed weights, or from outputs and ∇ℓ without a `LossBackprop`.
     """
 
     def __init__(self, plan: MeasurementPlan, backprop: LossBackprop | None) -> None:
@@ -157,7 +157,7 @@ class RelativeNoise:
         with np.errstate(divide="ignore", invalid="ignore"):
             changes = np.maximum(
                 changes, np.nanmedian(changes)
-            )  # Some gradients do not move by chance.
+            )  # By chance, rounding leaves some gradients unchanged.
             of_gradients = changes / lengths
         of_gradients = np.where(np.isnan(of_gradients), 0, of_gradients)
         return FURTHER_DIGITS * np.maximum(of_gradients, of_outputs)
@@ -219,10 +219,10 @@ class RelativeNoise:
 def check_derivative(
     plan: MeasurementPlan, backprop: LossBackprop | None, changes: FirstOrder
 ) -> None:
-    """Compare the derivative with differences, for the source that moves most and steps of several lengths.
+    """Compare the derivative with finite differences over several step lengths, for the source that moves most.
 
     Raises:
-        ModelError: if they disagree: the derivative then does not see all that the predictions depend on.
+        ModelError: if the two disagree: the predictions then depend on something that the derivative does not include.
     """
     network, (x, y, x_targets) = plan.network, plan.data
     weights = [tf.convert_to_tensor(w) for w in network.weights]
@@ -259,9 +259,11 @@ def check_derivative(
         error = np.abs(_largest_differences(after - before) / eta - moved[i])
         if error[finite].max(initial=0) <= tolerance * moved[i].max():
             return
-    cause = f" (operation {network.opaque!r} has none)" if network.opaque else ""
+    cause = (
+        f" (operation {network.opaque!r} has no derivative)" if network.opaque else ""
+    )
     raise ModelError(
-        f"the predictions of model {network.model.name!r} do not move as their derivative says{cause}: it has no limit "
+        f"the predictions of model {network.model.name!r} do not follow their derivative{cause}: it has no limit "
         "η → 0 that differentiation gives; use estimator='exact'"
     )
 
@@ -271,7 +273,8 @@ def check_limit(plan: MeasurementPlan) -> None:
     settings = plan.settings
     if settings.update != "sgd":
         raise OptionError(
-            f"update={settings.update!r} with estimator={settings.estimator!r}: the limit is that of the plain step "
+            f"update={settings.update!r} with estimator={settings.estimator!r}: the limit is defined for the plain "
+            f"step "
             "w − η∇ℓ; use update='sgd', or estimator='exact'"
         )
     without = [
@@ -285,7 +288,7 @@ def check_limit(plan: MeasurementPlan) -> None:
 
 
 def _has_layers_of_ones_own(model: keras.Model) -> bool:
-    """Whether a model has layers that are not Keras's, whose derivatives nobody has tested."""
+    """Return whether a model has layers that do not come from Keras, so that their derivatives are not tested."""
     layers = [
         layer for layer in layers_within(model) if not isinstance(layer, keras.Model)
     ]
@@ -293,6 +296,6 @@ def _has_layers_of_ones_own(model: keras.Model) -> bool:
 
 
 def _largest_differences(moved: tf.Tensor) -> np.ndarray:
-    """The largest change of a difference of two outputs, or of a single output, [...] of [..., C]."""
+    """Return the largest change of a difference of two outputs, or of a single output: [...] from [..., C]."""
     array = np.asarray(moved)
     return np.abs(array[..., 0]) if array.shape[-1] == 1 else np.ptp(array, axis=-1)

@@ -18,16 +18,16 @@ from srel_tf.probe import ProbeSet
 
 @dataclass(frozen=True)
 class MeasurementPlan:
-    """What is measured, on what, and how.
+    """The model, the data and the options of a measurement.
 
     Attributes:
         network: the model.
         data: tensors x and y of the sources, x of the targets.
         probe: the probe set.
-        measures: by name.
+        measures: measures by name.
         settings: the user's `Settings`.
         loss: the compiled loss.
-        kind: how to read outputs (`outputs.read_as`).
+        kind: reading of the outputs (`outputs.read_as`).
     """
 
     network: Network
@@ -47,7 +47,10 @@ class MeasurementPlan:
         return f"{name}_float64" if self.in_float64 else name
 
     def in_precision(self, dtype: str) -> "MeasurementPlan":
-        """Return the same plan in another precision. `ModelError` if a part of the model computes in less."""
+        """Return the same plan in another precision.
+
+        Raises `ModelError` if a part of the model computes in lower precision.
+        """
         network = self.network.in_precision(dtype)
         x, y, x_targets = (network.cast(tensor) for tensor in self.data)
         try:
@@ -81,7 +84,7 @@ class MeasurementPlan:
 
     @functools.cached_property
     def backprop(self) -> tuple[LossBackprop | None, NotSeparable | None]:
-        """The network's `LossBackprop`, or None and the reason why there is none."""
+        """Return (`LossBackprop` of the network, None), or (None, the reason why it cannot be made)."""
         x, y, _ = self.data
         try:
             return LossBackprop(self.network, x[:2], y[:2]), None

@@ -1,6 +1,6 @@
 """The Keras callback that measures on schedule, between the training steps of `model.fit`.
 
-It runs outside the training graph, which therefore stays bit for bit that of a model without a probe.
+It runs outside the training graph. Therefore the graph is bit for bit the same as without a probe.
 
 Step n is measured just before the batch that makes update n+1, after all other callbacks, so that η is the rate that
 this update takes. The last step of an epoch is measured at the end of its last batch, because `fit` may end there. If
@@ -47,7 +47,7 @@ class SRelCallback(ClockedCallback):
     """Measures a probe before the first step and after each scheduled step.
 
     Args:
-        probe: The examples. A probe without a name is named by the η that is given, "η=0.001" say, so that the rows
+        probe: The examples. A probe without a name is named after the given η, for example "η=0.001", so that the rows
             of several η of one training stay apart.
         every: The schedule: a number of steps, or a function from step to bool.
         settings: Options of the measurement.
@@ -88,7 +88,7 @@ class SRelCallback(ClockedCallback):
         self._seconds: list[float] = []  # Of each measurement since the last report.
 
     def _describe_options(self) -> JsonObject:
-        """Describe the options in the types that JSON has."""
+        """Describe the options in types that JSON supports."""
         settings = {
             field.name: getattr(self._settings, field.name)
             for field in dataclasses.fields(self._settings)
@@ -105,18 +105,18 @@ class SRelCallback(ClockedCallback):
         return json.loads(json.dumps(options, default=_as_python))
 
     def check_distinct_from(self, others: Iterable[SRelCallback]) -> None:
-        """Raise `ProbeError` if the frame could not distinguish the rows of this probe from those of another one."""
+        """Raise `ProbeError` if the frame could not distinguish the rows of this probe from another probe's rows."""
         for other in others:
             if self.probe.ids.dtype.kind != other.probe.ids.dtype.kind:
                 raise ProbeError(
-                    "the ids of one probe are integers, those of another one strings, and one column of the frame "
+                    "the ids of one probe are integers and the ids of another one strings, and one column of the frame "
                     "cannot hold both: give ProbeSet(ids=...) of one type to both"
                 )
             if self._series == other._series and self._overlaps(other):
                 raise ProbeError(
                     f"the model has a probe with name={self.probe.name!r} already, and the rows of both would agree in "
                     "run, seed, name, measure, update, estimator and ids, so that the frame could not tell them apart: "
-                    "give one of them a name of its own, ProbeSet(..., name=...) or probe.with_name(...)"
+                    "give one of them a unique name, ProbeSet(..., name=...) or probe.with_name(...)"
                 )
 
     @property
@@ -147,7 +147,7 @@ class SRelCallback(ClockedCallback):
         if self.model.steps_per_execution != 1:
             raise OptionError(
                 f"steps_per_execution={self.model.steps_per_execution}: Keras would run several updates between two "
-                "looks at the model, so that S_rel could not be measured at the steps asked for; compile with 1"
+                "measurements, so that S_rel could not be measured at the requested steps; compile with 1"
             )
         if self.model.optimizer is None:
             raise ModelError(
@@ -192,20 +192,22 @@ class SRelCallback(ClockedCallback):
         self._follow_clock()
         is_last_epoch = epoch + 1 >= self.params["epochs"]
         if not is_last_epoch and not self.model.stop_training:
-            # The next batch shows which η this step takes.
+            # The next batch shows which η this step uses.
             self.recorder.hold(self.clock.step)
 
     def on_train_end(self, logs: JsonObject | None = None) -> None:
         self._report()
 
     def _follow_clock(self) -> None:
-        """Drop the results of the present step and later ones if the training will reach them again."""
+        """Drop the results of the current and later steps if the training will reach these steps again."""
         if self._times_gone_back != self.clock.times_gone_back:
             self._times_gone_back = self.clock.times_gone_back
             self.recorder.withdraw(self.clock.step)
 
     def _ensure_instrument(self) -> Instrument:
-        """Return the instrument for the present training step; makes a new one after a call of `compile`, say.
+        """Return the instrument for the current training step.
+
+        A new one is made, for example, after a call of `compile`.
 
         While Keras keeps a traced training step, the instrument is kept too.
         """
@@ -219,7 +221,7 @@ class SRelCallback(ClockedCallback):
         return self._instrument
 
     def _measure_if_due(self) -> None:
-        """Measure the present step if the schedule asks for it and it was not measured with the present η."""
+        """Measure the current step if it is scheduled and was not yet measured with the current η."""
         self.recorder.release()
         step = self.clock.step
         is_measured = step == self.recorder.last_step and not self._is_outdated()
@@ -230,7 +232,7 @@ class SRelCallback(ClockedCallback):
         warn_of_stale_trace(self.model)
         result = instrument()._replace(step=step)
         self._settings = instrument.settings
-        # An epoch has begun, so that the place is known.
+        # The position in the training is known, because an epoch has begun.
         self.recorder.add(result, cast(Place, self.clock.reached))
         self._seconds.append(result.seconds)
         for listener in self.listeners:
@@ -252,23 +254,23 @@ class SRelCallback(ClockedCallback):
 
     @property
     def state(self) -> JsonObject:
-        """What a later process needs to continue, in the types that JSON has."""
+        """The state that a later process needs to continue, in types that JSON supports."""
         return {
             "recorder": self.recorder.name,
             "last_step": self.recorder.last_step,
-            "batch_size": self._settings.batch_size,  # Smaller than asked for once memory has run out.
+            "batch_size": self._settings.batch_size,  # Smaller than requested if memory has run out.
             "about": self._metadata,
         }
 
     def differences(self, state: JsonObject) -> list[str]:
-        """Describe, a line each, the options (the probe's fingerprint among them) that differ from those of `state`."""
+        """Describe, one line each, the options (including the probe's fingerprint) that differ from `state`."""
         return differences(state["about"], self._metadata)
 
     def resume(self, state: JsonObject, step: int) -> None:
         """Continue from a state that was saved at `step`.
 
         Raises:
-            ValueError: For a state that no training can have left.
+            ValueError: If no training can have produced this state.
         """
         last_step = state["last_step"]
         if last_step is not None:
@@ -277,7 +279,7 @@ class SRelCallback(ClockedCallback):
             state["batch_size"], least=1, largest=self._settings.batch_size
         )
         self._settings = dataclasses.replace(self._settings, batch_size=batch_size)
-        # What was measured after this state will be measured again.
+        # Steps after this state will be measured again.
         self.recorder.withdraw(0)
         self.recorder.stored_step = last_step
 

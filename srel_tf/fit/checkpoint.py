@@ -3,14 +3,14 @@
     store = srel_tf.FrameStore("run", write=True)
     checkpoint = srel_tf.Checkpoint(store, every=100)
     epoch, batch = checkpoint.restore(model)               # (0, 0) if nothing is saved
-    with checkpoint.stop_after_step():                     # Ctrl-C or SIGTERM: finish the present step, save, stop
+    with checkpoint.stop_after_step():                     # Ctrl-C or SIGTERM: finish the current step, save, stop
         if batch:                                          # the rest of the epoch that was interrupted
             model.fit(data_of(epoch, skip=batch), initial_epoch=epoch, epochs=epoch + 1, callbacks=[checkpoint])
             epoch += 1
         model.fit(data_of(epoch), initial_epoch=epoch, callbacks=[checkpoint], ...)
 
 The state is every variable of the model (batch statistics and seeds of dropout included) and of its optimizer, and
-within an epoch those of its metrics. The caller provides the order of the data: `data_of` gives all batches from there
+within an epoch of its metrics. The caller provides the order of the data: `data_of` gives all batches from the position
 on without end (fit(..., steps_per_epoch=n)), in an order that depends only on the number of each epoch. Keras callbacks
 with a history (`ReduceLROnPlateau`, `EarlyStopping`) start afresh with each `fit`: they are not part of the state.
 """
@@ -47,27 +47,27 @@ class Checkpoint(ClockedCallback):
 
     A state is saved together with the rows that the probes measured before it, and these rows leave `srel_frame()`, so
     that memory does not grow with them. The rows of the step at which a state is saved follow when the training
-    continues, with the η that the next update takes; at the end of a `fit` they are saved with the present η, and stay
-    so in the store if a later `fit` begins with another rate.
+    continues, with the η that the next update uses; at the end of a `fit` they are saved with the current η, and stay
+    in the store even if a later `fit` begins with another rate.
 
-    If Keras does not know the length of an epoch, states are saved at its end, or where training is stopped within it
-    (the rows of that part have no `epoch` then). With `use_ema`, states are saved at epoch ends only, because `fit`
+    If Keras does not know the length of an epoch, states are saved at its end, or at the step where training is stopped
+    (the rows of that epoch then have no `epoch`). With `use_ema`, states are saved at epoch ends only, because `fit`
     overwrites the weights with their averages when it ends.
 
-    The checkpoint must be the last callback, so that it saves what the others did; models with probes ensure this. A
-    store holds one training. If the training goes back to a step before the saved rows (say by Keras's
-    `BackupAndRestore`), nothing more is saved: `restore` returns to the saved state.
+    The checkpoint must be the last callback, so that it saves the effects of the others; models with probes ensure
+    this. A store holds one training. If the training goes back to a step before the saved rows (say by Keras's
+    `BackupAndRestore`), nothing more is saved; `restore` returns to the saved state.
 
     Args:
         store: The store, open for writing.
         every: Number of optimizer updates between two states; None saves at the end of each epoch.
-        companions: Objects with a `state` that JSON can represent and that can be set, say a callback with a history.
+        companions: Objects with a settable `state` that JSON can represent, for example a callback with a history.
         note: A dict that JSON can represent, saved with each state (`FrameStore.about`).
 
     Raises:
-        OptionError: For another `every`.
+        OptionError: If `every` has another value.
         StorageError: During `fit`, if the disk fails. When `fit` begins, if the store holds a training that has not
-            been restored, or rows of later steps than the training has: both would be mixed in one frame.
+            been restored, or rows of steps that the training has not reached: one frame would mix two trainings.
 
     Example:
         >>> import tempfile, keras, numpy as np, srel_tf
@@ -102,10 +102,12 @@ class Checkpoint(ClockedCallback):
         self._every = every
         self._stateful_callbacks = list(companions)
         self._user_metadata = note or {}
-        self._fingerprint: JsonObject | None = None  # Of the model as it was compiled.
+        self._fingerprint: JsonObject | None = (
+            None  # Fingerprint of the model as it was compiled.
+        )
         self._restored = False  # Whether the store holds this training: restore() matched them, or it was empty.
         self._restored_metrics: Arrays = ()  # Values for the metrics of the epoch that is continued.
-        self._saved_place: tuple[Position, int] | None = None  # Of the last save.
+        self._saved_place: tuple[Position, int] | None = None  # Place of the last save.
         self._saved_step = 0  # Step of the last save, or at which this fit began.
         self._stop_requested = False
 
@@ -114,15 +116,15 @@ class Checkpoint(ClockedCallback):
 
         Args:
             model: The compiled model, its probes attached.
-            example: (x, y) of one example or more, from which Keras makes the metrics' variables; default the first
+            example: (x, y) of at least one example, from which Keras makes the metrics' variables; default the first
                 example of a probe.
 
         Returns:
             The `Position` (epoch, batch) to continue from; (0, 0) if nothing is saved.
 
         Raises:
-            StorageError: If the state is damaged, or model, optimizer, loss, probe or options differ from those it was
-                saved with. The message shows the differences, and the model stays untouched.
+            StorageError: If the state is damaged, or model, optimizer, loss, probe or options differ from those that it
+                was saved with. The message shows the differences, and the model is not changed.
         """
         saved = self._store.state()
         if saved is None:
@@ -143,7 +145,7 @@ class Checkpoint(ClockedCallback):
             raise
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise StorageError(
-                f"the state saved in {self._store.path} is not that of model {model.name!r} with its optimizer and "
+                f"the state saved in {self._store.path} does not belong to model {model.name!r} with its optimizer and "
                 f"probes ({type(error).__name__}: {error}): start again without it"
             ) from error
         self._restored = True
@@ -174,10 +176,10 @@ class Checkpoint(ClockedCallback):
 
     @contextlib.contextmanager
     def stop_after_step(self) -> Iterator[None]:
-        """Within this block, a first Ctrl-C or SIGTERM finishes and saves the present step; a second one acts at once.
+        """Finish and save the current step at the first Ctrl-C or SIGTERM within this block; stop at the second one.
 
         Raises:
-            KeyboardInterrupt: After the step was saved, or at the end of the block if no further step came.
+            KeyboardInterrupt: After the step was saved, or at the end of the block if no further step followed.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -188,7 +190,7 @@ class Checkpoint(ClockedCallback):
             self._stop_if_requested()
 
     def request_stop(self) -> None:
-        """Save after the present step, and end `fit` with a KeyboardInterrupt."""
+        """Save after the current step, and end `fit` with a KeyboardInterrupt."""
         self._stop_requested = True
 
     def on_train_begin(self, logs: JsonObject | None = None) -> None:
@@ -221,12 +223,12 @@ class Checkpoint(ClockedCallback):
             return
         is_due = self._is_due and batches_left is not None
         if is_due or self.model.stop_training or self._stop_requested:
-            self.save()  # Not at the end of the epoch, because validation overwrites the metrics.
+            self.save()  # The save does not wait for the end of the epoch, because validation overwrites the metrics.
             self._stop_if_requested()
 
     @property
     def _is_due(self) -> bool:
-        """Whether the training has passed a multiple of `every` since the last save."""
+        """Return whether the training has passed a multiple of `every` since the last save."""
         every = self._every
         return (
             every is not None and self.clock.step // every != self._saved_step // every
@@ -235,7 +237,7 @@ class Checkpoint(ClockedCallback):
     def on_epoch_end(self, epoch: int, logs: JsonObject | None = None) -> None:
         super().on_epoch_end(epoch, logs)
         if self.clock.position.batch:
-            # `fit` ends here, but the epoch does not.
+            # `fit` ends within the epoch.
             self._save_once()
             return
         if self._every is None or self._is_due or self._stop_requested:
@@ -246,7 +248,7 @@ class Checkpoint(ClockedCallback):
         self._save_once()
 
     def _save_once(self) -> None:
-        """Save unless this place is saved, or averages would overwrite the weights within an epoch."""
+        """Save, unless this position is saved already or averages would overwrite the weights within an epoch."""
         is_spoiled = self.clock.position.batch and self.model.optimizer.use_ema
         if self._saved_place != self._place and not is_spoiled:
             self.save()
@@ -256,7 +258,7 @@ class Checkpoint(ClockedCallback):
         return self.clock.position, self.clock.step
 
     def save(self) -> None:
-        """Save now. What was saved before stays complete if this fails. Raises `StorageError`."""
+        """Save now. Earlier saves stay complete if this fails. Raises `StorageError`."""
         frame = self.unsaved(self.model)
         for callback in _srel_callbacks(self.model):
             self._check_later_than_stored(callback, callback.recorder.first_step)
@@ -266,7 +268,7 @@ class Checkpoint(ClockedCallback):
         metadata = self._metadata(len(state), len(metrics))
         try:
             self._store.commit(frame, arrays, metadata)
-        finally:  # Ctrl-C may come after the commit.
+        finally:  # A Ctrl-C may arrive after the commit.
             self._forget_saved(self.model)
         self._saved_place, self._saved_step = self._place, self.clock.step
 
@@ -297,7 +299,7 @@ class Checkpoint(ClockedCallback):
 
         Args:
             callback: The callback of a probe.
-            step: The next step to be saved; None if there is nothing to save.
+            step: The next step to be saved; None if nothing is to be saved.
         """
         stored = callback.recorder.stored_step
         if step is None or stored is None or not self._store.about:
@@ -316,13 +318,13 @@ class Checkpoint(ClockedCallback):
         return any(callback.recorder.name in stored_steps for callback in callbacks)
 
     def _forget_saved(self, model: keras.Model) -> None:
-        """Drop from memory what the store holds, also if an interrupt prevented this right after saving."""
+        """Drop rows from memory that the store holds, including those that an interrupt kept in memory after saving."""
         stored_steps = self._stored_steps()
         for callback in _srel_callbacks(model):
             callback.recorder.forget(stored_steps.get(callback.recorder.name))
 
     def _stored_steps(self) -> dict[str, int | None]:
-        """Return {name of a recorder: latest step whose rows the store has taken}."""
+        """Return {name of a recorder: latest step whose rows are in the store}."""
         probes = (self._store.about or {}).get("probes", [])
         return {probe.get("recorder"): probe["last_step"] for probe in probes}
 

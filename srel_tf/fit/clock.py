@@ -1,4 +1,4 @@
-"""The place in a training: updates, batches and epochs done, also after the training has gone back to a saved state.
+"""The position in a training: updates, batches and epochs done, even if the training has gone back to a saved state.
 
 A model has one clock, `clock_of(model)`, which all of its probes and its checkpoint read.
 """
@@ -16,7 +16,7 @@ from srel_tf.fit.model_state import as_count
 
 
 class Position(NamedTuple):
-    """A place in the training as Keras counts: epochs done, and batches done of the next epoch."""
+    """A position in the training in Keras's count: epochs done, and batches done of the next epoch."""
 
     epoch: int
     batch: int
@@ -24,21 +24,21 @@ class Position(NamedTuple):
 
 @dataclass(eq=False)
 class Epoch:
-    """An epoch of `fit`, shared by all places in it, which therefore see its length as soon as it is known.
+    """An epoch of `fit`. All places in it share this object, so that each knows the length as soon as one does.
 
     Attributes:
-        length: Number of batches; None while it is unknown, and for good if an epoch of unknown length is interrupted.
+        length: Number of batches; None while it is unknown. It stays None if an epoch of unknown length is interrupted.
     """
 
     length: int | None = None
 
 
 class Place(NamedTuple):
-    """A place in the training.
+    """A position in the training.
 
     Attributes:
         start: Epochs done before `batches`; NaN if unknown.
-        batches: Batches done since then.
+        batches: Batches done since `start`.
         epoch: The epoch that these batches belong to.
     """
 
@@ -48,7 +48,7 @@ class Place(NamedTuple):
 
     @property
     def epochs(self) -> float:
-        """Epochs done, a fraction within an epoch; NaN as long as it is unknown."""
+        """Epochs done, with a fraction within an epoch; NaN while unknown."""
         if not self.batches:
             return self.start
         if self.epoch.length is None:
@@ -57,10 +57,10 @@ class Place(NamedTuple):
 
 
 class Waypoint(NamedTuple):
-    """A place that the training has passed.
+    """A position in the training that has been passed, in the optimizer's count.
 
     Attributes:
-        num_batches: The optimizer's count of batches there.
+        num_batches: The optimizer's count of batches at this position.
         epochs: Epochs done; NaN if unknown.
         count_offset: As in `TrainingClock`.
     """
@@ -85,20 +85,20 @@ class TrainingClock:
         batches: Batches that the optimizer has received, in its own count. With `gradient_accumulation_steps` an
             update takes several batches.
         count_offset: The optimizer's count of updates minus `step`. It grows by one when a generator is exhausted,
-            because Keras then counts an update that no weights have received; it is negative after `compile` with a new
-            optimizer, which counts from 0 while the steps go on.
+            because Keras then counts an update that was not applied; it is negative after `compile` with a new
+            optimizer, which counts from 0 while the steps continue.
         position: Epochs and batches done, in Keras's count.
         reached: The place at which `step` was reached; None before the first epoch.
-        times_gone_back: How often the training has gone back to an earlier state.
+        times_gone_back: Number of times that the training has gone back to an earlier state.
         optimizer: The optimizer that was observed last; None before the first fit.
         mover: The callback that moves the clock.
-        fit: Keras's `params` of the present fit, an object that all of its callbacks share.
+        fit: Keras's `params` of the current fit, an object that all callbacks of the fit share.
     """
 
     def __init__(self) -> None:
         self.times_gone_back = 0
         self.mover: ClockedCallback | None = None
-        self.fit: Any = object()  # No fit has this one.
+        self.fit: Any = object()  # Differs from the params of every fit.
         self._reset()
 
     def _reset(self) -> None:
@@ -108,7 +108,7 @@ class TrainingClock:
         self.reached: Place | None = None
         self._place = Place(0.0, 0, Epoch())
         self._first_batch = 0  # Batches of this epoch that an earlier fit has trained.
-        self._is_resumed = False  # Whether the coming epoch is the rest of one.
+        self._is_resumed = False  # Whether the next epoch continues an interrupted one.
         self._waypoints: list[Waypoint] = []
         self._within_batch = False
         self._went_back_in_fit = False
@@ -127,7 +127,7 @@ class TrainingClock:
             position: The attribute of the clock at that state.
 
         Raises:
-            ValueError: For a `count_offset` that no training can have left.
+            ValueError: If no training can have produced this `count_offset`.
         """
         updates = _counts(optimizer).updates
         offset = as_count(count_offset, least=-(2**53), largest=updates)
@@ -140,7 +140,7 @@ class TrainingClock:
     def begin_fit(self, optimizer: keras.optimizers.Optimizer) -> None:
         """Note that `fit` begins."""
         if self._within_batch:
-            # An error has hidden the end of this batch, which may have made an update before.
+            # An error has hidden the end of this batch, whose update may have been applied before the error.
             has_counted = _counts(self.optimizer).batches > self.batches
             self.observe(self.optimizer, int(has_counted))
             self._within_batch = False
@@ -156,7 +156,8 @@ class TrainingClock:
         if np.isnan(start):
             # Batches of an interrupted epoch of unknown length do not count.
             start = self._place.start
-        # Keras counts the epochs of each fit from initial_epoch. It does not notice that a callback goes back.
+        # Keras counts the epochs of each fit from initial_epoch. It does not notice if a callback restores an earlier
+        # state.
         is_ahead = epoch > start and not self._went_back_in_fit
         if np.isnan(start) or is_ahead:
             start = float(epoch)
@@ -182,7 +183,7 @@ class TrainingClock:
 
     def end_epoch(self, optimizer: keras.optimizers.Optimizer) -> None:
         """Note that `fit` ends the epoch, at its last batch or before."""
-        # Keras has begun a batch for which it has found no data.
+        # Keras has begun a batch and found no data for it.
         data_ended, self._within_batch = self._within_batch, False
         if data_ended and self._place.epoch.length is None:
             self._place.epoch.length = self.position.batch or None
@@ -194,7 +195,7 @@ class TrainingClock:
         self.observe(optimizer)
 
     def _discount_phantom_update(self) -> None:
-        """Leave out the update that Keras counts, and does not make, when a generator is exhausted."""
+        """Do not count the update that Keras counts without applying it when a generator is exhausted."""
         batches, updates = _counts(self.optimizer)
         if batches > self.batches:
             self.count_offset = updates - self.step
@@ -207,7 +208,7 @@ class TrainingClock:
         """Read the counts of the model's optimizer.
 
         Args:
-            optimizer: The optimizer, which may be another one than before.
+            optimizer: The optimizer, which may differ from the one before.
             batches: Batches trained since the last observation.
         """
         epoch, batches_before = self.position
@@ -238,13 +239,13 @@ class TrainingClock:
 
     @property
     def batches_left(self) -> int | None:
-        """Batches left of the present epoch; None if its length is unknown."""
+        """Number of batches left in the current epoch; None if its length is unknown."""
         length = self._place.epoch.length
         return None if length is None else max(length - self.position.batch, 0)
 
     @property
     def updates_next(self) -> bool:
-        """Whether the optimizer applies an update with the next batch; else it only collects that batch's gradient."""
+        """Return whether the optimizer applies an update with the next batch, not only collects its gradient."""
         return (self.batches + 1) % _batches_per_update(self.optimizer) == 0
 
     def _add_waypoint(self) -> None:
@@ -258,14 +259,14 @@ class TrainingClock:
         self.step = updates - self.count_offset
 
     def _change_optimizer(self, optimizer: keras.optimizers.Optimizer | None) -> None:
-        """Count on with another optimizer, whose own count may be any number."""
+        """Continue the count with another optimizer, whose own count may be any number."""
         self.optimizer = optimizer
         self.count_offset = _counts(optimizer).updates - self.step
         self._read_counts()
         self._waypoints = [self._waypoint()]
 
     def _go_back(self) -> None:
-        """Find the place at which the optimizer had its present count, by interpolating between waypoints."""
+        """Find the place at which the optimizer had its current count, by interpolation between waypoints."""
         waypoints = [*self._waypoints, self._waypoint()]
         self.batches = _counts(self.optimizer).batches
         batches_per_update = _batches_per_update(self.optimizer)
@@ -286,7 +287,7 @@ class TrainingClock:
 
 
 def clock_of(model: keras.Model) -> TrainingClock:
-    """Return the clock of a model, which is made when it is first asked for."""
+    """Return the clock of a model. The first call makes it."""
     clock = getattr(model, "_srel_clock", None)
     if clock is None:
         clock = TrainingClock()

@@ -18,13 +18,15 @@ NAME_KEYS = (
 
 
 def training_fingerprint(model: keras.Model) -> JsonObject:
-    """Describe architecture (as a hash), optimizer with its options, and loss: a state is restored only if they match.
+    """Describe architecture (as a hash), optimizer with its options, and loss.
+
+    A state is restored only if all three match.
 
     Args:
         model: A compiled model.
 
     Returns:
-        {name of a property: its value}, in the types that JSON has.
+        {name of a property: its value}, in types that JSON supports.
     """
     config = model.optimizer.get_config()
     options = {
@@ -51,7 +53,7 @@ def _architecture_hash(model: keras.Model) -> str:
 
 
 def describe_loss(loss: Any) -> Any:
-    """Describe the loss of a setting in the types that JSON has: functions by their names, None by None."""
+    """Describe the loss of a setting in types that JSON supports: functions by their names, None by None."""
     if loss is None:
         return None
     if isinstance(loss, keras.losses.Loss):
@@ -63,14 +65,12 @@ def _config(layer: keras.layers.Layer) -> Any:
     """Return the config of a layer or model; None if a user's class has no usable `get_config`."""
     try:
         return _as_json(layer.get_config())
-    except (
-        Exception
-    ):  # A user's class may raise anything. Its layers are described one by one.
+    except Exception:  # A user's class may raise any exception. Its layers are then described one by one.
         return None
 
 
 def _as_json(content: Any) -> Any:
-    """Convert to the types that JSON has; addresses in memory are removed, because each process has others."""
+    """Convert to types that JSON supports. Memory addresses are removed, because they differ between processes."""
     return json.loads(
         json.dumps(content, sort_keys=True, default=_text_without_address)
     )

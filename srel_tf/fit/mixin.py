@@ -18,7 +18,7 @@ from srel_tf.probe import ProbeSet
 from srel_tf.settings import Settings
 
 if TYPE_CHECKING:
-    from keras import Model as _Base  # The class that the mixin is combined with.
+    from keras import Model as _Base  # Base class in combination with the mixin.
 else:
     _Base = object
 
@@ -27,7 +27,7 @@ class SRelMixin(_Base):
     """Adds probes to a Keras model: `class MyNet(srel_tf.SRelMixin, keras.Model)`.
 
     Attach one probe or more, train with `fit` as usual, read `srel_frame()`. Measuring does not disturb the training:
-    weights, optimizer state, batch-norm statistics, history and random draws are those of a `fit` without a probe.
+    weights, optimizer state, batch-norm statistics, history and random draws are the same as without a probe.
 
     Example:
         >>> import keras, numpy as np, srel_tf
@@ -76,10 +76,10 @@ class SRelMixin(_Base):
             measures: As for `srel_tf.measure`, like `update`, `estimator`, `predictions`, `batch_size`, `precision` and
                 `loss`.
             update: The update rule.
-            learning_rate: η of the fictitious step. None takes the rate of the next update, also if a callback or a
+            learning_rate: η of the fictitious step. None means the rate of the next update, even if a callback or a
                 schedule sets it.
-            estimator: The estimator.
-            predictions: How outputs are read.
+            estimator: "exact", "limit" or "auto".
+            predictions: Reading of the outputs.
             batch_size: Examples per forward pass.
             run: Value of the frame's column `run`.
             seed: Value of the frame's column `seed`.
@@ -88,9 +88,9 @@ class SRelMixin(_Base):
             loss: A function that replaces the compiled loss.
 
         Raises:
-            OptionError: For an option that does not exist.
-            ModelError: For a model that cannot be measured.
-            ProbeError: For a probe that does not fit the model; and if the frame could not distinguish the rows of two
+            OptionError: If an option does not exist.
+            ModelError: If the model cannot be measured.
+            ProbeError: If the model does not accept the probe, or if the frame could not distinguish the rows of two
                 probes, because they agree in run, seed, name, measure, update, estimator and ids (give one of them a
                 name), or their ids have different types.
         """
@@ -127,12 +127,12 @@ class SRelMixin(_Base):
     def srel_frame(self) -> pd.DataFrame:
         """Return all measurements, one row per (step, measure, source, target), with columns `srel_tf.frames.COLUMNS`.
 
-        Measurements survive an interrupted `fit`, and accumulate over several. Those that a `srel_tf.Checkpoint` has
-        saved are in its store, and no longer here.
+        Measurements survive an interrupted `fit`, and accumulate over several calls. Rows that a `srel_tf.Checkpoint`
+        has saved are in its store, and no longer in this frame.
         """
         frames = [callback.recorder.frame() for callback in self._srel_callbacks]
         parts = [frame for frame in frames if len(frame)]
-        # In the order of measuring, which does not depend on how often a checkpoint takes the rows away.
+        # Rows are in the order of measurement, which does not depend on how often a checkpoint moves rows to its store.
         return merged(parts) if parts else empty()
 
     def fit(
@@ -165,7 +165,10 @@ class SRelMixin(_Base):
     def _with_srel_callbacks(
         self, callbacks: list[keras.callbacks.Callback]
     ) -> list[keras.callbacks.Callback]:
-        """Add the probes' callbacks. A checkpoint comes last, because it saves the measurements of its own step too."""
+        """Add the probes' callbacks.
+
+        A checkpoint comes last, so that it also saves the measurements of the current step.
+        """
         checkpoints = [
             callback for callback in callbacks if isinstance(callback, Checkpoint)
         ]
@@ -173,7 +176,7 @@ class SRelMixin(_Base):
         return [*others, *self._srel_callbacks, *checkpoints]
 
     def train_step(self, data: Any) -> dict[str, Any]:
-        """Train as Keras does. Notes for warnings what Keras traces, and adds nothing to the graph."""
+        """Train as Keras does. The traced weights are noted for warnings; nothing is added to the graph."""
         note_trace(self, data)
         return super().train_step(data)
 

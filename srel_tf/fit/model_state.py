@@ -32,7 +32,7 @@ def build_metrics(
 
     Args:
         model: A compiled model.
-        example: (x, y) of one example or more; None takes the first example of `probes`.
+        example: (x, y) of at least one example; None means the first example of `probes`.
         probes: The attached probes.
 
     Raises:
@@ -70,7 +70,10 @@ def _check_match(variable: keras.Variable, array: np.ndarray) -> None:
 
 
 def as_count(value: Any, least: int = 0, largest: int = 2**53 - 1) -> int:
-    """Return a value of a file. Raises `ValueError` unless it is an integer from `least` to `largest`."""
+    """Return a value that was read from a file.
+
+    Raises `ValueError` unless it is an integer from `least` to `largest`.
+    """
     is_integer = isinstance(value, int) and not isinstance(value, bool)
     if not is_integer or not least <= value <= largest:
         raise ValueError(f"{value!r} is not a whole number from {least} to {largest}")

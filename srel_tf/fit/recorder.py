@@ -1,4 +1,4 @@
-"""The results of a training that no store has taken yet, as one tidy frame."""
+"""The results of a training that are not yet in a store, as one tidy frame."""
 
 import uuid
 from typing import NamedTuple, cast
@@ -11,9 +11,9 @@ from srel_tf.result import SRelResult
 
 
 class Record(NamedTuple):
-    """A result and the place at which its step was reached.
+    """A result and the position in the training at which its step was reached.
 
-    Results are kept as matrices, because these take an eighth of the memory of their rows.
+    Results are kept as matrices, because matrices take an eighth of the memory of rows.
     """
 
     result: SRelResult
@@ -28,16 +28,16 @@ class Record(NamedTuple):
 class Recorder:
     """Results in the order they were measured, each with its step and its place in the training.
 
-    The epoch of a result is the number of epochs done, a fraction within an epoch. It is NaN while the length of the
-    epoch is unknown (a generator, say).
+    The epoch of a result is the number of epochs done, with a fraction within an epoch. It is NaN while the length of
+    the epoch is unknown (for example of a generator).
 
     Args:
         run: Value of the frame's column `run`.
         seed: Value of the frame's column `seed`.
 
     Attributes:
-        name: A name that no other recorder has, by which a store knows whose results it has taken.
-        stored_step: The latest step whose rows a store has taken; None if there is none.
+        name: Unique name of the recorder, by which a store identifies the results that it holds.
+        stored_step: The latest step whose rows are in a store; None if no rows are.
     """
 
     def __init__(self, run: str, seed: int | None) -> None:
@@ -58,18 +58,18 @@ class Recorder:
         self._held = held
 
     def release(self) -> None:
-        """Put the results that are held back into the frame."""
+        """Put the withheld results back into the frame."""
         self._records, self._held = [*self._records, *self._held], []
 
     def withdraw(self, step: int) -> None:
-        """Drop the results of `step` and later ones."""
+        """Drop the results of `step` and of later steps."""
         self._records = [record for record in self._records if record.step < step]
         self._held = []
 
     def forget(self, step: int | None) -> None:
-        """Drop the results up to `step`, which a store has taken; None drops nothing.
+        """Drop the results up to `step`, which are in a store; None drops nothing.
 
-        The same call drops nothing when it is made again after the training has gone back.
+        A repeated call drops nothing, even if the training has gone back in between.
         """
         if step is not None and step != self.stored_step:
             self._records = [record for record in self._records if record.step > step]
@@ -85,15 +85,15 @@ class Recorder:
 
     @property
     def newest(self) -> SRelResult | None:
-        """The latest result that no store has taken; None if there is none."""
+        """The latest result that is not in a store; None if every result is."""
         return self._records[-1].result if self._records else None
 
     @property
     def first_step(self) -> int | None:
-        """The step of the earliest result that no store has taken; None if there is none."""
+        """The step of the earliest result that is not in a store; None if every result is."""
         return self._records[0].step if self._records else None
 
     @property
     def last_step(self) -> int | None:
-        """The latest step that was measured; None if there is none."""
+        """The latest measured step; None before the first measurement."""
         return self._records[-1].step if self._records else self.stored_step

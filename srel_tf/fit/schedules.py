@@ -12,7 +12,7 @@ def as_schedule(every: Any) -> Schedule:
     """Make a `step -> bool` of an int (every that many steps, step 0 included) or a callable.
 
     Raises:
-        OptionError: For anything else.
+        OptionError: If `every` is neither.
     """
     if callable(every):
         return every

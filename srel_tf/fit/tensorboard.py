@@ -29,7 +29,7 @@ class TensorBoardWriter:
     def __init__(self, log_dir: AnyPath) -> None:
         if (
             importlib.util.find_spec("tensorboard") is None
-        ):  # Checked here, because tf.summary fails when first used.
+        ):  # TensorBoard is checked here, because tf.summary would fail only at its first use.
             raise OptionError(
                 f"log_dir={str(log_dir)!r} needs TensorBoard, which is not installed: pip install tensorboard"
             )
@@ -47,7 +47,8 @@ class TensorBoardWriter:
             self._write(result)
         except tf.errors.OpError as error:
             raise StorageError(
-                f"cannot write TensorBoard summaries to {self._log_dir}: {error.message}; free space there, or go on "
+                f"cannot write TensorBoard summaries to {self._log_dir}: {error.message}; free space there, or "
+                f"continue "
                 "without log_dir"
             ) from error
 

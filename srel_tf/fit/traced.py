@@ -14,13 +14,14 @@ import tensorflow as tf
 from srel_tf.errors import ModelError
 
 WEIGHTED = (
-    "fit weighs the examples (class_weight, sample_weight, or weights in the data), and S_rel is of the step on each "
+    "fit weighs the examples (class_weight, sample_weight, or weights in the data), but S_rel measures the step on "
+    "each "
     "example with weight 1, which differs from the step that training takes; train without weights to measure that step"
 )
 
 
 class Traced(NamedTuple):
-    """What the traces of a model's `train_step` contain.
+    """Content of the traces of a model's `train_step`.
 
     Attributes:
         train_function: Keras's function that the traces belong to.
@@ -37,7 +38,7 @@ class Traced(NamedTuple):
     weighted: bool
 
     def joined(self, other: "Traced") -> "Traced":
-        """Return what these traces and a later one contain together."""
+        """Return the joint content of these traces and a later one."""
         return Traced(
             train_function=other.train_function,
             variables={**self.variables, **other.variables},
@@ -48,7 +49,10 @@ class Traced(NamedTuple):
 
 
 def note_trace(model: keras.Model, data: Any = None) -> None:
-    """Note what `train_step(data)` of a model trains. Called in each trace of it, or at each step without a trace."""
+    """Record which weights `train_step(data)` trains.
+
+    Called once per trace, or at each step if Keras does not trace.
+    """
     variables = {id(v): v for v in model.trainable_variables}
     weights = None if data is None else keras.utils.unpack_x_y_sample_weight(data)[2]
     traced = Traced(
@@ -72,7 +76,7 @@ def is_traced(model: keras.Model) -> bool:
 
 
 def note_weights(model: keras.Model, given: bool) -> None:
-    """Note whether `fit` is given weights of classes or examples."""
+    """Record whether `fit` receives weights of classes or examples."""
     object.__setattr__(model, "_srel_weights_given", given)
 
 
@@ -94,28 +98,29 @@ def warn_of_stale_trace(model: keras.Model) -> None:
         warn_once(
             model,
             f"`trainable` of layers {', '.join(changed)} was changed after Keras had traced the training step: Keras "
-            "goes on with the traced step until compile is called or a batch of another shape comes, and S_rel may be "
+            "continues with the traced step until compile is called or a batch of another shape comes, and S_rel may "
+            "be "
             "of other weights than training moves; call model.compile(...) after a change of `trainable`",
         )
     if traced.rate is not _rate(model):
         warn_once(
             model,
-            "learning_rate was set to another schedule after Keras had traced the training step: Keras goes on with "
+            "learning_rate was set to another schedule after Keras had traced the training step: Keras continues with "
             "the rate that it had, and S_rel is measured with the new one; call model.compile(...) with the schedule",
         )
 
 
 class OptimizerCheck:
-    """Checks, until it has seen an update, that the compiled optimizer is the one that trains the model."""
+    """Checks that the compiled optimizer trains the model, until its first update is observed."""
 
     def __init__(self) -> None:
-        self._counting: Any = None  # The optimizer that has been seen to count.
+        self._counting: Any = None  # The optimizer whose count was observed to grow.
         self._optimizer: Any = None
         self._num_batches = 0
         self._norms: np.ndarray | None = None
 
     def begin_batch(self, model: keras.Model, num_batches: int) -> None:
-        """Note optimizer and weights before a batch. `num_batches` is the optimizer's count."""
+        """Record optimizer and weights before a batch. `num_batches` is the optimizer's count."""
         self._optimizer, self._num_batches = model.optimizer, num_batches
         is_counting = self._optimizer is self._counting
         self._norms = None if is_counting else _norms(model)
@@ -140,9 +145,9 @@ class OptimizerCheck:
         elif not np.array_equal(self._norms, _norms(model), equal_nan=True):
             raise ModelError(
                 f"the weights of model {model.name!r} have moved, and its compiled optimizer "
-                f"({type(model.optimizer).__name__}) has made no update: train_step uses another optimizer, so that "
+                f"({type(model.optimizer).__name__}) has made no update: train_step uses another optimizer, so "
                 "there are no steps to count and no η to take; compile the model with the optimizer that trains it, or "
-                "measure in a loop of your own with srel_tf.Instrument(model, probe, "
+                "measure in your own loop with srel_tf.Instrument(model, probe, "
                 "srel_tf.Settings(learning_rate=...))"
             )
 
@@ -155,7 +160,7 @@ def _norms(model: keras.Model) -> np.ndarray:
 
 
 def _changed_layers(model: keras.Model, traced: Traced) -> list[str]:
-    """List the paths of layers with weights that are trained now or by some trace, but not by all of them."""
+    """List the paths of layers whose weights are trained now or in some traces, but not in all."""
     trained_now = {id(v): v for v in model.trainable_variables}
     variables = {**traced.variables, **trained_now}
     unchanged = traced.common & trained_now.keys()
@@ -173,7 +178,7 @@ def warn_once(model: keras.Model, text: str) -> None:
 
 
 def _traced(model: keras.Model) -> Traced | None:
-    """Return the `Traced` of Keras's present training step; None if no trace of it was noted."""
+    """Return the `Traced` of Keras's current training step; None if no trace of it was recorded."""
     traced = getattr(model, "_srel_traced", None)
     return (
         traced

@@ -1,4 +1,4 @@
-"""Named arrays in one file, in the format safetensors. Knows no TensorFlow."""
+"""Named arrays in one file, in the format safetensors. Does not import TensorFlow."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,9 +20,9 @@ def write_arrays(file: Path, arrays: Mapping[str, ArrayLike]) -> None:
     """Write {name: array} completely or not at all.
 
     Raises:
-        StorageError: If the disk fails, or for types that safetensors does not know, say objects.
+        StorageError: If the disk fails, or safetensors does not support a type, for example objects.
     """
-    # safetensors takes the memory as it lies there: C order, little-endian on all machines that TensorFlow runs on.
+    # safetensors copies the memory: C order, and little-endian on every machine that runs TensorFlow.
     converted = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     rejected = [
         f"{name} ({array.dtype})"

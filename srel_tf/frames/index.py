@@ -1,8 +1,8 @@
-"""The index of a `FrameStore`: which parts hold its rows, and which state belongs to them. Knows no TensorFlow.
+"""The index of a `FrameStore`, which lists the parts with its rows and their state. Does not import TensorFlow.
 
-It is a SQLite database with a rollback journal, which SQLite deletes, and flushes the deletion, to end a transaction.
-Thus a crash or a power cut leaves the old index or the new one, and between two transactions the database is one file.
-File names follow from numbers: no index can name other places. Each entry has a checksum of its own, its seal.
+It is a SQLite database with a rollback journal. SQLite ends a transaction by deleting the journal and flushing this.
+Thus a crash or a power cut leaves the old or the new index, and between two transactions the database is one file.
+File names follow from numbers, so that an index cannot name files elsewhere. Each entry has a checksum, its seal.
 """
 
 import contextlib
@@ -21,12 +21,12 @@ from srel_tf.files import JsonObject, cannot_write, replacing
 
 INDEX, FORMAT = "index.sqlite", 3
 NAMES = {"part": "part-{:06}.parquet", "state": "state-{:06}.safetensors"}
-OLD_INDEX = "index.json"  # Of the formats 1 and 2.
+OLD_INDEX = "index.json"  # Index file of formats 1 and 2.
 OWN = re.compile(
     r"part-\d{6,12}\.parquet|state-\d{6,12}\.(safetensors|npz)|index(-\d{6,12})?\.json"
 )
 GIVE_UP = "give the rows up: FrameStore(path, write=True, anew=True)"
-SECONDS_TO_WAIT = 60  # For another process that reads or writes the index.
+SECONDS_TO_WAIT = 60  # Time limit for another process to finish with the index.
 
 # SQLite ends the journal of several databases with the name of another file, which it deletes, and with these bytes.
 NAMES_ANOTHER_FILE = b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7"
@@ -37,11 +37,11 @@ class Entry(NamedTuple):
 
     Attributes:
         kind: "part" or "state".
-        number: The number of the file among those of its kind.
+        number: Number of the file among the files of its kind.
         rows: Number of rows of a part.
         bytes: Size of the file.
         sha256: Its hex SHA-256.
-        damage: Why a part is no longer read; "" if it is read.
+        damage: Reason why a part is skipped; "" if the part is read.
         metadata: Metadata of a state, as JSON.
     """
 
@@ -60,7 +60,7 @@ class Entry(NamedTuple):
 
     @property
     def seal(self) -> str:
-        """The checksum of the entry, by which an altered entry is noticed."""
+        """Checksum of the entry, which detects an altered entry."""
         return hashlib.sha256(json.dumps(self).encode()).hexdigest()
 
 
@@ -84,7 +84,7 @@ class Index:
         return self._select("kind = 'part' ORDER BY number")
 
     def latest(self, kind: str) -> Entry | None:
-        """Read the latest entry of this kind; None if there is none."""
+        """Read the latest entry of this kind; None if no entry exists."""
         entries = self._select(f"kind = '{kind}' ORDER BY number DESC LIMIT 1")
         return entries[0] if entries else None
 
@@ -107,7 +107,7 @@ class Index:
         self.latest("state")
 
     def create(self) -> None:
-        """Make an empty index, in the place of a damaged one if there is one."""
+        """Make an empty index, and replace a damaged one."""
         statements = [
             "PRAGMA journal_mode=OFF",
             SCHEMA,
@@ -149,7 +149,10 @@ class Index:
         return [self._entry(row) for row in rows]
 
     def _entry(self, row: tuple) -> Entry:
-        """Check a row of the table, whose seal may be forged. Raises `StorageError`."""
+        """Check a row of the table, even if its seal is correct, because a seal may be forged.
+
+        Raises `StorageError`.
+        """
         *values, seal = row
         if [*map(type, values)] == TYPES and values[0] in NAMES and values[2] >= 0:
             entry = Entry(*values)
@@ -160,10 +163,10 @@ class Index:
 
     @contextlib.contextmanager
     def _opened(self, write: bool = False) -> Iterator[sqlite3.Connection]:
-        """Open the database and yield it within a transaction, which an exception undoes.
+        """Open the database and yield it within a transaction. An exception undoes the transaction.
 
-        SQLite first undoes a transaction that a killed process left unfinished. Only for this must a reader be allowed
-        to write.
+        SQLite first undoes a transaction that a killed process left unfinished. Only for this does a reader need
+        permission to write.
 
         Raises:
             StorageError: If the file is not an index, or the disk fails.
@@ -186,19 +189,19 @@ class Index:
             raise self._damaged(str(error)) from error
 
     def _check_files(self) -> None:
-        """Raise `StorageError` if SQLite would read a pipe or leave the directory, by a link or by a journal."""
+        """Raise `StorageError` if SQLite would read a pipe, or if a link or a journal points outside the directory."""
         for ending in ("", "-journal", "-wal", "-shm"):
             file = self._directory / f"{INDEX}{ending}"
             with contextlib.suppress(FileNotFoundError):
                 if not stat.S_ISREG(file.lstat().st_mode):
                     raise StorageError(
-                        f"{file} is a link or no regular file: put the file itself there"
+                        f"{file} is a link or not a regular file: put the file itself there"
                     )
-        # A writer removes its journal at any moment.
+        # The journal may vanish at any moment, because its writer removes it.
         with contextlib.suppress(FileNotFoundError):
             if self._journal.read_bytes().endswith(NAMES_ANOTHER_FILE):
                 raise StorageError(
-                    f"{self._journal} is not the journal of an index, it names another file: remove it"
+                    f"{self._journal} is not the journal of an index, because it names another file: remove it"
                 )
 
     def _check_schema(self, database: sqlite3.Connection) -> None:
@@ -207,7 +210,8 @@ class Index:
         schema = database.execute("SELECT sql FROM sqlite_master").fetchall()
         if number != FORMAT or schema != [(SCHEMA,)]:
             raise StorageError(
-                f"{self._file} has format {number} or other tables, this version reads {FORMAT}: use the version that "
+                f"{self._file} has format {number} or other tables, but this version reads {FORMAT}: use the version "
+                f"that "
                 f"wrote it, or {GIVE_UP}"
             )
 
@@ -220,7 +224,7 @@ class Index:
         remedy = f"restore it, or {GIVE_UP}"
         if self._journal.exists():
             remedy = (
-                f"{self._journal.name} is that of a killed process: open the directory once with the right to write "
+                f"{self._journal.name} belongs to a killed process: open the directory once with permission to write "
                 f"there, or open a copy of it; otherwise {remedy}"
             )
         return StorageError(f"{self._file} cannot be read ({damage}): {remedy}")
@@ -228,7 +232,7 @@ class Index:
     def _missing(self) -> StorageError:
         if (self._directory / OLD_INDEX).exists():
             return StorageError(
-                f"{self._directory} holds a frame of an earlier version, {OLD_INDEX} and states in .npz, which this "
+                f"{self._directory} holds a frame of an earlier version ({OLD_INDEX} and states in .npz), which this "
                 f"version does not read: use the version that wrote it, or {GIVE_UP}"
             )
         if own_files(self._directory):
@@ -236,12 +240,12 @@ class Index:
                 f"{self._directory} holds parts of a frame, but no {INDEX}: restore it, or {GIVE_UP}"
             )
         return StorageError(
-            f"{self._directory} holds no frame: it has no {INDEX}; pass the directory of a FrameStore"
+            f"{self._directory} does not hold a frame: {INDEX} is missing; pass the directory of a FrameStore"
         )
 
 
 def own_files(directory: Path, kind: str = "") -> list[Path]:
-    """List the parts and states in `directory`, named by an index or not; or one kind of them, say "state"."""
+    """List the parts and states in `directory`, or one `kind` of them, even those that an index does not name."""
     return [file for file in directory.glob(f"{kind}*") if OWN.fullmatch(file.name)]
 
 

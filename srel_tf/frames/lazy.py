@@ -1,4 +1,4 @@
-"""A frame on disk that is read in pieces, so that memory does not grow with its rows. Knows no TensorFlow."""
+"""A frame on disk that is read in pieces, so that memory does not grow with its rows. Does not import TensorFlow."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class StoredFrame:
         files: Paths of Parquet files with the same columns.
 
     Attributes:
-        dataset: The `pyarrow.dataset.Dataset` for queries of your own, in which a missing `name` or
-            `method` is null; None without files.
+        dataset: The `pyarrow.dataset.Dataset`, for custom queries. A missing `name` or
+            `method` is null in it. None without files.
 
     Raises:
         FrameError: If a file is not a frame.
@@ -82,7 +82,7 @@ class StoredFrame:
     def tables(
         self, rows: int, columns: Sequence[str] | None = None
     ) -> Iterator[pa.Table]:
-        """Yield Arrow tables of `rows` rows each (the last one may be shorter), however the files are divided.
+        """Yield Arrow tables of `rows` rows each (the last one may be shorter), independent of the division into files.
 
         Args:
             rows: Rows of a table.
@@ -116,8 +116,8 @@ class StoredFrame:
         """Yield DataFrames that hold whole measurements, with about `rows` rows, or more if one measurement has more.
 
         Args:
-            columns: Names of the columns to read, those that identify a measurement among them; None reads all.
-            rows: `ROWS_AT_A_TIME` if None.
+            columns: Names of the columns to read, including those that identify a measurement; None reads all.
+            rows: Number of rows per frame; `ROWS_AT_A_TIME` if None.
 
         Raises:
             FrameError: If the rows of a measurement are not contiguous.
@@ -134,7 +134,7 @@ class StoredFrame:
             check_columns(frame, [*MATRIX, *(columns or ())])
             if len(rest):
                 frame = pd.concat([rest, frame], ignore_index=True)
-            # The last measurement may go on in the next table.
+            # The last measurement may continue in the next table.
             start = _start_of_last_measurement(frame)
             rest = frame.iloc[start:]
             if start:
@@ -151,7 +151,7 @@ class StoredFrame:
         return self.dataset
 
     def _filled_in(self, columns: Sequence[str]) -> dict[str, pc.Expression]:
-        """Return {name: expression} of the columns; null in `name` and `method` is replaced by what it stands for."""
+        """Return {name: expression} of the columns; null in `name` and `method` is replaced by defaults."""
         expressions = {name: pc.field(name) for name in columns}
         for name in {"name", "method"}.intersection(columns, self.schema.names):
             expressions[name] = _filled_in_column(name, self.schema.field(name).type)
@@ -167,7 +167,7 @@ class StoredFrame:
             Exception
         ) as error:  # pyarrow raises many exception types on damaged files.
             raise FrameError(
-                f"{self._names[0]} and {len(self._names) - 1} files more hold no frame, or a damaged one: {error}"
+                f"{self._names[0]} and {len(self._names) - 1} more files are not a frame, or are damaged: {error}"
             ) from error
 
 
@@ -178,21 +178,21 @@ def _start_of_last_measurement(frame: pd.DataFrame) -> int:
 
 
 def _finish(piece: pd.DataFrame, finished: set[str]) -> pd.DataFrame:
-    """Add the measurements of `piece` to `finished`. Raises `FrameError` if one of them is there already."""
+    """Add the measurements of `piece` to `finished`. Raises `FrameError` if it already holds one of them."""
     names = {
         str(row) for row in piece[MATRIX].drop_duplicates().itertuples(index=False)
     }
     repeated = names & finished
     if repeated:
         raise FrameError(
-            f"the rows of a measurement, {repeated.pop()}, do not stand together: read the frame into memory"
+            f"the rows of the measurement {repeated.pop()} are not contiguous: read the frame into memory"
         )
     finished |= names
     return piece
 
 
 def _filled_in_column(name: str, text: pa.DataType) -> pc.Expression:
-    """Return the expression for `name` or `method`, of this type, with its values for earlier versions."""
+    """Return the expression for `name` or `method`, of the given type, with its values for earlier versions."""
     column = pc.field(name)
     if text == pa.null():  # The columns of an empty frame have no type.
         return column
@@ -210,7 +210,7 @@ def _method_of_estimator(text: pa.DataType) -> pc.Expression:
 
 
 def _with_all_columns(dataset: pa.dataset.Dataset) -> pa.dataset.Dataset:
-    """Add null columns that the frame of an earlier version lacks; other tables stay unchanged."""
+    """Add, as null, the columns that the frame of an earlier version lacks; other tables stay unchanged."""
     schema = dataset.schema
     for name in missing_columns(schema.names):
         text = schema.field("estimator").type

@@ -1,4 +1,4 @@
-"""Tidy frames of measurements: their columns, and their files. Knows no TensorFlow."""
+"""Tidy frames of measurements: their columns, and their files. Does not import TensorFlow."""
 
 import contextlib
 import functools
@@ -19,14 +19,14 @@ COLUMNS = (
     "source_id", "source_class", "target_id", "target_class", "numerator", "denominator", "srel", "valid",
 )  # fmt: skip
 
-# How a row was computed, whichever estimator was asked for: by a finite step or as the limit η → 0. The names in
-# _float64 are of rows that were computed in float64.
+# Method by which a row was computed, whichever estimator was requested: a finite step or the limit η → 0. Names in
+# _float64 mark rows that were computed in float64.
 METHODS = ("finite_step", "finite_step_float64", "limit", "limit_float64")
 
 # Frames of versions without a column `method` named the method in the column `estimator`.
 METHOD_OF_ESTIMATOR = {"exact": "finite_step", "limit": "limit"}
 
-# The columns that identify a measurement: rows that agree in them belong to one matrix. `name` is that of the probe.
+# The columns that identify a measurement: rows that agree in them belong to one matrix. `name` is the probe's name.
 # `method` is not among them, because the rows of one "auto" matrix are computed in several ways.
 MATRIX = [
     "run",
@@ -42,7 +42,7 @@ MATRIX = [
 
 
 class Measurement(Protocol):
-    """What `tidy` reads of a `srel_tf.SRelResult`, which this room must not import."""
+    """The fields of a `srel_tf.SRelResult` that `tidy` reads. This room must not import the class."""
 
     @property
     def probe(self) -> Any: ...
@@ -123,7 +123,7 @@ def rule_names(frame: pd.DataFrame) -> pd.Series:
     """Name the fictitious step of each row, for tables and legends.
 
     The name is the update rule ("sgd"), with ", auto" for that estimator; estimator "limit" is named "limit". The name
-    of the probe follows ("sgd η=0.001"). It depends on the row alone.
+    of the probe follows ("sgd η=0.001"). The name depends on the row alone.
 
     Args:
         frame: A frame with the columns `update` and `estimator`; without a column `name`, probes have no names.
@@ -150,7 +150,7 @@ def empty() -> pd.DataFrame:
 
 
 def merged(parts: Iterable[pd.DataFrame]) -> pd.DataFrame:
-    """Join frames of several probes in the order of steps, the rows of each measurement together.
+    """Join frames of several probes in the order of steps, with the rows of each measurement next to each other.
 
     Two probes with the same settings contribute to one measurement of a step, as in `srel_tf.smooth`.
     """
@@ -208,7 +208,7 @@ def _with_integer_ids(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _are_integers(text: pd.Series) -> bool:
-    """Return whether all ids are written as integers are: 7, but not 007, which is a name."""
+    """Return whether all ids are written like integers: 7 is, but 007 is a name."""
     return bool(text.drop_duplicates().str.fullmatch("0|-?[1-9][0-9]{0,17}").all())
 
 
@@ -224,7 +224,7 @@ def _write_parquet(frame: pd.DataFrame, file: Path) -> None:
 def parquet_options(schema: pa.Schema) -> dict[str, Any]:
     """Choose how Parquet files are written.
 
-    Floating-point columns get no dictionary: their values are seldom equal, and files become a quarter smaller.
+    Floating-point columns get no dictionary, because their values are seldom equal. This makes files a quarter smaller.
     """
     dictionary_columns = [
         column.name for column in schema if not pa.types.is_floating(column.type)
@@ -284,7 +284,7 @@ def write_frame(frame: pd.DataFrame, path: AnyPath) -> Path:
 
     Raises:
         StorageError: If the file cannot be written.
-        FrameError: For another ending, or a column with values of several types.
+        FrameError: If the ending is another one, or a column has values of several types.
 
     Example:
         >>> import tempfile, pandas as pd, srel_tf
@@ -307,16 +307,16 @@ def arrow_errors() -> Iterator[None]:
         yield
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise FrameError(
-            f"a column holds values of several types, which no file can ({error}): are the ids of one probe numbers, "
-            "those of another one text? Give ProbeSet(ids=...) of one type to all"
+            f"a column holds values of several types, which a file cannot ({error}): are the ids of one probe numbers, "
+            "and the ids of another one text? Give ProbeSet(ids=...) of one type to all"
         ) from error
 
 
 def read_frame(path: AnyPath) -> pd.DataFrame:
     """Read a frame that `write_frame` wrote.
 
-    A frame of an earlier version has no column `name` and gets one, of probes without names; it may have no column
-    `method`, and gets one ("exact" is "finite_step", "limit" is "limit").
+    A frame of an earlier version has no column `name`: it is added, as for probes without names. A missing column
+    `method` is added, too (from the estimator: "exact" gives "finite_step", "limit" gives "limit").
     The rows of estimator "auto" in such a frame were saved under the estimator "exact" or "limit", because that column
     named their method, and keep it; whether such a row was computed in float64 is unknown.
 
@@ -325,7 +325,7 @@ def read_frame(path: AnyPath) -> pd.DataFrame:
             else strings; `.parquet` keeps their type.
 
     Raises:
-        FrameError: If there is no such file, or it is damaged.
+        FrameError: If the file does not exist or is damaged.
 
     Example:
         >>> import tempfile, pandas as pd, srel_tf
@@ -342,7 +342,9 @@ def read_frame(path: AnyPath) -> pd.DataFrame:
         check_regular(path)
         return completed(_READERS[path.suffix](path))
     except StorageError as error:
-        raise FrameError(f"there is no frame {path}: it is no regular file") from error
+        raise FrameError(
+            f"there is no frame {path}: it is not a regular file"
+        ) from error
     except (
         Exception
     ) as error:  # pandas and pyarrow raise many exception types on damaged files.

@@ -1,4 +1,4 @@
-"""Statistics of S_rel frames: Definition 3, and intra-class against inter-class pairs. Knows no TensorFlow."""
+"""Statistics of S_rel frames: Definition 3, and intra-class against inter-class pairs. Does not import TensorFlow."""
 
 from collections.abc import Sized
 from typing import NamedTuple
@@ -37,16 +37,17 @@ def smooth(frame: pd.DataFrame | StoredFrame, diagonal: bool = True) -> pd.DataF
     """Compute S^{k,smooth} of Definition 3: the mean of S_rel over the pairs of a source class and a target class.
 
     In the paper's notation the target class is c1 and the source class, from which the update is sampled, is c2. The
-    rows of an estimator, as it was asked for, are one matrix, whatever their `method`.
+    rows of one requested estimator are one matrix, whatever their `method`.
 
     Args:
         frame: A DataFrame, or a `StoredFrame` (`scan_frame`), which is read in pieces.
-        diagonal: Whether to include the pairs of an example with itself, which are 1 by definition, as the paper does.
+        diagonal: Whether to include the pairs of an example with itself, as the paper does. Their S_rel is 1 by
+            definition.
 
     Returns:
         One row per measurement (run, seed, name, step, epoch, measure, update, estimator, learning_rate), source class
-        and target class, with `mean` and `median` over the valid entries (NaN if there are none), `n_valid`, the number
-        of valid entries, and `n_pairs`, the number of all entries.
+        and target class, with `mean` and `median` over the valid entries (NaN without valid entries), `n_valid`, the
+        number of valid entries, and `n_pairs`, the number of all entries.
 
     Raises:
         FrameError: If columns are missing.
@@ -83,7 +84,7 @@ def _smooth(frame: pd.DataFrame, diagonal: bool) -> pd.DataFrame:
 
 
 def separation(frame: pd.DataFrame | StoredFrame) -> pd.DataFrame:
-    """Compare S_rel of intra-class pairs (one class) with that of inter-class pairs (two), without the diagonal.
+    """Compare S_rel of intra-class pairs (one class) and of inter-class pairs (two classes), without the diagonal.
 
     Args:
         frame: A DataFrame, or a `StoredFrame` (`scan_frame`), which is read in pieces.
@@ -92,7 +93,7 @@ def separation(frame: pd.DataFrame | StoredFrame) -> pd.DataFrame:
         One row per measurement (run, seed, name, step, epoch, measure, update, estimator, learning_rate) with `auc`,
         the probability that a random intra-class entry exceeds a random inter-class one, ties counting half; the
         medians `median_intra` and `median_inter` and their ratio `ratio_of_medians`; `n_intra` and `n_inter`, the
-        numbers of valid entries. NaN if there are no entries of either kind.
+        numbers of valid entries. Statistics are NaN if either kind has no entries.
 
     Raises:
         FrameError: If columns are missing, or the frame has no classes.
@@ -137,7 +138,7 @@ def _check_classes(frame: pd.DataFrame) -> None:
     classes = frame["source_class"]
     if len(frame) and (classes.isna() | (classes.astype(str) == "")).any():
         raise FrameError(
-            "the frame's source_class is empty: separation compares classes, and these pairs have none"
+            "the frame's source_class is empty: separation compares classes, and these pairs have no class"
         )
 
 
@@ -168,8 +169,8 @@ def auc(higher: Sized, lower: Sized) -> float:
     This is Mann–Whitney's U divided by the number of pairs.
 
     Args:
-        higher: Values [n] without NaN, say S_rel of intra-class pairs.
-        lower: Values [m] without NaN, say S_rel of inter-class pairs.
+        higher: Values [n] without NaN, for example S_rel of intra-class pairs.
+        lower: Values [m] without NaN, for example S_rel of inter-class pairs.
 
     Returns:
         The probability; NaN if n or m is 0.

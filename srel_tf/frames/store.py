@@ -1,10 +1,10 @@
-"""Frames on disk that grow while they are measured, with the training state they belong to. Knows no TensorFlow.
+"""Frames on disk that grow while they are measured, with the training state they belong to. Does not import TensorFlow.
 
     DIR/index.sqlite               the parts in order and the state, each with its size and SHA-256 (`.index`)
     DIR/part-000000.parquet …      rows
-    DIR/state-000003.safetensors   arrays, say weights and optimizer variables (`srel_tf.Checkpoint`)
+    DIR/state-000003.safetensors   arrays, for example weights and optimizer variables (`srel_tf.Checkpoint`)
 
-The index is written last, and files that it names are never written again. Whenever a process dies, the index on the
+The index is written last, and files that it names are never written again. Even if a process dies, the index on the
 disk names complete files, and a state together with exactly the rows that were measured before it.
 """
 
@@ -46,12 +46,12 @@ class FrameStore:
 
     Args:
         path: The directory.
-        write: Whether to write. Makes the directory, and holds a lock that is released when the process ends.
-        anew: Forget the rows and the state that the directory holds, damaged or not.
+        write: Whether to write. This makes the directory, and holds a lock that is released when the process ends.
+        anew: Discard the rows and the state in the directory, even if they are damaged.
 
     Raises:
         StorageError: If the directory cannot be written, another process writes to it, its index is damaged or lost,
-            or, without `write`, there is no index.
+            or the index is missing and `write` is False.
 
     Example:
         >>> import tempfile, pandas as pd, srel_tf
@@ -86,7 +86,7 @@ class FrameStore:
         elif (self.path / INDEX).exists() or own_files(self.path):
             self._index.check()
             self._remove_old_states(own_files(self.path, "state"))
-        else:  # From now on, files without an index mean that the index was lost.
+        else:  # From here on, files without an index mean that the index was lost.
             self._index.create()
 
     def __enter__(self) -> FrameStore:
@@ -113,7 +113,7 @@ class FrameStore:
 
     @property
     def left_out(self) -> list[JsonObject]:
-        """Entries {file, rows, fault} of the damaged parts that `check(skip_damaged=True)` has left out."""
+        """Entries {file, rows, fault} of the damaged parts that `check(skip_damaged=True)` left out."""
         return [
             {"file": part.file, "rows": part.rows, "fault": part.damage}
             for part in self._index.parts()
@@ -132,7 +132,7 @@ class FrameStore:
     ) -> None:
         """Add rows and replace the state in one transaction: after a crash either both are saved or neither.
 
-        What was saved before stays complete if the call fails, and the same call may be made again.
+        Earlier saves stay complete if the call fails, and the same call may be repeated.
 
         Args:
             frame: Rows to add, with the columns and types of those saved before.
@@ -140,7 +140,7 @@ class FrameStore:
             about: Metadata of the state, a dict that JSON can represent.
 
         Raises:
-            FrameError: For other columns or types, or values of two types in a column.
+            FrameError: If columns or types differ from those saved before, or a column has values of two types.
             StorageError: If the disk fails.
         """
         self._check_writable()
@@ -159,7 +159,7 @@ class FrameStore:
         """Read the latest state.
 
         Returns:
-            Its arrays {name: array} and its metadata; None if there is no state.
+            The arrays {name: array} and the metadata of the state; None if no state is saved.
 
         Raises:
             StorageError: If the state is damaged.
@@ -190,13 +190,13 @@ class FrameStore:
             skip_damaged: Leave out parts that are missing, truncated or altered, instead of raising.
 
         Raises:
-            StorageError: Names the damaged parts.
+            StorageError: If parts are damaged. The message names them.
         """
         intact, _ = self._check_parts(skip_damaged)
         return self._stored_frame(intact)
 
     def check(self, skip_damaged: bool = False) -> None:
-        """Compare every part with its checksum, as `scan` does; `skip_damaged` leaves damaged parts out for good."""
+        """Compare every part with its checksum, as `scan` does; `skip_damaged` leaves damaged parts out permanently."""
         _, damaged = self._check_parts(skip_damaged)
         if damaged:
             self._check_writable()
@@ -230,7 +230,7 @@ class FrameStore:
         damaged = [part for part in parts if part.damage]
         if damaged and not skip_damaged:
             raise StorageError(
-                f"of the {len(parts)} parts of {self.path}, {len(damaged)} cannot be trusted: "
+                f"of the {len(parts)} parts of {self.path}, {len(damaged)} cannot be used: "
                 f"{'; '.join(f'{part.file} {part.damage}' for part in damaged)}. Restore them, or leave them out with "
                 "skip_damaged=True"
             )
@@ -281,7 +281,7 @@ class FrameStore:
         remove(self.path / INDEX)
         remove(
             self.path / ".lock"
-        )  # Deleted while it is held: a new writer creates its own lock file.
+        )  # The lock file is deleted while it is held: a new writer creates its own.
         self.close()
         remove_directory(self.path)
 
@@ -309,7 +309,7 @@ class FrameStore:
         ]
         different = "; ".join(differences(*types)) or "  their order differs"
         raise FrameError(
-            f"{self.path} holds a frame of other columns or types:{different}"
+            f"{self.path} holds a frame with other columns or types:{different}"
         )
 
     def _stored_schema(self) -> pa.Schema | None:
@@ -337,14 +337,14 @@ class FrameStore:
 
 
 def scan_frame(path: AnyPath, skip_damaged: bool = False) -> StoredFrame:
-    """Open the frame at `path` to be read in bounded memory.
+    """Open the frame at `path` for reading in bounded memory.
 
     Args:
         path: A Parquet file, or the directory of a `FrameStore`.
         skip_damaged: As for `FrameStore.scan`.
 
     Raises:
-        FrameError: If there is no frame.
+        FrameError: If `path` holds no frame.
         StorageError: If parts of the frame are damaged.
 
     Example:

@@ -17,10 +17,10 @@ class ForwardPass(NamedTuple):
 
     Attributes:
         outputs: f [n, C] in the network's precision.
-        u: what f is a function of by the link, [n, C].
-        calls: the layers' calls.
-        tape: persistent; it watches the calls' outputs.
-        weights: the trainable weights of the pass; None stands for the model's own.
+        u: the argument of the link function that gives f, [n, C].
+        calls: the recorded layer calls.
+        tape: a persistent gradient tape that watches the outputs of the calls.
+        weights: the trainable weights of the pass; None means the model's own.
         mask: Keras's mask of the outputs, or None.
     """
 
@@ -37,7 +37,7 @@ class BatchBackprop:
 
     Args:
         network: the network.
-        x: two examples [2, ...] to try it on.
+        x: two examples [2, ...] for a trial run.
 
     Raises:
         NotSeparable: if layer inputs and outputs do not determine the gradients of single examples.
@@ -51,7 +51,7 @@ class BatchBackprop:
         self.network, self.layer_io = network, LayerIO(network, x)
 
     def forward(self, x: tf.Tensor, weights: list | None = None) -> ForwardPass:
-        """Run the network on x [n, ...] with the given trainable weights, or its own."""
+        """Run the network on x [n, ...] with the given trainable weights; None means the network's own weights."""
         with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
             predictions, calls = self.layer_io.forward(x, tape, weights)
             outputs = as_matrix(predictions, self.network.model)
@@ -91,10 +91,10 @@ class LossBackprop(BatchBackprop):
 
     Args:
         network: the network.
-        x, y: two examples [2, ...] to try it on.
+        x, y: two examples [2, ...] for a trial run.
 
     Raises:
-        NotSeparable: if the loss is not of this kind; or as `BatchBackprop`.
+        NotSeparable: if the loss depends on more than outputs and targets, or for the reasons of `BatchBackprop`.
     """
 
     def __init__(self, network: Network, x: tf.Tensor, y: tf.Tensor) -> None:
@@ -108,7 +108,7 @@ class LossBackprop(BatchBackprop):
         ):
             raise NotSeparable("the model computes its loss itself")
         if network.has_added_losses(x, but_penalties=True):
-            raise NotSeparable("the model adds losses of its own")
+            raise NotSeparable("the model adds losses with add_loss")
         self.loss = OutputGradients(network)
         self.link = self._find_link(x, y)
 
@@ -140,7 +140,7 @@ class LossBackprop(BatchBackprop):
         )
 
     def penalty_gradient(self, weights: list | None = None) -> list[tf.Tensor] | None:
-        """Return ∇ of the regularisers' penalty, one tensor a weight; None if there is no regulariser."""
+        """Return ∇ of the regularisers' penalty, one tensor per weight; None without regularisers."""
         variables = self.network.variables
         if all(v.regularizer is None for v in variables):
             return None
@@ -162,14 +162,15 @@ class SourceGradients:
     """∇ℓ of each example of a batch, from one forward and one backward pass.
 
     Args:
-        backprop: of the network.
+        backprop: the passes of the network.
         x, y: examples [n, ...].
-        factor: [n], multiplies the gradients where back-propagation starts.
-        weights: the trainable weights; None takes the network's own.
+        factor: [n], by which the gradients are multiplied at the start of back-propagation.
+        weights: the trainable weights; None means the network's own.
 
     Attributes:
-        outputs: f [n, C] as D reads them.
-        zero: [n], 0 for examples whose gradient is finite, else NaN. A saturated net would hide that. float64.
+        outputs: f [n, C] as D reads it.
+        zero: float64 [n], 0 for examples whose gradient is finite, else NaN, which the outputs of a saturated net would
+            hide.
     """
 
     def __init__(

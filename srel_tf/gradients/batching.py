@@ -20,9 +20,9 @@ def map_batches(
 
     Args:
         function: takes the arrays' rows of one batch and returns a tuple of tensors with as many rows.
-        dtypes: of these tensors.
+        dtypes: dtypes of these tensors.
         batch_size: largest number of rows at a time.
-        arrays: tensors of n rows each.
+        arrays: tensors with n rows each.
     """
     n = arrays[0].shape[0]
     n_batches = math.ceil(n / batch_size)

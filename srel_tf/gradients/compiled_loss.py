@@ -1,4 +1,4 @@
-"""The compiled loss of a model: which of Keras's losses it is, and its options."""
+"""The compiled loss of a model: its kind among Keras's losses, and its options."""
 
 import functools
 from collections.abc import Callable
@@ -17,19 +17,19 @@ KINDS = {
 }
 FunctionLoss = (
     keras.losses.MeanSquaredError.__base__
-)  # Keras's class around a function, which has no public name.
+)  # Keras's wrapper class around a loss function, which has no public name.
 
 
 class CompiledLoss(NamedTuple):
     """A model's loss.
 
     Attributes:
-        kind: "sparse" and "categorical" for losses of one class among several, given as an index or as a row; "binary"
-            for a loss of each output by itself; "other" for any other loss of Keras's; "own" for the user's function
+        kind: "sparse" or "categorical" for losses of one class among several, given as an index or as a row; "binary"
+            for a loss of each output separately; "other" for any other Keras loss; "own" for the user's function
             or class, `add_loss` or `compute_loss` without a compiled loss, or several losses.
-        name: its name in messages.
+        name: the name of the loss in messages.
         from_logits: whether the loss takes logits; None if it has no such option.
-        ignore_class: the label that has no loss; None if there is none.
+        ignore_class: the label whose loss is ignored; None if every label counts.
     """
 
     kind: str
@@ -59,7 +59,7 @@ def compiled_loss(model: keras.Model, y_shape: tuple, num_outputs: int) -> Compi
 def single_loss(
     model: keras.Model, y_shape: tuple | None = None, num_outputs: int | None = None
 ) -> keras.losses.Loss | Callable | None:
-    """Return the loss that a model is compiled with, a `keras.losses.Loss` or a function; None unless there is one.
+    """Return the compiled loss of a model: a `keras.losses.Loss`, a function, or None if the model has no loss.
 
     "crossentropy" and "ce" name a loss that Keras chooses by the shapes of targets and outputs. Without these shapes
     the result is None.
@@ -74,7 +74,7 @@ def single_loss(
 
 
 def _crossentropy(y_shape: tuple, num_outputs: int | None) -> Callable:
-    """Keras's choice for the loss "crossentropy" of outputs [n, C]."""
+    """Return Keras's choice for the loss "crossentropy" of outputs [n, C]."""
     if num_outputs == 1:
         return keras.losses.binary_crossentropy
     if len(y_shape) < 2 or y_shape[-1] == 1:
@@ -83,7 +83,7 @@ def _crossentropy(y_shape: tuple, num_outputs: int | None) -> Callable:
 
 
 def function_and_options(loss: Any) -> tuple[Any, dict]:
-    """Return the function behind a loss, or the class of a loss without one, and the loss's options."""
+    """Return the function behind a loss (or the class of a loss without a function) and the loss's options."""
     if isinstance(loss, FunctionLoss):
         # Keras keeps all options for the function here, but not all of them in `get_config`.
         options = vars(loss).get("_fn_kwargs", {})

@@ -18,9 +18,9 @@ LAYERS = (
 
 
 def windows(layer: keras.Layer, x: tf.Tensor) -> np.ndarray:
-    """Return the pixels that each entry of the kernel lies over at each position, int32 [T, J].
+    """Return the pixel under each kernel entry at each position, int32 [T, J].
 
-    The P pixels of x [n, ..., channels] are numbered in C order; P stands for padding.
+    The P pixels of x [n, ..., channels] are numbered in C order; P means padding.
     """
     pixels = np.arange(math.prod(x.shape[1:-1]), dtype=np.int32).reshape(x.shape[1:-1])
     spans = [
@@ -49,7 +49,7 @@ def convolutions_of(layers: Iterable[keras.Layer]) -> list[keras.Layer]:
 
 @contextlib.contextmanager
 def quick_convolutions(layers: Iterable[keras.Layer]) -> Iterator[None]:
-    """Replace convolutions of few pixels or examples by products of matrices while it is open; only rounding differs.
+    """Replace convolutions of few pixels or examples by matrix products within the context. Only rounding differs.
 
     TensorFlow's CPU kernels are slow for these, above all its float64 backward kernels.
     """
@@ -70,7 +70,7 @@ def quick_convolutions(layers: Iterable[keras.Layer]) -> Iterator[None]:
 def _convolved(
     layer: keras.Layer, convolution_op: Callable, x: tf.Tensor, kernel: tf.Tensor
 ) -> tf.Tensor:
-    """x ⋆ W; as a product of matrices if x has few pixels, or fewer patches than W has outputs."""
+    """Compute x ⋆ W, as a matrix product if x has few pixels, or fewer patches than W has outputs."""
     n, *pixels, _ = x.shape
     if math.prod(layer.kernel_size) == 1:
         return convolution_op(x, kernel)
@@ -84,7 +84,7 @@ def _convolved(
 def _product_of_patches(
     layer: keras.Layer, x: tf.Tensor, kernel: tf.Tensor
 ) -> tf.Tensor:
-    """z[n, t, o] = Σ_k patch[n, t, k] W[k, o]."""
+    """Compute z[n, t, o] = Σ_k patch[n, t, k] W[k, o]."""
     n, inputs, outputs = x.shape[0], x.shape[-1], kernel.shape[-1]
     patches = under_windows(tf.reshape(x, [n, 1, -1, inputs]), windows(layer, x))
     z = tf.reshape(patches, [-1, patches.shape[-1]]) @ tf.reshape(kernel, [-1, outputs])
@@ -96,7 +96,7 @@ def _output_pixels(layer: keras.Layer, x: tf.Tensor) -> tuple:
 
 
 def _product(layer: keras.Layer, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-    """z[n, t, o] = Σ_{p, k} x[n, p, k] M[p, k, t, o]; M has the kernel's entry that lies over pixel p at position t."""
+    """Compute z[n, t, o] = Σ_{p, k} x[n, p, k] M[p, k, t, o]; M holds the kernel entry over pixel p at position t."""
     n, *pixels, inputs = x.shape
     outputs = kernel.shape[-1]
     under = windows(layer, x)
@@ -104,7 +104,7 @@ def _product(layer: keras.Layer, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
     no_entry = n_entries
     entry_over = np.full(
         [math.prod(pixels) + 1, n_positions], no_entry
-    )  # The last row is that of the padding.
+    )  # The last row belongs to the padding.
     entry_over[under, np.arange(n_positions)[:, None]] = np.arange(n_entries)
     entry_over = entry_over[:-1]
 
@@ -117,7 +117,7 @@ def _product(layer: keras.Layer, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
 
 
 def _padding(padding: str, size: int, span: int, stride: int) -> tuple[int, int]:
-    """Zeros before and after an axis, as TensorFlow pads it."""
+    """Return the numbers of zeros that TensorFlow pads before and after an axis."""
     if padding == "valid":
         return 0, 0
     if padding == "causal":

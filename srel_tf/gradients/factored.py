@@ -1,4 +1,4 @@
-"""Per-example gradients of one weight in factored form, and inner products of them that need not form them.
+"""Per-example gradients of one weight in factored form, and their inner products without forming the gradients.
 
 Back-propagation gives the gradient of a weight as a sum of outer products over positions (pixels, tokens): inputs of
 the layer times gradients at its output. Letters: n examples, M functions each (the C outputs, or one loss), G groups,
@@ -15,7 +15,7 @@ import tensorflow as tf
 from srel_tf.gradients.batching import map_batches, row
 from srel_tf.gradients.pair_sizes import PairSizes
 
-ENTRIES = 2**26  # Of the largest intermediate tensor: 256 MB in float32.
+ENTRIES = 2**26  # Limit on the size of intermediate tensors: 256 MB in float32.
 
 
 class OuterProductGradient(NamedTuple):
@@ -26,7 +26,7 @@ class OuterProductGradient(NamedTuple):
         output_grads: s [n, M, G, T, O], gradients of M functions at the layer's output.
         dims: sizes of G, K and O as axes of the variable, each a tuple.
         order: the permutation of the axes (*G, *K, *O) that gives the variable's own.
-        windows: int [T, J], the pixels that each position sees; P stands for zeros. None: `inputs` are a.
+        windows: int [T, J], the pixels in the window of each position, where P means a zero. If None, `inputs` is a.
     """
 
     inputs: tf.Tensor
@@ -37,7 +37,7 @@ class OuterProductGradient(NamedTuple):
 
     @property
     def patches(self) -> tf.Tensor:
-        """a [n, G, T, K], what the map is applied to at each position."""
+        """Inputs a [n, G, T, K] of the map at each position."""
         return (
             self.inputs
             if self.windows is None
@@ -45,7 +45,7 @@ class OuterProductGradient(NamedTuple):
         )
 
     def parts(self, targets: "OuterProductGradient") -> tuple[int, int]:
-        """Numbers of sources and targets whose product at a time keeps every intermediate below `ENTRIES`."""
+        """Return the numbers of sources and targets per product that keep intermediates below `ENTRIES`."""
         sizes = self._sizes(targets)
         if sizes.gram > sizes.explicit:
             return max(1, ENTRIES // self._entries(1)), max(
@@ -84,7 +84,7 @@ class OuterProductGradient(NamedTuple):
         )
 
     def _entries(self, functions: int) -> int:
-        """Entries that an example holds while its gradients are formed: these, or the patches at all positions."""
+        """Number of entries held per example while its gradients are formed: of the gradients, or of all patches."""
         groups, inputs, outputs = (math.prod(side) for side in self.dims)
         positions = self.output_grads.shape[3]
         return groups * inputs * max(functions * outputs, positions)
@@ -111,12 +111,12 @@ class OuterProductGradient(NamedTuple):
         )
 
     def _by_kernel(self, targets: "OuterProductGradient") -> tf.Tensor:
-        """Inner products of gradients that are formed."""
+        """Return the inner products of explicitly formed gradients."""
         n_t, functions = targets.output_grads.shape[:2]
         columns = targets.materialize()
         same = self.output_grads is targets.output_grads
         rows = columns[0] if same else self.only(0).materialize()[0]
-        # A batch of one: TensorFlow's batched product is the faster for long rows.
+        # The batch of one is deliberate: TensorFlow's batched product is faster for long rows.
         product = tf.matmul(
             rows[None], tf.reshape(columns, [1, functions * n_t, -1]), transpose_b=True
         )
@@ -150,7 +150,7 @@ class OuterProductGradient(NamedTuple):
 
     @property
     def is_rank_one(self) -> bool:
-        """Whether each gradient is one outer product: applying it to inputs is then cheaper than forming it."""
+        """Return whether each gradient is one outer product: applying it to inputs is then cheaper than forming it."""
         return self.output_grads.shape[2:4] == [1, 1]
 
     def example(self, i: tf.Tensor | int) -> "OuterProductGradient":
@@ -225,7 +225,7 @@ class EmbeddingGradient(NamedTuple):
 
 
 class ExplicitGradient(NamedTuple):
-    """∇ itself.
+    """∇ itself, explicitly.
 
     Attributes:
         gradients: [n, M, *shape of the variable].
@@ -234,7 +234,7 @@ class ExplicitGradient(NamedTuple):
     gradients: tf.Tensor
 
     def parts(self, targets: "ExplicitGradient") -> tuple[int, int]:
-        """See `OuterProductGradient.parts`. Nothing is formed, so that all go together."""
+        """See `OuterProductGradient.parts`. No intermediate is formed, so that all examples are multiplied at once."""
         return self.gradients.shape[0], targets.gradients.shape[0]
 
     def inner(self, targets: "ExplicitGradient") -> tf.Tensor:
@@ -268,7 +268,8 @@ FactoredGradient: TypeAlias = (
 def inner(sources: FactoredGradient, targets: FactoredGradient) -> tf.Tensor:
     """Return ⟨∇ of each source's first function, ∇ of each target's M functions⟩, [n_s, n_t, M].
 
-    Both are of one kind, as those of one layer are. Large products are computed in parts.
+    Sources and targets have gradients of the same class, as gradients of one layer do. Large products are computed in
+    parts.
     """
     first: Any = sources
     n_sources, n_targets = first.parts(targets)

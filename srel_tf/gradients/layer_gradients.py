@@ -21,9 +21,9 @@ class LayerCall(NamedTuple):
     Attributes:
         layer: the layer.
         call: its original `call`.
-        arguments, keywords: what it was called with.
+        arguments, keywords: positional and keyword arguments of the call.
         output: its output before the activation, [n, ...].
-        batched: for each leaf of the arguments, whether it has an entry for each example.
+        batched: flags of the leaves of the arguments that have one entry per example.
     """
 
     layer: keras.Layer

@@ -1,7 +1,8 @@
 """Record the inputs and outputs of layers in a forward pass, and replace their weights.
 
-The `call` of each layer that owns trainable weights is replaced while the model runs, and put back. This needs no graph
-of the model. It works for functional, subclassed and nested models, for shared layers and for layers within layers.
+The `call` of each layer that owns trainable weights is replaced while the model runs, then restored. This needs no
+graph of the model. It works for functional, subclassed and nested models, for shared layers and for layers within
+layers.
 """
 
 import contextlib
@@ -28,18 +29,20 @@ class NotSeparable(Exception):
 class LayerIO:
     """Records the layer calls of a network's forward pass.
 
-    A layer whose inputs all examples share (position ids, say) gets a copy of them for each example, so that each
-    example has an output gradient of its own.
+    If all examples share a layer's inputs (for example position ids), the layer gets one copy per example, so that each
+    example has a separate output gradient.
 
     Raises:
         NotSeparable: if a weight is used outside the layer that owns it, or belongs to two layers, or if the first axis
-            of a layer's input is not the batch's.
+            of a layer's input is not the batch axis.
     """
 
     def __init__(self, network: Network, x: tf.Tensor) -> None:
         self._network = network
         self.layers = weight_owners(network.model)
-        self._owner: dict[int, keras.Layer] = {}  # By id of a trainable variable.
+        self._owner: dict[
+            int, keras.Layer
+        ] = {}  # The layer that owns each trainable variable, by the variable's id.
         for layer in self.layers:
             for v in layer.trainable_variables:
                 if id(v) in self._owner:
@@ -70,7 +73,7 @@ class LayerIO:
             calls.extend(recorded)
             return predictions
 
-        with _not_separable("a batch of other size cannot be traced"):
+        with _not_separable("a batch of another size cannot be traced"):
             forward.get_concrete_function(tf.TensorSpec([size, *x.shape[1:]], x.dtype))
         return calls
 
@@ -107,11 +110,11 @@ class LayerIO:
 
         Args:
             x: inputs.
-            tape: watches each layer's output before its activation, if given.
-            weights: the trainable weights; None takes the network's own.
+            tape: a tape that watches each layer's output before its activation, or None.
+            weights: the trainable weights; None means the network's own.
 
         Returns:
-            What the model returns, and the calls in order.
+            The predictions of the model, and the calls in order.
         """
         calls: list[LayerCall] = []
         graph = tf.compat.v1.get_default_graph()
@@ -148,7 +151,7 @@ class LayerIO:
         return predictions, calls
 
     def _with_batch_axis(self, k: int, arguments: tuple, n: int) -> tuple:
-        """For each leaf of the k-th call's arguments, whether its first axis had size n in every pass so far."""
+        """Return whether the first axis of each leaf of the k-th call's arguments had size n in every pass so far."""
         leaves = keras.tree.flatten(arguments)
         batched = tuple(
             tf.is_tensor(t) and len(t.shape) > 0 and t.shape[0] == n for t in leaves
@@ -167,7 +170,7 @@ class LayerIO:
         for t in (_first(arguments), output):
             if not tf.is_tensor(t) or not len(t.shape):
                 raise NotSeparable(
-                    f"layer {layer.name!r} does not see or return a tensor with an axis"
+                    f"layer {layer.name!r} does not receive or return a tensor with an axis"
                 )
             if tf.is_symbolic_tensor(t) and t.graph is not graph:
                 raise NotSeparable(
@@ -186,9 +189,9 @@ class LayerIO:
         Args:
             x: inputs [n, ...].
             new_weight: k -> the tensor that replaces the k-th weight.
-            rank_one_step: k -> what the k-th weight decreases by, if that has one position. It is applied to the
-                layer's inputs, and the new weight is not formed. Else None.
-            weights: the weights that the steps start from; None takes the network's own.
+            rank_one_step: k -> the decrease of the k-th weight, if it is one outer product. It is applied to the
+                layer's inputs, and the new weight is not formed. Otherwise None.
+            weights: the weights that the steps start from; None means the network's own.
         """
         formed = set()
 
@@ -212,7 +215,7 @@ class LayerIO:
             with without_activation(layer) as activation:
                 output = call(*arguments, **keywords)
             layer_call = LayerCall(layer, call, arguments, keywords, output)
-            # Of these gradients only the layer's inputs are used.
+            # Only the layer's inputs are used of these gradients.
             by_variable = gradients_of_call(
                 layer_call, output[:, None], lambda: self._network.scope(weights)
             )
@@ -221,7 +224,8 @@ class LayerIO:
                     gradient for variable, gradient in by_variable if variable is v
                 )
                 assert isinstance(layer_inputs, OuterProductGradient)
-                # A difference: TensorFlow's graph optimiser turns a ReLU of the sum into an invalid node.
+                # The difference is deliberate: TensorFlow's graph optimiser turns a ReLU of the sum into an invalid
+                # node.
                 output = output - tf.reshape(
                     step.applied_to(layer_inputs), output.shape
                 )
@@ -236,12 +240,12 @@ class LayerIO:
         output_grads: list[tf.Tensor],
         weights: list | None = None,
     ) -> list[list[FactoredGradient]]:
-        """Return the per-example gradients of each weight of the network, one list a weight, one entry a call.
+        """Return the per-example gradients of each weight of the network, one list per weight, one entry per call.
 
         Args:
             calls: layer calls of a forward pass of n examples.
             output_grads: for each call, gradients of M functions at its output, [n, M, ...].
-            weights: the weights of that pass; None stands for the network's own.
+            weights: the weights of that pass; None means the network's own.
         """
 
         def scope() -> contextlib.AbstractContextManager[Scope]:
@@ -256,11 +260,11 @@ class LayerIO:
 
 
 class OwnerScope(Scope):
-    """A `Scope` that notes a trainable weight if it is read while the layer that owns it is not being called.
+    """A `Scope` that records a trainable weight if it is read outside a call of the layer that owns it.
 
     Attributes:
         active: the layers that are being called, outermost first.
-        stray: path of such a weight, or None.
+        stray: path of a weight that was read outside its layer, or None.
     """
 
     def __init__(self, network: Network, owner: dict[int, keras.Layer]) -> None:
@@ -301,7 +305,7 @@ def _calls_with_shared_inputs(calls: dict[int, list[LayerCall]]) -> set[int]:
         calls: the calls of one pass for each batch size.
 
     Raises:
-        NotSeparable: if a first axis varies and is not the batch's.
+        NotSeparable: if a first axis varies and is not the batch axis.
     """
     shared = set()
     for k, of_passes in enumerate(zip(*calls.values(), strict=True)):
@@ -314,7 +318,7 @@ def _calls_with_shared_inputs(calls: dict[int, list[LayerCall]]) -> set[int]:
         elif first_axes != [(n, n) for n in calls]:
             name = of_passes[0].layer.name
             raise NotSeparable(
-                f"the first axis of what layer {name!r} sees or returns is not the batch's"
+                f"the first axis of an input or output of layer {name!r} is not the batch axis"
             )
     return shared
 

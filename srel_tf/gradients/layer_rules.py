@@ -1,4 +1,4 @@
-"""Per-example gradients of a layer's weights, from what the layer saw and the gradients at its output.
+"""Per-example gradients of a layer's weights, from the layer's input and the gradients at its output.
 
 A rule is one function, `(layer, call, x, output_grads) -> [(variable, gradients), ...]`:
 
@@ -8,8 +8,8 @@ A rule is one function, `(layer, call, x, output_grads) -> [(variable, gradients
     output_grads  ∂(M functions)/∂(the layer's output before its activation), [n, M, ...]
     gradients     of each example, as one of the forms of `srel_tf.gradients.factored`
 
-The equation above each rule is the one that it implements. `register_layer_rule` adds a rule. A layer without a rule is
-differentiated example by example (`layer_gradients.by_differentiation`), which is as right and slower.
+Each rule implements the equation above it. `register_layer_rule` adds a rule. A layer without a rule is
+differentiated example by example (`layer_gradients.by_differentiation`), which is as exact but slower.
 """
 
 import math
@@ -51,8 +51,8 @@ def register_layer_rule(
 ) -> Callable[[LayerRule], LayerRule]:
     """Register the gradient rule of one or more layer classes; use it as a decorator.
 
-    The rule also serves subclasses that override nothing of what the class computes. It may return None for a layer
-    that it does not cover.
+    The rule also applies to subclasses that do not override the computation of the class. It may return None for a
+    layer that it does not cover.
 
     Args:
         layer_classes: subclasses of `keras.Layer`.
@@ -90,7 +90,7 @@ def register_layer_rule(
 
 
 def rule_of(layer: keras.Layer) -> LayerRule | None:
-    """Return the rule of a layer, or None if it has none."""
+    """Return the rule of a layer, or None for a layer without a rule."""
     if _is_altered(layer):
         return None
     for layer_class in type(layer).__mro__:
@@ -110,7 +110,7 @@ def _overridden(subclass: type, layer_class: type) -> set[str]:
 
 
 def _is_altered(layer: keras.Layer) -> bool:
-    """Whether low-rank adaptation or quantisation has replaced the layer's own weights."""
+    """Return whether low-rank adaptation or quantisation has replaced the layer's own weights."""
     return (
         getattr(layer, "lora_enabled", False)
         or getattr(layer, "quantization_mode", None) is not None
@@ -135,9 +135,10 @@ def dense(
 
 
 class EinsumAxes(NamedTuple):
-    """The letters of an equation z = einsum(x, W), each list without the batch's letter.
+    """The letters of an equation z = einsum(x, W), each list without the letter of the batch axis.
 
-    groups: in x, W and z. inputs: in x and W. outputs: in W and z. positions: in x and z.
+    groups: letters in x, W and z. inputs: letters in x and W. outputs: letters in W and z. positions: letters in x and
+    z.
     """
 
     of_x: list[str]
@@ -241,7 +242,7 @@ def conv(
     return [(layer.kernel, kernel), *_bias(layer, output_grads)]
 
 
-# z[c, q] = x[c] ⋆ W[c, q] + b: each channel c is a group of its own.
+# z[c, q] = x[c] ⋆ W[c, q] + b: each channel c is a separate group.
 @register_layer_rule(keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
 def depthwise_conv(
     layer: keras.Layer, call: Callable, x: tf.Tensor, output_grads: tf.Tensor
@@ -345,7 +346,7 @@ def normalization(
 
 
 def _bias(layer: keras.Layer, output_grads: tf.Tensor) -> WeightGradients:
-    """[(b, Σ of the output gradients over the axes along which b is broadcast)]; empty if there is no bias."""
+    """Return [(b, Σ of the output gradients over the axes along which b is broadcast)]; empty without a bias."""
     bias = getattr(layer, "bias", None)
     if bias is None:
         return []

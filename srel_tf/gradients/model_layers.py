@@ -10,14 +10,14 @@ import tensorflow as tf
 
 from srel_tf.gradients.layer_rules import rule_of
 
-# Layers that call others in loops of their own, or on slices of the batch: each is treated as one layer.
+# Layers that call other layers in loops or on slices of the batch: each is treated as one layer.
 CLOSED = (keras.layers.RNN, keras.layers.Bidirectional, keras.layers.TimeDistributed)
 
 Observer: TypeAlias = Callable[[keras.Layer, Callable, tuple, dict], tf.Tensor]
 
 
 def weight_owners(model: keras.Model) -> list[keras.Layer]:
-    """Return the innermost layers that own trainable weights, each once; nested models and layers are entered."""
+    """Return the innermost layers that own trainable weights, each once, also within nested models and layers."""
     owners = {}
 
     def visit(layer: keras.Layer, outer_layers: list[keras.Layer]) -> None:
@@ -39,7 +39,7 @@ def weight_owners(model: keras.Model) -> list[keras.Layer]:
 
 
 def _parts_of(layer: keras.Layer) -> list[keras.Layer]:
-    """Return the layers that a layer is made of."""
+    """Return the layers that a layer consists of."""
     if isinstance(layer, keras.Model):
         return layer.layers
     return [
@@ -51,7 +51,7 @@ def _parts_of(layer: keras.Layer) -> list[keras.Layer]:
 
 @contextlib.contextmanager
 def observed(layers: Sequence[keras.Layer], observer: Observer) -> Iterator[None]:
-    """Send every call of these layers through `observer(layer, call, arguments, keywords)` while it is open."""
+    """Send every call of these layers through `observer(layer, call, arguments, keywords)` within the context."""
 
     def through(
         layer: keras.Layer, call: Callable, *arguments: Any, **keywords: Any
@@ -73,7 +73,7 @@ def observed(layers: Sequence[keras.Layer], observer: Observer) -> Iterator[None
 
 @contextlib.contextmanager
 def without_activation(layer: keras.Layer) -> Iterator[Callable | None]:
-    """Let a layer with a rule return its output before the activation while it is open; yield the activation."""
+    """Make a layer with a rule return its output before the activation within the context; yield the activation."""
     activation = getattr(layer, "activation", None) if rule_of(layer) else None
     if activation is None:
         yield None

@@ -1,7 +1,7 @@
 """A Keras model as a pure function of its trainable weights.
 
-Every call runs inside `keras.StatelessScope`: whatever a layer or a metric would write (batch-norm statistics, seeds,
-losses) is dropped, so that measuring leaves no trace in the model.
+Every call runs inside `keras.StatelessScope`: all writes of layers and metrics (batch-norm statistics, seeds,
+losses) are dropped, so that measuring leaves the model unchanged.
 """
 
 import contextlib
@@ -29,12 +29,12 @@ SAME = 1e-6  # Share of the largest output by which equal batches may differ: su
 
 
 class Network:
-    """The model that is measured: outputs in inference mode, and the gradient of its compiled loss on one example.
+    """The measured model: its outputs in inference mode, and the gradient of its compiled loss on one example.
 
     Args:
-        model: a built Keras model, which stays as it is.
+        model: a built Keras model, which is not changed.
         needs_loss: whether it must be compiled.
-        dtype: the precision to compute in; None takes that of the weights.
+        dtype: the precision to compute in; None means the precision of the weights.
         loss: a function (y, outputs) -> [n] or scalar that replaces the compiled loss, or None.
 
     Raises:
@@ -58,7 +58,7 @@ class Network:
         self._look_at_model()
 
     def _look_at_model(self) -> None:
-        """Collect the present weights and layers. A layer may create its weights when it is first called."""
+        """Collect the current weights and layers. A layer may create its weights when it is first called."""
         self.variables = list(self.model.trainable_variables)
         floating = [
             v for v in self.model.variables if keras.backend.is_float_dtype(v.dtype)
@@ -81,7 +81,7 @@ class Network:
 
     @property
     def weights(self) -> list:
-        """The present trainable weights w in the network's precision: a tensor or tf.Variable for each variable."""
+        """The current trainable weights w in the network's precision: a tensor or tf.Variable for each variable."""
         return [self.cast(v.value) for v in self.variables]
 
     def cast(self, tensor: tf.Tensor) -> tf.Tensor:
@@ -115,25 +115,25 @@ class Network:
         )
 
     def outputs(self, x: tf.Tensor, weights: list | None = None) -> tf.Tensor:
-        """Return f(x; weights) [n, C] with `training=False` for x [n, ...]; None takes the present weights."""
+        """Return f(x; weights) [n, C] with `training=False` for x [n, ...]; None means the current weights."""
         with self.scope(weights):
             return self.as_outputs(self.model(x, training=False))
 
     def num_outputs(self, x: tf.Tensor) -> int:
-        """Return C, from a pass of one example. After it all layers have created their weights."""
+        """Return C, from a forward pass of one example, after which all layers have created their weights."""
         num_outputs = self.outputs(x[:1]).shape[-1]
         self._look_at_model()
         return num_outputs
 
     def inspect(self, x: tf.Tensor, y: tf.Tensor) -> None:
-        """Trace the forward pass and the loss of one example x, y [1, ...] and look at the operations.
+        """Trace the forward pass and the loss of one example x, y [1, ...] and inspect the operations.
 
         Sets `opaque`, the name of an operation without a derivative, or None; and `activation`, "softmax",
         "log_softmax" or "sigmoid" if that is the model's last operation, else None. The operations of a model that
         runs eagerly cannot be inspected.
 
         Raises:
-            ModelError: if outputs or loss draw random numbers, or are computed in less than the network's precision.
+            ModelError: if outputs or loss draw random numbers, or are computed in lower precision than the network's.
         """
         self.opaque: str | None = None
         self.activation: str | None = None
@@ -163,7 +163,8 @@ class Network:
             )
         if found.coarse:
             raise ModelError(
-                f"operation {found.coarse!r} of model {name!r} computes in less than {self.dtype.name} whatever its "
+                f"operation {found.coarse!r} of model {name!r} computes in lower precision than {self.dtype.name}, "
+                f"whatever its "
                 "layers' precision is: take the cast out of it, or let it cast to the type of its input"
             )
 
@@ -175,7 +176,7 @@ class Network:
         weights: list | None = None,
         move: Callable[[tf.Tensor], tf.Tensor] | None = None,
     ) -> tuple[list[tf.Tensor], tf.Tensor]:
-        """Return factor · ∇_w ℓ(w, (x, y)), one tensor a variable, and f(x; w) [1, C], for one example.
+        """Return factor · ∇_w ℓ(w, (x, y)), one tensor per variable, and f(x; w) [1, C], for one example.
 
         ℓ is the model's own `compute_loss`, with regularisation and `add_loss` terms.
 
@@ -206,7 +207,7 @@ class Network:
             loss, sources, seed, unconnected_gradients=tf.UnconnectedGradients.ZERO
         )
         gradients = [tf.convert_to_tensor(g) for g in gradients]
-        # A loss in float32 under a net in float64 would round η.
+        # The factor has the network's dtype: a float32 loss of a float64 net would round η.
         return gradients if same else [g * tf.cast(factor, g.dtype) for g in gradients]
 
     def check_examples_apart(self, x: tf.Tensor) -> None:
@@ -233,9 +234,9 @@ class Network:
             )
 
     def has_added_losses(self, x: tf.Tensor, but_penalties: bool = False) -> bool:
-        """Whether regularisers, activity regularisers or `add_loss` add to the compiled loss at x.
+        """Return whether regularisers, activity regularisers or `add_loss` add to the compiled loss at x.
 
-        Regularisers of weights do not count if `but_penalties`.
+        If `but_penalties` is True, regularisers of weights are left out.
         """
         penalties = (
             sum(v.regularizer is not None for v in self.variables)
@@ -273,7 +274,7 @@ class Network:
             )
 
     def _loss_of_settings(self, y: tf.Tensor, predictions: tf.Tensor) -> tf.Tensor:
-        """The loss that the user gave, plus penalties as `compute_loss` adds them."""
+        """Return the loss given by the user plus penalties, as `compute_loss` adds them."""
         assert self.loss is not None
         loss = self.loss(y, predictions)
         if not tf.is_tensor(loss) or len(loss.shape) > 1:
@@ -294,11 +295,11 @@ class Network:
         weights: list | None = None,
         kind: Callable[["Network"], "Scope"] | None = None,
     ) -> Iterator:
-        """Let the model compute in the network's precision, and drop whatever it would write, while it is open.
+        """Make the model compute in the network's precision within the context, and drop all its writes.
 
         Args:
-            weights: the trainable weights to use, in that precision; None takes the model's own.
-            kind: makes the `Scope` that is yielded, say a subclass.
+            weights: the trainable weights to use, in that precision; None means the model's own.
+            kind: function that makes the yielded `Scope`, for example a subclass.
         """
         scope = (kind or Scope)(self)
         for update in (
@@ -306,7 +307,7 @@ class Network:
         ):
             scope.add_update(
                 update
-            )  # The constructor's mapping would be cast to the variables' own precision.
+            )  # A mapping given to the constructor would be cast to the variables' own precision.
         with (
             computing_in(self.dtype, self._switches),
             quick_convolutions(self._convolutions),
@@ -334,7 +335,7 @@ def _with_gradient_moved(
 
 
 class Scope(keras.StatelessScope):
-    """Cast the values of variables to a network's precision; drop whatever is written."""
+    """Cast the values of variables to a network's precision, and drop all writes."""
 
     def __init__(self, network: Network) -> None:
         super().__init__(collect_losses=True)
@@ -349,11 +350,11 @@ ACTIVATIONS = {
     "Softmax": "softmax",
     "LogSoftmax": "log_softmax",
     "Sigmoid": "sigmoid",
-}  # By TensorFlow's operations.
+}  # The activation of each TensorFlow operation.
 
 
 def activation_of(output: tf.Tensor) -> str | None:
-    """Return the activation whose result a graph's tensor is, one of `ACTIVATIONS`, or None."""
+    """Return the activation (one of `ACTIVATIONS`) that produced a graph's tensor, or None."""
     op = output.op
     while op.type == "Identity":
         op = op.inputs[0].op
@@ -361,7 +362,7 @@ def activation_of(output: tf.Tensor) -> str | None:
 
 
 def eager_activation(outputs: tf.Tensor) -> str | None:
-    """Return the activation of an eager tensor: Keras attaches the logits to the result of a softmax or sigmoid."""
+    """Return the activation of an eager tensor, to which Keras attaches the logits of a softmax or sigmoid."""
     logits = getattr(outputs, "_keras_logits", None)
     if logits is None:
         return None
@@ -380,7 +381,7 @@ def _different(x: tf.Tensor) -> list[int]:
 
 
 def agree(ours: np.ndarray, theirs: np.ndarray, share: float = 1e-3) -> bool:
-    """Whether outputs are equal apart from rounding: they differ by less than a share of the largest of `theirs`."""
+    """Return whether outputs are equal apart from rounding, relative to the largest entry of `theirs`."""
     largest = np.abs(theirs).max(initial=0, where=np.isfinite(theirs))
     return np.allclose(ours, theirs, rtol=0, atol=share * largest, equal_nan=True)
 

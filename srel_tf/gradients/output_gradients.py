@@ -1,6 +1,6 @@
 """Gradient ∂ℓ/∂f of each example's loss with respect to the network's outputs, in float64.
 
-In a converged net float32 loses p − y, the gradient of the cross-entropy, though the outputs are good to their last
+In a converged net float32 loses p − y, the gradient of the cross-entropy, although the outputs are exact to the last
 place. Keras's losses are therefore evaluated in float64, on the outputs cast to it.
 """
 
@@ -28,7 +28,7 @@ MEANS = {
 
 
 class Link(NamedTuple):
-    """The variable u that the network is differentiated in: u = of_outputs(f) and f = to_outputs(u)."""
+    """The link between outputs f and the variable u of differentiation: u = of_outputs(f) and f = to_outputs(u)."""
 
     of_outputs: Callable[[tf.Tensor], tf.Tensor]
     to_outputs: Callable[[tf.Tensor], tf.Tensor]
@@ -41,14 +41,14 @@ OPERATIONS = {
 
 
 def operation(f: tf.Tensor) -> tf.Operation | None:
-    """Return the operation that a graph's tensor comes from, identities apart; None for an eager tensor."""
+    """Return the operation that produced a graph's tensor, without identities; None for an eager tensor."""
     while tf.is_symbolic_tensor(f) and f.op.type == "Identity":
         f = f.op.inputs[0]
     return f.op if tf.is_symbolic_tensor(f) else None
 
 
 def link_of(f: tf.Tensor) -> str:
-    """Return the name of the link of outputs f by the operation that they come from; "identity" for any other."""
+    """Return the name of the link that produced outputs f; "identity" if their last operation is not a link."""
     op = operation(f)
     if op is None:
         return "identity"
@@ -70,7 +70,7 @@ def link_derivative(link: str, f: tf.Tensor) -> tf.Tensor:
 def _logits(
     link: str, inverse: Callable[[tf.Tensor], tf.Tensor]
 ) -> Callable[[tf.Tensor], tf.Tensor]:
-    """Return a function that gives the logits behind outputs f; `inverse(f)` if f has another origin."""
+    """Return a function that computes the logits behind outputs f, or `inverse(f)` if f has another origin."""
 
     def of_outputs(f: tf.Tensor) -> tf.Tensor:
         op = operation(f)
@@ -105,7 +105,7 @@ class OutputGradients:
         self._loss = _mean_over_examples(network.model)
 
     def ignores_shifts_of(self, link: str) -> bool:
-        """Whether ℓ does not change if all of u moves by the same amount, as for the cross-entropy of a class index.
+        """Return whether a common shift of u leaves ℓ unchanged, as for the cross-entropy of a class index.
 
         The cross-entropy of a row y ignores shifts only if y sums to one, which is not known here.
         """
@@ -114,13 +114,13 @@ class OutputGradients:
         ) and self._takes_logits(link)
 
     def _takes_logits(self, link: str) -> bool:
-        """Whether u are the logits of a cross-entropy that has a softmax inside."""
+        """Return whether u are the logits of a cross-entropy that has a softmax inside."""
         if not isinstance(self._loss, SOFTMAX_LOSSES):
             return False
         return link == "softmax" or (link == "identity" and self._loss.from_logits)
 
     def link(self, predictions: tf.Tensor, y: tf.Tensor) -> str:
-        """Return the name of the link of `predictions` [n, C]: that of a softmax or sigmoid, else "identity".
+        """Return the name of the link of `predictions` [n, C]: "softmax", "sigmoid" or "identity".
 
         Raises:
             NotSeparable: if the loss has no derivative with respect to the predictions.
@@ -148,8 +148,8 @@ class OutputGradients:
             u: float64 [n, C].
             y: targets [n, ...].
             link: name of the link between u and the outputs.
-            mask: Keras's mask of the outputs, bool [n, ...]. Entries that are False do not count in the loss, so that
-                an example without a True has the loss zero.
+            mask: Keras's mask of the outputs, bool [n, ...]. The loss ignores entries that are False, so that
+                an example whose entries are all False has the loss zero.
         """
         if self._loss is None:
             return self._example_by_example(u, y, link, mask)
@@ -157,7 +157,7 @@ class OutputGradients:
         if self._takes_logits(link):
             gradient = tf.where(self._sums_to_zero(y), _balanced(gradient, u), gradient)
         if mask is not None:
-            # Keras's mean over the entries that count gives them the weight one: all of an example or nothing.
+            # Keras averages over the unmasked entries, so that an example counts with weight one or not at all.
             counts = tf.reduce_any(
                 tf.reshape(tf.cast(mask, tf.bool), [u.shape[0], -1]),
                 axis=1,
@@ -167,15 +167,18 @@ class OutputGradients:
         return gradient
 
     def _of_examples(self, y: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
-        """The loss of each example, [n]. A y [n] gets an axis, or it would be broadcast along the outputs."""
+        """Return the loss of each example, [n].
+
+        A y [n] gets a second axis, because it would be broadcast along the outputs.
+        """
         assert self._loss is not None
         return self._loss.call(y[:, None] if len(y.shape) == 1 else y, outputs)
 
     def _sums_to_zero(self, y: tf.Tensor) -> tf.Tensor | bool:
-        """Whether Σ_c (p − y)_c = 0 for each example, bool [] or [n, 1]: its labels sum to one.
+        """Return whether Σ_c (p − y)_c = 0 for each example, bool [] or [n, 1]: its labels sum to one.
 
-        For other rows TensorFlow's gradient is p − y, or p Σ_c y_c − y under `enable_op_determinism`. Nothing cancels
-        in either.
+        For other rows TensorFlow's gradient is p − y, or p Σ_c y_c − y under `enable_op_determinism`. Neither form
+        suffers from cancellation.
         """
         if isinstance(self._loss, losses.SparseCategoricalCrossentropy):
             return True
@@ -210,7 +213,9 @@ class OutputGradients:
     ) -> tf.Tensor:
         """The model's own `compute_loss`. It includes regularisers, whose gradient at the predictions is 0."""
         if mask is not None:
-            predictions._keras_mask = mask  # Where Keras's losses look for it.
+            predictions._keras_mask = (
+                mask  # Keras's losses read the mask from this attribute.
+            )
         with self._network.scope(self._network.weights):
             return self._network.model.compute_loss(
                 x=None, y=y, y_pred=predictions, sample_weight=None
@@ -218,7 +223,7 @@ class OutputGradients:
 
 
 def _balanced(gradient: tf.Tensor, u: tf.Tensor) -> tf.Tensor:
-    """Compute the entry of the largest u from the others, with which it sums to zero.
+    """Compute the gradient's entry at the largest u from the other entries, because all entries sum to zero.
 
     p − 1 loses its digits if p is close to one.
     """
@@ -251,7 +256,5 @@ def _mean_over_examples(model: keras.Model) -> keras.losses.Loss | None:
 def _may_have_loss_weights(model: keras.Model) -> bool:
     try:
         return bool((model.get_compile_config() or {}).get("loss_weights"))
-    except (
-        Exception
-    ):  # A user's optimizer or metric may have no configuration, and raise anything.
+    except Exception:  # A user's optimizer or metric may lack a configuration, and raise any exception.
         return True

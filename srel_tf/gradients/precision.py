@@ -1,8 +1,8 @@
-"""Run a model in another precision than it was built in, without making it again.
+"""Run a model in another precision than it was built in, without rebuilding the model.
 
-The layers' dtype policies are replaced while the model runs, and put back. The weights are cast where the model reads
-them (`srel_tf.gradients.network.Network.scope`). So layers, activations, losses and subclasses of the user's own are
-served, too.
+The layers' dtype policies are replaced while the model runs, then restored. The weights are cast where the model reads
+them (`srel_tf.gradients.network.Network.scope`). Therefore layers, activations, losses and subclasses that a user has
+written work, too.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ def own_precision(model: keras.Model) -> str:
 
 
 def layers_within(layer: keras.Layer) -> list[keras.Layer]:
-    """Return a layer and all layers that it holds, each once, also those in lists, in dicts and in nested models."""
+    """Return a layer and all layers within it, each once, including layers in lists, dicts and nested models."""
     found: dict[int, keras.Layer] = {}
     waiting = [layer]
     while waiting:
@@ -66,7 +66,7 @@ def _layers_among(values: Iterable) -> Iterator[keras.Layer]:
 
 
 class Switch(NamedTuple):
-    """The attribute of an object that sets its precision, and the value that replaces it for a while."""
+    """The attribute of an object that sets its precision, and the temporary value of the attribute."""
 
     owner: Any
     name: str
@@ -76,7 +76,7 @@ class Switch(NamedTuple):
 def switches_to(dtype: tf.DType, model: keras.Model) -> list[Switch]:
     """Return the `Switch`es that give all layers, variables and symbolic inputs of a model the type `dtype`.
 
-    Quantised layers are left out: their policy chooses what they compute, not only in which precision.
+    Quantised layers are left out, because their policy changes the computation, not only its precision.
     """
     name = tf.as_dtype(dtype).name
     policy = keras.DTypePolicy(name)
@@ -99,7 +99,7 @@ def switches_to(dtype: tf.DType, model: keras.Model) -> list[Switch]:
 
 
 def _typed(model: keras.Model) -> Iterator[Any]:
-    """Yield what has a type of its own: variables, and symbolic inputs, to which a functional model casts its data."""
+    """Yield the objects with a dtype: variables, and symbolic inputs, to whose dtype a model casts its data."""
     yield from model.variables
     for layer in layers_within(model):
         if isinstance(layer, keras.layers.InputLayer):
@@ -114,7 +114,7 @@ def _is_other_float(dtype: str, name: str) -> bool:
 
 @contextlib.contextmanager
 def computing_in(dtype: tf.DType, switches: list[Switch]) -> Iterator[None]:
-    """Let the owners of these switches, and all of Keras's losses, compute in `dtype` while it is open."""
+    """Make the owners of these switches, and all of Keras's losses, compute in `dtype` within the context."""
     name = tf.as_dtype(dtype).name
     before = [vars(switch.owner)[switch.name] for switch in switches]
     loss_dtype = keras.losses.Loss.dtype
@@ -130,13 +130,13 @@ def computing_in(dtype: tf.DType, switches: list[Switch]) -> Iterator[None]:
 
 
 class Inspection(NamedTuple):
-    """Operations in the graph of a forward pass: the name of the first one of each kind, or None.
+    """Names of the first operation of each kind in the graph of a forward pass; None if no such operation exists.
 
     Attributes:
-        coarse: casts a tensor that depends on the weights to less than the network's precision. Other tensors are the
+        coarse: an operation that casts a tensor that depends on the weights to lower precision. Other tensors are the
             same before and after an update, so that casting them makes no error.
-        random: draws random numbers.
-        opaque: has no derivative (stop_gradient, Python functions).
+        random: an operation that draws random numbers.
+        opaque: an operation without a derivative (stop_gradient, Python functions).
     """
 
     coarse: str | None
@@ -153,7 +153,7 @@ def inspection(graph: Any, weights: list[tf.Tensor], dtype: tf.DType) -> Inspect
     }
 
     def first(operations: Iterable[Any], kind: Callable[[Any], bool]) -> str | None:
-        """The name of the first operation that is of a kind, or calls a function, loop or branch with one."""
+        """Return the name of the first operation of a kind, or of a call (function, loop, branch) that contains it."""
         return next(
             (
                 op.name
@@ -173,7 +173,7 @@ def inspection(graph: Any, weights: list[tf.Tensor], dtype: tf.DType) -> Inspect
 
 
 def _depending_on(tensors: list[tf.Tensor]) -> list[tf.Operation]:
-    """Return the operations of a graph that depend on some of its tensors."""
+    """Return the operations of a graph that depend on the given tensors."""
     reached, waiting = {}, [op for t in tensors for op in t.consumers()]
     while waiting:
         op = waiting.pop()
@@ -184,7 +184,7 @@ def _depending_on(tensors: list[tf.Tensor]) -> list[tf.Operation]:
 
 
 def _with_called(node: Any, bodies: dict) -> Iterator[Any]:
-    """Yield a graph's node and those of the functions that it calls; bodies: {name of a function: its nodes}."""
+    """Yield a graph's node and the nodes of the functions that it calls; bodies: {name of a function: its nodes}."""
     yield node
     for attribute in node.attr.values():
         for function in (attribute.func, *attribute.list.func):
@@ -193,7 +193,7 @@ def _with_called(node: Any, bodies: dict) -> Iterator[Any]:
 
 
 def _is_coarse(node: Any, types: tuple) -> bool:
-    """Whether a node casts floating-point numbers to one of these types. Casts of integers are exact."""
+    """Return whether a node casts floating-point numbers to one of these types. Casts of integers are exact."""
     from_floating = (
         node.op == "Cast" and tf.as_dtype(node.attr["SrcT"].type).is_floating
     )
@@ -205,7 +205,7 @@ def _is_random(node: Any) -> bool:
 
 
 def _is_opaque(node: Any) -> bool:
-    # TensorFlow's variance stops the gradient of the mean, by which its derivative is zero.
+    # TensorFlow's variance stops the gradient of the mean, with respect to which its derivative is zero.
     of_variance = node.name.endswith("moments/StopGradient")
     opaque = (
         "StopGradient",

@@ -1,4 +1,4 @@
-"""The hypotheses of Section 1.3 as checks: S_rel frame in, tidy frame of verdicts out. Knows no TensorFlow.
+"""The hypotheses of Section 1.3 as checks, from an S_rel frame to a tidy frame of verdicts. Does not import TensorFlow.
 
 | paper | here |
 |---|---|
@@ -7,26 +7,26 @@
 | Hypothesis 1.2, two phases, and Figure 5's claim on the risks | `two_phases`, `change_points` |
 | intra-class against inter-class (Sections 1.3 and 2.1) | `class_claim` |
 
-For claims of your own, `decide` makes a verdict from one effect a seed, and `interval` computes its interval.
+For other claims, `decide` makes a verdict from one effect per seed, and `interval` computes its interval.
 
-All checks return one row a claim and measure, with the same `COLUMNS`:
+All checks return one row per claim and measure, with the same `COLUMNS`:
 
 - `hypothesis`, `claim`, `scope` (metric, step, times, number of pairs); `measure`, `update`, `estimator` of the frame;
-- `effect`: what was computed, one number a seed; `effect_size`: its mean over seeds; `ci_low`, `ci_high`: its interval
-  at level `confidence` over `n_seeds` seeds;
-- `claim_low`, `claim_high`: the hypothesis says that the effect lies between these;
-- `verdict`: "supported" if the whole interval lies between them, "contradicted" if no part of it does, else
+- `effect`: the computed quantity, one number per seed; `effect_size`: its mean over seeds; `ci_low`, `ci_high`: its
+  interval at level `confidence` over `n_seeds` seeds;
+- `claim_low`, `claim_high`: bounds between which the effect lies according to the hypothesis;
+- `verdict`: "supported" if the whole interval lies between the bounds, "contradicted" if no part of it does, else
   "undecided";
 - `reason`: the reason of the verdict in words.
 
 Error rate: if the true effect is outside the claim's bounds, the probability of "supported" is at most
-(1 − confidence)/2. If it is inside, the probability of "contradicted" is at most that. At a bound the two together have
-1 − confidence. This is a rate for one row: at 95%, one of forty true rows is expected to be wrong. The rate assumes
-that seeds are independent and that effects are about normal among them. Five seeds cannot show that one training in
+(1 − confidence)/2. If it is inside, the probability of "contradicted" is at most this. At a bound the two together have
+1 − confidence. The rate is for one row: at 95%, one of forty true rows is expected to be wrong. The rate assumes
+that seeds are independent and that their effects are about normal. Five seeds cannot show that one training in
 twenty behaves differently. `python -m tests.hypotheses.calibrate` counts the wrong verdicts on simulated frames
 (results/hypotheses).
 
-A valid S_rel of 0 is a value below all others (2⁻⁶⁴ where logarithms are averaged). Only invalid entries are missing.
+A valid S_rel of 0 counts as the lowest value (2⁻⁶⁴ where logarithms are averaged). Only invalid entries are missing.
 """
 
 from srel_tf.hypotheses.bound import bounded_by_proximity

@@ -49,7 +49,7 @@ CLAIMS = {
 
 @dataclass(frozen=True)
 class _UsedPairs:
-    """Pairs that say something about the exponent α of S_rel ~ P^α.
+    """Pairs from which the exponent α of S_rel ~ P^α is estimated.
 
     Attributes:
         log_p: Log₂ P, [pair].
@@ -71,18 +71,18 @@ def bounded_by_proximity(
 ) -> pd.DataFrame:
     """Check Hypothesis 1.1(b) for a model whose P is known (`HomogeneousPredictor.proximity`, Theorem 5.1).
 
-    Any finite set of pairs with P > 0 has a C with S_rel <= C·P at all its times: max S_rel/P, which stands in the
-    column `scope`. The data can show whether one C is enough at low P, and whether it stays enough later. Each effect
-    is one number a seed:
+    Any finite set of pairs with P > 0 has a C with S_rel <= C·P at all its times: max S_rel/P, which is given in the
+    column `scope`. The data can show whether one C suffices at low P, and whether it suffices later. Each effect
+    is one number per seed:
 
-    - α, the least-squares slope over pairs of log S_rel, the highest in time, on log P (S_rel ~ P^α). "S_rel rises with
-      P" if α > 0. S_rel/P stays bounded as P falls if α >= 1, less a tenth. A pair with P = 0 whose S_rel is above 0 in
-      all seeds (three or more) contradicts the latter outright.
+    - α: the least-squares slope, over pairs, of log S_rel (highest in time) on log P (S_rel ~ P^α). "S_rel rises with
+      P" if α > 0. S_rel/P stays bounded as P falls if α >= 1, with a tolerance of 0.1. A pair with P = 0 whose S_rel is
+      above 0 in all seeds (three or more) contradicts the latter outright.
     - "max S_rel/P does not grow": its change over the second half of the time is less than a tenth.
 
-    The interval of α joins Student's t over seeds with the jackknife over sources, each with all its pairs, which all
-    seeds share. It says nothing about other targets. The last claim is about the given pairs only. The verdict is
-    "undecided" for less than 3 seeds or 20 sources.
+    The interval of α combines Student's t over seeds with a jackknife over the sources (each with all its pairs), which
+    all seeds share. It does not cover other targets. The last claim is about the given pairs only. The verdict is
+    "undecided" for fewer than 3 seeds or 20 sources.
 
     Args:
         frame: S_rel frame of several seeds (`srel_tf.frames.COLUMNS`).
@@ -94,7 +94,7 @@ def bounded_by_proximity(
         Frame of `srel_tf.hypotheses.COLUMNS`.
 
     Raises:
-        FrameError: The frame or the proximities do not fit.
+        FrameError: As in `srel_tf.hypotheses.series.groups`, or P is not finite, >= 0, symmetric and constant in time.
         OptionError: `confidence` is not in [0.5, 1).
 
     Example:
@@ -129,7 +129,7 @@ def _check_proximity(proximity: pd.DataFrame) -> None:
     is_fine = np.isfinite(values) & (values >= 0)
     if not is_fine.all():
         raise FrameError(
-            "proximity must hold finite numbers, none below zero: P(x, x') is in [0, ∞)"
+            "proximity must hold finite numbers >= 0: P(x, x') is in [0, ∞)"
         )
     if set(proximity.columns) & {"step", "seed", "run"}:
         raise FrameError(
@@ -173,7 +173,7 @@ def _verdicts(
         confidence: Level of the intervals.
 
     Returns:
-        One row a claim.
+        One row per claim.
     """
     known = np.where(np.isfinite(whole.srel), whole.srel, -np.inf)
     highest = known.max(axis=2)  # [seed, pair]
@@ -203,7 +203,7 @@ def _used_pairs(
     p: np.ndarray,
     highest: np.ndarray,
 ) -> _UsedPairs:
-    """Select the pairs with P > 0 whose S_rel is known and above 0: the others say nothing about α.
+    """Select the pairs with P > 0 whose S_rel is known and above 0: α cannot be estimated from the others.
 
     Args:
         whole: S_rel.
@@ -236,7 +236,7 @@ def _effects(
     Args:
         whole: S_rel.
         p: P, [pair].
-        used: The pairs of α.
+        used: The pairs from which α is estimated.
         confidence: Level of the jackknife.
 
     Returns:
@@ -262,7 +262,7 @@ def _refutation(highest: np.ndarray, p: np.ndarray) -> Row:
         p: P, [pair].
 
     Returns:
-        The columns verdict and reason, or {}.
+        The columns verdict and reason; {} if no such pair exists.
     """
     n_seeds = len(highest)
     is_above_zero = (highest > 0).all(axis=0)
@@ -285,12 +285,12 @@ def _growth(whole: Cube, p: np.ndarray) -> np.ndarray:
         p: P, [pair].
 
     Returns:
-        [seed]; NaN if less than 3 steps were measured, or no pair is known throughout.
+        [seed]; NaN if fewer than 3 steps were measured, or no pair is known at all of them.
     """
     middle = (whole.steps[0] + whole.steps[-1]) / 2
     is_late = whole.steps >= middle
     late = whole.srel[:, :, is_late]
-    # All maxima are over the same pairs: those that are known at all late steps.
+    # All maxima are taken over the same pairs, namely the pairs that are known at all late steps.
     is_known = np.isfinite(late).all(axis=(0, 2))
     is_followed = (p > 0) & is_known
     if is_late.sum() < 3 or not is_followed.any():

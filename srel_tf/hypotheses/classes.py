@@ -25,30 +25,30 @@ def class_claim(
     resamples: int = 200,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Check the claim on classifiers: one row a measure, update rule, estimator and part of the claim.
+    """Check the claim on classifiers: one row per measure, update rule, estimator and part of the claim.
 
-    Each effect is one number a seed. For a source class c, intra is S(c, c), and inter is S(c', c) for each other class
-    c'. S^{k,smooth} is that of `srel_tf.smooth`. A class mean counts as missing if less than half of its entries are
-    valid. Changes are least-squares slopes of log₂ S^{k,smooth} times the measured span, averaged over classes. The
-    bounds stand in `claim_low` and `claim_high`.
+    Each effect is one number per seed. For a source class c, intra is S(c, c), and inter is S(c', c) for each other
+    class c'. S^{k,smooth} is computed as by `srel_tf.smooth`. A class mean counts as missing if less than half of its
+    entries are valid. Changes are least-squares slopes of log₂ S^{k,smooth} times the measured span, averaged over
+    classes. The bounds are given in `claim_low` and `claim_high`.
 
-    The interval joins Student's t over seeds with the bootstrap over examples within their classes: an example that
+    The interval combines Student's t over seeds with a bootstrap over examples within their classes: an example that
     several seeds measured has one weight in all of them, as source and as target.
 
     Args:
         frame: S_rel frame of several seeds with classes (`srel_tf.frames.COLUMNS`).
         confidence: Level of the intervals.
-        diagonal: Whether the pairs of an example with itself count, as in the paper's Definition 3. Their S_rel is 1
-            for every net: this alone lifts intra above inter if S_rel < 1. They are left out by default.
+        diagonal: Whether to include the pairs of an example with itself, as the paper's Definition 3 does. Their S_rel
+            is 1 for every net, which alone lifts intra above inter if S_rel < 1. By default they are left out.
         resamples: Number of resamples of the bootstrap over examples.
         seed: Seed of the bootstrap.
 
     Returns:
-        Frame of `srel_tf.hypotheses.COLUMNS`; "undecided" for less than 3 seeds or 3 steps, or a class of less than 8
+        Frame of `srel_tf.hypotheses.COLUMNS`; "undecided" for fewer than 3 seeds or 3 steps, or a class of less than 8
         examples.
 
     Raises:
-        FrameError: The frame does not fit, or has less than two classes.
+        FrameError: As in `srel_tf.hypotheses.series.groups`, or the frame has fewer than two classes.
         OptionError: `confidence` is not in [0.5, 1).
 
     Example:
@@ -130,7 +130,7 @@ def _classes(part: pd.DataFrame) -> pd.Series:
         Classes, indexed by id.
 
     Raises:
-        FrameError: An example has no class or two, or there is only one class.
+        FrameError: An example has no class or two classes, or the frame has only one class.
     """
     columns = ["id", "class"]
     sources = part[["source_id", "source_class"]].set_axis(columns, axis=1)
@@ -140,7 +140,7 @@ def _classes(part: pd.DataFrame) -> pd.Series:
     n_classes = part["source_class"].nunique()
     if is_empty.any() or n_classes < 2:
         raise FrameError(
-            "the claim compares classes: source_class must name at least two, and none may be empty"
+            "the claim compares classes: source_class must hold at least two names, and none may be empty"
         )
     is_second = named["id"].duplicated()
     if is_second.any():

@@ -1,4 +1,4 @@
-"""Values of pairs, such as distances and proximities, beside the rows of a frame."""
+"""Values of pairs, such as distances and proximities, joined to the rows of a frame."""
 
 import numpy as np
 import pandas as pd
@@ -23,7 +23,7 @@ def join(
         The rows that have a value.
 
     Raises:
-        FrameError: A pair has several values, or no pair has one.
+        FrameError: A pair has several values, or no pair has a value.
     """
     on = [
         name
@@ -35,14 +35,14 @@ def join(
         raise FrameError(
             f"{is_second.sum()} pairs have a second {column}, told apart by {on}"
         )
-    # Seeds and steps are compared as floats: pandas does not merge a frame's nullable integers with NumPy's.
+    # Seeds and steps are compared as floats, because pandas does not merge nullable integers with NumPy's integers.
     types = {name: float for name in on if name in ("seed", "step")}
     left = part.astype(types)
     right = values[[*on, column]].astype(types)
     joined = left.merge(right, on=on)
     if joined.empty:
         raise FrameError(
-            f"no row of the frame has a {column}: source_id, target_id and step must agree in both"
+            f"no row of the frame has a {column}: source_id, target_id and step must agree in both frames"
         )
     return joined
 

@@ -1,7 +1,7 @@
-"""Hypothesis 1.2: an early, elastic phase in which S_rel is small and rises fast, a late one in which it stays large.
+"""Hypothesis 1.2: an early, elastic phase with a small, fast rising S_rel, then a phase with a large S_rel.
 
-The times t₁, t₂ and t* come from change-point detection and are common to all pairs. Times that were chosen to suit a
-seed would find phases in noise. Therefore each seed is judged at times that the other seeds chose.
+The times t₁, t₂ and t* come from change-point detection and are common to all pairs. Times that were chosen on the same
+seed would find phases in noise. Therefore each seed is judged at times that were chosen on the other seeds.
 """
 
 from collections.abc import Mapping
@@ -39,7 +39,7 @@ from srel_tf.hypotheses.verdicts import (
     table,
 )
 
-WINDOWS = 10  # Number of windows of the late phase; their minima are C(t).
+WINDOWS = 10  # Number of windows of the late phase, whose minima are C(t).
 # Measured steps that a phase must have to be judged.
 LEAST = {"start": 1, "early": 2, "rise": 3, "late": 12}
 
@@ -95,33 +95,33 @@ def two_phases(
 ) -> pd.DataFrame:
     """Check Hypothesis 1.2, and Figure 5's claim if `risks` are given.
 
-    Each effect is one number a seed, S_rel on a log₂ scale. Hypothesis 1.2 is about all pairs, and so is one row. The
-    other rows are about the median of the measured pairs; their `scope` says for how many pairs the mean over seeds
-    agrees.
+    Each effect is one number per seed, from log₂ S_rel. Hypothesis 1.2 is about all pairs, and one row checks that. The
+    other rows are about the median of the measured pairs. Their `scope` says for how many pairs the mean over seeds
+    agrees with the claim.
 
-    - "(a) all pairs": lowest late value over the highest of two consecutive earlier steps, t₁ and t₂, for the pair for
-      which it is lowest, at the t₁ that suits the seed best. The late phase is the last tenth, as late as t* can be.
-      Times that are chosen to suit can contradict, but never support.
+    - "(a) all pairs": lowest late value over the highest of two consecutive earlier steps, t₁ and t₂, for the pair
+      where this ratio is lowest, at the t₁ that suits the seed best. The late phase is the last tenth, as late as t*
+      can be. Times that are chosen on the seed itself can contradict the claim, but never support it.
     - "late level above that of [t₁, t₂]", "above the start": log₂ ratios of medians; the start is the first segment.
     - "rises from t₁ to t*", "faster than after": least-squares slopes of log₂ S_rel per measured span.
     - "(b) late values stay above half the level before t*": log₂ of the lowest late value over the median before t*.
     - "(b) late lower bound non-decreasing": change over the late phase of C(t), the minima of ten windows. A fall by
-      less than a tenth passes, a late S_rel of 0 does not.
+      less than a tenth passes; a late S_rel of 0 does not.
 
     Figure 5's rows are described in `srel_tf.hypotheses.risks`.
 
     Args:
         frame: S_rel frame of several seeds (`srel_tf.frames.COLUMNS`) in which pairs are followed over 12 steps or
-            more. If each seed has a probe of its own, means over class pairs are used instead of pairs.
+            more. If each seed has its own probe, means over class pairs are used instead of pairs.
         risks: Columns run, seed, step, split (which risk: "empirical", "population", …), loss; or None.
         confidence: Level of the intervals over seeds (Student's t).
 
     Returns:
-        Frame of `srel_tf.hypotheses.COLUMNS`; "undecided" for less than 3 seeds, 12 steps, 12 of them late, or half of
+        Frame of `srel_tf.hypotheses.COLUMNS`; "undecided" for fewer than 3 seeds, 12 steps, 12 of them late, or half of
         the entries valid.
 
     Raises:
-        FrameError: As in `srel_tf.hypotheses.series.groups`, or the risks do not fit.
+        FrameError: As in `srel_tf.hypotheses.series.groups`, or the risks are incomplete or not positive.
         OptionError: `confidence` is not in [0.5, 1).
 
     Example:
@@ -160,7 +160,7 @@ def _not_followed(
     reason: str,
     confidence: float,
 ) -> Row:
-    """Undecided row of a group that cannot be followed in time."""
+    """Make the undecided row of a group that cannot be followed in time."""
     names = {**about, "claim": "two phases", "scope": "", "effect": ""}
     return decide(names, [], (np.nan, np.nan), confidence, reason=reason)
 
@@ -178,7 +178,7 @@ def _judge(
         confidence: Level of the intervals.
 
     Returns:
-        One row a claim.
+        One row per claim.
     """
     times = times_of_mean(followed)
     range_of_star = f"{times.t_star_low:g} to {times.t_star_high:g}"
@@ -197,7 +197,7 @@ def _judge(
 
 
 def _effects_of_seeds(followed: Cube) -> list[dict[Claim, np.ndarray] | None]:
-    """Effects of each seed at times that the other seeds chose; None if a phase is too short or there is one seed."""
+    """Compute each seed's effects at times chosen on the other seeds; None for a short phase or a single seed."""
     steps = followed.steps
     n_seeds = len(followed.seeds)
     of_seeds: list[dict[Claim, np.ndarray] | None] = [None] * n_seeds
@@ -222,7 +222,7 @@ def _effects(
     Args:
         logs: Log₂ S_rel, [pair, step].
         steps: [step].
-        phases: Which steps belong to each phase, bool [step] each.
+        phases: Masks of the steps that belong to each phase, bool [step] each.
 
     Returns:
         {claim: effect of each pair, [pair]}.
@@ -243,7 +243,7 @@ def _effects(
     lowest = np.min(late, axis=1, initial=np.inf, where=is_known)
     lowest_known = np.where(np.isfinite(lowest), lowest, np.nan)
     change_of_bound = _change_of_minima(late, steps[is_late])
-    is_bound_zero = lowest <= FLOOR  # A lower bound of 0 says nothing.
+    is_bound_zero = lowest <= FLOOR  # A lower bound of 0 carries no information.
     return {
         LATE_ABOVE_EARLY: late_level - median(early),
         LATE_ABOVE_START: late_level - median(start),
@@ -280,7 +280,7 @@ def _all_pairs(
     about: Mapping[str, str],
     confidence: float,
 ) -> Row:
-    """Make the row on Hypothesis 1.2(a) as it is written. It can only contradict.
+    """Make the row on Hypothesis 1.2(a) in its literal form. The data can only contradict it.
 
     Args:
         followed: Log₂ S_rel.
@@ -300,7 +300,7 @@ def _all_pairs(
 
 
 def _largest_gap_of_lowest_pair(logs: np.ndarray) -> float:
-    """Lowest late value minus the higher of two consecutive early values, of the lowest pair, at the best early time.
+    """Compute the lowest late minus the higher of two consecutive early values, for the lowest pair at the best time.
 
     Unknown values are replaced by those that favour the hypothesis.
 

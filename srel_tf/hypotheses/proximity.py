@@ -33,7 +33,7 @@ class _StepEffect:
     Attributes:
         step: The step.
         claim: The claim.
-        of_seeds: One number a seed, [seed].
+        of_seeds: One number per seed, [seed].
         shuffled: Mean over seeds in each permutation of the sources, [resamples].
     """
 
@@ -62,36 +62,39 @@ def proximity_trend(
     resamples: int = 1000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Check Hypothesis 1.1(a): one row a metric, step and claim, and one a metric and claim for all steps together.
+    """Check Hypothesis 1.1(a): one row per metric, step and claim, and one per metric and claim for all steps together.
 
-    Each effect is one number a seed, the mean over targets x' of
+    Each effect is one number per seed, the mean over targets x' of
 
-    - "S_rel falls with distance": Spearman's rank correlation of S_rel and distance over the sources x; claimed < 0;
-    - "a nearer x_l has a higher S_rel": the share of x_h for which some nearer x_l has a higher S_rel. The nearest x is
-      left out, since none is nearer. `effect` says how many x_h have no such x_l. The hypothesis says this of all x_h,
-      but also of all x in ℝⁿ: a finite set of points cannot refute it. The data can show whether the share is above
-      that of sources without a trend, 1 − mean 1/(k+1) over the numbers k of nearer ones: 0.975 for 200 sources.
+    - "S_rel falls with distance": Spearman's rank correlation of S_rel and distance over the sources x; claimed to be <
+      0;
+    - "a nearer x_l has a higher S_rel": the share of sources x_h for which some nearer x_l has a higher S_rel. The
+      nearest x is left out, because none is nearer. `effect` says how many x_h have no such x_l. The hypothesis claims
+      x_l for all x_h, but with all x in ℝⁿ, so that a finite set of points cannot refute it. The data can show whether
+      the share is above its value for sources without a trend, 1 − mean 1/(k+1) over the numbers k of nearer sources:
+      0.975 for 200 sources.
 
-    All seeds share the sources. So the interval joins Student's t over seeds with the permutations of the sources,
-    which are the same in all seeds and for all targets: an effect must be beyond what both leave to chance. It says
-    nothing about other targets. "at all steps" is supported if every step is, which needs no wider intervals. It is
-    contradicted if one step is with an interval widened for their number (Bonferroni). Otherwise the row shows the
-    least favourable step.
+    All seeds share the sources. Therefore the interval combines Student's t over seeds with permutations of the
+    sources, which are the same in all seeds and for all targets: an effect must exceed both kinds of chance. The
+    interval does not cover other targets. "at all steps" is supported if every step is, which needs no wider intervals.
+    It is contradicted if one step is, with an interval widened for the number of steps (Bonferroni). Otherwise the row
+    shows the least favourable step.
 
     Args:
         frame: S_rel frame of several seeds (`srel_tf.frames.COLUMNS`).
-        distances: Columns target_id, source_id, distance; if distances differ between them, also seed (or run), step,
-            and metric (a name, "input" say). Pairs and steps without a distance are left out.
+        distances: Columns target_id, source_id, distance; if distances differ between seeds, steps or metrics, also
+            seed (or run), step, and metric (a name, for example "input"). Pairs and steps without a distance are left
+            out.
         confidence: Level of the intervals.
         min_sources: A target with fewer valid sources is left out.
         resamples: Number of permutations of the sources.
         seed: Seed of the permutations.
 
     Returns:
-        Frame of `srel_tf.hypotheses.COLUMNS`; "undecided" for less than 3 seeds or `min_sources`.
+        Frame of `srel_tf.hypotheses.COLUMNS`; "undecided" for fewer than 3 seeds or `min_sources`.
 
     Raises:
-        FrameError: The frame or the distances do not fit.
+        FrameError: As in `srel_tf.hypotheses.series.groups`, or a distance is negative or missing.
         OptionError: An option is outside its range.
 
     Example:
@@ -145,7 +148,7 @@ def _no_step(
     min_sources: int,
     confidence: float,
 ) -> Row:
-    """Undecided row of a metric for which no target has enough sources."""
+    """Make the undecided row of a metric for which no target has enough sources."""
     names = {**about, "claim": TREND, "effect": ""}
     reason = f"no target has {min_sources} valid sources at any step"
     return decide(names, [], (-np.inf, 0.0), confidence, reason=reason)
@@ -200,7 +203,7 @@ def _rows_of_claim(
     metric: str,
     confidence: float,
 ) -> list[Row]:
-    """Make one row a step, and one for all of them if there are several.
+    """Make one row per step, and one row for all steps if there are several.
 
     Args:
         effects: Effect of one claim at each step.
@@ -231,7 +234,7 @@ def _all_steps(
 
     Args:
         rows: Rows of the steps.
-        widened: The same, with intervals widened for their number.
+        widened: The same rows, with intervals widened for the number of steps.
         metric: Name of the distance.
 
     Returns:

@@ -1,8 +1,8 @@
 """Figure 5's claim: the initial rise of S_rel coincides with the phase in which the risks fall rapidly.
 
-That phase is the risk's own: from the start until 90% of the fall of log risk is done. There is no verdict on whether
-both settle at the same time: a change point, or a time of settling, can be computed of any series, also of a series
-that has none.
+This phase is defined by the risk: from the start until 90% of the fall of log risk is done. There is no verdict on
+whether both settle at the same time, because a change point, or a time of settling, can be computed for any series,
+even for a series without one.
 
 - "S_rel rises while the risk falls rapidly": least-squares slope of log₂ S_rel in that phase times its length;
 - "faster then than after": that slope minus the slope after the phase, per measured span;
@@ -39,7 +39,7 @@ RISES_FIRST = Claim(
 )
 CLAIMS = (RISES, RISES_FASTER, RISES_FIRST)
 RAPID = 0.9  # Share of the fall of log₂ risk that ends the phase.
-LEAST_FALL = 1.0  # In log₂: the risk must fall to less than half.
+LEAST_FALL = 1.0  # Smallest fall of log₂ risk: the risk must fall to less than half.
 LEAST_IN, LEAST_AFTER = 3, 12  # Measured steps in the phase and after it.
 
 
@@ -70,10 +70,10 @@ def risk_rows(
         confidence: Level of the intervals.
 
     Returns:
-        One row a kind of risk and claim.
+        One row per kind of risk and claim.
 
     Raises:
-        FrameError: The risks do not fit.
+        FrameError: The risks are incomplete or not positive.
     """
     rows = []
     for kind, curves in _curves(risks, followed).items():
@@ -121,7 +121,7 @@ def rapid_fall(steps: np.ndarray, log_risk: np.ndarray) -> tuple[float, float]:
 def _effects_of_seeds(
     followed: Cube, falls: list[tuple[float, float]]
 ) -> list[dict[Claim, np.ndarray] | None]:
-    """Effects of each seed; None for a seed that cannot be judged.
+    """Compute the effects of each seed; None for a seed that cannot be judged.
 
     Args:
         followed: Log₂ S_rel.
@@ -184,7 +184,7 @@ def _curves(risks: pd.DataFrame, followed: Cube) -> dict[str, list[RiskCurve]]:
         {kind of risk: curve of each seed}.
 
     Raises:
-        FrameError: The risks do not fit.
+        FrameError: The risks are incomplete or not positive.
     """
     check_columns(risks, ["run", "seed", "step", "split", "loss"])
     risks = risks.reset_index(drop=True)
@@ -216,7 +216,7 @@ def _curve_of_seed(
     name: str,
     span: np.ndarray,
 ) -> RiskCurve:
-    """Risk of one seed, interpolated to begin and end with S_rel.
+    """Return the risk of one seed, interpolated to begin and end with S_rel.
 
     Args:
         risks: Rows of one kind of risk.

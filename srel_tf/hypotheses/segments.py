@@ -11,7 +11,7 @@ from srel_tf.hypotheses.series import GROUP, Cube, groups, pairs_in_time, series
 from srel_tf.hypotheses.verdicts import Row
 
 GRID = 200  # Largest number of intervals of equal length in time among which change points are sought.
-# Steps from which on every other step still makes four segments of two.
+# Smallest number of steps of which every other step still makes four segments of two.
 LEAST_FOR_HALVES = 16
 
 
@@ -21,7 +21,7 @@ class Phases(NamedTuple):
     Attributes:
         start: End of the first segment.
         t1: t₁, begin of the early interval [t₁, t₂).
-        t2: t₂, its end.
+        t2: t₂, end of the early interval.
         star: t*, begin of the late phase.
     """
 
@@ -48,8 +48,8 @@ class Times(NamedTuple):
         t1: First step of the early interval.
         t2: Last step of the early interval.
         t_star: First step of the late phase.
-        t_star_low: Lowest t* when a seed or every other step is left out.
-        t_star_high: Highest t* when a seed or every other step is left out.
+        t_star_low: Lowest t* if a seed or every other step is left out.
+        t_star_high: Highest t* if a seed or every other step is left out.
     """
 
     t1: float
@@ -127,7 +127,7 @@ def change_points(frame: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         Columns measure, update, estimator, t1, t2, t_star, t_star_low, t_star_high, n_pairs. The times are measured
-        steps. low and high are the range of t* when a seed or every other step is left out. Groups that cannot be
+        steps. low and high are the range of t* if a seed or every other step is left out. Groups that cannot be
         followed have no row.
 
     Raises:
@@ -158,7 +158,7 @@ def change_points(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def times_of_mean(followed: Cube) -> Times:
-    """Times of the mean over seeds of log₂ S_rel, and their range."""
+    """Find the times in the mean over seeds of log₂ S_rel, and their range."""
     steps = followed.steps
     mean = mean_over_seeds(followed.srel)
     phases = find_phases(mean, steps)
@@ -191,7 +191,7 @@ def _first_step(steps: np.ndarray, time: float) -> float:
 
 
 def left_out(followed: Cube) -> range:
-    """Numbers of the seeds that can be left out: none if there is only one."""
+    """Return the numbers of the seeds that can be left out: none if there is only one seed."""
     n = len(followed.seeds)
     return range(n) if n > 1 else range(0)
 
@@ -202,7 +202,7 @@ def mean_of_others(followed: Cube, seed: int) -> np.ndarray:
 
 
 def mean_over_seeds(logs: np.ndarray) -> np.ndarray:
-    """Mean over seeds without NaN, and without pairs that are never known.
+    """Compute the mean over seeds, without NaN and without pairs that are never known.
 
     Args:
         logs: [seed, pair, step].

@@ -1,4 +1,4 @@
-"""S_rel frames as arrays [seed, pair, step]. The frames are checked: data that do not fit are refused."""
+"""S_rel frames as arrays [seed, pair, step]. Frames are checked, and inconsistent data are refused."""
 
 import warnings
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ NEEDED = [
     *("run", "seed", "step", "measure", "update", "estimator"),
     *("source_id", "target_id", "srel", "valid"),
 ]
-NEGLIGIBLE = 0.01  # In log₂: a change by 0.7% of the value.
+NEGLIGIBLE = 0.01  # Negligible change of log₂ S_rel: 0.7% of the value.
 # A bound that loses less than a tenth of its height counts as non-decreasing.
 FALL = np.log2(1.1)
 FLOOR = -64.0  # Log₂ that stands for zero: a valid S_rel of 0 is below all others, but is not missing.
@@ -83,7 +83,7 @@ def groups(frame: pd.DataFrame) -> Iterator[tuple[dict[str, str], pd.DataFrame]]
 
 
 def _checked_srel(frame: pd.DataFrame) -> pd.Series:
-    """S_rel with NaN for invalid and infinite entries; `FrameError` for negative ones."""
+    """Return S_rel with NaN for invalid and infinite entries; raise `FrameError` for negative entries."""
     is_valid = _as_bool(frame["valid"])
     srel = _as_numbers(frame, "srel").where(is_valid)
     srel = srel.replace([np.inf, -np.inf], np.nan)
@@ -95,7 +95,7 @@ def _checked_srel(frame: pd.DataFrame) -> pd.Series:
 
 
 def _checked_steps(frame: pd.DataFrame) -> pd.Series:
-    """Steps as numbers; `FrameError` if one is missing."""
+    """Return steps as numbers; raise `FrameError` if one is missing."""
     steps = _as_numbers(frame, "step")
     n_missing = (~np.isfinite(steps)).sum()
     if n_missing:
@@ -106,7 +106,10 @@ def _checked_steps(frame: pd.DataFrame) -> pd.Series:
 
 
 def _as_bool(column: pd.Series) -> pd.Series:
-    """A column of booleans, missing ones as False. Text is refused, because "False" would count as true."""
+    """Return a column of booleans, with False for missing values.
+
+    Text is refused, because "False" would count as true.
+    """
     is_bool = pd.api.types.is_bool_dtype(column)
     if (
         is_bool
@@ -119,7 +122,7 @@ def _as_bool(column: pd.Series) -> pd.Series:
 
 
 def _as_numbers(frame: pd.DataFrame, name: str) -> pd.Series:
-    """A column as float64; `FrameError` if it does not hold numbers."""
+    """Return a column as float64; raise `FrameError` if it does not hold numbers."""
     try:
         return pd.to_numeric(frame[name]).astype("float64")
     except (ValueError, TypeError) as error:
@@ -133,10 +136,10 @@ def replicates(frame: pd.DataFrame) -> pd.Series:
         frame: Columns run and seed.
 
     Returns:
-        Names, one a row.
+        Names, one per row.
 
     Raises:
-        FrameError: A seed belongs to several runs: it would count more than once.
+        FrameError: A seed belongs to several runs, so that it would count more than once.
     """
     runs = frame[["run", "seed"]].drop_duplicates()
     seeds = runs["seed"].dropna()
@@ -202,7 +205,7 @@ def _may_agree(run: pd.DataFrame) -> bool:
 
 
 def pairs_in_time(rows: pd.DataFrame) -> Cube:
-    """Arrange the rows of a group by pairs, or by class pairs if each seed measured examples of its own.
+    """Arrange the rows of a group by pairs, or by class pairs if each seed measured its own examples.
 
     Args:
         rows: Rows of one group.
@@ -232,7 +235,7 @@ def of_classes(rows: pd.DataFrame) -> pd.DataFrame:
         rows: Rows of one group, with classes.
 
     Returns:
-        One row a (replicate, step, class pair), with the classes as ids: mean S_rel, or NaN if less than half of the
+        One row per (replicate, step, class pair), with the classes as ids: mean S_rel, or NaN if less than half of the
         entries are valid.
     """
     keys = ["replicate", "step", "source_class", "target_class"]
@@ -275,15 +278,15 @@ def log2(srel: np.ndarray) -> np.ndarray:
 def series(whole: Cube, least: int = 12) -> Cube | str:
     """Select the pairs that every seed measured at `least` steps or more, at the steps common to all of them.
 
-    Seeds with less than half of their entries valid are left out, then pairs: late in float32 the other entries would
-    be a selection.
+    Seeds with less than half of their entries valid are left out, then such pairs: late in a float32 training the
+    remaining entries would be a biased selection.
 
     Args:
         whole: S_rel of a group.
         least: Number of steps.
 
     Returns:
-        Cube of log₂ S_rel, or the reason why there is none.
+        Cube of log₂ S_rel, or the reason why it cannot be made.
     """
     n_measured = whole.measured.sum(axis=2)  # [seed, pair]
     followed = (n_measured >= least).all(axis=0)
@@ -319,7 +322,7 @@ def series(whole: Cube, least: int = 12) -> Cube | str:
 
 
 def selected(names: list[str], mask: np.ndarray) -> list[str]:
-    """The names whose entry of the mask is true."""
+    """Return the names whose entry of the mask is true."""
     return [name for name, is_kept in zip(names, mask, strict=True) if is_kept]
 
 
@@ -335,7 +338,7 @@ def slopes(values: np.ndarray, at: np.ndarray) -> np.ndarray:
     """
     at = np.where(np.isfinite(values), at, np.nan)
     with warnings.catch_warnings():
-        # Rows of NaN only have no mean.
+        # The mean of a row with NaN only is undefined.
         warnings.simplefilter("ignore", RuntimeWarning)
         at = at - np.nanmean(at, axis=-1, keepdims=True)
         values = values - np.nanmean(values, axis=-1, keepdims=True)

@@ -1,4 +1,4 @@
-"""How S_rel of a target falls with distance: rank correlation, share of higher nearer sources, and permutations."""
+"""Statistics of the fall of S_rel with distance: rank correlation, share of higher nearer sources, and permutations."""
 
 import warnings
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ class Trend:
 
     Attributes:
         rank: Rank correlation of S_rel and distance.
-        shuffled_rank: The same in each permutation of the sources, [resamples].
+        shuffled_rank: `rank` in each permutation of the sources, [resamples].
         share: Share of x_h with a nearer x_l of higher S_rel.
-        shuffled_share: The same in each permutation of the sources, [resamples].
+        shuffled_share: `share` in each permutation of the sources, [resamples].
         n_without: Number of x_h without such an x_l.
     """
 
@@ -41,7 +41,7 @@ def trends_of_seeds(
     resamples: int,
     generator: np.random.Generator,
 ) -> list[Trend | None]:
-    """Mean statistics over the targets of each seed at one step.
+    """Compute mean statistics over the targets of each seed at one step.
 
     Args:
         rows: Rows of one step with distances.
@@ -50,7 +50,7 @@ def trends_of_seeds(
         generator: Source of the permutations.
 
     Returns:
-        One entry a seed; None if no target has enough sources.
+        One entry per seed; None if no target has enough sources.
     """
     srel = by_source(rows, "srel")  # [seed, target, source]
     distance = by_source(rows, "distance")
@@ -85,7 +85,7 @@ def trend_of_target(
 
 
 def correlation(distance: np.ndarray, srel: np.ndarray) -> float:
-    """Spearman's rank correlation of distance and S_rel, [n] each, over the entries that both have.
+    """Compute Spearman's rank correlation of distance and S_rel, [n] each, over the entries that both have.
 
     Returns:
         The correlation; NaN if one of the two is constant.
@@ -102,7 +102,7 @@ def shuffled_correlation(
     """Spearman's rank correlation of distance and permutations of S_rel.
 
     A permutation of S_rel permutes its ranks, so both are ranked once (`scipy.stats.permutation_test` would rank every
-    permutation). A missing entry has the middle rank.
+    permutation). A missing entry gets the middle rank.
 
     Args:
         distance: [n].
@@ -126,7 +126,7 @@ def _centred_ranks(values: np.ndarray) -> np.ndarray:
 
 
 def higher(distance: np.ndarray, srel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Share of the sources x_h of one target for which a nearer x_l has a higher S_rel, and number of the others.
+    """Compute the share of one target's x_h for which a nearer x_l has a higher S_rel, and the number of other x_h.
 
     Args:
         distance: [n].

@@ -1,4 +1,4 @@
-"""Verdicts from one effect a seed: the interval over seeds, and the row that says what was decided and why."""
+"""Verdicts from one effect per seed: the interval over seeds, and the row with the verdict and its reason."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,8 +28,8 @@ class Claim(NamedTuple):
 
     Attributes:
         name: The claim in words.
-        effect: What is computed, one number a seed.
-        bounds: The claim says that the effect lies between these.
+        effect: Name of the computed quantity, one number per seed.
+        bounds: Bounds between which the effect lies according to the claim.
     """
 
     name: str
@@ -43,8 +43,8 @@ class Effect:
 
     Attributes:
         claim: The claim.
-        of_seeds: One number a seed, [seed].
-        shared: Error that the examples add, as in `interval`.
+        of_seeds: One number per seed, [seed].
+        shared: Error due to the shared examples, as in `interval`.
     """
 
     claim: Claim
@@ -63,7 +63,7 @@ def check_confidence(confidence: float) -> None:
     """Raise `OptionError` unless 0.5 <= confidence < 1."""
     if not 0.5 <= confidence < 1:
         raise OptionError(
-            f"confidence={confidence!r}: give a number from 0.5 to 1, say 0.95"
+            f"confidence={confidence!r}: give a number from 0.5 to 1, for example 0.95"
         )
 
 
@@ -72,13 +72,13 @@ def interval(
     confidence: float = 0.95,
     shared: Bounds = (0.0, 0.0),
 ) -> tuple[float, float, float]:
-    """Interval of the mean effect, by Student's t over seeds.
+    """Compute the interval of the mean effect, by Student's t over seeds.
 
     A percentile bootstrap over seeds is not used: for five values its coverage is far below its level
     (`tests/hypotheses`).
 
     Args:
-        effects: One number a seed, [n].
+        effects: One number per seed, [n].
         confidence: Level of the interval.
         shared: Error below and above the mean from the sampled examples, which all seeds share (`of_permutations`,
             `of_jackknife`, `of_bootstrap`). It is independent of the error over seeds, so the two add in squares.
@@ -108,7 +108,7 @@ def interval(
 
 
 def _student_quantile(confidence: float, degrees: int) -> float:
-    """Half width of a two-sided interval, in standard errors."""
+    """Return the half width of a two-sided interval, in standard errors."""
     return t.ppf((1 + confidence) / 2, degrees)
 
 
@@ -119,7 +119,7 @@ def of_permutations(draws: np.ndarray, confidence: float) -> Bounds:
     lie beyond the effect.
 
     Args:
-        draws: The effect when the examples are shuffled, [resamples].
+        draws: The effect with shuffled examples, [resamples].
         confidence: Level of the interval.
 
     Returns:
@@ -179,19 +179,19 @@ def decide(
     shared: Bounds = (0.0, 0.0),
     reason: str = "",
 ) -> Row:
-    """Make one row of the verdict table from one effect a seed.
+    """Make one row of the verdict table from one effect per seed.
 
     "supported" if the whole interval fulfils the claim, "contradicted" if no part of it does, else "undecided".
-    Effects that are equal in all seeds have no spread to make an interval of. All of them then lie on one side of the
-    bound, which has probability 2^−n by chance; too few seeds are therefore undecided.
+    Effects that are equal in all seeds have no spread, so that there is no interval. All of them then lie on one side
+    of the bound, which happens by chance with probability 2^−n; too few seeds are therefore undecided.
 
     Args:
         about: The columns hypothesis, claim, scope, measure, update, estimator, effect.
-        effects: One number a seed; seeds with NaN are left out.
-        claim: (low, high): the hypothesis says low < effect < high.
+        effects: One number per seed; seeds with NaN are left out.
+        claim: (low, high), where the hypothesis is low < effect < high.
         confidence: Level of the interval.
         shared: As in `interval`.
-        reason: Why nothing can be decided, if that is known already.
+        reason: Reason why the claim cannot be decided, or "".
 
     Returns:
         Dict of `COLUMNS`.
@@ -231,7 +231,7 @@ def _why_undecided(
     ci: Bounds,
     confidence: float,
 ) -> str:
-    """Reason why the effects of the usable seeds, [n], allow no verdict, or ""."""
+    """Return the reason why the effects of the usable seeds, [n], allow no verdict, or ""."""
     n = len(usable)
     if n < MIN_SEEDS:
         return _too_few(n, n_given)
@@ -245,7 +245,7 @@ def _why_undecided(
 
 
 def _compare(ci: Bounds, claim: Bounds) -> tuple[str, str]:
-    """Verdict and reason from an interval and the bounds of a claim."""
+    """Return verdict and reason from an interval and the bounds of a claim."""
     ci_low, ci_high = ci
     low, high = claim
     bounds = f"({low:.3g}, {high:.3g})"
@@ -267,7 +267,7 @@ def rows_of_median_pair(
     confidence: float,
     reason: str = "",
 ) -> list[Row]:
-    """Make one row a claim on the median over pairs; its scope says how many pairs agree with the claim.
+    """Make one row per claim on the median over pairs; its scope says how many pairs agree with the claim.
 
     Args:
         about: As in `decide`, without claim and effect.
@@ -301,7 +301,7 @@ def undecided(
     claim: str,
     reason: str,
 ) -> pd.DataFrame:
-    """Make a table of undecided rows, for a claim that the frame has no data for.
+    """Make a table of undecided rows for a claim that cannot be checked on the frame.
 
     Args:
         frame: Columns measure, update, estimator; without a column `name`, probes have no names.
@@ -310,7 +310,7 @@ def undecided(
         reason: Which data the frame lacks.
 
     Returns:
-        One row a probe, measure, update rule and estimator, with the columns `COLUMNS`.
+        One row per probe, measure, update rule and estimator, with the columns `COLUMNS`.
 
     Example:
         >>> import pandas as pd
@@ -329,12 +329,12 @@ def undecided(
 
 
 def seeds(count: int) -> str:
-    """Number of seeds in words: "1 seed", "2 seeds"."""
+    """Return the number of seeds in words: "1 seed", "2 seeds"."""
     return f"{count} seed{'' if count == 1 else 's'}"
 
 
 def _too_few(n_usable: int, n_given: int) -> str:
-    """Reason of a verdict for less than `MIN_SEEDS` seeds."""
+    """Return the reason of a verdict for fewer than `MIN_SEEDS` seeds."""
     if n_given < MIN_SEEDS:
         return f"{seeds(n_given)}: an interval over seeds needs {MIN_SEEDS}"
     return f"{n_usable} of {seeds(n_given)} can be judged: an interval over seeds needs {MIN_SEEDS}"

@@ -1,1 +1,1 @@
-"""How far an update moves a prediction: how outputs are read, and the distances D between them. Knows tensors only."""
+"""Measures of how far an update moves a prediction: the reading of outputs, and the distances D. Knows tensors only."""

@@ -35,7 +35,7 @@ def raw_change(before: tf.Tensor, after: tf.Tensor) -> Change:
 
 
 def _as_doubles(before: tf.Tensor, after: tf.Tensor) -> list[tf.Tensor]:
-    """Return both as float64 of their common shape."""
+    """Return both arguments as float64, broadcast to their common shape."""
     shape = tf.broadcast_dynamic_shape(tf.shape(before), tf.shape(after))
     return [tf.broadcast_to(tf.cast(t, tf.float64), shape) for t in (before, after)]
 
@@ -83,7 +83,7 @@ _SERIES_RADIUS = 0.25
 def kl(change: Change) -> tf.Tensor:
     """Return KL(g⁺, g) = Σ_c g⁺_c log(g⁺_c / g_c) of Definition 2, in nats.
 
-    It is computed as Σ g φ(d) with φ(d) = e^d d − e^d + 1 ≥ 0, which differs by Σ g⁺ − Σ g = 0. Each term is
+    It is computed as Σ g φ(d) with φ(d) = e^d d − e^d + 1 ≥ 0, which is equal because Σ g⁺ − Σ g = 0. Each term is
     non-negative and evaluated by its series for small d, so that nothing cancels.
     """
     g, g_plus, d = change.before, change.after, change.log_ratio
@@ -103,7 +103,7 @@ def l1(change: Change) -> tf.Tensor:
 
 
 def l2(change: Change) -> tf.Tensor:
-    """Return ‖f⁺ − f‖₂: Definition 1 with the other norm (|f⁺ − f| for a scalar output)."""
+    """Return ‖f⁺ − f‖₂: Definition 1 with the ℓ2 norm (|f⁺ − f| for a scalar output)."""
     # Scaled by the largest entry: squares of changes below 1e-154 would underflow.
     largest = tf.reduce_max(tf.abs(change.difference), axis=-1, keepdims=True)
     scaled = tf.math.divide_no_nan(change.difference, largest)
@@ -129,8 +129,8 @@ class Measure:
     Attributes:
         numerator, denominator: D of a `Change` [..., C], one number per prediction [...].
         probabilities: whether D is defined for probability vectors only.
-        first_order: D of a first-order change, for the limit η → 0; None if there is no limit.
-        raw: whether D acts on the model's raw outputs, however its predictions are read.
+        first_order: D of a first-order change, for the limit η → 0; None if the limit is not defined.
+        raw: whether D acts on the model's raw outputs, whatever `predictions` says.
         degree: D of a small change grows as its size to this power; rounding errors propagate accordingly.
         tolerance: the error of a valid entry is at most tolerance · (1 + S).
     """

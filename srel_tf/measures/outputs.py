@@ -1,4 +1,4 @@
-"""What a model's outputs are (probabilities, logits, raw values) and how they change under an update."""
+"""The reading of a model's outputs (as probabilities, logits or raw values) and their change under an update."""
 
 import warnings
 from typing import Any, TypeAlias
@@ -27,7 +27,7 @@ OWN_LOSS = (
 def read_as(
     choice: str, loss: Loss, activation: str | None, y: np.ndarray, num_outputs: int
 ) -> tuple[str, str]:
-    """Decide how to read outputs [n, C]. The values of outputs and of y play no part.
+    """Decide how to read outputs [n, C]. The values of outputs and of y have no influence.
 
     Args:
         choice: the user's `predictions`.
@@ -80,9 +80,9 @@ def _reason_for_raw(
     if num_outputs == 1:
         return "the model has one output"
     if loss.kind == "binary":
-        return f"the loss {loss.name} takes each output by itself"
+        return f"the loss {loss.name} treats each output separately"
     if activation == "sigmoid":
-        return "the model ends in a sigmoid, which takes each output by itself"
+        return "the model ends in a sigmoid, which treats each output separately"
     if loss.kind in ("sparse", "categorical") or activation in (
         "softmax",
         "log_softmax",
@@ -90,7 +90,7 @@ def _reason_for_raw(
         return ""
     if loss.kind == "own":
         return "" if holds_class_indices(y) else OWN_LOSS
-    return f"the loss {loss.name} is not one of a classifier, and the model does not end in a softmax"
+    return f"the loss {loss.name} is not a classification loss, and the model does not end in a softmax"
 
 
 def kind_of_predictions(
@@ -98,17 +98,17 @@ def kind_of_predictions(
 ) -> str:
     """Return "raw", "logits" or "probabilities": `kind` of `read_as`, decided by values if it is "softmax".
 
-    Values decide for a classifier whose last operation is unknown or does not make probabilities by itself, such as a
+    Values decide for a classifier whose last operation is unknown or does not directly return probabilities, such as a
     mean of several softmaxes.
 
     Args:
-        kind: of `read_as`.
+        kind: result of `read_as`.
         loss: the `CompiledLoss`.
-        model_name: for the message.
+        model_name: name of the model, for the message.
         outputs: [n, C].
 
     Raises:
-        ModelError: if the loss expects probabilities and the outputs are none.
+        ModelError: if the loss expects probabilities, but the outputs are not probabilities.
     """
     if kind != "softmax":
         return kind
@@ -122,7 +122,7 @@ def kind_of_predictions(
     if finite.any() and loss.from_logits is False:
         raise ModelError(
             f"the loss {loss.name} of model {model_name!r} expects probabilities that sum to one (from_logits=False), "
-            "and its outputs do not: end the model in a softmax, compile with from_logits=True, or measure with "
+            "but its outputs do not: end the model in a softmax, compile with from_logits=True, or measure with "
             "predictions='raw'"
         )
     return "logits"
@@ -156,7 +156,7 @@ def first_order_change(
     probabilities sum to zero.
 
     Args:
-        kind: how the outputs are read.
+        kind: reading of the outputs.
         link: name of the link between u and the outputs (`output_gradients.LINKS`).
         before: outputs f [..., C].
         moved: the change of u [..., C].
@@ -180,7 +180,7 @@ def first_order_change(
 
 
 def holds_class_indices(y: np.ndarray) -> bool:
-    """Whether y has one integer for each example, by its shape and type."""
+    """Return whether y has one integer for each example, by its shape and type."""
     return y.dtype.kind in "biu" and y.size == len(y)
 
 
@@ -192,12 +192,12 @@ def check_fit(
     num_outputs: int,
     loss: Loss,
 ) -> None:
-    """Check that measures, labels and a model's number of outputs go together.
+    """Check that measures, labels and the model's number of outputs are compatible.
 
     Args:
-        kind: of `read_as`.
-        reason: of `read_as`.
-        measures: by name.
+        kind: result of `read_as`.
+        reason: result of `read_as`.
+        measures: measures by name.
         probe: the `ProbeSet`.
         num_outputs: C.
         loss: the `CompiledLoss`.
@@ -213,12 +213,12 @@ def check_fit(
     ]
     if unfit:
         raise OptionError(
-            f"measures {unfit} are defined for probability vectors, and D acts on raw outputs here ({reason}): use "
+            f"measures {unfit} are defined for probability vectors, but D acts on raw outputs here ({reason}): use "
             "'l1' or 'l2', or predictions='softmax' if the softmax of two outputs or more is meant"
         )
     if kind != "raw" and num_outputs < 2:
         raise OptionError(
-            "predictions='softmax' needs two outputs or more; this model has one: use 'raw'"
+            "predictions='softmax' needs two outputs or more, but this model has one: use 'raw'"
         )
     if probe.labels is None or (kind == "raw" and loss.kind != "sparse"):
         return
@@ -232,13 +232,13 @@ def check_fit(
 
 
 def warn_of_unclear_targets(reason: str, probe: Probe, num_outputs: int) -> None:
-    """Warn that D acts on raw outputs under a user's own loss if the y of this probe could be labels."""
+    """Warn that D acts on raw outputs under a custom loss if the y of this probe could be labels."""
     y = probe.y.reshape(len(probe), -1)
     indices = y.shape[1] == 1 and bool(np.isin(y, np.arange(num_outputs)).all())
     if reason == OWN_LOSS and (indices or probe.labels is not None):
         warnings.warn(
-            "D acts on the raw outputs: the loss is your own, and nothing but the labels of this probe says that the "
-            "model is a classifier; give predictions='softmax' if it is one, else predictions='raw'",
+            "D acts on the raw outputs: the loss is custom, and only the labels of this probe suggest that the "
+            "model is a classifier; give predictions='softmax' if it is a classifier, else predictions='raw'",
             stacklevel=4,
         )
 
@@ -247,17 +247,18 @@ def labelled(probe: Probe, loss: Loss) -> Probe:
     """Return the probe with the class labels that the loss reads from y; Keras accepts float class indices.
 
     Raises:
-        ProbeError: if class indices meet a loss for one-hot rows or the reverse, or if an index is not an integer.
+        ProbeError: if y holds class indices but the loss needs one-hot rows, or the reverse, or if an index is not an
+            integer.
     """
     rows = probe.y.ndim == 2 and probe.y.shape[1] > 1
     if loss.kind == "categorical" and not rows:
         raise ProbeError(
-            f"y has the shape {probe.y.shape}, and the loss {loss.name} needs one-hot rows [n, C]"
+            f"y has the shape {probe.y.shape}, but the loss {loss.name} needs one-hot rows [n, C]"
         )
     if loss.kind != "sparse":
         return probe
     if rows or probe.y.ndim > 2:
         raise ProbeError(
-            f"y has the shape {probe.y.shape}, and the loss {loss.name} needs class indices [n]"
+            f"y has the shape {probe.y.shape}, but the loss {loss.name} needs class indices [n]"
         )
     return probe.with_class_indices() if probe.labels is None else probe

@@ -1,13 +1,13 @@
-"""What the authors' published code computed, kept apart from the definitions.
+"""The measures of the authors' published code, separate from the definitions.
 
 `published_kl` is not a KL divergence. `torch.nn.functional.kl_div(input, target)` expects *log*-probabilities as its
-input and computes the mean of target · (log target − input). The code handed it probabilities, so that what came out is
+input and computes the mean of target · (log target − input). The code passed probabilities, so that the result is
 
     numerator   mean_c p_c (log p_c − p⁺_c)  at x'
     denominator mean_c p_c (log p_c − p⁺_c)  at x, plus 1e-8
 
 with p before and p⁺ after the update. Without any update this is −(H(p) + ‖p‖²)/C, H the entropy: at initialisation,
-where p is nearly uniform, the ratio is close to 1 for every pair, whether or not the update moved anything.
+where p is nearly uniform, the ratio is close to 1 for every pair, even if the update changed nothing.
 
 `published_l2` is the counterpart of Definition 1 in that code: the mean absolute change of the probabilities at x',
 over their root-mean-square change at x plus 1e-8. The text says ℓ1 for both.
@@ -23,13 +23,13 @@ EPSILON = 1e-8
 
 
 def kl_div_of_probabilities(change: Change) -> tf.Tensor:
-    """mean_c p_c (log p_c − p⁺_c): torch's kl_div(p⁺, p) with reduction "mean", handed probabilities."""
+    """Compute mean_c p_c (log p_c − p⁺_c): torch's kl_div(p⁺, p) with reduction "mean", applied to probabilities."""
     p_log_p = tf.math.multiply_no_nan(change.log_before, change.before)
     return tf.reduce_mean(p_log_p - change.before * change.after, axis=-1)
 
 
 def mean_absolute_change(change: Change) -> tf.Tensor:
-    """mean_c |p⁺_c − p_c|."""
+    """Compute mean_c |p⁺_c − p_c|."""
     return tf.reduce_mean(tf.abs(change.difference), axis=-1)
 
 

@@ -1,4 +1,4 @@
-"""The measures by name, and registration of a user's own."""
+"""The measures by name, and registration of custom measures."""
 
 from srel_tf.errors import OptionError
 from srel_tf.measures.distances import DEFINITIONS, RAW, Distance, Measure
@@ -18,7 +18,7 @@ def register_measure(
     degree: int = 1,
     tolerance: float = 1e-3,
 ) -> None:
-    """Register a measure of your own for `measure`, `attach_probe` and the frame's column "measure".
+    """Register a custom measure for `measure`, `attach_probe` and the frame's column "measure".
 
     S_rel(x', x) = D at x' / D at x, where D is a function of a `Change`: float64 predictions `before` and `after` of
     shape [..., C], their `difference`, and for probabilities `log_before` and `log_ratio` = log g⁺ − log g.
@@ -27,12 +27,12 @@ def register_measure(
     1/degree must obey the triangle inequality to leading order, as norms (degree 1) and squares of norms (degree 2) do.
 
     Args:
-        name: of the measure; a registered name is replaced, unless it is a built-in one.
-        distance: D, a `Change` [..., C] to a float64 tensor [...]. It is zero if nothing moves.
-        first_order: D of a first-order change, homogeneous of the given degree; for most norms `distance` itself. None:
-            the measure has no limit η → 0, and `estimator="limit"` refuses it.
+        name: name of the measure. A registered name is replaced, unless it is built in.
+        distance: D, a function from a `Change` [..., C] to a float64 tensor [...]. It is zero if nothing changes.
+        first_order: D of a first-order change, homogeneous of the given degree; for most norms `distance` itself. If
+            None, the measure has no limit η → 0, and `estimator="limit"` refuses it.
         probabilities: whether D is defined for probability vectors only.
-        raw: whether D acts on the model's raw outputs, however its predictions are read.
+        raw: whether D acts on the model's raw outputs, whatever `predictions` says.
         degree: D of a small change grows as its size to this power.
         tolerance: the largest error of a valid entry, in units of 1 + S.
 

@@ -1,1 +1,1 @@
-"""Which entries are numbers, and which are rounding noise. Knows arrays."""
+"""Separation of numbers from rounding noise. This room knows arrays only."""

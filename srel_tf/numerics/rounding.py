@@ -1,4 +1,4 @@
-"""Which entries of S_rel the arithmetic resolves, and which are rounding noise.
+"""Find the entries of S_rel that the arithmetic resolves; the others are rounding noise.
 
 The noise is measured in each measurement. Rounding inside a net acts like a relative change of each weight by about
 one unit in the last place (ULP; this is backward error analysis). Gradients, updated weights and predictions are
@@ -31,9 +31,9 @@ class Noise(NamedTuple):
     """Noise of one measure's D as a norm: of its square root if D is the square of a norm.
 
     Attributes:
-        at_targets: at each target, [n_s, n_t].
-        at_sources: at each source, [n_s].
-        of_updates: by each source's update, as a share of D at the source, [n_s, n_t].
+        at_targets: noise at each target, [n_s, n_t].
+        at_sources: noise at each source, [n_s].
+        of_updates: noise of each source's update, as a share of D at the source, [n_s, n_t].
     """
 
     at_targets: np.ndarray
@@ -50,7 +50,7 @@ def precision(dtype: tf.DType) -> float:
     )
     if tensor_float_32:
         warnings.warn(
-            "TensorFloat-32 is on: most S_rel entries will be below what it resolves and so invalid; call "
+            "TensorFloat-32 is on: it does not resolve most S_rel entries, which are then invalid; call "
             "tf.config.experimental.enable_tensor_float_32_execution(False) before measuring",
             stacklevel=2,
         )
@@ -59,11 +59,11 @@ def precision(dtype: tf.DType) -> float:
 
 
 def perturbed(weights: list, sign: tf.Tensor | float) -> list[tf.Tensor]:
-    """Return weights in which the factors of each input of a layer are moved up or down by `UNITS` ULP.
+    """Return weights in which the factors of each layer input are changed by ±`UNITS` ULP.
 
-    This is the effect of rounding the layer's inputs. One move for all outputs of a layer takes a fraction of the
-    memory of a move for each weight. The moves are fixed, apart from `sign`: a ReLU input that rounding may take either
-    way takes one way for each sign.
+    This imitates rounding of the layer's inputs. One change for all outputs of a layer takes a fraction of the
+    memory of one change per weight. The changes are fixed, except for `sign`: if rounding may push a ReLU input either
+    way, each sign pushes it one way.
     """
     return [_perturbed(tf.convert_to_tensor(w), k, sign) for k, w in enumerate(weights)]
 
@@ -112,10 +112,10 @@ def moved_gradient(gradient: tf.Tensor) -> tf.Tensor:
 
 
 def last_places_moved(outputs: tf.Tensor) -> tf.Tensor:
-    """Return outputs [n, C] with each entry moved by `UNITS` ULP, up or down by a bit of its index: [⌈log₂ C⌉, n, C].
+    """Return outputs [n, C] with each entry changed by ±`UNITS` ULP, [⌈log₂ C⌉, n, C]; the sign is a bit of its index.
 
-    Any two outputs move apart in one of these patterns. A few random draws, rounded to the grid of the outputs, could
-    leave a difference of two outputs unchanged by chance.
+    In one of these patterns, any two outputs change in opposite directions. A few random draws, rounded to the grid,
+    could leave a difference of two outputs unchanged by chance.
     """
     n_outputs = outputs.shape[-1]
     n_bits = max(1, (n_outputs - 1).bit_length())
@@ -127,10 +127,10 @@ def last_places_moved(outputs: tf.Tensor) -> tf.Tensor:
 def noise_between(
     degree: int, values: np.ndarray, values_again: np.ndarray
 ) -> np.ndarray:
-    """Return the difference of two evaluations of D as a norm, that is of D to the power 1/degree.
+    """Return the absolute difference of D^(1/degree), which is a norm, between two evaluations.
 
-    It is infinite if only the second value is not a number. It is zero if the first one is not, since such an entry is
-    invalid anyway.
+    The difference is infinite if only the second value is not finite. It is zero if the first value is not finite,
+    because such an entry is invalid anyway.
     """
     root = 1 / degree
     with np.errstate(invalid="ignore"):
@@ -143,7 +143,7 @@ def noise_between(
 def error_bound(
     degree: int, srel: np.ndarray, denominator: np.ndarray, noise: Noise
 ) -> np.ndarray:
-    """Return a bound of the error of S [n_s, n_t]; denominator: D at the sources [n_s].
+    """Return a bound on the error of S, [n_s, n_t]; denominator: D at the sources [n_s].
 
     For degree 2, D is the square of a norm: the triangle inequality holds for S^½.
     """

@@ -28,7 +28,7 @@ _CURVE = ["source_class", "target_class", "epoch"]
 def plot_class_pairs(
     pairs: pd.DataFrame, classes: Sequence[str] | None = None
 ) -> Figure:
-    """Plot Definition 3 for each target class over the epochs: one panel a measure (column) and source class (row).
+    """Plot Definition 3 for each target class over the epochs: one panel per measure (column) and source class (row).
 
     Lines are means over runs, bands their population standard deviation. The intra-class line is solid, inter-class
     lines are dashed. A column whose means span more than a factor of `WIDE` has a logarithmic axis, and bands from the
@@ -42,7 +42,8 @@ def plot_class_pairs(
         The figure.
 
     Raises:
-        FrameError: The frame has several update rules or η or no rows, or a class is not a source class.
+        FrameError: The frame has no rows, several update rules or several η, or a requested class is not a source
+            class.
 
     Example:
         >>> import pandas as pd
@@ -75,7 +76,7 @@ def plot_class_pairs(
 
 
 def _only_rule(pairs: pd.DataFrame) -> str:
-    """Name of the update rule; `FrameError` unless there is exactly one, with one η a step."""
+    """Return the name of the update rule; raise `FrameError` unless there is exactly one, with one η per step."""
     rules: list[str] = []
     if not pairs.empty:
         names = pairs["rule"] if "rule" in pairs else rule_names(pairs)
@@ -90,7 +91,7 @@ def _only_rule(pairs: pd.DataFrame) -> str:
 
 
 def _source_classes(pairs: pd.DataFrame, classes: Sequence[str] | None) -> list[str]:
-    """The source classes to draw; `FrameError` for a class that is not a source class."""
+    """Return the source classes to draw; raise `FrameError` for a class that is not a source class."""
     present = list(pairs["source_class"].unique())
     if classes is None:
         return present
@@ -115,7 +116,7 @@ def _column(
         column: Axes, [source class].
         pairs: Rows of the measure.
         measure: The measure.
-        sources: Source classes, one a panel.
+        sources: Source classes, one per panel.
         targets: Target classes, in the order of their colours.
     """
     means = pairs.groupby(_CURVE)["mean"].mean()
@@ -145,7 +146,7 @@ def _describe_bands(pairs: pd.DataFrame, axes: np.ndarray) -> str:
 
 
 def _scale(ax: Axes, wide: bool) -> None:
-    """Make the axis logarithmic if values are wide; let a linear axis begin at zero if zero is near."""
+    """Make the axis logarithmic if values span a wide range; start a linear axis at zero if zero is near."""
     if wide:
         ax.set_yscale("log")
         return

@@ -21,7 +21,7 @@ _LINE_STYLES = ("-", "--", ":")
 
 
 def plot_beside(curves: pd.DataFrame, measure: str) -> Figure:
-    """Plot S^{k,smooth} over optimizer updates: a panel a (source class, target class), a colour an origin.
+    """Plot S^{k,smooth} over optimizer updates: one panel per (source class, target class), one colour per origin.
 
     Lines are means over runs, bands reach from the lowest run to the highest. If means span more than a factor of
     `WIDE`, the axes are logarithmic.
@@ -34,7 +34,7 @@ def plot_beside(curves: pd.DataFrame, measure: str) -> Figure:
         The figure.
 
     Raises:
-        FrameError: The frame does not have the measure.
+        FrameError: The frame lacks the measure.
 
     Example:
         >>> import pandas as pd

@@ -25,7 +25,7 @@ def plot_matrix(frame: pd.DataFrame, measure: str) -> Figure:
         The figure.
 
     Raises:
-        FrameError: The rows belong to several matrices, or there are none.
+        FrameError: The rows belong to several matrices, or there are no rows.
 
     Example:
         >>> import pandas as pd
@@ -73,7 +73,7 @@ def plot_matrix(frame: pd.DataFrame, measure: str) -> Figure:
 
 
 def _as_matrix(rows: pd.DataFrame) -> np.ndarray:
-    """S_rel, [source, target], in the order in which the ids occur."""
+    """Arrange S_rel as [source, target], in the order in which the ids occur."""
     sources = rows["source_id"].unique()
     targets = rows["target_id"].unique()
     matrix = rows.pivot(index="source_id", columns="target_id", values="srel")
@@ -81,10 +81,10 @@ def _as_matrix(rows: pd.DataFrame) -> np.ndarray:
 
 
 def _colour_range(matrix: np.ndarray) -> tuple[float, float]:
-    """Lowest and highest value of the colours: the 2% quantile and the largest of the positive entries."""
+    """Return the lowest and highest value of the colours: the 2% quantile and the maximum of the positive entries."""
     positive = matrix[np.isfinite(matrix) & (matrix > 0)]
     if not len(positive):
-        return 0.1, 1  # All entries are blank; the range must only be valid.
+        return 0.1, 1  # All entries are blank, so that any valid range will do.
     low, high = np.quantile(positive, [0.02, 1])
     return low, high
 

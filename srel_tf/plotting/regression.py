@@ -24,7 +24,7 @@ _LINE_STYLES = ("-", "--", ":")
 def plot_distances(frame: pd.DataFrame, distances: pd.DataFrame) -> Figure:
     """Plot Figure 3: S_rel(t, x', x_i) against the distance of x' and x_i.
 
-    A row shows a metric, a panel a step, a colour a run.
+    Each row shows a metric, with one panel per step and one colour per run.
 
     Args:
         frame: S_rel frame of one target and one measure.
@@ -34,7 +34,7 @@ def plot_distances(frame: pd.DataFrame, distances: pd.DataFrame) -> Figure:
         The figure.
 
     Raises:
-        FrameError: The frames do not fit each other.
+        FrameError: The frames share no rows, or hold several targets or measures.
 
     Example:
         >>> import pandas as pd
@@ -88,7 +88,7 @@ def _scatter(
     joined: pd.DataFrame,
     colours: dict[str, Colour],
 ) -> None:
-    """Draw S_rel against distance, with a colour a run."""
+    """Draw S_rel against distance, with one colour per run."""
     for run, part in joined.groupby("run"):
         ax.scatter(
             part["distance"],
@@ -107,7 +107,7 @@ def _marker(colour: Colour) -> Line2D:
 def plot_pairs(pairs: pd.DataFrame, risks: pd.DataFrame | None = None) -> Figure:
     """Plot Figure 4: S_rel of pairs (x, x') over time, mean over runs; with `risks`, Figure 5: the risks over it.
 
-    The band is one population standard deviation over the runs. Risks have a logarithmic axis of their own.
+    The band is one population standard deviation over the runs. Risks have a separate, logarithmic axis.
 
     Args:
         pairs: Columns pair (a label), run, step, srel, valid.
@@ -146,7 +146,7 @@ def plot_pairs(pairs: pd.DataFrame, risks: pd.DataFrame | None = None) -> Figure
 
 
 def _draw_pairs(ax: Axes, pairs: pd.DataFrame, band: bool) -> None:
-    """Draw one curve a pair, from valid entries only."""
+    """Draw one curve per pair, from valid entries only."""
     shown = pairs.assign(srel=pairs["srel"].where(pairs["valid"]))
     for (pair, part), colour in zip(
         shown.groupby("pair", sort=False), PALETTE, strict=False
@@ -167,7 +167,7 @@ def _draw_pairs(ax: Axes, pairs: pd.DataFrame, band: bool) -> None:
 
 
 def _draw_risks(ax: Axes, risks: pd.DataFrame) -> None:
-    """Draw one black curve a kind of risk."""
+    """Draw one black curve per kind of risk."""
     check_columns(risks, ["run", "step", "split", "loss"])
     for (split, part), style in zip(
         risks.groupby("split", sort=False), _LINE_STYLES, strict=False
@@ -202,7 +202,7 @@ def _curve(
         colour: Colour of the curve.
         label: Label of the curve.
         style: Line style.
-        band: Whether to draw the band, if there are several runs.
+        band: Whether to draw the band. It needs several runs.
     """
     by_step = part.groupby("step")[column]
     mean = by_step.mean()

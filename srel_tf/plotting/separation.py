@@ -29,19 +29,19 @@ def plot_separation(
     separation: pd.DataFrame,
     measures: Sequence[str] = ("kl", "l1", "raw_l1", "published_kl"),
 ) -> Figure:
-    """Plot the AUC of intra- against inter-class pairs by epoch: a panel a rule, a line a measure.
+    """Plot the AUC of intra- against inter-class pairs by epoch, with one panel per rule and one line per measure.
 
     Lines are means over runs, bands one population standard deviation.
 
     Args:
         separation: Result of `srel_tf.separation`, with a column `rule` (`srel_tf.rule_names`).
-        measures: Measures to draw, as far as the frame has them.
+        measures: Measures to draw. Those that the frame lacks are skipped.
 
     Returns:
         The figure.
 
     Raises:
-        FrameError: The frame has none of the measures.
+        FrameError: The frame lacks all of the measures.
 
     Example:
         >>> import pandas as pd
@@ -124,7 +124,7 @@ def _auc_panel(
 
 
 def plot_spread(quantiles: pd.DataFrame) -> Figure:
-    """Plot the distribution of S_rel over pairs by epoch, intra beside inter: a panel a rule (row), measure (column).
+    """Plot the distribution of S_rel over intra and inter pairs by epoch: one row per rule, one column per measure.
 
     Lines are medians, bands reach from the 5% to the 95% quantile, dashed lines are means. All are averaged over runs.
     The axis is logarithmic.
@@ -207,5 +207,5 @@ def _spread_panel(
         xlabel="epochs",
     )
     ax.yaxis.set_major_formatter("{x:g}")
-    # Minor ticks have numbers, too, if the axis spans less than two decades.
+    # If the axis spans less than two decades, minor ticks are labelled, too.
     ax.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.4)))

@@ -30,10 +30,10 @@ MEASURE_NAMES = {
     "published_kl": "published KL code",
     "published_l2": "published ℓ2 code",
 }
-WIDE = 100  # Factor between the lowest mean and the highest from which on an axis is logarithmic.
+WIDE = 100  # An axis is logarithmic if the highest mean is at least this factor above the lowest.
 
 _DOTS_PER_INCH = 130
-_COLOURS_OF_FILE = 256  # A palette makes a PNG file of a third of the size.
+_COLOURS_OF_FILE = 256  # With a palette, PNG files have a third of the size.
 
 
 def check_rows(frame: pd.DataFrame, *columns: str) -> None:
@@ -66,7 +66,7 @@ def measure_palette() -> dict[str, Colour]:
 
 
 def measure_name(measure: str) -> str:
-    """Name of a measure for titles and legends."""
+    """Return the name of a measure for titles and legends."""
     return MEASURE_NAMES.get(measure, measure)
 
 
@@ -137,7 +137,7 @@ def legend_below(
     Args:
         figure: The figure.
         handles: Artists that stand for the labels.
-        labels: Labels, as many.
+        labels: Labels, one per handle.
     """
     figure.legend(
         handles,
@@ -149,7 +149,7 @@ def legend_below(
 
 
 def population_deviation(values: pd.Series) -> tuple[float, float]:
-    """Band of ± one population standard deviation around the mean, as in the paper's figures (for seaborn)."""
+    """Return the mean ± one population standard deviation, as in the paper's figures (for seaborn)."""
     mean = values.mean()
     deviation = values.std(ddof=0)
     return mean - deviation, mean + deviation

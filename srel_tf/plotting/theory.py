@@ -35,7 +35,7 @@ _PUBLISHED_LABELS = {
 
 
 def plot_penalized(frame: pd.DataFrame) -> Figure:
-    """Plot Figures 6–9: eq. 3 (above) and S_rel of eq. 4 (below) over time, one column a convention for the ridge.
+    """Plot Figures 6–9: eq. 3 (above) and S_rel of eq. 4 (below) over time, one column per convention for the ridge.
 
     Args:
         frame: Columns figure, variant, ridge, quantity ("loss" or "srel"), time, mean, low, high (over the
@@ -142,7 +142,7 @@ def plot_distance(frame: pd.DataFrame) -> Figure:
 
 
 def plot_flow_pairs(frame: pd.DataFrame) -> Figure:
-    """Plot Figure 12: S_rel of eq. 14 over time, one panel a pair.
+    """Plot Figure 12: S_rel of eq. 14 over time, one panel per pair.
 
     Args:
         frame: Columns pair, time, srel.
@@ -176,7 +176,7 @@ def plot_flow_pairs(frame: pd.DataFrame) -> Figure:
 
 
 def plot_sgd_pairs(frame: pd.DataFrame) -> Figure:
-    """Plot Figure 13: S_rel along the SGD of eq. 15 with the theory over it, one panel a pair.
+    """Plot Figure 13: S_rel along the SGD of eq. 15 together with the theory, one panel per pair.
 
     Args:
         frame: Columns pair, step, mean, sd (over runs), limit (eq. 13), finite (eqs. 26/28 along the flow), runs.

@@ -13,7 +13,7 @@ from srel_tf.theory.checks import (
     nan_unless,
 )
 
-# Ratios of the two features that agree to this count as equal.
+# Relative difference up to which the ratios of the two features count as equal.
 _RELATIVE_TOLERANCE = 1e-9
 
 
@@ -40,14 +40,14 @@ def lemma_c1_bound(
         b2: b₂ >= 0.
         p_squared: p² > 0.
         q_squared: q² > 0.
-        t2_star: The lemma's t₂*, any time with α² − b₁e^{−q²t₂*} > 0. The default is the first time at which that
+        t2_star: The lemma's t₂*, any time with α² − b₁e^{−q²t₂*} > 0. The default is the first time at which this
             difference is at least α²/2.
 
     Returns:
         [T]; NaN before max(t₁*, t₂*), because the lemma makes no claim there.
 
     Raises:
-        AssumptionError: A number is outside its range, or `t2_star` is too early.
+        AssumptionError: An argument is outside its range, or `t2_star` is too early.
         ShapeError: An argument is not a number.
 
     Example:
@@ -91,7 +91,7 @@ def _default_t2_star(
     b1: float,
     q_squared: float,
 ) -> float:
-    """First positive time at which α² − b₁e^{−q²t} is at least α²/2."""
+    """Compute the first positive time at which α² − b₁e^{−q²t} is at least α²/2."""
     earliest = max(0.0, np.log(2 * b1 / alpha_squared) / q_squared) if b1 > 0 else 0.0
     # The lemma's t₂* is positive. TensorFlow flushes denormal numbers to 0, so the least positive time is a normal one.
     return float(max(np.nextafter(earliest, np.inf), np.finfo(np.float64).tiny))
@@ -103,7 +103,7 @@ def _bound_numerator(
     q_squared: float,
     t2_star: float,
 ) -> float:
-    """α² − b₁e^{−q²t₂*}; raise `AssumptionError` unless it is positive."""
+    """Compute α² − b₁e^{−q²t₂*}; raise `AssumptionError` unless it is positive."""
     # If the exponential overflows, the check below raises.
     with np.errstate(over="ignore"):
         numerator = alpha_squared - (b1 * np.exp(-q_squared * t2_star) if b1 else 0.0)
@@ -120,7 +120,7 @@ def _t1_star(
     b2: float,
     q_squared: float,
 ) -> float:
-    """Time from which on the denominator of f is positive, even if β² − b₂ < 0."""
+    """Compute the time after which the denominator of f is positive, even if β² − b₂ < 0."""
     if b2 <= beta_squared:
         return 0.0
     return max(0.0, np.log((b2 - beta_squared) / alpha_squared) / q_squared)
@@ -139,8 +139,8 @@ def theorem_5_3_bound(
     """Theorem 5.3 (eq. 39): a lower bound of lim S_rel for two quadratic features of equal ratios.
 
     The theorem assumes b₁/a₁ = b₂/a₂ = α², 1/w₁(0)² − b₁/a₁ = 1/w₂(0)² − b₂/a₂ = β² > 0 and ⟨β(x'), β(x)⟩ ≠ 0.
-    It also needs E[β₁₁β₂₂] = 0: the theorem does not say so, but eq. 37 uses it. k₂ and the first factor have β₂₂(x)²,
-    as eq. 37 gives, where Theorem 5.3 and eqs. 38 and 39 print β₂₂(x')² (`train.errata`).
+    It also needs E[β₁₁β₂₂] = 0, which the theorem does not state but eq. 37 uses. k₂ and the first factor have β₂₂(x)²,
+    as in eq. 37. Theorem 5.3 and eqs. 38 and 39 print β₂₂(x')² instead (`train.errata`).
 
     Args:
         a: Moments a of Theorem 5.2, [2].
@@ -186,7 +186,7 @@ def theorem_5_3_bound(
     p_squared = 4 * theta * a[1]
     q_squared = 4 * theta * a[0]
     if k1 < 0:
-        # The proof then uses 1 − k₁ >= 0 in the place of k₁, which exchanges the two exponents.
+        # In this case the proof uses 1 − k₁ >= 0 instead of k₁, which exchanges the two exponents.
         k1, k2 = 1 - k1, 1 - k2
         p_squared, q_squared = q_squared, p_squared
     bound = lemma_c1_bound(
@@ -207,7 +207,7 @@ def _equal_ratios(
     b: np.ndarray,
     w0: np.ndarray,
 ) -> tuple[float, float]:
-    """α² and β² of Theorem 5.3; raise `AssumptionError` if a, b or w(0), [2] each, do not fulfil its assumptions."""
+    """Compute α² and β² of Theorem 5.3; raise `AssumptionError` if a, b or w(0), [2] each, violate its assumptions."""
     if (a <= 0).any() or (b <= 0).any():
         raise AssumptionError(
             f"Theorem 5.3 assumes a_r > 0 and b_r > 0; given a = {a}, b = {b}."
@@ -234,7 +234,7 @@ def _as_pair(value: ArrayLike, name: str) -> np.ndarray:
 
 
 def _common_value(values: np.ndarray, name: str) -> float:
-    """Mean of two values, [2]; raise `AssumptionError` unless they are equal up to rounding."""
+    """Compute the mean of two values, [2]; raise `AssumptionError` unless they are equal up to rounding."""
     if abs(values[0] - values[1]) > _RELATIVE_TOLERANCE * np.abs(values).max():
         given = f"{values[0]:g} and {values[1]:g}"
         raise AssumptionError(

@@ -1,6 +1,6 @@
-"""Input checks of the closed forms: float64 tensors out, named errors for input that a theorem does not cover.
+"""Input checks of the closed forms: conversion to float64 tensors, and named errors for unsuitable input.
 
-Values are checked in eager execution only. Inside a `tf.function` only the shapes are known, so only they are checked.
+Values are checked in eager execution only. Inside a `tf.function` only shapes are known and checked.
 """
 
 from typing import TypeAlias
@@ -13,7 +13,9 @@ from srel_tf.errors import AssumptionError, OptionError, ShapeError
 
 ArrayLike: TypeAlias = npt.ArrayLike | tf.Tensor | tf.Variable
 
-_SYMMETRY_TOLERANCE = 1e-12  # Relative to the largest entry of the matrix.
+_SYMMETRY_TOLERANCE = (
+    1e-12  # Tolerated asymmetry relative to the largest entry of the matrix.
+)
 
 
 def as_tensor(
@@ -101,7 +103,7 @@ def as_number(value: ArrayLike, name: str) -> float:
     """Convert `value` to a finite Python float.
 
     Raises:
-        ShapeError: `value` is not one number. Text is refused, even "1".
+        ShapeError: `value` is not a single number. Text is refused, even "1".
         AssumptionError: The number is not finite.
     """
     try:
@@ -128,10 +130,10 @@ def as_positive(
     Args:
         value: The number.
         name: Name of the argument, for the error message.
-        why: What requires that it is positive, for the error message.
+        why: Source of the requirement, for the error message.
 
     Raises:
-        ShapeError: `value` is not one number.
+        ShapeError: `value` is not a single number.
         AssumptionError: The number is not finite, or not positive.
     """
     number = as_number(value, name)
@@ -144,7 +146,7 @@ def as_learning_rate(value: ArrayLike) -> float:
     """Convert the length η > 0 of the step of Definition 1 to a Python float.
 
     Raises:
-        ShapeError: `value` is not one number.
+        ShapeError: `value` is not a single number.
         AssumptionError: η is not finite, or not positive.
     """
     return as_positive(value, "learning_rate", "Definition 1")
@@ -261,14 +263,14 @@ def check_option(
 def check_positive_definite(
     matrix: tf.Tensor, name: str
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Diagonalise a symmetric positive definite matrix, as Theorem 4.1 assumes it.
+    """Diagonalise a symmetric positive definite matrix, which Theorem 4.1 assumes.
 
     Args:
         matrix: [n, n].
         name: Name of the argument, for the error message.
 
     Returns:
-        Eigenvalues [n] in ascending order, and eigenvectors [n, n], one a column.
+        Eigenvalues [n] in ascending order, and eigenvectors [n, n], one per column.
 
     Raises:
         ShapeError: The matrix is not square.
@@ -295,12 +297,12 @@ def check_positive_definite(
 
 
 def nan_unless(condition: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
-    """Keep the values where the condition holds; NaN elsewhere."""
+    """Keep the values where the condition holds, and put NaN elsewhere."""
     return tf.where(condition, values, tf.constant(np.nan, tf.float64))
 
 
 def ratio_or_nan(numerator: tf.Tensor, denominator: tf.Tensor) -> tf.Tensor:
-    """Divide, with NaN where the denominator is zero: Definition 1 is undefined there."""
+    """Divide, with NaN where the denominator is zero, because Definition 1 is undefined there."""
     is_defined = denominator > 0
     safe = tf.where(is_defined, denominator, tf.ones_like(denominator))
     return nan_unless(is_defined, numerator / safe)
@@ -318,5 +320,5 @@ def as_vector_pair(
 
 
 def inner(first: tf.Tensor, second: tf.Tensor) -> tf.Tensor:
-    """Inner products over the last axis."""
+    """Compute inner products over the last axis."""
     return tf.reduce_sum(first * second, -1)

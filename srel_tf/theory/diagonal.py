@@ -39,8 +39,8 @@ class DiagonalQuadratic:
     dw_r/dt = 2θ (a_r − b_r w_r²) w_r. The flow moves at speed θ: one step of the SGD of eq. 15 with step η advances
     t by η/θ.
 
-    The methods raise `ShapeError` for vectors that do not fit, and `AssumptionError` for negative times and for a w(0)
-    outside the range of `initial`.
+    The methods raise `ShapeError` for vectors of the wrong shape, and `AssumptionError` for negative times and for a
+    w(0) outside the range of `initial`.
 
     Args:
         a: E[(y − α(x)) β_rr(x)], [n], each > 0.
@@ -117,7 +117,7 @@ class DiagonalQuadratic:
 
         Raises:
             AssumptionError: w(0) is outside the range of `initial`, or a time is negative.
-            ShapeError: `w0` does not fit.
+            ShapeError: `w0` has the wrong shape.
         """
         w0 = self._initial(w0)
         return tf.sign(w0) * self._magnitudes(w0, as_times(t)).values
@@ -129,7 +129,7 @@ class DiagonalQuadratic:
         beta_target: ArrayLike,
         beta_source: ArrayLike,
     ) -> tf.Tensor:
-        """Eq. 13: S_rel as the fictitious step goes to zero.
+        """Eq. 13: S_rel in the limit of a small fictitious step.
 
         lim S_rel = |Σ_r β_rr(x') β_rr(x) w_r²| / |Σ_r β_rr(x)² w_r²|.
 
@@ -155,9 +155,9 @@ class DiagonalQuadratic:
         t: ArrayLike,
         beta: ArrayLike,
     ) -> tf.Tensor:
-        """y − f = Σ_r β_rr (a_r/b_r − w_r²) along the flow, for realisable labels y = α + Σ_r β_rr a_r/b_r.
+        """Compute y − f = Σ_r β_rr (a_r/b_r − w_r²) along the flow, for realisable labels y = α + Σ_r β_rr a_r/b_r.
 
-        The form a/b − w² = (a/b − w₀²) e^{−4θat} w²/w₀² subtracts no two nearly equal numbers.
+        The form a/b − w² = (a/b − w₀²) e^{−4θat} w²/w₀² avoids the difference of nearly equal numbers.
 
         Args:
             w0: w(0), [n].
@@ -203,7 +203,7 @@ class DiagonalQuadratic:
         residual = self.residual(w0, t, source)
         step = 2 * step_length * residual
         srel = quadratic_srel(self.weights(w0, t), target, source, step)
-        # w(0) decides whether there is a residual: late in training the residual itself may underflow to zero.
+        # A zero residual is detected from w(0), because late in training the residual itself may underflow to zero.
         initial_gap = self.a - self.b * self._initial(w0) ** 2
         has_residual = tf.reduce_any(source * initial_gap != 0, -1)
         return nan_unless(has_residual, srel)
@@ -245,7 +245,7 @@ class DiagonalQuadratic:
         a = self.a.numpy()
         limit = a / self.b.numpy()
         squares = w0**2
-        # w0 is tested for zero, since its square may underflow.
+        # w0 is tested for zero, not its square, which may underflow.
         is_outside = (w0 == 0) | (squares >= limit)
         if is_outside.any():
             r = int(np.flatnonzero(is_outside)[0])
@@ -257,7 +257,7 @@ class DiagonalQuadratic:
     def _feature_pair(
         self, beta_target: ArrayLike, beta_source: ArrayLike
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Features at x' and at x, [n] or [P, n] each, of one shape."""
+        """Check features at x' and at x, which must share one shape, [n] or [P, n]."""
         names = ("beta_target", "beta_source")
         target, source = as_vector_pair(beta_target, beta_source, names)
         check_last_axis(source, self.a.shape[0], "beta_source", "as many as a")
@@ -307,7 +307,7 @@ def quadratic_srel(
         S_rel of the shape of `step`; NaN where the change at the source is zero for every small g.
 
     Raises:
-        ShapeError: Features or weights do not fit.
+        ShapeError: Features or weights have the wrong shape.
 
     Example:
         >>> from srel_tf import theory
@@ -320,7 +320,7 @@ def quadratic_srel(
     names = ("beta_target", "beta_source")
     beta_target, beta_source = as_vector_pair(beta_target, beta_source, names)
     check_last_axis(
-        beta_source, weights.shape[-1], "beta_source", "one feature a weight"
+        beta_source, weights.shape[-1], "beta_source", "one feature per weight"
     )
 
     weights = scaled(weights)

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 
 class ScaledValues(NamedTuple):
-    """Numbers stored as mantissa · e^logarithm, so that they neither under- nor overflow.
+    """Numbers stored as mantissa · e^logarithm, which prevents underflow and overflow.
 
     Attributes:
         mantissa: [T, P].
@@ -36,7 +36,8 @@ def exponential_sum(
     magnitude = tf.abs(coefficients)
     is_present = magnitude > 0
     infinity = tf.constant(np.inf, tf.float64)
-    # The decay of the slowest mode is factored out first: added to a large r t, log c would lose its digits.
+    # The decay of the slowest mode is factored out first, because log c would lose its digits in a sum with a large r
+    # t.
     present_rates = tf.where(is_present, rates, infinity)
     slowest = _finite_or_zero(tf.reduce_min(present_rates, -1))  # [P]
     relative_rates = rates - slowest[:, None]
@@ -51,7 +52,10 @@ def exponential_sum(
 
 
 def _finite_or_zero(values: tf.Tensor) -> tf.Tensor:
-    """Replace infinities by zero: a row without any term has neither a slowest mode nor a largest term."""
+    """Replace infinities by zero.
+
+    They come from rows without terms, which have neither a slowest mode nor a largest term.
+    """
     return tf.where(tf.math.is_finite(values), values, tf.zeros_like(values))
 
 
@@ -60,7 +64,7 @@ def with_start(
     start: tf.Tensor,
     values: ScaledValues,
 ) -> ScaledValues:
-    """Replace the values at t = 0 by `start`, which was computed directly: rounding of the modes can hide a zero.
+    """Replace the values at t = 0 by the directly computed `start`, because rounding of the modes can hide a zero.
 
     Args:
         times: [T].

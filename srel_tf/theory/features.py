@@ -14,12 +14,12 @@ def random_relu_features(
     seed: int = 0,
     variance: float = 2.0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Sample h = ReLU(W_r x) with W_r of N(0, 1) entries and x of two isotropic Gaussians (Section 3.1).
+    """Sample h = ReLU(W_r x), with W_r entries from N(0, 1) and x from two isotropic Gaussians (Section 3.1).
 
     Args:
         width: p, the number of features.
         dimension: Dimension of x.
-        per_class: Examples of each class.
+        per_class: Number of examples of each class.
         seed: Seed of the generator.
         variance: Variance of the class with mean 1 in each coordinate. The class with mean 9 has variance 1.
 
@@ -63,7 +63,7 @@ def sample_pairs(
 
     Args:
         labels: 0 or 1 for each example, [N].
-        kind: "inter": the source has label e₁, the target label e₂. "intra": the target is another example of label e₁.
+        kind: "inter": the source has label e₁, the target has label e₂. "intra": both have label e₁, and differ.
         count: Number of pairs.
         seed: Seed of the generator.
 
@@ -102,7 +102,7 @@ def sample_pairs(
 
 
 def _rows_of_classes(labels: npt.ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the rows with label 0, and of those with label 1."""
+    """Return the indices of the rows with label 0, and the indices of the rows with label 1."""
     labels = np.asarray(labels)
     if labels.ndim != 1 or not set(np.unique(labels)) <= {0, 1}:
         raise ShapeError(
@@ -112,7 +112,7 @@ def _rows_of_classes(labels: npt.ArrayLike) -> tuple[np.ndarray, np.ndarray]:
 
 
 def average_pairs(srel: npt.ArrayLike) -> np.ndarray:
-    """Average S_rel over pairs, the last axis.
+    """Average S_rel over pairs, which are the last axis.
 
     Args:
         srel: S_rel, [..., P].

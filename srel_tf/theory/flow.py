@@ -9,7 +9,7 @@ from scipy.integrate import solve_ivp
 from srel_tf.errors import AssumptionError, ShapeError
 from srel_tf.theory.checks import ArrayLike, as_degree, as_positive, as_tensor, as_times
 
-# Rounding errors that a matrix of second moments may have, relative to its largest entry.
+# Tolerated rounding error of a matrix of second moments, relative to its largest entry.
 _SYMMETRY_TOLERANCE = 1e-12
 _NEGATIVE_TOLERANCE = 1e-9
 
@@ -27,10 +27,10 @@ def moment_flow(
     """Integrate eq. 12 written with the moments of the data: dw/dt = θ d (a − b·w^d) ⊙ w^{d−1}, powers per entry.
 
     Args:
-        a: E[(y − α(x)) β(x)], [...]: any shape, that of the weights.
-        b: E[β(x) ⊗ β(x)], [..., ...]: that shape twice over, including moments of different features.
+        a: E[(y − α(x)) β(x)], [...], of the same shape as the weights.
+        b: E[β(x) ⊗ β(x)], [..., ...]: the shape of `a` twice, including moments of different features.
         w0: Weights at t = 0, of the shape of `a`.
-        t: Ascending times >= 0, [T], in units where the flow moves at speed θ.
+        t: Ascending times >= 0, [T], in units in which the flow moves at speed θ.
         theta: θ > 0.
         degree: d >= 1.
         rtol: Relative tolerance of SciPy's DOP853.
@@ -43,7 +43,7 @@ def moment_flow(
         AssumptionError: Times are negative or do not ascend, θ is not positive, the degree is not an integer >= 1,
             `b` is not a matrix of second moments (symmetric, positive semidefinite), or the integration fails (for
             d > 2 the flow may blow up).
-        ShapeError: Moments or weights do not fit.
+        ShapeError: Moments or weights have the wrong shape.
 
     Example:
         For d = 1 the flow is w(t) = a/b + (w(0) − a/b) e^{−θbt}.
@@ -119,7 +119,7 @@ def feature_flow(
 
     Raises:
         AssumptionError: As in `moment_flow`.
-        ShapeError: Features, labels or weights do not fit.
+        ShapeError: Features, labels or weights have the wrong shape.
     """
     features = _as_array(features, "features")
     labels = _as_array(labels, "labels", 1)
@@ -164,7 +164,7 @@ def _integrate(
     """
     times = as_times(t).numpy()
     theta = as_positive(theta, "theta", "Definition 7")
-    # A fractional power of a negative weight is NaN, and the integrator would never stop at NaN.
+    # A fractional power of a negative weight is NaN, at which the integrator would never stop.
     degree = as_degree(degree)
     if (np.diff(times) < 0).any():
         raise AssumptionError("Times must ascend; sort them first.")
@@ -188,6 +188,6 @@ def _integrate(
     )
     if not solution.success:
         raise AssumptionError(
-            f"The flow could not be followed up to t = {end:g}: {solution.message}"
+            f"The flow could not be integrated up to t = {end:g}: {solution.message}"
         )
     return tf.constant(solution.y.T.reshape(shape))

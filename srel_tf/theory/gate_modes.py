@@ -5,16 +5,16 @@ import tensorflow as tf
 from srel_tf.theory.checks import inner
 from srel_tf.theory.exponentials import ScaledValues, exponential_sum, with_start
 
-_LARGEST_EXPONENT = 700.0  # e^700 is finite in float64, and beyond every ratio that matters to the clipping at 0 and 1.
+_LARGEST_EXPONENT = 700.0  # e^700 is finite in float64, and larger than any ratio that affects the clipping.
 
 
 class GateModes:
-    """The flow dw/dt = β M (w* − w) in the eigenvectors of M.
+    """The flow dw/dt = β M (w* − w) in the basis of the eigenvectors of M.
 
     Args:
         w_star: w*, [n].
-        rates: β m, [n], of the eigenvalues m of M.
-        eigenvectors: [n, n], one a column.
+        rates: β m, [n], where m are the eigenvalues of M.
+        eigenvectors: [n, n], one per column.
     """
 
     def __init__(
@@ -49,10 +49,10 @@ class GateModes:
         times: tf.Tensor,
         x: tf.Tensor,
     ) -> ScaledValues:
-        """α₁ = ⟨w(t), x⟩ (eq. 20), [T, P], by the one of two forms whose terms are smaller.
+        """Compute α₁ = ⟨w(t), x⟩ (eq. 20), [T, P], in one of two forms, whichever has the smaller terms.
 
-        The late form is ⟨w*, x⟩, a mode that does not decay, minus the decaying modes. If w(0) is small beside w*,
-        it is at early times a difference of nearly equal numbers. The form of Theorem 4.1,
+        The late form is ⟨w*, x⟩, a mode that does not decay, minus the decaying modes. If w(0) is small beside w*, the
+        late form is a difference of nearly equal numbers at early times. The form of Theorem 4.1,
         e^{−βMt} w(0) − expm1(−βMt) w*, then has the smaller terms.
 
         Args:
@@ -109,11 +109,11 @@ def passed_share(
     residual: ScaledValues,
     change: tf.Tensor,
 ) -> tf.Tensor:
-    """φ: the share of the change α₂ that max(0, ·) passes, a function of α₁/|α₂| and of the sign of α₂.
+    """Compute φ, the share of the change α₂ that passes max(0, ·), from α₁/|α₂| and the sign of α₂.
 
     Args:
         before: α₁, [T, P].
-        residual: ⟨w* − w(t), x⟩, whose logarithm is also that of α₂, [T, P].
+        residual: ⟨w* − w(t), x⟩, which has the same logarithm as α₂, [T, P].
         change: Mantissa of α₂, [T, P].
 
     Returns:

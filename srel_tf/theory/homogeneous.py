@@ -27,10 +27,10 @@ from srel_tf.theory.homogeneous_inputs import (
 class HomogeneousPredictor:
     """Predictor f(W, x) = α(x) + Σ_r ⟨β_r(x), w_r^d⟩, powers taken entry by entry (Definition 6).
 
-    An input has at least one axis. An x of one axis [n] is a single input, and the axis B is then left out of the
+    An input has at least one axis. An x with one axis [n] is a single input, and the axis B is then missing from the
     results. The loss is ℓ(W, (x, y)) = ½ (y − f(W, x))² (eq. 10).
 
-    The methods raise `ShapeError` for inputs, features, labels or weights that do not fit, and `AssumptionError` for
+    The methods raise `ShapeError` for inputs, features, labels or weights of the wrong shape, and `AssumptionError` for
     values that are not finite and (`flow`) for times that are negative or do not ascend.
 
     Args:
@@ -88,15 +88,15 @@ class HomogeneousPredictor:
         x_target: ArrayLike,
         x_source: ArrayLike,
     ) -> tf.Tensor:
-        """Eq. 31: S_rel as the fictitious step goes to zero.
+        """Eq. 31: S_rel in the limit of a small fictitious step.
 
         lim S_rel = |Σ_r ⟨β_r(x') ⊙ β_r(x), w_r^{2(d−1)}⟩| / |Σ_r ⟨β_r(x)², w_r^{2(d−1)}⟩|. Both changes have the
-        residual y − f as a factor. It vanishes as training ends and is left out, so the label is not needed.
+        residual y − f as a factor. This factor vanishes as training ends and is left out, so the label is not needed.
 
         Args:
             weights: W, [..., r, n], for example [T, r, n].
             x_target: x', B inputs or one.
-            x_source: x, as many inputs, each paired with one x'.
+            x_source: x, as many inputs as x', in pairs.
 
         Returns:
             [..., B], or [...]; NaN where the denominator is zero.
@@ -120,22 +120,22 @@ class HomogeneousPredictor:
         """Eqs. 26 and 28: S_rel of a finite step η, from the label y of the source or from its residual.
 
         With g = η d (y − f(W, x)): f(W⁺, x') − f(W, x') = g Σ_{k=1}^{d} C(d, k) g^{k−1}
-        Σ_r ⟨β_r(x') ⊙ β_r(x)^k, w_r^{d(k+1)−2k}⟩. The factor g in front is common to x' and x and is left out.
+        Σ_r ⟨β_r(x') ⊙ β_r(x)^k, w_r^{d(k+1)−2k}⟩. The leading factor g is common to x' and x and is left out.
 
         Args:
             weights: W, [..., r, n].
             x_target: x', B inputs or one.
-            x_source: x, as many inputs, each paired with one x'.
+            x_source: x, as many inputs as x', in pairs.
             learning_rate: η > 0.
             label: y at the source, [B] or a scalar.
             residual: y − f(W, x) at the source, broadcastable to [..., B]. Give it instead of `label` if it is known
-                more precisely than the difference of y and f, as late in training.
+                more precisely than the difference of y and f, for example late in training.
 
         Returns:
             [..., B], or [...]; NaN where the residual, or the change at the source, is zero.
 
         Raises:
-            ShapeError: Arrays do not fit, or not exactly one of `label` and `residual` is given.
+            ShapeError: Shapes of arrays disagree, or not exactly one of `label` and `residual` is given.
         """
         target, source, single = self._feature_pair(x_target, x_source)
         checked_weights = as_weights(weights, source)
@@ -171,12 +171,12 @@ class HomogeneousPredictor:
     ) -> tf.Tensor:
         """Theorem 5.1 (eq. 32): lim S_rel <= P(x, x') Σ_r ‖w_r^{2(d−1)}‖ / |Σ_r ⟨β_r(x)², w_r^{2(d−1)}⟩|.
 
-        The bound depends on the weights, and so on time; P(x, x') alone does not.
+        The bound depends on the weights, and therefore on time; P(x, x') alone does not.
 
         Args:
             weights: W, [..., r, n].
             x_target: x', B inputs or one.
-            x_source: x, as many inputs, each paired with one x'.
+            x_source: x, as many inputs as x', in pairs.
 
         Returns:
             [..., B], or [...]; NaN where the denominator is zero.
@@ -194,7 +194,7 @@ class HomogeneousPredictor:
 
         Args:
             x_target: x', B inputs or one.
-            x_source: x, as many inputs, each paired with one x'.
+            x_source: x, as many inputs as x', in pairs.
 
         Returns:
             [B], or a scalar.
@@ -255,7 +255,7 @@ class HomogeneousPredictor:
         if labels.shape[0] != features.shape[0]:
             given = tuple(labels.shape)
             raise ShapeError(
-                f"y must hold {features.shape[0]} labels, one an input, but has shape {given}."
+                f"y must hold {features.shape[0]} labels, one per input, but has shape {given}."
             )
         return features, labels - self._offset(batch)
 
@@ -265,13 +265,13 @@ class HomogeneousPredictor:
         x_source: ArrayLike,
         label: ArrayLike,
     ) -> tf.Tensor:
-        """y − f(W, x), [..., B]."""
+        """Compute y − f(W, x), [..., B]."""
         batch, _ = as_batch(x_source, "x_source")
         labels = as_labels(label, batch.shape[0])
         return labels - self(weights, batch)
 
     def _gradient_powers(self, weights: ArrayLike, features: tf.Tensor) -> tf.Tensor:
-        """w^{2(d−1)} of the scaled weights, [..., r, n]."""
+        """Compute w^{2(d−1)} of the scaled weights, [..., r, n]."""
         return _scaled(weights, features) ** (2 * (self.degree - 1))
 
     def _change_over_step(
@@ -301,17 +301,17 @@ class HomogeneousPredictor:
         return tf.add_n(terms)
 
     def _offset(self, batch: tf.Tensor) -> tf.Tensor:
-        """α of a batch, [B]."""
+        """Return α of a batch, [B]."""
         return as_rows(self.alpha(batch), batch, "alpha(x)", "[B]", rank=1)
 
     def _features(self, batch: tf.Tensor) -> tf.Tensor:
-        """β of a batch, [B, r, n]."""
+        """Return β of a batch, [B, r, n]."""
         return as_rows(self.beta(batch), batch, "beta(x)", "[B, r, n]", rank=3)
 
     def _feature_pair(
         self, x_target: ArrayLike, x_source: ArrayLike
     ) -> tuple[tf.Tensor, tf.Tensor, bool]:
-        """β(x') and β(x), [B, r, n] each, and whether one single pair was given."""
+        """Return β(x') and β(x), [B, r, n] each, and whether a single pair was given."""
         target, single = as_batch(x_target, "x_target")
         source, _ = as_batch(x_source, "x_source")
         if target.shape != source.shape:
@@ -330,12 +330,15 @@ def _inner(features: tf.Tensor, powers: tf.Tensor) -> tf.Tensor:
 
 
 def _scaled(weights: ArrayLike, features: tf.Tensor) -> tf.Tensor:
-    """Divide weights [..., r, n] by their largest magnitude, which cancels in ratios, so that no power underflows."""
+    """Divide weights [..., r, n] by their largest magnitude, so that no power underflows.
+
+    The divisor cancels in ratios.
+    """
     weights = as_weights(weights, features)
     largest = tf.reduce_max(tf.abs(weights), [-2, -1], keepdims=True)
     return tf.math.divide_no_nan(weights, largest)
 
 
 def _proximity(target: tf.Tensor, source: tf.Tensor) -> tf.Tensor:
-    """max_r ‖β_r(x') ⊙ β_r(x)‖, [B], from features [B, r, n] each."""
+    """Compute max_r ‖β_r(x') ⊙ β_r(x)‖, [B], from features [B, r, n] each."""
     return tf.reduce_max(tf.norm(target * source, axis=-1), -1)

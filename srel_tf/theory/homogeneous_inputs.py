@@ -8,7 +8,7 @@ from srel_tf.theory.checks import ArrayLike, as_tensor
 
 
 def as_batch(x: ArrayLike, name: str) -> tuple[tf.Tensor, bool]:
-    """The inputs as a batch [B, ...], and whether they were a single input [n]."""
+    """Return the inputs as a batch [B, ...], and whether they were a single input [n]."""
     x = as_tensor(x, name)
     if x.shape.rank == 0:
         raise ShapeError(
@@ -39,7 +39,7 @@ def unbatch(values: tf.Tensor, single: bool) -> tf.Tensor:
 
 
 def as_weights(weights: ArrayLike, features: tf.Tensor) -> tf.Tensor:
-    """Check that weights [..., r, n] fit features [B, r, n]."""
+    """Check that the shapes of weights [..., r, n] and features [B, r, n] agree."""
     weights = as_tensor(weights, "weights")
     if weights.shape.rank < 2 or weights.shape[-2:] != features.shape[-2:]:
         wanted = f"[..., {features.shape[1]}, {features.shape[2]}]"
@@ -48,11 +48,11 @@ def as_weights(weights: ArrayLike, features: tf.Tensor) -> tf.Tensor:
 
 
 def as_labels(label: ArrayLike, count: int) -> tf.Tensor:
-    """Check that there is one label, or one for each of `count` sources."""
+    """Check that there is one label in all, or one label for each of `count` sources."""
     labels = as_tensor(label, "label", (0, 1))
     if labels.shape.rank == 1 and labels.shape[0] != count:
         raise ShapeError(
-            f"label must hold {count} labels, one a source, not {labels.shape[0]}."
+            f"label must hold {count} labels, one per source, not {labels.shape[0]}."
         )
     return labels
 
@@ -72,6 +72,6 @@ def as_residual(
         broadcasts = False
     if not broadcasts:
         raise ShapeError(
-            f"residual {tuple(checked.shape)} does not broadcast to {full_shape}, one a source."
+            f"residual {tuple(checked.shape)} does not broadcast to {full_shape}, one per source."
         )
     return checked

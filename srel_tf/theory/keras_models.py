@@ -1,4 +1,4 @@
-"""The solvable models as compiled float64 Keras models, so that `srel_tf.measure` and `fit` work on them.
+"""The solvable models as compiled float64 Keras models, for use with `srel_tf.measure` and `fit`.
 
 Each model has the per-example loss ℓ of its section and plain SGD. Keras feeds NumPy arrays to `fit` in its default
 precision. To train in double precision, pass float64 tensors or call `keras.config.set_floatx("float64")`.
@@ -18,7 +18,7 @@ from srel_tf.theory.relu_gate import ReLUGate
 class HalfSquaredError(keras.losses.Loss):
     """½ (y − f)² summed over outputs and averaged over the batch (eq. 10).
 
-    Keras's mean squared error is 2/K of this loss, for K outputs.
+    Keras's mean squared error is 2/K times this loss, for K outputs.
 
     Args:
         name: Name of the loss.
@@ -41,7 +41,7 @@ class _SingleWeightModel(keras.Model):
     """Base of models with one float64 weight, which the constructor makes.
 
     Args:
-        w0: Initial weight; its last axis is that of the inputs.
+        w0: Initial weight; its last axis is the input axis.
         rank: Number of axes of the weight.
         weight_name: Name of the weight.
         **kwargs: Further arguments of `keras.Model`.
@@ -116,10 +116,10 @@ def penalized_network(
         learning_rate: η of the model's SGD.
 
     Returns:
-        Compiled model. Its inputs are rows of features [B, p], its labels one-hot rows [B, K].
+        Compiled model. Its inputs are rows of features [B, p], its labels are one-hot rows [B, K].
 
     Raises:
-        ShapeError: `w0` does not fit.
+        ShapeError: `w0` has the wrong shape.
 
     Example:
         >>> import numpy as np
@@ -130,7 +130,7 @@ def penalized_network(
         [[1. 0.]]
     """
     w0 = as_tensor(w0, "w0", 2)
-    check_last_axis(w0, regression.width, "w0", "one weight a feature")
+    check_last_axis(w0, regression.width, "w0", "one weight per feature")
     model = PenalizedModel(w0, regression.coefficient, name="penalized_regression")
     model.compile(keras.optimizers.SGD(learning_rate), jit_compile=False)
     return model
@@ -192,10 +192,10 @@ def relu_gate_network(
         learning_rate: η of the model's SGD.
 
     Returns:
-        Compiled model. Its inputs are [B, n], its labels max(0, ⟨w*, x⟩).
+        Compiled model. Its inputs are [B, n], its labels are max(0, ⟨w*, x⟩).
 
     Raises:
-        ShapeError: `w0` does not fit.
+        ShapeError: `w0` has the wrong shape.
 
     Example:
         >>> import numpy as np
@@ -240,7 +240,7 @@ class HomogeneousLayer(keras.layers.Layer):
     def compute_output_shape(
         self, input_shape: tuple[int | None, ...]
     ) -> tuple[int | None, int]:
-        """Return (B, 1): one output an input."""
+        """Return (B, 1): one output per input."""
         return (input_shape[0], 1)
 
 

@@ -11,12 +11,12 @@ from srel_tf.theory.homogeneous import HomogeneousPredictor
 def linearized_network(model: keras.Model) -> tuple[HomogeneousPredictor, tf.Tensor]:
     """Build the linearised network of Lee et al. (2019), the case d = 1 of Definition 6 (remark below it).
 
-    α(x) = f(W₀, x) − ⟨J(x), W₀⟩ and β(x) = J(x), the network's own Jacobian at its present weights W₀. The weights are
+    α(x) = f(W₀, x) − ⟨J(x), W₀⟩ and β(x) = J(x), the network's own Jacobian at its current weights W₀. The weights are
     copied: later training of the network does not change the predictor. All P trainable parameters form one row (r = 1,
     n = P), in the order of `model.trainable_variables`.
 
     Args:
-        model: Built Keras model with one output an example, [B, 1] or [B]. Give it dtype float64; otherwise the
+        model: Built Keras model with one output per example, [B, 1] or [B]. Give it dtype float64; otherwise the
             Jacobian has the model's own precision.
 
     Returns:
@@ -49,7 +49,7 @@ def linearized_network(model: keras.Model) -> tuple[HomogeneousPredictor, tf.Ten
         values, _ = model.stateless_call(trainable, fixed, x, training=False)
         if int(np.prod(values.shape[1:])) != 1:
             raise ShapeError(
-                f"Definition 6 has one output an input; the model returns shape {tuple(values.shape)}."
+                f"Definition 6 has one output per input; the model returns shape {tuple(values.shape)}."
             )
         return tf.reshape(values, [-1])
 

@@ -50,15 +50,15 @@ class PenalizedRegression:
     speed θ², so one step of gradient descent with step η advances t by η/θ². The computation uses the singular vectors
     of H (`srel_tf.theory.ridge_modes`).
 
-    Precision: with ridge="loss", labels that W h fits exactly and a tiny λ₁, S_rel late in training is a ratio of
-    remainders of the order of c. At λ₁ = 1e-8 it is only good to about 1e-7, since one unit in the last place of a
-    feature already moves the true value by 6e-9. At λ₁ = 1e-4 it is right to 4e-11.
+    Precision: with ridge="loss", a tiny λ₁ and labels that W h fits exactly, S_rel late in training is a ratio of
+    remainders of the order of c. At λ₁ = 1e-8 it is accurate only to about 1e-7, because one unit in the last place of
+    a feature already changes the true value by 6e-9. At λ₁ = 1e-4 it is accurate to 4e-11.
 
-    The methods raise `ShapeError` for arrays that do not fit, and `AssumptionError` for negative times or values that
-    are not finite.
+    The methods raise `ShapeError` for arrays of the wrong shape, and `AssumptionError` for negative times or values
+    that are not finite.
 
     Args:
-        features: Outputs h of the last hidden layer, [N, p], one training example a row.
+        features: Outputs h of the last hidden layer, [N, p], one training example per row.
         labels: Integers in 0..K−1, [N].
         num_classes: K.
         lam: λ₁ > 0 of eq. 3.
@@ -69,7 +69,7 @@ class PenalizedRegression:
 
     Raises:
         AssumptionError: λ₁ or θ is not positive (Theorem 3.1 needs M positive definite).
-        ShapeError: Features, labels or class indices do not fit, or `num_classes` is not a whole number.
+        ShapeError: Features or labels have wrong shapes or values, or `num_classes` is not a whole number.
         OptionError: `ridge` does not exist.
 
     Example:
@@ -101,7 +101,7 @@ class PenalizedRegression:
         indices = as_indices(labels, "labels", self.num_classes)
         if indices.shape != (self.size,):
             raise ShapeError(
-                f"labels must have shape ({self.size},), one a row of features, not {indices.shape}."
+                f"labels must have shape ({self.size},), one per row of features, not {indices.shape}."
             )
         self.lam = as_positive(
             lam, "lam", "Theorem 3.1 needs λ₁ > 0, so that M is positive definite"
@@ -136,7 +136,7 @@ class PenalizedRegression:
 
         Raises:
             AssumptionError: A time is negative.
-            ShapeError: `w0` does not fit.
+            ShapeError: `w0` has the wrong shape.
         """
         return self._modes.weights(self._initial(w0), self._elapsed(t))
 
@@ -173,7 +173,7 @@ class PenalizedRegression:
         source: npt.ArrayLike,
         target: npt.ArrayLike,
     ) -> tf.Tensor:
-        """Theorem 3.2, eq. 4: S_rel (not squared) for D the ℓ2 norm of the change of the K outputs.
+        """Theorem 3.2, eq. 4: S_rel (not squared), where D is the ℓ2 norm of the change of the K outputs.
 
         S_rel does not depend on the step length: the predictor is linear in W, so a finite η cancels.
 
@@ -184,13 +184,13 @@ class PenalizedRegression:
             target: Row of `features`, (c, j) in the paper; an integer, or a list [P].
 
         Returns:
-            [T]; an axis I comes first if w0 has it, an axis P last if source and target have it. NaN where the
-            prediction at the source does not change, as for a zero feature vector. S_rel of equal features is 1. With
-            one feature (p = 1) S_rel is |h'|/|h| for every W, even where the gradient itself vanishes.
+            [T]. If w0 has an axis I, it comes first; if source and target have an axis P, it comes last. NaN where the
+            prediction at the source does not change, for example for a zero feature vector. S_rel of equal features is
+            1. With one feature (p = 1) S_rel is |h'|/|h| for every W, even where the gradient itself vanishes.
 
         Raises:
             AssumptionError: A time is negative.
-            ShapeError: `w0` or the indices do not fit.
+            ShapeError: `w0` or the indices have the wrong shape, or an index is out of range.
         """
         pairs = self._pairs(source, target)
         changes = self._changes(self._initial(w0), self._elapsed(t), pairs)
@@ -203,7 +203,7 @@ class PenalizedRegression:
         elapsed: tf.Tensor,
         pairs: _Pairs,
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Changes of the outputs at target and source in eq. 4, up to a common factor.
+        """Compute the changes of the outputs at target and source in eq. 4, up to a common factor.
 
         The gradient of the source's loss is its value at W* plus a transient that decays with time:
         change at h' = ⟨∇ℓ(W*), h'⟩ + c (W − W*) h' + ⟨h', h⟩ (W − W*) h.
@@ -222,7 +222,7 @@ class PenalizedRegression:
         transient_source = modes.transient(w0, elapsed, pairs.sources)
         transient_target = modes.transient(w0, elapsed, pairs.targets)
         # If the stationary gradient is exactly zero (a single training example), both changes have the factor
-        # e^{−μτ} of the slowest mode. It is then left out, so that it cannot underflow.
+        # e^{−μτ} of the slowest mode. The factor is then left out, so that it cannot underflow.
         stationary = tf.concat([stationary_source, stationary_target], -1)  # [P, 2K]
         is_zero = tf.reduce_all(stationary == 0, -1)  # [P]
         slowest = tf.exp(-elapsed * modes.rates[-1])[:, None]  # [T, 1]
@@ -239,7 +239,7 @@ class PenalizedRegression:
         return change_target, change_source
 
     def _exact_for_multiples(self, srel: tf.Tensor, pairs: _Pairs) -> tf.Tensor:
-        """Replace S_rel [..., P] by |h'|/|h| if h' is a multiple of h: W and the rounding of its gradient cancel."""
+        """Replace S_rel [..., P] by |h'|/|h| if h' is a multiple of h, because then W and its rounding cancel."""
         size_target = tf.reduce_max(tf.abs(self._rows(pairs.targets)), -1)
         size_source = tf.reduce_max(tf.abs(self._rows(pairs.sources)), -1)
         is_same = tf.constant((pairs.sources == pairs.targets) | (self.width == 1))
@@ -250,20 +250,20 @@ class PenalizedRegression:
     def _initial(self, w0: ArrayLike) -> tf.Tensor:
         """Check initial weights [K, p] or [I, K, p]."""
         w0 = as_tensor(w0, "w0", (2, 3))
-        check_last_axis(w0, self.width, "w0", "one weight a feature")
+        check_last_axis(w0, self.width, "w0", "one weight per feature")
         if w0.shape[-2] != self.num_classes:
             raise ShapeError(
-                f"w0 must have {self.num_classes} rows, one a class, but has shape {tuple(w0.shape)}."
+                f"w0 must have {self.num_classes} rows, one per class, but has shape {tuple(w0.shape)}."
             )
         return w0
 
     def _pairs(self, source: npt.ArrayLike, target: npt.ArrayLike) -> _Pairs:
-        """Check that sources and targets are rows of the features, and pair up."""
+        """Check that sources and targets are rows of the features, equal in number."""
         sources = as_indices(source, "source", self.size)
         targets = as_indices(target, "target", self.size)
         if sources.shape != targets.shape:
             raise ShapeError(
-                f"source and target must pair up, but have shapes {sources.shape} and {targets.shape}."
+                f"source and target must have the same shape, but have shapes {sources.shape} and {targets.shape}."
             )
         source_rows = np.atleast_1d(sources)
         target_rows = np.atleast_1d(targets)
@@ -291,7 +291,7 @@ class PenalizedRegression:
     def _penalized_loss(self, weights: ArrayLike, coefficient: float) -> tf.Tensor:
         """(1/2N) Σ_i ‖e_i − W h_i‖² + (coefficient/2) ‖W‖², [...], from weights [..., K, p]."""
         weights = as_tensor(weights, "weights")
-        check_last_axis(weights, self.width, "weights", "one weight a feature")
+        check_last_axis(weights, self.width, "weights", "one weight per feature")
         if weights.shape[-2] != self.num_classes:
             raise ShapeError(
                 f"weights must be [..., {self.num_classes}, {self.width}], not {tuple(weights.shape)}."

@@ -22,7 +22,7 @@ from srel_tf.theory.gate_modes import GateModes, passed_share
 
 
 class _Arguments(NamedTuple):
-    """Checked arguments of the S_rel of a gate.
+    """Checked arguments of the S_rel methods of a gate.
 
     Attributes:
         w0: w(0), [n].
@@ -43,7 +43,7 @@ class ReLUGate:
     dw/dt = β M (w* − w),  M = E[1{⟨w*, x⟩ > 0} x xᵀ]. One step of Algorithm 1 with step η advances t by η/β on
     average.
 
-    The methods raise `ShapeError` for vectors that do not fit, and `AssumptionError` for negative times.
+    The methods raise `ShapeError` for vectors of the wrong shape, and `AssumptionError` for negative times.
 
     Args:
         w_star: The ground truth w*, [n].
@@ -52,7 +52,7 @@ class ReLUGate:
 
     Raises:
         AssumptionError: M is not symmetric or not positive definite (Theorem 4.1 needs it), or β is not positive.
-        ShapeError: `w_star` or M do not fit.
+        ShapeError: `w_star` or M has the wrong shape.
 
     Example:
         >>> from srel_tf import theory
@@ -104,7 +104,7 @@ class ReLUGate:
 
         Raises:
             AssumptionError: A time is negative.
-            ShapeError: `w0` does not fit.
+            ShapeError: `w0` has the wrong shape.
         """
         return self._modes.weights(self._vector(w0, "w0"), as_times(t))
 
@@ -116,11 +116,11 @@ class ReLUGate:
         x_source: ArrayLike,
         learning_rate: float,
     ) -> tf.Tensor:
-        """Exact S_rel of Algorithm 1's update (eq. 9) for a finite step, from eqs. 19 and 20.
+        """Compute the exact S_rel of Algorithm 1's update (eq. 9) for a finite step, from eqs. 19 and 20.
 
         With α₁ = ⟨w(t), x'⟩ and α₂ = η β ⟨w* − w(t), x⟩ ⟨x, x'⟩ the prediction at x' changes by
-        max(0, α₁ + α₂) − max(0, α₁) = φ α₂, where φ ∈ [0, 1] is the share that the ReLU passes. The factor
-        ηβ⟨w* − w(t), x⟩ is common to x' and x. It vanishes as training ends and is left out:
+        max(0, α₁ + α₂) − max(0, α₁) = φ α₂, where φ ∈ [0, 1] is the share that passes the ReLU. The factor
+        ηβ⟨w* − w(t), x⟩ is common to x' and x. The factor vanishes as training ends and is left out:
         S_rel = φ' |⟨x, x'⟩| / (φ ‖x‖²).
 
         Args:
@@ -131,12 +131,12 @@ class ReLUGate:
             learning_rate: Length η > 0 of the fictitious step.
 
         Returns:
-            [T], or [T, P]. NaN where the prediction at the source does not change: ⟨w*, x⟩ <= 0, or
-            ⟨w* − w(t), x⟩ = 0, or a source at which the gate is shut before and after the step.
+            [T], or [T, P]. NaN where the prediction at the source does not change: where ⟨w*, x⟩ <= 0, or
+            ⟨w* − w(t), x⟩ = 0, or the gate is shut at the source before and after the step.
 
         Raises:
             AssumptionError: A time is negative, or η is not positive.
-            ShapeError: Vectors do not fit.
+            ShapeError: Vectors have the wrong shape.
         """
         checked = self._arguments(w0, x_target, x_source)
         step = self.beta * as_learning_rate(learning_rate)
@@ -168,7 +168,7 @@ class ReLUGate:
         x_source: ArrayLike,
         learning_rate: float,
     ) -> tf.Tensor:
-        """Lemma 4.2 (eq. 18): a bound on the change of the prediction at x' by the update on x.
+        """Lemma 4.2 (eq. 18): a bound on the change of the prediction at x' due to the update on x.
 
         |max(0, ⟨w⁺, x'⟩) − max(0, ⟨w, x'⟩)| <= ηβ 1{⟨w*, x⟩ > 0} |⟨x, x'⟩| |⟨e^{−βMt}(w(0) − w*), x⟩|.
 
@@ -199,7 +199,7 @@ class ReLUGate:
     def late_lower_bound(x_target: ArrayLike, x_source: ArrayLike) -> tf.Tensor:
         """Theorem 4.3 (eq. 23): |⟨x, x'⟩| / ‖x‖², the lower bound of S_rel at late times if ⟨w*, x⟩, ⟨w*, x'⟩ > 0.
 
-        The bound is attained: S_rel equals it as soon as no ReLU clips.
+        The bound is attained: S_rel equals the bound as soon as no ReLU clips.
 
         Args:
             x_target: x', [n] or [P, n].
@@ -219,7 +219,7 @@ class ReLUGate:
         x_source: ArrayLike,
         learning_rate: float,
     ) -> tf.Tensor:
-        """A t* as in Theorem 4.3: after it neither ReLU clips, so that S_rel is the bound itself.
+        """A time t* as in Theorem 4.3, after which neither ReLU clips, so that S_rel is the bound itself.
 
         It follows from |⟨w(t) − w*, v⟩| <= e^{−βm₁t} ‖w(0) − w*‖ ‖v‖ with m₁ the smallest eigenvalue of M.
 
@@ -233,7 +233,7 @@ class ReLUGate:
             A scalar, or [P], in units of time.
 
         Raises:
-            AssumptionError: ⟨w*, x⟩ or ⟨w*, x'⟩ is not positive; Theorem 4.3 makes no claim there.
+            AssumptionError: ⟨w*, x⟩ or ⟨w*, x'⟩ is not positive; Theorem 4.3 makes no claim in this case.
         """
         checked = self._arguments(w0, x_target, x_source)
         step = self.beta * as_learning_rate(learning_rate)

@@ -1,4 +1,4 @@
-"""S_rel of a ReLU gate on its ℓ2 risk from differences of predictions, as a script would compute it (Figure 10)."""
+"""S_rel of a ReLU gate on its ℓ2 risk, computed by simple differences of predictions (Figure 10)."""
 
 import numpy as np
 import tensorflow as tf
@@ -21,11 +21,11 @@ def relu_risk_srel(
     learning_rate: float,
     tolerance: float = 1e-3,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """S_rel of Definition 1 for the ReLU gate on its ℓ2 risk, from differences of predictions, as a script would do.
+    """Compute S_rel of Definition 1 for a ReLU gate trained on its ℓ2 risk, by differences of predictions.
 
     ℓ(w, x) = ½(max(0, ⟨w*, x⟩) − max(0, ⟨w, x⟩))², w⁺ = w − η∇ℓ (not Algorithm 1). Differences of predictions
-    lose their digits as w converges. An entry counts as resolved while the rounding error of both differences is below
-    `tolerance` of them.
+    lose their digits as w converges. An entry counts as resolved if the relative rounding error of both differences is
+    below `tolerance`.
 
     Args:
         weights: w, [..., n], for example the steps of `relu_sgd`.
@@ -33,14 +33,14 @@ def relu_risk_srel(
         x_target: x', [n].
         x_source: x, [n].
         learning_rate: η > 0.
-        tolerance: Relative error of a difference up to which it counts as resolved.
+        tolerance: Largest relative error of a resolved difference.
 
     Returns:
-        srel, [...], the ratio of the differences, NaN for 0/0 or if the difference at the source is zero; and
+        srel, [...], the ratio of the differences, NaN if the difference at the source is zero; and
         resolved, bool [...].
 
     Raises:
-        ShapeError: Vectors do not fit.
+        ShapeError: Vectors have the wrong shape.
         AssumptionError: η is not positive.
 
     Example:
@@ -71,7 +71,7 @@ def relu_risk_srel(
 
 
 def _predict(weights: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-    """max(0, ⟨w, x⟩), [...], from weights [..., n] and x [n]."""
+    """Compute max(0, ⟨w, x⟩), [...], from weights [..., n] and x [n]."""
     return tf.nn.relu(inner(weights, x))
 
 
@@ -80,7 +80,7 @@ def _change_and_rounding(
     stepped: tf.Tensor,
     x: tf.Tensor,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Size of the change of the prediction at x, and a bound of its rounding error, [...] each.
+    """Compute the size of the change of the prediction at x, and a bound on its rounding error, [...] each.
 
     The stored weights and their product with x are rounded once each. If the gate is shut before and after the step,
     both predictions are exactly zero.

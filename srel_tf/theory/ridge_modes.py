@@ -1,13 +1,13 @@
-"""The modes in which the ridge-penalised flow of Definition 4 relaxes, each at a rate of its own."""
+"""The modes in which the ridge-penalised flow of Definition 4 relaxes, each at its own rate."""
 
 import numpy as np
 import tensorflow as tf
 
 
 class RidgeModes:
-    """Singular vectors H = U S Vᵀ of the features, and what the flow of Definition 4 does in this basis.
+    """Singular vectors H = U S Vᵀ of the features, and the flow of Definition 4 in this basis.
 
-    Every mode relaxes by itself with rate μ = c + s²/N. This equals the eigendecomposition
+    Every mode relaxes independently with rate μ = c + s²/N. This equals the eigendecomposition
     M = V diag(c + s²/N) Vᵀ, but does not square the condition number.
 
     Args:
@@ -34,7 +34,7 @@ class RidgeModes:
         self._labels_in_modes = tf.matmul(one_hot, self._left, transpose_a=True)
         self._fit = gram / self.rates * self._labels_in_modes  # W* h of every mode
         self._stationary_residual = self._residual_at_the_minimum()
-        # The fit of a zero row is exactly zero; the singular vectors give it up to rounding only.
+        # The fit of a zero row is set to exactly zero, because the singular vectors give it up to rounding only.
         is_row_nonzero = tf.reduce_any(self._features != 0, -1, keepdims=True)
         self._fit_rows = self._left * tf.cast(is_row_nonzero, tf.float64)
         self._stationary_fit = tf.matmul(self._fit_rows, self._fit, transpose_b=True)
@@ -75,7 +75,7 @@ class RidgeModes:
         modes = decayed_start - driven  # [..., T, K, r]
         weights = tf.linalg.matmul(modes, self._right, transpose_b=True)
         if self._right.shape[1] < self._width:
-            # In directions that no feature reaches, only the penalty acts.
+            # In directions outside the span of the features, only the penalty acts.
             unreached = w0 - tf.matmul(start, self._right, transpose_b=True)
             decay = tf.exp(-elapsed * self._coefficient)[:, None, None]
             weights += decay * unreached[..., None, :, :]
@@ -92,7 +92,7 @@ class RidgeModes:
         Args:
             w0: Initial W, [..., K, p].
             elapsed: τ = θ²t, [T].
-            rows: Rows of the h, [P].
+            rows: Row indices of h, [P].
 
         Returns:
             [..., T, P, K].
@@ -114,11 +114,12 @@ class RidgeModes:
 
         At W* the mean gradient is zero, so a single gradient is the difference ρ*_i h_i − mean_j ρ*_j h_j. Computed
         term by term, this difference keeps its digits if the examples agree, and is exactly zero for a single example.
-        If its terms are much larger than those of the gradient itself, ρ*_i h_i + c W*, the latter keeps more digits.
+        If its terms are much larger than the terms of the direct form, ρ*_i h_i + c W*, the direct form keeps more
+        digits.
 
         Args:
-            examples: Rows of the examples, [P].
-            rows: Rows of the h, [P].
+            examples: Row indices of the examples, [P].
+            rows: Row indices of h, [P].
 
         Returns:
             [P, K].

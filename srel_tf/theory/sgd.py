@@ -1,4 +1,4 @@
-"""Stochastic gradient descent whose small-step limits are the flows of Sections 4 and 5.
+"""Stochastic gradient descent with the flows of Sections 4 and 5 as small-step limits.
 
 Every run starts from the same w(0) (or from its own row of w(0)) and draws its own inputs. The draws of step k depend
 on `seed` and k only, not on global random state.
@@ -41,11 +41,11 @@ def modified_sgd(
 
     Args:
         w_star: w*, [n].
-        w0: Start, [n], or [R, n] with one start a run.
-        learning_rate: η > 0. With β = 1 in Definition 5, step k is the flow's time kη.
+        w0: Start, [n], or [R, n] with one start per run.
+        learning_rate: η > 0. With β = 1 in Definition 5, step k corresponds to time kη of the flow.
         steps: Number of updates.
         runs: Number R of independent runs. None means one run, without the axis R.
-        batch_size: Examples a step; 1 in the paper.
+        batch_size: Examples per step; 1 in the paper.
         inputs: The x of every step, [steps, batch, n] (shared by the runs) or [steps, R, batch, n]. None draws
             x ~ N(0, I).
         seed: Seed of the draws.
@@ -55,7 +55,7 @@ def modified_sgd(
 
     Raises:
         AssumptionError: η is not positive, or a run diverges.
-        ShapeError: Arrays do not fit, or a count of steps, runs or examples is not a whole number.
+        ShapeError: Shapes of arrays disagree, or a count of steps, runs or examples is not a whole number.
 
     Example:
         >>> from srel_tf import theory
@@ -89,8 +89,8 @@ def relu_sgd(
 ) -> tf.Tensor:
     """Plain mini-batch SGD on the ℓ2 risk E ½ (max(0, ⟨w*, x⟩) − max(0, ⟨w, x⟩))² of a ReLU gate (Figure 10).
 
-    In `modified_sgd` the prediction has no ReLU; here it has one. Arguments, result and errors are those of
-    `modified_sgd`.
+    The update of `modified_sgd` uses a prediction without ReLU; here the prediction has the ReLU. Arguments, result and
+    errors are the same as in `modified_sgd`.
 
     Example:
         At w(0) = −1 the gate is shut at x = 1, so its gradient is zero.
@@ -118,7 +118,7 @@ def diagonal_sgd(
 ) -> tf.Tensor:
     """SGD of eq. 15: w ← w + 2η (Σ_p x_p (w*_p² − w_p²)) x ⊙ w, with features β_pp(x) = x_p.
 
-    Step k is the time k of the flow with θ = η. Arguments, result and errors are those of `modified_sgd`.
+    Step k corresponds to time k of the flow with θ = η. Arguments, result and errors are the same as in `modified_sgd`.
 
     Example:
         >>> from srel_tf import theory
@@ -159,7 +159,7 @@ def diagonal_sgd_srel(
         [...]; NaN where the residual Σ_p β_p (w*_p² − w_p²) is exactly zero.
 
     Raises:
-        ShapeError: Vectors do not fit.
+        ShapeError: Vectors have the wrong shape.
         AssumptionError: η is not positive.
 
     Example:
@@ -188,7 +188,7 @@ def _modified_update(w: tf.Tensor, x: tf.Tensor, w_star: tf.Tensor) -> tf.Tensor
 
 
 def _relu_update(w: tf.Tensor, x: tf.Tensor, w_star: tf.Tensor) -> tf.Tensor:
-    """Mean of 1{⟨w, x⟩ > 0} (y − max(0, ⟨w, x⟩)) x, as `_modified_update`."""
+    """Mean of 1{⟨w, x⟩ > 0} (y − max(0, ⟨w, x⟩)) x, with the arguments of `_modified_update`."""
     preactivation = _inner(x, w)
     error = tf.nn.relu(tf.linalg.matvec(x, w_star)) - tf.nn.relu(preactivation)
     is_active = tf.cast(preactivation > 0, tf.float64)
@@ -196,7 +196,7 @@ def _relu_update(w: tf.Tensor, x: tf.Tensor, w_star: tf.Tensor) -> tf.Tensor:
 
 
 def _diagonal_update(w: tf.Tensor, x: tf.Tensor, w_star: tf.Tensor) -> tf.Tensor:
-    """Mean of 2 (Σ_p x_p (w*_p² − w_p²)) x ⊙ w, as `_modified_update`."""
+    """Mean of 2 (Σ_p x_p (w*_p² − w_p²)) x ⊙ w, with the arguments of `_modified_update`."""
     error = _inner(x, (w_star - w) * (w_star + w))
     return tf.reduce_mean(2 * error[..., None] * x * w[..., None, :], -2)
 
@@ -258,7 +258,7 @@ def _scan(
     batch_size: int,
     seed: tf.Tensor,
 ) -> tf.Tensor:
-    """Iterates after each step, [steps, R, n]. It is traced once for each update and shapes, not at each call.
+    """Compute the iterates after each step, [steps, R, n]. The function is traced once per update rule and shape.
 
     Args:
         update: Function from w [R, n], x [R, batch, n] and w* [n] to the mean update [R, n].
@@ -267,7 +267,7 @@ def _scan(
         rate: η, a scalar.
         steps: Number of updates, a scalar.
         inputs: x, [steps, batch, n] or [steps, R, batch, n]; None draws them from N(0, I).
-        batch_size: Examples a step.
+        batch_size: Examples per step.
         seed: Seed of the draws, a scalar.
     """
     shape = [start.shape[0], batch_size, start.shape[1]]
@@ -291,7 +291,7 @@ def _start_of_runs(start: tf.Tensor, runs: int | None) -> tf.Tensor:
         return tf.tile(start[None], [runs or 1, 1])
     if runs not in (None, start.shape[0]):
         raise ShapeError(
-            f"w0 has {start.shape[0]} starts for {runs} runs; give one start, or one a run."
+            f"w0 has {start.shape[0]} starts for {runs} runs; give one start, or one per run."
         )
     return start
 
@@ -310,5 +310,5 @@ def _given_inputs(
             f"inputs must be [{steps}, ..., {dimension}], but has shape {shape}."
         )
     if len(shape) == 4 and shape[1] not in (1, runs):
-        raise ShapeError(f"inputs {shape} hold {shape[1]} runs, but there are {runs}.")
+        raise ShapeError(f"inputs {shape} hold {shape[1]} runs, but runs={runs}.")
     return checked

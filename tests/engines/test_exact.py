@@ -266,7 +266,7 @@ def test_a_source_that_moves_nothing_is_undefined(data):
     )
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     with pytest.warns(
-        UserWarning, match=r"\(ids 0\) moves nothing: the gradient is zero"
+        UserWarning, match=r"\(ids 0\) changes nothing: the gradient is zero"
     ):
         result = srel_tf.measure(
             model,

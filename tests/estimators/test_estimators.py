@@ -769,9 +769,7 @@ def test_a_derivative_that_does_not_see_all_is_refused_and_the_finite_step_is_no
     x, y = data
     model = net(L.Flatten(), L.Dense(4), layer(), run_eagerly=eager)
     probe = srel_tf.ProbeSet(x, y)
-    with pytest.raises(
-        srel_tf.ModelError, match="do not move as their derivative says"
-    ):
+    with pytest.raises(srel_tf.ModelError, match="do not follow their derivative"):
         limit(model, probe)
     before = model(x, training=False).numpy()
     result = srel_tf.measure(model, probe, "raw_l1", learning_rate=0.1)
@@ -954,7 +952,7 @@ def test_limit_of_a_sure_softmax_keeps_the_contract_under_any_loss(model_class):
 
 
 @pytest.mark.filterwarnings(
-    "ignore:the update of .* moves nothing"
+    "ignore:the update of .* changes nothing"
 )  # Where it is zero to the bit.
 @pytest.mark.filterwarnings("ignore:model .*forward-mode")
 @pytest.mark.parametrize("own", [None, keras.losses.mean_absolute_error])

@@ -126,7 +126,9 @@ def test_a_learning_rate_that_training_changed_is_no_difference(saved):
 def test_another_training_is_refused_with_the_difference(saved, other, shown):
     model = net(**other)
     before = [v.numpy() for v in model.variables]
-    with pytest.raises(StorageError, match=rf"that of another training.*\n  {shown}"):
+    with pytest.raises(
+        StorageError, match=rf"belongs to another training.*\n  {shown}"
+    ):
         Checkpoint(saved).restore(model)
     for v, value in zip(model.variables, before, strict=True):
         np.testing.assert_array_equal(v.numpy(), value)
@@ -168,7 +170,7 @@ def test_another_layer_in_a_model_of_the_users_own_is_refused(tmp_path):
 def test_a_probe_more_or_less_is_refused(saved):
     model = net()
     model.attach_probe(srel_tf.ProbeSet(X[:2], Y[:2]))
-    with pytest.raises(StorageError, match="not that of model"):
+    with pytest.raises(StorageError, match="does not belong to model"):
         Checkpoint(saved).restore(model)
 
 
@@ -270,7 +272,7 @@ def test_what_no_column_holds_is_told(tmp_path):
         ):
             store.append(srel_tf.frames.schema.merged(frames))
         store.append(frames[0])
-        with pytest.raises(srel_tf.FrameError, match="of other columns or types"):
+        with pytest.raises(srel_tf.FrameError, match="with other columns or types"):
             store.append(frames[1])
         with pytest.raises(
             srel_tf.FrameError, match=r"Give ProbeSet\(ids=...\) of one type to all"
@@ -298,7 +300,7 @@ def test_numbers_that_no_training_can_have_left_are_refused(saved, name, values)
         (changed if name in changed else changed["probes"][0])[name] = value
         saved.commit(arrays=arrays, about=changed)
         with pytest.raises(
-            StorageError, match=r"is not that of model .*: start again without it"
+            StorageError, match=r"does not belong to model .*: start again without it"
         ):
             Checkpoint(saved).restore(model)
     saved.commit(arrays=arrays, about=about)

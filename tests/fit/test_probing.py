@@ -366,7 +366,8 @@ def test_a_probe_whose_rows_could_not_be_told_from_anothers_is_refused():
         {"probe": some},
     ):
         with pytest.raises(
-            ProbeError, match=r"a probe with name='' already.*give one of them a name"
+            ProbeError,
+            match=r"a probe with name='' already.*give one of them a unique name",
         ):
             model.attach_probe(**{"probe": PROBE, "seed": 1, **other})
     model.attach_probe(PROBE, seed=1, learning_rate=0.5)

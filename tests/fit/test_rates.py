@@ -224,7 +224,7 @@ def test_a_rate_of_zero_is_named():
     warm_up = keras.optimizers.schedules.PolynomialDecay(0.0, 2 * STEPS, 0.5)
     model = net(warm_up, estimator="exact")
     with pytest.warns(
-        UserWarning, match=r"moves nothing.*rate is 0 at step 0.*learning_rate="
+        UserWarning, match=r"changes nothing.*rate is 0 at step 0.*learning_rate="
     ) as caught:
         rates = fit(model, epochs=1)
     assert sum("rate is 0" in str(warning.message) for warning in caught) == 1

@@ -116,7 +116,7 @@ class Twice(Compiled):
     twice = True
 
 
-OWN_STEP = "ignore:.* has a train_step of its own"
+OWN_STEP = "ignore:.* defines its own train_step"
 
 
 @thermometer
@@ -407,13 +407,13 @@ def one_each(y, f):
     return tf.reduce_mean(tf.abs(f - y), axis=-1)
 
 
-OWN = r"train_step of its own: S_rel is of the compiled loss; .* pass loss="
+OWN = r"its own train_step: S_rel is measured with the compiled loss; .* pass loss="
 
 
 @pytest.mark.parametrize("cls", [OwnLoss, CallsSuper])
 def test_a_train_step_of_its_own_is_named(cls):
     model = net(cls)
-    with pytest.warns(UserWarning, match=f"^{cls.__name__} has a {OWN}") as caught:
+    with pytest.warns(UserWarning, match=f"^{cls.__name__} {OWN}") as caught:
         fit(model, epochs=2)
     assert sum("train_step" in str(w.message) for w in caught) == 1
     with pytest.warns(UserWarning, match=OWN):

@@ -117,7 +117,7 @@ def test_a_prediction_that_is_no_number_breaks_its_own_column_alone():
         model = keras.Model(inputs, keras.layers.Dense(3, "softmax")(hidden))
         model.compile("sgd", SPARSE())
         saturated = pytest.warns(
-            UserWarning, match="moves nothing: the gradient is zero"
+            UserWarning, match="changes nothing: the gradient is zero"
         )
         with (
             pytest.warns(UserWarning, match="1 of 6 sources .* have a NaN"),

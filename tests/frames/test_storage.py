@@ -231,7 +231,7 @@ DAMAGE = {
     truncate: r"has \d+ of its \d+ bytes",
     alter: "has been altered",
     grow: "has grown",
-    pipe: "is no regular file",
+    pipe: "is not a regular file",
     link: "is a link",
     Path.unlink: "is missing",
 }
@@ -297,9 +297,9 @@ def other_format(content):
         (lambda content: content[:4000], "cannot be read"),
         (replaced(b'{"step": 6}', b'{"step": 7}'), "state 3 has been altered"),
         (replaced(b"part", b"Part"), "cannot be read"),
-        (lambda content: b"", "has format 0 or other tables, this version reads 3"),
+        (lambda content: b"", "has format 0 or other tables, but this version reads 3"),
         (lambda content: b"{" * 5000, "file is not a database"),
-        (other_format, "has format 99 or other tables, this version reads 3"),
+        (other_format, "has format 99 or other tables, but this version reads 3"),
     ],
 )
 def test_a_damaged_index_is_named_and_can_be_given_up(store, change, message):
@@ -320,7 +320,7 @@ def test_a_damaged_index_is_named_and_can_be_given_up(store, change, message):
 def test_an_index_that_is_a_pipe_or_a_link_is_not_read(store):
     for damage in (link, pipe):
         damage(store.path / INDEX)
-        with pytest.raises(StorageError, match="is a link or no regular file"):
+        with pytest.raises(StorageError, match="is a link or not a regular file"):
             FrameStore(store.path)
 
 
@@ -330,8 +330,8 @@ def test_a_frame_of_an_earlier_version_is_named(tmp_path):
     for opened in (FrameStore, scan_frame, lambda path: FrameStore(path, write=True)):
         with pytest.raises(
             StorageError,
-            match=rf"{tmp_path} holds a frame of an earlier version, index\.json .*: use the version that wrote it, or "
-            "give the rows up",
+            match=rf"{tmp_path} holds a frame of an earlier version \(index\.json .*: use the version that wrote "
+            "it, or give the rows up",
         ):
             opened(tmp_path)
     with FrameStore(tmp_path, write=True, anew=True) as again:
@@ -375,7 +375,7 @@ def test_a_crash_in_the_first_commit_leaves_an_empty_store(tmp_path, monkeypatch
 def test_there_is_nothing_to_read(tmp_path):
     for path in (tmp_path, tmp_path / "lost"):
         with pytest.raises(
-            StorageError, match=r"holds no frame: it has no index\.sqlite"
+            StorageError, match=r"does not hold a frame: index\.sqlite is missing"
         ):
             FrameStore(path)
     assert not (tmp_path / "lost").exists()
@@ -441,7 +441,7 @@ def test_a_journal_cannot_lead_elsewhere(store):
         journal.unlink()
         journal.write_bytes(whole)
         damage(journal)
-        with pytest.raises(StorageError, match="is a link or no regular file"):
+        with pytest.raises(StorageError, match="is a link or not a regular file"):
             FrameStore(copy.path)
     assert outside.read_text(encoding="utf-8") == "mine"
 
@@ -751,7 +751,7 @@ def test_a_full_disk_is_told_and_nothing_is_lost(small_disk):
     with FrameStore(small_disk / "frame", write=True) as store:
         error, steps = fill_up(store)
         assert (
-            "No space left on device; free space there; what was saved before is whole"
+            "No space left on device; free space there; earlier saves are complete"
             in str(error)
         )
         assert steps
@@ -833,7 +833,7 @@ def test_a_directory_that_may_not_be_written_is_read(store, read_only):
         FrameStore(read_only / "frame", write=True)
     with pytest.raises(
         StorageError,
-        match=r"open the directory once with the right to write there, or open a copy of it",
+        match=r"open the directory once with permission to write there, or open a copy of it",
     ):
         FrameStore(read_only / "killed")
 
@@ -885,7 +885,7 @@ def test_rows_that_do_not_stand_together_are_refused(tmp_path):
         store.append(rows(0).head(10))
         store.append(rows(3))
         store.append(rows(0).tail(62))
-        with pytest.raises(FrameError, match="do not stand together"):
+        with pytest.raises(FrameError, match="are not contiguous"):
             list(store.scan().pieces(rows=8))
 
 
@@ -957,7 +957,7 @@ def test_statistics_of_an_old_auto_frame_keep_the_estimators_it_was_saved_with(
             )
     monkeypatch.setattr("srel_tf.frames.lazy.ROWS_AT_A_TIME", 10)
     with pytest.raises(
-        FrameError, match="do not stand together: read the frame into memory"
+        FrameError, match="are not contiguous: read the frame into memory"
     ):
         smooth(scan_frame(path))
 
@@ -974,7 +974,7 @@ def test_there_is_no_frame(tmp_path):
         with pytest.raises(FrameError, match="there is no frame"):
             scan_frame(path)
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 nothing PAR1")
-    with pytest.raises(FrameError, match=r"bad\.parquet .*hold no frame"):
+    with pytest.raises(FrameError, match=r"bad\.parquet .*are not a frame"):
         scan_frame(tmp_path / "bad.parquet")
 
 

@@ -131,8 +131,8 @@ def test_proximities_that_do_not_fit():
     )
     for wrong, message in (
         (proximity.drop(columns="proximity"), r"lacks the columns \['proximity'\]"),
-        (proximity.assign(proximity=-1.0), "finite numbers, none below zero"),
-        (proximity.assign(proximity=np.inf), "finite numbers, none below zero"),
+        (proximity.assign(proximity=-1.0), "finite numbers >= 0"),
+        (proximity.assign(proximity=np.inf), "finite numbers >= 0"),
         (proximity.assign(step=3), r"depends on x and x' alone"),
         (pd.concat([proximity, mirrored.assign(proximity=1.0)]), "P is symmetric"),
         (pd.concat([proximity, proximity]), "have a second proximity"),

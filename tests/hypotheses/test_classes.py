@@ -231,5 +231,5 @@ def test_frames_without_classes():
         frame.assign(source_class=None),
         frame[frame["source_class"] == "a"],
     ):
-        with pytest.raises(FrameError, match="source_class must name at least two"):
+        with pytest.raises(FrameError, match="source_class must hold at least two"):
             class_claim(wrong)

@@ -302,13 +302,13 @@ def test_why_there_is_no_kl_of_outputs_that_are_no_softmax():
             "bce",
             "sigmoid",
             ONE_LABEL,
-            "the loss binary_crossentropy takes each output by itself",
+            "the loss binary_crossentropy treats each output separately",
         ),
         (
             BINARY(from_logits=True),
             None,
             ONE_LABEL,
-            "the loss binary_crossentropy takes each output by itself",
+            "the loss binary_crossentropy treats each output separately",
         ),
         (CATEGORICAL(), "sigmoid", ONE_LABEL, "ends in a sigmoid"),
         (
@@ -318,7 +318,7 @@ def test_why_there_is_no_kl_of_outputs_that_are_no_softmax():
             "ends in a sigmoid",
         ),
         (CATEGORICAL_NAME, "sigmoid", ONE_LABEL, "ends in a sigmoid"),
-        ("mse", None, ONE_LABEL, "mean_squared_error is not one of a classifier"),
+        ("mse", None, ONE_LABEL, "mean_squared_error is not a classification loss"),
     ):
         with pytest.raises(srel_tf.OptionError, match=reason) as caught:
             srel_tf.measure(
@@ -434,7 +434,7 @@ def test_an_ignored_class_need_not_be_an_output(ignored):
     )
     with pytest.warns(
         UserWarning,
-        match=r"the update of 1 of 4 sources \(ids 1\) moves nothing: the gradient is zero",
+        match=r"the update of 1 of 4 sources \(ids 1\) changes nothing: the gradient is zero",
     ):
         result = srel_tf.measure(model, srel_tf.ProbeSet(X, y), "kl", learning_rate=0.1)
     np.testing.assert_array_equal(
@@ -455,7 +455,7 @@ def test_a_loss_of_ones_own_that_may_be_a_classifiers_is_asked_about():
             )
         )
         with pytest.warns(
-            UserWarning, match="the loss is your own.*give predictions='softmax'"
+            UserWarning, match="the loss is custom.*give predictions='softmax'"
         ):
             matrix(net(loss, run_eagerly=True), y)
         for predictions in ("raw", "softmax"):  # No warning, which would be an error.
@@ -517,7 +517,7 @@ def test_a_source_that_the_mask_leaves_out_of_the_loss_moves_nothing(
     ]
     model = keras.Sequential([keras.Input((3,)), *layers])
     model.compile("sgd", SPARSE(from_logits=True), run_eagerly=eagerly)
-    with pytest.warns(UserWarning, match=r"sources \(ids 2\) moves nothing"):
+    with pytest.warns(UserWarning, match=r"sources \(ids 2\) changes nothing"):
         result = srel_tf.measure(
             model, srel_tf.ProbeSet(x, y), "l1", learning_rate=0.1, estimator=estimator
         )
@@ -550,7 +550,7 @@ def test_a_source_with_a_zero_gradient_is_named_once():
     )
     ids = ", ".join(map(str, np.flatnonzero(satisfied)))
     with pytest.warns(
-        UserWarning, match=rf"\(ids {ids}\) moves nothing: the gradient is zero"
+        UserWarning, match=rf"\(ids {ids}\) changes nothing: the gradient is zero"
     ):
         result = instrument()
     np.testing.assert_array_equal(result.valid("l1").any(axis=1), ~satisfied)

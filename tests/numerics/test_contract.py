@@ -28,7 +28,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:model .*forward-mode"),
     pytest.mark.filterwarnings("ignore:rows that float32"),
     pytest.mark.filterwarnings("ignore:.*have a NaN"),
-    pytest.mark.filterwarnings("ignore:the update of .* moves nothing"),
+    pytest.mark.filterwarnings("ignore:the update of .* changes nothing"),
 ]
 
 

@@ -126,7 +126,9 @@ def test_folder_of_other_settings_is_refused_and_left_as_it_was(tmp_path, capsys
     assert command.main(["--figure", "11", "--out", str(tmp_path), "--seed", "3"]) == 1
     refused = capsys.readouterr()
     assert refused.out == ""
-    assert refused.err.startswith(f"error: {tmp_path} holds figures of other settings")
+    assert refused.err.startswith(
+        f"error: {tmp_path} holds figures with other settings"
+    )
     assert refused.err.splitlines()[1:] == ["  seed: 0 there, 3 now"]
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
     with pytest.raises(RunDirectoryError, match="variant: 'text' there, 'other' now"):
@@ -164,7 +166,10 @@ def test_folder_that_does_not_say_what_it_holds_is_refused(tmp_path, capsys):
         if content:
             (tmp_path / "settings.json").write_text(content)
         assert command.main(["--figure", "12", "--out", str(tmp_path)]) == 1
-        assert "no settings.json that says of what" in capsys.readouterr().err
+        assert (
+            "holds figures, but settings.json with their settings is missing"
+            in capsys.readouterr().err
+        )
     assert (
         command.main(["--figure", "12", "--out", str(tmp_path / "figure_12.parquet")])
         == 1

@@ -141,7 +141,7 @@ def test_equations_19_and_20_are_what_the_instrument_measures(eta):
     closed = gate.srel(w0, t, x[targets], x[sources], eta).numpy()[0].reshape(12, 12)
     network = relu_gate_network(gate, gate.weights(w0, t)[0], 0.1)
     with pytest.warns(
-        UserWarning, match="moves nothing: the gradient is zero"
+        UserWarning, match="changes nothing: the gradient is zero"
     ):  # Of a source whose gate is shut.
         result = measure(
             network, ProbeSet(x, labels), "l2", learning_rate=eta, predictions="raw"

@@ -287,7 +287,7 @@ def test_bad_options_get_a_named_error(options, capsys):
 def test_a_gpu_is_asked_for_where_there_is_none(monkeypatch, capsys):
     monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind=None: [])
     assert command.main(["--device", "gpu"]) == 1
-    assert "--device gpu: TensorFlow sees no GPU" in capsys.readouterr().err
+    assert "--device gpu: TensorFlow does not find a GPU" in capsys.readouterr().err
 
 
 def test_a_failed_process_is_an_error_with_its_last_words(monkeypatch):

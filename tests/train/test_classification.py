@@ -182,7 +182,7 @@ def test_an_interrupted_run_goes_again_and_repeats_bit_for_bit(
     stopped = command(tmp_path, "--seeds", 0, "--update", "sgd")
     assert stopped.status == 130
     assert (
-        "interrupted: what was measured is saved; the same command with --resume goes on"
+        "interrupted: what was measured is saved; the same command with --resume continues"
         in stopped.err
     )
     assert not (tmp_path / "seed-0" / "seed.json").exists()
@@ -308,7 +308,7 @@ def test_an_interrupted_selection_goes_on_and_chooses_the_same(
     [
         (["--classes", "3", "fox"], r"'digits' has no class 'fox'"),
         (["--classes", "3", "3"], "chosen twice"),
-        (["--per-class", 500], r"class 0 has \d+ examples, 500 are wanted"),
+        (["--per-class", 500], r"class 0 has \d+ examples, but 500 are requested"),
         (["--per-class", 0], "per_class=0"),
         (
             ["--measures", "kl", "l3"],
@@ -321,7 +321,7 @@ def test_an_interrupted_selection_goes_on_and_chooses_the_same(
         (["--optimizer", "lion"], "unknown optimizer 'lion'.*adam"),
         (["--learning-rate", -1], r"learning rate -1\.0"),
         (["--srel-learning-rate", 0], r"learning_rate=0\.0"),
-        (["--batch-size", 5000], "batch size 5000: there are 406"),
+        (["--batch-size", 5000], "batch size 5000: give 1 to 406"),
         (["--every", 0], "every=0"),
         (["--epochs", 0], "argument --epochs: 0: give at least 1"),
         (["--seeds", 1, 1], r"argument --seeds: \[1, 1\]: name none twice"),

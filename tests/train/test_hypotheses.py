@@ -142,7 +142,7 @@ def test_a_finished_seed_whose_files_have_changed_is_refused(tmp_path):
     srel_tf.write_frame(srel_tf.read_frame(frame).iloc[:-1], frame)
     status, _, err = command(path)
     assert status == 1
-    assert f"{frame} is not what was written" in err
+    assert f"{frame} has changed since it was written" in err
     assert not (path / "verdicts.csv").exists()
 
 
@@ -157,7 +157,7 @@ def test_interrupted_seeds_do_not_count(tmp_path):
     (path / "seed-2" / "seed.json").unlink()
     status, out, _ = command(path)
     assert status == 0
-    assert f"note: {path / 'seed-2'} is not finished and left out" in out
+    assert f"note: {path / 'seed-2'} is not finished, and is left out" in out
     table = srel_tf.read_frame(path / "verdicts.csv")
     assert table["n_seeds"].max() == 2
     assert set(table["verdict"]) == {"undecided"}
@@ -169,7 +169,7 @@ def test_a_finished_seed_that_lacks_a_file_is_an_error(tmp_path, name):
     (path / "seed-1" / name).unlink()
     status, _, err = command(path)
     assert status == 1
-    assert f"{path / 'seed-1' / name} is not what was written" in err
+    assert f"{path / 'seed-1' / name} has changed since it was written" in err
 
 
 def test_a_seed_without_what_the_others_have_is_an_error(tmp_path):
@@ -178,7 +178,7 @@ def test_a_seed_without_what_the_others_have_is_an_error(tmp_path):
     mark_as_finished(path / "seed-1", {})
     status, _, err = command(path)
     assert status == 1
-    assert f"{path / 'seed-1'}: no distances.parquet there" in err
+    assert f"{path / 'seed-1'}: distances.parquet is missing" in err
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_several_directories_and_their_errors(tmp_path):
     (tmp_path / "lost").mkdir()
     (tmp_path / "lost" / "figure_06.parquet").touch()
     for wrong, message in (
-        (tmp_path / "none", "is no directory"),
+        (tmp_path / "none", "is not a directory"),
         (tmp_path / "empty", "holds no finished seed"),
         (tmp_path / "lost", "holds neither a finished seed nor the settings.json"),
     ):
@@ -368,4 +368,4 @@ def test_theory_directories_are_known_by_their_settings(tmp_path, monkeypatch, c
     (tmp_path / "settings.json").write_text(json.dumps(saved), encoding="utf-8")
     status, _, err = command(tmp_path)
     assert status == 1
-    assert "figures of other settings (figures_6_to_9)" in err
+    assert "figures with settings other than the text's (figures_6_to_9)" in err

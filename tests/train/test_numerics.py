@@ -247,7 +247,10 @@ def test_a_stage_that_is_not_reached_is_told_and_training_goes_on_later(
     )
     options = ["--nets", tiny_zoo, "--cache", str(tmp_path), "--train-only"]
     assert numerics.main([*options, "--minutes", "0"]) == 1
-    assert "not yet 'accuracy 1.0': run again to train on" in capsys.readouterr().err
+    assert (
+        "not yet 'accuracy 1.0': run again to continue the training"
+        in capsys.readouterr().err
+    )
     assert len(list(tmp_path.glob("*.partial.npz"))) == 1
     monkeypatch.undo()
     monkeypatch.setitem(zoo.NETS, "tiny", tiny())

@@ -84,18 +84,18 @@ def test_rules():
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["sgd@fast"], "'fast' is no step length"),
-        (["sgd@-1"], "'-1' is no step length"),
-        (["sgd@inf"], "'inf' is no step length"),
-        (["sgd@nan"], "'nan' is no step length"),
+        (["sgd@fast"], "'fast' is not a step length"),
+        (["sgd@-1"], "'-1' is not a step length"),
+        (["sgd@inf"], "'inf' is not a step length"),
+        (["sgd@nan"], "'nan' is not a step length"),
         (["limit@1e-3"], "limit η → 0 has no step length"),
-        (["sgd", "sgd@0.0001"], "sgd@0.0001 comes twice"),
+        (["sgd", "sgd@0.0001"], "sgd@0.0001 is given twice"),
     ],
 )
 def test_rules_that_do_not_exist(names, message):
     with pytest.raises(OptionError, match=message):
         parse_rules(names, ["kl"], 1e-4)
-    with pytest.raises(OptionError, match="no measure given has a limit"):
+    with pytest.raises(OptionError, match="none of the given measures has a limit"):
         parse_rules(["limit"], ["published_kl"], 1e-4)
 
 

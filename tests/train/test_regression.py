@@ -287,7 +287,10 @@ def test_an_interruption_keeps_what_was_measured(tmp_path, frame, monkeypatch):
             "argument --seeds: -1: give at least 0 and less than 4294967296",
         ),
         (["--sources", 1], "argument --sources: 1: give at least 2"),
-        (["--batch-size", 300], "--batch-size 300: there are 200 examples"),
+        (
+            ["--batch-size", 300],
+            "--batch-size 300: give at most 200, the number of examples",
+        ),
         (["--iterations", 0], "argument --iterations: 0: give at least 1"),
         (["--learning-rate", 0], "--learning-rate 0.0: give a positive number"),
         (["--learning-rate", "inf"], "--learning-rate inf: give a positive number"),

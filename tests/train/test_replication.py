@@ -106,7 +106,9 @@ def test_a_seed_whose_files_have_changed_is_refused(run, tmp_path, capsys):
     path = shutil.copytree(run[0], tmp_path / "run")
     (path / "seed-1" / "history.csv").write_text("run\n", encoding="utf-8")
     assert condense.main([str(path), "--out", str(tmp_path / "out")]) == 1
-    assert "seed-1/history.csv is not what was written" in capsys.readouterr().err
+    assert (
+        "seed-1/history.csv has changed since it was written" in capsys.readouterr().err
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -399,7 +401,7 @@ def test_beside_the_published_curves(results, published):
         ours, published.assign(srel=published["srel"] / 2)
     )
     assert (same["overlap"] == 1).all()
-    with pytest.raises(srel_tf.OptionError, match="none in common"):
+    with pytest.raises(srel_tf.OptionError, match="no step in common"):
         replication.beside_published(ours, published.assign(step=1000))
 
 

@@ -318,7 +318,7 @@ def test_ctrl_c_ends_after_the_step_and_says_how_to_go_on(
     status, err = quietly(QUICK, tmp_path)
     monkeypatch.undo()
     assert status == 130
-    assert "the same command with --resume goes on" in err
+    assert "the same command with --resume continues" in err
     store = FrameStore(tmp_path / "seed-0" / "frame.parts")
     assert sorted(store.read()["step"].unique()) == list(range(12))
     assert store.about["step"] == 12
@@ -363,7 +363,7 @@ def test_seeds_side_by_side_are_stopped_with_the_command(tmp_path, number):
         process.send_signal(number)
         errors = process.stderr.read()  # Until the last of the processes has ended.
     assert process.returncode == (130 if number != signal.SIGKILL else -number)
-    assert ("the same command with --resume goes on" in errors) == (
+    assert ("the same command with --resume continues" in errors) == (
         number != signal.SIGKILL
     )
     assert "Traceback" not in errors
@@ -415,8 +415,7 @@ def test_a_full_disk_ends_the_training_and_loses_nothing(
     status, err = quietly(QUICK, tmp_path)
     assert status == 1
     assert (
-        "No space left on device; free space there; what was saved before is whole"
-        in err
+        "No space left on device; free space there; earlier saves are complete" in err
     )
     steps = (
         srel_tf.scan_frame(tmp_path / "seed-0" / "frame.parts")

@@ -102,7 +102,7 @@ def test_files_of_others_are_neither_replaced_nor_removed(tmp_path, name):
     (tmp_path / name).write_text("mine", encoding="utf-8")
     with pytest.raises(
         RunDirectoryError,
-        match=f"{tmp_path} holds {name}, and no seed .*: choose another --out",
+        match=f"{tmp_path} holds {name}, but no seed .*: choose another --out",
     ):
         RunDirectory(tmp_path, SETTINGS)
     assert [p.name for p in tmp_path.iterdir()] == [name]
@@ -168,7 +168,7 @@ def test_results_without_their_origin_are_refused(used, lost, kept):
         if file.name != kept:
             file.unlink()
     with pytest.raises(
-        RunDirectoryError, match=f"holds results, but no {lost}: restore it"
+        RunDirectoryError, match=f"holds results, but {lost} is missing: restore it"
     ):
         RunDirectory(used.path, SETTINGS).check_data("abc")
 
@@ -193,9 +193,7 @@ def test_a_directory_that_cannot_be_written(tmp_path, path):
 
 def test_a_seed_that_cannot_be_written(used):
     (used.path / "seed-1").write_text("in the way", encoding="utf-8")
-    with pytest.raises(
-        RunDirectoryError, match=r"seed-1.*what was saved before is whole"
-    ):
+    with pytest.raises(RunDirectoryError, match=r"seed-1.*earlier saves are complete"):
         used.save_seed(1, table(), table())
 
 
@@ -264,7 +262,7 @@ def test_a_finished_frame_that_was_altered_is_named(used):
     for read in (used.frames, used.scan):
         with pytest.raises(
             RunDirectoryError,
-            match=r"frame\.parquet is not what was written.*delete .*seed\.json",
+            match=r"frame\.parquet has changed since it was written.*delete .*seed\.json",
         ):
             read([0])
 
@@ -296,7 +294,7 @@ def test_a_seed_goes_on_only_as_it_was_begun(interrupted, change):
     note = {**interrupted.note(ABOUT), **change}
     (name,) = change
     with pytest.raises(
-        RunDirectoryError, match=rf"go back to those.*\n  {name}: .* there, .* now"
+        RunDirectoryError, match=rf"return to those.*\n  {name}: .* there, .* now"
     ):
         interrupted.store(1, note, resume=True)
     with interrupted.store(1, interrupted.note(ABOUT), resume=True) as store:
@@ -431,7 +429,7 @@ def test_a_seed_with_another_file_than_it_ended_with_is_not_finished(
     srel_tf.write_frame(table(7.0), file) if damage == "altered" else file.unlink()
     with pytest.raises(
         RunDirectoryError,
-        match=rf"{name} is not what was written: restore it, or delete .*seed\.json",
+        match=rf"{name} has changed since it was written: restore it, or delete .*seed\.json",
     ):
         used.is_complete(0)
 
@@ -494,7 +492,7 @@ def test_what_was_left_out_stands_in_the_mark(interrupted, capsys):
             1, {**note, "settings epochs": 9}, resume=True, skip_damaged=True
         )
     with pytest.raises(
-        srel_tf.StorageError, match="1 cannot be trusted"
+        srel_tf.StorageError, match="1 cannot be used"
     ):  # What was refused left nothing out.
         interrupted.store(1, note, resume=True)
     interrupted.store(1, note, resume=True, skip_damaged=True).close()

@@ -1,1 +1,1 @@
-"""What a measurement costs."""
+"""Costs of a measurement."""

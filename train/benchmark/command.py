@@ -1,11 +1,11 @@
-"""What a measurement costs, side by side in one run: srel_tf's estimators, the plain loop, the published procedure.
+"""Costs of a measurement, side by side in one run: srel_tf's estimators, the plain loop, the published procedure.
 
     python -m train.benchmark                     the published ResNet-18, 60 sources x 60 targets, 32 x 32 images
     python -m train.benchmark --growth            time and memory from 30 to 1,000 probe points, with exponents
     python -m train.benchmark --training          `fit` with a measurement every ninth step against plain `fit`
     python -m train.benchmark --all --out DIR     all three, and tables and a picture in DIR
 
-If PyTorch is installed, the first has the torch.func recipes too. Ratios are what carries over to another machine.
+If PyTorch is installed, the first command also times the torch.func recipes. Only ratios carry over to another machine.
 """
 
 import argparse
@@ -26,7 +26,9 @@ from train.classification.experiment import make_repeatable
 from train.common import cli
 from train.models import ARCHITECTURES
 
-Result = tuple[dict[str, pd.DataFrame], dict[str, Figure]]  # By file name.
+Result = tuple[
+    dict[str, pd.DataFrame], dict[str, Figure]
+]  # Tables and figures by file name.
 
 
 def parser() -> argparse.ArgumentParser:
@@ -44,8 +46,8 @@ def parser() -> argparse.ArgumentParser:
         p.add_argument(name, action="store_true", help=text)
 
     part("--growth", "time and memory by probe points")
-    part("--training", "what it costs during fit")
-    part("--all", "these and the comparison, which is what runs without any")
+    part("--training", "cost during fit")
+    part("--all", "both of these and the comparison, which is the default")
     p.add_argument(
         "--out",
         type=Path,
@@ -59,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--model", default="resnet18", choices=ARCHITECTURES)
     number("--points", 3, 60, "probe points, of 3 classes (not --growth)")
     number("--repeats", 1, 5, "rounds in which the procedures are called in turn")
-    number("--torch-repeats", 0, 2, "the same of the torch.func recipes; 0: none")
+    number("--torch-repeats", 0, 2, "rounds of the torch.func recipes; 0: none")
     p.add_argument(
         "--sizes",
         type=cli.at_least(3),
@@ -68,8 +70,13 @@ def parser() -> argparse.ArgumentParser:
         help="probe points of --growth",
     )
     number("--exact-up-to", 0, 240, "--growth measures exact up to this many points")
-    number("--batch-size", 1, 256, "of --training")
-    number("--rounds", 1, 5, "of --training, in which its kinds of blocks take turns")
+    number("--batch-size", 1, 256, "batch size of --training")
+    number(
+        "--rounds",
+        1,
+        5,
+        "rounds of --training, in which its kinds of blocks take turns",
+    )
     return p
 
 
@@ -99,7 +106,7 @@ def _choose_device(args: argparse.Namespace) -> None:
         return
     if not tf.config.get_visible_devices("GPU"):
         raise OptionError(
-            "--device gpu: TensorFlow sees no GPU; install tensorflow[and-cuda], or use --device cpu"
+            "--device gpu: TensorFlow does not find a GPU; install tensorflow[and-cuda], or use --device cpu"
         )
     args.out = args.out or Path("results/benchmarks/gpu")
 
@@ -126,7 +133,7 @@ def _comparison(args: argparse.Namespace) -> Result:
 
 def _growth(args: argparse.Namespace) -> Result:
     print(
-        f"\n{args.model}, each size and estimator in a process of its own; exact up to {args.exact_up_to} points"
+        f"\n{args.model}, each size and estimator in a separate process; exact up to {args.exact_up_to} points"
     )
     table = growth(
         args.model,

@@ -1,4 +1,7 @@
-"""All procedures side by side in one process, called in turn: their ratios are what carries over to another machine."""
+"""All procedures side by side in one process, called in turn.
+
+Only the ratios of times carry over to another machine.
+"""
 
 import importlib.util
 import itertools
@@ -21,12 +24,15 @@ from train.benchmark.procedures import (
 )
 
 FORWARD, PUBLISHED = "forward pass", "published procedure"
-AUTO, AUTO_REPEATS = f"auto at η = {SMALL:g}", 2  # In float64 above all, which is slow.
-EACH = {FORWARD: 10, PUBLISHED: 2}  # Calls in a round.
+AUTO, AUTO_REPEATS = (
+    f"auto at η = {SMALL:g}",
+    2,
+)  # `auto` is slow at this η, because most rows need float64.
+EACH = {FORWARD: 10, PUBLISHED: 2}  # Number of calls per round.
 
 
 def has_torch() -> bool:
-    """Whether PyTorch is installed."""
+    """Return whether PyTorch is installed."""
     return importlib.util.find_spec("torch") is not None
 
 
@@ -37,13 +43,13 @@ def comparison(
     torch_repeats: int = 2,
     shape: tuple[int, ...] = (32, 32, 3),
 ) -> pd.DataFrame:
-    """Time all procedures; `torch_repeats` 0 leaves the torch.func recipes out.
+    """Time all procedures; `torch_repeats=0` leaves the torch.func recipes out.
 
     The published procedure is scaled up from the (source, class) pairs that were timed. Each procedure is called once
     before it is timed, which traces the graphs of srel_tf and of the loop.
 
     Returns:
-        One row a procedure: median seconds, timings, and its ratios forward_passes and published_over_it.
+        One row per procedure: median seconds, timings, and its ratios forward_passes and published_over_it.
     """
     it = setup(name, points, shape)
     procedures = _in_tensorflow(it)

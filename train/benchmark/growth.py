@@ -1,4 +1,4 @@
-"""How time and memory grow with the probe: each size and estimator in a process of its own."""
+"""Growth of time and memory with the probe: each size and estimator in a separate process."""
 
 import multiprocessing
 import resource
@@ -17,8 +17,8 @@ from train.classification.experiment import make_repeatable
 
 SIZES = (30, 60, 120, 240, 480, 1000)
 QUANTITIES = {"seconds": "time", "memory": "memory above the forward pass"}
-LONG = 20.0  # Seconds after which a measurement is not repeated.
-VERY_LONG = 200.0  # Seconds after which even the first counts, whose tracing is a few percent of it.
+LONG = 20.0  # A measurement that takes longer (in seconds) is not repeated.
+VERY_LONG = 200.0  # Seconds from which the first measurement is used, because tracing is only a few percent of it.
 Row = dict[str, Any]
 
 
@@ -34,10 +34,10 @@ def growth(
         model: A net of `train.models`.
         sizes: Numbers of probe points.
         exact_up_to: Largest size at which `exact` is measured.
-        report: Called with each row as it comes.
+        report: Function that is called with each row as soon as it is known.
 
     Returns:
-        One row an estimator and size: seconds, forward (s, one pass of the probe), first (s, graph traced), memory and
+        One row per estimator and size: seconds, forward (s, one pass of the probe), first (s, graph traced), memory and
         peak (bytes).
 
     Raises:
@@ -53,7 +53,7 @@ def growth(
 
 
 def exponents(table: pd.DataFrame) -> pd.DataFrame:
-    """Fit log quantity = exponent · log points + log factor by least squares: one row an estimator and quantity.
+    """Fit log quantity = exponent · log points + log factor by least squares: one row per estimator and quantity.
 
     The fit is NaN if there are fewer than two sizes or the quantity is not positive at each.
     """
@@ -82,9 +82,9 @@ def _in_new_process(estimator: str, points: int, model: str) -> Row:
     try:
         with ProcessPoolExecutor(1, context) as process:
             return process.submit(measure_one, estimator, points, model).result()
-    except Exception as error:  # Of TensorFlow, or BrokenProcessPool if it was killed.
+    except Exception as error:  # An error of TensorFlow, or BrokenProcessPool if the process was killed.
         raise srel_tf.SRelError(
-            f"{estimator} with {points} points failed, for lack of memory? "
+            f"{estimator} with {points} points failed, perhaps for lack of memory: "
             f"{type(error).__name__}: {error}"
         ) from error
 
@@ -94,7 +94,7 @@ def measure_one(estimator: str, points: int, model: str) -> Row:
     make_repeatable(0)
     it = setup(model, points)
     forward = forward_pass(it.model)
-    # As many examples at a time as a measurement.
+    # The forward pass takes as many examples at a time as a measurement.
     batches = np.array_split(it.x, -(-points // srel_tf.Settings().batch_size))
 
     def forward_all() -> None:
@@ -125,7 +125,7 @@ def measure_one(estimator: str, points: int, model: str) -> Row:
 def peak_memory() -> int:
     """Read the largest resident size of this process so far, in bytes.
 
-    Linux's `getrusage` starts from the peak of the process that launched this one; /proc does not.
+    Linux's `getrusage` starts from the peak of the parent process; /proc does not.
     """
     status = Path("/proc/self/status")
     if status.exists():

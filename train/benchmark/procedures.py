@@ -13,7 +13,7 @@ from train.models import build_model
 
 CLASSES = 3
 LEARNING_RATE = 1e-4
-SMALL = 1e-6  # A step of the same net that float32 does not resolve.
+SMALL = 1e-6  # Step length that float32 does not resolve on the same net.
 
 
 class Setup(NamedTuple):
@@ -58,10 +58,10 @@ def forward_pass(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
 
 
 class NaiveLoop:
-    """A well-written plain TensorFlow loop: for each source a gradient, a stepped copy of the net, a forward pass.
+    """A well-written plain TensorFlow loop: for each source a gradient, an updated copy of the net, and a forward pass.
 
-    It is traced once; the copy's weights are shadow variables, assigned for each source. It does not tell which entries
-    float32 resolves. Calling it returns {"kl", "l1"}: S_rel [n, n] of the definitions, and the logits.
+    The loop is traced once; the copy's weights are shadow variables, assigned for each source. It does not tell which
+    entries float32 resolves. Calling it returns {"kl", "l1"}: S_rel [n, n] of the definitions, and the logits.
     """
 
     def __init__(self, model: keras.Model, x: np.ndarray, y: np.ndarray) -> None:
@@ -166,7 +166,7 @@ def interleaved(
     Args:
         functions: {name: function}; each is called once before, untimed.
         rounds: {name: the number of rounds in which it is called}.
-        each: {name: calls in a round}, 1 by default.
+        each: {name: number of calls per round}, 1 by default.
 
     Returns:
         {name: seconds of its calls}.

@@ -1,4 +1,4 @@
-"""What the benchmark prints, and the files that it writes: tidy CSV, the machine, a log-log picture."""
+"""Printed output and files of the benchmark: tidy CSV, a description of the machine, a log-log picture."""
 
 import os
 import platform
@@ -19,7 +19,7 @@ from train.common.environment import environment
 
 
 def machine() -> dict[str, Any]:
-    """Collect processor, cores, load and versions, as JSON can hold them."""
+    """Collect processor, cores, load and versions, in types that JSON supports."""
     about = {"processor": processor(), "cores": os.cpu_count(), **environment()}
     if hasattr(os, "getloadavg"):
         about["load_average_at_start"] = round(os.getloadavg()[0], 2)
@@ -29,7 +29,7 @@ def machine() -> dict[str, Any]:
 
 
 def processor() -> str:
-    """Name the processor, if the system tells it."""
+    """Return the name of the processor, if the system provides it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(
@@ -105,7 +105,7 @@ def write(
     """Write a part of the benchmark: PART.json (options and machine), NAME.csv of each table, NAME.png of each figure.
 
     Raises:
-        OptionError: If nothing can be written there.
+        OptionError: If the directory cannot be written.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)

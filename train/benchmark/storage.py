@@ -1,8 +1,8 @@
-"""Frames of any length in bounded memory: write made-up measurements in parts, summarise them from the disk.
+"""Frames of any length in bounded memory: write simulated measurements in parts, and summarise them from the disk.
 
     python -m train.benchmark.storage --rows 1e8 --dir DIR        10⁸ rows need 3 GB there
 
-Prints rows, bytes, times and the peak of the memory after a tenth of the work and after all of it.
+The command prints rows, bytes, times and the peak of the memory after a tenth of the work and at the end.
 """
 
 import argparse
@@ -19,7 +19,9 @@ from train.benchmark.procedures import seconds
 from train.common import cli
 
 CLASSES, PER_CLASS, MEASUREMENTS_A_PART = ["cat", "dog", "owl"], 20, 100
-ROWS = 2 * (len(CLASSES) * PER_CLASS) ** 2  # Of a measurement: two measures, all pairs.
+ROWS = (
+    2 * (len(CLASSES) * PER_CLASS) ** 2
+)  # Rows of a measurement: two measures, all pairs.
 
 
 @cli.command()
@@ -47,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def report(what: str, duration: float) -> None:
-    """Print what has been done, its seconds and the peak of the memory so far."""
+    """Print the finished task, its duration and the peak of the memory so far."""
     print(
         f"{what}: {duration:.0f} s, peak memory {peak_memory() / 1e6:.0f} MB",
         flush=True,
@@ -55,7 +57,7 @@ def report(what: str, duration: float) -> None:
 
 
 def write(store: srel_tf.FrameStore, measurements: int) -> None:
-    """Append the rows of so many measurements in parts of `MEASUREMENTS_A_PART`."""
+    """Append the rows of the given number of measurements in parts of `MEASUREMENTS_A_PART`."""
     rng = np.random.default_rng(0)
     for first in range(0, measurements, MEASUREMENTS_A_PART):
         steps = range(first, min(first + MEASUREMENTS_A_PART, measurements))
@@ -67,7 +69,7 @@ def write(store: srel_tf.FrameStore, measurements: int) -> None:
 
 
 def made_up(step: int, rng: np.random.Generator) -> pd.DataFrame:
-    """Draw rows of random entries, as a measurement has them."""
+    """Draw rows of random entries, in the format of a measurement."""
     n = len(CLASSES) * PER_CLASS
     pairs = pd.MultiIndex.from_product(
         [["kl", "l1"], range(n), range(n)], names=["measure", "source_id", "target_id"]

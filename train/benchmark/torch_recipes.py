@@ -1,7 +1,7 @@
 """The torch.func recipes for the same numbers on the same net; needs PyTorch (`pip install -e '.[torch]'`).
 
 They follow PyTorch's tutorials on per-sample gradients and neural tangent kernels: `grad` for a fictitious step of each
-source, `vmap` of `jacrev` for the Jacobians of which the limit is a contraction.
+source, `vmap` of `jacrev` for the Jacobians, whose contraction is the limit.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ AXES = {
     4: (3, 2, 0, 1),
     2: (1, 0),
     1: (0,),
-}  # Of torch's kernels and biases in Keras's.
+}  # Axis orders of torch's kernels and biases in Keras's variables.
 Weights = dict[str, torch.Tensor]
 
 
@@ -38,7 +38,7 @@ def torch_outputs(
     """Run the graph of a functional Keras model in torch: x [n, H, W, channels] to outputs [n, C].
 
     Raises:
-        ModelError: For a layer or an activation without a counterpart here.
+        ModelError: If a layer or an activation has no counterpart here.
     """
     values = {id(model.inputs[0]): x.movedim(-1, 1)}
     for layer in model.layers[1:]:
@@ -61,7 +61,7 @@ def _conv(
     same = layer.padding == "same"
     if same and any(s != 1 for s in layer.strides):
         raise ModelError(
-            f"layer {layer.name!r}: torch pads strided convolutions otherwise; use ZeroPadding2D"
+            f"layer {layer.name!r}: torch pads strided convolutions differently; use ZeroPadding2D"
         )
     return F.conv2d(
         x, kernel, *bias, stride=layer.strides, padding="same" if same else 0
@@ -73,7 +73,7 @@ def _zero_padding(layer: Any, x: torch.Tensor) -> torch.Tensor:
     return F.pad(x, (left, right, top, bottom))
 
 
-# Keras's layer -> function of it, its inputs (channels before height and width) and its weights.
+# Keras's layer class -> function of the layer, its inputs (channels before height and width) and its weights.
 LAYERS: dict[type, Callable[..., torch.Tensor]] = {
     keras.layers.Conv2D: _conv,
     keras.layers.Dense: lambda layer, x, *weights: F.linear(x, *weights),
@@ -82,7 +82,7 @@ LAYERS: dict[type, Callable[..., torch.Tensor]] = {
         x, layer.pool_size, layer.strides
     ),
     keras.layers.ReLU: lambda layer, x: F.relu(x),
-    # Keras has the channels last.
+    # Keras puts channels last.
     keras.layers.Flatten: lambda layer, x: x.movedim(1, -1).flatten(1),
     keras.layers.GlobalAveragePooling2D: lambda layer, x: x.mean((2, 3)),
     keras.layers.Add: lambda layer, *x: sum(x),
@@ -117,7 +117,7 @@ def recipes(
         return torch_outputs(model, stepped, probe)
 
     def limit() -> torch.Tensor:
-        """Hold the gradients of all sources, but the Jacobians of CHUNK targets only."""
+        """Compute the limit, holding the gradients of all sources, but the Jacobians of CHUNK targets only."""
         gradients = vmap(grad(loss), (None, 0, 0), chunk_size=CHUNK)(
             weights, probe, labels
         )

@@ -12,13 +12,13 @@ from train.benchmark.procedures import CLASSES, setup
 
 EVERY = 9  # Steps from one measurement to the next, as in the paper.
 PLAIN = "plain fit"
-KINDS = ("no measurement", "limit", "exact")  # Of the blocks of a fit with probes.
+KINDS = ("no measurement", "limit", "exact")  # Kinds of blocks in a fit with probes.
 
 
 class _Blocks(keras.callbacks.Callback):
-    """Seconds of each block of EVERY steps, the first left out: it traces the graphs.
+    """Records the seconds of each block of EVERY steps, without the first block, which traces the graphs.
 
-    A block ends when a step's update is done; the measurement that falls due there belongs to the next block.
+    A block ends when a step's update is done; a measurement at this step belongs to the next block.
     """
 
     def __init__(self) -> None:
@@ -43,10 +43,10 @@ def training(
     rounds: int = 5,
     shape: tuple[int, ...] = (32, 32, 3),
 ) -> pd.DataFrame:
-    """Time blocks of EVERY steps: a row a block with kind and seconds.
+    """Time blocks of EVERY steps: one row per block with kind and seconds.
 
-    One `fit` has a probe for each estimator; its blocks do without a measurement, with one of `limit`, with one of
-    `exact`, in turn, `rounds` times: neighbours in time see the same machine. "plain fit" is a `fit` without probes,
+    One `fit` has a probe for each estimator. Its blocks have no measurement, one of `limit` and one of `exact`, in
+    turn, `rounds` times, so that neighbours in time run under the same load. "plain fit" is a `fit` without probes,
     which shows that a probe costs nothing while it does not measure.
     """
     it = setup(name, points, shape)

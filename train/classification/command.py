@@ -22,7 +22,7 @@ from train.common.parallel import run_in_processes
 from train.common.run_directory import RunDirectory, RunDirectoryError, remove_store
 
 DIGITS = ["3", "5", "8"]
-# Options that change no number, and the preset that the others may override.
+# Options that do not change numbers, and the preset, whose options may be overridden.
 NOT_SETTINGS = "protocol seeds out log_dir jobs checkpoint_every resume restart skip_damaged".split()  # noqa: SIM905
 
 
@@ -73,10 +73,10 @@ def parser() -> argparse.ArgumentParser:
         "--test-images",
         choices=["test", "train"],
         default="test",
-        help="train: as the published code did",
+        help="train: as in the published code",
     )
     p.add_argument(
-        "--image-size", type=cli.at_least(1), help="resize images to this side"
+        "--image-size", type=cli.at_least(1), help="resize images to this side length"
     )
     p.add_argument("--model", default="cnn", help="resnet18, resnet18_cifar, cnn, mlp")
     p.add_argument("--epochs", type=cli.at_least(1), default=10)
@@ -90,19 +90,19 @@ def parser() -> argparse.ArgumentParser:
         "--every",
         type=int,
         default=9,
-        help="measure at every that many optimizer updates",
+        help="number of optimizer updates between measurements",
     )
     p.add_argument(
         "--schedule",
         choices=list(SCHEDULES),
         default="updates",
-        help="how --every counts: updates of the training, or of each epoch from its first one on, as published",
+        help="how --every counts: updates of the training, or of each epoch from its first update on, as published",
     )
     p.add_argument(
         "--per-class",
         type=int,
         default=20,
-        help="probe examples a class, k of Definition 3",
+        help="probe examples per class, k of Definition 3",
     )
     p.add_argument(
         "--measures",
@@ -115,7 +115,7 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         default=["sgd"],
         metavar="RULE[@η]",
-        help="fictitious steps, all measured in one training: sgd, optimizer, fresh_adam, each with η if you like "
+        help="fictitious steps, all measured in one training: sgd, optimizer, fresh_adam, each with an optional η "
         "(sgd@1e-3), and limit (η → 0 of sgd)",
     )
     p.add_argument(
@@ -131,7 +131,7 @@ def parser() -> argparse.ArgumentParser:
         "--jobs",
         type=cli.at_least(1),
         default=1,
-        help="seeds to train at a time, each in a process of its own",
+        help="number of seeds to train at a time, each in a separate process",
     )
     p.add_argument(
         "--checkpoint-every",
@@ -143,12 +143,12 @@ def parser() -> argparse.ArgumentParser:
     interrupted.add_argument(
         "--resume",
         action="store_true",
-        help="interrupted seeds go on from what they saved last",
+        help="interrupted seeds continue from their last saved state",
     )
     interrupted.add_argument(
         "--restart",
         action="store_true",
-        help="interrupted seeds forget what they saved, and begin again",
+        help="interrupted seeds discard their saved state and start again",
     )
     p.add_argument(
         "--skip-damaged",
@@ -163,7 +163,7 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-@cli.command("the same command with --resume goes on")
+@cli.command("the same command with --resume continues")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     run(_parse(arguments))
@@ -181,7 +181,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     """Train and measure each seed that the run directory does not hold yet, then report on all of them."""
-    # Refused before a run directory is made.
+    # Bad options are refused before a run directory is made.
     parse_rules(
         args.update,
         args.measures,
@@ -222,7 +222,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _out(args: argparse.Namespace) -> Path:
-    """Name the run directory; protocols differ in settings, so each has its own."""
+    """Name the run directory. Protocols differ in settings, so that each has its own directory."""
     return Path(
         args.out
         or f"runs/{re.sub('[:/]+', '-', args.dataset)}-{args.protocol or args.model}"
@@ -248,7 +248,7 @@ def _train_shared(
     seed: int,
     orphaned: Callable[[], bool],
 ) -> None:
-    """Train one seed in a process of its own; the process that started it holds the directory."""
+    """Train one seed in a separate process; the parent process holds the lock of the directory."""
     _train(
         settings,
         RunDirectory(out, kept, shared=True),
@@ -270,7 +270,7 @@ def _selected(
     if not file.exists():
         select_top(settings, settings["select_top"], seed, directory, **options)
     selection = read_selection(file)
-    # A process may have been killed before it removed its store.
+    # A killed process may have left its store.
     remove_store(directory.path / "selection.parts")
     for name, value in selection["test_accuracy"].items():
         print(
@@ -290,6 +290,6 @@ def read_selection(file: Path) -> dict[str, Any]:
         and all(isinstance(name, str) and name in accuracy for name in classes)
     ):
         raise RunDirectoryError(
-            f"{file} is no selection of classes: it is damaged; delete it to select again"
+            f"{file} does not hold a selection of classes: it is damaged; delete it to select again"
         )
     return selection

@@ -1,4 +1,4 @@
-"""One seed of a classification experiment: data, net, probe, `fit`, and what came out."""
+"""One seed of a classification experiment: data, net, probe, `fit`, and results."""
 
 import contextlib
 import hashlib
@@ -28,7 +28,7 @@ class DivergedError(SRelError, ArithmeticError):
 
 
 def _within_epochs(every: int, steps_per_epoch: int) -> Callable[[int], bool]:
-    """Make the published schedule: after update 0, every, 2·every, … of each epoch."""
+    """Make the published schedule: measure after update 0, every, 2·every, … of each epoch."""
     if every < 1:
         raise srel_tf.OptionError(f"--every {every}: give at least 1")
     return lambda step: step > 0 and (step - 1) % steps_per_epoch % every == 0
@@ -64,7 +64,7 @@ def order(count: int, seed: int, epoch: int) -> np.ndarray:
 def batches(
     split: Split, batch_size: int, seed: int, epoch: int = 0, skip: int = 0
 ) -> tf.data.Dataset:
-    """Make endless shuffled batches from `epoch` on, in another order each epoch, without the first `skip` batches.
+    """Make an endless stream of batches from `epoch` on, reshuffled in each epoch, without the first `skip` batches.
 
     The last, incomplete batch of an epoch is dropped, as in the published code.
     """
@@ -113,20 +113,20 @@ def train(
     """Train and measure one seed into a `RunDirectory`.
 
     Args:
-        settings: Options of the command that change numbers.
-        seed: Of data, weights, order and probe.
-        directory: Gets rows and training state.
+        settings: Options of the command that affect numbers.
+        seed: Seed of data, weights, order and probe.
+        directory: Run directory for rows and training state.
         log_dir: TensorBoard directory, or None.
-        verbose: As for `fit`, or "lines" for one line an epoch.
-        resume: Go on from the saved state, bit for bit as if the seed had not been interrupted.
-        restart: Forget the saved state.
-        skip_damaged: Leave out damaged parts of what was saved.
-        checkpoint_every: Optimizer updates from one save to the next; None: an epoch.
-        orphaned: Asked after each update whether to save and stop.
+        verbose: As for `fit`, or "lines" for one line per epoch.
+        resume: Continue from the saved state, bit for bit as if the seed had not been interrupted.
+        restart: Discard the saved state.
+        skip_damaged: Leave out damaged parts of the saved frame.
+        checkpoint_every: Number of optimizer updates between two saves; None means one epoch.
+        orphaned: Function that is called after each update and returns whether to save and stop.
 
     Raises:
-        DivergedError: If the loss is no longer finite; what was measured before is saved.
-        KeyboardInterrupt: After Ctrl-C, at the end of a step; what was measured before is saved.
+        DivergedError: If the loss is no longer finite; earlier measurements are saved.
+        KeyboardInterrupt: After Ctrl-C, at the end of a step; earlier measurements are saved.
     """
     clock = Clock()
     make_repeatable(seed)
@@ -150,7 +150,7 @@ def train(
         position = checkpoint.restore(model)
         if resume:
             print(
-                f"seed {seed}: goes on after {position.epoch} epochs and {position.batch} batches",
+                f"seed {seed}: continues after {position.epoch} epochs and {position.batch} batches",
                 flush=True,
             )
         try:
@@ -169,9 +169,7 @@ def train(
                     )
             _check_loss(rows, model, seed)
         except BaseException:
-            with contextlib.suppress(
-                SRelError
-            ):  # A full disk has been reported already.
+            with contextlib.suppress(SRelError):  # A full disk was reported already.
                 directory.save_rows(
                     seed, store, rows.frame(), checkpoint.unsaved(model)
                 )
@@ -232,7 +230,7 @@ def _fit(
     callbacks: Sequence[keras.callbacks.Callback],
     verbose: int | str,
 ) -> None:
-    """Train from `position` on: first the rest of a begun epoch, then the others."""
+    """Train from `position` on: first the rest of an interrupted epoch, then the remaining epochs."""
     epoch, batch = position
     steps = len(images.train.y) // settings["batch_size"]
     for skip, end in (
@@ -249,14 +247,14 @@ def _fit(
                 validation_data=(images.test.x, images.test.y),
                 validation_batch_size=256,
                 callbacks=[*callbacks, keras.callbacks.TerminateOnNaN()],
-                shuffle=False,  # `batches` has done it.
+                shuffle=False,  # `batches` shuffles already.
                 verbose=verbose,
             )
         epoch = end
 
 
 def _digest(model: keras.Model) -> str:
-    """Compute the hex SHA-256 of weights and optimizer variables, which is equal for equal runs."""
+    """Compute the hex SHA-256 of weights and optimizer variables. Equal runs have equal hashes."""
     digest = hashlib.sha256()
     for v in [*model.weights, *model.optimizer.variables]:
         digest.update(keras.ops.convert_to_numpy(v).tobytes())
@@ -274,7 +272,7 @@ def _check_loss(rows: History, model: keras.Model, seed: int) -> None:
 def _check_batch_size(batch_size: int, images: ImageData) -> None:
     if not 1 <= batch_size <= len(images.train.y):
         raise srel_tf.OptionError(
-            f"batch size {batch_size}: there are {len(images.train.y)} training images, give 1 to that many"
+            f"batch size {batch_size}: give 1 to {len(images.train.y)}, the number of training images"
         )
 
 
@@ -289,8 +287,8 @@ def select_top(
 ) -> None:
     """Train on all classes of `settings` without a probe and select the `count` classes of highest test accuracy.
 
-    Writes selection.json: class names in the order of their labels, and {class: accuracy}. Until then the training's
-    state is saved as in `train`, in `directory`/selection.parts. Raises the errors of `train`.
+    The result is written to selection.json: class names in the order of their labels, and {class: accuracy}. Meanwhile
+    the training state is saved as in `train`, in `directory`/selection.parts. Raises the errors of `train`.
     """
     make_repeatable(seed)
     images = load_data(settings, seed)
@@ -326,7 +324,7 @@ def select_top(
         ]
         best = sorted(
             sorted(range(images.num_classes), key=lambda k: -accuracy[k])[:count]
-        )  # Ties: the lower label.
+        )  # Ties go to the lower label.
         of_class = dict(zip(images.class_names, accuracy, strict=True))
         chosen = {
             "seed": seed,

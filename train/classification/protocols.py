@@ -1,14 +1,14 @@
-"""Presets of `python -m train.classification`: the definitions of the text, the procedure of the code, both crossed.
+"""Presets of `python -m train.classification`: the text's definitions, the code's procedure, and both crossed.
 
-`--protocol NAME` gives other options their defaults; options that are given still count.
+`--protocol NAME` sets the defaults of other options; options on the command line override them.
 """
 
 from typing import Any
 
 from srel_tf import OptionError
 
-# The classification recipe of the published code, which the text's lost table must have described: ResNet-18 without
-# normalisation, Adam with L2 decay, 7 epochs, images cropped and flipped once, 20 probe images a class.
+# The classification recipe of the published code, presumably also of the text's lost table: ResNet-18 without
+# normalisation, Adam with L2 decay, 7 epochs, images cropped and flipped once, 20 probe images per class.
 PUBLISHED_RECIPE = {
     "model": "resnet18",
     "epochs": 7,
@@ -25,7 +25,7 @@ DATASETS: dict[str, dict[str, Any]] = {
     "cifar100": {"classes": ["motorcycle", "orange", "wardrobe"], "batch_size": 25},
     "svhn": {"classes": ["0", "2", "4"]},
     "svhn_cropped": {"classes": ["0", "2", "4"]},
-    # Not of the paper: what anyone can run within minutes, with nothing to download. Shifts by 4 of 8 pixels would
+    # Digits are not in the paper, but run within minutes without a download. Shifts by 4 of 8 pixels would
     # leave no digit.
     "digits": {
         "classes": ["3", "5", "8"],
@@ -47,8 +47,8 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
         "every": 9,
         "seeds": [0, 1, 2, 3, 4],
     },
-    # The code: a fresh Adam, its measures, its schedule, its "test" images of the training set, three runs. The same
-    # runs measured by Definitions 1 and 2 come along.
+    # The code: a fresh Adam, its measures, its schedule, its "test" images from the training set, three runs. The same
+    # runs are also measured by Definitions 1 and 2.
     "published": {
         "measures": [*PUBLISHED, *DEFINED],
         "update": ["fresh_adam", "sgd"],
@@ -57,7 +57,7 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
         "test_images": "train",
         "seeds": [0, 1, 2],
     },
-    # Each measure under each update rule, so that one sees which difference causes what.
+    # Each measure under each update rule, so that the cause of each difference can be identified.
     "crossed": {
         "measures": [*DEFINED, "raw_l1", "raw_l2", *PUBLISHED],
         "update": [
@@ -77,9 +77,9 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
 def preset(
     protocol: str, dataset: str, select_top: int | None = None
 ) -> dict[str, Any]:
-    """Look up {option: value} of a protocol for a dataset; without classes if --select-top is to find them.
+    """Look up {option: value} of a protocol for a dataset, without classes if --select-top selects them.
 
-    A dataset that is not the paper's gets the recipe alone. Raises `OptionError` for an unknown protocol.
+    A dataset that is not in the paper gets only the recipe. Raises `OptionError` for an unknown protocol.
     """
     if protocol not in PROTOCOLS:
         raise OptionError(

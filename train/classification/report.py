@@ -12,7 +12,7 @@ from train.figures import file_name
 
 
 def report(directory: RunDirectory, seeds: Sequence[int]) -> None:
-    """Print the tables of a run directory's seeds at the last measured step and write tables and figures."""
+    """Print the tables of a run directory's seeds at the last measured step, and write tables and figures."""
     frame, history = directory.scan(seeds), directory.histories(seeds)
     pairs, separation = srel_tf.smooth(frame), srel_tf.separation(frame)
     figures = directory.path / "figures"
@@ -30,7 +30,7 @@ def report(directory: RunDirectory, seeds: Sequence[int]) -> None:
     _print_pairs(pairs)
     _print_separation(separation)
     _print_history(history)
-    print("\nframes, one row a (step, measure, source, target):")
+    print("\nframes, one row per (step, measure, source, target):")
     for seed in seeds:
         print(f"  {directory.seed_path(seed) / 'frame.parquet'}")
     print("tables and figures:")
@@ -70,7 +70,7 @@ def _print_separation(separation: pd.DataFrame) -> None:
     )
     table = of_rules[["auc", "median_intra", "median_inter", "ratio_of_medians"]].mean()
     print(
-        "\nSeparation of intra-class from inter-class pairs, diagonal left out, mean over runs (AUC 0.5: none)"
+        "\nSeparation of intra-class from inter-class pairs, diagonal left out, mean over runs (AUC 0.5: no separation)"
     )
     print(table.to_string(float_format="{:.3f}".format))
 

@@ -7,7 +7,7 @@ from srel_tf import OptionError
 
 
 class Rule(NamedTuple):
-    """Arguments of `attach_probe` for a fictitious step; learning_rate None: the training's."""
+    """Arguments of `attach_probe` for a fictitious step. A learning_rate of None means the rate of the training."""
 
     update: str
     learning_rate: float | None
@@ -25,14 +25,14 @@ def parse_rules(
     """Parse the names of rules.
 
     Args:
-        names: RULE, or RULE@η for a step of its own; "limit" is η → 0 of sgd, which the `published_` measures lack.
-        measures: Of each rule.
+        names: RULE, or RULE@η for another η; "limit" is η → 0 of sgd, which is undefined for the `published_` measures.
+        measures: Measures of each rule.
         training_rate: The η of the training.
-        learning_rate: The η of rules without one; None: the training's.
-        estimator: Of all rules but "limit".
+        learning_rate: The η of rules without @η; None means the η of the training.
+        estimator: Estimator of all rules but "limit".
 
     Raises:
-        OptionError: If an η is not a positive number, or two names mean one rule.
+        OptionError: If an η is not a positive number, or two names mean the same rule.
     """
     rules = {}
     for name in names:
@@ -40,7 +40,7 @@ def parse_rules(
         same = rule._replace(learning_rate=rule.learning_rate or training_rate)
         if same in rules:
             raise OptionError(
-                f"--update {' '.join(names)}: {name} comes twice (η of the training: {training_rate:g})"
+                f"--update {' '.join(names)}: {name} is given twice (η of the training: {training_rate:g})"
             )
         rules[same] = rule
     return list(rules.values())
@@ -57,7 +57,7 @@ def _parse(
             learning_rate = 0.0
         if not 0 < learning_rate < float("inf"):
             raise OptionError(
-                f"--update {name}: {eta!r} is no step length; give a positive number, say {update}@1e-3"
+                f"--update {name}: {eta!r} is not a step length; give a positive number, for example {update}@1e-3"
             )
     if update != "limit":
         return Rule(update, learning_rate, estimator, measures)
@@ -68,6 +68,6 @@ def _parse(
     measures = tuple(m for m in measures if not m.startswith("published_"))
     if not measures:
         raise OptionError(
-            "--update limit: no measure given has a limit η → 0; add kl, l1 or l2 to --measures"
+            "--update limit: none of the given measures has a limit η → 0; add kl, l1 or l2 to --measures"
         )
     return Rule("sgd", None, "limit", measures)

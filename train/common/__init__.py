@@ -1,1 +1,1 @@
-"""What the experiments share: data, run directories, processes."""
+"""Modules shared by the experiments: data, run directories, processes."""

@@ -18,12 +18,12 @@ Main = Callable[[Sequence[str] | None], int | None]
 
 
 def command(goes_on: str = "") -> Callable[[Main], Callable[..., int]]:
-    """Decorate the `main` of a command, which gets the arguments (None: those of the process).
+    """Decorate the `main` of a command, which gets the arguments (None means the arguments of the process).
 
-    Errors that a user can mend, Ctrl-C and SIGTERM become one line on standard error and an exit status.
+    Errors that a user can fix, Ctrl-C and SIGTERM become one line on standard error and an exit status.
 
     Args:
-        goes_on: How to continue an interrupted command, if it saves what it has measured.
+        goes_on: Advice on continuing an interrupted command, if it saves its measurements.
     """
 
     def decorate(main: Main) -> Callable[..., int]:
@@ -74,7 +74,7 @@ def interrupt(*_: object) -> None:
 
 
 def at_least(least: int, below: float = float("inf")) -> Callable[[str], int]:
-    """Make the `type` of an argparse option: a whole number from `least` on, smaller than `below`."""
+    """Make the `type` of an argparse option: a whole number >= `least` and < `below`."""
 
     def whole_number(text: str) -> int:
         value = int(text)
@@ -90,7 +90,7 @@ SEED = at_least(0, 2**32)
 
 
 class Distinct(argparse.Action):
-    """Refuse an option with several values if one comes twice."""
+    """Refuse an option with several values if a value occurs twice."""
 
     def __call__(
         self,

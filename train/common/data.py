@@ -1,4 +1,4 @@
-"""Image classification sets as arrays: chosen classes, standardised, augmented once if asked, with a hash.
+"""Image classification sets as arrays: chosen classes, standardised, optionally augmented once, with a hash.
 
 data = load("cifar10", classes=["airplane", "automobile", "ship"], augment="frozen")
 data.train.x, data.train.y, data.train.ids, data.class_names, data.fingerprint
@@ -18,7 +18,7 @@ from train.common.image_sets import DatasetError, Examples, ImageSet, Size, open
 
 __all__ = ["DatasetError", "ImageData", "Split", "load"]
 
-# CIFAR-10's constants, which the published experiments use for all three of their sets.
+# CIFAR-10's constants, which the published experiments use for all three data sets.
 PUBLISHED_SETS = ("cifar10", "cifar100", "svhn_cropped")
 PUBLISHED_MEAN = np.array([0.4914, 0.4822, 0.4465])
 PUBLISHED_STD = np.array([0.2023, 0.1994, 0.2010])
@@ -31,8 +31,8 @@ class Split:
     Attributes:
         x: float32 [N, H, W, C], standardised per channel.
         y: int64 [N], 0 .. K-1 in the order of `ImageData.class_names`.
-        ids: int64 [N], the position of each example in its set's own split (digits: in the whole set), before classes
-            are chosen; the same for all classes, augmentations and seeds.
+        ids: int64 [N], the position of each example in the original split (digits: in the whole set), before classes
+            are chosen; it does not depend on classes, augmentation or seed.
     """
 
     x: np.ndarray
@@ -42,17 +42,17 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class ImageData:
-    """A set ready for training.
+    """A data set ready for training.
 
     Attributes:
-        name: Of the set.
-        class_names: In the order of the labels.
+        name: Name of the set.
+        class_names: Class names in the order of the labels.
         train: Examples to train on.
         test: Examples to test on.
         mean: float64 [C], of intensities in [0, 1]: x = (intensity - mean) / std.
         std: float64 [C].
         fingerprint: Hex SHA-256 of images, labels and ids as read (types, shapes and order included), before
-            augmentation and standardisation, so that it depends on neither of them, nor on the seed. Of the training
+            augmentation and standardisation, so that it depends on neither, nor on the seed. It covers the training
             split alone if the test split is not read (test_images="train").
     """
 
@@ -87,29 +87,29 @@ def load(
     """Load an image classification set.
 
     Intensities are in [0, 1] before standardisation (8-bit values / 255). cifar10, cifar100 and svhn_cropped are
-    standardised with the published constants (CIFAR-10's), other sets with the mean and the standard deviation of
-    their own training images, of the chosen classes, per channel and before augmentation.
+    standardised with the published constants (CIFAR-10's). Other sets are standardised with the mean and the standard
+    deviation of their training images of the chosen classes, per channel and before augmentation.
 
     Args:
         name: `digits` (scikit-learn's, no download; every fourth image of a class is a test image); `folder:DIR`
             (DIR/train/CLASS/*.png, DIR/test/CLASS/*.png); or any image classification set of TFDS (`cifar10`,
             `cifar100`, `svhn_cropped` or `svhn`, `fashion_mnist`, ...; `NAME/CONFIG:VERSION` works).
-        data_dir: Directory of prepared TFDS sets; None: TFDS's default. A set in it is read without a network.
-        classes: Names or the set's own integer labels, in the order wanted: they become 0 .. K-1. A string that is not
-            a name but a number counts as a label. None: every class that has images.
+        data_dir: Directory of prepared TFDS sets; None means TFDS's default. Reading a prepared set needs no network.
+        classes: Names or the set's own integer labels, in the requested order; they become 0 .. K-1. A string that is
+            not a name but a number counts as a label. None means every class that has images.
         augment: "none", or "frozen": the published augmentation, a random crop from the image padded by 4 black pixels
             and a random horizontal flip, drawn once for each training image, not anew in each epoch.
         test_images: "test": the set's split `test`, or else `validation`, never augmented. "train": as in the published
-            code, a fifth of the *training* images of each class, augmented by another draw. THIS IS LEAKED DATA, the
+            code, a fifth of the *training* images of each class, augmented by another draw. THIS IS LEAKED DATA: the
             net is trained on these images; it is kept for replication only.
-        seed: Of the augmentation and of the fifth drawn.
-        image_size: Side, or (height, width), to resize to (bilinear, antialiased); needed if sizes differ.
-        download: Let TFDS download and prepare a set that is not prepared.
+        seed: Seed of the augmentation and of the draw of the fifth.
+        image_size: Side, or (height, width), to resize to (bilinear, antialiased); required if sizes differ.
+        download: Whether TFDS may download and prepare a missing set.
 
     Raises:
-        DatasetError: For a set that cannot be found, downloaded or read, an unknown or repeated class, a class without
-            images, a label out of range, a pixel that is not finite, images of different sizes without `image_size`.
-        KeyError: For another value of `augment` or `test_images`.
+        DatasetError: If a set cannot be found, downloaded or read, a class is unknown, repeated or without images, a
+            label is out of range, a pixel is not finite, or images have different sizes and `image_size` is not given.
+        KeyError: If `augment` or `test_images` has another value.
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     augmented = AUGMENTATIONS[augment]
@@ -159,7 +159,7 @@ def crop_and_flip(
 
     Args:
         images: [N, H, W, C] of any type, before standardisation.
-        rng: Rows and columns [N, 2], then flips [N] are drawn from it.
+        rng: Generator of the rows and columns [N, 2], then of the flips [N].
         padding: Pixels on each side.
     """
     count, height, width, _ = images.shape

@@ -1,4 +1,4 @@
-"""Versions of packages and sources, threads, devices: saved beside results and compared before a run goes on."""
+"""Versions of packages and sources, threads, devices: saved beside results and compared before a run continues."""
 
 import functools
 import hashlib
@@ -33,7 +33,7 @@ VARIABLES = (
 
 
 def versions() -> dict[str, Any]:
-    """Collect versions of packages, our own sources, and the numbers of threads, which decide the order of sums."""
+    """Collect versions of packages, the hash of the sources, and the numbers of threads, which affect sums."""
     return {
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in PACKAGES},
@@ -62,7 +62,7 @@ def _sources() -> str:
 
 
 def environment() -> dict[str, Any]:
-    """Collect everything about versions and machine that can change a number."""
+    """Collect all properties of versions and machine that can affect a number."""
     return {
         **versions(),
         "machine": f"{platform.machine()}, {os.cpu_count()} processors",

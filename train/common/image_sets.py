@@ -16,15 +16,17 @@ from srel_tf.errors import SRelError
 ALIASES = {"svhn": "svhn_cropped"}
 
 
-Size = tuple[int, int] | None  # (height, width) to resize to, or None: as stored.
+Size = (
+    tuple[int, int] | None
+)  # (height, width) to resize to; None keeps the stored size.
 
 
 class DatasetError(SRelError, ValueError):
-    """An image set that cannot be found, read or used as it is."""
+    """An image set cannot be found, read or used."""
 
 
 class Examples(NamedTuple):
-    """A split as it is stored, in its own order."""
+    """A split in its stored form and order."""
 
     images: (
         np.ndarray
@@ -47,7 +49,7 @@ def open_set(
 class Digits:
     """scikit-learn's 1,797 handwritten digits, 8 x 8 x 1, intensities in [0, 1].
 
-    The set has no split of its own. Every fourth image of each class, in the order of the set, is a test image;
+    The set is not split. Every fourth image of each class, in the order of the set, is a test image;
     `ids` are positions in the whole set.
     """
 
@@ -97,7 +99,7 @@ class TFDSImages:
     def read(
         self, split: str, keep: Sequence[int] | None = None, image_size: Size = None
     ) -> Examples:
-        """Read the examples with a label in `keep` (None: all) or an invalid label, which the caller refuses."""
+        """Read the examples whose label is in `keep` (None means all) or invalid; the caller refuses invalid labels."""
         import tensorflow as tf
 
         image_feature = self.builder.info.features[self.image_key]
@@ -125,7 +127,7 @@ class TFDSImages:
         examples = records.map(
             decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
         )
-        # Images of unknown size come one by one, so that a size that differs can be told.
+        # Images of unknown size are read one by one, so that a different size can be reported.
         same_size = image_size is not None or None not in image_feature.shape
         batches = self._collect(
             examples.batch(512 if same_size else 1).prefetch(2), split
@@ -153,7 +155,7 @@ class TFDSImages:
         decoders = {self.image_key: tfds.decode.SkipDecoding()}
         if not isinstance(
             self.builder, tfds.ImageFolder
-        ):  # it takes no partial decoding
+        ):  # this builder does not support partial decoding
             decoders = tfds.decode.PartialDecoding(
                 {self.image_key: True, self.label_key: True}, decoders=decoders
             )
@@ -201,7 +203,7 @@ def _open_tfds(name: str, data_dir: str | Path | None, download: bool) -> TFDSIm
     data_dir = None if data_dir is None else str(Path(data_dir).expanduser())
     looked_in = data_dir or "the default directory of TFDS"
     try:
-        # With any version allowed, TFDS takes prepared files first and the code that makes them second.
+        # If any version is allowed, TFDS looks for prepared files first, then for the code that prepares them.
         builder = tfds.builder(
             name if ":" in name else f"{name}:*.*.*", data_dir=data_dir
         )
@@ -211,7 +213,7 @@ def _open_tfds(name: str, data_dir: str | Path | None, download: bool) -> TFDSIm
             "(https://www.tensorflow.org/datasets/catalog/overview#image_classification); "
             "other choices are 'digits' and 'folder:DIR'"
         ) from None
-    except Exception as error:  # TFDS lets parser, file and value errors through
+    except Exception as error:  # TFDS raises parser, file and value errors
         raise DatasetError(
             f"the TFDS set {name!r} in {looked_in} cannot be opened: {_first_line(error)}"
         ) from error
@@ -235,7 +237,9 @@ def _prepare(builder: Any, name: str, download: bool) -> None:
         )
     try:
         builder.download_and_prepare()
-    except Exception as error:  # network, server, disk, checksum, manual download, a package that is missing
+    except (
+        Exception
+    ) as error:  # network, server, disk, checksum, manual download, missing package
         raise DatasetError(
             f"the TFDS set {name!r} is not prepared in {place}, and its download failed "
             f"({type(error).__name__}: {_first_line(error)}). {advice}; or copy a prepared set to {place}"
@@ -243,7 +247,7 @@ def _prepare(builder: Any, name: str, download: bool) -> None:
 
 
 def _image_and_label(info: Any, name: str) -> tuple[str, str]:
-    """Find the keys of image and label: the supervised pair, or else the only features of their kinds."""
+    """Find the keys of image and label: the supervised pair, or else the only features of these kinds."""
     import tensorflow_datasets as tfds
 
     features = dict(info.features.items())
@@ -260,14 +264,14 @@ def _image_and_label(info: Any, name: str) -> tuple[str, str]:
     if len(images) != 1 or len(labels) != 1:
         kinds = {key: type(feature).__name__ for key, feature in features.items()}
         raise DatasetError(
-            f"{name!r} is no image classification set: it needs one Image and one ClassLabel, "
-            f"as its supervised pair or as its only ones; its features are {kinds}"
+            f"{name!r} is not an image classification set: it needs one Image and one ClassLabel, "
+            f"as its supervised pair or as its only features of these kinds; its features are {kinds}"
         )
     return images[0], labels[0]
 
 
 def _resize(image: Any, size: tuple[int, int]) -> Any:
-    """Resize with bilinear, antialiased interpolation; the type stays."""
+    """Resize with bilinear, antialiased interpolation and keep the type."""
     import tensorflow as tf
 
     dtype = tf.as_dtype(image.dtype)

@@ -1,7 +1,7 @@
-"""Optimizers of the experiments, with L2 weight decay as the published code had it: added to the gradient.
+"""Optimizers of the experiments, with L2 weight decay as in the published code: added to the gradient.
 
 Keras's own `weight_decay` is decoupled (it shrinks the weights beside the step). Added to the gradient it goes through
-Adam's moments. It belongs to the optimizer, not to the loss: ℓ stays the cross-entropy of the paper.
+Adam's moments. The decay belongs to the optimizer, not to the loss, so that ℓ stays the paper's cross-entropy.
 """
 
 from typing import Any
@@ -34,8 +34,8 @@ AdamL2 = _with_l2(keras.optimizers.Adam)
 SgdL2 = _with_l2(keras.optimizers.SGD)
 
 OPTIMIZERS = {
-    # PyTorch's ε is 1e-8, Keras's default 1e-7. Keras adds it before the bias correction: a difference for the first
-    # steps of tiny gradients only.
+    # PyTorch's ε is 1e-8, Keras's default 1e-7. Keras adds ε before the bias correction, which matters for the first
+    # steps with tiny gradients only.
     "adam": lambda learning_rate, l2: AdamL2(learning_rate, epsilon=1e-8, l2=l2),
     "sgd": lambda learning_rate, l2: SgdL2(learning_rate, l2=l2),
     "momentum": lambda learning_rate, l2: SgdL2(learning_rate, momentum=0.9, l2=l2),
@@ -52,6 +52,6 @@ def make_optimizer(
         )
     if not learning_rate > 0 or not l2 >= 0:
         raise OptionError(
-            f"learning rate {learning_rate}, weight decay {l2}: give one > 0 and one ≥ 0"
+            f"learning rate {learning_rate}, weight decay {l2}: give a rate > 0 and a decay ≥ 0"
         )
     return OPTIMIZERS[name](learning_rate, l2)

@@ -1,7 +1,7 @@
-"""Seeds side by side, each in a process of its own.
+"""Seeds side by side, each in a separate process.
 
-`concurrent.futures.ProcessPoolExecutor` does not fit: one process that dies breaks the pool for all seeds, and idle
-processes of a pool outlive a command that was killed.
+`concurrent.futures.ProcessPoolExecutor` is unsuitable: one process that dies breaks the pool for all seeds, and idle
+processes of a pool outlive a killed command.
 """
 
 import contextlib
@@ -19,31 +19,31 @@ from train.common.cli import SIGNALS
 
 
 class JobError(SRelError, RuntimeError):
-    """A seed whose process failed; the others were run to their end."""
+    """The process of a seed failed; the other seeds were run to their end."""
 
 
 def run_in_processes(
     work: Callable[..., None],
     seeds: Iterable[int],
     jobs: int,
-    again: str = "the same command with --resume goes on",
+    again: str = "the same command with --resume continues",
 ) -> None:
     """Call work(seed, orphaned=...) for each seed, at most `jobs` at a time, in new processes.
 
     Args:
-        work: A function that can be sent to another process. It saves and stops when orphaned() is true: the command
-            was killed, or was asked to stop. Its process never sees Ctrl-C or SIGTERM.
-        seeds: One process each.
-        jobs: The number of processes at a time.
-        again: How to continue, for the error message.
+        work: A function that can be sent to another process. It saves and stops when orphaned() is true, because the
+            command was killed or interrupted. Its process does not receive Ctrl-C or SIGTERM.
+        seeds: Seeds, each of which gets a process.
+        jobs: Number of processes at a time.
+        again: Advice on continuing, for the error message.
 
     Raises:
-        JobError: If a seed failed, after all have ended.
-        KeyboardInterrupt: On Ctrl-C or SIGTERM, after all have saved.
+        JobError: If a seed failed. It is raised after all seeds have ended.
+        KeyboardInterrupt: On Ctrl-C or SIGTERM, after all seeds have saved.
     """
     context = multiprocessing.get_context("spawn")  # TensorFlow does not survive fork.
     stop = context.RawValue("b", 0)
-    multiprocessing.resource_tracker.ensure_running()  # Its start unblocks signals.
+    multiprocessing.resource_tracker.ensure_running()  # The tracker unblocks signals when it starts.
     waiting, failed = list(seeds), {}
     running: dict[int, Any] = {}
     try:
@@ -66,7 +66,7 @@ def run_in_processes(
         raise
     if failed:
         ends = [f"seed {s} ended with status {code}" for s, code in failed.items()]
-        raise JobError(f"{'; '.join(ends)}; what was measured is saved: {again}")
+        raise JobError(f"{'; '.join(ends)}; the measurements are saved: {again}")
 
 
 @contextlib.contextmanager
@@ -80,10 +80,10 @@ def signals_blocked() -> Iterator[None]:
 
 
 def _wait_for(processes: list[Any]) -> None:
-    """Wait until processes have saved; kill them if the user asks again."""
+    """Wait until processes have saved; kill them at a second interrupt."""
     if processes:
         print(
-            f"{len(processes)} seeds end their step and save; asked again, they end at once",
+            f"{len(processes)} seeds finish their step and save; a second interrupt ends them at once",
             file=sys.stderr,
         )
     try:

@@ -4,8 +4,9 @@
     DIR/seed-0/frame.parquet history.csv seed.json
 
 A directory belongs to one set of settings; seeds may be added to it later. While a seed is trained its rows and its
-training state lie in `seed-0/frame.parts/` (`srel_tf.FrameStore`). `seed.json`, with the checksums of the others, is
-written last: a seed without it was interrupted and keeps what it measured. One process at a time has the directory.
+training state are kept in `seed-0/frame.parts/` (`srel_tf.FrameStore`). `seed.json`, with the other files' checksums,
+is written last: a seed without it was interrupted and keeps its measurements. One process at a time holds the
+directory.
 """
 
 import contextlib
@@ -34,7 +35,7 @@ from train.common.seed_marks import (
     ours,
 )
 
-# Files that a command writes beside the seeds. In a directory that no command has begun they are somebody else's.
+# Files that a command writes beside the seeds. In a directory without a run, such files have another origin.
 OWN = (
     *("settings.json", "environment.json", "data.json"),
     *("pairs.csv", "separation.csv", "history.csv", "risks.csv"),
@@ -52,15 +53,15 @@ SELECTED = ("selection.json", "selection.parts/state-*")
 
 
 class RunDirectory:
-    """A directory for `settings` (a dict that JSON can hold), made or reopened, which keeps other processes out.
+    """A directory for `settings` (a dict that JSON can hold), made or reopened, and locked against other processes.
 
     Args:
         path: The directory.
-        settings: What all its seeds share.
-        shared: Whether this process got a seed from the one that has the directory.
+        settings: Settings that all seeds share.
+        shared: Whether the process that holds the directory assigned a seed to this process.
 
     Raises:
-        RunDirectoryError: If the directory cannot be written, is in use, or holds results of other settings.
+        RunDirectoryError: If the directory cannot be written, is in use, or holds results with other settings.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class RunDirectory:
             if self._holds(*SELECTED, *MEASURED):
                 self._check_settings()
                 self._note_environment()
-            else:  # Settings and data of a command that saved nothing do not count.
+            else:  # Settings and data of a command that saved no results are ignored.
                 (self.path / "data.json").unlink(missing_ok=True)
                 write_json(self.path / "environment.json", environment())
             write_json(self.path / "settings.json", self.settings)
@@ -90,12 +91,12 @@ class RunDirectory:
             ) from error
 
     def _check_that_it_is_ours(self) -> None:
-        """Refuse a directory that no command has begun and that holds files which a command would replace."""
+        """Refuse a directory without a run that holds files which a command would replace."""
         present = [name for name in OWN if (self.path / name).exists()]
         begun = (self.path / ".lock").exists() or self._holds(*SELECTED, *MEASURED)
         if present and not begun:
             raise RunDirectoryError(
-                f"{self.path} holds {', '.join(present)}, and no seed that they could belong to: "
+                f"{self.path} holds {', '.join(present)}, but no seed to which they belong: "
                 "choose another --out, or move them away"
             )
 
@@ -103,7 +104,7 @@ class RunDirectory:
         """Delete what a killed process left behind."""
         remove_leftovers(self.path)
         for parts in self.path.glob("seed-*/frame.parts"):
-            # Damage is reported when the seed is needed; another process may have the seed.
+            # Damage is reported when the seed is read; another process may be working on the seed.
             with contextlib.suppress(StorageError):
                 if is_finished(parts.parent):
                     remove_store(parts)
@@ -112,11 +113,11 @@ class RunDirectory:
         return any(any(self.path.glob(pattern)) for pattern in patterns)
 
     def _read(self, name: str) -> dict[str, Any]:
-        """Read a JSON file that each directory with results has."""
+        """Read a JSON file that every directory with results contains."""
         file = self.path / name
         if not file.exists():
             raise RunDirectoryError(
-                f"{self.path} holds results, but no {name}: restore it, or choose another --out"
+                f"{self.path} holds results, but {name} is missing: restore it, or choose another --out"
             )
         return ours(read_json, file)
 
@@ -129,7 +130,7 @@ class RunDirectory:
             )
 
     def _note_environment(self) -> None:
-        """Print how versions and machine differ from those of the results; each seed keeps its own in seed.json."""
+        """Print the differences of versions and machine from the results'; each seed records its own in seed.json."""
         file = self.path / "environment.json"
         begun_in = ours(read_json, file) if file.exists() else environment()
         lines = differences(begun_in, environment())
@@ -145,7 +146,7 @@ class RunDirectory:
         Raises:
             RunDirectoryError: If it holds results of other data.
         """
-        # Looked up first: another seed's process may write data.json and measure now.
+        # The results are looked up first, because another seed's process may write data.json and measure meanwhile.
         measured = self._holds(*MEASURED)
         file = self.path / "data.json"
         if not measured and not file.exists():
@@ -156,11 +157,12 @@ class RunDirectory:
             )
 
     def is_complete(self, seed: int) -> bool:
-        """Whether this seed has been run to its end.
+        """Return whether this seed is complete.
 
         Raises:
-            RunDirectoryError: If one of its files has changed since, or seed.json is damaged: a second run would
-                replace results that may be restored. Also if it is a copy of another seed, or has other settings.
+            RunDirectoryError: If one of its files has changed since, or seed.json is damaged, because a second run
+                would replace results that may be restored; or if the directory is a copy of another seed, or has other
+                settings.
         """
         path = self.seed_path(seed)
         if not is_finished(path):
@@ -169,7 +171,7 @@ class RunDirectory:
         return True
 
     def unfinished(self, seeds: Sequence[int]) -> list[int]:
-        """Select the seeds that are not complete, and print where the others are."""
+        """Select the incomplete seeds, and print the location of the others."""
         waiting = [seed for seed in seeds if not self.is_complete(seed)]
         for seed in seeds:
             if seed not in waiting:
@@ -181,7 +183,7 @@ class RunDirectory:
         return self.path / f"seed-{seed}"
 
     def note(self, about: Mapping[str, Any]) -> dict[str, Any]:
-        """Collect what must not differ when a seed goes on: settings, versions, and `about`."""
+        """Collect the properties that must agree when a seed continues: settings, versions, and `about`."""
         kept = {f"settings {name}": value for name, value in self.settings.items()}
         return {**kept, **versions(), **as_json(about)}
 
@@ -206,16 +208,16 @@ class RunDirectory:
 
         Args:
             path: Its directory.
-            name: What it belongs to, for messages.
-            note: Of `note()`; the caller saves it with each state.
-            resume: Go on with what the store holds.
-            restart: Forget what the store holds.
-            skip_damaged: Leave out damaged parts for good.
+            name: Owner of the store, for messages.
+            note: Result of `note()`, which the caller saves with each state.
+            resume: Continue with the content of the store.
+            restart: Discard the content of the store.
+            skip_damaged: Leave out damaged parts permanently.
 
         Raises:
-            StorageError: If another process has it, or a part is damaged and not skipped.
-            RunDirectoryError: If it holds something and neither `resume` nor `restart` is given; or if it was begun
-                under another note, for example other versions of packages.
+            StorageError: If another process holds the store, or a part is damaged and not skipped.
+            RunDirectoryError: If the store is not empty and neither `resume` nor `restart` is given; or if it was begun
+                with another note, for example with other versions of packages.
         """
         store = FrameStore(path, write=True, anew=restart)
         try:
@@ -223,14 +225,14 @@ class RunDirectory:
                 steps = (store.about or {}).get("step", "some")
                 raise RunDirectoryError(
                     f"{name} was interrupted; {steps} updates and {store.num_rows} rows of it are saved in "
-                    f"{store.path}: give --resume to go on, or --restart to forget them"
+                    f"{store.path}: give --resume to continue, or --restart to discard them"
                 )
             saved = note if store.about is None else store.about.get("note")
             lines = differences(saved if isinstance(saved, dict) else {}, note)
             if lines:
                 raise RunDirectoryError(
-                    f"{name} was interrupted under other versions, settings or data; go back to those, or "
-                    "give --restart to forget what it measured:\n" + "\n".join(lines)
+                    f"{name} was interrupted under other versions, settings or data; return to those, or "
+                    "give --restart to discard its measurements:\n" + "\n".join(lines)
                 )
             store.check(skip_damaged)
             for part in store.left_out:
@@ -263,7 +265,7 @@ class RunDirectory:
     ) -> None:
         """Write a seed's frame and history, mark it as complete with `about`, and drop its training state.
 
-        The mark also names the damaged parts whose rows the frame lacks.
+        The mark also lists the damaged parts whose rows are missing in the frame.
         """
         self.save_rows(seed, store, history)
         mark_as_finished(
@@ -281,7 +283,8 @@ class RunDirectory:
     ) -> None:
         """Write a seed's frame and history; `about` marks it as complete.
 
-        Without `about` a complete seed stays as it is: another process took the run over and was faster.
+        Without `about`, a complete seed is not changed, because another process took over the run and finished it
+        first.
         """
         path = self.seed_path(seed)
         if about is None and self.is_complete(seed):
@@ -294,7 +297,7 @@ class RunDirectory:
                 mark_as_finished(path, {**about, "settings": self.settings})
         except OSError as error:
             raise RunDirectoryError(
-                f"cannot write to {path}: {error}; what was saved before is whole"
+                f"cannot write to {path}: {error}; earlier saves are complete"
             ) from error
 
     def frames(self, seeds: Sequence[int]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -305,7 +308,7 @@ class RunDirectory:
         ), self.histories(seeds)
 
     def scan(self, seeds: Sequence[int]) -> StoredFrame:
-        """Open the frames of these seeds, to be read in bounded memory."""
+        """Open the frames of these seeds for reading in bounded memory."""
         return StoredFrame([self._file(s, "frame.parquet") for s in seeds])
 
     def histories(self, seeds: Sequence[int]) -> pd.DataFrame:
@@ -315,15 +318,18 @@ class RunDirectory:
         )
 
     def _file(self, seed: int, name: str) -> Path:
-        """Name a file of a seed. Raises `RunDirectoryError` if the seed is finished and the file has changed since."""
+        """Return the path of a file of a seed.
+
+        Raises `RunDirectoryError` if the file of a finished seed has changed.
+        """
         is_finished(self.seed_path(seed), [name])
         return self.seed_path(seed) / name
 
 
 def remove_store(path: Path) -> None:
-    """Remove a store, or what a process that was killed while it removed the store has left."""
+    """Remove a store, or the remains of a store whose removal was interrupted."""
     if any((path / name).exists() for name in ("index.sqlite", ".lock")):
         FrameStore(path, write=True, anew=True).delete()
     else:
-        with contextlib.suppress(OSError):  # It holds files of others.
+        with contextlib.suppress(OSError):  # The directory may hold other files.
             path.rmdir()

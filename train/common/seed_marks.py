@@ -1,4 +1,4 @@
-"""seed.json: the mark of a finished seed, with the checksums of its files and the settings that it was run with."""
+"""seed.json: the mark of a finished seed, with the checksums of its files and its settings."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -8,16 +8,16 @@ from srel_tf import StorageError
 from srel_tf.files import differences, read_json, sha256, write_json
 from train.common.environment import environment
 
-FILES = {"frame.parquet", "history.csv"}  # Of a seed.
-ALL_FILES = FILES | {"distances.parquet"}  # Which some experiments have.
+FILES = {"frame.parquet", "history.csv"}  # Files of every seed.
+ALL_FILES = FILES | {"distances.parquet"}  # Files of some experiments.
 
 
 class RunDirectoryError(StorageError):
-    """A run directory that cannot be written, is in use, or holds results of other settings."""
+    """A run directory cannot be written, is in use, or holds results with other settings."""
 
 
 def mark_as_finished(path: Path, about: Mapping[str, Any]) -> None:
-    """Write the seed.json of a seed's directory: `about` and the checksums of its files."""
+    """Write seed.json into a seed's directory: `about`, the environment and the checksums of its files."""
     present = {name for name in ALL_FILES if (path / name).exists()}
     sums = {name: sha256(path / name) for name in sorted(FILES | present)}
     content = {**about, "environment": environment(), "sha256": sums}
@@ -28,7 +28,7 @@ def finished_seeds(path: str | Path) -> list[Path]:
     """List the directories of the finished seeds of a run directory, by number.
 
     Raises:
-        RunDirectoryError: If files of a seed have changed since it ended, or it is a seed of another run.
+        RunDirectoryError: If files of a seed have changed since it ended, or the seed belongs to another run.
     """
     marked = [mark.parent for mark in Path(path).glob("seed-*/seed.json")]
     marked.sort(key=lambda seed: (len(seed.name), seed.name))
@@ -42,7 +42,7 @@ def finished_seeds(path: str | Path) -> list[Path]:
 def check_mark(path: Path, expected: Mapping[str, Any]) -> None:
     """Raise `RunDirectoryError` unless the seed.json in `path` agrees with `expected`.
 
-    Names that it lacks are not compared: an earlier version did not save settings.
+    Names missing in seed.json are not compared, because an earlier version did not save settings.
     """
     mark = ours(read_json, path / "seed.json")
     lines = []
@@ -53,13 +53,13 @@ def check_mark(path: Path, expected: Mapping[str, Any]) -> None:
         lines += differences(saved, now)
     if lines:
         raise RunDirectoryError(
-            f"{path} is not a seed of this run: give it back to the one that it is of, or delete it:\n"
+            f"{path} is not a seed of this run: move it back to its own run, or delete it:\n"
             + "\n".join(lines)
         )
 
 
 def is_finished(path: Path, names: Sequence[str] = ()) -> bool:
-    """Whether there is a seed.json, and the files `names` (empty: all of the seed) are as it says.
+    """Return whether seed.json exists and agrees with the files `names` (empty: with all files of the seed).
 
     Raises:
         RunDirectoryError: If a file has changed or seed.json is damaged.
@@ -70,13 +70,14 @@ def is_finished(path: Path, names: Sequence[str] = ()) -> bool:
     sums = ours(read_json, mark).get("sha256")
     if not isinstance(sums, dict) or not FILES | {*names} <= sums.keys() <= ALL_FILES:
         raise RunDirectoryError(
-            f"{mark} holds no checksums of the seed's files: it is damaged; restore it, or delete it to run it again"
+            f"{mark} lacks the checksums of the seed's files: it is damaged; restore it, or delete it to run the seed "
+            f"again"
         )
     for name in names or sums:
         file = path / name
         if not file.is_file() or sums[name] != ours(sha256, file):
             raise RunDirectoryError(
-                f"{file} is not what was written: restore it, or delete {mark} to run it again"
+                f"{file} has changed since it was written: restore it, or delete {mark} to run the seed again"
             )
     return True
 

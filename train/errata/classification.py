@@ -24,7 +24,7 @@ from train.errata.evidence import (
 from train.models import build_model
 
 EPSILON, ETA = 1e-8, 1e-4
-SMALL_STEP = "sgd η=0.0001"  # A rule of the protocol crossed.
+SMALL_STEP = "sgd η=0.0001"  # A rule of the protocol "crossed".
 RULES = (SMALL_STEP, "fresh_adam")
 
 

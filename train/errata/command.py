@@ -1,12 +1,12 @@
-"""Errata: where the paper's text and its published code disagree, each item checked by a computation of ours.
+"""Errata: disagreements between the paper's text and its published code, each checked by a computation.
 
 python -m train.errata                       reads results/, writes results/replication/errata.csv
-python -m train.errata --published-dir DIR   with the published curves cifar10_srel.csv, cifar10_history.csv
+python -m train.errata --published-dir DIR   also reads the published curves cifar10_srel.csv, cifar10_history.csv
 
-`items.csv` says what the text has, what the code does or the text itself implies, and the effect on results (items
-1–9 classification, 10–15 penalised regression, 16–22 the text itself). The checks return numbers, named findings.
-Those on classification are read from our runs (`train.condense`); without them the command says what it could not
-measure. `results/REPLICATION.md` explains each finding.
+`items.csv` holds the statement of the text, the behaviour of the code (or what the text implies), and the effect (items
+1–9 classification, 10–15 penalised regression, 16–22 the text itself). The checks return findings, which are named
+numbers. Findings on classification are read from our runs (`train.condense`); without these runs the command lists what
+it could not measure. `results/REPLICATION.md` explains each finding.
 """
 
 import argparse
@@ -92,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m train.errata", description=__doc__.splitlines()[0]
     )
-    results = "what train.condense wrote"
+    results = "results of train.condense"
     parser.add_argument("--results", type=Path, default=Path("results"), help=results)
     curves = "the published CIFAR-10 curves, if you have them"
     parser.add_argument("--published-dir", type=Path, metavar="DIR", help=curves)

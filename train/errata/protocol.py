@@ -1,4 +1,4 @@
-"""Items 5–9 of `train.errata`: what the published classification code counted, averaged and plotted.
+"""Items 5–9 of `train.errata`: counts, averages and plots of the published classification code.
 
 Each check takes the `Evidence` and returns its `Findings`.
 """
@@ -16,8 +16,8 @@ from train.classification.experiment import SCHEDULES
 from train.common import data
 from train.errata.evidence import Evidence, Findings, central_values, extremes
 
-K = 20  # Probe images a class.
-# Training and "test" images a class, batch size; three classes each.
+K = 20  # Probe images per class.
+# Training and "test" images per class, batch size; three classes each.
 SIZES = {
     "SVHN": (4000, 800, 256),
     "CIFAR-10": (5000, 1000, 256),

@@ -16,7 +16,9 @@ from train.theory import figures
 EQ_14 = theory.DiagonalQuadratic(*figures.MOMENTS, figures.THETA)
 # The set-up of Theorem 5.3: a, b, w(0), θ; then α² = 1, β² = 3.
 THEOREM_5_3 = [1.0, 2.0], [1.0, 2.0], [0.5, 0.5], 0.1
-SGD_RATE = 0.05  # Larger than Figure 10's, so that rounding is reached sooner.
+SGD_RATE = (
+    0.05  # The rate is larger than in Figure 10, so that rounding is reached sooner.
+)
 
 
 def theorem_5_3(evidence: Evidence) -> Findings:

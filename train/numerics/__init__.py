@@ -1,1 +1,1 @@
-"""S_rel beside float64 on many nets: the contract's evidence."""
+"""Comparison of S_rel with float64 on many nets, as evidence for the contract."""

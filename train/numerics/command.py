@@ -1,14 +1,14 @@
-"""The contract on real nets: S_rel of each estimator beside float64, at every stage of training and any η.
+"""Test of the contract on real nets: S_rel of each estimator against float64, at every stage of training and any η.
 
     python -m train.numerics                          an MLP, a CNN and a residual net, each with logits and a softmax
     python -m train.numerics --zoo                    also keras.applications, a ViT, an LSTM and others
-    python -m train.numerics --nets vit MobileNetV2   these
-    python -m train.numerics --out DIR                also DIR/numerics.csv and DIR/numerics.md; goes on where it was
+    python -m train.numerics --nets vit MobileNetV2   these nets only
+    python -m train.numerics --out DIR                also writes DIR/numerics.csv and DIR/numerics.md; continues a run
     python -m train.numerics --cache DIR              keeps trained weights
 
-An entry that is called valid must be within 1e-3 · (1 + S) of float64 for ℓ1 and ℓ2, within 2e-3 · (1 + S) for KL.
+A valid entry must be within 1e-3 · (1 + S) of float64 for ℓ1 and ℓ2, and within 2e-3 · (1 + S) for KL.
 Errors are given in that unit: above 1 an entry is outside the contract. The reference (`.reference`) makes
-each net again in float64 and shares no code with srel_tf. Seconds are those of the processor, of all threads together,
+each net again in float64 and shares no code with srel_tf. Seconds are processor time of all threads together,
 so that other programs on the machine hardly change them.
 """
 
@@ -54,31 +54,35 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--zoo", action="store_true", help="all nets")
     p.add_argument("--stages", nargs="+", metavar="STAGE", help="these stages only")
     p.add_argument(
-        "--etas", nargs="+", type=float, metavar="ETA", help="instead of each net's own"
+        "--etas",
+        nargs="+",
+        type=float,
+        metavar="ETA",
+        help="η instead of each net's own",
     )
     p.add_argument(
         "--estimators", nargs="+", choices=ESTIMATORS, default=list(ESTIMATORS)
     )
     p.add_argument(
         "--precision",
-        help="as in srel_tf.Settings, whose default is used without this option",
+        help="as in srel_tf.Settings (default: the default of Settings)",
     )
     p.add_argument(
         "--per-class",
         type=int,
-        help="probe points of each class, instead of each net's own",
+        help="probe points of each class, instead of each net's own number",
     )
     p.add_argument(
         "--minutes",
         type=float,
         default=30.0,
-        help="within which each stage must be reached",
+        help="time limit (minutes) for each stage",
     )
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--cache", type=Path, help="directory for the weights of each stage")
     p.add_argument("--out", type=Path, help="directory for the tables")
     p.add_argument(
-        "--train-only", action="store_true", help="fill --cache, measure nothing"
+        "--train-only", action="store_true", help="fill --cache without measuring"
     )
     return p
 
@@ -288,7 +292,7 @@ class Measuring:
     def _seconds_in_float32(self, estimator: str, eta: float) -> float:
         """Return the processor time of a measurement in float32 alone."""
         seconds = []
-        for _ in range(2):  # The first call traces.
+        for _ in range(2):  # The first call traces the graph.
             start = time.process_time()
             self._measure(self._single[estimator], eta)
             seconds.append(time.process_time() - start)

@@ -1,4 +1,4 @@
-"""S_rel of a net made again in float64: one gradient, one assigned step, two forward passes, NumPy for the measures.
+"""S_rel of a net rebuilt in float64: one gradient, one assigned step, two forward passes, and measures in NumPy.
 
 Slow and plain on purpose. This module and `distances` import nothing of srel_tf.
 
@@ -228,7 +228,7 @@ class Reference:
         """Return the derivative of the outputs along a direction of the weights, [n, C].
 
         Jᵀu is linear in u, so its product with the direction has the derivative J · direction with respect to u.
-        TensorFlow's forward mode does not go through the loops of recurrent layers; this does.
+        Unlike TensorFlow's forward mode, this product also works for the loops of recurrent layers.
         """
         with tf.GradientTape() as outer:
             u = tf.ones_like(self._net(self._x, training=False))

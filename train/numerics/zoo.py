@@ -1,7 +1,7 @@
-"""Nets on which `train.numerics` compares S_rel with float64: keras.applications, small nets, ill-conditioned ones.
+"""Nets on which `train.numerics` compares S_rel with float64: keras.applications, small nets, ill-conditioned nets.
 
-Each `Net` has a constructor that takes Keras's present dtype policy, images, labels and the stages of its training.
-All learn scikit-learn's digits.
+Each `Net` has a constructor that uses Keras's current dtype policy, images, labels and the stages of its training.
+All nets learn scikit-learn's digits.
 """
 
 import functools

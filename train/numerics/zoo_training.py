@@ -1,4 +1,4 @@
-"""Weights of the zoo's nets at each stage of their training, kept in a directory so that no training is done twice."""
+"""Weights of the zoo's nets at each stage of training, cached in a directory so that no training is repeated."""
 
 import json
 import sys
@@ -18,7 +18,7 @@ EPOCHS = 5  # Between two evaluations of the loss.
 
 
 class NotConverged(RuntimeError):
-    """Training did not reach a stage within its time."""
+    """Training did not reach a stage within the time limit."""
 
 
 class Training:
@@ -98,9 +98,9 @@ class Training:
                 raise NotConverged(
                     f"{self._name}: loss {loss:.1e}, accuracy {accuracy:.3f} after {epochs} epochs, not yet {stage!r}: "
                     + (
-                        "run again to train on"
+                        "run again to continue the training"
                         if self._cache
-                        else "give more --minutes, or --cache to train on later"
+                        else "give more --minutes, or --cache to continue the training later"
                     )
                 )
             if now - saved > SAVE_EVERY:

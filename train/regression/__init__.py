@@ -1,1 +1,1 @@
-"""S_rel and distances during a regression: Figures 3-5."""
+"""S_rel and distances during a regression (Figures 3–5)."""

@@ -1,8 +1,8 @@
 """S_rel while a ReLU net learns y = ‖x‖₁ (Section 2.2 of the paper: Figures 3, 4 and 5).
 
 python -m train.regression                                        five seeds of the default net
-python -m train.regression --jobs 2                               two seeds at a time, each in a process of its own
-python -m train.regression --width 8 16 64 --depth 1 2 4          nine nets, a run directory each
+python -m train.regression --jobs 2                               two seeds at a time, each in a separate process
+python -m train.regression --width 8 16 64 --depth 1 2 4          nine nets, each with a run directory
 """
 
 import argparse
@@ -29,14 +29,16 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__.split("\n\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    p.add_argument("--dimension", type=cli.at_least(1), default=20, help="of x")
+    p.add_argument(
+        "--dimension", type=cli.at_least(1), default=20, help="dimension of x"
+    )
     p.add_argument(
         "--width",
         type=cli.at_least(1),
         nargs="+",
         action=cli.Distinct,
         default=[16],
-        help="units of each hidden layer; several: a sweep",
+        help="units of each hidden layer; several values make a sweep",
     )
     p.add_argument(
         "--depth",
@@ -44,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         action=cli.Distinct,
         default=[3],
-        help="number of hidden layers; several: a sweep",
+        help="number of hidden layers; several values make a sweep",
     )
     p.add_argument(
         "--examples",
@@ -57,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
         "--learning-rate",
         type=float,
         default=0.001,
-        help="of SGD, and η of the fictitious step",
+        help="learning rate of SGD, and η of the fictitious step",
     )
     p.add_argument(
         "--iterations",
@@ -66,19 +68,19 @@ def parser() -> argparse.ArgumentParser:
         help="optimizer updates; S_rel is measured at each",
     )
     p.add_argument(
-        "--sources", type=cli.at_least(2), default=200, help="x_i of Figure 3"
+        "--sources", type=cli.at_least(2), default=200, help="number of x_i in Figure 3"
     )
     p.add_argument(
         "--targets",
         type=cli.at_least(1),
         default=2,
-        help="fixed points x'; the figures show the first",
+        help="number of fixed points x'; the figures show the first",
     )
     p.add_argument(
         "--probe-seed",
         type=cli.at_least(0),
         default=0,
-        help="of the points x' and x_i, which all seeds share",
+        help="seed of the points x' and x_i, which all seeds share",
     )
     p.add_argument(
         "--precision",
@@ -98,13 +100,13 @@ def parser() -> argparse.ArgumentParser:
         "--jobs",
         type=cli.at_least(1),
         default=1,
-        help="seeds to train at a time, each in a process of its own",
+        help="number of seeds to train at a time, each in a separate process",
     )
     p.add_argument(
         "--out",
         type=Path,
         default=Path("runs/regression"),
-        help="run directory; of a sweep, their folder",
+        help="run directory; for a sweep, the folder of the run directories",
     )
     return p
 
@@ -116,9 +118,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Train and measure each seed of each net that its run directory does not hold yet, then report.
+    """Train and measure the missing seeds of each net, then report.
 
-    A net that fails does not end a sweep: the others are run, the table covers them, the error comes last.
+    A net that fails does not end a sweep: the other nets are run, the table covers them, and the error is raised at the
+    end.
     """
     _check(args)
     nets, done, failed = list(itertools.product(args.width, args.depth)), [], []
@@ -145,20 +148,20 @@ def run(args: argparse.Namespace) -> None:
         summary(done, args.out)
     if failed:
         raise SweepError(
-            f"{len(failed)} of {len(nets)} nets failed: {'; '.join(failed)}; the reasons stand above"
+            f"{len(failed)} of {len(nets)} nets failed: {'; '.join(failed)}; see the reasons above"
         )
 
 
 class SweepError(SRelError, RuntimeError):
-    """Some nets of a sweep failed; the others were run to their end."""
+    """Some nets of a sweep failed; the other nets were run to their end."""
 
 
 def _run_net(
     args: argparse.Namespace, settings: Mapping[str, Any], path: Path
 ) -> pd.Series:
-    """Train the seeds of one net that are not there yet, and summarise all of them."""
+    """Train the missing seeds of one net, and summarise all of its seeds."""
     about = {"experiment": "regression", **settings}
-    # The environment.json of the directory has the precision of the nets.
+    # The directory's environment.json records the precision of the nets.
     with precision(settings["precision"]):
         directory = RunDirectory(path, about)
     waiting = directory.unfinished(args.seeds)
@@ -180,15 +183,15 @@ def _train_shared(
     seed: int,
     orphaned: Callable[[], bool],
 ) -> None:
-    """Train one seed in a process of its own; the process that started it holds the directory."""
+    """Train one seed in a separate process; the parent process holds the lock of the directory."""
     train(settings, seed, RunDirectory(path, about, shared=True), orphaned)
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Raise `OptionError` for values that do not fit together, before a run directory is made."""
+    """Raise `OptionError` for inconsistent values, before a run directory is made."""
     if args.batch_size > args.examples:
         raise OptionError(
-            f"--batch-size {args.batch_size}: there are {args.examples} examples, give at most that many"
+            f"--batch-size {args.batch_size}: give at most {args.examples}, the number of examples"
         )
     if not 0 < args.learning_rate < float("inf"):
         raise OptionError(

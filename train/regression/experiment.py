@@ -1,7 +1,7 @@
-"""One seed of the regression of Section 2.2: data, net, probes, `fit`, and what came out.
+"""One seed of the regression of Section 2.2: data, net, probes, `fit`, and results.
 
-x ~ N(0, I), y = ‖x‖₁. The paper's table of the architecture is lost; width, depth, dimension, step and batch are ours.
-A net that is narrower than the input is blind to a direction of it, so that ‖x‖₁ is out of its reach: non-realisable,
+x ~ N(0, I), y = ‖x‖₁. The paper's table of the architecture is lost; we chose width, depth, dimension, step and batch.
+A net that is narrower than the input ignores a direction of the input and cannot represent ‖x‖₁: non-realisable,
 as the text says. (A ReLU net of d + 2 hidden units or more has weights that compute ‖x‖₁ exactly.)
 """
 
@@ -20,11 +20,11 @@ from srel_tf.files import lock
 from train.classification.experiment import DivergedError, make_repeatable
 from train.common.run_directory import RunDirectory
 
-FIGURE_3 = (100, 200, 400, 800, 1600, 2400)  # Steps of the paper.
+FIGURE_3 = (100, 200, 400, 800, 1600, 2400)  # Steps in the paper.
 RISKS_EVERY = 20
-FOLLOWED = 8  # Sources whose S_rel at all targets is followed in time.
-GROWN = 1e3  # A loss that is so many times its lowest value has diverged: in float64 it need not become infinite.
-FRESH = 20_000  # Examples that the population risk is estimated on.
+FOLLOWED = 8  # Number of sources whose S_rel at all targets is followed in time.
+GROWN = 1e3  # A loss of this many times its lowest value has diverged; in float64 it may stay finite.
+FRESH = 20_000  # Number of examples for the estimate of the population risk.
 TARGET = 0  # The id of x', the target of Figures 3–5.
 
 
@@ -66,7 +66,7 @@ def probe_points(
 
 
 def near_and_far(distances: np.ndarray) -> np.ndarray:
-    """Find the ids of the sources of Figures 4 and 5: the nearest to x' and the farthest from it."""
+    """Find the ids of the sources of Figures 4 and 5: the nearest to x' and the farthest from x'."""
     return len(distances) + np.array(
         [distances[TARGET].argmin(), distances[TARGET].argmax()]
     )
@@ -82,7 +82,7 @@ def followed(distances: np.ndarray) -> np.ndarray:
 
 
 def in_time(step: int) -> bool:
-    """Whether `followed` sources are measured: every 5th of the first 200 steps, when most happens, then every 25th."""
+    """Return whether `followed` sources are measured: at every 5th of the first 200 steps, then at every 25th."""
     return step % (5 if step <= 200 else 25) == 0
 
 
@@ -139,7 +139,7 @@ def _until(last: int, is_due: Callable[[int], bool]) -> Callable[[int], bool]:
 
 
 class Watch(keras.callbacks.Callback):
-    """Risks at every 20th step, distances of last-layer features at the steps of Figure 3, and a line of progress."""
+    """Records risks at every 20th step and feature distances at the steps of Figure 3, and prints progress."""
 
     def __init__(
         self,
@@ -232,7 +232,7 @@ class Watch(keras.callbacks.Callback):
         )
 
     def distances(self) -> pd.DataFrame:
-        """Columns target_id, source_id, distance, metric, run, seed, step; input distances at each step of Figure 3."""
+        """Return columns target_id, source_id, distance, metric, run, seed, step, for each step of Figure 3."""
         own, *features = self._distances
         own_at = [own.assign(step=f["step"]) for f in features]
         return pd.concat([*own_at, *features] or [own.iloc[:0]], ignore_index=True)
@@ -244,13 +244,15 @@ def train(
     directory: RunDirectory,
     orphaned: Callable[[], bool] | None = None,
 ) -> None:
-    """Train and measure one seed into a `RunDirectory`; `orphaned` is asked now and then whether to save and stop.
+    """Train and measure one seed into a `RunDirectory`.
+
+    `orphaned` is called regularly and returns whether to save and stop.
 
     Raises:
-        DivergedError: If the loss grows without bound; what was measured before is saved.
+        DivergedError: If the loss grows without bound; earlier measurements are saved.
     """
     start, cpu = time.perf_counter(), time.process_time()
-    # The process that holds the directory may have been killed, and another started.
+    # The parent process may have been killed, and another one started.
     held = lock(directory.seed_path(seed))
     make_repeatable(seed)
     with precision(settings["precision"]):
@@ -271,7 +273,7 @@ def train(
                     // (settings["examples"] // settings["batch_size"])
                 ),
                 callbacks=[watch],
-                shuffle=False,  # The data set has done it.
+                shuffle=False,  # The data set shuffles already.
                 verbose=0,
             )
             if watch.diverged is None:

@@ -18,7 +18,7 @@ from train.regression.experiment import TARGET, near_and_far, probe_points
 def report(
     directory: RunDirectory, settings: Mapping[str, Any], seeds: Sequence[int]
 ) -> pd.Series:
-    """Write figures and tables of a run directory's seeds; returns a summary, one row a quantity."""
+    """Write figures and tables of a run directory's seeds. Returns a summary with one row per quantity."""
     frame, risks = directory.frames(seeds)
     distances = pd.concat(
         [
@@ -37,7 +37,8 @@ def report(
     ]
     invalid = (~frame["valid"]).sum()
     print(
-        f"{len(frame)} entries of S_rel over {len(seeds)} seed{'s' * (len(seeds) > 1)}, {invalid} of them not valid"
+        f"{len(frame)} entries of S_rel over {len(seeds)} seed{'s' * (len(seeds) > 1)}, {invalid} of which are not "
+        f"valid"
     )
     table = _table(pairs, risks)
     print(table.to_string(float_format="{:.3g}".format))
@@ -52,7 +53,7 @@ def figures(
     risks: pd.DataFrame,
     settings: Mapping[str, Any],
 ) -> Iterator[tuple[str, Figure]]:
-    """Draw Figures 3–5 from the frames of all seeds; 3 only if there are distances at its steps."""
+    """Draw Figures 3–5 from the frames of all seeds; Figure 3 only if distances at its steps exist."""
     if distances["step"].notna().any():
         yield (
             "figure_03.png",

@@ -1,12 +1,12 @@
-"""The replication in numbers: each measure under each update rule, beside the published curves.
+"""The replication in numbers: each measure under each update rule, compared with the published curves.
 
 python -m train.replication                reads results/*-{defined,published,crossed}/, writes results/replication/
 
     central.csv    the table: AUC, ratio of medians, Definition 3, trends, shares of valid entries, intervals over seeds
-    claims.csv     the paper's claims, a verdict a dataset, measure and rule (as `srel_tf.hypotheses` gives them)
-    moves.csv      how far one fictitious step moves predictions, where a run has matrices.parquet
-    adjusted.csv   AUC within rows, and without the scales of sources and targets, of the same matrices
-    published.csv  the published CIFAR-10 curves beside ours of the same protocol, a row a measure and class pair
+    claims.csv     the paper's claims, one verdict per dataset, measure and rule (as in `srel_tf.hypotheses`)
+    moves.csv      size of the change of predictions by one fictitious step, for runs with matrices.parquet
+    adjusted.csv   AUC of the same matrices within rows, and without the scales of sources and targets
+    published.csv  the published CIFAR-10 curves beside ours of the same protocol, one row per measure and class pair
 """
 
 import argparse
@@ -39,9 +39,9 @@ PUBLISHED_COLUMNS = ["measure", "run", "step", "source_class", "target_class", "
 
 
 def central(directories: Directories) -> pd.DataFrame:
-    """Make the central table: a row a (data, protocol, measure, rule, quantity) with mean, low, high over the seeds.
+    """Make the central table: one row per (data, protocol, measure, rule, quantity) with mean, low, high over seeds.
 
-    A quantity is one number a seed. auc, ratio_of_medians (geometric), intra, inter (Definition 3, with the
+    A quantity is one number per seed. auc, ratio_of_medians (geometric), intra, inter (Definition 3, with the
     diagonal, as the paper has it), off_intra (without it), median_intra, median_inter: means over the measured
     steps after the first epoch. auc_start: at the first measurement. valid: share of valid entries, all steps.
     change_intra, change_inter: log₂ change over the training (`class_claim`).
@@ -58,7 +58,7 @@ def central(directories: Directories) -> pd.DataFrame:
     is_intra = pairs["source_class"] == pairs["target_class"]
     kinds = pairs.assign(kind=is_intra.map({True: INTRA, False: INTER}))
     of_kinds = kinds[pairs["epoch"] >= 1].groupby([*KEY, "run", "kind"], sort=False)
-    # A column of each kind, even if nothing was measured after the first epoch.
+    # Both columns exist, even without a measurement after the first epoch.
     mean, off_mean = (
         of_kinds[name].mean().unstack().reindex(columns=[INTRA, INTER])
         for name in ("mean", "off_mean")
@@ -101,7 +101,7 @@ def _trends(directories: Directories) -> pd.DataFrame:
 
 
 def read_published(path: Path) -> pd.DataFrame:
-    """Read the published curves, measured after step + 1 updates. Raises `FrameError` for another table."""
+    """Read the published curves, measured after step + 1 updates. Raises `FrameError` if the file is another table."""
     curves = srel_tf.read_frame(path)
     missing = [name for name in PUBLISHED_COLUMNS if name not in curves]
     if missing:
@@ -112,14 +112,14 @@ def read_published(path: Path) -> pd.DataFrame:
 
 
 def as_ours(published: pd.DataFrame) -> pd.DataFrame:
-    """Give the published curves our names of classes, and our count of updates as steps."""
+    """Convert the published curves to our class names and our step count."""
     ends = ["source_class", "target_class"]
     names = {end: published[end].replace(PUBLISHED_NAMES) for end in ends}
     return published.assign(step=published["step"] + 1, **names)
 
 
 def beside_published(pairs: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
-    """Compare the published curves with those of our `published` protocol. Both are means of several runs.
+    """Compare the published curves with the curves of our `published` protocol. Both are means of several runs.
 
     Args:
         pairs: Our class pairs.
@@ -127,12 +127,12 @@ def beside_published(pairs: pd.DataFrame, published: pd.DataFrame) -> pd.DataFra
             s + 1 updates.
 
     Returns:
-        A row a (measure, source class, target class). log2_ratio: mean over steps of log₂ of our mean over theirs.
-        correlation: of the two mean curves over time. overlap: share of steps at which the ranges of the runs overlap;
-        two sets of three runs of one experiment overlap with probability 1 − 2·3!·3!/6! = 0.9 at a step.
+        One row per (measure, source class, target class). log2_ratio: mean over steps of log₂ of our mean over theirs.
+        correlation: correlation of the two mean curves over time. overlap: share of steps at which the ranges of runs
+        overlap; two sets of three runs of one experiment overlap with probability 1 − 2·3!·3!/6! = 0.9 at a step.
 
     Raises:
-        OptionError: If no step was measured by both.
+        OptionError: If the two have no step in common.
     """
     theirs = as_ours(published)
     pair = ["measure", "source_class", "target_class"]
@@ -146,7 +146,7 @@ def beside_published(pairs: pd.DataFrame, published: pd.DataFrame) -> pd.DataFra
     both = a.add_suffix("_ours").join(b.add_suffix("_published"), how="inner")
     if both.empty:
         raise OptionError(
-            "the published steps and ours have none in common: measure with --protocol published"
+            "the published steps and ours have no step in common: measure with --protocol published"
         )
     both["log2_ratio"] = np.log2(both["mean_ours"] / both["mean_published"])
     both["overlap"] = (both["low_ours"] <= both["high_published"]) & (
@@ -167,7 +167,7 @@ def beside_published(pairs: pd.DataFrame, published: pd.DataFrame) -> pd.DataFra
 
 
 def as_table(found: pd.DataFrame, data: str, protocol: str) -> pd.DataFrame:
-    """Format the central table of one run for a terminal: a row a (measure, rule), mean [low, high] in its cells."""
+    """Format the central table of one run for a terminal: mean [low, high] per (measure, rule)."""
     part = found[(found["data"] == data) & (found["protocol"] == protocol)]
     cells = part.assign(
         cell=[

@@ -1,4 +1,4 @@
-"""The paper's claims of Section 2.1 and tables of single matrices, from what `train.condense` left of several runs."""
+"""The paper's claims of Section 2.1 and tables of single matrices, from condensed runs (`train.condense`)."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,19 +14,19 @@ from srel_tf.hypotheses import COLUMNS, decide
 KEY = ["data", "protocol", "measure", "rule"]
 RULE = ["update", "estimator", "learning_rate"]
 INTRA, INTER = "intra", "inter"
-Directories = dict[tuple[str, str], Path]  # By data set and protocol.
+Directories = dict[tuple[str, str], Path]  # Directories by data set and protocol.
 
-# Claims on the time dependence of means, and the share of entries from which on a mean is one of a selection.
+# Claims on the time dependence of means, and the share of missing entries above which a mean is biased by selection.
 TRENDS = (
     "intra constant in time",
     "inter decreasing",
     "inter decreases more than intra",
 )
 MISSING = 0.05
-# The claim "no separation" is that intra is not above inter: a separation the other way round agrees with it.
+# The claim "no separation" says that intra is not above inter; a separation in the opposite direction agrees with it.
 NO_SEPARATION = (-np.inf, 0.55)
 OF_ONE_MEASURE = ("l1", "l2", "kl", "published_kl", "published_l2")
-# Claims that one measure separates better: (claim, first, second, bounds of AUC(first) − AUC(second)).
+# Claims that compare two measures: (claim, first, second, bounds of AUC(first) − AUC(second)).
 COMPARISONS = (
     ("KL separates better than ℓ1", "kl", "l1", (0.01, np.inf)),
     ("ℓ1 and ℓ2 are indistinguishable", "l1", "l2", (-0.01, 0.01)),
@@ -46,7 +46,7 @@ COMPARISONS = (
 
 
 def load(results: Path) -> Directories:
-    """Find results/DATA-PROTOCOL of `train.condense`. Raises `OptionError` if there is none."""
+    """Find the directories results/DATA-PROTOCOL of `train.condense`. Raises `OptionError` if none exists."""
     directories = {}
     for mark in sorted(results.glob("*-*/separation.parquet")):
         data, _, protocol = mark.parent.name.rpartition("-")
@@ -68,14 +68,14 @@ def read(directories: Directories, name: str) -> pd.DataFrame:
 
 
 def claims(directories: Directories) -> pd.DataFrame:
-    """Decide the paper's claims of Section 2.1: those of `class_claim`, and on which measure separates.
+    """Decide the paper's claims of Section 2.1: the claims of `class_claim`, and the claims on separation.
 
-    AUCs are means over the measurements after the first epoch, one a seed; differences are paired by seed. If more than
-    `MISSING` of the entries are not valid at the last step, trends of means are undecided: float32 does not resolve the
-    rows of the smallest denominators, which carry the means.
+    AUCs are means over the measurements after the first epoch, one per seed; differences are paired by seed. If more
+    than `MISSING` of the entries are not valid at the last step, trends of means are undecided, because float32 does
+    not resolve the rows with the smallest denominators, which dominate the means.
 
     Returns:
-        A row a verdict, with `valid_last`: the share of valid entries at the last step.
+        One row per verdict, with `valid_last`: the share of valid entries at the last step.
     """
     separation = read(directories, "separation.parquet")
     later = separation[separation["epoch"] >= 1]
@@ -131,7 +131,7 @@ def claims(directories: Directories) -> pd.DataFrame:
 
 
 def _of_selections(verdicts: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
-    """Add `valid_last`, the lower of two measures' if two are compared, and leave trends of selections undecided."""
+    """Add `valid_last` (the lower one of two compared measures), and mark trends of selected entries as undecided."""
     last = pairs[pairs["step"] == pairs.groupby(KEY)["step"].transform("max")]
     counts = last.groupby(KEY)[["off_n_valid", "off_n_pairs"]].sum()
     share = counts["off_n_valid"] / counts["off_n_pairs"]
@@ -152,7 +152,7 @@ def _of_selections(verdicts: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
 
 
 def load_matrices(directories: Directories) -> Iterator[tuple[str, str, pd.DataFrame]]:
-    """Yield (data, protocol, frame with a column rule) of each directory that has matrices, which are of one seed."""
+    """Yield (data, protocol, frame with a column rule) of each directory with matrices. Matrices come from one seed."""
     for (data, protocol), path in directories.items():
         if (path / "matrices.parquet").exists():
             entries = srel_tf.read_frame(path / "matrices.parquet")
@@ -162,10 +162,10 @@ def load_matrices(directories: Directories) -> Iterator[tuple[str, str, pd.DataF
 
 
 def moves(directories: Directories) -> pd.DataFrame:
-    """Take medians of ‖Δp‖₁ (at most 2) of one finite step: at the source, at targets of its class and of others.
+    """Compute medians of ‖Δp‖₁ (at most 2) of one finite step: at the source, at targets of its class, and elsewhere.
 
     Returns:
-        A row a (data, protocol, rule, step).
+        One row per (data, protocol, rule, step).
     """
     tables = []
     for data, protocol, entries in load_matrices(directories):
@@ -184,10 +184,11 @@ def adjusted(directories: Directories) -> pd.DataFrame:
     """Compute the AUC of intra- against inter-class pairs without the scales of sources and targets.
 
     Returns:
-        A row a (data, protocol, rule, measure, step), over the valid entries off the diagonal. auc: all pairs ranked
-        together, as in `srel_tf.separation`. auc_rows: within the row of each source, mean over sources. auc_two_way:
-        of the residuals of log S after its additive effects of source and target (least squares), so how much more a
-        source moves targets of its class than both move and are moved anyhow.
+        One row per (data, protocol, rule, measure, step), over the valid entries off the diagonal. auc: all pairs
+        ranked together, as in `srel_tf.separation`. auc_rows: AUC within the row of each source, mean over sources.
+        auc_two_way: AUC of the residuals of log S from an additive fit of source and target effects (least squares). It
+        measures how much more a source moves targets of its class than expected from the general effects of source and
+        target.
     """
     rows = []
     for data, protocol, entries in load_matrices(directories):
@@ -213,7 +214,7 @@ def adjusted(directories: Directories) -> pd.DataFrame:
 
 
 def _auc(values: Any, entries: pd.DataFrame) -> float:
-    """AUC of values of intra- against those of inter-class pairs."""
+    """Compute the AUC of values of intra-class pairs against values of inter-class pairs."""
     is_intra = (entries["source_class"] == entries["target_class"]).to_numpy()
     return auc(values[is_intra], values[~is_intra])
 

@@ -1,7 +1,7 @@
-"""The exactly solvable models as S_rel frames for `srel_tf.hypotheses`; the seed of a row numbers an initial value.
+"""The exactly solvable models as S_rel frames for `srel_tf.hypotheses`. The column seed numbers the initial values.
 
-Figures 6–12 draw means over initial values, or one of them; the hypotheses need each. So they are computed again here,
-from the closed forms, for the settings of `train.theory`.
+Figures 6–12 show means over initial values, or one initial value; the hypotheses need all of them. Therefore S_rel is
+computed again here, from the closed forms, for the settings of `train.theory`.
 """
 
 from typing import NamedTuple
@@ -17,9 +17,9 @@ STARTS = 10
 
 
 class Case(NamedTuple):
-    """What the checks of a model take: a frame, and distances, P(x, x') and risks if it has them.
+    """Input of the checks of a model: a frame, and optionally distances, P(x, x') and risks.
 
-    `in_time` tells that it is made for Hypothesis 1.2 alone.
+    `in_time` marks a frame for Hypothesis 1.2 alone.
     """
 
     frame: pd.DataFrame
@@ -115,7 +115,7 @@ def path(seed: int = 0) -> Case:
 
 
 def random_pairs(seed: int = 0, targets: int = 5, sources: int = 40) -> Case:
-    """Eq. 14 for x' and x drawn as Section 5 has them, x ~ N(0, I)."""
+    """Eq. 14 for x' and x drawn as in Section 5, from N(0, I)."""
     x = np.random.default_rng(seed + 1).normal(size=(targets + sources, 3))
     return _diagonal(x[:targets], x[targets:], np.linspace(0, 2000, 41), seed)
 
@@ -133,7 +133,7 @@ def three_pairs(seed: int = 0) -> Case:
 def _eq_14(
     sources: np.ndarray, targets: np.ndarray, times: np.ndarray, seed: int
 ) -> np.ndarray:
-    """Eq. 13 with the moments of eq. 14, [start, time, pair], from w(0)² uniform between 5 and 95% of its limit a/b."""
+    """Compute eq. 13 with the moments of eq. 14, [start, time, pair], with w(0)² uniform in 5–95% of its limit a/b."""
     model, limit = (
         theory.DiagonalQuadratic(*figures.MOMENTS, figures.THETA),
         np.divide(*figures.MOMENTS),
@@ -152,7 +152,7 @@ def _eq_14(
 def _diagonal(
     targets: np.ndarray, sources: np.ndarray, times: np.ndarray, seed: int
 ) -> Case:
-    """All pairs of targets and sources, with ‖x' − x‖ and the P(x, x') of Theorem 5.1."""
+    """Make all pairs of targets and sources, with ‖x' − x‖ and the P(x, x') of Theorem 5.1."""
     source, target = (
         i.ravel() for i in np.meshgrid(np.arange(len(sources)), np.arange(len(targets)))
     )
@@ -190,7 +190,10 @@ def tidy(
     measure: str,
     estimator: str,
 ) -> pd.DataFrame:
-    """Make a frame of S_rel [start, time, pair]; seed is the number of the start, step is the time."""
+    """Make a frame of S_rel [start, time, pair].
+
+    The column seed holds the number of the start, the column step the time.
+    """
     start, time, pair = (i.ravel() for i in np.indices(srel.shape))
     frame = pd.DataFrame(
         {

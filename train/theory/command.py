@@ -1,12 +1,12 @@
 """`python -m train.theory`: Figures 6–13 of the paper as frames (Parquet) and pictures (PNG).
 
-python -m train.theory                      all of them, under results/theory
-python -m train.theory --figure 7           one of them
+python -m train.theory                      all figures, in results/theory
+python -m train.theory --figure 7           one figure
 python -m train.theory --variant published  Figures 6–9 as the published scripts compute them
 python -m train.theory --rise               Figures 6–9 over ten seeds: does S_rel rise? (half a minute)
 python -m train.theory --benchmark          eq. 4 against the published procedure, timed
 
-A folder belongs to one set of settings (settings.json): figures may be added or made again, not with another seed.
+A folder belongs to one set of settings (settings.json). Figures may be added or made again, but not with another seed.
 """
 
 import argparse
@@ -47,7 +47,10 @@ def make(number: int, variant: str, seed: int) -> tuple[pd.DataFrame, Figure]:
 
 
 def settings(variant: str, seed: int) -> dict[str, Any]:
-    """Collect what a figure depends on, saved beside it; the versions are not compared."""
+    """Collect the settings that a figure depends on, which are saved beside it.
+
+    Versions are included but not compared.
+    """
     gate = theory_figures.GATE
     return {
         "variant": variant,
@@ -84,11 +87,11 @@ def settings(variant: str, seed: int) -> dict[str, Any]:
 def prepare(out: Path, suffix: str, new: Mapping[str, Any]) -> None:
     """Bind the folder `out` to the settings `new`.
 
-    The text's figures and the published ones (suffix "_published") may share a folder: each has its settings file.
-    Settings are written before the first figure, so that an interrupted command leaves no figure without them.
+    The text's figures and the published ones (suffix "_published") may share a folder, because each has a settings
+    file. Settings are written before the first figure, so that an interrupted command leaves no figure without them.
 
     Raises:
-        RunDirectoryError: If the folder holds figures of other settings, or cannot be written.
+        RunDirectoryError: If the folder holds figures with other settings, or cannot be written.
     """
     file, now = out / f"settings{suffix}.json", as_json(new)
     try:
@@ -110,12 +113,12 @@ def refuse_other_settings(out: Path, file: Path, now: Mapping[str, Any]) -> None
         saved = read_json(file)
     except StorageError as error:
         raise RunDirectoryError(
-            f"{out} holds figures, but no {file.name} that says of what; choose another --out"
+            f"{out} holds figures, but {file.name} with their settings is missing; choose another --out"
         ) from error
     lines = differences({**saved, "versions": ""}, {**now, "versions": ""})
     if lines:
         raise RunDirectoryError(
-            f"{out} holds figures of other settings; choose another --out:\n"
+            f"{out} holds figures with other settings; choose another --out:\n"
             + "\n".join(lines)
         )
 
@@ -135,7 +138,7 @@ def report_rise(out: Path) -> None:
 
 
 def make_figures(numbers: Iterable[int], out: Path, variant: str, seed: int) -> None:
-    """Write frame and picture of each figure, and the settings they belong to."""
+    """Write frame and picture of each figure, and their settings."""
     suffix = "_published" if variant == "published" else ""
     prepare(out, suffix, settings(variant, seed))
     for number in numbers:
@@ -159,9 +162,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--figure",
         type=int,
         choices=range(6, 14),
-        help="one figure; all of them by default",
+        help="a single figure (default: all)",
     )
-    folder = "folder, of one set of settings (default: %(default)s)"
+    folder = "folder, for one set of settings (default: %(default)s)"
     parser.add_argument("--out", type=Path, default=Path("results/theory"), help=folder)
     parser.add_argument(
         "--variant",
@@ -173,12 +176,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--benchmark",
         action="store_true",
-        help="time eq. 4 against the published procedure instead",
+        help="instead, time eq. 4 against the published procedure",
     )
     parser.add_argument(
         "--rise",
         action="store_true",
-        help="Figures 6–9 over ten seeds instead: does S_rel rise?",
+        help="instead, check over ten seeds whether S_rel of Figures 6–9 rises",
     )
     options = parser.parse_args(arguments)
     numbers = (

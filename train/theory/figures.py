@@ -12,8 +12,8 @@ from train.errata import variants
 # Figures 6–9 as Section 3.1 states them; λ₁ = 1, θ = 0.001, K = 2, dim = 100.
 PENALIZED = {6: ("inter", 10), 7: ("inter", 100), 8: ("intra", 10), 9: ("intra", 100)}
 LAST_TIME, LAMBDA, THETA = 8000, 1.0, 0.001
-# Figure 10: the text gives w*, x and "mini-batch SGD in 10 dimensions"; step, batch and start are ours. So are the
-# targets, both of which have the stated bound 1.4: the first is parallel to x, where S_rel cannot move at all.
+# Figure 10: the text gives w*, x and "mini-batch SGD in 10 dimensions". We chose step, batch, start and the targets.
+# Both targets have the stated bound 1.4. The first is parallel to x, so that its S_rel is constant.
 GATE: dict[str, Any] = {
     "dimension": 10,
     "learning_rate": 0.01,
@@ -26,7 +26,7 @@ GATE_TARGETS = {
     "x' = (14, 14, …, 14)": np.full(10, 14.0),
     "x' = (30, −2, …, 30, −2)": np.tile([30.0, -2.0], 5),
 }
-# Figures 11–13: eq. 14. The pairs of Figures 12 and 13 are lost; the third is a counterexample to the text.
+# Figures 11–13: eq. 14. The pairs of Figures 12 and 13 are lost; our third pair is a counterexample to the text.
 MOMENTS = ([1.0, 4.0, 9.0], [1.0, 1.0, 1.0])
 START, W_STAR = np.sqrt([0.5, 2.0, 4.0]), np.array([1.0, 2.0, 3.0])
 PAIRS = {
@@ -41,7 +41,7 @@ SGD_STEP, SGD_STEPS, SGD_RUNS = 0.001, 2000, 100
 
 
 def log_spaced(last: float, count: int = 160) -> np.ndarray:
-    """0 and about `count` whole times up to `last`, evenly spaced on a logarithmic axis."""
+    """Return 0 and about `count` whole times up to `last`, evenly spaced on a logarithmic axis."""
     return np.unique(
         np.concatenate([[0], np.round(np.geomspace(1, last, count))])
     ).astype(float)
@@ -57,8 +57,8 @@ def penalized(
 ) -> pd.DataFrame:
     """Figures 6–9: eq. 3 and the S_rel of eq. 4, mean and 10–90% range over `starts` initial W with N(0, 1) entries.
 
-    variant: "text", for both conventions of the ridge; or "published": what the published scripts compute, which
-    departs from the text in the data, the pairs, the numerator, the average and the loss.
+    variant: "text", for both conventions of the ridge; or "published", for the computation of the published scripts,
+    which departs from the text in the data, the pairs, the numerator, the average and the loss.
     """
     kind, width = PENALIZED[number]
     is_published = variant == "published"
@@ -104,9 +104,9 @@ def _over_starts(values: np.ndarray, times: np.ndarray, **columns: str) -> pd.Da
 
 
 def rise(seeds: Iterable[int] = range(10), **options: int) -> pd.DataFrame:
-    """Figures 6–9 over several seeds (new data, pairs and initial W each): does S_rel end higher than it began?
+    """Compare late with early S_rel in Figures 6–9 over several seeds (each with new data, pairs and initial W).
 
-    Returns one row a figure, variant, ridge and seed: mean S_rel at the start (t = 0), its median over t <= 1000
+    Returns one row per figure, variant, ridge and seed: mean S_rel at the start (t = 0), its median over t <= 1000
     (early) and its value at t = 8000 (late).
     """
     rows = []
