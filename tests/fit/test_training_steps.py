@@ -407,7 +407,7 @@ def one_each(y, f):
     return tf.reduce_mean(tf.abs(f - y), axis=-1)
 
 
-OWN = r"its own train_step: S_rel is measured with the compiled loss; .* pass loss="
+OWN = r"defines its own train_step: S_rel is measured with the compiled loss; .* pass loss="
 
 
 @pytest.mark.parametrize("cls", [OwnLoss, CallsSuper])
