@@ -142,7 +142,7 @@ def _with_noise(before: tf.Tensor, noisy: tf.Tensor, kind: str) -> tf.Tensor:
     Args:
         before: outputs [n, C].
         noisy: at perturbed weights [2, n, C]. The noise of some other examples is also added to each example, as a
-            share of the outputs if these are probabilities. Further draws move the last places of the outputs.
+            share of the outputs if these are probabilities. Further evaluations move the last digits of the outputs.
         kind: reading of the outputs.
     """
     scale = before if kind == "probabilities" else tf.ones_like(before)

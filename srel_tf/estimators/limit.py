@@ -40,8 +40,8 @@ CHECK_IN_FLOAT32 = (1e-4, 1e-3, 1e-2), 1e-1
 class LimitEstimator:
     """S_rel in the limit η → 0. Numerators and denominators are per unit of η (`kl`: of η²).
 
-    In float32 the whole measurement is repeated at perturbed weights, since a unit that rounding moves over a kink
-    changes some derivatives and no output. In float64 no unit is that close to a kink, and enough digits remain:
+    In float32 the whole measurement is repeated at perturbed weights: rounding can move a unit across a kink, which
+    changes some derivatives and leaves the outputs unchanged. In float64 no unit is that close to a kink, and enough digits remain:
     only outputs and output gradients are repeated.
     """
 

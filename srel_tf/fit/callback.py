@@ -3,8 +3,8 @@
 It runs outside the training graph. Therefore the graph is bit for bit the same as without a probe.
 
 Step n is measured just before the batch that makes update n+1, after all other callbacks, so that η is the rate that
-this update takes. The last step of an epoch is measured at the end of its last batch, because `fit` may end there. If
-`fit` goes on and a callback has set another rate or other weights by then, the step is measured again, and the new rows
+this update takes. The last step of an epoch is measured at the end of its last batch, because `fit` may end there. If a
+callback changes the learning rate or the weights before the next batch, the step is measured again, and the new rows
 replace the old ones.
 """
 

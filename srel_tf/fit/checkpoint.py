@@ -108,7 +108,9 @@ class Checkpoint(ClockedCallback):
         self._restored = False  # Whether the store holds this training: restore() matched them, or it was empty.
         self._restored_metrics: Arrays = ()  # Values for the metrics of the epoch that is continued.
         self._saved_place: tuple[Position, int] | None = None  # Place of the last save.
-        self._saved_step = 0  # Step of the last save, or at which this fit began.
+        self._saved_step = (
+            0  # Step of the last save, or the step at which this fit began.
+        )
         self._stop_requested = False
 
     def restore(self, model: keras.Model, example: Example | None = None) -> Position:

@@ -165,8 +165,8 @@ class Index:
     def _opened(self, write: bool = False) -> Iterator[sqlite3.Connection]:
         """Open the database and yield it within a transaction. An exception undoes the transaction.
 
-        SQLite first undoes a transaction that a killed process left unfinished. Only for this does a reader need
-        permission to write.
+        SQLite first undoes a transaction that a killed process left unfinished. A reader needs permission
+        to write only in this case.
 
         Raises:
             StorageError: If the file is not an index, or the disk fails.

@@ -165,7 +165,7 @@ class SourceGradients:
         backprop: the passes of the network.
         x, y: examples [n, ...].
         factor: [n], by which the gradients are multiplied at the start of back-propagation.
-        weights: the trainable weights; None means the network's own.
+        weights: the trainable weights; None means the present weights of the network.
 
     Attributes:
         outputs: f [n, C] as D reads it.

@@ -23,7 +23,7 @@ class LayerCall(NamedTuple):
         call: its original `call`.
         arguments, keywords: positional and keyword arguments of the call.
         output: its output before the activation, [n, ...].
-        batched: flags of the leaves of the arguments that have one entry per example.
+        batched: one flag per leaf of the arguments, True if the leaf has one entry per example.
     """
 
     layer: keras.Layer

@@ -111,7 +111,7 @@ class LayerIO:
         Args:
             x: inputs.
             tape: a tape that watches each layer's output before its activation, or None.
-            weights: the trainable weights; None means the network's own.
+            weights: the trainable weights; None means the present weights of the network.
 
         Returns:
             The predictions of the model, and the calls in order.
@@ -191,7 +191,7 @@ class LayerIO:
             new_weight: k -> the tensor that replaces the k-th weight.
             rank_one_step: k -> the decrease of the k-th weight, if it is one outer product. It is applied to the
                 layer's inputs, and the new weight is not formed. Otherwise None.
-            weights: the weights that the steps start from; None means the network's own.
+            weights: the weights that the steps start from; None means the present weights of the network.
         """
         formed = set()
 
@@ -245,7 +245,7 @@ class LayerIO:
         Args:
             calls: layer calls of a forward pass of n examples.
             output_grads: for each call, gradients of M functions at its output, [n, M, ...].
-            weights: the weights of that pass; None means the network's own.
+            weights: the weights of that pass; None means the present weights of the network.
         """
 
         def scope() -> contextlib.AbstractContextManager[Scope]:

@@ -16,7 +16,7 @@ def join(
 
     Args:
         part: Rows of a group.
-        values: The column, and some of the columns run, seed, step, source_id, target_id.
+        values: Frame with this column and some of the columns `run`, `seed`, `step`, `source_id`, `target_id`.
         column: Name of the column.
 
     Returns:

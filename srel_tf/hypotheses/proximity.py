@@ -76,7 +76,7 @@ def proximity_trend(
 
     All seeds share the sources. Therefore the interval combines Student's t over seeds with permutations of the
     sources, which are the same in all seeds and for all targets: an effect must exceed both kinds of chance. The
-    interval does not cover other targets. "at all steps" is supported if every step is, which needs no wider intervals.
+    interval does not cover other targets. The claim "at all steps" is supported if it is at each step.
     It is contradicted if one step is, with an interval widened for the number of steps (Bonferroni). Otherwise the row
     shows the least favourable step.
 
@@ -91,7 +91,7 @@ def proximity_trend(
         seed: Seed of the permutations.
 
     Returns:
-        Frame of `srel_tf.hypotheses.COLUMNS`; "undecided" for fewer than 3 seeds or `min_sources`.
+        Frame of `srel_tf.hypotheses.COLUMNS`; "undecided" for fewer than 3 seeds or fewer than `min_sources` sources.
 
     Raises:
         FrameError: As in `srel_tf.hypotheses.series.groups`, or a distance is negative or missing.

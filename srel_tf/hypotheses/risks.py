@@ -148,7 +148,7 @@ def _effects(
     Args:
         logs: Log₂ S_rel, [pair, step].
         steps: [step].
-        half: Step at which half of the fall of log risk is done.
+        half: Step at which log risk has completed half of its total decrease.
         rapid: Step at which the rapid phase ends.
 
     Returns:
@@ -174,7 +174,7 @@ def _effects(
 
 
 def _curves(risks: pd.DataFrame, followed: Cube) -> dict[str, list[RiskCurve]]:
-    """Risks of each seed of S_rel.
+    """Risks of each seed for which S_rel was measured.
 
     Args:
         risks: Columns run, seed, step, split, loss.
@@ -216,7 +216,7 @@ def _curve_of_seed(
     name: str,
     span: np.ndarray,
 ) -> RiskCurve:
-    """Return the risk of one seed, interpolated to begin and end with S_rel.
+    """Return the risk of one seed, interpolated so that its first and last steps are those of S_rel.
 
     Args:
         risks: Rows of one kind of risk.

@@ -334,7 +334,7 @@ def seeds(count: int) -> str:
 
 
 def _too_few(n_usable: int, n_given: int) -> str:
-    """Return the reason of a verdict for fewer than `MIN_SEEDS` seeds."""
+    """Return the reason to give if there are fewer than `MIN_SEEDS` seeds."""
     if n_given < MIN_SEEDS:
         return f"{seeds(n_given)}: an interval over seeds needs {MIN_SEEDS}"
     return f"{n_usable} of {seeds(n_given)} can be judged: an interval over seeds needs {MIN_SEEDS}"

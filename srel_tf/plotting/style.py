@@ -1,4 +1,4 @@
-"""Style common to all figures: a colour-blind-safe palette in which a class keeps its colour, legends, and files."""
+"""Style common to all figures: legends, files, and a colour-blind-safe palette with one colour per class."""
 
 import io
 from collections.abc import Sequence

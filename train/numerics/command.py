@@ -290,7 +290,7 @@ class Measuring:
             return instrument()
 
     def _seconds_in_float32(self, estimator: str, eta: float) -> float:
-        """Return the processor time of a measurement in float32 alone."""
+        """Return the processor time of a measurement that uses only float32."""
         seconds = []
         for _ in range(2):  # The first call traces the graph.
             start = time.process_time()

@@ -196,7 +196,7 @@ def _deep(
         name: Name of the constructor in keras.applications.
         size: Height and width of the images.
         low: Lowest intensity that the net expects.
-        high: Highest intensity that it expects.
+        high: Highest pixel intensity that the net expects.
         normalised: Whether it has batch normalisation.
         learning_rate: Learning rate of Adam in training.
 

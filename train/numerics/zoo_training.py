@@ -39,7 +39,7 @@ class Training:
         self._seed, self._cache, self._minutes = seed, cache, minutes
 
     def stages(self) -> Iterator[tuple[str, list[np.ndarray], dict[str, Any]]]:
-        """Reach each stage in the order of training, or read it from the cache.
+        """Train to each stage in order, or read its weights from the cache.
 
         Yields:
             (stage, weights, {"loss", "accuracy", "seconds", "epochs"}).
