@@ -41,8 +41,8 @@ class LimitEstimator:
     """S_rel in the limit η → 0. Numerators and denominators are per unit of η (`kl`: of η²).
 
     In float32 the whole measurement is repeated at perturbed weights: rounding can move a unit across a kink, which
-    changes some derivatives and leaves the outputs unchanged. In float64 no unit is that close to a kink, and enough digits remain:
-    only outputs and output gradients are repeated.
+    changes some derivatives and leaves the outputs unchanged. In float64 no unit is that close to a kink, and enough
+    digits remain: only outputs and output gradients are repeated.
     """
 
     def __init__(self, plan: MeasurementPlan) -> None:

@@ -139,7 +139,7 @@ class Checkpoint(ClockedCallback):
             lines = state_differences(state, model, _srel_callbacks(model))
             if lines:
                 raise StorageError(
-                    f"the state saved in {self._store.path} is that of another training; go on as it was begun, or "
+                    f"the state saved in {self._store.path} belongs to another training; continue as it was begun, or "
                     "start again without it:\n" + "\n".join(lines)
                 )
             self._apply(model, state, example)

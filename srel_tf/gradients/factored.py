@@ -84,7 +84,10 @@ class OuterProductGradient(NamedTuple):
         )
 
     def _entries(self, functions: int) -> int:
-        """Return the number of array entries held per example while its gradients are computed: those of the gradients or those of all patches."""
+        """Return the number of array entries held per example while its gradients are computed.
+
+        These are the entries of the gradients or of all patches.
+        """
         groups, inputs, outputs = (math.prod(side) for side in self.dims)
         positions = self.output_grads.shape[3]
         return groups * inputs * max(functions * outputs, positions)

@@ -23,7 +23,7 @@ class Thermometer:
             measures=self.settings.measures,
             update=self.settings.update,
             learning_rate=learning_rate_now(self._model, self.settings.learning_rate),
-            seed=int.from_bytes(hashlib.sha256(weights).digest()[:4]),
+            seed=int.from_bytes(hashlib.sha256(weights).digest()[:4], "big"),
             estimator=self.settings.estimator,
         )
 

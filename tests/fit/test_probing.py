@@ -344,7 +344,7 @@ def test_attach_checks_what_it_is_given():
 def test_ids_of_two_types_are_refused():
     model = net()
     model.attach_probe(PROBE)
-    with pytest.raises(ProbeError, match=r"integers, .* strings.*of one type"):
+    with pytest.raises(ProbeError, match=r"integers and .* strings.*of one type"):
         model.attach_probe(srel_tf.ProbeSet(X[:2], Y[:2], ids=["a", "b"]), run="b")
 
 

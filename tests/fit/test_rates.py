@@ -260,6 +260,7 @@ class SetWeights(keras.callbacks.Callback):
         self.measured[int(self.model.optimizer.iterations)] = result.numerator("l1")[0]
 
 
+@pytest.mark.usefixtures("real_instrument")
 @pytest.mark.parametrize("method", ["on_epoch_begin", "on_epoch_end"])
 def test_weights_that_a_callback_sets_between_epochs(method):
     """Step n is the state from which update n+1 starts, also at the beginning of an epoch or of another fit."""

@@ -329,7 +329,9 @@ def test_bad_questions_are_named():
         model.weights(w0.T, 0.0)
     with pytest.raises(ShapeError, match="source"):
         model.srel(w0, 0.0, 7, 0)
-    with pytest.raises(ShapeError, match="pair up"):
+    with pytest.raises(
+        ShapeError, match=r"same shape, but have shapes \(2,\) and \(1,\)"
+    ):
         model.srel(w0, 0.0, [0, 1], [0])
     with pytest.raises(ShapeError, match="weights"):
         model.loss(w0[:2])
