@@ -207,9 +207,8 @@ class SRelCallback(ClockedCallback):
     def _ensure_instrument(self) -> Instrument:
         """Return the instrument for the current training step.
 
-        A new one is made, for example, after a call of `compile`.
-
-        While Keras keeps a traced training step, the instrument is kept too.
+        It is kept as long as Keras keeps the traced training step. After a call of `compile`, for example, a new
+        instrument is made.
         """
         weights = [id(variable) for variable in self.model.trainable_variables]
         present = (self.model.train_function, weights)

@@ -85,12 +85,12 @@ class Recorder:
 
     @property
     def newest(self) -> SRelResult | None:
-        """The latest result that is not in a store; None if all results are None."""
+        """The latest result that is not in a store; None if all results are in a store."""
         return self._records[-1].result if self._records else None
 
     @property
     def first_step(self) -> int | None:
-        """The step of the earliest result that is not in a store; None if all results are None."""
+        """The step of the earliest result that is not in a store; None if all results are in a store."""
         return self._records[0].step if self._records else None
 
     @property

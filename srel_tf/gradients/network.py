@@ -91,7 +91,7 @@ class Network:
 
     @property
     def frozen_weights(self) -> list:
-        """The present weights that an update does not move, batch-norm statistics among them, as `weights`."""
+        """The current values of the weights that no update changes, such as batch-norm statistics, as for `weights`."""
         return [self.cast(v.value) for v in self.frozen]
 
     @contextlib.contextmanager
@@ -104,7 +104,7 @@ class Network:
             self._frozen_as = None
 
     def value_of_frozen(self, variable: keras.Variable) -> tf.Tensor | None:
-        """Return the value that replaces a variable that no update moves; None if it keeps its own."""
+        """Return the value that replaces a frozen variable; None if the variable keeps its value."""
         value = self.to_be_cast.get(id(variable))
         value = None if value is None else self.cast(value)
         k = self._place.get(id(variable))

@@ -21,10 +21,8 @@ import tensorflow as tf
 
 SIGNS = (1.0, -1.0)  # Of the perturbed evaluations: two opposite ones.
 UNITS = 8.0  # ULP by which weights and outputs are perturbed.
-OF_INPUTS, OF_FROZEN = (
-    10**6,
-    10**6 + 1,
-)  # Seeds of the moves, beside those of the weights, 0, 1, …
+# Seeds of the changes of inputs and frozen weights; those of trained weights are 0, 1, …
+OF_INPUTS, OF_FROZEN = 10**6, 10**6 + 1
 
 
 class Noise(NamedTuple):
@@ -69,10 +67,10 @@ def perturbed(weights: list, sign: tf.Tensor | float) -> list[tf.Tensor]:
 
 
 def perturbed_inputs(x: tf.Tensor, sign: tf.Tensor | float) -> tf.Tensor:
-    """Return examples [n, ...] with each feature moved about as `perturbed` moves weights, in all examples alike.
+    """Return examples [n, ...] with each feature changed by 0.5 to 1.5 times ±`UNITS` ULP, the same in all examples.
 
-    This is the effect of rounding in layers without weights. Whole numbers stay as they are: they may be ids,
-    categories or marks of a mask.
+    This imitates rounding in layers without weights. Whole numbers are not changed, because they may be ids,
+    categories or entries of a mask.
     """
     if not x.dtype.is_floating:
         return x
@@ -88,7 +86,7 @@ def perturbed_inputs(x: tf.Tensor, sign: tf.Tensor | float) -> tf.Tensor:
 def perturbed_frozen(
     k: int, weight: tf.Tensor, sign: tf.Tensor | tf.Variable | float
 ) -> tf.Tensor:
-    """Return the k-th weight that no update moves, moved as `perturbed` moves the others."""
+    """Return the k-th frozen weight, changed as `perturbed` changes the trained weights."""
     return _perturbed(weight, OF_FROZEN + k, sign)
 
 
