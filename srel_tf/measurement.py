@@ -13,6 +13,7 @@ from srel_tf.errors import ChunkError, ModelError, OptionError, ProbeError, SRel
 from srel_tf.estimators.choose import make_estimator
 from srel_tf.estimators.plan import MeasurementPlan
 from srel_tf.faults import named, unmoved_sources, warn_of_faults
+from srel_tf.gradients.batching import restored_variable_scope
 from srel_tf.gradients.compiled_loss import CompiledLoss, compiled_loss
 from srel_tf.gradients.model_checks import warn_of_batch_norm
 from srel_tf.gradients.network import Network
@@ -148,17 +149,18 @@ class Instrument:
             tf.gather(y, probe.sources),
             tf.gather(x, probe.targets),
         )
-        self._check_loss(model)
-        if settings.loss is None:
-            _warn_of_own_train_step(model)
-        self._plan = self._make_plan(model)
         self._sources_warned_of: set[int] = set()
         self._warned_of_no_step = False
         is_zero = self._gradient_is_zero
         self._has_zero_gradient = (
             is_zero if model.run_eagerly else tf.function(is_zero, autograph=False)
         )
-        self._make_estimator()
+        with restored_variable_scope():
+            self._check_loss(model)
+            if settings.loss is None:
+                _warn_of_own_train_step(model)
+            self._plan = self._make_plan(model)
+            self._make_estimator()
 
     def _make_plan(self, model: keras.Model) -> MeasurementPlan:
         """Inspect the model and decide how its outputs are read."""
@@ -192,16 +194,19 @@ class Instrument:
         """Measure the model in its current state."""
         start = time.perf_counter()
         model, settings = self._network.model, self.settings
-        if (
+        optimizer_is_new = (
             settings.update == "optimizer"
             and model.optimizer.built
             and not self._optimizer_built
-        ):
-            self._make_estimator()
+        )
         learning_rate = learning_rate_now(model, settings.learning_rate)
+        with restored_variable_scope():
+            if optimizer_is_new:
+                self._make_estimator()
+            matrices = self._matrices(learning_rate)
         result = SRelResult(
             probe=self._probe,
-            matrices=self._matrices(learning_rate),
+            matrices=matrices,
             update=settings.update,
             estimator=settings.estimator,
             learning_rate=learning_rate,

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from srel_tf.engines.forward_mode import along
 from srel_tf.errors import OptionError, ProbeError
 from srel_tf.gradients.backprop import BatchBackprop, NotSeparable
-from srel_tf.gradients.batching import map_batches
+from srel_tf.gradients.batching import map_batches, restored_variable_scope
 from srel_tf.gradients.factored import FactoredGradient, inner
 from srel_tf.gradients.model_checks import warn_of_batch_norm
 from srel_tf.gradients.network import Network
@@ -58,24 +58,27 @@ def empirical_ntk(
     warn_of_batch_norm(model)
     first = _examples(x1, network)
     second = first if x2 is None else _examples(x2, network)
-    try:
-        num_outputs = network.num_outputs(second)
-    except ValueError as error:
-        shape = second.shape[1:]
-        raise ProbeError(
-            f"model {model.name!r} does not accept examples of shape {shape}: {error}"
-        ) from error
-    network.check_examples_apart(second)
-    try:
-        kernel = _by_layers(BatchBackprop(network, second[:2]), num_outputs, batch_size)
-    except NotSeparable:
-        kernel = _by_forward_mode(network, num_outputs, batch_size)
-    run = (
-        kernel
-        if model.run_eagerly
-        else tf.function(kernel, jit_compile=False, autograph=False)
-    )
-    return run(first, second).numpy()
+    with restored_variable_scope():
+        try:
+            num_outputs = network.num_outputs(second)
+        except ValueError as error:
+            shape = second.shape[1:]
+            raise ProbeError(
+                f"model {model.name!r} does not accept examples of shape {shape}: {error}"
+            ) from error
+        network.check_examples_apart(second)
+        try:
+            kernel = _by_layers(
+                BatchBackprop(network, second[:2]), num_outputs, batch_size
+            )
+        except NotSeparable:
+            kernel = _by_forward_mode(network, num_outputs, batch_size)
+        run = (
+            kernel
+            if model.run_eagerly
+            else tf.function(kernel, jit_compile=False, autograph=False)
+        )
+        return run(first, second).numpy()
 
 
 empirical_kernel = empirical_ntk

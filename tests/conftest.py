@@ -51,6 +51,7 @@ def _fixed_seeds():
     for registry, entries in before:
         registry.clear()
         registry.update(entries)
+    assert tf.compat.v1.get_variable_scope().caching_device is None
 
 
 @pytest.fixture

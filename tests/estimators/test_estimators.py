@@ -669,6 +669,15 @@ def test_limit_of_what_forward_mode_cannot_differentiate(kind, data):
         )
 
 
+@pytest.mark.filterwarnings("ignore:.*forward-mode")
+def test_a_fallback_leaves_the_variable_scope_of_tensorflow_alone(data):
+    """`tf.map_fn` leaves a caching device behind if forward mode fails. Later scopes of `tf.distribute` then fail."""
+    model = net(L.Flatten(), Mapped("map_fn"), L.Dense(4))
+    limit(model, srel_tf.ProbeSet(*data))
+    with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
+        assert tf.Variable(1.0).numpy() == 1
+
+
 class Masked(L.Layer):
     def call(self, x):
         return x * tf.cast(x > 0, tf.float32)
