@@ -13,8 +13,8 @@ from srel_tf.errors import ChunkError, ModelError, OptionError, ProbeError, SRel
 from srel_tf.estimators.choose import make_estimator
 from srel_tf.estimators.plan import MeasurementPlan
 from srel_tf.faults import named, unmoved_sources, warn_of_faults
-from srel_tf.gradients.batching import restored_variable_scope
 from srel_tf.gradients.compiled_loss import CompiledLoss, compiled_loss
+from srel_tf.gradients.graphs import restored_variable_scope
 from srel_tf.gradients.model_checks import warn_of_batch_norm
 from srel_tf.gradients.network import Network
 from srel_tf.measures.outputs import (
@@ -151,10 +151,7 @@ class Instrument:
         )
         self._sources_warned_of: set[int] = set()
         self._warned_of_no_step = False
-        is_zero = self._gradient_is_zero
-        self._has_zero_gradient = (
-            is_zero if model.run_eagerly else tf.function(is_zero, autograph=False)
-        )
+        self._has_zero_gradient = self._network.compiled(self._gradient_is_zero)
         with restored_variable_scope():
             self._check_loss(model)
             if settings.loss is None:

@@ -10,8 +10,9 @@ from numpy.typing import ArrayLike
 from srel_tf.engines.forward_mode import along
 from srel_tf.errors import OptionError, ProbeError
 from srel_tf.gradients.backprop import BatchBackprop, NotSeparable
-from srel_tf.gradients.batching import map_batches, restored_variable_scope
+from srel_tf.gradients.batching import map_batches
 from srel_tf.gradients.factored import FactoredGradient, inner
+from srel_tf.gradients.graphs import restored_variable_scope
 from srel_tf.gradients.model_checks import warn_of_batch_norm
 from srel_tf.gradients.network import Network
 
@@ -73,12 +74,7 @@ def empirical_ntk(
             )
         except NotSeparable:
             kernel = _by_forward_mode(network, num_outputs, batch_size)
-        run = (
-            kernel
-            if model.run_eagerly
-            else tf.function(kernel, jit_compile=False, autograph=False)
-        )
-        return run(first, second).numpy()
+        return network.compiled(kernel)(first, second).numpy()
 
 
 empirical_kernel = empirical_ntk

@@ -86,12 +86,10 @@ class FiniteStepEngine:
         self._rule = rule
         self._source_column = source_column
         self._batch_size = batch_size
-        # XLA is slow for convolutions on a CPU, and one setting everywhere gives one answer everywhere.
-        self._compiled = tf.function(self._run, jit_compile=False, autograph=False)
+        self._compiled = network.compiled(self._run)
 
     def __call__(self, *arguments: tf.Tensor) -> Outputs:
-        run = self._run if self._network.model.run_eagerly else self._compiled
-        return run(*arguments)
+        return self._compiled(*arguments)
 
     def _run(
         self,

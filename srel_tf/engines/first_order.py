@@ -39,7 +39,7 @@ class FirstOrderEngine:
         self._backprop, self._network = backprop, backprop.network
         self._source_column, self._batch_size = source_column, batch_size
         self._differences = differences
-        self._compiled = tf.function(self._run, jit_compile=False, autograph=False)
+        self._compiled = self._network.compiled(self._run)
 
     def __call__(
         self,

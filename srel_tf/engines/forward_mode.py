@@ -37,11 +37,10 @@ class ForwardModeEngine:
             batch_size,
         )
         self._link = _traced_link(network, x)
-        self._compiled = tf.function(self._run, jit_compile=False, autograph=False)
+        self._compiled = network.compiled(self._run)
 
     def __call__(self, *arguments: tf.Tensor) -> FirstOrder:
-        run = self._run if self._network.model.run_eagerly else self._compiled
-        return FirstOrder(self._link, *run(*arguments))
+        return FirstOrder(self._link, *self._compiled(*arguments))
 
     def _run(
         self,

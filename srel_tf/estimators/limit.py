@@ -140,10 +140,7 @@ class RelativeNoise:
 
     def __init__(self, plan: MeasurementPlan, backprop: LossBackprop | None) -> None:
         self._plan, self._backprop = plan, backprop
-        evaluate = self._evaluate
-        if not plan.network.model.run_eagerly:
-            evaluate = tf.function(evaluate, jit_compile=False, autograph=False)
-        self._evaluate_both: Callable = evaluate
+        self._evaluate_both = plan.network.compiled(self._evaluate)
 
     def __call__(self, weights: list) -> np.ndarray:
         found = self._evaluate_both(weights, perturbed(weights, SIGNS[0]))
@@ -244,13 +241,12 @@ def check_derivative(
 
     link = changes.link if backprop is None else backprop.link
 
+    @network.compiled
     def u_at(weights: list) -> tf.Tensor:
         return tf.cast(
             LINKS[link].of_outputs(network.outputs(x_targets, weights)), tf.float64
         )
 
-    if not network.model.run_eagerly:
-        u_at = tf.function(u_at, autograph=False, jit_compile=False)
     before = u_at(weights)
     steps, tolerance = CHECK_IN_FLOAT64 if plan.in_float64 else CHECK_IN_FLOAT32
     for step in steps:

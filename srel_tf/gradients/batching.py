@@ -1,8 +1,7 @@
 """Apply a function to many examples, a batch at a time inside one graph."""
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
@@ -41,19 +40,3 @@ def map_batches(
         parallel_iterations=1,
     )
     return tuple(tf.reshape(t, [n_batches * size, *t.shape[2:]])[:n] for t in results)
-
-
-@contextlib.contextmanager
-def restored_variable_scope() -> Iterator[None]:
-    """Put the caching device of TensorFlow's variable scope back, also after an error.
-
-    `tf.map_fn` sets one while it traces and keeps it if its function raises. Later `tf.distribute` scopes then fail.
-    """
-    scope = tf.compat.v1.get_variable_scope()
-    device = scope.caching_device
-    try:
-        yield
-    finally:
-        if scope.caching_device is not device:
-            with tf.Graph().as_default():  # It cannot be set in eager execution.
-                scope.set_caching_device(device)

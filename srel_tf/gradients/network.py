@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from srel_tf.errors import ModelError, OptionError
 from srel_tf.gradients.convolution import convolutions_of, quick_convolutions
+from srel_tf.gradients.graphs import compiled
 from srel_tf.gradients.model_checks import check_model
 from srel_tf.gradients.precision import (
     computing_in,
@@ -118,6 +119,10 @@ class Network:
         """Return f(x; weights) [n, C] with `training=False` for x [n, ...]; None means the current weights."""
         with self.scope(weights):
             return self.as_outputs(self.model(x, training=False))
+
+    def compiled(self, function: Callable) -> Callable:
+        """Return the function as a graph (`graphs.compiled`), or as it is for a model that runs eagerly."""
+        return function if self.model.run_eagerly else compiled(function)
 
     def num_outputs(self, x: tf.Tensor) -> int:
         """Return C, from a forward pass of one example, after which all layers have created their weights."""
