@@ -143,11 +143,10 @@ class DiagonalQuadratic:
             [T], or [T, P]; NaN where the denominator is zero.
         """
         target, source = self._feature_pair(beta_target, beta_source)
-        squares = scaled(self.weights(w0, t)) ** 2  # [T, n]
-        change_target = tf.abs(_sum_over_features(squares, target * source))
-        change_source = _sum_over_features(squares, source**2)
-        srel = ratio_or_nan(change_target, change_source)
-        return srel if target.shape.rank == 2 else srel[:, 0]
+        weights = self.weights(w0, t)  # [T, n]
+        pairs = target.shape[:-1]  # [P], or [] for one pair
+        no_step = tf.zeros([weights.shape[0], *pairs], weights.dtype)
+        return quadratic_srel(weights, target, source, no_step)
 
     def residual(
         self,
@@ -279,13 +278,6 @@ def _sum_over_features(per_time: tf.Tensor, per_pair: tf.Tensor) -> tf.Tensor:
     return tf.matmul(per_time, rows, transpose_b=True)
 
 
-def scaled(weights: tf.Tensor) -> tf.Tensor:
-    """Divide each row of weights [..., n] by its largest magnitude, which cancels in S_rel. Rows of zeros stay zero."""
-    return tf.math.divide_no_nan(
-        weights, tf.reduce_max(tf.abs(weights), -1, keepdims=True)
-    )
-
-
 def quadratic_srel(
     weights: ArrayLike,
     beta_target: ArrayLike,
@@ -323,12 +315,13 @@ def quadratic_srel(
         beta_source, weights.shape[-1], "beta_source", "one feature per weight"
     )
 
-    weights = scaled(weights)
-    has_pairs = beta_source.shape.rank == 2
-    if has_pairs:
+    if beta_source.shape.rank == 2:
         weights = weights[..., None, :]
-    second_order = 2 + step * beta_source
-    moved = weights**2 * second_order * beta_source
+    # Weights without a feature at x count nowhere. The others are scaled, so that no square underflows.
+    weights = tf.where(beta_source != 0, weights, 0.0)
+    largest = tf.reduce_max(tf.abs(beta_source * weights), -1, keepdims=True)
+    weights = tf.math.divide_no_nan(weights, largest)
+    moved = weights * (beta_source * weights) * (2 + step * beta_source)
     change_target = inner(beta_target, moved)
     change_source = inner(beta_source, moved)
     return ratio_or_nan(tf.abs(change_target), tf.abs(change_source))

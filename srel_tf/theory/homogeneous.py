@@ -11,6 +11,7 @@ from srel_tf.theory.checks import (
     as_degree,
     as_learning_rate,
     as_tensor,
+    nan_unless,
     ratio_or_nan,
 )
 from srel_tf.theory.flow import feature_flow
@@ -102,10 +103,12 @@ class HomogeneousPredictor:
             [..., B], or [...]; NaN where the denominator is zero.
         """
         target, source, single = self._feature_pair(x_target, x_source)
-        powers = self._gradient_powers(weights, source)
-        change_target = tf.abs(_inner(target * source, powers))
-        change_source = tf.abs(_inner(source**2, powers))
-        return unbatch(ratio_or_nan(change_target, change_source), single)
+        checked_weights = as_weights(weights, source)
+        no_step = tf.zeros(
+            [*checked_weights.shape[:-2], source.shape[0]], checked_weights.dtype
+        )
+        srel = self._ratio_of_changes(checked_weights, target, source, no_step)
+        return unbatch(srel, single)
 
     def srel(
         self,
@@ -151,17 +154,8 @@ class HomogeneousPredictor:
 
         step_length = as_learning_rate(learning_rate)
         step = step_length * self.degree * known_residual
-        change_target = tf.abs(
-            self._change_over_step(checked_weights, target, source, step)
-        )
-        change_source = tf.abs(
-            self._change_over_step(checked_weights, source, source, step)
-        )
-        is_updated = known_residual != 0
-        change_source = tf.where(
-            is_updated, change_source, tf.zeros_like(change_source)
-        )
-        return unbatch(ratio_or_nan(change_target, change_source), single)
+        srel = self._ratio_of_changes(checked_weights, target, source, step)
+        return unbatch(nan_unless(known_residual != 0, srel), single)
 
     def srel_bound(
         self,
@@ -182,7 +176,7 @@ class HomogeneousPredictor:
             [..., B], or [...]; NaN where the denominator is zero.
         """
         target, source, single = self._feature_pair(x_target, x_source)
-        powers = self._gradient_powers(weights, source)
+        powers = _scaled(as_weights(weights, source)) ** (2 * (self.degree - 1))
         norms = tf.reduce_sum(tf.norm(powers, axis=-1), -1)
         largest_change_target = _proximity(target, source) * norms[..., None]
         change_source = tf.abs(_inner(source**2, powers))
@@ -270,9 +264,35 @@ class HomogeneousPredictor:
         labels = as_labels(label, batch.shape[0])
         return labels - self(weights, batch)
 
-    def _gradient_powers(self, weights: ArrayLike, features: tf.Tensor) -> tf.Tensor:
-        """Compute w^{2(d−1)} of the scaled weights, [..., r, n]."""
-        return _scaled(weights, features) ** (2 * (self.degree - 1))
+    def _ratio_of_changes(
+        self,
+        weights: tf.Tensor,
+        target: tf.Tensor,
+        source: tf.Tensor,
+        step: tf.Tensor,
+    ) -> tf.Tensor:
+        """|f(W⁺, x') − f(W, x')| / |f(W⁺, x) − f(W, x)|; the limit (eq. 31) for a step of zero.
+
+        Weights without a feature at x count nowhere. The others are divided by the largest of them, so that no power
+        underflows. The divisor s multiplies the k-th term of eq. 26 by s^{2(d−1)} s^{(k−1)(d−2)}, so that g is
+        multiplied by s^{d−2} and the common factor cancels.
+
+        Args:
+            weights: W, [..., r, n].
+            target: β(x'), [B, r, n].
+            source: β(x), [B, r, n].
+            step: g, [..., B].
+
+        Returns:
+            [..., B]; NaN where the change at x is zero.
+        """
+        counted = tf.where(source != 0, weights[..., None, :, :], 0.0)
+        largest = tf.reduce_max(tf.abs(counted), [-2, -1])
+        step *= largest ** (self.degree - 2)
+        counted = _scaled(counted)
+        change_target = self._change_over_step(counted, target, source, step)
+        change_source = self._change_over_step(counted, source, source, step)
+        return ratio_or_nan(tf.abs(change_target), tf.abs(change_source))
 
     def _change_over_step(
         self,
@@ -284,7 +304,7 @@ class HomogeneousPredictor:
         """(f(W⁺, x') − f(W, x')) / g, the sum over k of eq. 26.
 
         Args:
-            weights: W, [..., r, n].
+            weights: W of each pair, [..., B, r, n].
             features: β(x'), [B, r, n].
             source: β(x), [B, r, n].
             step: g, [..., B].
@@ -296,7 +316,7 @@ class HomogeneousPredictor:
         terms = []
         for k in range(1, d + 1):
             powers = weights ** (d * (k + 1) - 2 * k)
-            products = _inner(features * source**k, powers)
+            products = tf.reduce_sum(features * source**k * powers, [-2, -1])
             terms.append(math.comb(d, k) * step ** (k - 1) * products)
         return tf.add_n(terms)
 
@@ -329,12 +349,11 @@ def _inner(features: tf.Tensor, powers: tf.Tensor) -> tf.Tensor:
     return tf.matmul(flat_powers, flat_features, transpose_b=True)[..., 0, :]
 
 
-def _scaled(weights: ArrayLike, features: tf.Tensor) -> tf.Tensor:
+def _scaled(weights: tf.Tensor) -> tf.Tensor:
     """Divide weights [..., r, n] by their largest magnitude, so that no power underflows.
 
     The divisor cancels in ratios.
     """
-    weights = as_weights(weights, features)
     largest = tf.reduce_max(tf.abs(weights), [-2, -1], keepdims=True)
     return tf.math.divide_no_nan(weights, largest)
 

@@ -168,6 +168,28 @@ def test_a_zero_weight_beside_another_one_late():
     assert np.isnan(m.srel_finite([0.0, 0.0], t, [1.0, 3.0], [2.0, 1.0], 0.1)).all()
 
 
+def test_squares_of_the_weights_that_count_may_underflow():
+    """The source has no feature at the large weight: S_rel is β₁(x')/β₁(x), whatever w₁ > 0 is."""
+    w0, t = [1e-200, 0.5], [0.0, 1.0, 600.0, 1e4]
+    target, source = [3.0, 7.0], [2.0, 0.0]
+    m = DiagonalQuadratic([1.0, 2.0], [1.0, 1.0], 0.5)
+    expected = np.full(4, 1.5)
+    np.testing.assert_allclose(m.srel(w0, t, target, source), expected, rtol=1e-14)
+    np.testing.assert_allclose(
+        m.srel_finite(w0, t[:2], target, source, 0.1), expected[:2], rtol=1e-14
+    )
+    for degree in (2, 3, 4):
+        cubic = HomogeneousPredictor(
+            lambda x: tf.zeros(len(x), tf.float64), lambda x: x[:, None], degree
+        )
+        arguments = [w0], [target, [0.0, 5.0]], [source, [0.0, 4.0]]
+        np.testing.assert_allclose(
+            cubic.srel_limit(*arguments), [1.5, 1.25], rtol=1e-14
+        )
+        found = cubic.srel(*arguments, 0.1, residual=[1.0, 1e-8])
+        np.testing.assert_allclose(found, [1.5, 1.25], rtol=1e-6)
+
+
 def test_residual_that_underflows_does_not_take_srel_with_it():
     """The source sees only the fastest feature: its residual is e^{−450} at 50 relaxation times of the slowest."""
     t = 400.0 / model().rates.numpy().min()
