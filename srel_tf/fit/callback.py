@@ -185,7 +185,9 @@ class SRelCallback(ClockedCallback):
             note_trace(self.model)
         if self.model.stop_training or self.clock.batches_left == 0:
             self._measure_if_due()
-            self._checksum = _checksum(self.model)
+            if self.recorder.last_step == self.clock.step:
+                # Another callback may change the weights before the next epoch.
+                self._checksum = _checksum(self.model)
 
     def on_epoch_end(self, epoch: int, logs: JsonObject | None = None) -> None:
         super().on_epoch_end(epoch, logs)
