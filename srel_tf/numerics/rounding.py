@@ -69,8 +69,8 @@ def perturbed(weights: list, sign: tf.Tensor | float) -> list[tf.Tensor]:
 def perturbed_inputs(x: tf.Tensor, sign: tf.Tensor | float) -> tf.Tensor:
     """Return examples [n, ...] with each feature changed by 0.5 to 1.5 times ±`UNITS` ULP, the same in all examples.
 
-    This imitates rounding in layers without weights. Whole numbers are not changed, because they may be ids,
-    categories or entries of a mask.
+    This imitates rounding in layers without weights. Whole numbers may be ids or categories. They are only moved away
+    from zero, by 0 to 3 times `UNITS` ULP, so that a cast to integers gives the same id. Integers are not changed.
     """
     if not x.dtype.is_floating:
         return x
@@ -79,8 +79,9 @@ def perturbed_inputs(x: tf.Tensor, sign: tf.Tensor | float) -> tf.Tensor:
     of_feature = generator.choice([-1.0, 1.0], shape) * generator.uniform(
         0.5, 1.5, shape
     )
-    move = tf.constant(UNITS * precision(x.dtype) * of_feature, x.dtype)
-    return tf.where(x == tf.round(x), x, x * (1 + tf.cast(sign, x.dtype) * move))
+    shift = tf.cast(sign, x.dtype) * tf.constant(of_feature, x.dtype)
+    shift = tf.where(x == tf.round(x), 1.5 + shift, shift)
+    return x * (1 + UNITS * precision(x.dtype) * shift)
 
 
 def perturbed_frozen(

@@ -173,17 +173,21 @@ def test_batch_normalisation_of_inputs_with_a_large_mean():
     assert shares["limit", 1e-6] == shares["auto", 1e-6] == shares["auto", 1e-3] == 1
 
 
-@pytest.mark.parametrize("kind", ["weightless", "frozen"])
+@pytest.mark.parametrize("kind", ["weightless", "whole numbers", "frozen"])
 def test_rounding_in_layers_that_no_update_moves(kind):
-    """Inputs of 1000 ± 0.01 or ± 0.001, whose mean a layer takes away that has no weights, or weights not trained."""
+    """A layer without weights, or without trained ones, takes the large mean of inputs of small spread away."""
     rng = np.random.default_rng(0)
     spread = 1e-2 if kind == "weightless" else 1e-3
     x = (1000 + spread * rng.normal(size=(12, 8))).astype("float32")
+    if kind == "whole numbers":
+        x = (1_000_000 + rng.integers(-3, 4, x.shape)).astype("float32")
 
     def build():
         inputs = keras.Input((8,))
         if kind == "weightless":
             h = L.Rescaling(100.0, offset=-1e5)(inputs)
+        elif kind == "whole numbers":
+            h = L.Rescaling(1 / 3, offset=-1e6 / 3)(inputs)
         else:
             h = L.Dense(32, trainable=False)(inputs)
             h = L.Activation("tanh")(L.BatchNormalization(trainable=False)(h))
