@@ -16,7 +16,7 @@ from tensorflow.python.framework.config import (
 from srel_tf import updates
 from srel_tf.gradients import layer_rules
 from srel_tf.measures.registry import MEASURES
-from tests.nets import double_precision
+from tests.nets import double_precision, graph_optimizer
 
 
 def pytest_configure(config):
@@ -36,6 +36,12 @@ def _without_graphs_of_other_modules():
     yield
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _quick_traces():
+    with graph_optimizer(on=False):
+        yield
 
 
 @pytest.fixture(autouse=True)

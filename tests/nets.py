@@ -1,9 +1,11 @@
 """Small nets and data for the tests."""
 
 import contextlib
+import functools
 
 import keras
 import numpy as np
+import tensorflow as tf
 from sklearn.datasets import load_digits
 
 
@@ -19,9 +21,26 @@ def double_precision():
         keras.config.set_dtype_policy("float32")
 
 
+@contextlib.contextmanager
+def graph_optimizer(on):
+    """TensorFlow's optimizer of graphs. Most nets of the tests run so briefly that it costs more than it saves."""
+    name = "disable_meta_optimizer"
+    before = tf.config.optimizer.get_experimental_options().get(name, False)
+    tf.config.optimizer.set_experimental_options({name: not on})
+    try:
+        yield
+    finally:
+        tf.config.optimizer.set_experimental_options({name: before})
+
+
+@functools.cache
+def all_digits():
+    return load_digits(return_X_y=True)
+
+
 def digits(classes=3, per_class=None):
     """scikit-learn's digits as float32 [n, 8, 8, 1] in [0, 1] and int64 labels."""
-    images, labels = load_digits(return_X_y=True)
+    images, labels = all_digits()
     chosen = labels < classes
     if per_class:
         rank = np.array([np.sum(labels[:i] == label) for i, label in enumerate(labels)])

@@ -8,9 +8,16 @@ import pytest
 import tensorflow as tf
 
 import srel_tf
-from tests.nets import digits
+from tests.nets import digits, graph_optimizer
 
-pytestmark = pytest.mark.usefixtures("deterministic_operations")
+pytestmark = pytest.mark.usefixtures("deterministic_operations", "_graph_optimizer")
+
+
+@pytest.fixture(scope="module")
+def _graph_optimizer():
+    """As in a user's training."""
+    with graph_optimizer(on=True):
+        yield
 
 
 def plain(x):
