@@ -160,15 +160,24 @@ def test_a_rule_of_ones_own_gives_what_differentiation_gives():
     np.testing.assert_allclose(result.matrix("kl"), expected, rtol=1e-9)
 
 
-def test_a_wrong_rule_is_refused():
-    """The derivative is compared with differences for models with layers that are not Keras's."""
+@pytest.mark.parametrize("by", ["exact", "limit", "kernel"])
+def test_a_wrong_rule_is_refused(by):
+    """Its gradient is compared with that of differentiation."""
 
     @srel_tf.register_layer_rule(Scale)
     def wrong(layer, call, x, output_grads):
         return [(layer.w, srel_tf.ExplicitGradient(10 * x[:, None] * output_grads))]
 
-    with pytest.raises(srel_tf.ModelError, match="do not follow their derivative"):
-        srel_tf.measure(scaled(), srel_tf.ProbeSet(X, Y), estimator="limit")
+    model, probe = scaled(), srel_tf.ProbeSet(X, Y)
+    measured = {
+        "kernel": lambda: srel_tf.empirical_ntk(model, X),
+        "exact": lambda: srel_tf.measure(model, probe),
+        "limit": lambda: srel_tf.measure(model, probe, estimator="limit"),
+    }
+    with pytest.raises(
+        srel_tf.ModelError, match=r"gradient of .*scale.* differs from differentiation"
+    ):
+        measured[by]()
 
 
 def test_a_rule_is_for_layers():

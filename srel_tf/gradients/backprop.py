@@ -5,11 +5,17 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
+from srel_tf.errors import ModelError
 from srel_tf.gradients.factored import FactoredGradient, OuterProductGradient
 from srel_tf.gradients.layer_gradients import LayerCall
 from srel_tf.gradients.layer_io import LayerIO, NotSeparable
+from srel_tf.gradients.layer_rules import has_registered_rule
 from srel_tf.gradients.network import Network, as_matrix
 from srel_tf.gradients.output_gradients import LINKS, OutputGradients, link_derivative
+
+RULE_TOLERANCE = (
+    0.01  # Relative difference of gradients by rules and by differentiation in float32.
+)
 
 
 class ForwardPass(NamedTuple):
@@ -41,6 +47,7 @@ class BatchBackprop:
 
     Raises:
         NotSeparable: if layer inputs and outputs do not determine the gradients of single examples.
+        ModelError: if a registered layer rule gives another gradient than differentiation.
     """
 
     link = "identity"
@@ -49,6 +56,8 @@ class BatchBackprop:
         if network.model.run_eagerly:
             raise NotSeparable("the model runs eagerly")
         self.network, self.layer_io = network, LayerIO(network, x)
+        if any(has_registered_rule(layer) for layer in self.layer_io.layers):
+            self._check_rules(x)
 
     def forward(self, x: tf.Tensor, weights: list | None = None) -> ForwardPass:
         """Run the network on x [n, ...] with the given trainable weights; None means the network's own weights."""
@@ -60,6 +69,42 @@ class BatchBackprop:
         return ForwardPass(
             tf.cast(outputs, self.network.dtype), u, calls, tape, weights, mask
         )
+
+    def _check_rules(self, x: tf.Tensor) -> None:
+        """Compare the gradients of a weighted sum of the outputs, at the first example, with differentiation."""
+        network = self.network
+
+        @network.compiled
+        def both(x: tf.Tensor) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
+            weights = [tf.convert_to_tensor(w) for w in network.weights]
+            forward_pass = self.forward(x, weights)
+            seed = tf.linspace(1.0, 2.0, forward_pass.u.shape[-1])
+            seed = tf.broadcast_to(tf.cast(seed, network.dtype), forward_pass.u.shape)
+            by_rules = self.gradients(forward_pass, [seed])
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(weights)
+                weighted = seed[:1] * network.outputs(x[:1], weights)
+            zero = tf.UnconnectedGradients.ZERO
+            by_differentiation = tape.gradient(weighted, weights, None, zero)
+            first = tf.constant(0)
+            return [
+                sum_of_calls(of_weight, first, w.shape, network.dtype)
+                for of_weight, w in zip(by_rules, weights, strict=True)
+            ], [tf.convert_to_tensor(g) for g in by_differentiation]
+
+        by_rules, by_differentiation = both(x)
+        largest = max(float(tf.norm(g)) for g in by_differentiation)
+        for variable, ours, theirs in zip(
+            network.variables, by_rules, by_differentiation, strict=True
+        ):
+            difference = float(tf.norm(ours - theirs))
+            if difference > RULE_TOLERANCE * max(
+                float(tf.norm(theirs)), largest * 1e-3
+            ):
+                raise ModelError(
+                    f"the gradient of {variable.path} that a registered layer rule gives differs from differentiation "
+                    f"by {difference:.3g}: correct the rule (register_layer_rule)"
+                )
 
     def backward(
         self, forward_pass: ForwardPass, seeds: list[tf.Tensor]
@@ -208,14 +253,22 @@ class SourceGradients:
     def of_weight(self, k: int, i: tf.Tensor) -> tf.Tensor:
         """Return factor · ∂ℓ_i/∂(the k-th weight)."""
         shape = self._variables[k].shape
-        terms = [
-            tf.reshape(of_call.gradient(i), shape) for of_call in self._gradients[k]
-        ]
-        if self._penalty is not None:
-            terms.append(
-                self._penalty[k] * tf.cast(tf.gather(self._factor, i), self._dtype)
-            )
-        return tf.add_n(terms) if terms else tf.zeros(shape, self._dtype)
+        gradient = sum_of_calls(self._gradients[k], i, shape, self._dtype)
+        if self._penalty is None:
+            return gradient
+        factor = tf.cast(tf.gather(self._factor, i), self._dtype)
+        return gradient + self._penalty[k] * factor
+
+
+def sum_of_calls(
+    of_calls: list[FactoredGradient],
+    i: tf.Tensor,
+    shape: tf.TensorShape,
+    dtype: tf.DType,
+) -> tf.Tensor:
+    """Return the gradient of a weight at example i, the sum over the calls of its layer."""
+    terms = [tf.reshape(of_call.gradient(i), shape) for of_call in of_calls]
+    return tf.add_n(terms) if terms else tf.zeros(shape, dtype)
 
 
 def _zero_if_finite(gradients: list[list[FactoredGradient]]) -> tf.Tensor:

@@ -99,6 +99,12 @@ def rule_of(layer: keras.Layer) -> LayerRule | None:
     return None
 
 
+def has_registered_rule(layer: keras.Layer) -> bool:
+    """Return whether the rule of a layer is not one of this module, but was registered by a user."""
+    rule = rule_of(layer)
+    return rule is not None and getattr(rule, "__module__", None) != __name__
+
+
 def _overridden(subclass: type, layer_class: type) -> set[str]:
     """Return the names that a subclass redefines, such as `call`, `convolution_op` or the property `kernel`."""
     between = subclass.__mro__[: subclass.__mro__.index(layer_class)]
