@@ -1,4 +1,4 @@
-"""Entry point for tools that need a setup.py; the metadata are in pyproject.toml."""
+"""Entry point for tools that need a setup.py; all settings are in pyproject.toml."""
 
 from setuptools import setup
 

@@ -1,4 +1,7 @@
-"""Extension of griffe: a docstring's section "Example:" is one of "Examples:", which griffe reads and draws as code."""
+"""Extension of griffe that shows the section "Example:" of a docstring as code.
+
+Griffe recognises only the title "Examples:".
+"""
 
 import re
 
@@ -6,7 +9,7 @@ import griffe
 
 
 class ExampleSections(griffe.Extension):
-    """Write the section's title as griffe knows it."""
+    """Replace the title "Example:" by "Examples:" in every docstring."""
 
     def on_object(self, *, obj: griffe.Object, **kwargs) -> None:
         if obj.docstring:

@@ -1,6 +1,6 @@
-"""Hook of MkDocs: puts the files of results/ that pages refer to into the site.
+"""Hook of MkDocs that copies into the site the files of results/ to which pages refer.
 
-Pages refer to them as `../results/NAME`, which is where they lie for a reader of the repository.
+Pages refer to these files as `../results/NAME`, their path in the repository.
 """
 
 import re
@@ -16,7 +16,7 @@ PAGES = (
 
 
 def on_files(files, config):
-    """Add the pages and each file that a page refers to."""
+    """Add the pages of results/, and each file to which a page refers."""
     texts = [page.content_string for page in files.documentation_pages()]
     names = {*PAGES, *(name for text in texts for name in LINK.findall(text))}
     root = Path(config.docs_dir).parent
@@ -26,5 +26,5 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, page, config, files):
-    """In the site, results/ lies beside the pages."""
+    """Change the links: in the site, results/ is in the same directory as the pages."""
     return LINK.sub(r"](\1", markdown)
