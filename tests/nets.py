@@ -2,9 +2,11 @@
 
 import contextlib
 import functools
+import itertools
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from sklearn.datasets import load_digits
 
@@ -31,6 +33,14 @@ def graph_optimizer(on):
         yield
     finally:
         tf.config.optimizer.set_experimental_options({name: before})
+
+
+def each_of_both(first, second):
+    """Pairs of parameters for pytest: quick ones that contain each value, and the other combinations as slow ones."""
+    n = max(len(first), len(second))
+    quick = [(first[k % len(first)], second[k % len(second)]) for k in range(n)]
+    others = [pair for pair in itertools.product(first, second) if pair not in quick]
+    return quick + [pytest.param(*pair, marks=pytest.mark.slow) for pair in others]
 
 
 @functools.cache

@@ -11,7 +11,7 @@ from srel_tf.gradients.backprop import LossBackprop
 from srel_tf.gradients.network import Network
 from srel_tf.updates import RULES
 from tests import reference
-from tests.nets import classifier, digits, double_precision
+from tests.nets import classifier, digits, double_precision, each_of_both
 
 pytestmark = pytest.mark.usefixtures("in_double_precision")
 
@@ -281,8 +281,9 @@ def test_a_source_that_moves_nothing_is_undefined(data):
         assert (result.denominator(name)[0], result.matrix(name)[1, 0]) == (0, 0)
 
 
-@pytest.mark.parametrize("layerwise", [True, False])
-@pytest.mark.parametrize("wanted", [[2], [0, 1, 4], []])
+@pytest.mark.parametrize(
+    ("wanted", "layerwise"), each_of_both([[2], [0, 1, 4], []], [True, False])
+)
 def test_sources_without_a_learning_rate_are_left_out(wanted, layerwise, data):
     """The others' outputs are the same to the bit, as `auto` relies on."""
     net = classifier("cnn")

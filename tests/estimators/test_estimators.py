@@ -13,7 +13,7 @@ from srel_tf.theory import DiagonalQuadratic, HomogeneousPredictor
 from srel_tf.theory.keras_models import homogeneous_network
 from tests import reference
 from tests.engines.test_limit import jacobian_times_gradient
-from tests.nets import classifier, digits, double_precision
+from tests.nets import classifier, digits, double_precision, each_of_both
 from tests.numerics.test_resolution import stages
 
 L = keras.layers
@@ -395,7 +395,7 @@ def state(model):
     ]
 
 
-@pytest.mark.parametrize("estimator", ["exact", "limit", "auto"])
+@pytest.mark.parametrize("estimator", ["limit", "auto"])  # Auto is exact, too.
 def test_the_model_is_left_as_it_was(estimator, probe):
     model = net(L.Conv2D(3, 3, activation="relu"), L.Dense(2, activation="tanh"))
     before, weights = state(model), model.get_weights()
@@ -426,7 +426,9 @@ def test_the_model_is_left_as_it_was_by_an_exception(probe):
     assert state(model) == before
 
 
-@pytest.mark.parametrize("estimator", ["limit", "auto"])
+@pytest.mark.parametrize(
+    "estimator", ["limit", pytest.param("auto", marks=pytest.mark.slow)]
+)
 def test_training_does_not_notice(estimator, data, probe):
     weights = []
     for attached in (False, True):
@@ -538,8 +540,12 @@ class Own(keras.Model):
 
 
 @pytest.mark.filterwarnings("ignore:srel_tf has no gradient rule")
-@pytest.mark.parametrize("estimator", ["exact", "limit", "auto"])
-@pytest.mark.parametrize("policy", ["float32", "mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize(
+    ("policy", "estimator"),
+    each_of_both(
+        ["float32", "mixed_float16", "mixed_bfloat16"], ["auto", "exact", "limit"]
+    ),
+)
 def test_models_of_ones_own_are_run_in_float64_as_they_are(policy, estimator, data):
     """Beside the same class built in float64 with the same weights."""
     x, y = data
@@ -801,7 +807,7 @@ def test_a_derivative_that_does_not_see_all_is_refused_and_the_finite_step_is_no
 
 
 @pytest.mark.filterwarnings("ignore:.*forward-mode")
-@pytest.mark.parametrize("penalty", [None, "l2"])
+@pytest.mark.parametrize("penalty", [None, pytest.param("l2", marks=pytest.mark.slow)])
 def test_auto_takes_the_finite_step_where_the_function_is_not_differentiable(penalty):
     """A background of zeros under a bias of zero: any step takes the units off their kink, and no limit is near.
 
@@ -849,7 +855,9 @@ def test_what_has_no_limit_is_refused(probe):
         )
 
 
-@pytest.mark.parametrize("update", ["optimizer", "fresh_adam"])
+@pytest.mark.parametrize(
+    "update", ["optimizer", pytest.param("fresh_adam", marks=pytest.mark.slow)]
+)
 def test_auto_serves_every_rule_and_measure(update, mlp, data):
     names = ("kl", "published_l2")
     probe, settings = srel_tf.ProbeSet(*data), {"update": update, "learning_rate": 1e-9}
@@ -874,7 +882,7 @@ def check_contract(name, result, expected, resolved):
 
 @pytest.mark.parametrize(
     ("body", "softmax"),
-    [pytest.param("mlp", True, marks=pytest.mark.slow), ("resnet", False)],
+    [("mlp", True), pytest.param("resnet", False, marks=pytest.mark.slow)],
 )
 def test_limit_and_auto_in_float32_keep_the_contract_at_every_stage(body, softmax):
     data = digits(4, per_class=10)
@@ -968,8 +976,10 @@ def test_limit_of_a_sure_softmax_keeps_the_contract_under_any_loss(model_class):
     "ignore:the update of .* changes nothing"
 )  # Where it is zero to the bit.
 @pytest.mark.filterwarnings("ignore:model .*forward-mode")
-@pytest.mark.parametrize("own", [None, keras.losses.mean_absolute_error])
-@pytest.mark.parametrize("estimator", ["exact", "limit", "auto"])
+@pytest.mark.parametrize(
+    ("estimator", "own"),
+    each_of_both(["exact", "limit", "auto"], [keras.losses.mean_absolute_error, None]),
+)
 def test_a_gradient_that_is_zero_but_for_rounding_is_no_gradient(estimator, own):
     """Mean absolute errors from targets of zero: their sum is that of the probabilities, one whatever the weights."""
     inputs = keras.Input((3,))

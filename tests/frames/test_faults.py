@@ -168,10 +168,9 @@ def convolutional():
     [
         ("exact", "optimizer"),
         ("limit", "sgd"),
-        ("auto", "sgd"),  # Both of exact and of limit.
         *(
-            pytest.param("exact", rule, marks=pytest.mark.slow)
-            for rule in ("sgd", "fresh_adam")
+            pytest.param(*others, marks=pytest.mark.slow)
+            for others in (("exact", "sgd"), ("exact", "fresh_adam"), ("auto", "sgd"))
         ),
     ],
 )
@@ -282,7 +281,7 @@ def test_a_resumed_fit_begins_with_the_reduced_chunk(
         assert tried == [3, 3]
 
 
-@pytest.mark.parametrize("estimator", ["exact", "limit", "auto"])
+@pytest.mark.parametrize("estimator", ["limit", "auto"])  # Auto is exact, too.
 def test_memory_that_runs_out_in_measure_reduces_the_chunk(
     estimator, memory_for, in_double_precision
 ):

@@ -64,7 +64,7 @@ def in_float64(model, probe, eta):
         )
 
 
-# A minute each; of the others `tests/estimators/test_estimators.py` holds a residual net at every stage.
+# A minute each. `test_contract.py` has deeper nets.
 SLOWER = [
     pytest.param(body, False, marks=pytest.mark.slow) for body in ("cnn", "resnet")
 ]
