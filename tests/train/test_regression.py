@@ -262,7 +262,7 @@ def test_an_interruption_keeps_what_was_measured(tmp_path, frame, monkeypatch):
     monkeypatch.setattr(Watch, "_look", interrupt)
     status, _, err, path = command(tmp_path, "--seeds", 0)
     assert status == 130
-    assert "interrupted: what was measured is saved" in err
+    assert "interrupted: the measurements so far are saved" in err
     assert not (path / "seed-0" / "seed.json").exists()
     kept = srel_tf.read_frame(path / "seed-0" / "frame.parquet")
     assert sorted(kept["step"].unique()) in (
@@ -281,7 +281,7 @@ def test_an_interruption_keeps_what_was_measured(tmp_path, frame, monkeypatch):
     ("arguments", "message"),
     [
         (["--width", 0], "argument --width: 0: give at least 1"),
-        (["--depth", 2, 2], "argument --depth: [2, 2]: name none twice"),
+        (["--depth", 2, 2], "argument --depth: [2, 2]: give each value only once"),
         (
             ["--seeds", -1],
             "argument --seeds: -1: give at least 0 and less than 4294967296",
