@@ -2,8 +2,8 @@
 
 python -m train.condense RUN_DIR --out results/cifar10-crossed --matrices 0 198 396
 
-The frames of a run have millions of rows, one for each (step, measure, source, target). The command writes smaller
-tables, with one row per measurement or class pair:
+The frames of a run have millions of rows, one for each (step, measure, source, target). The command writes
+smaller tables, most of them with one row per measurement or class pair:
 
     pairs.parquet       Definition 3: mean, median, … with the diagonal; `off_mean`, `off_median`, … without it
     separation.parquet  AUC and ratio of medians of intra- and inter-class pairs, without the diagonal
@@ -126,7 +126,7 @@ def quantiles(frame: StoredFrame) -> pd.DataFrame:
 
 
 def agreement(frame: StoredFrame) -> pd.DataFrame:
-    """Compare each two measures on the valid pairs of a measurement, without the diagonal.
+    """Compare the measures two by two, on the valid off-diagonal pairs of each measurement.
 
     Returns:
         One row per run, step, rule and two measures, with the columns

@@ -97,7 +97,7 @@ def load_theory(path: Path, saved: dict[str, Any]) -> dict[str, Case]:
 
 
 def _of_all_seeds(seeds: Sequence[Path], name: str) -> pd.DataFrame | None:
-    """Join the frames of all seeds that have the same file name.
+    """Read the file `name` of each seed and join the frames.
 
     Args:
         seeds: Directories of the seeds.

@@ -1,4 +1,4 @@
-"""Nets for the experiments. Each returns logits, from which S_rel computes accurate log-probabilities.
+"""Nets for the experiments. Each returns logits, from which srel_tf computes accurate log-probabilities.
 
 `build_model(name, input_shape, num_classes)` makes an `srel_tf.SRelModel`. `resnet18` is the net of the published
 experiments: ResNet-18 without normalisation layers, initialised and padded as in PyTorch. The paper removes

@@ -1,4 +1,4 @@
-"""Tests of `train.numerics`: its reference and closed forms, counts for wrong matrices, the command on a tiny net."""
+"""Tests of `train.numerics`: the reference against closed forms, counts of wrong entries, the command on a tiny net."""
 
 import dataclasses
 import functools

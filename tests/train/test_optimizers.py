@@ -8,7 +8,7 @@ from srel_tf import OptionError
 from train.common.optimizers import AdamL2, SgdL2, make_optimizer
 
 RNG = np.random.default_rng(0)
-# float32 represents these numbers exactly, because Keras rounds constants to float32.
+# These numbers are exact in float32, to which Keras rounds constants.
 RATE, BETA_1, BETA_2, L2 = 2**-4, 1 - 2**-3, 1 - 2**-6, 0.25
 START = RNG.normal(size=(3, 4))
 GRADIENTS = RNG.normal(size=(6, 3, 4))

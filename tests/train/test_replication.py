@@ -304,7 +304,7 @@ def test_inter_above_intra_is_no_separation_of_the_kind_that_the_paper_means(
 
 
 def test_scales_of_sources_and_targets_taken_away(run, results):
-    """Compute the AUC of rows by a loop. Compute the residuals of log S by subtracting row and column means in turn."""
+    """The AUC of rows is computed by a loop, and the residuals of log S by subtracting row and column means in turn."""
     found = tables.adjusted(replication.load(results)).query(
         "protocol == 'crossed' and step == 12"
     )
@@ -455,7 +455,7 @@ def test_pictures_of_a_directory_that_is_named_after_no_protocol(results, tmp_pa
     names = (
         name for name, _ in figures.of_classification(tmp_path / "cifar10-mine", "mine")
     )
-    assert "pairs-fresh_adam.png" in names  # This does not draw the later figures.
+    assert "pairs-fresh_adam.png" in names  # The later figures are not drawn.
 
 
 def test_bad_input_is_told(tmp_path, capsys):

@@ -39,7 +39,7 @@ def growth(
         report: Function that is called with each row as soon as it is measured.
 
     Returns:
-        One row per estimator and size. Its columns, besides `estimator` and `points`, are
+        One row per estimator and size. The columns, in addition to `estimator` and `points`, are
 
         seconds: median time of a measurement;
         measurements: number of measurements in this median;

@@ -29,7 +29,7 @@ def machine() -> dict[str, Any]:
 
 
 def processor() -> str:
-    """Return the name of the processor, as far as the system provides it."""
+    """Return the name of the processor, or of its architecture if the system does not provide the name."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(

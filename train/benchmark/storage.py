@@ -2,8 +2,8 @@
 
     python -m train.benchmark.storage --rows 1e8 --dir DIR        10⁸ rows need 3 GB in DIR
 
-The command prints rows, bytes and times. It prints the peak memory after a tenth of the writing, after all of the
-writing, and after the summary: memory is bounded if the peak hardly grows.
+The command prints rows, bytes and times, and the peak memory after a tenth of the writing, after the writing and after
+the summary. Memory is bounded if the peak hardly grows.
 """
 
 import argparse

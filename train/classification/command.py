@@ -73,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
         "--test-images",
         choices=["test", "train"],
         default="test",
-        help="train: as in the published code",
+        help="train: a part of the training images, as in the published code",
     )
     p.add_argument(
         "--image-size", type=cli.at_least(1), help="resize images to this side length"
@@ -124,7 +124,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--srel-learning-rate",
         type=float,
-        help="η of the fictitious step (default: the training's)",
+        help="η of the fictitious step (default: η of the training)",
     )
     p.add_argument("--estimator", default="exact")
     p.add_argument(

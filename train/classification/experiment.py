@@ -28,7 +28,7 @@ class DivergedError(SRelError, ArithmeticError):
 
 
 def _within_epochs(every: int, steps_per_epoch: int) -> Callable[[int], bool]:
-    """Make the published schedule: in each epoch, measure after its updates number 0, every, 2·every, …"""
+    """Make the published schedule: measure after updates 0, every, 2·every, … of each epoch, counted from 0."""
     if every < 1:
         raise srel_tf.OptionError(f"--every {every}: give at least 1")
     return lambda step: step > 0 and (step - 1) % steps_per_epoch % every == 0
@@ -57,7 +57,10 @@ def load_data(settings: Mapping[str, Any], seed: int) -> ImageData:
 
 
 def order(count: int, seed: int, epoch: int) -> np.ndarray:
-    """Draw the order of `count` examples in an epoch. A resumed run repeats it: it depends only on seed and epoch."""
+    """Draw the order of `count` examples in an epoch.
+
+    The order depends only on seed and epoch, so that a resumed run repeats it.
+    """
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 

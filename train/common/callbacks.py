@@ -27,7 +27,7 @@ class Clock:
 
 
 class StopWhen(keras.callbacks.Callback):
-    """Calls condition() after each update and stops the training if it is true. None means never."""
+    """Calls condition() after each update and stops the training if it is true. A condition of None never stops."""
 
     def __init__(
         self, condition: Callable[[], bool] | None, checkpoint: Checkpoint

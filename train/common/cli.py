@@ -18,7 +18,7 @@ Main = Callable[[Sequence[str] | None], int | None]
 
 
 def command(goes_on: str = "") -> Callable[[Main], Callable[..., int]]:
-    """Decorate `main(arguments)` of a command. For arguments None, `main` uses those of the process.
+    """Decorate the function `main(arguments)` of a command. If `arguments` is None, those of the process are used.
 
     Errors that a user can fix, Ctrl-C and SIGTERM become one line on standard error and an exit status.
 
@@ -56,7 +56,10 @@ def command(goes_on: str = "") -> Callable[[Main], Callable[..., int]]:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Raise KeyboardInterrupt on SIGTERM and SIGINT (Ctrl-C). Shells start background commands with SIGINT ignored."""
+    """Raise KeyboardInterrupt on SIGTERM and SIGINT (Ctrl-C) within this block.
+
+    SIGINT is set explicitly, because shells start background commands with SIGINT ignored.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""Image classification sets as arrays: of chosen classes, standardised, augmented once if wanted, with a hash.
+"""Image classification sets as arrays: chosen classes, standardised, augmented once on request, with a fingerprint.
 
 data = load("cifar10", classes=["airplane", "automobile", "ship"], augment="frozen")
 data.train.x, data.train.y, data.train.ids, data.class_names, data.fingerprint
@@ -217,7 +217,7 @@ def _splits(image_set: ImageSet, is_leaked: bool) -> list[str]:
 
 
 def _choose(classes: Sequence[str | int] | str, image_set: ImageSet) -> list[int]:
-    """Look up the label in the set of each of `classes`, in the given order."""
+    """Look up the set's own label of each of `classes`, in the given order."""
     names = image_set.class_names
     labels = []
     for wanted in [classes] if isinstance(classes, str) else classes:
@@ -233,7 +233,7 @@ def _choose(classes: Sequence[str | int] | str, image_set: ImageSet) -> list[int
         labels.append(label)
     if not labels:
         raise DatasetError(
-            f"no class chosen; choose from those of {image_set.name!r}: {_listed(names)}"
+            f"no class chosen; choose from the classes of {image_set.name!r}: {_listed(names)}"
         )
     return labels
 

@@ -46,7 +46,7 @@ OPTIMIZERS = {
 def make_optimizer(
     name: str, learning_rate: float, l2: float = 0.0
 ) -> keras.optimizers.Optimizer:
-    """Make an optimizer `adam`, `sgd` or `momentum` (0.9). Raises `OptionError` for another name or a bad rate."""
+    """Make an optimizer `adam`, `sgd` or `momentum` (0.9). Raises `OptionError` for other names and values."""
     if name not in OPTIMIZERS:
         raise OptionError(
             f"unknown optimizer {name!r}: choose one of {', '.join(OPTIMIZERS)}"

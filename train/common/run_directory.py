@@ -35,7 +35,7 @@ from train.common.seed_marks import (
     ours,
 )
 
-# Files that a command writes next to the seeds. In a directory without a run, files of these names are not ours.
+# Files that a command writes next to the seeds. In a directory without a run they come from elsewhere and must stay.
 OWN = (
     *("settings.json", "environment.json", "data.json"),
     *("pairs.csv", "separation.csv", "history.csv", "risks.csv"),

@@ -11,7 +11,7 @@ from train.common.environment import environment
 FILES = {"frame.parquet", "history.csv"}  # Files of every seed.
 ALL_FILES = FILES | {
     "distances.parquet"
-}  # Also the file that only some experiments write.
+}  # Including the file that only some experiments write.
 
 
 class RunDirectoryError(StorageError):

@@ -1,4 +1,4 @@
-"""Test of the contract on real nets: S_rel of each estimator compared with float64, for stages of training and many η.
+"""Test of the contract on real nets: S_rel of each estimator against float64, at several training stages, for many η.
 
     python -m train.numerics                          an MLP, a CNN and a residual net, with logits and with a softmax
     python -m train.numerics --zoo                    also keras.applications, a ViT, an LSTM and others

@@ -42,7 +42,7 @@ def srel_row(
 def distances_of_a_step(
     outputs: np.ndarray, change: np.ndarray, softmax: bool
 ) -> dict[str, np.ndarray]:
-    """Compute D of two predictions from the first prediction and the change of the outputs. This loses no digits.
+    """Compute D of two predictions from the first one and the change of the outputs, so that no digits cancel.
 
     Args:
         outputs: Outputs before the step, [n, C].
@@ -105,7 +105,7 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 def change_of_log_softmax(log_p: np.ndarray, change: np.ndarray) -> np.ndarray:
     """Compute log p⁺ − log p = Δz − log Σ p e^Δz.
 
-    Δz of the likeliest class is subtracted from all Δz, because it may be large.
+    First, Δz of the likeliest class is subtracted from all Δz, because it may be large.
 
     Args:
         log_p: log p, [..., C].

@@ -229,8 +229,8 @@ class Reference:
     def _derivative_along(self, direction: Gradient) -> tf.Tensor:
         """Return the derivative of the outputs along a direction of the weights, [n, C].
 
-        Jᵀu is linear in u, so its product with the direction has the derivative J · direction with respect to u.
-        Unlike TensorFlow's forward mode, this product also works for the loops of recurrent layers.
+        The product (Jᵀu) · direction is linear in u. Its derivative with respect to u is J · direction. Unlike
+        TensorFlow's forward mode, this way also works for the loops of recurrent layers.
         """
         with tf.GradientTape() as outer:
             u = tf.ones_like(self._net(self._x, training=False))
