@@ -54,7 +54,7 @@ PAIR = [*MATRIX, "source_class", "target_class"]
 
 
 def condense(path: Path, out: Path, steps: Sequence[int] = ()) -> list[str]:
-    """Summarise the finished seeds of the run directory `path` in `out`.
+    """Write summaries of the finished seeds of the run directory `path` to `out`.
 
     Args:
         path: A run directory of `train.classification`.

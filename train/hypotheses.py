@@ -152,11 +152,11 @@ def run_directories(path: Path) -> list[Path]:
 
 
 def check(case: Case, confidence: float) -> pd.DataFrame:
-    """Make the verdicts of all hypotheses.
+    """Check all hypotheses on a case.
 
     Args:
         case: A frame, and the distances, proximities and risks that belong to it.
-        confidence: Level of the intervals.
+        confidence: Confidence level of the intervals.
 
     Returns:
         Frame with the columns `srel_tf.hypotheses.COLUMNS`. A hypothesis is "undecided" if the case has no data for it.
@@ -219,7 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m train.hypotheses", description=__doc__.splitlines()[0]
     )
     parser.add_argument("run_dir", nargs="+", type=Path, metavar="RUN_DIR")
-    level = "level of each interval (default: %(default)s)"
+    level = "confidence level of each interval (default: %(default)s)"
     parser.add_argument("--confidence", type=float, default=0.95, help=level)
     every = "also print a row for each step"
     parser.add_argument("--all", action="store_true", help=every)
@@ -234,7 +234,7 @@ def report(path: Path, confidence: float, every_step: bool = False) -> None:
 
     Args:
         path: The run directory.
-        confidence: Level of the intervals.
+        confidence: Confidence level of the intervals.
         every_step: Whether to also print a row for each step.
 
     Raises:

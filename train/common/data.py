@@ -91,10 +91,12 @@ def load(
     and the standard deviation of their training images of the chosen classes, per channel and before augmentation.
 
     Args:
-        name: `digits` (scikit-learn's, no download; every fourth image of a class is a test image); `folder:DIR`
-            (DIR/train/CLASS/*.png, DIR/test/CLASS/*.png); or any image classification set of TFDS (`cifar10`,
-            `cifar100`, `svhn_cropped` or `svhn`, `fashion_mnist`, ...; `NAME/CONFIG:VERSION` works).
-        data_dir: Directory of prepared TFDS sets; None means TFDS's default. Reading a prepared set needs no network.
+        name: `digits`: scikit-learn's digits, without a download. Every fourth image of a class is a test image.
+            `folder:DIR`: the images in DIR/train/CLASS/*.png and DIR/test/CLASS/*.png. All other names: image
+            classification sets of TFDS, for example `cifar10`, `cifar100`, `svhn_cropped` (short: `svhn`) or
+            `fashion_mnist`; `NAME/CONFIG:VERSION` works, too.
+        data_dir: Directory of prepared TFDS sets; None means the default of TFDS. Reading a prepared set does not need
+            a network.
         classes: Class names, or integer labels of the set. In the given order they get new labels 0 .. K-1. A string
             that is not a class name is read as an integer label. None means every class that has images.
         augment: "none", or "frozen" for the published augmentation: a random crop from the image padded by 4 black

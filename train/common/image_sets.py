@@ -101,7 +101,10 @@ class TFDSImages:
     def read(
         self, split: str, keep: Sequence[int] | None = None, image_size: Size = None
     ) -> Examples:
-        """Read the examples whose label is in `keep` (None: all) or invalid. The caller reports invalid labels."""
+        """Read the examples whose label is in `keep`; None means all examples.
+
+        Examples with invalid labels are read, too, so that the caller can report them.
+        """
         import tensorflow as tf
 
         image_feature = self.builder.info.features[self.image_key]

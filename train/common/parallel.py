@@ -71,7 +71,7 @@ def run_in_processes(
 
 @contextlib.contextmanager
 def signals_blocked() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM wait until the end of the block."""
+    """Delay Ctrl-C and SIGTERM until the end of the block."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
@@ -80,7 +80,7 @@ def signals_blocked() -> Iterator[None]:
 
 
 def _wait_for(processes: list[Any]) -> None:
-    """Wait until processes have saved; kill them at a second interrupt."""
+    """Wait until the processes have saved. Kill them at a second interrupt."""
     if processes:
         print(
             f"{len(processes)} seeds finish their step and save; interrupt again to end them at once",

@@ -102,7 +102,7 @@ class RunDirectory:
             )
 
     def _clean_up(self) -> None:
-        """Delete what a killed process left behind."""
+        """Delete the leftovers of killed processes."""
         remove_leftovers(self.path)
         for parts in self.path.glob("seed-*/frame.parts"):
             # Ignore damage, which is reported when the seed is read, and stores that another process has opened.

@@ -67,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         "--precision",
-        help="as in srel_tf.Settings (default: the default of Settings)",
+        help="precision of srel_tf.Settings (default: that of Settings)",
     )
     p.add_argument(
         "--per-class",

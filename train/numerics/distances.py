@@ -21,8 +21,8 @@ def srel_row(
         outputs: Outputs before the step, [n, C].
         change: Change of the outputs, [n, C].
         source: Index of the source.
-        softmax: Whether the outputs are probabilities; else they are logits.
-        limit: Whether `change` is the derivative for the limit η → 0, and not the change by a finite step.
+        softmax: True if the outputs are probabilities, False if they are logits.
+        limit: True if `change` is the derivative for the limit η → 0, False if it is the change by a finite step.
 
     Returns:
         {measure: S [n]}.
@@ -47,7 +47,7 @@ def distances_of_a_step(
     Args:
         outputs: Outputs before the step, [n, C].
         change: Change of the outputs, [n, C].
-        softmax: Whether the outputs are probabilities; else they are logits.
+        softmax: True if the outputs are probabilities, False if they are logits.
 
     Returns:
         {measure: D [n]}.
@@ -71,7 +71,7 @@ def distances_in_the_limit(
     Args:
         outputs: Outputs, [n, C].
         change: Derivative of the outputs, [n, C].
-        softmax: Whether the outputs are probabilities; else they are logits.
+        softmax: True if the outputs are probabilities, False if they are logits.
 
     Returns:
         {measure: D [n]}.

@@ -52,10 +52,10 @@ class Reference:
     """S_rel between all examples x with labels y, in float64.
 
     Args:
-        build: () -> compiled model; it is called under the dtype policy float64.
+        build: () -> compiled model. It is called under the dtype policy float64.
         x: Examples, [n, ...].
         y: Labels, [n].
-        softmax: Whether the model returns probabilities; else it returns logits.
+        softmax: True if the model returns probabilities, False if it returns logits.
     """
 
     def __init__(
@@ -248,7 +248,7 @@ class Reference:
 
 
 def close(s: np.ndarray, other: np.ndarray, measure: str) -> np.ndarray:
-    """Return whether two references agree within `NEGLIGIBLE` tolerances, bool [n]; False if either is not finite."""
+    """Return whether two references agree within `NEGLIGIBLE` tolerances, bool [n]. NaN agrees with nothing."""
     with np.errstate(invalid="ignore"):
         return np.abs(s - other) <= NEGLIGIBLE * TOLERANCE[measure] * (1 + np.abs(s))
 

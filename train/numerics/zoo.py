@@ -178,7 +178,7 @@ def _application(name: str, size: int) -> keras.Model:
 
 
 def _powers(*exponents: int) -> tuple[float, ...]:
-    """Return powers of ten, exactly as the literals 1e-8, 1e-7, …"""
+    """Return 10ᵏ for each exponent k, equal to the literals 1e-8, 1e-7, …"""
     return tuple(float(f"1e{k}") for k in exponents)
 
 

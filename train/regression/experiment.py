@@ -31,7 +31,7 @@ TARGET = 0  # The id of x', the target of Figures 3–5.
 
 @contextmanager
 def precision(dtype: str) -> Iterator[None]:
-    """Use float32 or float64 for new layers, losses and Keras's own numbers."""
+    """Use this dtype for layers and losses that are made within this block, and for Keras's own numbers."""
     before = keras.config.floatx(), keras.config.dtype_policy()
     keras.config.set_floatx(dtype)
     keras.config.set_dtype_policy(dtype)
@@ -135,7 +135,9 @@ def attach(model: srel_tf.SRelModel, settings: Mapping[str, Any], seed: int) -> 
                 x, y, targets=np.asarray(of_targets), sources=of_sources, name=name
             ),
             every=_until(last, every),
-            measures=("l1",),  # |Δf|: the outputs are scalars (Definition 1).
+            measures=(
+                "l1",
+            ),  # ℓ1 is |Δf| of Definition 1, because outputs are scalars.
             estimator=settings["estimator"],
             run=f"seed-{seed}",
             seed=seed,
