@@ -22,7 +22,7 @@ def published_srel(
     source: int,
     target: int,
 ) -> float:
-    """Compute one value of eq. 4 as the published procedure does: M, its inverse and exponential are computed anew."""
+    """Compute one value of eq. 4 as the published procedure does: with M, its inverse and exponential computed anew."""
     size, width = features.shape
     second = coefficient * np.eye(width) + features.T @ features / size
     inverse, decay = np.linalg.inv(second), expm(-(theta**2) * second * t)
@@ -87,6 +87,6 @@ def run(seed: int = 0) -> None:
         f"{one * total:.0f} s = {one * total / 3600:.1f} h, ratio {one * total / best:,.0f}"
     )
     print(
-        f"  if one inverse and one exponential per time served all pairs and starts: {one * TIMES:.0f} s, "
+        f"  estimate if all pairs and starts shared one inverse and one exponential per time: {one * TIMES:.0f} s, "
         f"ratio {one * TIMES / best:,.0f}"
     )

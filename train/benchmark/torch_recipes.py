@@ -1,4 +1,4 @@
-"""S_rel on the same net by recipes with torch.func. The module needs PyTorch (`pip install -e '.[torch]'`).
+"""Recipes with torch.func for S_rel of the same net. The module needs PyTorch (`pip install -e '.[torch]'`).
 
 The recipes follow PyTorch's tutorials on per-sample gradients and neural tangent kernels. The exact recipes take a
 fictitious step for each source with `grad`. The recipe for the limit forms the Jacobians by `vmap` of `jacrev` and

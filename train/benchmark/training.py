@@ -45,10 +45,11 @@ def training(
 ) -> pd.DataFrame:
     """Time blocks of EVERY steps: one row per block with kind and seconds.
 
-    There are two calls of `fit`. The first has no probes; its blocks are of the kind "plain fit". They show that a
-    probe costs nothing while it does not measure. The second `fit` has a probe for each estimator. Its blocks take
-    turns: one without a measurement, one with a measurement of `limit`, one with a measurement of `exact`. This is
-    repeated `rounds` times. Consecutive blocks therefore run under about the same load.
+    There are two calls of `fit`. The first has no probes; its blocks are of the kind "plain fit". The second has a
+    probe for each estimator. Its blocks take turns: one without a measurement, one with a measurement of `limit`, one
+    with a measurement of `exact`. This is repeated `rounds` times. Consecutive blocks therefore run under about the
+    same load. Blocks without a measurement show, compared with "plain fit", what a probe costs while it does not
+    measure.
     """
     it = setup(name, points, shape)
     plain = _fit(it.model, batch_size, 1 + rounds, shape)
