@@ -4,7 +4,7 @@ import os
 import sys
 from types import TracebackType
 
-# The log level is set before TensorFlow is loaded, because its notes on the processor would bury the commands' output.
+# Set before TensorFlow is loaded. At the default level its messages about the processor would bury a command's output.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
@@ -17,5 +17,6 @@ def _end_quietly(
     sys.exit(130)
 
 
-if sys.argv[0] == "-m":  # This is a command, whose libraries take a while to load.
+if sys.argv[0] == "-m":
+    # A command is starting. Ctrl-C may come while its libraries load, which takes seconds.
     sys.excepthook = _end_quietly

@@ -2,15 +2,15 @@
 
 python -m train.condense RUN_DIR --out results/cifar10-crossed --matrices 0 198 396
 
-The frames of a run have one row per (step, measure, source, target), millions in all. The command writes, with one row
-per measurement or class pair:
+The frames of a run have millions of rows, one for each (step, measure, source, target). The command writes
+smaller tables, most of them with one row per measurement or class pair:
 
-    pairs.parquet       Definition 3: mean and median with the diagonal, `off_mean`, `off_median`, … without it
+    pairs.parquet       Definition 3: mean, median, … with the diagonal; `off_mean`, `off_median`, … without it
     separation.parquet  AUC and ratio of medians of intra- and inter-class pairs, without the diagonal
     quantiles.parquet   quantiles and mean of intra- and inter-class S_rel, without the diagonal
     agreement.parquet   rank correlation of two measures over the pairs of one measurement
     verdicts.csv        `srel_tf.hypotheses.class_claim` for each measure and rule
-    matrices.parquet    all entries at the steps of --matrices of the first seed, for kl and l1
+    matrices.parquet    all entries of the first seed for kl and l1, at the steps of --matrices
     history.csv settings.json environment.json seeds.json
 """
 
@@ -48,19 +48,13 @@ KEPT = (
     "left_out",
 )
 RULE = ["name", "update", "estimator", "learning_rate"]
-MATRIX = [
-    "run",
-    "seed",
-    "step",
-    "epoch",
-    "measure",
-    *RULE,
-]  # Columns that identify a measurement.
+# Columns that identify a measurement.
+MATRIX = ["run", "seed", "step", "epoch", "measure", *RULE]
 PAIR = [*MATRIX, "source_class", "target_class"]
 
 
 def condense(path: Path, out: Path, steps: Sequence[int] = ()) -> list[str]:
-    """Summarise the finished seeds of the run directory `path` in `out`.
+    """Write summaries of the finished seeds of the run directory `path` to `out`.
 
     Args:
         path: A run directory of `train.classification`.
@@ -72,7 +66,7 @@ def condense(path: Path, out: Path, steps: Sequence[int] = ()) -> list[str]:
 
     Raises:
         FrameError: If no seed is finished or a step was not measured.
-        RunDirectoryError: If files of a seed have changed since it ended.
+        RunDirectoryError: If files of a seed have changed since the seed ended.
     """
     seeds = finished_seeds(path)
     if not seeds:
@@ -97,7 +91,7 @@ def condense(path: Path, out: Path, steps: Sequence[int] = ()) -> list[str]:
             ignore_index=True,
         ),
     }
-    # The file may belong to a run that was condensed here before.
+    # A matrices.parquet from an earlier call would not belong to these tables.
     (out / "matrices.parquet").unlink(missing_ok=True)
     for name, table in tables.items():
         srel_tf.write_frame(table, out / name)
@@ -116,7 +110,7 @@ def _with_rules(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def quantiles(frame: StoredFrame) -> pd.DataFrame:
-    """Compute `QUANTILES` and mean of valid S_rel of intra- and inter-class pairs, one row per measurement and kind."""
+    """Compute `QUANTILES` and mean of valid S_rel, with one row per measurement and kind of pairs (intra, inter)."""
     rows = []
     for piece in frame.pieces([*PAIR, "source_id", "target_id", "srel", "valid"]):
         kept = piece[(piece["source_id"] != piece["target_id"]) & piece["valid"]]
@@ -132,11 +126,15 @@ def quantiles(frame: StoredFrame) -> pd.DataFrame:
 
 
 def agreement(frame: StoredFrame) -> pd.DataFrame:
-    """Compare measures over off-diagonal pairs of a measurement, one row per run, step, rule and two measures.
+    """Compare the measures two by two, on the valid off-diagonal pairs of each measurement.
 
-    spearman: rank correlation, which does not depend on monotone transformations of S. slope: of log S of the second on
-    log S of the first measure, by least squares over entries where both are above zero; it is 2 if one is the square of
-    the other.
+    Returns:
+        One row per run, step, rule and two measures, with the columns
+
+        spearman: rank correlation, which does not change under monotone transformations of S;
+        slope: least-squares slope of log S of the second measure against log S of the first, over the pairs where both
+            are positive (it is 2 if the second is the square of the first);
+        n_valid: number of these pairs.
     """
     rows = []
     for key in _keys(frame, [*RULE, "rule", "run"]):
@@ -168,7 +166,7 @@ def agreement(frame: StoredFrame) -> pd.DataFrame:
 
 
 def verdicts(frame: StoredFrame) -> pd.DataFrame:
-    """Decide `class_claim` for each measure and rule, with one rule in memory at a time."""
+    """Check `class_claim` for each measure and rule, with one rule in memory at a time."""
     tables = []
     for key in _keys(frame, ["rule", *RULE]):
         rows = _rows(frame, {name: key[name] for name in RULE})
@@ -177,7 +175,7 @@ def verdicts(frame: StoredFrame) -> pd.DataFrame:
 
 
 def _keys(frame: StoredFrame, names: Sequence[str]) -> list[dict[str, Any]]:
-    """List the values of `names` that occur together, as dicts."""
+    """List the combinations of values of the columns `names` that occur, as dicts."""
     columns = ["run", "step", "measure", *RULE]
     found = pd.concat(
         piece[columns].drop_duplicates() for piece in frame.pieces(MATRIX)
@@ -192,13 +190,12 @@ def _rows(frame: StoredFrame, key: Mapping[str, Any]) -> pd.DataFrame:
         operator.and_, (pc.field(name) == value for name, value in stored.items())
     )
     rows = frame.read(wanted)
-    return rows[
-        rows["name"] == key["name"]
-    ]  # Files of earlier versions lack the column `name`.
+    # The name is compared here, because files of earlier versions lack the column `name`.
+    return rows[rows["name"] == key["name"]]
 
 
 def matrices(frame: StoredFrame, steps: Sequence[int]) -> pd.DataFrame:
-    """Read the rows of the first seed at `steps`, of the measures `SHOWN`."""
+    """Read the rows of the first seed at `steps` for the measures `SHOWN`."""
     assert frame.dataset is not None  # `condense` refuses a run without rows.
     first = frame.dataset.head(1)["seed"][0].as_py()
     wanted = (
@@ -210,7 +207,7 @@ def matrices(frame: StoredFrame, steps: Sequence[int]) -> pd.DataFrame:
     missing = sorted(set(steps) - set(rows["step"]))
     if missing:
         raise FrameError(
-            f"--matrices: steps {missing} of seed {first} were not measured"
+            f"--matrices: steps {missing} of seed {first} were not measured; give measured steps"
         )
     return rows
 
@@ -223,7 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     parser.add_argument(
-        "--out", type=Path, required=True, help="directory, results/NAME"
+        "--out", type=Path, required=True, help="directory of the tables: results/NAME"
     )
     parser.add_argument(
         "--matrices",

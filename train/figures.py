@@ -1,9 +1,9 @@
-"""Draw all pictures of results/ again from the frames in it. No training or measurement takes place.
+"""Draw all pictures of results/ again from the frames in results/. No training or measurement takes place.
 
 python -m train.figures [--results results] [--published CSV]
 
     DATA-PROTOCOL/figures/  class pairs (Figures 1, 2, 14), loss and accuracy (15–17), separation, spread, matrices
-    replication/            our curves beside the published ones, with --published: a CSV of the authors' values
+    replication/            our curves and the published ones; needs --published, a CSV of the authors' values
     regression/figures/     Figures 3–5          theory/  Figures 6–13          benchmarks/  growth
 """
 
@@ -63,7 +63,8 @@ def of_classification(path: Path, protocol: str) -> Iterator[Drawing]:
             f"pairs-{file_name(str(rule))}.png",
             plotting.plot_class_pairs(shown, classes),
         )
-    if protocol == "published":  # The same trainings, measured by the definitions.
+    if protocol == "published":
+        # The same trainings are also measured by Definitions 1 and 2.
         rows = _smallest_steps(frames["pairs"]).query(
             "update == 'sgd' and measure in ('kl', 'l1')"
         )
@@ -86,14 +87,14 @@ def of_classification(path: Path, protocol: str) -> Iterator[Drawing]:
 
 
 def _smallest_steps(frame: pd.DataFrame) -> pd.DataFrame:
-    """Select the rows of the plain step with the smallest η, and the rows of a fresh Adam."""
+    """Select the rows of the plain SGD step with the smallest η, and the rows of a fresh Adam."""
     sgd = frame[(frame["update"] == "sgd") & (frame["estimator"] != "limit")]
     smallest = sgd[sgd["learning_rate"] == sgd["learning_rate"].min()]
     return pd.concat([smallest, frame[frame["update"] == "fresh_adam"]])
 
 
 def side_by_side(pairs: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
-    """Join our curves of rule fresh_adam and the published ones for `plot_beside`."""
+    """Join our curves of rule fresh_adam and the published curves into one frame for `plot_beside`."""
     theirs = as_ours(published)
     theirs = theirs.assign(mean=theirs["srel"], origin="published")
     ours = pairs[

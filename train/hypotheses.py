@@ -1,9 +1,9 @@
-"""Check the paper's hypotheses (Section 1.3) on finished runs: a table of verdicts, printed and written.
+"""Check the paper's hypotheses (Section 1.3) on finished runs; print and write a table of verdicts.
 
 python -m train.hypotheses results/regression results/theory runs/digits-cnn
 
-RUN_DIR is a directory of `train.regression` (also of a sweep), `train.classification` or `train.theory`. A verdicts.csv
-is written into each.
+Each RUN_DIR is a directory of `train.regression` (also of a sweep), `train.classification` or `train.theory`. The
+command writes verdicts.csv into each run directory.
 """
 
 import argparse
@@ -37,12 +37,12 @@ def load(path: Path) -> dict[str, Case]:
         path: Directory of a trained net, or of the figures of `train.theory`.
 
     Returns:
-        {name: case}: for a trained net the case "", and that of Figure 4 if the experiment has it; for the theory one
-        case for each model.
+        {name: case}. A run of a trained net has the case "". A regression also has the case `FIGURE_4`. The theory has
+        one case for each model.
 
     Raises:
-        FrameError: If some seeds lack a file that others have.
-        OptionError: If the figures of the theory have other settings, or there is no finished seed.
+        FrameError: If only some of the seeds have a file.
+        OptionError: If the figures of the theory do not have the settings of the text, or if there is no finished seed.
     """
     settings = path / "settings.json"
     saved = read_json(settings) if settings.is_file() else {}
@@ -57,7 +57,7 @@ def load(path: Path) -> dict[str, Case]:
             f"{path} holds neither a finished seed nor the settings.json of train.theory: run its command again"
         )
     if saved.get("experiment") == "regression":
-        # The run's three probes measure the same pairs, each at other steps.
+        # The three probes of the run measure the same pairs at different steps.
         frame = frame.assign(name="")
     distances = _of_all_seeds(finished, "distances.parquet")
     history = _of_all_seeds(finished, "history.csv")
@@ -72,13 +72,13 @@ def load_theory(path: Path, saved: dict[str, Any]) -> dict[str, Case]:
 
     Args:
         path: Directory of the figures.
-        saved: Their settings.
+        saved: Settings of the figures.
 
     Returns:
         {name of the model: case}.
 
     Raises:
-        OptionError: If the settings are not those that are checked.
+        OptionError: If the settings are not those of the paper's text.
     """
     now = theory.settings(saved.get("variant", ""), saved.get("seed", 0))
     names = sorted({*now, *saved} - {"versions"})
@@ -86,18 +86,18 @@ def load_theory(path: Path, saved: dict[str, Any]) -> dict[str, Case]:
     if different or saved.get("variant") != "text":
         which = ", ".join(different) or "variant"
         raise OptionError(
-            f"{path} has figures with settings other than the text's ({which}), and only the text's are checked: make "
-            f"them with "
-            "train.theory"
+            f"{path} has figures with settings other than the text's ({which}), which cannot be checked: make the "
+            "figures again with train.theory"
         )
     print(
-        f"note: {path} holds means over initial values; its models are computed again for several single ones"
+        f"note: {path} holds means over initial values; the hypotheses need S_rel of single initial values, which is "
+        "computed again"
     )
     return cases(saved["seed"])
 
 
 def _of_all_seeds(seeds: Sequence[Path], name: str) -> pd.DataFrame | None:
-    """Join the frames of one name of all seeds.
+    """Read the file `name` of each seed and join the frames.
 
     Args:
         seeds: Directories of the seeds.
@@ -107,7 +107,7 @@ def _of_all_seeds(seeds: Sequence[Path], name: str) -> pd.DataFrame | None:
         The joined frame; None if no seed has the file.
 
     Raises:
-        FrameError: If only some seeds have it.
+        FrameError: If only some seeds have the file.
     """
     missing = [str(seed) for seed in seeds if not (seed / name).is_file()]
     if len(missing) == len(seeds):
@@ -152,14 +152,14 @@ def run_directories(path: Path) -> list[Path]:
 
 
 def check(case: Case, confidence: float) -> pd.DataFrame:
-    """Make the verdicts of all hypotheses.
+    """Check all hypotheses on a case.
 
     Args:
         case: A frame, and the distances, proximities and risks that belong to it.
-        confidence: Level of the intervals.
+        confidence: Confidence level of the intervals.
 
     Returns:
-        Frame of `srel_tf.hypotheses.COLUMNS`; "undecided" for the hypotheses that the case has no data for.
+        Frame with the columns `srel_tf.hypotheses.COLUMNS`. A hypothesis is "undecided" if the case has no data for it.
     """
     frame, undecided = case.frame, hypotheses.undecided
     tables = []
@@ -184,7 +184,7 @@ def check(case: Case, confidence: float) -> pd.DataFrame:
 def in_steps(
     history: pd.DataFrame | None, frame: pd.DataFrame
 ) -> tuple[pd.DataFrame | None, str]:
-    """Give a history by epoch the steps of the frame.
+    """Add the steps of the frame to a history that is given by epoch.
 
     Args:
         history: Risks with a column step or epoch, or None.
@@ -199,7 +199,7 @@ def in_steps(
         return history, ""
     known = frame[frame["epoch"] > 0]
     if known.empty:
-        reason = "the risks are by epoch, and the frame does not say which step belongs to one"
+        reason = "the risks are by epoch, and the frame has no epochs from which to compute steps"
         return None, reason
     steps_an_epoch = (known["step"] / known["epoch"]).median()
     risks = history.assign(step=history["epoch"] * steps_an_epoch)
@@ -219,7 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m train.hypotheses", description=__doc__.splitlines()[0]
     )
     parser.add_argument("run_dir", nargs="+", type=Path, metavar="RUN_DIR")
-    level = "level of each interval (default: %(default)s)"
+    level = "confidence level of each interval (default: %(default)s)"
     parser.add_argument("--confidence", type=float, default=0.95, help=level)
     every = "also print a row for each step"
     parser.add_argument("--all", action="store_true", help=every)
@@ -234,11 +234,11 @@ def report(path: Path, confidence: float, every_step: bool = False) -> None:
 
     Args:
         path: The run directory.
-        confidence: Level of the intervals.
-        every_step: Whether to print a row for each step, too.
+        confidence: Confidence level of the intervals.
+        every_step: Whether to also print a row for each step.
 
     Raises:
-        FrameError: If a frame of the run does not fit.
+        FrameError: If a frame of the run cannot be checked.
     """
     tables = []
     for name, case in load(path).items():
@@ -268,7 +268,7 @@ def _without_single_steps(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def as_text(table: pd.DataFrame) -> str:
-    """Format the table for a terminal: effect with its interval, the claim's bounds, the verdict."""
+    """Format the table for a terminal: each verdict with the effect, its interval and the bounds of the claim."""
     lines = []
     keys = ["model", "name", "measure", "update", "estimator"]
     for (model, name, *options), rows in table.groupby(keys, sort=False):
@@ -281,7 +281,7 @@ def as_text(table: pd.DataFrame) -> str:
 
 
 def _lines_of_row(row: Mapping[Hashable, Any]) -> list[str]:
-    """Format a verdict: the claim; effect and interval, if there is an effect; the reason, if it is undecided."""
+    """Format a verdict: the claim, the effect and interval if there is an effect, and the reason if undecided."""
     indent = " " * 15
     scope = f"; {row['scope']}" if row["scope"] else ""
     lines = [f"  {row['verdict']:<12} {row['hypothesis']} {row['claim']}{scope}"]

@@ -1,8 +1,8 @@
-"""Nets for the experiments. Each returns logits, so that log-probabilities are exact for S_rel.
+"""Nets for the experiments. Each returns logits, from which srel_tf computes accurate log-probabilities.
 
 `build_model(name, input_shape, num_classes)` makes an `srel_tf.SRelModel`. `resnet18` is the net of the published
-experiments: ResNet-18 with every normalisation layer taken out (a batch of one has no batch statistics; the paper's
-footnote 3), initialised and padded as PyTorch does.
+experiments: ResNet-18 without normalisation layers, initialised and padded as in PyTorch. The paper removes
+normalisation because a batch of one example has no batch statistics (footnote 3).
 """
 
 import math
@@ -26,7 +26,7 @@ def _conv(
 ) -> keras.KerasTensor:
     """Apply a convolution without bias.
 
-    With strides, padding is symmetric; TensorFlow's "same" would pad right and bottom only.
+    With strides, padding is symmetric as in PyTorch. TensorFlow's "same" would pad more at the right and the bottom.
     """
     padding = "same" if strides == 1 else "valid"
     if padding == "valid" and size > 1:
@@ -42,7 +42,7 @@ def _conv(
 
 
 def _dense(x: keras.KerasTensor, units: int) -> keras.KerasTensor:
-    """Apply a dense layer with weights and biases uniform in ±1/√fan_in, PyTorch's default."""
+    """Apply a dense layer with weights and biases uniform in ±1/√fan_in, as is the default of PyTorch."""
     limit = 1 / math.sqrt(x.shape[-1])
     return layers.Dense(
         units,
@@ -113,8 +113,9 @@ def build_model(
 ) -> srel_tf.SRelModel:
     """Build an uncompiled `srel_tf.SRelModel` from images of `input_shape` (H, W, channels) to `num_classes` logits.
 
-    Names: `resnet18` (published net: 7×7 stride-2 stem, 3×3 stride-2 max pool; 11,168,451 parameters with RGB input and
-    3 classes), `resnet18_cifar` (3×3 stem, no pooling), `cnn`, `mlp`. Raises `OptionError` for any other name.
+    Names: `resnet18` (published net: 7×7 stem with stride 2, 3×3 max pooling with stride 2; 11,168,451 parameters for
+    RGB images and 3 classes), `resnet18_cifar` (3×3 stem, no pooling), `cnn`, `mlp`. Raises `OptionError` for any other
+    name.
     """
     if name not in ARCHITECTURES:
         raise OptionError(

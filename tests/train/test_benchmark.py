@@ -1,4 +1,4 @@
-"""The benchmark's procedures give the right numbers, its counts and fits are right, and its pieces run. No timings."""
+"""Tests of the benchmark: its procedures give the right numbers, its counts and fits are right, its parts run."""
 
 import itertools
 from concurrent.futures import ThreadPoolExecutor
@@ -58,7 +58,7 @@ def test_the_published_pair_is_kl_div_around_a_step_of_a_new_adam(in_double_prec
     )
 
     def kl_div(points):
-        """torch's kl_div(input=probabilities after, target=probabilities before), mean over classes."""
+        """Compute torch's kl_div(input=probabilities after, target=probabilities before), mean over classes."""
         p, q = (
             np.exp(reference.log_softmax(net(points, training=False)))
             for net in (it.model, stepped)
@@ -89,12 +89,12 @@ def test_the_torch_recipes_give_the_same_numbers(in_double_precision):
     pytest.importorskip("torch")
     from train.benchmark.torch_recipes import recipes
 
-    it = setup("cnn", 12, SMALL)  # More than are formed at a time.
+    it = setup("cnn", 12, SMALL)  # More examples than CHUNK.
     forward, *exact, limit = recipes(it.model, it.x, it.y, LEARNING_RATE).values()
     p = np.exp(reference.log_softmax(forward().numpy())).astype(float)
 
     def srel(moved):
-        """Definition 1 from the changes of the probabilities [n, n, C]."""
+        """Compute S_rel of Definition 1 from the changes of the probabilities [n, n, C]."""
         lengths = np.abs(moved).sum(axis=-1)
         return lengths / np.diag(lengths)[:, None]
 
@@ -139,7 +139,7 @@ def test_overhead_of_made_up_blocks():
 
 @pytest.mark.parametrize("start", [0, 54, 117])
 def test_measurements_fall_due_at_the_start_of_their_blocks(start):
-    """Wherever a plain fit has left the step: the blocks are counted from there."""
+    """Blocks are counted from the step at which the plain fit ended."""
     schedules = {
         name: benchmark_training.due(name, start) for name in ("limit", "exact")
     }
@@ -147,12 +147,12 @@ def test_measurements_fall_due_at_the_start_of_their_blocks(start):
         name: [step for step in range(64) if is_due(start + step)]
         for name, is_due in schedules.items()
     }
-    # The first nine steps trace the graphs; then nine without, nine with limit, nine with exact, and again.
+    # The first nine steps trace the graphs. Then blocks of nine steps repeat: without a measurement, limit, exact.
     assert due == {"limit": [0, 18, 45], "exact": [0, 27, 54]}
 
 
 def test_a_block_with_a_measurement_is_the_one_it_is_called(monkeypatch):
-    """With a number of blocks before it that is no multiple of the kinds."""
+    """The number of blocks before it is not a multiple of the number of kinds."""
     taken = []
 
     class Clock(benchmark_training._Blocks):
@@ -168,9 +168,8 @@ def test_a_block_with_a_measurement_is_the_one_it_is_called(monkeypatch):
     monkeypatch.setattr(benchmark_training, "_Blocks", Clock)
     table = benchmark_training.training("mlp", points=3, batch_size=2, rounds=1)
     assert table["kind"].tolist() == ["plain fit", "no measurement", "limit", "exact"]
-    of_fit = [
-        c for c in taken if c
-    ]  # Rows so far at the end of each block of the fit with probes, the first apart.
+    # Number of rows so far at the end of each block of the fit with probes; the plain fit has none.
+    of_fit = [c for c in taken if c]
     rows = [
         {k: after[k] - before[k] for k in after}
         for before, after in itertools.pairwise(of_fit)
@@ -216,9 +215,8 @@ def test_exponents_of_made_up_times():
     np.testing.assert_allclose(
         fitted.loc[("exact", "memory"), "exponent"], 0.0, atol=1e-12
     )
-    assert np.isnan(
-        fitted.loc[("limit", "memory"), "exponent"]
-    )  # No memory above the forward pass has no logarithm.
+    # The memory above the forward pass is 0, which has no logarithm.
+    assert np.isnan(fitted.loc[("limit", "memory"), "exponent"])
     assert fitted.loc[("exact", "seconds"), "points"] == "30–120"
 
 
@@ -291,7 +289,7 @@ def test_a_gpu_is_asked_for_where_there_is_none(monkeypatch, capsys):
 
 
 def test_a_failed_process_is_an_error_with_its_last_words(monkeypatch):
-    """What a process of its own raises is raised here in a thread."""
+    """A thread takes the place of the separate process and raises the same error."""
     monkeypatch.setattr(
         growth, "ProcessPoolExecutor", lambda jobs, context: ThreadPoolExecutor(jobs)
     )

@@ -1,4 +1,4 @@
-"""What goes along with a training."""
+"""Tests of the clock of a training."""
 
 import pytest
 
@@ -11,7 +11,7 @@ def test_the_seconds_of_several_processes_add_up(monkeypatch):
     first = Clock()
     now = 103.5
     assert first.state == 3.5
-    now = 7.0  # Another process, whose clock begins anew.
+    now = 7.0  # Another process has another time origin.
     second = Clock()
     second.state = first_state = 3.5
     now = 9.0

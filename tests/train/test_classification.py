@@ -1,4 +1,4 @@
-"""`python -m train.classification` from its arguments to its files, on scikit-learn's digits."""
+"""Tests of `python -m train.classification` from its arguments to its files, on scikit-learn's digits."""
 
 import contextlib
 import io
@@ -44,7 +44,7 @@ def command(path, *arguments, base=TINY):
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             status = main([*base, "--out", str(path), *map(str, arguments)])
-        except SystemExit as refused:  # By argparse.
+        except SystemExit as refused:  # Raised by argparse.
             status = refused.code
     return Done(status, out.getvalue(), err.getvalue(), Path(path))
 
@@ -108,9 +108,8 @@ def test_probe_and_data_are_written_down(done):
     )
     ids, frame = about["probe_ids"], done.frame()
     assert len(set(ids)) == 6
-    positions = [
-        images.train.ids.tolist().index(i) for i in ids
-    ]  # the set's own positions, all of them in training
+    # Ids are positions in the whole set. All of these are training images.
+    positions = [images.train.ids.tolist().index(i) for i in ids]
     names = [images.class_names[label] for label in images.train.y[positions]]
     assert (
         names
@@ -182,7 +181,7 @@ def test_an_interrupted_run_goes_again_and_repeats_bit_for_bit(
     stopped = command(tmp_path, "--seeds", 0, "--update", "sgd")
     assert stopped.status == 130
     assert (
-        "interrupted: what was measured is saved; the same command with --resume continues"
+        "interrupted: the measurements so far are saved; the same command with --resume continues"
         in stopped.err
     )
     assert not (tmp_path / "seed-0" / "seed.json").exists()
@@ -261,9 +260,8 @@ def test_select_top_keeps_the_classes_of_best_test_accuracy(selected):
         v for c, v in accuracy.items() if c not in kept
     )
     sizes = np.bincount(load("digits").test.y)
-    correct = sizes * [
-        accuracy[c] for c in accuracy
-    ]  # a class's accuracy is a share of its own test images
+    # The accuracy of a class is the share of its own test images.
+    correct = sizes * [accuracy[c] for c in accuracy]
     np.testing.assert_allclose(correct, correct.round(), atol=1e-9)
     assert list(selected.frame()["source_class"].unique()) == kept
     assert all(
@@ -275,7 +273,7 @@ def test_select_top_keeps_the_classes_of_best_test_accuracy(selected):
 def test_an_interrupted_selection_goes_on_and_chooses_the_same(
     selected, tmp_path, monkeypatch
 ):
-    """No update is made twice, and nothing is chosen by a half-trained net."""
+    """The resumed selection repeats no update and saves its choice only at the end of the training."""
     updates = []
 
     def count(self, batch, logs=None):
@@ -324,13 +322,13 @@ def test_an_interrupted_selection_goes_on_and_chooses_the_same(
         (["--batch-size", 5000], "batch size 5000: give 1 to 406"),
         (["--every", 0], "every=0"),
         (["--epochs", 0], "argument --epochs: 0: give at least 1"),
-        (["--seeds", 1, 1], r"argument --seeds: \[1, 1\]: name none twice"),
+        (["--seeds", 1, 1], r"argument --seeds: \[1, 1\]: give each value only once"),
         (["--jobs", 0], "argument --jobs: 0: give at least 1"),
         (["--checkpoint-every", 0], "argument --checkpoint-every: 0: give"),
         (["--resume", "--restart"], "argument --restart: not allowed with"),
         (["--seeds", 2**32], "argument --seeds: 4294967296: give at least 0 and less"),
         (["--image-size", 0], "argument --image-size: 0: give at least 1"),
-        (["--select-top", 11], "--select-top 11: digits has 10 classes"),
+        (["--select-top", 11], "--select-top 11: digits has 10 classes; give 2 to 10"),
         (["--dataset", "folder:nowhere"], "there is no directory nowhere"),
         (["--log-dir", __file__], "cannot write TensorBoard summaries"),
     ],

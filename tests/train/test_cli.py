@@ -1,4 +1,4 @@
-"""What all commands share: one line and a status for errors and interruptions, whole numbers as options."""
+"""Tests of what all commands share: error lines, the exit status, interruptions, options with whole numbers."""
 
 import argparse
 import os
@@ -22,13 +22,13 @@ def fail(error):
             OSError("full"),
             1,
             "error: full",
-            "error: full; what was measured before is saved",
+            "error: full; earlier measurements are saved",
         ),
         (
             KeyboardInterrupt(),
             130,
             "interrupted",
-            "interrupted: what was measured is saved; do it again",
+            "interrupted: the measurements so far are saved; do it again",
         ),
     ],
 )
@@ -67,7 +67,7 @@ def test_whole_numbers(capsys):
         ("1", "1: give at least 2 and less than 9"),
         ("9", "9: give at least 2 and less than 9"),
         ("x", "invalid whole_number value: 'x'"),
-        ("3 4 3", "[3, 4, 3]: name none twice"),
+        ("3 4 3", "[3, 4, 3]: give each value only once"),
     ):
         with pytest.raises(SystemExit):
             p.parse_args(["--n", *values.split()])

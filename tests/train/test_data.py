@@ -1,4 +1,4 @@
-"""Arrays made from image sets: classes, standardisation, augmentation, the fifth for testing, the fingerprint."""
+"""Tests of arrays from image sets: classes, standardisation, augmentation, the fifth for testing, the fingerprint."""
 
 import importlib
 import sys
@@ -31,7 +31,7 @@ def data_dir(tmp_path_factory):
 
 
 def pixels(data, split):
-    """Back to 0 .. 255."""
+    """Undo the standardisation: pixels of 0 .. 255."""
     return (split.x * data.std + data.mean) * 255
 
 
@@ -47,9 +47,8 @@ def test_arrays_equal_what_was_written(data_dir):
             split.x, (images / 255 - PUBLISHED[0]) / PUBLISHED[1], atol=2e-6
         )
         np.testing.assert_array_equal(split.y, labels)
-        np.testing.assert_array_equal(
-            split.ids, np.arange(len(labels))
-        )  # over three files
+        # The training images are in three files.
+        np.testing.assert_array_equal(split.ids, np.arange(len(labels)))
     assert data.class_names == tuple(NAMES)
     assert (data.name, data.input_shape, data.num_classes) == ("cifar10", (8, 8, 3), 4)
 
@@ -104,7 +103,7 @@ def test_class_without_images(tmp_path):
     assert load("part", tmp_path).class_names == ("a", "c")
     with pytest.raises(
         DatasetError,
-        match=r"class 'b' \(label 1\) has no images in split 'train'.*of those wanted it has a$",
+        match=r"class 'b' \(label 1\) has no images in split 'train'.*of the wanted classes it has a$",
     ):
         load("part", tmp_path, ["a", "b"])
     write_set(
@@ -112,7 +111,7 @@ def test_class_without_images(tmp_path):
     )
     with pytest.raises(
         DatasetError,
-        match=r"class 'c' \(label 2\) has no images in split 'test'.*of those wanted it has a, b$",
+        match=r"class 'c' \(label 2\) has no images in split 'test'.*of the wanted classes it has a, b$",
     ):
         load("halves", tmp_path)
     assert load("halves", tmp_path, [1, 0]).class_names == ("b", "a")
@@ -155,7 +154,7 @@ def test_digits():
 
 def test_digits_need_no_tfds():
     with mock.patch.dict(sys.modules):
-        for name in list(sys.modules):  # As if none had been imported yet.
+        for name in list(sys.modules):  # As if these modules had not been imported yet.
             if name.partition(".")[0] in ("train", "tensorflow_datasets"):
                 del sys.modules[name]
         assert (
@@ -166,7 +165,7 @@ def test_digits_need_no_tfds():
 
 
 def candidates(image, padding=4):
-    """Every crop of a padded image, plain and flipped, by row, column and flip."""
+    """Yield every crop of a padded image, plain and flipped, with its (row, column, is flipped)."""
     height, width, channels = image.shape
     padded = np.zeros(
         (height + 2 * padding, width + 2 * padding, channels), image.dtype
@@ -193,7 +192,7 @@ def test_augmentation_equals_a_loop():
 
 
 def found(data, split, images):
-    """The crop that each example of a split is of the image of its id."""
+    """Find from which crop of its original image each example of a split was made."""
     places = []
     for made, at in zip(np.rint(pixels(data, split)), split.ids, strict=True):
         matches = [
@@ -232,7 +231,7 @@ def test_seed(data_dir):
 
 def test_test_images_from_the_training_images(data_dir):
     plain = load("cifar10", data_dir, ["ship", "bird"], test_images="train", seed=2)
-    np.testing.assert_array_equal(np.bincount(plain.test.y), [3, 3])  # of 15 each
+    np.testing.assert_array_equal(np.bincount(plain.test.y), [3, 3])  # A fifth of 15.
     where = np.searchsorted(plain.train.ids, plain.test.ids)
     np.testing.assert_array_equal(plain.test.x, plain.train.x[where])
     np.testing.assert_array_equal(plain.test.y, plain.train.y[where])
@@ -254,11 +253,12 @@ def test_test_images_from_the_training_images(data_dir):
 def test_fifth():
     labels = np.repeat([0, 1, 2], [5000, 4002, 500])
     drawn = draw_fifth(labels, np.random.default_rng(0))
-    np.testing.assert_array_equal(
-        np.bincount(labels[drawn]), [1000, 800, 100]
-    )  # published.md's table
+    # The numbers of test images in the published experiments.
+    np.testing.assert_array_equal(np.bincount(labels[drawn]), [1000, 800, 100])
     assert len(set(drawn)) == 1900
-    with pytest.raises(DatasetError, match="class 1 has 4 training images"):
+    with pytest.raises(
+        DatasetError, match=r"class 1 has 4 training images: .* needs at least 5"
+    ):
         draw_fifth(np.repeat([0, 1], [9, 4]), np.random.default_rng(0))
 
 

@@ -1,4 +1,4 @@
-"""The errata's figures against torch's definitions written out in NumPy, closed forms, brute-force counts and loops."""
+"""Tests of the numbers of the errata against definitions of torch in NumPy, closed forms, counts and loops."""
 
 import math
 
@@ -29,11 +29,14 @@ RULES = {
     "sgd η=0.0001": ("sgd", 1e-4),
     "fresh_adam": ("fresh_adam", 1e-4),
 }
-STEPS = {"crossed": (0, 8, 12), "published": (1, 5, 12)}  # Four an epoch.
+STEPS = {
+    "crossed": (0, 8, 12),
+    "published": (1, 5, 12),
+}  # There are four updates per epoch.
 
 
 def made_up_run(path, protocol):
-    """A run directory of three seeds as `train.classification` leaves it, of random entries; its frame."""
+    """Write a run directory of three seeds as `train.classification` does, with random entries. Return its frame."""
     animals, frames = probe(4, 3), []
     for seed in SEEDS:
         parts = [
@@ -50,7 +53,7 @@ def made_up_run(path, protocol):
             if protocol == "crossed" or update == "fresh_adam"
         ]
         frames.append(pd.concat(parts, ignore_index=True))
-        # Intra-class entries a little larger, so that there is something to separate.
+        # Make intra-class entries larger, so that the classes are partly separated.
         same = frames[-1]["source_class"] == frames[-1]["target_class"]
         frames[-1]["srel"] += 0.7 * same
         folder = path / f"seed-{seed}"
@@ -81,9 +84,9 @@ def made_up_run(path, protocol):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """(Evidence, {protocol: frame}) of made-up CIFAR-10 runs."""
+    """Write made-up CIFAR-10 runs. Return (Evidence, {protocol: frame})."""
     path, frames = tmp_path_factory.mktemp("errata"), {}
-    with pytest.MonkeyPatch.context() as patch:  # Verdicts are not looked at.
+    with pytest.MonkeyPatch.context() as patch:  # The tests do not use the verdicts.
         patch.setattr(
             hypotheses,
             "class_claim",
@@ -100,7 +103,7 @@ def runs(tmp_path_factory):
 
 
 def chosen(frame, measure, rule, first_epoch=0.0):
-    """Rows of a measure and rule from an epoch on, diagonal left out."""
+    """Select the rows of a measure and rule from `first_epoch` on, without the diagonal."""
     update, eta = RULES[rule]
     rows = frame[
         (frame["measure"] == measure)
@@ -113,13 +116,16 @@ def chosen(frame, measure, rule, first_epoch=0.0):
 
 
 def interval(values):
-    """Mean and 95% t-interval."""
+    """Compute the mean and the 95% t-interval."""
     low, high = stats.ttest_1samp(values, 0).confidence_interval()
     return pytest.approx((np.mean(values), low, high))
 
 
 def brute_force_auc(frame, measure, rule):
-    """One number a run: mean over steps after the first epoch of the share of (intra, inter) pairs in order."""
+    """Compute the AUC of each run by counting the (intra, inter) pairs with intra > inter.
+
+    The AUC is averaged over the steps after the first epoch.
+    """
     of_runs = []
     for _, run in chosen(frame, measure, rule, 1.0).groupby("run"):
         shares = []
@@ -136,9 +142,8 @@ def brute_force_auc(frame, measure, rule):
 
 def test_1_torch_kl_div_of_probabilities_at_rest_and_its_range():
     p = np.random.default_rng(0).dirichlet([0.3, 1, 2], size=500)
-    torch_kl_div = [
-        sum(q * (math.log(q) - q) for q in row) / 3 for row in p
-    ]  # kl_div(input=p, target=p), "mean"
+    # kl_div(input=p, target=p), "mean"
+    torch_kl_div = [sum(q * (math.log(q) - q) for q in row) / 3 for row in p]
     np.testing.assert_allclose(
         errata_classification.unmoved_published_kl(p), torch_kl_div, rtol=1e-12
     )
@@ -400,7 +405,7 @@ def test_10_and_15_coefficient_and_least_error():
     assert errata_penalized.differentiated_coefficient(
         model, labels, w0[0]
     ) == pytest.approx(1 / 2, rel=1e-6)
-    # Between e₁ and e₂ the sum of both squared distances is least at their midpoint.
+    # The sum of the squared distances from e₁ and e₂ is least at their midpoint.
     assert errata_penalized.least_error_to_both() == pytest.approx(
         2 * (0.5**2 + 0.5**2) / 2
     )
@@ -424,7 +429,7 @@ def test_12_and_14_average_and_pairs():
 
 
 def squares(time, a=(1.0, 2.0), b=(1.0, 2.0), w0=(0.5, 0.5), theta=0.1):
-    """w² of eq. 36."""
+    """Compute w² by eq. 36."""
     a, b, w0 = (np.asarray(v) for v in (a, b, w0))
     return a / (b + (a / w0**2 - b) * np.exp(-4 * theta * a * time))
 

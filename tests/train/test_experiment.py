@@ -1,4 +1,4 @@
-"""The order of the data: a function of seed and epoch alone, which a resumed run enters in the middle."""
+"""Tests of the order of the data: it depends only on seed and epoch, and a resumed run continues in its middle."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""`python -m train.hypotheses` on run directories of each kind, and the theory's models as frames."""
+"""Tests of `python -m train.hypotheses` on run directories of each kind, and of the models of the theory as frames."""
 
 import contextlib
 import io
@@ -25,7 +25,7 @@ def command(*arguments):
 
 
 def run_directory(path, classes=False, regression=False, seeds=3, last=400):
-    """What a command leaves, with S_rel that rises, falls with distance and is larger within a class."""
+    """Write a run directory as a command does. S_rel rises, falls with distance and is larger within a class."""
     for seed in range(seeds):
         generator = np.random.default_rng(seed)
         source, target, step = (
@@ -103,7 +103,7 @@ def test_a_regression_run(tmp_path):
 
 def test_a_classification_run(tmp_path):
     path = run_directory(tmp_path / "run", classes=True)
-    for seed in range(3):  # The history of a classification knows epochs, no steps.
+    for seed in range(3):  # The history of a classification has epochs, but no steps.
         history = pd.DataFrame(
             {
                 "run": [f"seed-{seed}"],
@@ -188,7 +188,9 @@ def test_damaged_files_are_named_errors(tmp_path, name):
     path = run_directory(tmp_path / "run", regression=True)
     (path / name).write_bytes(b"\x00garbage")
     if (path / name).parent != path:
-        mark_as_finished((path / name).parent, {})  # As if it had been written so.
+        mark_as_finished(
+            (path / name).parent, {}
+        )  # As if this content had been written at the end of the seed.
     status, _, err = command(path)
     assert status == 1
     assert str(path / name) in err or "the risks lack the runs ['seed-1/1']" in err
@@ -299,7 +301,7 @@ def test_theory_frames_have_the_schema(cases, name):
 
 
 def test_random_pairs_are_eq_13_in_their_places(cases):
-    """Against eq. 13 written out, for one start."""
+    """Compare with eq. 13, written out here for one initial value."""
     case = cases["random"]
     x = np.random.default_rng(1).normal(size=(22, 3))
     w0_squared = np.divide(*MOMENTS) * np.random.default_rng(0).uniform(

@@ -1,4 +1,4 @@
-"""Finding and reading sets: TFDS in its layouts, folders, and every way in which that goes wrong."""
+"""Tests of finding and reading image sets: TFDS in its layouts, folders, and the errors of both."""
 
 import json
 import socket
@@ -18,7 +18,7 @@ NAMES = ["a", "b", "c"]
 
 @pytest.fixture
 def no_network(monkeypatch):
-    """No socket opens."""
+    """Let every use of the network fail."""
 
     def refuse(*_, **__):
         raise AssertionError("the network was used")
@@ -32,9 +32,8 @@ def pixels(data, split):
 
 
 def test_prepared_set_is_read_without_a_network(tmp_path, no_network):
-    write_set(
-        tmp_path, "fashion_mnist", SPLITS, NAMES, version="9.0.0"
-    )  # a version that the code does not know
+    # The code of TFDS does not know this version.
+    write_set(tmp_path, "fashion_mnist", SPLITS, NAMES, version="9.0.0")
     data = load("fashion_mnist", tmp_path)
     np.testing.assert_allclose(pixels(data, data.train), IMAGES, atol=1e-3)
 
@@ -143,7 +142,9 @@ def test_pixels_that_are_not_finite(tmp_path, value):
         match=f"example 13 of split 'train' of 'deep' .* pixel of value {value}",
     ):
         load("deep", tmp_path)
-    assert load("deep", tmp_path, ["a", "c"]).num_classes == 2  # example 13 is a "b"
+    assert (
+        load("deep", tmp_path, ["a", "c"]).num_classes == 2
+    )  # Example 13 has class "b".
 
 
 def test_constant_channel(tmp_path):
@@ -190,7 +191,7 @@ def test_damaged_records(tmp_path, how, classes):
     damage(sorted(place.glob("*train*"))[1], how)
     with pytest.raises(
         DatasetError,
-        match=f"split 'train' of 'hurt' in {place} cannot be read: .*missing, truncated",
+        match=f"split 'train' of 'hurt' in {place} cannot be read: .*missing, truncated or corrupt; replace",
     ):
         load("hurt", tmp_path, classes)
 
@@ -221,7 +222,7 @@ def test_not_prepared_and_no_network(tmp_path, monkeypatch):
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", refused)
     with pytest.raises(
         DatasetError,
-        match=r"not prepared in .*download failed \(URLError.*refused.*To get it, run",
+        match=r"not prepared in .*download failed \(URLError.*refused.*To prepare it, run",
     ):
         load("cifar10", tmp_path)
 
@@ -244,7 +245,7 @@ def test_folder(tmp_path):
         },
     )
     data = load(f"folder:{tmp_path}", classes=["dog", "2"])
-    assert data.class_names == ("dog", "2")  # "2" is a name here, whatever label it has
+    assert data.class_names == ("dog", "2")  # "2" is a class name here, not a label.
     for label, name in enumerate(data.class_names):
         ours = np.rint(pixels(data, data.train)[data.train.y == label]).astype(np.uint8)
         assert sorted(image.tobytes() for image in ours) == sorted(
@@ -276,9 +277,8 @@ def test_images_of_different_sizes(tmp_path):
     np.testing.assert_allclose(
         shown[data.train.y == 1], np.broadcast_to(colour, (3, 8, 8, 3)), atol=1e-3
     )
-    noise = np.rint(shown[data.train.y == 0]).astype(
-        np.uint8
-    )  # already 8 x 8: left as it is
+    # Images of 8 x 8 are not changed.
+    noise = np.rint(shown[data.train.y == 0]).astype(np.uint8)
     assert sorted(image.tobytes() for image in noise) == sorted(
         image.tobytes() for image in IMAGES[:3]
     )

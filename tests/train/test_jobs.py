@@ -1,4 +1,4 @@
-"""Seeds in processes of their own end with the process that started them, and so that they can save."""
+"""Tests of seeds in separate processes: when the process that started them ends, they save and end."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def work(directory, seed, orphaned):
-    """Steps that no signal ends; between them orphaned() is asked."""
+    """Make steps that no signal interrupts. After each step, ask orphaned()."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     directory.joinpath(f"{seed} begun").touch()
     while not orphaned():
@@ -45,7 +45,7 @@ def wait_for(directory, names):
     "number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
 )
 def test_all_are_asked_to_save_when_the_first_is_stopped(tmp_path, number):
-    """Though Ctrl-C is ignored, as shells have it in the background; a killed one cannot ask, its death is seen."""
+    """SIGINT is ignored, as in the background of a shell. If the first process is killed, the others notice it."""
     with subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(tmp_path)],
         cwd=ROOT,

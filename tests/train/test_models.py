@@ -1,4 +1,4 @@
-"""The nets of the experiments: shapes, padding, initialisation, against NumPy."""
+"""Tests of the nets of the experiments: shapes, padding and initialisation, compared with NumPy."""
 
 import keras
 import numpy as np
@@ -18,7 +18,7 @@ def resnet18():
 
 
 def convolution(x, kernel, stride):
-    """What PyTorch's Conv2d(stride, padding=size // 2, bias=False) computes; x [N, H, W, C], kernel [k, k, C, F]."""
+    """Compute PyTorch's Conv2d(stride, padding=size // 2, bias=False) of x [N, H, W, C], kernel [k, k, C, F]."""
     size = kernel.shape[0]
     margin = (size // 2, size // 2)
     padded = np.pad(x.astype(np.float64), ((0, 0), margin, margin, (0, 0)))
@@ -31,7 +31,7 @@ def convolution(x, kernel, stride):
 
 
 def max_pool(x):
-    """PyTorch's MaxPool2d(3, stride=2, padding=1)."""
+    """Compute PyTorch's MaxPool2d(3, stride=2, padding=1)."""
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-np.inf)
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))[
         :, ::2, ::2
@@ -44,7 +44,7 @@ def relu(x):
 
 
 def kernels(model):
-    """Convolution kernels by shape and stride, in the order of the layers."""
+    """List (kernel, stride) of the convolutions, in the order of the layers."""
     return [
         (layer.kernel.numpy(), layer.strides[0])
         for layer in model.layers
@@ -53,15 +53,14 @@ def kernels(model):
 
 
 def forward(model, x, pool=True):
-    """The published net written out: stem, two basic blocks a stage, global average, dense."""
+    """Compute the published net in NumPy: stem, two basic blocks in each stage, global average, dense layer."""
     rest = iter(kernels(model))
     x = relu(convolution(x, *next(rest)))
     x = max_pool(x) if pool else x
     for block in range(8):
         first, second = next(rest), next(rest)
-        shortcut = (
-            convolution(x, *next(rest)) if block in (2, 4, 6) else x
-        )  # the first of a stage halves the image
+        # The first block of each stage but the first halves the image.
+        shortcut = convolution(x, *next(rest)) if block in (2, 4, 6) else x
         x = relu(convolution(relu(convolution(x, *first)), *second) + shortcut)
     dense = model.layers[-1]
     return x.mean(axis=(1, 2)) @ dense.kernel.numpy() + dense.bias.numpy()
@@ -111,9 +110,8 @@ def test_convolutions_start_he_normal_by_fan_out(resnet18):
     for kernel, _ in kernels(resnet18):
         size, _, _, filters = kernel.shape
         expected = np.sqrt(2 / (size * size * filters))
-        assert kernel.std() == pytest.approx(
-            expected, rel=5 / np.sqrt(2 * kernel.size)
-        )  # 5 standard errors
+        # The tolerance is 5 standard errors.
+        assert kernel.std() == pytest.approx(expected, rel=5 / np.sqrt(2 * kernel.size))
         assert abs(kernel.mean()) < 5 * expected / np.sqrt(kernel.size)
         assert np.abs(kernel).max() > 3 * expected  # not truncated at two deviations
 
@@ -146,7 +144,7 @@ def test_every_net_returns_logits_of_any_image_shape(name):
     model = build_model(name, (8, 12, 1), 5)
     outputs = model(100 * RNG.normal(size=(3, 8, 12, 1)).astype(np.float32)).numpy()
     assert outputs.shape == (3, 5)
-    assert outputs.min() < 0 or outputs.max() > 1  # no probabilities
+    assert outputs.min() < 0 or outputs.max() > 1  # These are not probabilities.
     assert model.name == name
 
 

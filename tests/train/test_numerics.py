@@ -1,4 +1,4 @@
-"""`train.numerics`: its reference against closed forms, its counts on wrong matrices, the command on a tiny net."""
+"""Tests of `train.numerics`: the reference against closed forms, counts of wrong entries, the command on a tiny net."""
 
 import dataclasses
 import functools
@@ -34,7 +34,7 @@ def batch_norm():
 
 
 def blobs():
-    """Two classes, 12 examples, which a linear net separates."""
+    """Make 12 examples of two classes that a linear net separates."""
     y = np.arange(12) % 2
     x = np.random.default_rng(0).normal(size=(12, 4)) + 3 * (2 * y[:, None] - 1)
     return x.astype("float32"), y
@@ -61,7 +61,7 @@ def tiny_zoo(monkeypatch):
 
 
 def test_reference_is_the_closed_form_of_a_linear_net():
-    """z = Wx + b: the step moves z(x') by −η(1 + x·x')(p − e_y), whatever the measure makes of it."""
+    """For z = Wx + b, the step changes z(x') by −η(1 + x·x')(p − e_y). All measures follow from this change."""
     draw = np.random.default_rng(0)
     x, y = draw.normal(size=(6, 4)), np.arange(6) % 3
     kernel, bias = draw.normal(size=(4, 3)), draw.normal(size=3)
@@ -79,7 +79,7 @@ def test_reference_is_the_closed_form_of_a_linear_net():
             }  # fmt: skip
             for measure, distance in d.items():
                 if eta == 1e-8 and measure == "kl":
-                    continue  # This plain form cancels.
+                    continue  # The plain formula loses all digits here.
                 error = 1e-6 if eta == 1e-8 or measure == "kl" else 1e-9
                 np.testing.assert_allclose(
                     found[eta][measure][i],
@@ -101,7 +101,7 @@ def test_reference_is_the_closed_form_of_a_linear_net():
 
 
 def test_reference_resolves_steps_that_drown_in_float64():
-    """Logits of 1e6 hold a change of 1e-10 to no digit; the integral of the derivative does."""
+    """At logits of 1e6, float64 has no digit of a change of 1e-10. The integral of the derivative is accurate."""
     draw = np.random.default_rng(0)
     x, y = draw.normal(size=(4, 4)), np.arange(4) % 3
     weights = [draw.normal(size=(4, 3)), 1e6 + draw.normal(size=3)]
@@ -137,7 +137,7 @@ def test_distances_against_many_digits(scale, change):
 
 
 class Planted:
-    """A result of one measure with S_rel `s`, NaN where it is not valid."""
+    """A fake result for one measure with S_rel `s`. An entry is not valid if it is NaN."""
 
     def __init__(self, s):
         self._s = np.array(s)
@@ -194,9 +194,8 @@ def test_command_measures_every_stage_and_goes_on(tiny_zoo, tmp_path, capsys):
     assert numerics.main([*options, "--stages", zoo.UNTRAINED]) == 0
     assert numerics.main(options) == 0
     rows = pd.read_csv(tmp_path / "out" / "numerics.csv")
-    assert len(rows) == 3 * (2 + 1) * len(
-        TOLERANCE
-    )  # Stages; η of exact and limit; measures.
+    # 3 stages, 2 η of exact and 1 of limit, all measures.
+    assert len(rows) == 3 * (2 + 1) * len(TOLERANCE)
     assert (rows["entries"] == 36).all()
     assert rows["valid"].sum() > 0.5 * rows["entries"].sum()
     assert (rows["worst"].dropna() < 1).all()
@@ -281,7 +280,7 @@ def test_bad_options_are_named(arguments, capsys):
     ],
 )
 def test_nets_of_the_zoo_have_a_reference(name):
-    """All derivatives exist, in float64, and a small step is near its limit."""
+    """All derivatives exist in float64, and S_rel of a small step is near the limit."""
     net = zoo.NETS[name]
     keras.utils.set_random_seed(0)
     weights = [0.9 * w if w.std() else w for w in net.compiled().get_weights()]

@@ -1,4 +1,4 @@
-"""Optimizers with L2 in the gradient, against NumPy."""
+"""Tests of optimizers with L2 decay in the gradient, compared with NumPy."""
 
 import keras
 import numpy as np
@@ -8,7 +8,7 @@ from srel_tf import OptionError
 from train.common.optimizers import AdamL2, SgdL2, make_optimizer
 
 RNG = np.random.default_rng(0)
-# Numbers that float32 holds exactly: Keras rounds its constants to it.
+# These numbers are exact in float32, to which Keras rounds constants.
 RATE, BETA_1, BETA_2, L2 = 2**-4, 1 - 2**-3, 1 - 2**-6, 0.25
 START = RNG.normal(size=(3, 4))
 GRADIENTS = RNG.normal(size=(6, 3, 4))
@@ -17,7 +17,10 @@ GRADIENTS = RNG.normal(size=(6, 3, 4))
 def adam(
     w, l2, decoupled=0.0, learning_rate=RATE, epsilon=1e-8, beta_1=BETA_1, beta_2=BETA_2
 ):
-    """Kingma & Ba, end of section 2 (ε beside √v, as Keras has it), on g + l2·w; decoupled: AdamW's decay."""
+    """Apply Adam (Kingma & Ba, end of section 2: ε is added to √v, as in Keras) to g + l2·w.
+
+    `decoupled` is the weight decay of AdamW.
+    """
     m, v = np.zeros_like(w), np.zeros_like(w)
     for t, gradient in enumerate(GRADIENTS, start=1):
         g = gradient + l2 * w
@@ -87,7 +90,7 @@ def test_optimizers_by_name(name, kind, options):
         "learning_rate": 0.25,
         "l2": 0.5,
     }.items() <= optimizer.get_config().items()
-    assert optimizer.weight_decay is None  # Keras's own, decoupled one
+    assert optimizer.weight_decay is None  # The decoupled decay of Keras.
 
 
 @pytest.mark.parametrize("name", ["adam", "sgd", "momentum"])

@@ -1,4 +1,4 @@
-"""Presets of the replication and the rules that --update names, against what shared documents of the paper say."""
+"""Tests of the presets of the replication and of the rules that --update names."""
 
 import numpy as np
 import pandas as pd
@@ -57,7 +57,7 @@ def test_each_protocol_has_a_run_directory_of_its_own():
 
 
 def test_the_published_schedule():
-    """58 updates an epoch, measured after the updates 0, 9, …, 54 of each: 7 a epoch."""
+    """With 58 updates per epoch, S_rel is measured after updates 0, 9, …, 54 of each epoch: 7 times."""
     is_due = SCHEDULES["epoch"](9, 58)
     steps = [step for step in range(2 * 58 + 1) if is_due(step)]
     assert steps == [1, 10, 19, 28, 37, 46, 55, 59, 68, 77, 86, 95, 104, 113]
@@ -123,9 +123,8 @@ def test_one_training_feeds_all_rules_and_each_measures_what_it_would_alone(
     small = "--model mlp --epochs 1 --batch-size 200 --every 2 --per-class 2 --seeds 0".split()  # noqa: SIM905
     crossed = ["--measures", "kl", "--update", "sgd@1e-2", "sgd@0.5", "limit"]
     assert main([*small, *crossed, "--out", str(tmp_path / "all")]) == 0
-    monkeypatch.setattr(
-        "train.classification.command.report", lambda *_: None
-    )  # Pictures of the first are enough.
+    # Only the first command draws figures.
+    monkeypatch.setattr("train.classification.command.report", lambda *_: None)
     assert (
         main(
             [

@@ -1,4 +1,4 @@
-"""`python -m train.regression` from its arguments to its files, on a net that trains in seconds."""
+"""Tests of `python -m train.regression` from its arguments to its files, on a net that trains in seconds."""
 
 import contextlib
 import io
@@ -33,7 +33,12 @@ SETTINGS = {
     "learning-rate": 0.003,
 }
 BASE = [text for name, value in SETTINGS.items() for text in (f"--{name}", str(value))]
-SHORT = ("--iterations", 21, "--estimator", "limit")  # Where S_rel is not looked at.
+SHORT = (
+    "--iterations",
+    21,
+    "--estimator",
+    "limit",
+)  # For tests that do not look at S_rel.
 TINY = [*BASE, "--width", "3", "--depth", "2"]
 
 
@@ -42,7 +47,7 @@ def command(path, *arguments, base=TINY):
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             status = main([*base, "--out", str(path), *map(str, arguments)])
-        except SystemExit as refused:  # By argparse.
+        except SystemExit as refused:  # Raised by argparse.
             status = refused.code
     return status, out.getvalue(), err.getvalue(), Path(path)
 
@@ -124,7 +129,7 @@ def test_what_is_measured_when(frame, settings):
 
 
 def test_srel_at_the_start_by_two_forward_passes(frame, settings):
-    """Definition 1, written out: a real SGD step on the source, the change at x' over the change at the source."""
+    """Compare with Definition 1: after a real SGD step on the source, change at x' over change at the source."""
     keras.utils.set_random_seed(0)
     keras.config.set_floatx("float64")
     keras.config.set_dtype_policy("float64")
@@ -262,26 +267,23 @@ def test_an_interruption_keeps_what_was_measured(tmp_path, frame, monkeypatch):
     monkeypatch.setattr(Watch, "_look", interrupt)
     status, _, err, path = command(tmp_path, "--seeds", 0)
     assert status == 130
-    assert "interrupted: what was measured is saved" in err
+    assert "interrupted: the measurements so far are saved" in err
     assert not (path / "seed-0" / "seed.json").exists()
     kept = srel_tf.read_frame(path / "seed-0" / "frame.parquet")
-    assert sorted(kept["step"].unique()) in (
-        [0, 1, 2, 3],
-        [0, 1, 2, 3, 4],
-    )  # Watch may be asked before the probes.
+    # Step 4 is missing if Watch is called before the probes.
+    assert sorted(kept["step"].unique()) in ([0, 1, 2, 3], [0, 1, 2, 3, 4])
     keys = ["step", "source_id", "target_id"]
     both = kept.merge(frame[frame["seed"] == 0], on=keys)
     assert len(both) == len(kept)
-    np.testing.assert_array_equal(
-        both["srel_x"], both["srel_y"]
-    )  # Bit for bit what the whole run has.
+    # The rows are equal bit for bit to those of the uninterrupted run.
+    np.testing.assert_array_equal(both["srel_x"], both["srel_y"])
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--width", 0], "argument --width: 0: give at least 1"),
-        (["--depth", 2, 2], "argument --depth: [2, 2]: name none twice"),
+        (["--depth", 2, 2], "argument --depth: [2, 2]: give each value only once"),
         (
             ["--seeds", -1],
             "argument --seeds: -1: give at least 0 and less than 4294967296",

@@ -1,4 +1,4 @@
-"""From made-up run directories to the replication's tables and pictures, against NumPy, SciPy and plain loops."""
+"""Tests of the tables and pictures of the replication, from made-up runs, against NumPy, SciPy and plain loops."""
 
 import re
 import shutil
@@ -42,7 +42,7 @@ def frame_of(seed):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """(run directory, {seed: frame})"""
+    """Write a made-up run. Return (run directory, {seed: frame})."""
     path, frames = (
         tmp_path_factory.mktemp("run"),
         {seed: frame_of(seed) for seed in SEEDS},
@@ -91,7 +91,7 @@ def kept(results, name):
 
 
 def entries(run, seed=1, step=8, measure="kl", update="fresh_adam"):
-    """Valid rows of one matrix off the diagonal, and whether each is of one class."""
+    """Return the valid rows of one matrix without the diagonal, and whether source and target have the same class."""
     frame = run[1][seed]
     rows = frame[
         (frame["step"] == step)
@@ -211,7 +211,7 @@ def test_the_central_table(run, results):
     aucs = []
     for seed in SEEDS:
         of_steps = []
-        for step in (8, 12):  # epochs 2 and 3
+        for step in (8, 12):  # The steps after the first epoch.
             rows, same = entries(run, seed, step)
             of_steps.append(
                 np.mean(
@@ -304,7 +304,7 @@ def test_inter_above_intra_is_no_separation_of_the_kind_that_the_paper_means(
 
 
 def test_scales_of_sources_and_targets_taken_away(run, results):
-    """Rows by a loop; residuals of log S by taking row and column means away in turn until nothing is left of them."""
+    """The AUC of rows is computed by a loop, and the residuals of log S by subtracting row and column means in turn."""
     found = tables.adjusted(replication.load(results)).query(
         "protocol == 'crossed' and step == 12"
     )
@@ -359,7 +359,7 @@ def test_how_far_a_step_moves_predictions(run, results):
 
 
 def test_a_step_of_auto_moves_predictions_only_in_rows_of_finite_steps(tmp_path):
-    """Rows of the limit are per unit of η, whatever estimator asked for them."""
+    """Changes in rows of the limit are per unit of η, also if the estimator is auto, and must be left out."""
     frame = result(probe(4, 2), measures=["l1"], estimator="auto").to_frame(
         "seed-0", 0, 0.0
     )
@@ -367,9 +367,8 @@ def test_a_step_of_auto_moves_predictions_only_in_rows_of_finite_steps(tmp_path)
     pairs = srel_tf.smooth(frame).assign(rule="sgd, auto")
     srel_tf.write_frame(pairs, tmp_path / "pairs.parquet")
     (found,) = tables.moves({("made-up", "crossed"): tmp_path}).to_dict("records")
-    finite = frame[
-        frame["source_id"] % 4 < 2
-    ]  # The methods take turns: finite_step, finite_step_float64, two limits.
+    # The methods of the rows take turns: finite_step, finite_step_float64, then two limits.
+    finite = frame[frame["source_id"] % 4 < 2]
     own, same = (
         finite["source_id"] == finite["target_id"],
         finite["source_class"] == finite["target_class"],
@@ -383,7 +382,7 @@ def test_a_step_of_auto_moves_predictions_only_in_rows_of_finite_steps(tmp_path)
 
 @pytest.fixture(scope="module")
 def published(run):
-    """Our own curves of fresh_adam in the published form, doubled: ranges do not overlap where they are narrow."""
+    """Our own curves of fresh_adam in the published form, doubled. Narrow ranges do then not overlap."""
     frames = pd.concat(run[1].values(), ignore_index=True)
     pairs = srel_tf.smooth(frames[frames["update"] == "fresh_adam"])
     pairs = pairs[pairs["measure"] == "published_kl"]
@@ -456,7 +455,7 @@ def test_pictures_of_a_directory_that_is_named_after_no_protocol(results, tmp_pa
     names = (
         name for name, _ in figures.of_classification(tmp_path / "cifar10-mine", "mine")
     )
-    assert "pairs-fresh_adam.png" in names  # Draws no more than that.
+    assert "pairs-fresh_adam.png" in names  # The later figures are not drawn.
 
 
 def test_bad_input_is_told(tmp_path, capsys):

@@ -1,8 +1,8 @@
-"""`kill -9` at random moments: the run goes on with --resume and ends as one that was never interrupted, bit for bit.
+"""Tests of `kill -9` at random moments: the run continues with --resume and ends, bit for bit, as without interruption.
 
-The quick suite kills once at random, before the first save, and while a seed is finished. `pytest -m slow
-tests/train/test_resume.py` kills 20 times, at each act on files of a first save and of a seed's end, and while classes
-are selected; fills a disk up, and runs seeds in one process, in several, and in several calls.
+The quick suite kills once at a random moment. `pytest -m slow tests/train/test_resume.py` kills 20 times, at each
+act on files of a first save and of the end of a seed, and while classes are selected. It also fills up a disk, and runs
+seeds in one process, in several processes, and in several calls.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from srel_tf import FrameStore
 from srel_tf.files import lock
 from train.classification.command import main
 
-# 406 training images: 8 updates an epoch, each measured, saved every 3 updates and so within epochs and at their ends.
+# 406 training images: 8 updates per epoch. Each update is measured. Saving every 3 updates happens within epochs, too.
 RUN = [
     *(
         "--model",
@@ -69,7 +69,7 @@ def uninterrupted(tmp_path_factory):
 
 
 def results(path, seed=0):
-    """What must not differ: the bytes of the tables, and the hash of weights and optimizer."""
+    """Read what must not differ: the bytes of the tables, and the hash of weights and optimizer."""
     files = {
         name: (path / f"seed-{seed}" / name).read_bytes()
         for name in ("frame.parquet", "history.csv")
@@ -84,20 +84,23 @@ def results(path, seed=0):
 
 
 def saved(path):
-    """The number of the latest state, counted from 1."""
+    """Return the number of the latest state, counted from 1; 0 if there is none."""
     states = (path / "seed-0/frame.parts").glob("state-*.safetensors")
     return max((int(file.stem.split("-")[1]) for file in states), default=0)
 
 
 def half_written(path):
-    """Whether a file, or the store's index, was being written."""
+    """Return whether a file or the index of the store was being written."""
     return any((path / "seed-0").rglob(".*.part")) or any(path.rglob("*-journal"))
 
 
 def run_and_kill(run, path, rng, kind):
-    """Start the run and kill it at a random moment after it has got on: any moment, or while a file is written.
+    """Start the run, wait until it has saved one or two more states, and kill it.
 
-    Whether it was killed (else it ended), and whether a half-written file was left.
+    The kill comes at a random moment (kind "any") or while a file is being written ("writing").
+
+    Returns:
+        Whether the run was killed (otherwise it ended before), and whether it left a half-written file.
     """
     arguments = [
         sys.executable,
@@ -130,7 +133,13 @@ def run_and_kill(run, path, rng, kind):
 
 
 def kill_and_compare(run, path, uninterrupted, kills, *finish):
-    """(kills, kills that left a half-written file); `finish`: more arguments for the last command."""
+    """Kill the run several times, finish it, and compare its results with those of an uninterrupted run.
+
+    `finish` are more arguments of the last command.
+
+    Returns:
+        The number of kills, and the number of kills that left a half-written file.
+    """
     rng, killed, torn = np.random.default_rng(kills), 0, 0
     for number in range(kills):
         was_killed, left_half = run_and_kill(
@@ -141,9 +150,8 @@ def kill_and_compare(run, path, uninterrupted, kills, *finish):
             break
         rows = srel_tf.scan_frame(path / "seed-0" / "frame.parts").read()
         whole = rows.groupby(["step", "update", "measure"]).size()
-        assert (
-            whole == 9 * 9
-        ).all()  # Readable at any moment, and no measurement in halves.
+        # The frame can be read at any moment, and every measurement in it is complete.
+        assert (whole == 9 * 9).all()
     assert quietly(run, path, "--resume", *finish) == (0, "")
     assert results(path) == results(uninterrupted)
     assert [
@@ -155,7 +163,7 @@ def kill_and_compare(run, path, uninterrupted, kills, *finish):
 def test_a_kill_and_then_seeds_side_by_side(
     tmp_path, uninterrupted, capfd, monkeypatch
 ):
-    """The kill is real; what the process of a seed does is done here (test_jobs starts processes)."""
+    """The kill is real. The seeds of the second command run in this process; test_jobs tests separate processes."""
 
     def in_this_process(work, seeds, jobs):
         assert jobs == 2
@@ -191,7 +199,11 @@ def test_twenty_kills(tmp_path, capsys):
 
 
 def die(where, at, path):
-    """Run until the `at`-th act on files of a first save or of a seed's end; whether it died there (else it ended)."""
+    """Run and die at the `at`-th act on files of a first save or of the end of a seed.
+
+    Returns:
+        Whether the run died there; otherwise it ended before this act.
+    """
     arguments = [
         sys.executable,
         "-m",
@@ -222,16 +234,20 @@ def ends_as(path, uninterrupted):
 
 @pytest.mark.slow
 def test_a_kill_before_the_first_save_and_one_at_the_end(tmp_path, uninterrupted):
-    assert die("commit", 2, tmp_path)  # Its rows are flushed, and have no name yet.
+    assert die(
+        "commit", 2, tmp_path
+    )  # The rows are flushed, but their file has no name yet.
     assert saved(tmp_path) == 0
-    assert die("finish", 5, tmp_path)  # The frame has its name, the history has not.
+    assert die(
+        "finish", 5, tmp_path
+    )  # The frame has its name, the history has none yet.
     assert not (tmp_path / "seed-0" / "seed.json").exists()
     ends_as(tmp_path, uninterrupted)
 
 
 @pytest.mark.slow
 def test_a_kill_at_each_act(tmp_path, uninterrupted, capsys):
-    """One process after the other dies a little later: in its first save, then in the end of the seed."""
+    """Each process dies one act later than the one before: first in the first save, then at the end of the seed."""
     kills = {"commit": 0, "finish": 0}
     for where in kills:
         for at in range(1, 40):
@@ -264,7 +280,7 @@ SELECT = [
 
 @pytest.mark.slow
 def test_kills_while_classes_are_selected(tmp_path):
-    """No update is lost that was saved, and the choice is that of an uninterrupted run."""
+    """No saved update is lost, and the choice is the same as in an uninterrupted run."""
     assert quietly(SELECT, tmp_path / "whole") == (0, "")
     path, rng = tmp_path / "killed", np.random.default_rng(0)
     arguments = [
@@ -305,8 +321,9 @@ def test_kills_while_classes_are_selected(tmp_path):
 def test_ctrl_c_ends_after_the_step_and_says_how_to_go_on(
     tmp_path, uninterrupted, monkeypatch
 ):
-    """The signal comes in the middle of the 12th update's callbacks. That update is saved, and its step is measured
-    before the 13th, when the command goes on.
+    """The signal comes while the callbacks of the 12th update run. This update is saved.
+
+    When the command continues, the step of this update is measured before the 13th update.
     """
 
     def interrupt(self, batch, logs=None):
@@ -330,13 +347,14 @@ def test_ctrl_c_ends_after_the_step_and_says_how_to_go_on(
     total = json.loads((tmp_path / "seed-0" / "seed.json").read_text(encoding="utf-8"))[
         "seconds"
     ]
-    assert seconds < total < seconds + time.perf_counter() - begun  # Of both processes.
+    # The total counts the work of both processes.
+    assert seconds < total < seconds + time.perf_counter() - begun
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_seeds_side_by_side_are_stopped_with_the_command(tmp_path, number):
-    """Ctrl-C, here where a shell has it ignored, and SIGTERM: all seeds end their step. So they do if it is killed."""
+    """All seeds end their step and save: after SIGINT, although it is ignored here, after SIGTERM, and after a kill."""
     command = [
         sys.executable,
         "-m",
@@ -361,18 +379,17 @@ def test_seeds_side_by_side_are_stopped_with_the_command(tmp_path, number):
             assert time.monotonic() < deadline, "the run hangs"
             time.sleep(0.01)
         process.send_signal(number)
-        errors = process.stderr.read()  # Until the last of the processes has ended.
+        errors = process.stderr.read()  # This waits for the end of the last process.
     assert process.returncode == (130 if number != signal.SIGKILL else -number)
     assert ("the same command with --resume continues" in errors) == (
         number != signal.SIGKILL
     )
     assert "Traceback" not in errors
     for store in stores:
-        with srel_tf.FrameStore(
-            store, write=True
-        ) as opened:  # Nobody holds it any more.
+        # No process holds the store any more.
+        with srel_tf.FrameStore(store, write=True) as opened:
             rows = opened.read()
-            # The step of the saved state is measured when the training goes on.
+            # The step of the saved state is measured when the training continues.
             assert rows["step"].max() + 1 == opened.about["step"] < 240
             assert (rows.groupby(["step", "update"]).size() == 81).all()
 
@@ -380,7 +397,7 @@ def test_seeds_side_by_side_are_stopped_with_the_command(tmp_path, number):
 @pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["--jobs", "3"], ["--jobs", "2"], []])
 def test_seeds_in_any_number_of_processes(tmp_path, uninterrupted, arguments):
-    """Seeds 0 1 2 in one call, of one process or several, against seed 0 alone and against three calls."""
+    """One call with seeds 0, 1, 2 gives the same results as seed 0 alone and as three calls with one seed each."""
     assert quietly(QUICK, tmp_path / "one", "--seeds", "0", "1", "2", *arguments) == (
         0,
         "",
@@ -393,7 +410,7 @@ def test_seeds_in_any_number_of_processes(tmp_path, uninterrupted, arguments):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 690 KiB, where the system lets us mount one; called with a size it grows."""
+    """Mount a file system of 690 KiB, if the system allows it. The fixture is a function that sets another size."""
 
     def mount(*options):
         command = ["mount", "-t", "tmpfs", *options, "tmpfs", str(tmp_path)]
@@ -431,7 +448,7 @@ def test_a_full_disk_ends_the_training_and_loses_nothing(
 
 
 def test_a_second_process_is_refused(tmp_path):
-    """While another process has the directory; a process that dies leaves no lock behind."""
+    """Another process holds the directory. After this process has died, its lock is gone."""
     script = "import filelock, sys; held = filelock.FileLock(sys.argv[1]); held.acquire(); print('held'); input()"
     pipe = subprocess.PIPE
     with subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Run directories: bound to their settings and data, written whole or not at all."""
+"""Tests of run directories: they keep one set of settings and data, and files are written completely or not at all."""
 
 import itertools
 import json
@@ -52,9 +52,8 @@ def test_what_it_holds(used):
 
 def test_the_same_settings_reopen_it(used):
     before = files(used)
-    again = RunDirectory(
-        used.path, {**SETTINGS, "classes": ("3", "5")}
-    )  # as JSON holds it
+    # JSON stores the tuple as a list.
+    again = RunDirectory(used.path, {**SETTINGS, "classes": ("3", "5")})
     again.check_data("abc")
     assert again.is_complete(0)
     assert not again.is_complete(1)
@@ -98,7 +97,7 @@ def test_other_settings_are_refused_with_the_difference(used, other, shown, not_
 
 @pytest.mark.parametrize("name", ["settings.json", "data.json", "history.csv"])
 def test_files_of_others_are_neither_replaced_nor_removed(tmp_path, name):
-    """Of another program; or what is kept of a run whose seeds are elsewhere."""
+    """The files may be from another program, or from a run whose seeds were moved away."""
     (tmp_path / name).write_text("mine", encoding="utf-8")
     with pytest.raises(
         RunDirectoryError,
@@ -110,7 +109,7 @@ def test_files_of_others_are_neither_replaced_nor_removed(tmp_path, name):
 
 
 def test_a_seed_of_another_run_is_refused(used, tmp_path):
-    """Copied here, or its directory's settings.json edited: it would stand in one table with the others."""
+    """The seed was copied here, or settings.json was edited. Its rows would be mixed with those of the other seeds."""
     other = RunDirectory(tmp_path / "other", {**SETTINGS, "epochs": 3})
     other.save_seed(1, table(), table(), about={"seed": 1})
     shutil.copytree(other.seed_path(1), used.seed_path(1))
@@ -268,7 +267,7 @@ def test_a_finished_frame_that_was_altered_is_named(used):
 
 
 def test_settings_cannot_lead_outside(used, tmp_path):
-    """What a stranger writes into settings.json is compared, never opened."""
+    """Paths in settings.json are compared, but never opened."""
     stranger = {**SETTINGS, "dataset": "folder:/etc", "out": "../elsewhere"}
     write_json(used.path / "settings.json", stranger)
     with pytest.raises(
@@ -280,7 +279,7 @@ def test_settings_cannot_lead_outside(used, tmp_path):
 
 @pytest.fixture
 def interrupted(used):
-    """Seed 1 has saved rows and a state."""
+    """A directory in which seed 1 has saved rows and a state."""
     with used.store(1, used.note(ABOUT)) as store:
         store.commit(table(), {"w": np.ones(2)}, {"step": 5, "note": used.note(ABOUT)})
     return used
@@ -294,7 +293,8 @@ def test_a_seed_goes_on_only_as_it_was_begun(interrupted, change):
     note = {**interrupted.note(ABOUT), **change}
     (name,) = change
     with pytest.raises(
-        RunDirectoryError, match=rf"return to those.*\n  {name}: .* there, .* now"
+        RunDirectoryError,
+        match=rf"return to those.* the differences are:\n  {name}: .* there, .* now",
     ):
         interrupted.store(1, note, resume=True)
     with interrupted.store(1, interrupted.note(ABOUT), resume=True) as store:
@@ -363,9 +363,8 @@ def test_leftovers_of_a_killed_process_are_cleared_away(interrupted):
     (interrupted.seed_path(1) / "frame.parts" / "notes.txt").write_text(
         "mine", encoding="utf-8"
     )
-    interrupted.save_seed(
-        1, table(), table(), about={}
-    )  # It was killed between the mark and the removal.
+    # As if the process had been killed after writing the mark and before removing the store.
+    interrupted.save_seed(1, table(), table(), about={})
     with pytest.warns(
         UserWarning, match=r"frame\.parts is no longer needed, but stays: notes\.txt"
     ):
@@ -378,7 +377,7 @@ def test_leftovers_of_a_killed_process_are_cleared_away(interrupted):
 
 
 def test_leftovers_beside_a_frame_are_cleared_away(interrupted):
-    """By who has the seed: without a lock, its temporary file may be another process's."""
+    """Only the process that holds the seed deletes them: without its lock, another process may be using them."""
     half = interrupted.seed_path(1) / ".frame.parquet.77.srel_tf.part"
     half.write_text("half", encoding="utf-8")
     again = RunDirectory(interrupted.path, SETTINGS)
@@ -397,7 +396,7 @@ DAMAGED = {
 
 @pytest.mark.parametrize("content", DAMAGED)
 def test_a_damaged_mark_is_told_and_what_is_there_stays(interrupted, content):
-    """A rerun would replace the frame; and the parts, from which the seed could go on, are not cleared away."""
+    """The seed is not run again, which would replace the frame. Parts from which it could continue are not deleted."""
     interrupted.save_seed(1, table(), table(), about={"seed": 1})
     (interrupted.seed_path(1) / "seed.json").write_text(
         DAMAGED[content], encoding="utf-8"
@@ -442,7 +441,7 @@ def test_who_comes_late_replaces_nothing_that_is_finished(used):
 
 @pytest.mark.filterwarnings("default:.*no longer needed")
 def test_a_seed_that_dies_at_any_act_of_its_end_ends_the_same(interrupted, tmp_path):
-    """Wherever it dies while its frame, history and mark are written and its state is removed."""
+    """The process dies at any act of writing frame, history and mark, or of removing the state."""
     note, marked = interrupted.note(ABOUT), []
     for at in itertools.count(1):
         path = shutil.copytree(interrupted.path, tmp_path / str(at))
@@ -468,15 +467,16 @@ def test_a_seed_that_dies_at_any_act_of_its_end_ends_the_same(interrupted, tmp_p
             "seed.json",
         }
         pd.testing.assert_frame_equal(again.frames([1])[0], table())
+        # CSV does not store types.
         pd.testing.assert_frame_equal(
             again.histories([1]), table(3.0), check_dtype=False
-        )  # Text knows no types.
+        )
         if not died:
             break
-    assert marked == sorted(marked)  # Not finished, then finished.
-    assert (
-        marked.count(False) == 8
-    )  # Three acts for each file, up to the name of the mark.
+    # The seed is not complete up to some act, and complete after it.
+    assert marked == sorted(marked)
+    # Each file takes three acts. The 8th act gives the mark its name.
+    assert marked.count(False) == 8
     assert marked.count(True) > 5
 
 
@@ -491,9 +491,8 @@ def test_what_was_left_out_stands_in_the_mark(interrupted, capsys):
         interrupted.store(
             1, {**note, "settings epochs": 9}, resume=True, skip_damaged=True
         )
-    with pytest.raises(
-        srel_tf.StorageError, match="1 cannot be used"
-    ):  # What was refused left nothing out.
+    # The refused call did not leave out the damaged part.
+    with pytest.raises(srel_tf.StorageError, match="1 cannot be used"):
         interrupted.store(1, note, resume=True)
     interrupted.store(1, note, resume=True, skip_damaged=True).close()
     with interrupted.store(1, note, resume=True) as store:
@@ -504,7 +503,7 @@ def test_what_was_left_out_stands_in_the_mark(interrupted, capsys):
     assert (left_out["file"], left_out["rows"]) == ("part-000000.parquet", 2)
     assert left_out["fault"].startswith("has 4 of its")
     assert (
-        "seed 1: 2 rows are left out, part-000000.parquet has 4 of its"
+        "seed 1: 2 rows are left out, because part-000000.parquet has 4 of its"
         in capsys.readouterr().out
     )
     pd.testing.assert_frame_equal(interrupted.frames([1])[0], table(9.0))

@@ -6,7 +6,7 @@ import tensorflow_datasets as tfds
 
 
 def random_images(count, size=(8, 8), channels=3, seed=0):
-    """uint8 [count, H, W, C], each pixel uniform."""
+    """Draw images of independent uniform pixels, uint8 [count, H, W, C]."""
     return np.random.default_rng(seed).integers(
         0, 256, (count, *size, channels), dtype=np.uint8
     )
@@ -23,11 +23,11 @@ def write_set(
     supervised_keys=None,
     **more,
 ):
-    """Write `{split: (images, labels)}` as a prepared TFDS set; returns its directory.
+    """Write `{split: (images, labels)}` as a prepared TFDS set and return its directory.
 
-    image    the Image feature; None: uint8 of the size of the first image. Images may be encoded (bytes) already.
-    shard    most examples in a file
-    more     features besides `image` and `label`, with one value for all examples: {key: (feature, value)}
+    image    the Image feature; None means uint8 of the size of the first image. Images may be encoded (bytes) already.
+    shard    largest number of examples in a file
+    more     {key: (feature, value)} of further features; all examples have the same value
     """
     first = next(iter(splits.values()))[0][0]
     features = {

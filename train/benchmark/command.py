@@ -1,11 +1,12 @@
-"""Costs of a measurement, side by side in one run: srel_tf's estimators, the plain loop, the published procedure.
+"""Cost of a measurement: srel_tf's estimators compared with a plain loop and with the published procedure.
 
     python -m train.benchmark                     the published ResNet-18, 60 sources x 60 targets, 32 x 32 images
     python -m train.benchmark --growth            time and memory from 30 to 1,000 probe points, with exponents
-    python -m train.benchmark --training          `fit` with a measurement every ninth step against plain `fit`
-    python -m train.benchmark --all --out DIR     all three, and tables and a picture in DIR
+    python -m train.benchmark --training          `fit` with a measurement every ninth step, compared with plain `fit`
+    python -m train.benchmark --all --out DIR     all three; writes tables and a picture to DIR
 
-If PyTorch is installed, the first command also times the torch.func recipes. Only ratios carry over to another machine.
+If PyTorch is installed, the first command also times the torch.func recipes. Times depend on the machine. Only their
+ratios carry over to another machine.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from train.models import ARCHITECTURES
 
 Result = tuple[
     dict[str, pd.DataFrame], dict[str, Figure]
-]  # Tables and figures by file name.
+]  # (tables, figures), each by file name.
 
 
 def parser() -> argparse.ArgumentParser:
@@ -45,37 +46,51 @@ def parser() -> argparse.ArgumentParser:
     def part(name: str, text: str) -> None:
         p.add_argument(name, action="store_true", help=text)
 
-    part("--growth", "time and memory by probe points")
-    part("--training", "cost during fit")
-    part("--all", "both of these and the comparison, which is the default")
+    part("--growth", "time and memory for several numbers of probe points")
+    part("--training", "cost of measuring during fit")
+    part("--all", "the comparison (the default), --growth and --training")
     p.add_argument(
         "--out",
         type=Path,
-        help="directory for tables (CSV), machine (JSON) and a picture",
+        help="directory for tables (CSV), options and machine (JSON) and a picture",
     )
     p.add_argument(
         "--device",
         choices=("cpu", "gpu"),
-        help="gpu: fail without one, and write to results/benchmarks/gpu unless --out is given; cpu: hide GPUs",
+        help="gpu: fail if there is no GPU, and write to results/benchmarks/gpu unless --out is given; cpu: hide GPUs",
     )
     p.add_argument("--model", default="resnet18", choices=ARCHITECTURES)
-    number("--points", 3, 60, "probe points, of 3 classes (not --growth)")
-    number("--repeats", 1, 5, "rounds in which the procedures are called in turn")
-    number("--torch-repeats", 0, 2, "rounds of the torch.func recipes; 0: none")
+    number(
+        "--points",
+        3,
+        60,
+        "number of probe points, of 3 classes (--growth uses --sizes)",
+    )
+    number(
+        "--repeats", 1, 5, "number of rounds; each round calls the procedures in turn"
+    )
+    number(
+        "--torch-repeats", 0, 2, "number of rounds with the torch.func recipes; 0: none"
+    )
     p.add_argument(
         "--sizes",
         type=cli.at_least(3),
         nargs="+",
         default=SIZES,
-        help="probe points of --growth",
+        help="numbers of probe points for --growth",
     )
-    number("--exact-up-to", 0, 240, "--growth measures exact up to this many points")
+    number(
+        "--exact-up-to",
+        0,
+        240,
+        "largest number of probe points at which --growth measures exact",
+    )
     number("--batch-size", 1, 256, "batch size of --training")
     number(
         "--rounds",
         1,
         5,
-        "rounds of --training, in which its kinds of blocks take turns",
+        "number of rounds of --training; each round has one block of each kind",
     )
     return p
 
@@ -116,7 +131,7 @@ def _comparison(args: argparse.Namespace) -> Result:
     table = comparison(args.model, args.points, args.repeats, torch_repeats)
     cli.show(
         f"{args.model}, {args.points} sources × {args.points} targets; medians of calls in turn; the published "
-        "procedure is scaled up from the (source, class) pairs that were timed",
+        "procedure was timed on some (source, class) pairs and is scaled up to all of them",
         table,
     )
     loops = table.set_index("procedure")["forward_passes"] / args.points
@@ -125,7 +140,7 @@ def _comparison(args: argparse.Namespace) -> Result:
     )
     if args.torch_repeats and not torch_repeats:
         print(
-            "torch.func recipes left out: PyTorch is not installed (pip install -e '.[torch]')",
+            "torch.func recipes are left out, because PyTorch is not installed (pip install -e '.[torch]')",
             flush=True,
         )
     return {"comparison": table}, {}
@@ -145,7 +160,7 @@ def _growth(args: argparse.Namespace) -> Result:
     )
     fitted = exponents(table)
     cli.show("seconds and bytes", table)
-    cli.show("powers of the number of points", fitted)
+    cli.show("fitted powers of the number of points", fitted)
     picture = report.plot_growth(table, fitted)
     return {"growth": table, "growth_exponents": fitted}, {"growth": picture}
 
@@ -154,7 +169,7 @@ def _training(args: argparse.Namespace) -> Result:
     table = training(args.model, args.points, args.batch_size, args.rounds)
     medians = overhead(table).reset_index()
     cli.show(
-        f"blocks of {EVERY} steps of {args.batch_size} in `fit`, in turn with one measurement or none; medians",
+        f"medians of blocks of {EVERY} steps in `fit`, batch size {args.batch_size}, with one measurement or none",
         medians,
     )
     return {"training": table, "training_overhead": medians}, {}

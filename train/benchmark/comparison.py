@@ -1,6 +1,6 @@
-"""All procedures side by side in one process, called in turn.
+"""Times of all procedures, which are called in turn in one process.
 
-Only the ratios of times carry over to another machine.
+Times depend on the machine. Only their ratios carry over to another machine.
 """
 
 import importlib.util
@@ -49,7 +49,13 @@ def comparison(
     before it is timed, which traces the graphs of srel_tf and of the loop.
 
     Returns:
-        One row per procedure: median seconds, timings, and its ratios forward_passes and published_over_it.
+        One row per procedure, with the columns
+
+        procedure: its name;
+        timings: number of timed calls;
+        seconds: median time;
+        forward_passes: seconds divided by the seconds of one forward pass;
+        published_over_it: seconds of the published procedure divided by seconds.
     """
     it = setup(name, points, shape)
     procedures = _in_tensorflow(it)
@@ -65,7 +71,10 @@ def comparison(
 
 
 def ratios(times: Mapping[str, Sequence[float]], pairs: int) -> pd.DataFrame:
-    """Make the table of `comparison` from {procedure: seconds of its calls}; the published one consists of `pairs`."""
+    """Make the table of `comparison` from {procedure: seconds of each call}.
+
+    One call of the published procedure measures one (source, class) pair. Its time is multiplied by `pairs`.
+    """
     seconds = pd.Series({name: float(np.median(t)) for name, t in times.items()})
     seconds[PUBLISHED] *= pairs
     return pd.DataFrame(

@@ -1,4 +1,4 @@
-"""Growth of time and memory with the probe: each size and estimator in a separate process."""
+"""Growth of time and memory with the number of probe points. Each size and estimator runs in a separate process."""
 
 import multiprocessing
 import resource
@@ -17,8 +17,10 @@ from train.classification.experiment import make_repeatable
 
 SIZES = (30, 60, 120, 240, 480, 1000)
 QUANTITIES = {"seconds": "time", "memory": "memory above the forward pass"}
-LONG = 20.0  # A measurement that takes longer (in seconds) is not repeated.
-VERY_LONG = 200.0  # Seconds from which the first measurement is used, because tracing is only a few percent of it.
+# A measurement is repeated, up to 3 times in all, until the sum of the times reaches this number of seconds.
+LONG = 20.0
+# If the first measurement takes more seconds than this, it is the only one: tracing is only a few percent of it.
+VERY_LONG = 200.0
 Row = dict[str, Any]
 
 
@@ -34,14 +36,20 @@ def growth(
         model: A net of `train.models`.
         sizes: Numbers of probe points.
         exact_up_to: Largest size at which `exact` is measured.
-        report: Function that is called with each row as soon as it is known.
+        report: Function that is called with each row as soon as it is measured.
 
     Returns:
-        One row per estimator and size: seconds, forward (s, one pass of the probe), first (s, graph traced), memory and
-        peak (bytes).
+        One row per estimator and size. The columns, in addition to `estimator` and `points`, are
+
+        seconds: median time of a measurement;
+        measurements: number of measurements in this median;
+        first: seconds of the first measurement, which traces the graph;
+        forward: seconds of a forward pass of all probe points;
+        memory: bytes by which measuring raised the peak memory above the peak of the forward passes;
+        peak: peak memory in bytes.
 
     Raises:
-        SRelError: If a process fails, for example out of memory.
+        SRelError: If a process fails, for example because memory runs out.
     """
     rows = []
     for points in sizes:
@@ -53,9 +61,11 @@ def growth(
 
 
 def exponents(table: pd.DataFrame) -> pd.DataFrame:
-    """Fit log quantity = exponent · log points + log factor by least squares: one row per estimator and quantity.
+    """Fit log quantity = exponent · log points + log factor by least squares.
 
-    The fit is NaN if there are fewer than two sizes or the quantity is not positive at each.
+    Returns:
+        One row per estimator and quantity. The fit is NaN if there are fewer than two sizes, or if the quantity is not
+        positive at every size.
     """
     rows = []
     for estimator, part in table.groupby("estimator", sort=False):
@@ -84,8 +94,8 @@ def _in_new_process(estimator: str, points: int, model: str) -> Row:
             return process.submit(measure_one, estimator, points, model).result()
     except Exception as error:  # An error of TensorFlow, or BrokenProcessPool if the process was killed.
         raise srel_tf.SRelError(
-            f"{estimator} with {points} points failed, perhaps for lack of memory: "
-            f"{type(error).__name__}: {error}"
+            f"{estimator} with {points} points failed: {type(error).__name__}: {error}; "
+            "if memory ran out, give smaller --sizes or a smaller --exact-up-to"
         ) from error
 
 
@@ -94,7 +104,7 @@ def measure_one(estimator: str, points: int, model: str) -> Row:
     make_repeatable(0)
     it = setup(model, points)
     forward = forward_pass(it.model)
-    # The forward pass takes as many examples at a time as a measurement.
+    # The forward pass uses the batch size of a measurement.
     batches = np.array_split(it.x, -(-points // srel_tf.Settings().batch_size))
 
     def forward_all() -> None:
@@ -125,7 +135,7 @@ def measure_one(estimator: str, points: int, model: str) -> Row:
 def peak_memory() -> int:
     """Read the largest resident size of this process so far, in bytes.
 
-    Linux's `getrusage` starts from the peak of the parent process; /proc does not.
+    On Linux, /proc is read, because the value of `getrusage` starts from the peak of the parent process.
     """
     status = Path("/proc/self/status")
     if status.exists():

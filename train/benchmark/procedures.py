@@ -13,7 +13,7 @@ from train.models import build_model
 
 CLASSES = 3
 LEARNING_RATE = 1e-4
-SMALL = 1e-6  # Step length that float32 does not resolve on the same net.
+SMALL = 1e-6  # Learning rate whose steps float32 does not resolve on this net.
 
 
 class Setup(NamedTuple):
@@ -60,8 +60,9 @@ def forward_pass(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
 class NaiveLoop:
     """A well-written plain TensorFlow loop: for each source a gradient, an updated copy of the net, and a forward pass.
 
-    The loop is traced once; the copy's weights are shadow variables, assigned for each source. It does not tell which
-    entries float32 resolves. Calling it returns {"kl", "l1"}: S_rel [n, n] of the definitions, and the logits.
+    The loop body is traced once. The weights of the copy are variables, which are assigned anew for each source. The
+    loop does not check which entries float32 resolves. Calling it returns {"kl": S_rel, "l1": S_rel}, each [n, n],
+    computed from the logits as in the definitions.
     """
 
     def __init__(self, model: keras.Model, x: np.ndarray, y: np.ndarray) -> None:
@@ -117,14 +118,17 @@ DISTANCES = {"kl": _kl, "l1": _l1}
 
 
 def _srel(moved: tf.Tensor) -> np.ndarray:
-    """Divide D [n, n] by its diagonal, the change at the source itself."""
+    """Divide each row of D [n, n] by its diagonal entry, the change at the source itself."""
     return (moved / tf.linalg.diag_part(moved)[:, None]).numpy()
 
 
 def published_pair(
     model: keras.Model, x: np.ndarray, y: np.ndarray, source: int, target_class: int
 ) -> np.ndarray:
-    """Measure one (source, class) pair as the published code does: a new net, a new Adam, one step, two passes."""
+    """Measure one (source, class) pair as the published code does.
+
+    It makes a new net and a new Adam, takes one step, and runs forward passes before and after this step.
+    """
     targets = tf.constant(x[y == target_class])
     xs, ys = tf.constant(x[[source]]), tf.constant(y[[source]])
     copy = keras.models.clone_model(model)
@@ -150,7 +154,7 @@ def published_pair(
 
 
 def seconds(function: Callable[[], object]) -> float:
-    """Measure the wall-clock time of one call."""
+    """Measure the wall-clock time of one call in seconds."""
     start = time.perf_counter()
     function()
     return time.perf_counter() - start
@@ -164,12 +168,12 @@ def interleaved(
     """Time functions that are called in turn, so that other load on the machine slows all of them alike.
 
     Args:
-        functions: {name: function}; each is called once before, untimed.
-        rounds: {name: the number of rounds in which it is called}.
+        functions: {name: function}. Each is called once, without timing, before the rounds begin.
+        rounds: {name: number of rounds in which the function is called}.
         each: {name: number of calls per round}, 1 by default.
 
     Returns:
-        {name: seconds of its calls}.
+        {name: seconds of each timed call}.
     """
     times: dict[str, list[float]] = {name: [] for name in functions}
     for function in functions.values():

@@ -1,4 +1,4 @@
-"""Printed output and files of the benchmark: tidy CSV, a description of the machine, a log-log picture."""
+"""Printed output and files of the benchmark: tables in CSV, a description of the machine, a log-log picture."""
 
 import os
 import platform
@@ -19,7 +19,7 @@ from train.common.environment import environment
 
 
 def machine() -> dict[str, Any]:
-    """Collect processor, cores, load and versions, in types that JSON supports."""
+    """Collect processor, cores, load and versions, as values that JSON supports."""
     about = {"processor": processor(), "cores": os.cpu_count(), **environment()}
     if hasattr(os, "getloadavg"):
         about["load_average_at_start"] = round(os.getloadavg()[0], 2)
@@ -29,7 +29,7 @@ def machine() -> dict[str, Any]:
 
 
 def processor() -> str:
-    """Return the name of the processor, if the system provides it."""
+    """Return the name of the processor, or of its architecture if the system does not provide the name."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(
@@ -42,7 +42,7 @@ def processor() -> str:
 
 
 def show_machine(about: Mapping[str, Any]) -> None:
-    """Print the machine and the versions that matter."""
+    """Print the machine and the versions of the main packages."""
     load = about.get("load_average_at_start", "unknown")
     print(
         f"{about['processor']}, {about['cores']} cores, {', '.join(about['devices'])}; load at the start {load}"
@@ -102,7 +102,9 @@ def write(
     tables: Mapping[str, pd.DataFrame],
     figures: Mapping[str, Figure],
 ) -> None:
-    """Write a part of the benchmark: PART.json (options and machine), NAME.csv of each table, NAME.png of each figure.
+    """Write the results of one part of the benchmark.
+
+    The files are PART.json with options and machine, NAME.csv for each table, and NAME.png for each figure.
 
     Raises:
         OptionError: If the directory cannot be written.

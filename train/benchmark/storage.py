@@ -1,8 +1,9 @@
-"""Frames of any length in bounded memory: write simulated measurements in parts, and summarise them from the disk.
+"""Peak memory of long frames: write simulated measurements in parts, then summarise them from the disk.
 
-    python -m train.benchmark.storage --rows 1e8 --dir DIR        10⁸ rows need 3 GB there
+    python -m train.benchmark.storage --rows 1e8 --dir DIR        10⁸ rows need 3 GB in DIR
 
-The command prints rows, bytes, times and the peak of the memory after a tenth of the work and at the end.
+The command prints rows, bytes and times, and the peak memory after a tenth of the writing, after the writing and after
+the summary. Memory is bounded if the peak hardly grows.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from train.common import cli
 CLASSES, PER_CLASS, MEASUREMENTS_A_PART = ["cat", "dog", "owl"], 20, 100
 ROWS = (
     2 * (len(CLASSES) * PER_CLASS) ** 2
-)  # Rows of a measurement: two measures, all pairs.
+)  # Rows in one measurement: two measures for all pairs.
 
 
 @cli.command()
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def report(what: str, duration: float) -> None:
-    """Print the finished task, its duration and the peak of the memory so far."""
+    """Print a finished task with its duration and the peak memory so far."""
     print(
         f"{what}: {duration:.0f} s, peak memory {peak_memory() / 1e6:.0f} MB",
         flush=True,
@@ -57,7 +58,7 @@ def report(what: str, duration: float) -> None:
 
 
 def write(store: srel_tf.FrameStore, measurements: int) -> None:
-    """Append the rows of the given number of measurements in parts of `MEASUREMENTS_A_PART`."""
+    """Append the given number of measurements, `MEASUREMENTS_A_PART` of them in each part."""
     rng = np.random.default_rng(0)
     for first in range(0, measurements, MEASUREMENTS_A_PART):
         steps = range(first, min(first + MEASUREMENTS_A_PART, measurements))
@@ -69,7 +70,7 @@ def write(store: srel_tf.FrameStore, measurements: int) -> None:
 
 
 def made_up(step: int, rng: np.random.Generator) -> pd.DataFrame:
-    """Draw rows of random entries, in the format of a measurement."""
+    """Draw random rows in the format of a measurement."""
     n = len(CLASSES) * PER_CLASS
     pairs = pd.MultiIndex.from_product(
         [["kl", "l1"], range(n), range(n)], names=["measure", "source_id", "target_id"]

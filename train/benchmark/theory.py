@@ -1,4 +1,4 @@
-"""Speed of eq. 4 against the procedure of the published scripts, written out in NumPy and SciPy."""
+"""Speed of eq. 4 in srel_tf, compared with the procedure of the published scripts in NumPy and SciPy."""
 
 import os
 
@@ -22,7 +22,7 @@ def published_srel(
     source: int,
     target: int,
 ) -> float:
-    """Compute one value of eq. 4 as the published procedure does, with a new M, inverse and exponential each time."""
+    """Compute one value of eq. 4 as the published procedure does: with M, its inverse and exponential computed anew."""
     size, width = features.shape
     second = coefficient * np.eye(width) + features.T @ features / size
     inverse, decay = np.linalg.inv(second), expm(-(theta**2) * second * t)
@@ -54,7 +54,7 @@ def published_srel(
 
 
 def run(seed: int = 0) -> None:
-    """Time both on Figure 7's set-up; print seconds and ratios."""
+    """Time srel_tf and the published procedure on the set-up of Figure 7; print seconds and ratios."""
     features, labels = theory.random_relu_features(WIDTH, seed=seed)
     source, target = theory.sample_pairs(labels, "inter", PAIRS, seed=seed + 1)
     w0 = np.random.default_rng(seed + 2).normal(size=(STARTS, 2, WIDTH))
@@ -81,12 +81,12 @@ def run(seed: int = 0) -> None:
     print(
         f"eq. 4 for {TIMES} times x {PAIRS} pairs x {STARTS} initial W, p = {WIDTH}: {total} values"
     )
-    print(f"  srel_tf (set-up included): {best:.2f} s at best of 3")
+    print(f"  srel_tf (set-up included): {best:.2f} s, the best of 3")
     print(
         f"  published procedure: {one * 1e3:.1f} ms a value (median of {SAMPLED}); scaled up to all values (not run): "
         f"{one * total:.0f} s = {one * total / 3600:.1f} h, ratio {one * total / best:,.0f}"
     )
     print(
-        f"  with one inverse and exponential per time for all pairs and starts: {one * TIMES:.0f} s, "
+        f"  estimate if all pairs and starts shared one inverse and one exponential per time: {one * TIMES:.0f} s, "
         f"ratio {one * TIMES / best:,.0f}"
     )

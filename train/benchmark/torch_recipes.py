@@ -1,7 +1,8 @@
-"""The torch.func recipes for the same numbers on the same net; needs PyTorch (`pip install -e '.[torch]'`).
+"""Recipes with torch.func for S_rel of the same net. The module needs PyTorch (`pip install -e '.[torch]'`).
 
-They follow PyTorch's tutorials on per-sample gradients and neural tangent kernels: `grad` for a fictitious step of each
-source, `vmap` of `jacrev` for the Jacobians, whose contraction is the limit.
+The recipes follow PyTorch's tutorials on per-sample gradients and neural tangent kernels. The exact recipes take a
+fictitious step for each source with `grad`. The recipe for the limit forms the Jacobians by `vmap` of `jacrev` and
+multiplies them with the gradients of the sources.
 """
 
 from collections.abc import Callable
@@ -15,12 +16,9 @@ from torch.func import grad, jacrev, vmap
 
 from srel_tf import ModelError
 
-CHUNK = 10  # Examples whose gradients or Jacobians `vmap` forms at a time.
-AXES = {
-    4: (3, 2, 0, 1),
-    2: (1, 0),
-    1: (0,),
-}  # Axis orders of torch's kernels and biases in Keras's variables.
+CHUNK = 10  # Number of examples whose gradients or Jacobians `vmap` forms at a time.
+# {number of axes of a Keras variable: these axes in the order of torch's layout}.
+AXES = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}
 Weights = dict[str, torch.Tensor]
 
 
@@ -38,14 +36,15 @@ def torch_outputs(
     """Run the graph of a functional Keras model in torch: x [n, H, W, channels] to outputs [n, C].
 
     Raises:
-        ModelError: If a layer or an activation has no counterpart here.
+        ModelError: If a layer or an activation is missing in `LAYERS` or `ACTIVATIONS`.
     """
     values = {id(model.inputs[0]): x.movedim(-1, 1)}
     for layer in model.layers[1:]:
         activation = getattr(layer, "activation", None)
         if type(layer) not in LAYERS or activation not in ACTIVATIONS:
             raise ModelError(
-                f"layer {layer.name!r} of type {type(layer).__name__} has no counterpart in torch here"
+                f"layer {layer.name!r} of type {type(layer).__name__} or its activation has no counterpart "
+                "in torch here: add it to LAYERS or ACTIVATIONS"
             )
         inputs = layer.input if isinstance(layer.input, list) else [layer.input]
         operands = [values[id(t)] for t in inputs]
@@ -61,7 +60,8 @@ def _conv(
     same = layer.padding == "same"
     if same and any(s != 1 for s in layer.strides):
         raise ModelError(
-            f"layer {layer.name!r}: torch pads strided convolutions differently; use ZeroPadding2D"
+            f"layer {layer.name!r}: torch pads strided convolutions differently from padding='same' in Keras; use "
+            "ZeroPadding2D and padding='valid'"
         )
     return F.conv2d(
         x, kernel, *bias, stride=layer.strides, padding="same" if same else 0
@@ -73,7 +73,7 @@ def _zero_padding(layer: Any, x: torch.Tensor) -> torch.Tensor:
     return F.pad(x, (left, right, top, bottom))
 
 
-# Keras's layer class -> function of the layer, its inputs (channels before height and width) and its weights.
+# {Keras layer class: function (layer, inputs, weights) -> outputs}. In torch, channels precede height and width.
 LAYERS: dict[type, Callable[..., torch.Tensor]] = {
     keras.layers.Conv2D: _conv,
     keras.layers.Dense: lambda layer, x, *weights: F.linear(x, *weights),
@@ -82,7 +82,7 @@ LAYERS: dict[type, Callable[..., torch.Tensor]] = {
         x, layer.pool_size, layer.strides
     ),
     keras.layers.ReLU: lambda layer, x: F.relu(x),
-    # Keras puts channels last.
+    # Flatten in Keras's order, with channels last.
     keras.layers.Flatten: lambda layer, x: x.movedim(1, -1).flatten(1),
     keras.layers.GlobalAveragePooling2D: lambda layer, x: x.mean((2, 3)),
     keras.layers.Add: lambda layer, *x: sum(x),
@@ -97,7 +97,7 @@ ACTIVATIONS: dict[Any, Callable[[torch.Tensor], torch.Tensor]] = {
 def recipes(
     model: keras.Model, x: np.ndarray, y: np.ndarray, learning_rate: float
 ) -> dict[str, Callable[[], torch.Tensor]]:
-    """Make the recipes for a Keras model and its probe x [n, H, W, channels], y [n].
+    """Make the recipes for a Keras model and a probe: x [n, H, W, channels], y [n].
 
     Returns:
         {name: function}. The forward pass returns f(x) [n, C]; the exact recipes return the outputs after each source's
@@ -117,7 +117,7 @@ def recipes(
         return torch_outputs(model, stepped, probe)
 
     def limit() -> torch.Tensor:
-        """Compute the limit, holding the gradients of all sources, but the Jacobians of CHUNK targets only."""
+        """Compute the limit. The gradients of all sources are in memory, but the Jacobians of only CHUNK targets."""
         gradients = vmap(grad(loss), (None, 0, 0), chunk_size=CHUNK)(
             weights, probe, labels
         )

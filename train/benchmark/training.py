@@ -16,9 +16,9 @@ KINDS = ("no measurement", "limit", "exact")  # Kinds of blocks in a fit with pr
 
 
 class _Blocks(keras.callbacks.Callback):
-    """Records the seconds of each block of EVERY steps, without the first block, which traces the graphs.
+    """Records the seconds of each block of EVERY steps, except the first block, which traces the graphs.
 
-    A block ends when a step's update is done; a measurement at this step belongs to the next block.
+    A block ends after the update of its last step. A measurement after this update belongs to the next block.
     """
 
     def __init__(self) -> None:
@@ -45,9 +45,11 @@ def training(
 ) -> pd.DataFrame:
     """Time blocks of EVERY steps: one row per block with kind and seconds.
 
-    One `fit` has a probe for each estimator. Its blocks have no measurement, one of `limit` and one of `exact`, in
-    turn, `rounds` times, so that neighbours in time run under the same load. "plain fit" is a `fit` without probes,
-    which shows that a probe costs nothing while it does not measure.
+    There are two calls of `fit`. The first has no probes; its blocks are of the kind "plain fit". The second has a
+    probe for each estimator. Its blocks take turns: one without a measurement, one with a measurement of `limit`, one
+    with a measurement of `exact`. This is repeated `rounds` times. Consecutive blocks therefore run under about the
+    same load. Blocks without a measurement show, compared with "plain fit", what a probe costs while it does not
+    measure.
     """
     it = setup(name, points, shape)
     plain = _fit(it.model, batch_size, 1 + rounds, shape)
@@ -63,7 +65,10 @@ def training(
 
 
 def due(estimator: str, start: int) -> Callable[[int], bool]:
-    """Make the schedule of an estimator: step `start`, at which its graph is traced, and the start of its blocks."""
+    """Make the schedule of an estimator.
+
+    The estimator measures at step `start`, where its graph is traced, and then at the first step of each of its blocks.
+    """
     turn = KINDS.index(estimator)
 
     def is_due(step: int) -> bool:
@@ -76,7 +81,7 @@ def due(estimator: str, start: int) -> Callable[[int], bool]:
 def _fit(
     model: keras.Model, batch_size: int, blocks: int, shape: tuple[int, ...]
 ) -> np.ndarray:
-    """Run one `fit` on random images and return the seconds of its blocks, without the first."""
+    """Run one `fit` on random images and return the seconds of its blocks, except the first."""
     generator = np.random.default_rng(1)
     x = generator.standard_normal(
         (batch_size * EVERY * blocks, *shape), dtype="float32"
@@ -88,7 +93,7 @@ def _fit(
 
 
 def overhead(table: pd.DataFrame) -> pd.DataFrame:
-    """Compute the median seconds of each kind of block, and its overhead over a block without a measurement."""
+    """Compute the median seconds of each kind of block, and the overhead relative to a block without a measurement."""
     by_kind = table.groupby("kind", sort=False)["seconds"]
     medians = by_kind.median()
     return pd.DataFrame(

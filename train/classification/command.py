@@ -2,7 +2,7 @@
 
 python -m train.classification                     scikit-learn's digits, nothing to download
 python -m train.classification --dataset cifar10 --classes airplane automobile ship --model resnet18 ...
-python -m train.classification --dataset cifar10 --protocol defined       the replication (`.protocols`)
+python -m train.classification --dataset cifar10 --protocol defined       a preset of the replication (`protocols.py`)
 """
 
 import argparse
@@ -22,7 +22,7 @@ from train.common.parallel import run_in_processes
 from train.common.run_directory import RunDirectory, RunDirectoryError, remove_store
 
 DIGITS = ["3", "5", "8"]
-# Options that do not change numbers, and the preset, whose options may be overridden.
+# Options that do not change numbers; and --protocol, which only sets the defaults of other options.
 NOT_SETTINGS = "protocol seeds out log_dir jobs checkpoint_every resume restart skip_damaged".split()  # noqa: SIM905
 
 
@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--protocol",
         choices=list(PROTOCOLS),
-        help="defaults of the replication for the options below",
+        help="preset of the replication: sets the defaults of the options below",
     )
     p.add_argument(
         "--dataset",
@@ -44,18 +44,18 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         "--data-dir",
-        help="where TFDS sets lie prepared (default: TFDS's own directory)",
+        help="directory of prepared TFDS sets (default: TFDS's own directory)",
     )
     p.add_argument(
         "--classes",
         nargs="+",
-        help=f"names or labels (default: all; of digits {' '.join(DIGITS)})",
+        help=f"names or labels (default: all; for digits: {' '.join(DIGITS)})",
     )
     p.add_argument(
         "--select-top",
         type=int,
         metavar="K",
-        help="first train on all classes, then keep the K best",
+        help="first train on all classes, then use the K classes of best test accuracy",
     )
     p.add_argument(
         "--no-download",
@@ -73,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
         "--test-images",
         choices=["test", "train"],
         default="test",
-        help="train: as in the published code",
+        help="train: a part of the training images, as in the published code",
     )
     p.add_argument(
         "--image-size", type=cli.at_least(1), help="resize images to this side length"
@@ -84,7 +84,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--optimizer", default="sgd", help="adam, sgd, momentum")
     p.add_argument("--learning-rate", type=float, default=0.05)
     p.add_argument(
-        "--weight-decay", type=float, default=1e-4, help="L2, added to the gradient"
+        "--weight-decay",
+        type=float,
+        default=1e-4,
+        help="L2 decay, added to the gradient",
     )
     p.add_argument(
         "--every",
@@ -96,13 +99,13 @@ def parser() -> argparse.ArgumentParser:
         "--schedule",
         choices=list(SCHEDULES),
         default="updates",
-        help="how --every counts: updates of the training, or of each epoch from its first update on, as published",
+        help="what --every counts: all updates of the training, or the updates within each epoch (as published)",
     )
     p.add_argument(
         "--per-class",
         type=int,
         default=20,
-        help="probe examples per class, k of Definition 3",
+        help="number of probe examples per class, k of Definition 3",
     )
     p.add_argument(
         "--measures",
@@ -121,7 +124,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--srel-learning-rate",
         type=float,
-        help="η of the fictitious step (default: the training's)",
+        help="η of the fictitious step (default: η of the training)",
     )
     p.add_argument("--estimator", default="exact")
     p.add_argument(
@@ -153,7 +156,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--skip-damaged",
         action="store_true",
-        help="with --resume: leave damaged parts of the frame out",
+        help="with --resume: leave out damaged parts of the saved frame",
     )
     p.add_argument(
         "--out",
@@ -170,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the options; --protocol gives defaults."""
+    """Parse the options. --protocol sets the defaults of other options."""
     p = parser()
     args = p.parse_args(arguments)
     if args.protocol:
@@ -222,7 +225,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _out(args: argparse.Namespace) -> Path:
-    """Name the run directory. Protocols differ in settings, so that each has its own directory."""
+    """Name the run directory. Each protocol has its own, because protocols have different settings."""
     return Path(
         args.out
         or f"runs/{re.sub('[:/]+', '-', args.dataset)}-{args.protocol or args.model}"
@@ -248,7 +251,7 @@ def _train_shared(
     seed: int,
     orphaned: Callable[[], bool],
 ) -> None:
-    """Train one seed in a separate process; the parent process holds the lock of the directory."""
+    """Train one seed in a separate process. The parent process holds the lock of the directory."""
     _train(
         settings,
         RunDirectory(out, kept, shared=True),
@@ -265,7 +268,7 @@ def _selected(
     seed: int,
     options: Mapping[str, Any],
 ) -> list[str]:
-    """Choose the classes of --select-top, once for a run directory."""
+    """Return the classes of --select-top. They are chosen once for each run directory."""
     file = directory.path / "selection.json"
     if not file.exists():
         select_top(settings, settings["select_top"], seed, directory, **options)
@@ -290,6 +293,6 @@ def read_selection(file: Path) -> dict[str, Any]:
         and all(isinstance(name, str) and name in accuracy for name in classes)
     ):
         raise RunDirectoryError(
-            f"{file} does not hold a selection of classes: it is damaged; delete it to select again"
+            f"{file} does not hold a selection of classes: the file is damaged; delete it to select again"
         )
     return selection

@@ -28,7 +28,7 @@ class DivergedError(SRelError, ArithmeticError):
 
 
 def _within_epochs(every: int, steps_per_epoch: int) -> Callable[[int], bool]:
-    """Make the published schedule: measure after update 0, every, 2·every, … of each epoch."""
+    """Make the published schedule: measure after updates 0, every, 2·every, … of each epoch, counted from 0."""
     if every < 1:
         raise srel_tf.OptionError(f"--every {every}: give at least 1")
     return lambda step: step > 0 and (step - 1) % steps_per_epoch % every == 0
@@ -57,14 +57,17 @@ def load_data(settings: Mapping[str, Any], seed: int) -> ImageData:
 
 
 def order(count: int, seed: int, epoch: int) -> np.ndarray:
-    """Draw the order of `count` examples in an epoch from seed and epoch only, so that a resumed run repeats it."""
+    """Draw the order of `count` examples in an epoch.
+
+    The order depends only on seed and epoch, so that a resumed run repeats it.
+    """
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
 def batches(
     split: Split, batch_size: int, seed: int, epoch: int = 0, skip: int = 0
 ) -> tf.data.Dataset:
-    """Make an endless stream of batches from `epoch` on, reshuffled in each epoch, without the first `skip` batches.
+    """Make an endless stream of batches, reshuffled in each epoch. It begins in `epoch` after the first `skip` batches.
 
     The last, incomplete batch of an epoch is dropped, as in the published code.
     """
@@ -122,11 +125,11 @@ def train(
         restart: Discard the saved state.
         skip_damaged: Leave out damaged parts of the saved frame.
         checkpoint_every: Number of optimizer updates between two saves; None means one epoch.
-        orphaned: Function that is called after each update and returns whether to save and stop.
+        orphaned: Function that is called after each update. If it returns True, the training saves and stops.
 
     Raises:
-        DivergedError: If the loss is no longer finite; earlier measurements are saved.
-        KeyboardInterrupt: After Ctrl-C, at the end of a step; earlier measurements are saved.
+        DivergedError: If the loss is no longer finite. The measurements so far are saved.
+        KeyboardInterrupt: After Ctrl-C, at the end of a step. The measurements so far are saved.
     """
     clock = Clock()
     make_repeatable(seed)
@@ -169,7 +172,8 @@ def train(
                     )
             _check_loss(rows, model, seed)
         except BaseException:
-            with contextlib.suppress(SRelError):  # A full disk was reported already.
+            # If saving fails, too, for example on a full disk, only the first error is reported.
+            with contextlib.suppress(SRelError):
                 directory.save_rows(
                     seed, store, rows.frame(), checkpoint.unsaved(model)
                 )
@@ -265,7 +269,7 @@ def _check_loss(rows: History, model: keras.Model, seed: int) -> None:
     if rows.diverged:
         raise DivergedError(
             f"the training loss of seed {seed} became {rows.diverged} at optimizer update "
-            f"{int(model.optimizer.iterations)}: lower --learning-rate; what was measured before is saved"
+            f"{int(model.optimizer.iterations)}: lower --learning-rate; earlier measurements are saved"
         )
 
 
@@ -287,14 +291,15 @@ def select_top(
 ) -> None:
     """Train on all classes of `settings` without a probe and select the `count` classes of highest test accuracy.
 
-    The result is written to selection.json: class names in the order of their labels, and {class: accuracy}. Meanwhile
-    the training state is saved as in `train`, in `directory`/selection.parts. Raises the errors of `train`.
+    The result is written to selection.json: class names in the order of their labels, and {class: accuracy}. During
+    the training, its state is saved in `directory`/selection.parts, as in `train`. Raises the errors of `train`.
     """
     make_repeatable(seed)
     images = load_data(settings, seed)
     if not 2 <= count <= images.num_classes:
         raise srel_tf.OptionError(
-            f"--select-top {count}: {settings['dataset']} has {images.num_classes} classes"
+            f"--select-top {count}: {settings['dataset']} has {images.num_classes} classes; "
+            f"give 2 to {images.num_classes}"
         )
     _check_batch_size(settings["batch_size"], images)
     model, rows = compiled_model(settings, images), History(seed)

@@ -1,4 +1,4 @@
-"""Presets of `python -m train.classification`: the text's definitions, the code's procedure, and both crossed.
+"""Presets of `python -m train.classification`: the paper's definitions, the published procedure, and both crossed.
 
 `--protocol NAME` sets the defaults of other options; options on the command line override them.
 """
@@ -7,8 +7,9 @@ from typing import Any
 
 from srel_tf import OptionError
 
-# The classification recipe of the published code, presumably also of the text's lost table: ResNet-18 without
-# normalisation, Adam with L2 decay, 7 epochs, images cropped and flipped once, 20 probe images per class.
+# The classification recipe of the published code: ResNet-18 without normalisation, Adam with L2 decay, 7 epochs, images
+# cropped and flipped once, 20 probe images per class. The paper's own table of recipes is missing in the text that we
+# have; presumably it says the same.
 PUBLISHED_RECIPE = {
     "model": "resnet18",
     "epochs": 7,
@@ -25,8 +26,8 @@ DATASETS: dict[str, dict[str, Any]] = {
     "cifar100": {"classes": ["motorcycle", "orange", "wardrobe"], "batch_size": 25},
     "svhn": {"classes": ["0", "2", "4"]},
     "svhn_cropped": {"classes": ["0", "2", "4"]},
-    # Digits are not in the paper, but run within minutes without a download. Shifts by 4 of 8 pixels would
-    # leave no digit.
+    # The paper does not use digits. They run within minutes and without a download. They are not augmented, because
+    # a shift by up to 4 of 8 pixels would destroy a digit.
     "digits": {
         "classes": ["3", "5", "8"],
         "model": "cnn",
@@ -40,15 +41,15 @@ DATASETS: dict[str, dict[str, Any]] = {
 DEFINED, PUBLISHED = ["kl", "l1", "l2"], ["published_kl", "published_l2"]
 
 PROTOCOLS: dict[str, dict[str, Any]] = {
-    # Definitions 1–3: the plain step with the training's learning rate, real test images, five runs.
+    # Definitions 1–3: a plain SGD step with the training's learning rate, real test images, five runs.
     "defined": {
         "measures": DEFINED,
         "update": ["sgd"],
         "every": 9,
         "seeds": [0, 1, 2, 3, 4],
     },
-    # The code: a fresh Adam, its measures, its schedule, its "test" images from the training set, three runs. The same
-    # runs are also measured by Definitions 1 and 2.
+    # The published code: the step of a fresh Adam, the code's measures and schedule, "test" images from the training
+    # set, three runs. The same runs are also measured with sgd and by Definitions 1 and 2.
     "published": {
         "measures": [*PUBLISHED, *DEFINED],
         "update": ["fresh_adam", "sgd"],
@@ -79,7 +80,7 @@ def preset(
 ) -> dict[str, Any]:
     """Look up {option: value} of a protocol for a dataset, without classes if --select-top selects them.
 
-    A dataset that is not in the paper gets only the recipe. Raises `OptionError` for an unknown protocol.
+    A dataset that is not in `DATASETS` has no options of its own. Raises `OptionError` for an unknown protocol.
     """
     if protocol not in PROTOCOLS:
         raise OptionError(

@@ -12,7 +12,11 @@ from train.figures import file_name
 
 
 def report(directory: RunDirectory, seeds: Sequence[int]) -> None:
-    """Print the tables of a run directory's seeds at the last measured step, and write tables and figures."""
+    """Write the tables and figures of these seeds, and print a summary.
+
+    The summary has Definition 3 at the last measured step, the separation of classes at the first and last measured
+    step, and loss and accuracy of the first and last epoch.
+    """
     frame, history = directory.scan(seeds), directory.histories(seeds)
     pairs, separation = srel_tf.smooth(frame), srel_tf.separation(frame)
     figures = directory.path / "figures"

@@ -1,4 +1,4 @@
-"""Fictitious steps as `--update` names them: sgd, sgd@1e-3, optimizer, fresh_adam@1e-4, limit."""
+"""Names of fictitious steps in `--update`: sgd, sgd@1e-3, optimizer, fresh_adam@1e-4, limit."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -25,14 +25,16 @@ def parse_rules(
     """Parse the names of rules.
 
     Args:
-        names: RULE, or RULE@η for another η; "limit" is η → 0 of sgd, which is undefined for the `published_` measures.
-        measures: Measures of each rule.
+        names: RULE, or RULE@η for another η. "limit" means sgd with η → 0. It leaves out the `published_` measures, for
+            which the limit is undefined.
+        measures: Measures for each rule.
         training_rate: The η of the training.
         learning_rate: The η of rules without @η; None means the η of the training.
         estimator: Estimator of all rules but "limit".
 
     Raises:
-        OptionError: If an η is not a positive number, or two names mean the same rule.
+        OptionError: If an η is not a positive number; if two names mean the same rule; if limit has an η; or if none of
+            the measures has a limit.
     """
     rules = {}
     for name in names:
@@ -40,7 +42,8 @@ def parse_rules(
         same = rule._replace(learning_rate=rule.learning_rate or training_rate)
         if same in rules:
             raise OptionError(
-                f"--update {' '.join(names)}: {name} is given twice (η of the training: {training_rate:g})"
+                f"--update {' '.join(names)}: {name} is given twice (η of the training: {training_rate:g}); "
+                "remove one of the two"
             )
         rules[same] = rule
     return list(rules.values())

@@ -1,4 +1,4 @@
-"""Callbacks and clocks of a training: history, time, one line of progress per epoch, a stop condition."""
+"""Clock and callbacks of a training: history, one line of progress per epoch, a stop condition."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -12,7 +12,7 @@ from srel_tf import Checkpoint
 
 
 class Clock:
-    """Seconds of work, including the work of earlier processes up to their last saved state."""
+    """Seconds of work on a seed, including the work of earlier processes up to their last saved state."""
 
     def __init__(self) -> None:
         self._start = time.perf_counter()
@@ -27,7 +27,7 @@ class Clock:
 
 
 class StopWhen(keras.callbacks.Callback):
-    """Stop after the update at whose end condition() is true. If condition is None, never stop."""
+    """Calls condition() after each update and stops the training if it is true. A condition of None never stops."""
 
     def __init__(
         self, condition: Callable[[], bool] | None, checkpoint: Checkpoint
@@ -43,7 +43,7 @@ class StopWhen(keras.callbacks.Callback):
 
 
 class Lines(keras.callbacks.Callback):
-    """Prints one line per epoch, for seeds that are trained side by side."""
+    """Prints one line per epoch. It is used while several seeds are trained at the same time."""
 
     def __init__(self, seed: int, epochs: int) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class Lines(keras.callbacks.Callback):
 
 
 class History(keras.callbacks.Callback):
-    """Records loss and accuracy by epoch as a tidy table; `diverged` is a loss that was not finite, or None."""
+    """Records loss and accuracy of each epoch as a table. `diverged` is the last loss that was not finite, or None."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()

@@ -18,12 +18,12 @@ Main = Callable[[Sequence[str] | None], int | None]
 
 
 def command(goes_on: str = "") -> Callable[[Main], Callable[..., int]]:
-    """Decorate the `main` of a command, which gets the arguments (None means the arguments of the process).
+    """Decorate the function `main(arguments)` of a command. If `arguments` is None, those of the process are used.
 
     Errors that a user can fix, Ctrl-C and SIGTERM become one line on standard error and an exit status.
 
     Args:
-        goes_on: Advice on continuing an interrupted command, if it saves its measurements.
+        goes_on: Advice on how to continue an interrupted command. Empty if the command saves no measurements.
     """
 
     def decorate(main: Main) -> Callable[..., int]:
@@ -31,8 +31,8 @@ def command(goes_on: str = "") -> Callable[[Main], Callable[..., int]]:
         def run(arguments: Sequence[str] | None = None) -> int:
             before, now = (
                 (
-                    "; what was measured before is saved",
-                    f": what was measured is saved; {goes_on}",
+                    "; earlier measurements are saved",
+                    f": the measurements so far are saved; {goes_on}",
                 )
                 if goes_on
                 else ("", "")
@@ -56,7 +56,10 @@ def command(goes_on: str = "") -> Callable[[Main], Callable[..., int]]:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Raise KeyboardInterrupt on SIGTERM and on Ctrl-C, which shells ignore for commands in the background."""
+    """Raise KeyboardInterrupt on SIGTERM and SIGINT (Ctrl-C) within this block.
+
+    SIGINT is set explicitly, because shells start background commands with SIGINT ignored.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -100,7 +103,7 @@ class Distinct(argparse.Action):
         option_string: str | None = None,
     ) -> None:
         if len(set(values)) < len(values):
-            raise argparse.ArgumentError(self, f"{values}: name none twice")
+            raise argparse.ArgumentError(self, f"{values}: give each value only once")
         setattr(namespace, self.dest, values)
 
 

@@ -1,4 +1,4 @@
-"""Image classification sets as arrays: chosen classes, standardised, optionally augmented once, with a hash.
+"""Image classification sets as arrays: chosen classes, standardised, augmented once on request, with a fingerprint.
 
 data = load("cifar10", classes=["airplane", "automobile", "ship"], augment="frozen")
 data.train.x, data.train.y, data.train.ids, data.class_names, data.fingerprint
@@ -31,8 +31,8 @@ class Split:
     Attributes:
         x: float32 [N, H, W, C], standardised per channel.
         y: int64 [N], 0 .. K-1 in the order of `ImageData.class_names`.
-        ids: int64 [N], the position of each example in the original split (digits: in the whole set), before classes
-            are chosen; it does not depend on classes, augmentation or seed.
+        ids: int64 [N], the position of each example in the original split (digits: in the whole set), counted before
+            classes are chosen. It does not depend on classes, augmentation or seed.
     """
 
     x: np.ndarray
@@ -49,11 +49,11 @@ class ImageData:
         class_names: Class names in the order of the labels.
         train: Examples to train on.
         test: Examples to test on.
-        mean: float64 [C], of intensities in [0, 1]: x = (intensity - mean) / std.
-        std: float64 [C].
-        fingerprint: Hex SHA-256 of images, labels and ids as read (types, shapes and order included), before
-            augmentation and standardisation, so that it depends on neither, nor on the seed. It covers the training
-            split alone if the test split is not read (test_images="train").
+        mean: float64 [C], the mean in x = (intensity - mean) / std, where intensities are in [0, 1].
+        std: float64 [C], the standard deviation in the same formula.
+        fingerprint: Hex SHA-256 of images, labels and ids as read, including their types, shapes and order. It does not
+            depend on augmentation, standardisation or seed. It covers only the training split if the test split is not
+            read (test_images="train").
     """
 
     name: str
@@ -87,28 +87,32 @@ def load(
     """Load an image classification set.
 
     Intensities are in [0, 1] before standardisation (8-bit values / 255). cifar10, cifar100 and svhn_cropped are
-    standardised with the published constants (CIFAR-10's). Other sets are standardised with the mean and the standard
-    deviation of their training images of the chosen classes, per channel and before augmentation.
+    standardised with the published constants, which are those of CIFAR-10. Other sets are standardised with the mean
+    and the standard deviation of their training images of the chosen classes, per channel and before augmentation.
 
     Args:
-        name: `digits` (scikit-learn's, no download; every fourth image of a class is a test image); `folder:DIR`
-            (DIR/train/CLASS/*.png, DIR/test/CLASS/*.png); or any image classification set of TFDS (`cifar10`,
-            `cifar100`, `svhn_cropped` or `svhn`, `fashion_mnist`, ...; `NAME/CONFIG:VERSION` works).
-        data_dir: Directory of prepared TFDS sets; None means TFDS's default. Reading a prepared set needs no network.
-        classes: Names or the set's own integer labels, in the requested order; they become 0 .. K-1. A string that is
-            not a name but a number counts as a label. None means every class that has images.
-        augment: "none", or "frozen": the published augmentation, a random crop from the image padded by 4 black pixels
-            and a random horizontal flip, drawn once for each training image, not anew in each epoch.
-        test_images: "test": the set's split `test`, or else `validation`, never augmented. "train": as in the published
-            code, a fifth of the *training* images of each class, augmented by another draw. THIS IS LEAKED DATA: the
-            net is trained on these images; it is kept for replication only.
+        name: `digits`: scikit-learn's digits, without a download. Every fourth image of a class is a test image.
+            `folder:DIR`: the images in DIR/train/CLASS/*.png and DIR/test/CLASS/*.png. All other names: image
+            classification sets of TFDS, for example `cifar10`, `cifar100`, `svhn_cropped` (short: `svhn`) or
+            `fashion_mnist`; `NAME/CONFIG:VERSION` works, too.
+        data_dir: Directory of prepared TFDS sets; None means the default of TFDS. Reading a prepared set does not need
+            a network.
+        classes: Class names, or integer labels of the set. In the given order they get new labels 0 .. K-1. A string
+            that is not a class name is read as an integer label. None means every class that has images.
+        augment: "none", or "frozen" for the published augmentation: a random crop from the image padded by 4 black
+            pixels, and a random horizontal flip. They are drawn once for each training image and kept for all epochs.
+        test_images: "test": the split `test` of the set, or else `validation`, never augmented. "train": as in the
+            published code, a fifth of the *training* images of each class, with a second draw of the augmentation. THIS
+            IS LEAKED DATA: the net is trained on these images. The option exists for the replication only.
         seed: Seed of the augmentation and of the draw of the fifth.
-        image_size: Side, or (height, width), to resize to (bilinear, antialiased); required if sizes differ.
+        image_size: Side length, or (height, width), to which images are resized (bilinear, antialiased). Required if
+            images have different sizes.
         download: Whether TFDS may download and prepare a missing set.
 
     Raises:
-        DatasetError: If a set cannot be found, downloaded or read, a class is unknown, repeated or without images, a
-            label is out of range, a pixel is not finite, or images have different sizes and `image_size` is not given.
+        DatasetError: If the set cannot be found, downloaded or read; if a class is unknown, is chosen twice or has no
+            images; if a label is out of range; if a pixel is not finite; if a channel is constant; or if images have
+            different sizes and `image_size` is not given.
         KeyError: If `augment` or `test_images` has another value.
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
@@ -155,12 +159,12 @@ def crop_and_flip(
 ) -> np.ndarray:
     """Crop each image at random from the image padded with zeros, and flip it with probability 1/2.
 
-    This is torchvision's RandomCrop(size, padding) and RandomHorizontalFlip, drawn once for each image.
+    This equals torchvision's RandomCrop(size, padding) and RandomHorizontalFlip, drawn once for each image.
 
     Args:
         images: [N, H, W, C] of any type, before standardisation.
-        rng: Generator of the rows and columns [N, 2], then of the flips [N].
-        padding: Pixels on each side.
+        rng: Generator. It draws first the rows and columns [N, 2], then the flips [N].
+        padding: Number of pixels on each side.
     """
     count, height, width, _ = images.shape
     row, column = rng.integers(0, 2 * padding + 1, size=(count, 2)).T
@@ -176,17 +180,24 @@ def crop_and_flip(
 
 
 def draw_fifth(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Draw a fifth (rounded down) of each class without replacement; returns positions in ascending order.
+    """Draw a fifth (rounded down) of the examples of each class without replacement.
+
+    Args:
+        labels: Labels [N] of the examples.
+        rng: Generator of the draw.
+
+    Returns:
+        Positions of the drawn examples in ascending order.
 
     Raises:
-        DatasetError: If a class has fewer than 5 of the `labels` [N].
+        DatasetError: If a class has fewer than 5 examples.
     """
     drawn = []
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
         if members.size < 5:
             raise DatasetError(
-                f"class {label} has {members.size} training images, too few to draw a fifth for testing"
+                f"class {label} has {members.size} training images: drawing a fifth for testing needs at least 5"
             )
         drawn.append(rng.choice(members, members.size // 5, replace=False))
     return np.sort(np.concatenate(drawn))
@@ -208,14 +219,14 @@ def _splits(image_set: ImageSet, is_leaked: bool) -> list[str]:
 
 
 def _choose(classes: Sequence[str | int] | str, image_set: ImageSet) -> list[int]:
-    """Look up the set's own labels of `classes`, in their order."""
+    """Look up the set's own label of each of `classes`, in the given order."""
     names = image_set.class_names
     labels = []
     for wanted in [classes] if isinstance(classes, str) else classes:
         label = names.index(wanted) if wanted in names else _as_label(wanted)
         if not 0 <= label < len(names):
             raise DatasetError(
-                f"{image_set.name!r} has no class {wanted!r}; it has {_listed(names)}"
+                f"{image_set.name!r} has no class {wanted!r}; choose from {_listed(names)}"
             )
         if label in labels:
             raise DatasetError(
@@ -223,7 +234,9 @@ def _choose(classes: Sequence[str | int] | str, image_set: ImageSet) -> list[int
             )
         labels.append(label)
     if not labels:
-        raise DatasetError(f"no class chosen; {image_set.name!r} has {_listed(names)}")
+        raise DatasetError(
+            f"no class chosen; choose from the classes of {image_set.name!r}: {_listed(names)}"
+        )
     return labels
 
 
@@ -242,7 +255,7 @@ def _listed(names: Sequence[str], most: int = 100) -> str:
 def _read(
     image_set: ImageSet, split: str, labels: Sequence[int] | None, image_size: Size
 ) -> Examples:
-    """Read and check the examples with `labels` (None: all)."""
+    """Read and check the examples whose label is in `labels` (None: all examples)."""
     examples = image_set.read(split, labels, image_size)
     there = f"split {split!r} of {image_set.name!r} in {image_set.where}"
     if labels is None and not examples.labels.size:
@@ -268,14 +281,14 @@ def _read(
 def _renumber(
     image_set: ImageSet, split: str, examples: Examples, labels: Sequence[int]
 ) -> Examples:
-    """Replace labels by 0 .. K-1 in the order of `labels`, each of which must occur."""
+    """Replace labels by 0 .. K-1 in the order of `labels`. Each of `labels` must occur in the split."""
     for label in labels:
         if label not in examples.labels:
             found = set(examples.labels) & set(labels)
             names = [image_set.class_names[label] for label in sorted(found)]
             raise DatasetError(
                 f"class {image_set.class_names[label]!r} (label {label}) has no images in split {split!r} of "
-                f"{image_set.name!r} in {image_set.where}; of those wanted it has {_listed(names) or 'none'}"
+                f"{image_set.name!r} in {image_set.where}; of the wanted classes it has {_listed(names) or 'none'}"
             )
     number = np.empty(len(image_set.class_names), np.int64)
     number[labels] = np.arange(len(labels))
@@ -291,20 +304,23 @@ def _fingerprint(read: Sequence[Examples]) -> str:
 
 
 def _statistics(images: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Compute mean and standard deviation [C] of intensities in [0, 1], in float64."""
+    """Compute mean and standard deviation [C] of intensities in [0, 1], in float64.
+
+    `PUBLISHED_SETS` get the published constants instead.
+    """
     if re.split("[/:]", name)[0] in PUBLISHED_SETS and images.shape[-1] == 3:
         return PUBLISHED_MEAN.copy(), PUBLISHED_STD.copy()
     full = _full_intensity(images)
     mean = images.mean(axis=(0, 1, 2), dtype=np.float64) / full
-    parts = (
-        images[start : start + 1024] for start in range(0, len(images), 1024)
-    )  # modest memory
+    # Parts of 1,024 images keep the memory small.
+    parts = (images[start : start + 1024] for start in range(0, len(images), 1024))
     square = sum(np.square(part / full - mean).sum(axis=(0, 1, 2)) for part in parts)
     std = np.sqrt(square / (images.size / images.shape[-1]))
     if not std.all():
         constant = np.flatnonzero(std == 0).tolist()
         raise DatasetError(
-            f"channels {constant} of the training images of {name!r} are constant, of deviation 0"
+            f"channels {constant} of the training images of {name!r} are constant, so they cannot be divided by their "
+            "standard deviation: remove these channels"
         )
     return mean, std
 

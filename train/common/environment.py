@@ -1,4 +1,4 @@
-"""Versions of packages and sources, threads, devices: saved beside results and compared before a run continues."""
+"""Versions, numbers of threads and devices. They are saved with the results and compared before a run continues."""
 
 import functools
 import hashlib
@@ -33,7 +33,7 @@ VARIABLES = (
 
 
 def versions() -> dict[str, Any]:
-    """Collect versions of packages, the hash of the sources, and the numbers of threads, which affect sums."""
+    """Collect versions of packages, the hash of the sources, and numbers of threads, on which rounding depends."""
     return {
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in PACKAGES},
@@ -62,7 +62,7 @@ def _sources() -> str:
 
 
 def environment() -> dict[str, Any]:
-    """Collect all properties of versions and machine that can affect a number."""
+    """Collect all properties of software and machine that can affect a result."""
     return {
         **versions(),
         "machine": f"{platform.machine()}, {os.cpu_count()} processors",

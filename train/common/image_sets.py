@@ -1,7 +1,7 @@
 """Sources of images: scikit-learn's digits, any image classification set of TFDS, a folder of images.
 
-Each set has `name`, `where`, `class_names` (all its classes, in the order of its own labels), `splits`, and
-`read(split, keep, image_size)`, which decodes only the classes whose labels are in `keep`.
+Each set has the attributes `name`, `where`, `splits` and `class_names` (all classes, in the order of the set's labels).
+Its method `read(split, keep, image_size)` decodes only the images whose label is in `keep`.
 """
 
 from collections.abc import Sequence
@@ -15,10 +15,8 @@ from srel_tf.errors import SRelError
 
 ALIASES = {"svhn": "svhn_cropped"}
 
-
-Size = (
-    tuple[int, int] | None
-)  # (height, width) to resize to; None keeps the stored size.
+# (height, width) to which images are resized; None keeps the stored size.
+Size = tuple[int, int] | None
 
 
 class DatasetError(SRelError, ValueError):
@@ -26,13 +24,17 @@ class DatasetError(SRelError, ValueError):
 
 
 class Examples(NamedTuple):
-    """A split in its stored form and order."""
+    """Examples of a split, in their stored form and order.
 
-    images: (
-        np.ndarray
-    )  # [N, H, W, C]; integers span the range of their type, floats are intensities
-    labels: np.ndarray  # int64 [N], the set's own labels
-    ids: np.ndarray  # int64 [N], position in the split
+    Attributes:
+        images: [N, H, W, C]. Integers use the full range of their type; floats are intensities in [0, 1].
+        labels: int64 [N], labels of the set.
+        ids: int64 [N], positions in the split.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    ids: np.ndarray
 
 
 def open_set(
@@ -65,7 +67,7 @@ class Digits:
 
         digits = load_digits()
         labels = digits.target.astype(np.int64)
-        rank = np.empty_like(labels)  # position within its class
+        rank = np.empty_like(labels)  # Position of each example within its class.
         for label in range(len(self.class_names)):
             members = np.flatnonzero(labels == label)
             rank[members] = np.arange(members.size)
@@ -99,7 +101,10 @@ class TFDSImages:
     def read(
         self, split: str, keep: Sequence[int] | None = None, image_size: Size = None
     ) -> Examples:
-        """Read the examples whose label is in `keep` (None means all) or invalid; the caller refuses invalid labels."""
+        """Read the examples whose label is in `keep`; None means all examples.
+
+        Examples with invalid labels are read, too, so that the caller can report them.
+        """
         import tensorflow as tf
 
         image_feature = self.builder.info.features[self.image_key]
@@ -123,11 +128,11 @@ class TFDSImages:
 
         records = self._records(split).enumerate()
         if keep is not None:
-            records = records.filter(wanted)  # before decoding
+            records = records.filter(wanted)  # Before images are decoded.
         examples = records.map(
             decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
         )
-        # Images of unknown size are read one by one, so that a different size can be reported.
+        # Images of unknown size are not batched, so that different sizes can be reported.
         same_size = image_size is not None or None not in image_feature.shape
         batches = self._collect(
             examples.batch(512 if same_size else 1).prefetch(2), split
@@ -153,9 +158,8 @@ class TFDSImages:
         import tensorflow_datasets as tfds
 
         decoders = {self.image_key: tfds.decode.SkipDecoding()}
-        if not isinstance(
-            self.builder, tfds.ImageFolder
-        ):  # this builder does not support partial decoding
+        # ImageFolder does not support partial decoding.
+        if not isinstance(self.builder, tfds.ImageFolder):
             decoders = tfds.decode.PartialDecoding(
                 {self.image_key: True, self.label_key: True}, decoders=decoders
             )
@@ -174,7 +178,7 @@ class TFDSImages:
         except tf.errors.OpError as error:
             raise DatasetError(
                 f"split {split!r} of {self.name!r} in {self.where} cannot be read: a file is missing, truncated or "
-                f"corrupt and must be replaced, a set of TFDS prepared anew ({_first_line(error)})"
+                f"corrupt; replace the file, or prepare the TFDS set again ({_first_line(error)})"
             ) from error
 
 
@@ -203,7 +207,7 @@ def _open_tfds(name: str, data_dir: str | Path | None, download: bool) -> TFDSIm
     data_dir = None if data_dir is None else str(Path(data_dir).expanduser())
     looked_in = data_dir or "the default directory of TFDS"
     try:
-        # If any version is allowed, TFDS looks for prepared files first, then for the code that prepares them.
+        # With a version pattern, TFDS looks first for prepared files, then for the code that prepares the set.
         builder = tfds.builder(
             name if ":" in name else f"{name}:*.*.*", data_dir=data_dir
         )
@@ -213,7 +217,7 @@ def _open_tfds(name: str, data_dir: str | Path | None, download: bool) -> TFDSIm
             "(https://www.tensorflow.org/datasets/catalog/overview#image_classification); "
             "other choices are 'digits' and 'folder:DIR'"
         ) from None
-    except Exception as error:  # TFDS raises parser, file and value errors
+    except Exception as error:  # TFDS raises parser, file and value errors.
         raise DatasetError(
             f"the TFDS set {name!r} in {looked_in} cannot be opened: {_first_line(error)}"
         ) from error
@@ -230,16 +234,15 @@ def _prepare(builder: Any, name: str, download: bool) -> None:
         f"python -c \"import tensorflow_datasets as tfds; tfds.builder('{name}', data_dir='{root}')"
         '.download_and_prepare()"'
     )
-    advice = f"To get it, run, with a network: {command}"
+    advice = f"To prepare it, run with a network connection: {command}"
     if not download:
         raise DatasetError(
             f"the TFDS set {name!r} is not prepared in {place}, and download is off. {advice}"
         )
     try:
         builder.download_and_prepare()
-    except (
-        Exception
-    ) as error:  # network, server, disk, checksum, manual download, missing package
+    except Exception as error:
+        # The cause may be the network, server, disk, a checksum, a manual download or a missing package.
         raise DatasetError(
             f"the TFDS set {name!r} is not prepared in {place}, and its download failed "
             f"({type(error).__name__}: {_first_line(error)}). {advice}; or copy a prepared set to {place}"
@@ -247,7 +250,7 @@ def _prepare(builder: Any, name: str, download: bool) -> None:
 
 
 def _image_and_label(info: Any, name: str) -> tuple[str, str]:
-    """Find the keys of image and label: the supervised pair, or else the only features of these kinds."""
+    """Find the keys of image and label: the supervised pair of the set, or else its only image and only class label."""
     import tensorflow_datasets as tfds
 
     features = dict(info.features.items())
@@ -271,7 +274,7 @@ def _image_and_label(info: Any, name: str) -> tuple[str, str]:
 
 
 def _resize(image: Any, size: tuple[int, int]) -> Any:
-    """Resize with bilinear, antialiased interpolation and keep the type."""
+    """Resize by bilinear, antialiased interpolation. The type stays the same."""
     import tensorflow as tf
 
     dtype = tf.as_dtype(image.dtype)

@@ -1,7 +1,8 @@
 """Optimizers of the experiments, with L2 weight decay as in the published code: added to the gradient.
 
-Keras's own `weight_decay` is decoupled (it shrinks the weights beside the step). Added to the gradient it goes through
-Adam's moments. The decay belongs to the optimizer, not to the loss, so that ℓ stays the paper's cross-entropy.
+Keras's own `weight_decay` is decoupled: it shrinks the weights separately from the step. Decay that is added to the
+gradient also enters Adam's moments. The decay is part of the optimizer and not of the loss, so that ℓ remains the
+cross-entropy of the paper.
 """
 
 from typing import Any
@@ -34,8 +35,8 @@ AdamL2 = _with_l2(keras.optimizers.Adam)
 SgdL2 = _with_l2(keras.optimizers.SGD)
 
 OPTIMIZERS = {
-    # PyTorch's ε is 1e-8, Keras's default 1e-7. Keras adds ε before the bias correction, which matters for the first
-    # steps with tiny gradients only.
+    # ε is 1e-8 as in PyTorch; the default of Keras is 1e-7. Unlike PyTorch, Keras adds ε before the bias correction.
+    # This changes only the first steps, and only if gradients are tiny.
     "adam": lambda learning_rate, l2: AdamL2(learning_rate, epsilon=1e-8, l2=l2),
     "sgd": lambda learning_rate, l2: SgdL2(learning_rate, l2=l2),
     "momentum": lambda learning_rate, l2: SgdL2(learning_rate, momentum=0.9, l2=l2),
@@ -45,7 +46,7 @@ OPTIMIZERS = {
 def make_optimizer(
     name: str, learning_rate: float, l2: float = 0.0
 ) -> keras.optimizers.Optimizer:
-    """Make an optimizer `adam`, `sgd` or `momentum` (0.9). Raises `OptionError` for another name or a bad rate."""
+    """Make an optimizer `adam`, `sgd` or `momentum` (0.9). Raises `OptionError` for other names and values."""
     if name not in OPTIMIZERS:
         raise OptionError(
             f"unknown optimizer {name!r}: choose one of {', '.join(OPTIMIZERS)}"

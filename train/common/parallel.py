@@ -1,4 +1,4 @@
-"""Seeds side by side, each in a separate process.
+"""Training of several seeds at the same time, each in a separate process.
 
 `concurrent.futures.ProcessPoolExecutor` is unsuitable: one process that dies breaks the pool for all seeds, and idle
 processes of a pool outlive a killed command.
@@ -19,7 +19,7 @@ from train.common.cli import SIGNALS
 
 
 class JobError(SRelError, RuntimeError):
-    """The process of a seed failed; the other seeds were run to their end."""
+    """The process of a seed failed. The other seeds ran to their end."""
 
 
 def run_in_processes(
@@ -31,9 +31,9 @@ def run_in_processes(
     """Call work(seed, orphaned=...) for each seed, at most `jobs` at a time, in new processes.
 
     Args:
-        work: A function that can be sent to another process. It saves and stops when orphaned() is true, because the
+        work: A function that can be pickled. It must save and stop when orphaned() is true, which means that the
             command was killed or interrupted. Its process does not receive Ctrl-C or SIGTERM.
-        seeds: Seeds, each of which gets a process.
+        seeds: The seeds. Each gets a process.
         jobs: Number of processes at a time.
         again: Advice on continuing, for the error message.
 
@@ -43,14 +43,14 @@ def run_in_processes(
     """
     context = multiprocessing.get_context("spawn")  # TensorFlow does not survive fork.
     stop = context.RawValue("b", 0)
-    multiprocessing.resource_tracker.ensure_running()  # The tracker unblocks signals when it starts.
+    multiprocessing.resource_tracker.ensure_running()  # When the tracker starts, it unblocks signals.
     waiting, failed = list(seeds), {}
     running: dict[int, Any] = {}
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
                 seed = waiting.pop(0)
-                with signals_blocked():  # The new process inherits this.
+                with signals_blocked():  # The new process inherits the blocked signals.
                     running[seed] = context.Process(
                         target=_run, args=(work, seed, stop), name=f"seed {seed}"
                     )
@@ -71,7 +71,7 @@ def run_in_processes(
 
 @contextlib.contextmanager
 def signals_blocked() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM wait until the end of the block."""
+    """Delay Ctrl-C and SIGTERM until the end of the block."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
@@ -80,10 +80,10 @@ def signals_blocked() -> Iterator[None]:
 
 
 def _wait_for(processes: list[Any]) -> None:
-    """Wait until processes have saved; kill them at a second interrupt."""
+    """Wait until the processes have saved. Kill them at a second interrupt."""
     if processes:
         print(
-            f"{len(processes)} seeds finish their step and save; a second interrupt ends them at once",
+            f"{len(processes)} seeds finish their step and save; interrupt again to end them at once",
             file=sys.stderr,
         )
     try:

@@ -3,10 +3,10 @@
     DIR/settings.json environment.json data.json selection.json pairs.csv separation.csv history.csv figures/
     DIR/seed-0/frame.parquet history.csv seed.json
 
-A directory belongs to one set of settings; seeds may be added to it later. While a seed is trained its rows and its
-training state are kept in `seed-0/frame.parts/` (`srel_tf.FrameStore`). `seed.json`, with the other files' checksums,
-is written last: a seed without it was interrupted and keeps its measurements. One process at a time holds the
-directory.
+All seeds of a directory have the same settings. Seeds may be added later. While a seed is trained, its rows and its
+training state are kept in `seed-0/frame.parts/` (`srel_tf.FrameStore`). `seed.json` holds the checksums of the other
+files and is written last. A seed without `seed.json` was interrupted; its measurements are kept. Only one process at a
+time holds the lock of the directory.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ from train.common.seed_marks import (
     ours,
 )
 
-# Files that a command writes beside the seeds. In a directory without a run, such files have another origin.
+# Files that a command writes next to the seeds. In a directory without a run they come from elsewhere and must stay.
 OWN = (
     *("settings.json", "environment.json", "data.json"),
     *("pairs.csv", "separation.csv", "history.csv", "risks.csv"),
@@ -53,12 +53,12 @@ SELECTED = ("selection.json", "selection.parts/state-*")
 
 
 class RunDirectory:
-    """A directory for `settings` (a dict that JSON can hold), made or reopened, and locked against other processes.
+    """A run directory for `settings`. It is made or reopened, and locked against other processes.
 
     Args:
         path: The directory.
-        settings: Settings that all seeds share.
-        shared: Whether the process that holds the directory assigned a seed to this process.
+        settings: Settings that all seeds share, a dict that JSON supports.
+        shared: Whether another process holds the lock and has assigned a seed to this process.
 
     Raises:
         RunDirectoryError: If the directory cannot be written, is in use, or holds results with other settings.
@@ -78,7 +78,8 @@ class RunDirectory:
             if self._holds(*SELECTED, *MEASURED):
                 self._check_settings()
                 self._note_environment()
-            else:  # Settings and data of a command that saved no results are ignored.
+            else:
+                # Settings and data of a command that saved no results are replaced.
                 (self.path / "data.json").unlink(missing_ok=True)
                 write_json(self.path / "environment.json", environment())
             write_json(self.path / "settings.json", self.settings)
@@ -91,20 +92,20 @@ class RunDirectory:
             ) from error
 
     def _check_that_it_is_ours(self) -> None:
-        """Refuse a directory without a run that holds files which a command would replace."""
+        """Refuse a directory that has no run, but holds files that a command would replace."""
         present = [name for name in OWN if (self.path / name).exists()]
         begun = (self.path / ".lock").exists() or self._holds(*SELECTED, *MEASURED)
         if present and not begun:
             raise RunDirectoryError(
-                f"{self.path} holds {', '.join(present)}, but no seed to which they belong: "
-                "choose another --out, or move them away"
+                f"{self.path} holds {', '.join(present)}, but no seed to which these files belong: "
+                "choose another --out, or move the files away"
             )
 
     def _clean_up(self) -> None:
-        """Delete what a killed process left behind."""
+        """Delete the leftovers of killed processes."""
         remove_leftovers(self.path)
         for parts in self.path.glob("seed-*/frame.parts"):
-            # Damage is reported when the seed is read; another process may be working on the seed.
+            # Ignore damage, which is reported when the seed is read, and stores that another process has opened.
             with contextlib.suppress(StorageError):
                 if is_finished(parts.parent):
                     remove_store(parts)
@@ -130,7 +131,10 @@ class RunDirectory:
             )
 
     def _note_environment(self) -> None:
-        """Print the differences of versions and machine from the results'; each seed records its own in seed.json."""
+        """Print how this environment differs from the one in which the directory was begun.
+
+        Each seed records its own environment in seed.json.
+        """
         file = self.path / "environment.json"
         begun_in = ours(read_json, file) if file.exists() else environment()
         lines = differences(begun_in, environment())
@@ -141,12 +145,12 @@ class RunDirectory:
             )
 
     def check_data(self, fingerprint: str) -> None:
-        """Bind the directory to the data with this hash.
+        """Record the hash of the data, or compare it with the recorded hash.
 
         Raises:
-            RunDirectoryError: If it holds results of other data.
+            RunDirectoryError: If the directory holds results of other data.
         """
-        # The results are looked up first, because another seed's process may write data.json and measure meanwhile.
+        # Look for results before data.json: the process of another seed may write data.json and then measure.
         measured = self._holds(*MEASURED)
         file = self.path / "data.json"
         if not measured and not file.exists():
@@ -160,9 +164,9 @@ class RunDirectory:
         """Return whether this seed is complete.
 
         Raises:
-            RunDirectoryError: If one of its files has changed since, or seed.json is damaged, because a second run
-                would replace results that may be restored; or if the directory is a copy of another seed, or has other
-                settings.
+            RunDirectoryError: If a file of the seed has changed since it ended, or if seed.json is damaged. Such a seed
+                is not run again, because the run would replace results that may be restored. Also if seed.json names
+                another seed or other settings.
         """
         path = self.seed_path(seed)
         if not is_finished(path):
@@ -171,7 +175,7 @@ class RunDirectory:
         return True
 
     def unfinished(self, seeds: Sequence[int]) -> list[int]:
-        """Select the incomplete seeds, and print the location of the others."""
+        """Select the seeds that are not complete, and print where the complete seeds are."""
         waiting = [seed for seed in seeds if not self.is_complete(seed)]
         for seed in seeds:
             if seed not in waiting:
@@ -188,7 +192,7 @@ class RunDirectory:
         return {**kept, **versions(), **as_json(about)}
 
     def store(self, seed: int, note: Mapping[str, Any], **options: bool) -> FrameStore:
-        """Open the `FrameStore` of a seed to write; note and options as for `open_store`."""
+        """Open the `FrameStore` of a seed for writing. `note` and `options` are those of `open_store`."""
         store = self.open_store(
             self.seed_path(seed) / "frame.parts", f"seed {seed}", note, **options
         )
@@ -204,40 +208,41 @@ class RunDirectory:
         restart: bool = False,
         skip_damaged: bool = False,
     ) -> FrameStore:
-        """Open the `FrameStore` at `path` to write.
+        """Open the `FrameStore` at `path` for writing.
 
         Args:
-            path: Its directory.
-            name: Owner of the store, for messages.
+            path: Directory of the store.
+            name: Name of the seed or the selection, for messages.
             note: Result of `note()`, which the caller saves with each state.
             resume: Continue with the content of the store.
             restart: Discard the content of the store.
             skip_damaged: Leave out damaged parts permanently.
 
         Raises:
-            StorageError: If another process holds the store, or a part is damaged and not skipped.
-            RunDirectoryError: If the store is not empty and neither `resume` nor `restart` is given; or if it was begun
-                with another note, for example with other versions of packages.
+            StorageError: If another process holds the store, or if a part is damaged and `skip_damaged` is False.
+            RunDirectoryError: If the store is not empty and neither `resume` nor `restart` is True. Also if the store
+                was begun with another note, for example with other versions of packages.
         """
         store = FrameStore(path, write=True, anew=restart)
         try:
             if (store.num_rows or store.about) and not resume:
                 steps = (store.about or {}).get("step", "some")
                 raise RunDirectoryError(
-                    f"{name} was interrupted; {steps} updates and {store.num_rows} rows of it are saved in "
+                    f"{name} was interrupted; {steps} updates and {store.num_rows} rows are saved in "
                     f"{store.path}: give --resume to continue, or --restart to discard them"
                 )
             saved = note if store.about is None else store.about.get("note")
             lines = differences(saved if isinstance(saved, dict) else {}, note)
             if lines:
                 raise RunDirectoryError(
-                    f"{name} was interrupted under other versions, settings or data; return to those, or "
-                    "give --restart to discard its measurements:\n" + "\n".join(lines)
+                    f"{name} was begun with other versions, settings or data; return to those, or give "
+                    "--restart to discard its measurements; the differences are:\n"
+                    + "\n".join(lines)
                 )
             store.check(skip_damaged)
             for part in store.left_out:
                 print(
-                    f"{name}: {part['rows']} rows are left out, {part['file']} {part['fault']}",
+                    f"{name}: {part['rows']} rows are left out, because {part['file']} {part['fault']}",
                     flush=True,
                 )
         except BaseException:
@@ -252,7 +257,7 @@ class RunDirectory:
         history: pd.DataFrame,
         more: pd.DataFrame | None = None,
     ) -> None:
-        """Write the rows of `store` and `more` as frame.parquet, in bounded memory, and the history."""
+        """Write the rows of `store` and `more` to frame.parquet in bounded memory, and the history to history.csv."""
         store.export(self.seed_path(seed) / "frame.parquet", more)
         write_frame(history, self.seed_path(seed) / "history.csv")
 
@@ -263,9 +268,9 @@ class RunDirectory:
         history: pd.DataFrame,
         about: Mapping[str, Any],
     ) -> None:
-        """Write a seed's frame and history, mark it as complete with `about`, and drop its training state.
+        """Write the frame and the history of a seed, mark it as complete, and delete its training state.
 
-        The mark also lists the damaged parts whose rows are missing in the frame.
+        The mark contains `about`. It also lists the damaged parts whose rows are missing in the frame.
         """
         self.save_rows(seed, store, history)
         mark_as_finished(
@@ -281,10 +286,10 @@ class RunDirectory:
         history: pd.DataFrame,
         about: Mapping[str, Any] | None = None,
     ) -> None:
-        """Write a seed's frame and history; `about` marks it as complete.
+        """Write the frame and the history of a seed. If `about` is given, also mark the seed as complete.
 
-        Without `about`, a complete seed is not changed, because another process took over the run and finished it
-        first.
+        If `about` is None and the seed is complete, nothing is written: another process took over the run and finished
+        the seed.
         """
         path = self.seed_path(seed)
         if about is None and self.is_complete(seed):
@@ -312,7 +317,7 @@ class RunDirectory:
         return StoredFrame([self._file(s, "frame.parquet") for s in seeds])
 
     def histories(self, seeds: Sequence[int]) -> pd.DataFrame:
-        """Read loss and accuracy by epoch of these seeds."""
+        """Read the histories of these seeds."""
         return pd.concat(
             [read_frame(self._file(s, "history.csv")) for s in seeds], ignore_index=True
         )

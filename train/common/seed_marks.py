@@ -1,4 +1,4 @@
-"""seed.json: the mark of a finished seed, with the checksums of its files and its settings."""
+"""seed.json, which marks a finished seed. It holds the settings of the seed and the checksums of its files."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +9,9 @@ from srel_tf.files import differences, read_json, sha256, write_json
 from train.common.environment import environment
 
 FILES = {"frame.parquet", "history.csv"}  # Files of every seed.
-ALL_FILES = FILES | {"distances.parquet"}  # Files of some experiments.
+ALL_FILES = FILES | {
+    "distances.parquet"
+}  # Including the file that only some experiments write.
 
 
 class RunDirectoryError(StorageError):
@@ -17,7 +19,7 @@ class RunDirectoryError(StorageError):
 
 
 def mark_as_finished(path: Path, about: Mapping[str, Any]) -> None:
-    """Write seed.json into a seed's directory: `about`, the environment and the checksums of its files."""
+    """Write seed.json into the directory of a seed: `about`, the environment and the checksums of the files."""
     present = {name for name in ALL_FILES if (path / name).exists()}
     sums = {name: sha256(path / name) for name in sorted(FILES | present)}
     content = {**about, "environment": environment(), "sha256": sums}
@@ -25,10 +27,10 @@ def mark_as_finished(path: Path, about: Mapping[str, Any]) -> None:
 
 
 def finished_seeds(path: str | Path) -> list[Path]:
-    """List the directories of the finished seeds of a run directory, by number.
+    """List the directories of the finished seeds of a run directory, ordered by number.
 
     Raises:
-        RunDirectoryError: If files of a seed have changed since it ended, or the seed belongs to another run.
+        RunDirectoryError: If a file of a seed has changed since the seed ended, or if a seed belongs to another run.
     """
     marked = [mark.parent for mark in Path(path).glob("seed-*/seed.json")]
     marked.sort(key=lambda seed: (len(seed.name), seed.name))
@@ -42,7 +44,7 @@ def finished_seeds(path: str | Path) -> list[Path]:
 def check_mark(path: Path, expected: Mapping[str, Any]) -> None:
     """Raise `RunDirectoryError` unless the seed.json in `path` agrees with `expected`.
 
-    Names missing in seed.json are not compared, because an earlier version did not save settings.
+    Entries that are missing in seed.json are not compared, because an earlier version did not save settings.
     """
     mark = ours(read_json, path / "seed.json")
     lines = []
@@ -53,13 +55,13 @@ def check_mark(path: Path, expected: Mapping[str, Any]) -> None:
         lines += differences(saved, now)
     if lines:
         raise RunDirectoryError(
-            f"{path} is not a seed of this run: move it back to its own run, or delete it:\n"
+            f"{path} is not a seed of this run: move it back to its own run, or delete it; the differences are:\n"
             + "\n".join(lines)
         )
 
 
 def is_finished(path: Path, names: Sequence[str] = ()) -> bool:
-    """Return whether seed.json exists and agrees with the files `names` (empty: with all files of the seed).
+    """Return whether seed.json exists and its checksums agree with the files `names` (empty: all files of the seed).
 
     Raises:
         RunDirectoryError: If a file has changed or seed.json is damaged.
@@ -70,8 +72,8 @@ def is_finished(path: Path, names: Sequence[str] = ()) -> bool:
     sums = ours(read_json, mark).get("sha256")
     if not isinstance(sums, dict) or not FILES | {*names} <= sums.keys() <= ALL_FILES:
         raise RunDirectoryError(
-            f"{mark} lacks the checksums of the seed's files: it is damaged; restore it, or delete it to run the seed "
-            f"again"
+            f"{mark} is damaged, because checksums of the seed's files are missing in it: restore it, or delete it to "
+            "run the seed again"
         )
     for name in names or sums:
         file = path / name
@@ -83,7 +85,7 @@ def is_finished(path: Path, names: Sequence[str] = ()) -> bool:
 
 
 def ours(read: Callable[[Path], Any], path: Path) -> Any:
-    """Call read(path); its errors become `RunDirectoryError`."""
+    """Return read(path). An `OSError` is raised as `RunDirectoryError`."""
     try:
         return read(path)
     except OSError as error:

@@ -1,15 +1,15 @@
-"""Test of the contract on real nets: S_rel of each estimator against float64, at every stage of training and any η.
+"""Test of the contract on real nets: S_rel of each estimator against float64, at several training stages, for many η.
 
-    python -m train.numerics                          an MLP, a CNN and a residual net, each with logits and a softmax
+    python -m train.numerics                          an MLP, a CNN and a residual net, with logits and with a softmax
     python -m train.numerics --zoo                    also keras.applications, a ViT, an LSTM and others
     python -m train.numerics --nets vit MobileNetV2   these nets only
-    python -m train.numerics --out DIR                also writes DIR/numerics.csv and DIR/numerics.md; continues a run
-    python -m train.numerics --cache DIR              keeps trained weights
+    python -m train.numerics --out DIR                writes DIR/numerics.csv, DIR/numerics.md; continues a run in DIR
+    python -m train.numerics --cache DIR              keeps trained weights in DIR
 
 A valid entry must be within 1e-3 · (1 + S) of float64 for ℓ1 and ℓ2, and within 2e-3 · (1 + S) for KL.
-Errors are given in that unit: above 1 an entry is outside the contract. The reference (`.reference`) makes
-each net again in float64 and shares no code with srel_tf. Seconds are processor time of all threads together,
-so that other programs on the machine hardly change them.
+Errors are given in units of this tolerance: an entry with an error above 1 is outside the contract. The reference
+(`reference.py`) rebuilds each net in float64 and shares no code with srel_tf. Seconds are the processor time of all
+threads together, which other programs on the machine hardly change.
 """
 
 import argparse
@@ -49,34 +49,36 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         choices=list(NETS),
         metavar="NET",
-        help=f"of {', '.join(NETS)}",
+        help=f"choose from {', '.join(NETS)}",
     )
     p.add_argument("--zoo", action="store_true", help="all nets")
-    p.add_argument("--stages", nargs="+", metavar="STAGE", help="these stages only")
+    p.add_argument(
+        "--stages", nargs="+", metavar="STAGE", help="measure only these stages"
+    )
     p.add_argument(
         "--etas",
         nargs="+",
         type=float,
         metavar="ETA",
-        help="η instead of each net's own",
+        help="measure at these η, instead of those of each net",
     )
     p.add_argument(
         "--estimators", nargs="+", choices=ESTIMATORS, default=list(ESTIMATORS)
     )
     p.add_argument(
         "--precision",
-        help="as in srel_tf.Settings (default: the default of Settings)",
+        help="precision of srel_tf.Settings (default: that of Settings)",
     )
     p.add_argument(
         "--per-class",
         type=int,
-        help="probe points of each class, instead of each net's own number",
+        help="number of probe points of each class, instead of that of each net",
     )
     p.add_argument(
         "--minutes",
         type=float,
         default=30.0,
-        help="time limit (minutes) for each stage",
+        help="time limit for the training to each stage, in minutes",
     )
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--cache", type=Path, help="directory for the weights of each stage")
@@ -115,7 +117,7 @@ def of_net(name: str, args: argparse.Namespace, table: "Table") -> None:
     Args:
         name: Name of the net in `NETS`.
         args: The options.
-        table: The table, whose pairs of net and stage are not measured again.
+        table: The table. Stages of the net that it already contains are not measured again.
 
     Raises:
         NotConverged: If a stage is not reached within its time.
@@ -172,7 +174,7 @@ class Table:
         )
 
     def add(self, rows: list[dict[str, Any]]) -> None:
-        """Put in the rows of one net and stage, in the place of former ones."""
+        """Add the rows of one net and stage. They replace earlier rows of this net and stage."""
         new = pd.DataFrame(rows).assign(settings=self._settings)
         if len(self.rows):
             former = self.rows[~self._of(new["net"][0], new["stage"][0])]
@@ -185,7 +187,11 @@ class Table:
             unfinished.replace(self._path)
 
     def finish(self, names: Sequence[str]) -> bool:
-        """Print and write the summary of these nets; return whether no entry is outside the contract."""
+        """Print and write the summary of these nets.
+
+        Returns:
+            Whether there are rows and no entry is outside the contract.
+        """
         rows = self.rows[self.rows["net"].isin(names)] if len(self.rows) else self.rows
         if not len(rows):
             print("nothing was measured")
@@ -198,7 +204,7 @@ class Table:
         return not rows["outside"].sum()
 
     def _of(self, name: str, stage: str) -> pd.Series:
-        """Return which rows belong to a net and a stage, bool."""
+        """Return the mask of the rows of one net and stage, bool."""
         return (self.rows["net"] == name) & (self.rows["stage"] == stage)
 
 
@@ -241,7 +247,7 @@ class Measuring:
     def reference(
         self, weights: list[np.ndarray]
     ) -> dict[float, dict[str, np.ndarray]]:
-        """Return {η: {measure: S}}, NaN if there is none; η = 0 is the limit."""
+        """Return the reference {η: {measure: S}}. S is NaN if it has no reference. η = 0 is the limit."""
         return self._reference.srel(weights, self._etas)
 
     def rows(
@@ -284,7 +290,7 @@ class Measuring:
     def _measure(
         self, instrument: srel_tf.Instrument, eta: float | None
     ) -> srel_tf.SRelResult:
-        """Measure with η; the limit, and a first call, with any η."""
+        """Measure with η. For 0 (the limit) and None (a first call) use the first η of the net."""
         self._net.optimizer.learning_rate = eta or self._etas[0]
         with _silence():
             return instrument()
@@ -311,7 +317,7 @@ class Measuring:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Ignore the warnings of a measurement within this block, because the table says what is invalid."""
+    """Ignore the warnings of a measurement within this block, because the table counts invalid entries."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", category=UserWarning)
         yield

@@ -19,10 +19,10 @@ def srel_row(
 
     Args:
         outputs: Outputs before the step, [n, C].
-        change: Their change, [n, C].
+        change: Change of the outputs, [n, C].
         source: Index of the source.
-        softmax: Whether the outputs are probabilities; else they are logits.
-        limit: Whether the change is a derivative, of the limit η → 0.
+        softmax: True if the outputs are probabilities, False if they are logits.
+        limit: True if `change` is the derivative for the limit η → 0, False if it is the change by a finite step.
 
     Returns:
         {measure: S [n]}.
@@ -42,12 +42,12 @@ def srel_row(
 def distances_of_a_step(
     outputs: np.ndarray, change: np.ndarray, softmax: bool
 ) -> dict[str, np.ndarray]:
-    """Compute D of two predictions from the first prediction and the change, so that nothing cancels.
+    """Compute D of two predictions from the first one and the change of the outputs, so that no digits cancel.
 
     Args:
         outputs: Outputs before the step, [n, C].
-        change: Their change, [n, C].
-        softmax: Whether the outputs are probabilities; else they are logits.
+        change: Change of the outputs, [n, C].
+        softmax: True if the outputs are probabilities, False if they are logits.
 
     Returns:
         {measure: D [n]}.
@@ -66,12 +66,12 @@ def distances_of_a_step(
 def distances_in_the_limit(
     outputs: np.ndarray, change: np.ndarray, softmax: bool
 ) -> dict[str, np.ndarray]:
-    """Compute D of a change of the outputs to first order; `kl` to second order.
+    """Compute D to leading order in the change of the outputs: norms to first order, `kl` to second order.
 
     Args:
         outputs: Outputs, [n, C].
-        change: Their derivative, [n, C].
-        softmax: Whether the outputs are probabilities; else they are logits.
+        change: Derivative of the outputs, [n, C].
+        softmax: True if the outputs are probabilities, False if they are logits.
 
     Returns:
         {measure: D [n]}.
@@ -105,7 +105,7 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 def change_of_log_softmax(log_p: np.ndarray, change: np.ndarray) -> np.ndarray:
     """Compute log p⁺ − log p = Δz − log Σ p e^Δz.
 
-    Δz is taken relative to that of the likeliest class, which may be large.
+    First, Δz of the likeliest class is subtracted from all Δz, because it may be large.
 
     Args:
         log_p: log p, [..., C].

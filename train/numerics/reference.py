@@ -1,10 +1,10 @@
-"""S_rel of a net rebuilt in float64: one gradient, one assigned step, two forward passes, and measures in NumPy.
+"""Reference S_rel of a net rebuilt in float64: one gradient, one assigned step, two forward passes, D in NumPy.
 
-Slow and plain on purpose. This module and `distances` import nothing of srel_tf.
+The code is slow and plain on purpose. This module and `distances` import nothing of srel_tf.
 
-A repetition with weights that differ by a few units in the last place shows the error of the reference itself. If
-rounding drowns a step, the change of the outputs is computed as an integral of derivatives along the step, where
-nothing cancels: f(w − ηg) − f(w) = −η ∫₀¹ J(w − tηg) g dt.
+S_rel is computed a second time with weights that differ by a few units in the last place. The difference shows the
+error of the reference itself. If a step is too small for float64, the change of the outputs is computed as an integral
+of derivatives along the step, where no digits cancel: f(w − ηg) − f(w) = −η ∫₀¹ J(w − tηg) g dt.
 """
 
 import contextlib
@@ -19,16 +19,18 @@ import tensorflow as tf
 from train.numerics.distances import srel_row
 
 TOLERANCE = {"kl": 2e-3, "l1": 1e-3, "l2": 1e-3, "raw_l1": 1e-3, "raw_l2": 1e-3}
-NEGLIGIBLE = 0.05  # Share of the tolerance within which two references agree.
-NUDGE = 1e-15  # Relative change of the weights in the repetition.
-# Of two quadratures, which agree if the derivative is smooth along the step.
+NEGLIGIBLE = (
+    0.05  # Two references agree if they differ by at most this share of the tolerance.
+)
+NUDGE = 1e-15  # Relative change of the weights for the second computation.
+# Numbers of nodes of two quadratures, which agree if the derivative is smooth along the step.
 ORDERS = (2, 4)
 Gradient: TypeAlias = list[tf.Tensor]  # One tensor for each trainable weight.
 
 
 @contextlib.contextmanager
 def double_precision() -> Iterator[None]:
-    """Make layers, losses and penalties in float64 within this block."""
+    """Use float64 for layers, losses and penalties that are made within this block."""
     policy, floatx = keras.config.dtype_policy(), keras.config.floatx()
     keras.config.set_floatx("float64")
     keras.config.set_dtype_policy("float64")
@@ -50,10 +52,10 @@ class Reference:
     """S_rel between all examples x with labels y, in float64.
 
     Args:
-        build: () -> compiled model; it is called under the dtype policy float64.
+        build: () -> compiled model. It is called under the dtype policy float64.
         x: Examples, [n, ...].
         y: Labels, [n].
-        softmax: Whether the model returns probabilities; else it returns logits.
+        softmax: True if the model returns probabilities, False if it returns logits.
     """
 
     def __init__(
@@ -83,10 +85,10 @@ class Reference:
 
         Args:
             weights: All weights of the model, as for `set_weights`.
-            etas: Step lengths.
+            etas: Learning rates of the finite steps.
 
         Returns:
-            {η: {measure: S [n, n]}}; NaN if float64 does not resolve an entry. The key 0 is the limit.
+            {η: {measure: S [n, n]}}. An entry is NaN if float64 does not resolve it. The key 0 is the limit.
         """
         n, keys = len(self._x), (0.0, *etas)
         rows = {
@@ -109,7 +111,7 @@ class Reference:
         return rows
 
     def _places(self) -> list[Place]:
-        """Return the present weights and those of the repetition, with their outputs."""
+        """Return the current weights and those of the second computation, with their outputs."""
         draw = np.random.default_rng(0)
         exact = [v.numpy() for v in self._variables]
         nudged = [w * (1 + NUDGE * draw.standard_normal(w.shape)) for w in exact]
@@ -128,8 +130,8 @@ class Reference:
         """Compute S_rel of one source.
 
         Args:
-            places: The weights and those of the repetition.
-            gradients: The gradients of the source's loss at each of them.
+            places: The current weights and those of the second computation.
+            gradients: For each of `places`, the gradient of the loss of the source.
             source: Index of the source.
             eta: η; 0 for the limit.
 
@@ -227,8 +229,8 @@ class Reference:
     def _derivative_along(self, direction: Gradient) -> tf.Tensor:
         """Return the derivative of the outputs along a direction of the weights, [n, C].
 
-        Jᵀu is linear in u, so its product with the direction has the derivative J · direction with respect to u.
-        Unlike TensorFlow's forward mode, this product also works for the loops of recurrent layers.
+        The product (Jᵀu) · direction is linear in u. Its derivative with respect to u is J · direction. Unlike
+        TensorFlow's forward mode, this way also works for the loops of recurrent layers.
         """
         with tf.GradientTape() as outer:
             u = tf.ones_like(self._net(self._x, training=False))
@@ -246,13 +248,13 @@ class Reference:
 
 
 def close(s: np.ndarray, other: np.ndarray, measure: str) -> np.ndarray:
-    """Return whether two references agree within `NEGLIGIBLE` tolerances, bool [n]; False if either is not finite."""
+    """Return whether two references agree within `NEGLIGIBLE` tolerances, bool [n]. NaN agrees with nothing."""
     with np.errstate(invalid="ignore"):
         return np.abs(s - other) <= NEGLIGIBLE * TOLERANCE[measure] * (1 + np.abs(s))
 
 
 def is_resolved(outputs: np.ndarray, change: np.ndarray, source: int) -> bool:
-    """Return whether the rounding of the outputs themselves is negligible beside their change at the source."""
+    """Return whether the rounding of the outputs is negligible compared with their change at the source."""
     rounding = np.finfo(np.float64).eps * np.abs(outputs).max()
     return (
         rounding <= NEGLIGIBLE * min(TOLERANCE.values()) * np.abs(change[source]).max()

@@ -1,4 +1,4 @@
-"""Tables of `train.numerics`: valid shares, errors and costs of each estimator beside the float64 reference."""
+"""Tables of `train.numerics`: valid entries, errors relative to the float64 reference, and costs of each estimator."""
 
 from typing import Any
 
@@ -22,8 +22,8 @@ def comparison(
         reference: S [n_s, n_t], NaN if there is none.
 
     Returns:
-        Columns of one row of the table: counts of the entries, and the worst error in units of tolerance · (1 + S) with
-        its place. "unreferenced" counts the valid entries that could not be compared.
+        Columns of one row of the table: counts of the entries; and the worst error in units of tolerance · (1 + S),
+        with its entry. "unreferenced" counts the valid entries without a reference.
     """
     valid, s = result.valid(measure), result.matrix(measure)
     known = np.isfinite(reference)
@@ -55,7 +55,7 @@ def comparison(
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
-    """Summarize the rows of each η and measure as one row per (net, stage, estimator)."""
+    """Summarize the rows of all η and measures as one row per (net, stage, estimator)."""
     groups = rows.groupby(["net", "stage", "estimator"], sort=False)
     table = groups[COUNTS].sum()
     table.insert(0, "η", groups["eta"].agg(_range))
@@ -77,7 +77,7 @@ def _range(etas: pd.Series) -> str:
 
 
 def as_markdown(table: pd.DataFrame) -> str:
-    """Format a summary as Markdown; errors in units of tolerance · (1 + S)."""
+    """Format a summary as Markdown. Errors are in units of tolerance · (1 + S)."""
     lines = [
         "| net | stage | η | estimator | entries | valid | outside | worst error | unreferenced | CPU seconds "
         "| × float32 | forward passes |",
@@ -113,6 +113,7 @@ def total(rows: pd.DataFrame) -> str:
         rows[name].sum() for name in ("valid", "outside", "unreferenced")
     )
     return (
-        f"{outside:,} of {valid:,} valid entries outside the contract, {unreferenced:,} of them without a reference; "
+        f"{outside:,} of {valid:,} valid entries are outside the contract; {unreferenced:,} valid entries have no "
+        f"reference; "
         f"worst error {_number(rows['worst'].max(), '.2f')} tolerances"
     )

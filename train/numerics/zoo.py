@@ -1,7 +1,7 @@
 """Nets on which `train.numerics` compares S_rel with float64: keras.applications, small nets, ill-conditioned nets.
 
-Each `Net` has a constructor that uses Keras's current dtype policy, images, labels and the stages of its training.
-All nets learn scikit-learn's digits.
+Each `Net` holds a constructor, images, labels and the stages of its training. The constructor uses Keras's current
+dtype policy. All nets learn scikit-learn's digits.
 """
 
 import functools
@@ -17,7 +17,7 @@ from sklearn.datasets import load_digits
 
 from train.models import build_model
 
-# Loss of the whole training set (nats) below which a stage begins; None: no training.
+# {stage: loss (nats)}. A stage is reached if the loss of the whole training set is lower. None: no training.
 LOSSES = {"initialisation": None, "mid-training": 0.3, "converged": 1e-4}
 UNTRAINED, STATISTICS, TRAINED = "untrained", "statistics", "accuracy 1.0"
 
@@ -29,9 +29,9 @@ class Net:
     Attributes:
         build: () -> uncompiled model that returns logits, or probabilities if `softmax`.
         data: () -> images float32 [n, ...], labels int64 [n].
-        stages: Names, in the order of training.
-        per_class: Probe points of each class.
-        etas: Step lengths of the finite step.
+        stages: Names of the stages, in the order of training.
+        per_class: Number of probe points of each class.
+        etas: Learning rates of the finite steps.
         learning_rate: Learning rate of Adam in training.
         softmax: Whether the model returns probabilities.
         weights_of: Name of the net whose training gives the weights; None: the net itself.
@@ -49,7 +49,7 @@ class Net:
     def compiled(
         self, optimizer: str | keras.optimizers.Optimizer = "sgd"
     ) -> keras.Model:
-        """Make a new net in Keras's present precision, with a loss in that precision."""
+        """Make and compile a new net. The net and its loss have Keras's current precision."""
         net = self.build()
         loss = keras.losses.SparseCategoricalCrossentropy(
             from_logits=not self.softmax, dtype=keras.config.floatx()
@@ -79,7 +79,7 @@ def digits(classes: int, per_class: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def resized(size: int, low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
-    """Load 150 images of five digits in colour.
+    """Load 150 images of five digits as colour images.
 
     Args:
         size: Height and width to which the images are resized.
@@ -103,7 +103,7 @@ def shifted() -> tuple[np.ndarray, np.ndarray]:
 
 
 def batch_norm() -> keras.Model:
-    """Make dense layers with batch normalisation; its inputs have a large mean and a small spread."""
+    """Make a net of dense layers with batch normalisation. Its data `shifted` have a large mean and a small spread."""
     inputs = keras.Input((64,))
     x = inputs
     for units in (256, 64):
@@ -112,7 +112,7 @@ def batch_norm() -> keras.Model:
 
 
 def residual() -> keras.Model:
-    """Make two residual blocks without normalisation."""
+    """Make a net of two residual blocks without normalisation."""
     inputs = keras.Input((8, 8, 1))
     x = layers.Conv2D(16, 3, padding="same")(inputs)
     for _ in range(2):
@@ -158,7 +158,7 @@ def vit() -> keras.Model:
 
 
 def lstm() -> keras.Model:
-    """Make two LSTM layers; an image is a sequence of its 8 rows."""
+    """Make a net of two LSTM layers. An image is a sequence of its 8 rows."""
     inputs = keras.Input((8, 8, 1))
     x = layers.LSTM(32, return_sequences=True)(layers.Reshape((8, 8))(inputs))
     return keras.Model(inputs, layers.Dense(10)(layers.LSTM(32)(x)))
@@ -178,7 +178,7 @@ def _application(name: str, size: int) -> keras.Model:
 
 
 def _powers(*exponents: int) -> tuple[float, ...]:
-    """Return powers of ten, exactly as the literals 1e-8, 1e-7, …"""
+    """Return 10ᵏ for each exponent k, equal to the literals 1e-8, 1e-7, …"""
     return tuple(float(f"1e{k}") for k in exponents)
 
 
@@ -196,8 +196,8 @@ def _deep(
         name: Name of the constructor in keras.applications.
         size: Height and width of the images.
         low: Lowest intensity that the net expects.
-        high: Highest pixel intensity that the net expects.
-        normalised: Whether it has batch normalisation.
+        high: Highest intensity that the net expects.
+        normalised: Whether the net has batch normalisation.
         learning_rate: Learning rate of Adam in training.
 
     Returns:
@@ -214,7 +214,7 @@ def _deep(
 
 
 def _small(build: Callable[[], keras.Model], **options: Any) -> Net:
-    """Describe a small net that is measured at all stages of `LOSSES`; options: further fields of `Net`."""
+    """Describe a small net that is measured at all stages of `LOSSES`. `options` are further fields of `Net`."""
     return Net(
         build=build,
         data=functools.partial(digits, 10, 30),

@@ -13,8 +13,8 @@ import numpy as np
 from srel_tf.files import write_json
 from train.numerics.zoo import LOSSES, NETS, STATISTICS, TRAINED
 
-SAVE_EVERY = 120  # Seconds.
-EPOCHS = 5  # Between two evaluations of the loss.
+SAVE_EVERY = 120  # Seconds between two saves of an incomplete training.
+EPOCHS = 5  # Number of epochs between two evaluations of the loss.
 
 
 class NotConverged(RuntimeError):
@@ -28,7 +28,7 @@ class Training:
         name: Name of the net in `NETS`.
         seed: Seed of the weights and of the training.
         cache: Directory that keeps the weights; None keeps nothing.
-        minutes: Time limit of each stage's training.
+        minutes: Time limit for the training to each stage.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class Training:
     def _keep(
         self, stage: str, weights: list[np.ndarray], outcome: dict[str, Any]
     ) -> None:
-        """Write the weights and the outcome of a stage to the cache, and remove those of an incomplete training."""
+        """Write weights and outcome of a stage to the cache, and remove the weights of the incomplete training."""
         if self._cache:
             self._write(stage, weights)
             write_json(self._path(stage, ".json"), outcome)
@@ -149,7 +149,7 @@ class Training:
     def _write(
         self, stage: str, weights: list[np.ndarray], suffix: str = ".npz"
     ) -> None:
-        """Write weights to the cache; the file appears complete or not at all."""
+        """Write weights to the cache. The file appears complete or not at all."""
         path = self._path(stage, suffix)
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".tmp")
@@ -168,7 +168,7 @@ def _reached(stage: str, loss: float, accuracy: float) -> bool:
 
 
 def take_statistics(model: keras.Model, x: np.ndarray) -> None:
-    """Give all batch normalisation the statistics of x, in the place of moving ones."""
+    """Replace the moving statistics of all batch normalisation layers by the statistics of x."""
     norms = [
         layer
         for layer in model._flatten_layers()

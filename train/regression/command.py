@@ -2,7 +2,7 @@
 
 python -m train.regression                                        five seeds of the default net
 python -m train.regression --jobs 2                               two seeds at a time, each in a separate process
-python -m train.regression --width 8 16 64 --depth 1 2 4          nine nets, each with a run directory
+python -m train.regression --width 8 16 64 --depth 1 2 4          nine nets, each with its own run directory
 """
 
 import argparse
@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         action=cli.Distinct,
         default=[16],
-        help="units of each hidden layer; several values make a sweep",
+        help="number of units of each hidden layer; several values make a sweep",
     )
     p.add_argument(
         "--depth",
@@ -52,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
         "--examples",
         type=cli.at_least(1),
         default=4000,
-        help="training examples, drawn anew for each seed",
+        help="number of training examples; each seed draws its own",
     )
     p.add_argument("--batch-size", type=cli.at_least(1), default=32)
     p.add_argument(
@@ -65,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
         "--iterations",
         type=cli.at_least(1),
         default=2500,
-        help="optimizer updates; S_rel is measured at each",
+        help="number of optimizer updates; S_rel is measured at each of them",
     )
     p.add_argument(
         "--sources", type=cli.at_least(2), default=200, help="number of x_i in Figure 3"
@@ -80,13 +80,13 @@ def parser() -> argparse.ArgumentParser:
         "--probe-seed",
         type=cli.at_least(0),
         default=0,
-        help="seed of the points x' and x_i, which all seeds share",
+        help="seed of the points x' and x_i; all --seeds share these points",
     )
     p.add_argument(
         "--precision",
         choices=["float32", "float64"],
         default="float64",
-        help="of the net",
+        help="precision of the net",
     )
     p.add_argument("--estimator", default="exact")
     p.add_argument(
@@ -120,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(args: argparse.Namespace) -> None:
     """Train and measure the missing seeds of each net, then report.
 
-    A net that fails does not end a sweep: the other nets are run, the table covers them, and the error is raised at the
+    A net that fails does not end a sweep. The other nets are run and appear in the table. The error is raised at the
     end.
     """
     _check(args)
@@ -153,13 +153,13 @@ def run(args: argparse.Namespace) -> None:
 
 
 class SweepError(SRelError, RuntimeError):
-    """Some nets of a sweep failed; the other nets were run to their end."""
+    """Some nets of a sweep failed. The other nets ran to their end."""
 
 
 def _run_net(
     args: argparse.Namespace, settings: Mapping[str, Any], path: Path
 ) -> pd.Series:
-    """Train the missing seeds of one net, and summarise all of its seeds."""
+    """Train the missing seeds of one net, and summarise all seeds of the net."""
     about = {"experiment": "regression", **settings}
     # The directory's environment.json records the precision of the nets.
     with precision(settings["precision"]):
@@ -183,7 +183,7 @@ def _train_shared(
     seed: int,
     orphaned: Callable[[], bool],
 ) -> None:
-    """Train one seed in a separate process; the parent process holds the lock of the directory."""
+    """Train one seed in a separate process. The parent process holds the lock of the directory."""
     train(settings, seed, RunDirectory(path, about, shared=True), orphaned)
 
 

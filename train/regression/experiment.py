@@ -1,8 +1,9 @@
 """One seed of the regression of Section 2.2: data, net, probes, `fit`, and results.
 
-x ~ N(0, I), y = ‖x‖₁. The paper's table of the architecture is lost; we chose width, depth, dimension, step and batch.
-A net that is narrower than the input ignores a direction of the input and cannot represent ‖x‖₁: non-realisable,
-as the text says. (A ReLU net of d + 2 hidden units or more has weights that compute ‖x‖₁ exactly.)
+x ~ N(0, I), y = ‖x‖₁. The paper's table of the architecture is missing in the text that we have. We chose width, depth,
+dimension, learning rate and batch size. A net that is narrower than the input ignores a direction of the input and
+cannot represent ‖x‖₁. The problem is then non-realisable, as the text says. (For a ReLU net of d + 2 or more hidden
+units there are weights that compute ‖x‖₁ exactly.)
 """
 
 import time
@@ -20,17 +21,17 @@ from srel_tf.files import lock
 from train.classification.experiment import DivergedError, make_repeatable
 from train.common.run_directory import RunDirectory
 
-FIGURE_3 = (100, 200, 400, 800, 1600, 2400)  # Steps in the paper.
+FIGURE_3 = (100, 200, 400, 800, 1600, 2400)  # Steps of Figure 3 in the paper.
 RISKS_EVERY = 20
-FOLLOWED = 8  # Number of sources whose S_rel at all targets is followed in time.
-GROWN = 1e3  # A loss of this many times its lowest value has diverged; in float64 it may stay finite.
+FOLLOWED = 8  # Number of sources that are measured for all targets at many steps.
+GROWN = 1e3  # A loss above this multiple of its lowest value has diverged. In float64 it may still be finite.
 FRESH = 20_000  # Number of examples for the estimate of the population risk.
 TARGET = 0  # The id of x', the target of Figures 3–5.
 
 
 @contextmanager
 def precision(dtype: str) -> Iterator[None]:
-    """Use float32 or float64 for new layers, losses and Keras's own numbers."""
+    """Use this dtype for layers and losses that are made within this block, and for Keras's own numbers."""
     before = keras.config.floatx(), keras.config.dtype_policy()
     keras.config.set_floatx(dtype)
     keras.config.set_dtype_policy(dtype)
@@ -50,7 +51,7 @@ def draw(count: int, dimension: int, *seed: int) -> tuple[np.ndarray, np.ndarray
 def probe_points(
     settings: Mapping[str, Any],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Draw x, y of the targets (x' first) and then of the sources, which all seeds share.
+    """Draw x, y of the targets (x' first) and then of the sources. All seeds share these points.
 
     Returns:
         x, y and the distances [targets, sources].
@@ -73,7 +74,10 @@ def near_and_far(distances: np.ndarray) -> np.ndarray:
 
 
 def followed(distances: np.ndarray) -> np.ndarray:
-    """Choose the ids of the sources that are followed in time: evenly from the nearest to x' to the farthest."""
+    """Choose the ids of the sources that are measured at many steps.
+
+    They are ordered by distance from x' and chosen at equal intervals, including the nearest and the farthest.
+    """
     order = np.argsort(distances[TARGET])
     return (
         len(distances)
@@ -82,7 +86,7 @@ def followed(distances: np.ndarray) -> np.ndarray:
 
 
 def in_time(step: int) -> bool:
-    """Return whether `followed` sources are measured: at every 5th of the first 200 steps, then at every 25th."""
+    """Return whether the `followed` sources are measured: at every 5th step up to 200, then at every 25th."""
     return step % (5 if step <= 200 else 25) == 0
 
 
@@ -103,7 +107,11 @@ def build(settings: Mapping[str, Any]) -> srel_tf.SRelModel:
 
 
 def attach(model: srel_tf.SRelModel, settings: Mapping[str, Any], seed: int) -> None:
-    """Attach three probes: all sources at the steps of Figure 3, `followed` ones `in_time`, else x' and two sources."""
+    """Attach three probes, of which one measures at each step.
+
+    "figure 3" measures all targets and sources at the steps of Figure 3. "followed" measures all targets and the
+    `followed` sources at the steps of `in_time`. "near and far" measures x' and two sources at all other steps.
+    """
     x, y, distances = probe_points(settings)
     everything, last = np.arange(len(x)), settings["iterations"]
     targets, sources = np.split(everything, [len(distances)])
@@ -127,7 +135,9 @@ def attach(model: srel_tf.SRelModel, settings: Mapping[str, Any], seed: int) -> 
                 x, y, targets=np.asarray(of_targets), sources=of_sources, name=name
             ),
             every=_until(last, every),
-            measures=("l1",),  # |Δf|: the outputs are scalars (Definition 1).
+            measures=(
+                "l1",
+            ),  # ℓ1 is |Δf| of Definition 1, because outputs are scalars.
             estimator=settings["estimator"],
             run=f"seed-{seed}",
             seed=seed,
@@ -232,7 +242,7 @@ class Watch(keras.callbacks.Callback):
         )
 
     def distances(self) -> pd.DataFrame:
-        """Return columns target_id, source_id, distance, metric, run, seed, step, for each step of Figure 3."""
+        """Return a table of the distances of inputs and of features at each step of Figure 3 so far."""
         own, *features = self._distances
         own_at = [own.assign(step=f["step"]) for f in features]
         return pd.concat([*own_at, *features] or [own.iloc[:0]], ignore_index=True)
@@ -246,13 +256,13 @@ def train(
 ) -> None:
     """Train and measure one seed into a `RunDirectory`.
 
-    `orphaned` is called regularly and returns whether to save and stop.
+    `orphaned` is called regularly. If it returns True, the training saves and stops.
 
     Raises:
-        DivergedError: If the loss grows without bound; earlier measurements are saved.
+        DivergedError: If the loss grows without bound. Earlier measurements are saved.
     """
     start, cpu = time.perf_counter(), time.process_time()
-    # The parent process may have been killed, and another one started.
+    # Also lock the seed: the parent process may have been killed, and a second command may work on the same seed.
     held = lock(directory.seed_path(seed))
     make_repeatable(seed)
     with precision(settings["precision"]):
@@ -293,5 +303,5 @@ def train(
     if watch.diverged is not None:
         raise DivergedError(
             f"the training loss of seed {seed} became {watch.diverged} at optimizer update "
-            f"{int(model.optimizer.iterations)}: lower --learning-rate; what was measured before is saved"
+            f"{int(model.optimizer.iterations)}: lower --learning-rate; earlier measurements are saved"
         )

@@ -18,7 +18,11 @@ from train.regression.experiment import TARGET, near_and_far, probe_points
 def report(
     directory: RunDirectory, settings: Mapping[str, Any], seeds: Sequence[int]
 ) -> pd.Series:
-    """Write figures and tables of a run directory's seeds. Returns a summary with one row per quantity."""
+    """Write the figures and tables of these seeds.
+
+    Returns:
+        Means over seeds, indexed by quantity and step.
+    """
     frame, risks = directory.frames(seeds)
     distances = pd.concat(
         [
@@ -37,8 +41,8 @@ def report(
     ]
     invalid = (~frame["valid"]).sum()
     print(
-        f"{len(frame)} entries of S_rel over {len(seeds)} seed{'s' * (len(seeds) > 1)}, {invalid} of which are not "
-        f"valid"
+        f"{len(frame)} entries of S_rel over {len(seeds)} seed{'s' * (len(seeds) > 1)}; {invalid} of these entries are "
+        f"not valid"
     )
     table = _table(pairs, risks)
     print(table.to_string(float_format="{:.3g}".format))
@@ -53,7 +57,7 @@ def figures(
     risks: pd.DataFrame,
     settings: Mapping[str, Any],
 ) -> Iterator[tuple[str, Figure]]:
-    """Draw Figures 3–5 from the frames of all seeds; Figure 3 only if distances at its steps exist."""
+    """Draw Figures 3–5 from the frames of all seeds. Figure 3 is left out if `distances` has none of its steps."""
     if distances["step"].notna().any():
         yield (
             "figure_03.png",
@@ -77,7 +81,7 @@ def pair_curves(frame: pd.DataFrame, distances: np.ndarray) -> pd.DataFrame:
 
 
 def _table(pairs: pd.DataFrame, risks: pd.DataFrame) -> pd.DataFrame:
-    """Compute means over seeds at a few steps: S_rel of both pairs, both risks."""
+    """Compute the means over seeds of S_rel of both pairs and of both risks, at a few steps."""
     steps = [s for s in (0, 10, 100, 500, 1000, 2500) if s in set(risks["step"])]
     steps = sorted({*steps, int(risks["step"].max())})
     curves = pairs.assign(
@@ -93,7 +97,7 @@ def _table(pairs: pd.DataFrame, risks: pd.DataFrame) -> pd.DataFrame:
 
 
 def summary(columns: Sequence[pd.Series], out: Path) -> None:
-    """Print and write a table of all nets of a sweep: the quantities of their reports at the last step."""
+    """Print and write a table of all nets of a sweep, with the quantities of `report` at the last step."""
     table = pd.concat(columns, axis=1)
     last = table.index.get_level_values(1).max()
     table = table.xs(last, level=1).T.rename_axis("net").reset_index()
