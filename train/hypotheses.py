@@ -1,9 +1,9 @@
-"""Check the paper's hypotheses (Section 1.3) on finished runs: a table of verdicts, printed and written.
+"""Check the paper's hypotheses (Section 1.3) on finished runs; print the verdicts and write them to verdicts.csv.
 
 python -m train.hypotheses results/regression results/theory runs/digits-cnn
 
-RUN_DIR is a directory of `train.regression` (also of a sweep), `train.classification` or `train.theory`. A verdicts.csv
-is written into each.
+Each argument is a directory of `train.regression` (a run or a sweep), `train.classification` or `train.theory`. The
+command writes verdicts.csv into each run directory.
 """
 
 import argparse
@@ -37,12 +37,12 @@ def load(path: Path) -> dict[str, Case]:
         path: Directory of a trained net, or of the figures of `train.theory`.
 
     Returns:
-        {name: case}: for a trained net the case "", and that of Figure 4 if the experiment has it; for the theory one
-        case for each model.
+        {name: case}. A trained net has the case "". The regression has a second case, `FIGURE_4`. The theory has one
+        case per model.
 
     Raises:
-        FrameError: If some seeds lack a file that others have.
-        OptionError: If the figures of the theory have other settings, or there is no finished seed.
+        FrameError: If some seeds lack a file that other seeds have.
+        OptionError: If there is no finished seed, or if figures of `train.theory` have settings that are not checked.
     """
     settings = path / "settings.json"
     saved = read_json(settings) if settings.is_file() else {}
@@ -54,10 +54,11 @@ def load(path: Path) -> dict[str, Case]:
     frame = _of_all_seeds(finished, "frame.parquet")
     if frame is None:
         raise OptionError(
-            f"{path} holds neither a finished seed nor the settings.json of train.theory: run its command again"
+            f"{path} holds neither a finished seed nor the settings.json of train.theory: run the command that made it "
+            "again"
         )
     if saved.get("experiment") == "regression":
-        # The run's three probes measure the same pairs, each at other steps.
+        # The three probes of the run measure the same pairs at different steps, so that their rows are joined.
         frame = frame.assign(name="")
     distances = _of_all_seeds(finished, "distances.parquet")
     history = _of_all_seeds(finished, "history.csv")
@@ -72,13 +73,13 @@ def load_theory(path: Path, saved: dict[str, Any]) -> dict[str, Case]:
 
     Args:
         path: Directory of the figures.
-        saved: Their settings.
+        saved: Settings of these figures.
 
     Returns:
         {name of the model: case}.
 
     Raises:
-        OptionError: If the settings are not those that are checked.
+        OptionError: If the settings are not those of the text's figures, the only ones that are checked.
     """
     now = theory.settings(saved.get("variant", ""), saved.get("seed", 0))
     names = sorted({*now, *saved} - {"versions"})
@@ -86,28 +87,27 @@ def load_theory(path: Path, saved: dict[str, Any]) -> dict[str, Case]:
     if different or saved.get("variant") != "text":
         which = ", ".join(different) or "variant"
         raise OptionError(
-            f"{path} has figures with settings other than the text's ({which}), and only the text's are checked: make "
-            f"them with "
-            "train.theory"
+            f"{path} has figures with settings other than the text's ({which}); only figures with the text's settings "
+            "are checked: make them with python -m train.theory"
         )
     print(
-        f"note: {path} holds means over initial values; its models are computed again for several single ones"
+        f"note: {path} holds means over initial values: S_rel is computed again for each of several initial values"
     )
     return cases(saved["seed"])
 
 
 def _of_all_seeds(seeds: Sequence[Path], name: str) -> pd.DataFrame | None:
-    """Join the frames of one name of all seeds.
+    """Join the files of one name of all seeds.
 
     Args:
         seeds: Directories of the seeds.
         name: Name of the file.
 
     Returns:
-        The joined frame; None if no seed has the file.
+        The joined frame. None if no seed has the file.
 
     Raises:
-        FrameError: If only some seeds have it.
+        FrameError: If some seeds have the file and others do not.
     """
     missing = [str(seed) for seed in seeds if not (seed / name).is_file()]
     if len(missing) == len(seeds):
@@ -135,31 +135,31 @@ def run_directories(path: Path) -> list[Path]:
         The run directories.
 
     Raises:
-        OptionError: If none holds a finished seed.
+        OptionError: If `path` is not a directory, or holds neither a finished seed nor a figure.
     """
     if not path.is_dir():
         raise OptionError(
-            f"{path} is not a directory: give a directory of train.regression, classification or theory"
+            f"{path} is not a directory: give a directory of train.regression, train.classification or train.theory"
         )
     if any(path.glob("seed-*/seed.json")) or any(path.glob("figure_??.parquet")):
         return [path]
     runs = sorted({mark.parents[1] for mark in path.glob("*/seed-*/seed.json")})
     if not runs:
         raise OptionError(
-            f"{path} holds no finished seed (seed-*/seed.json): complete its command first"
+            f"{path} holds no finished seed (seed-*/seed.json): finish the run with the command that made the directory"
         )
     return runs
 
 
 def check(case: Case, confidence: float) -> pd.DataFrame:
-    """Make the verdicts of all hypotheses.
+    """Check all hypotheses on one case.
 
     Args:
-        case: A frame, and the distances, proximities and risks that belong to it.
+        case: S_rel frame with its distances, proximities and risks.
         confidence: Level of the intervals.
 
     Returns:
-        Frame of `srel_tf.hypotheses.COLUMNS`; "undecided" for the hypotheses that the case has no data for.
+        Frame of `srel_tf.hypotheses.COLUMNS`. Hypotheses about missing distances or risks are "undecided".
     """
     frame, undecided = case.frame, hypotheses.undecided
     tables = []
@@ -184,7 +184,7 @@ def check(case: Case, confidence: float) -> pd.DataFrame:
 def in_steps(
     history: pd.DataFrame | None, frame: pd.DataFrame
 ) -> tuple[pd.DataFrame | None, str]:
-    """Give a history by epoch the steps of the frame.
+    """Add a column step to risks that are given by epoch, from the steps and epochs of the S_rel frame.
 
     Args:
         history: Risks with a column step or epoch, or None.
@@ -199,15 +199,15 @@ def in_steps(
         return history, ""
     known = frame[frame["epoch"] > 0]
     if known.empty:
-        reason = "the risks are by epoch, and the frame does not say which step belongs to one"
+        reason = "the risks are by epoch, and the S_rel frame has no epochs from which to compute steps"
         return None, reason
     steps_an_epoch = (known["step"] / known["epoch"]).median()
     risks = history.assign(step=history["epoch"] * steps_an_epoch)
     first_risk, first_step = risks["step"].min(), frame["step"].min()
     if first_risk > first_step:
         return None, (
-            f"the risks begin at step {first_risk:g} (epoch {history['epoch'].min():g}), S_rel at "
-            f"{first_step:g}: how they fell before is not known"
+            f"the risks begin at step {first_risk:g} (epoch {history['epoch'].min():g}), but S_rel begins at step "
+            f"{first_step:g}: the risks between these steps are unknown"
         )
     return risks, ""
 
@@ -221,7 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("run_dir", nargs="+", type=Path, metavar="RUN_DIR")
     level = "level of each interval (default: %(default)s)"
     parser.add_argument("--confidence", type=float, default=0.95, help=level)
-    every = "also print a row for each step"
+    every = "also print the verdicts for single steps"
     parser.add_argument("--all", action="store_true", help=every)
     options = parser.parse_args(arguments)
     runs = [run for given in options.run_dir for run in run_directories(given)]
@@ -235,10 +235,10 @@ def report(path: Path, confidence: float, every_step: bool = False) -> None:
     Args:
         path: The run directory.
         confidence: Level of the intervals.
-        every_step: Whether to print a row for each step, too.
+        every_step: Whether to also print the verdicts for single steps.
 
     Raises:
-        FrameError: If a frame of the run does not fit.
+        FrameError: If a frame of the run cannot be checked. The message names the run and the case.
     """
     tables = []
     for name, case in load(path).items():
@@ -256,7 +256,7 @@ def report(path: Path, confidence: float, every_step: bool = False) -> None:
 
 
 def _without_single_steps(table: pd.DataFrame) -> pd.DataFrame:
-    """Leave out the rows of single steps if there is a row for all steps."""
+    """Leave out the verdicts for single steps if there is a verdict for all steps together."""
     keys = ["model", "claim", "name", "measure", "update", "estimator", "metric"]
     metric = table["scope"].str.split(", (?:step|at all) ", regex=True).str[0]
     scoped = table.assign(metric=metric)
@@ -268,7 +268,7 @@ def _without_single_steps(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def as_text(table: pd.DataFrame) -> str:
-    """Format the table for a terminal: effect with its interval, the claim's bounds, the verdict."""
+    """Format the table for a terminal: verdicts, effects with their intervals, and claimed bounds."""
     lines = []
     keys = ["model", "name", "measure", "update", "estimator"]
     for (model, name, *options), rows in table.groupby(keys, sort=False):
@@ -281,7 +281,7 @@ def as_text(table: pd.DataFrame) -> str:
 
 
 def _lines_of_row(row: Mapping[Hashable, Any]) -> list[str]:
-    """Format a verdict: the claim; effect and interval, if there is an effect; the reason, if it is undecided."""
+    """Format a verdict: the claim; the effect and its interval, if any; the reason, if it is undecided."""
     indent = " " * 15
     scope = f"; {row['scope']}" if row["scope"] else ""
     lines = [f"  {row['verdict']:<12} {row['hypothesis']} {row['claim']}{scope}"]

@@ -64,7 +64,7 @@ def central(directories: Directories) -> pd.DataFrame:
     is_intra = pairs["source_class"] == pairs["target_class"]
     kinds = pairs.assign(kind=is_intra.map({True: INTRA, False: INTER}))
     of_kinds = kinds[pairs["epoch"] >= 1].groupby([*KEY, "run", "kind"], sort=False)
-    # Without a measurement after the first epoch, `unstack` makes no columns: `reindex` adds them.
+    # `unstack` makes no columns if there is no measurement after the first epoch. `reindex` adds them.
     mean, off_mean = (
         of_kinds[name].mean().unstack().reindex(columns=[INTRA, INTER])
         for name in ("mean", "off_mean")
@@ -237,10 +237,7 @@ def report(directories: Directories, published: pd.DataFrame | None, out: Path) 
     print(f"\nverdicts, counted over measures and rules\n{counts.to_string()}")
     tables = {
         "moves": ("median ‖Δp‖₁ of one step", moves(directories)),
-        "adjusted": (
-            "AUC of single matrices, pooled and adjusted for scales",
-            adjusted(directories),
-        ),
+        "adjusted": ("AUC of single matrices, adjusted", adjusted(directories)),
     }
     ours = directories.get(("cifar10", "published"))
     if published is not None and ours:

@@ -54,8 +54,8 @@ def load(results: Path) -> Directories:
         directories[data, protocol] = mark.parent
     if not directories:
         raise OptionError(
-            f"{results} holds no results of train.condense (DATA-PROTOCOL/separation.parquet): run train.condense first, or give "
-            f"another directory with --results"
+            f"{results} holds no results of train.condense (DATA-PROTOCOL/separation.parquet): run train.condense "
+            "first, or give another directory with --results"
         )
     return directories
 
@@ -188,7 +188,7 @@ def moves(directories: Directories) -> pd.DataFrame:
 
 
 def adjusted(directories: Directories) -> pd.DataFrame:
-    """Compute the AUC of intra- against inter-class pairs, before and after adjusting for scales of sources and targets.
+    """Compute the AUC of intra- against inter-class pairs, before and after adjusting for source and target scales.
 
     Returns:
         One row per (data, protocol, rule, measure, step). All AUCs are over the valid entries off the diagonal:
