@@ -120,7 +120,7 @@ def _of_all_seeds(seeds: Sequence[Path], name: str) -> pd.DataFrame | None:
 
 
 def _most_followed(frame: pd.DataFrame) -> pd.DataFrame:
-    """Select the pairs that were measured at the most steps."""
+    """Select the pairs with the largest number of measured steps."""
     count = frame.groupby(["source_id", "target_id"])["step"].transform("nunique")
     return frame[count == count.max()]
 
@@ -159,7 +159,7 @@ def check(case: Case, confidence: float) -> pd.DataFrame:
         confidence: Level of the intervals.
 
     Returns:
-        Frame of `srel_tf.hypotheses.COLUMNS`. Hypotheses about missing distances or risks are "undecided".
+        Frame of `srel_tf.hypotheses.COLUMNS`. A hypothesis is "undecided" if the case lacks its data.
     """
     frame, undecided = case.frame, hypotheses.undecided
     tables = []

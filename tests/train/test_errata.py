@@ -167,7 +167,7 @@ def test_1_effect_is_read_from_the_runs(runs, monkeypatch):
         evidence._replace(srel=published_curves())
     )
     highest = math.log(3) + 1 / 3
-    ratio = "ratio of two such values, C = 3"
+    ratio = "ratio of two values without an update, C = 3"
     assert found[f"{ratio}, highest"] == pytest.approx(highest, rel=1e-5)
     assert found[f"{ratio}, lowest"] == pytest.approx(1 / highest, rel=1e-5)
     for measure in ("kl", "published_kl"):

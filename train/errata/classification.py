@@ -37,9 +37,9 @@ def published_kl(evidence: Evidence) -> Findings:
     name = "value without an update: largest difference from −(H(p) + ‖p‖²)/C on a grid of the simplex"
     findings = {name: differences.max()}
     findings |= extremes("value without an update, C = 3", at_rest)
-    findings |= extremes("ratio of two such values, C = 3", ratios)
+    findings |= extremes("ratio of two values without an update, C = 3", ratios)
     for eta in (1e-12, ETA):
-        name = f"net at initialisation, fresh Adam, η = {eta:g}"
+        name = f"published_kl of a net at initialisation, fresh Adam, η = {eta:g}"
         findings |= extremes(name, srel_at_initialisation(eta))
     g, g_plus = np.array([0.7, 0.2, 0.1]), np.array([0.5, 0.2, 0.3])
     example = "g = (0.7, 0.2, 0.1), g⁺ = (0.5, 0.2, 0.3)"
@@ -69,13 +69,13 @@ def unmoved_published_kl(p: np.ndarray) -> np.ndarray:
         p: Probabilities, [..., C].
 
     Returns:
-        [...].
+        One value per distribution, [...].
     """
     return (xlogy(p, p) - p * p).mean(axis=-1)
 
 
 def entropy_and_square(p: np.ndarray) -> np.ndarray:
-    """Return H(p) + ‖p‖² (nats).
+    """Return H(p) + ‖p‖², with the entropy H in nats.
 
     The lower bound is 1, because H >= −log ‖p‖² >= 1 − ‖p‖². The upper bound is log C + 1/C, because
     KL(p, u) >= ‖p − u‖₁²/2 >= ‖p − u‖₂² for the uniform distribution u.
@@ -84,7 +84,7 @@ def entropy_and_square(p: np.ndarray) -> np.ndarray:
         p: Probabilities, [..., C].
 
     Returns:
-        [...].
+        One value per distribution, [...].
     """
     return -xlogy(p, p).sum(axis=-1) + (p**2).sum(axis=-1)
 
@@ -121,7 +121,7 @@ def srel_at_initialisation(learning_rate: float) -> np.ndarray:
 
 
 def _kl_beside_published_kl(path: Path) -> Findings:
-    """Read the AUC of `kl` and `published_kl`, and their rank correlation, of a condensed run."""
+    """Read the AUC of `kl` and of `published_kl`, and the rank correlation of the two, from a condensed run."""
     measures = ("kl", "published_kl")
     findings = central_values(path, measures, RULES)
     for rule in RULES:
@@ -130,7 +130,7 @@ def _kl_beside_published_kl(path: Path) -> Findings:
 
 
 def fresh_adam(evidence: Evidence) -> Findings:
-    """Check item 2: a fresh Adam moves each weight whose |g| is well above ε by almost η, whatever g is."""
+    """Check item 2: a fresh Adam changes each weight by almost η, if |g| is well above ε."""
     keras.utils.set_random_seed(0)
     model = build_model("resnet18", (32, 32, 3), 3)
     image = np.random.default_rng(0).normal(size=(1, 32, 32, 3)).astype("float32")
@@ -195,16 +195,19 @@ def published_l2(evidence: Evidence) -> Findings:
 
 
 def _l1_beside_published_l2(path: Path) -> Findings:
-    """Read the AUC of `l1`, `l2` and `published_l2`, and the rank correlation of `l1` with the last."""
+    """Read the AUC of `l1`, `l2` and `published_l2`, and the rank correlation of `l1` and `published_l2`."""
     aucs = central_values(path, ("l1", "l2", "published_l2"), ("fresh_adam",))
     return aucs | rank_correlation(path, "l1", "published_l2", "fresh_adam")
 
 
 def diagonal_of_published_l2(directions: int) -> tuple[float, float]:
-    """Return the range of S(x, x) of `published_l2` for three classes: mean |Δ| / (mean Δ²)^½ over Δ with Σ_c Δ_c = 0.
+    """Return the range of S(x, x) of `published_l2` for three classes.
+
+    S(x, x) is mean |Δ| / (mean Δ²)^½ for a change Δ of the probabilities. It depends only on the direction of Δ in the
+    plane Σ_c Δ_c = 0.
 
     Args:
-        directions: Number of directions of Δ in this plane.
+        directions: Number of directions, evenly spaced.
 
     Returns:
         (lowest, highest).
@@ -218,18 +221,18 @@ def diagonal_of_published_l2(directions: int) -> tuple[float, float]:
 def epsilon(evidence: Evidence) -> Findings:
     """Check item 4: the effect of adding 1e-8 to denominators alone.
 
-    It changes `published_l2` if the prediction at x hardly changes. It never changes `published_kl` noticeably.
+    `published_l2` changes if the prediction at x hardly changes. `published_kl` never changes noticeably.
     """
     denominators = (
         np.array([np.log(3) + 1 / 3, 1]) / 3
     )  # Of published_kl without an update.
-    name = "no update, relative change of published_kl's denominator"
+    name = "relative change of published_kl's denominator by 1e-8, without an update"
     findings = extremes(name, EPSILON / denominators)
     return findings | evidence.of_runs("crossed", _lowest_denominators)
 
 
 def _lowest_denominators(path: Path) -> Findings:
-    """Return, for each step of a condensed run, the smallest root mean square of Δp and the relative change by 1e-8."""
+    """Return the smallest root mean square of Δp at each step, and by how much 1e-8 changes `published_l2` there."""
     file = path / "matrices.parquet"
     if not file.exists():
         return {f"not measured: {file} is missing": np.nan}

@@ -31,7 +31,7 @@ ROOMS = {
 
 
 def items() -> pd.DataFrame:
-    """Read the table of items, indexed by number: columns subject, text, code, effect, check ("module.function")."""
+    """Read the table of items, indexed by number. The column check holds "module.function"."""
     return pd.read_csv(Path(__file__).with_name("items.csv"), index_col="number")
 
 
@@ -62,7 +62,7 @@ def errata(evidence: Evidence, numbers: Sequence[int]) -> pd.DataFrame:
         numbers: Numbers of the items.
 
     Returns:
-        One row per finding: columns number, subject, finding, value, low, high.
+        One row per finding, with the columns number, subject, finding, value, low, high.
     """
     tables = []
     for number, item in items().loc[list(numbers)].iterrows():

@@ -130,7 +130,7 @@ def divided_by_400(evidence: Evidence) -> Findings:
 
 
 def variance_and_classes(evidence: Evidence) -> Findings:
-    """Check item 13: standard deviation 2 in the place of variance 2, and the class of the sampled point."""
+    """Check item 13: the code has standard deviation 2 instead of variance 2, and samples from the other class."""
     findings = {}
     for sample, spread in (
         (theory.random_relu_features, "variance 2"),
@@ -172,7 +172,7 @@ def input_variance(
 
 
 def pairs_of_both_classes(evidence: Evidence) -> Findings:
-    """Check item 14: the pairs that the "intra-class" notebook draws join two classes."""
+    """Check item 14: the pairs of the "intra-class" notebook join two classes."""
     _, labels, _ = set_up()
     source, target = variants.published_pairs(labels, 20, seed=1)
     n_joining = (labels[source] != labels[target]).sum()

@@ -17,7 +17,7 @@ from train.common import data
 from train.errata.evidence import Evidence, Findings, central_values, extremes
 
 K = 20  # Probe images per class.
-# Training and "test" images per class, batch size; three classes each.
+# {data set: (training images per class, "test" images per class, batch size)}. Each data set has three classes.
 SIZES = {
     "SVHN": (4000, 800, 256),
     "CIFAR-10": (5000, 1000, 256),

@@ -109,7 +109,7 @@ def absolute_values(evidence: Evidence) -> Findings:
 
 
 def bound_in_time(evidence: Evidence) -> Findings:
-    """Check item 18: along the flow of eq. 14, Theorem 5.1's bound changes in time; P(x, x') alone does not."""
+    """Check item 18: Theorem 5.1's bound changes along the flow of eq. 14; only P(x, x') does not depend on time."""
     h = theory.HomogeneousPredictor(lambda x: 0 * x[:, 0], lambda x: x[:, None, :], 2)
     times = [0, 100, 1000]
     path = EQ_14.weights(figures.START, times)[:, None, :]

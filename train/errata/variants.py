@@ -36,7 +36,7 @@ def published_srel(
     source: np.ndarray,
     target: np.ndarray,
 ) -> np.ndarray:
-    """Compute eq. 4 with T = c I + h hᵀ/N in the numerator alone (item 11).
+    """Compute eq. 4 with T = c I + h hᵀ/N in the numerator only (item 11).
 
     The change at x' is c W h' + ⟨h', h⟩ (W h/N − y). The change at x is c W h + ⟨h, h⟩ (W h − y).
 

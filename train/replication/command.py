@@ -64,7 +64,7 @@ def central(directories: Directories) -> pd.DataFrame:
     is_intra = pairs["source_class"] == pairs["target_class"]
     kinds = pairs.assign(kind=is_intra.map({True: INTRA, False: INTER}))
     of_kinds = kinds[pairs["epoch"] >= 1].groupby([*KEY, "run", "kind"], sort=False)
-    # `unstack` makes no columns if there is no measurement after the first epoch. `reindex` adds them.
+    # `unstack` makes no columns if nothing was measured after the first epoch. `reindex` adds them.
     mean, off_mean = (
         of_kinds[name].mean().unstack().reindex(columns=[INTRA, INTER])
         for name in ("mean", "off_mean")
@@ -236,8 +236,11 @@ def report(directories: Directories, published: pd.DataFrame | None, out: Path) 
     )
     print(f"\nverdicts, counted over measures and rules\n{counts.to_string()}")
     tables = {
-        "moves": ("median ‖Δp‖₁ of one step", moves(directories)),
-        "adjusted": ("AUC of single matrices, adjusted", adjusted(directories)),
+        "moves": ("median ‖Δp‖₁ of one fictitious step", moves(directories)),
+        "adjusted": (
+            "AUC of single matrices, also adjusted for scales",
+            adjusted(directories),
+        ),
     }
     ours = directories.get(("cifar10", "published"))
     if published is not None and ours:

@@ -16,8 +16,8 @@ RULE = ["update", "estimator", "learning_rate"]
 INTRA, INTER = "intra", "inter"
 Directories = dict[tuple[str, str], Path]  # Directories by data set and protocol.
 
-# Claims on trends of means. If more than the share `MISSING` of the entries is not valid, the remaining entries are a
-# biased selection, and these claims are undecided.
+# Claims on trends of means. They are undecided if more than the share `MISSING` of the entries is not valid, because
+# the valid entries are then a biased selection.
 TRENDS = (
     "intra constant in time",
     "inter decreasing",
@@ -78,7 +78,7 @@ def claims(directories: Directories) -> pd.DataFrame:
     rows dominate the means.
 
     Returns:
-        One row per verdict, with `valid_last`: the share of valid entries at the last step.
+        One row per verdict. The column `valid_last` is the share of valid entries at the last step.
     """
     separation = read(directories, "separation.parquet")
     later = separation[separation["epoch"] >= 1]

@@ -115,7 +115,7 @@ def refuse_other_settings(out: Path, file: Path, now: Mapping[str, Any]) -> None
         saved = read_json(file)
     except StorageError as error:
         raise RunDirectoryError(
-            f"{out} holds figures, but {file.name} with their settings is missing; choose another --out"
+            f"{out} holds figures, but {file.name} with their settings is missing or damaged; choose another --out"
         ) from error
     lines = differences({**saved, "versions": ""}, {**now, "versions": ""})
     if lines:

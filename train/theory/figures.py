@@ -27,7 +27,7 @@ GATE_TARGETS = {
     "x' = (14, 14, …, 14)": np.full(10, 14.0),
     "x' = (30, −2, …, 30, −2)": np.tile([30.0, -2.0], 5),
 }
-# Figures 11–13: eq. 14. The paper's pairs of Figures 12 and 13 are lost. Our third pair is a counterexample to it.
+# Figures 11–13: eq. 14. The paper's pairs of Figures 12 and 13 are lost. Our pair (c) is a counterexample to the text.
 MOMENTS = ([1.0, 4.0, 9.0], [1.0, 1.0, 1.0])
 START, W_STAR = np.sqrt([0.5, 2.0, 4.0]), np.array([1.0, 2.0, 3.0])
 PAIRS = {
@@ -65,7 +65,7 @@ def penalized(
         variant: "text" for the definitions of the text, with both ridge coefficients. "published" for the computation
             of the published scripts, which differs from the text in the data, the pairs, the numerator, the average and
             the loss.
-        seed: Seed of the features. The pairs and the initial W use the next two seeds.
+        seed: Seed of the features. seed + 1 is the seed of the pairs, and seed + 2 is the seed of the initial W.
         starts: Number of initial W.
         pairs: Number of pairs.
         per_class: Number of examples of each class.
