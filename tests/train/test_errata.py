@@ -172,7 +172,7 @@ def test_1_effect_is_read_from_the_runs(runs, monkeypatch):
         evidence._replace(srel=published_curves())
     )
     highest = math.log(3) + 1 / 3
-    ratio = "no update, C = 3, ratio of two predictions"
+    ratio = "ratio of two values without an update, C = 3"
     assert found[f"{ratio}, highest"] == pytest.approx(highest, rel=1e-5)
     assert found[f"{ratio}, lowest"] == pytest.approx(1 / highest, rel=1e-5)
     for measure in ("kl", "published_kl"):
@@ -188,9 +188,9 @@ def test_1_effect_is_read_from_the_runs(runs, monkeypatch):
         ranks.append(stats.spearmanr(*both).statistic)
     name = "cifar10: rank correlation of kl and published_kl, fresh_adam"
     assert found[name] == pytest.approx(np.mean(ranks))
-    assert found["published curves begin, lowest"] == 0.9
-    assert found["published curves begin, highest"] == 1.1
-    name = "published curves, share of values that two unmoved predictions can have"
+    assert found["published curves, first value, lowest"] == 0.9
+    assert found["published curves, first value, highest"] == 1.1
+    name = "published curves, share of values in the range of ratios without an update"
     assert found[name] == 0.75
 
 
@@ -252,7 +252,7 @@ def test_4_root_mean_square_is_bounded_by_the_denominators(runs):
     rows = rows[(rows["step"] == 12) & (rows["seed"] == 0)]
     smallest = rows["denominator"].min() / 3
     found = errata_classification.epsilon(evidence)
-    name = "cifar10: step 12, least root mean square of Δp of valid sources"
+    name = "cifar10: step 12, smallest root mean square of Δp at valid sources"
     assert found[name] == pytest.approx(smallest)
     change = np.random.default_rng(0).normal(size=(100, 3)) ** 3
     made = pd.DataFrame({"denominator": np.abs(change).sum(axis=1), "step": 0})
@@ -269,11 +269,11 @@ def test_5_leaked_images_and_accuracies(runs):
     found = errata_protocol.leaked_test_set(runs[0])
     for name, value in {
         "accuracy on the leaked images": 0.35,
-        "accuracy in training": 0.36,
+        "accuracy on the training images": 0.36,
         "accuracy on the real test images (cifar10-crossed, the same seeds)": 0.31,
-        "trainings that are the same to the last bit": 2,
-        "leaked minus real, over seeds, lowest": 0.02,
-        "leaked minus real, over seeds, highest": 0.06,
+        "number of trainings with the same final weights": 2,
+        "accuracy on leaked minus real test images, over seeds, lowest": 0.02,
+        "accuracy on leaked minus real test images, over seeds, highest": 0.06,
     }.items():
         assert found[f"cifar10: {name}"] == pytest.approx(value), name
 
@@ -469,7 +469,7 @@ def test_17_and_21_eq_14():
     found = errata_theorems.figure_11()
     for z, value in zip((1, 2, 100), values, strict=True):
         assert found[f"Figure 11: S_rel at z = {z}"] == pytest.approx(value)
-    assert found["S_rel where x moves from x' to x'/10, from 1 to"] == pytest.approx(10)
+    assert found["S_rel at x = x'/10 (1 at x = x')"] == pytest.approx(10)
 
 
 def test_18_bound_of_theorem_5_1():

@@ -131,7 +131,7 @@ def test_a_classification_run(tmp_path):
     reason = table.loc["S_rel rises while the risk falls rapidly", "reason"]
     assert (
         reason
-        == "the risks begin at step 10 (epoch 1), S_rel at 0: how they fell before is not known"
+        == "the risks begin at step 10 (epoch 1), but S_rel begins at step 0: the risks between these steps are unknown"
     )
     assert "intra above inter" in out
 

@@ -1,1 +1,1 @@
-"""Numbers behind the list of errata."""
+"""Computations behind the list of errata."""

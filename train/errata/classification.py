@@ -1,4 +1,4 @@
-"""Items 1–4 of `train.errata`: measures and fictitious step of the published classification experiments.
+"""Items 1–4 of `train.errata`: the measures and the fictitious step of the published classification experiments.
 
 Each check takes the `Evidence` and returns its `Findings`.
 """
@@ -29,19 +29,17 @@ RULES = (SMALL_STEP, "fresh_adam")
 
 
 def published_kl(evidence: Evidence) -> Findings:
-    """Check item 1: without any update, kl_div of probabilities depends on the two predictions only."""
+    """Check item 1: without any update, `published_kl` depends on the confidence of the two predictions alone."""
     p = simplex(200)
     at_rest = unmoved_published_kl(p)
     differences = np.abs(3 * at_rest + entropy_and_square(p))
     ratios = np.array([at_rest.max() / at_rest.min(), at_rest.min() / at_rest.max()])
-    name = (
-        "no update, largest difference from −(H(p) + ‖p‖²)/C on a grid of the simplex"
-    )
+    name = "value without an update: largest difference from −(H(p) + ‖p‖²)/C on a grid of the simplex"
     findings = {name: differences.max()}
-    findings |= extremes("no update, C = 3", at_rest)
-    findings |= extremes("no update, C = 3, ratio of two predictions", ratios)
+    findings |= extremes("value without an update, C = 3", at_rest)
+    findings |= extremes("ratio of two values without an update, C = 3", ratios)
     for eta in (1e-12, ETA):
-        name = f"net at initialisation, fresh Adam, η = {eta:g}"
+        name = f"published_kl of a net at initialisation, fresh Adam, η = {eta:g}"
         findings |= extremes(name, srel_at_initialisation(eta))
     g, g_plus = np.array([0.7, 0.2, 0.1]), np.array([0.5, 0.2, 0.3])
     example = "g = (0.7, 0.2, 0.1), g⁺ = (0.5, 0.2, 0.3)"
@@ -55,42 +53,44 @@ def published_kl(evidence: Evidence) -> Findings:
     if evidence.srel is not None:
         curves = evidence.srel[evidence.srel["measure"] == "published_kl"]
         findings |= extremes(
-            "published curves begin", curves[curves["step"] == 0]["srel"]
+            "published curves, first value", curves[curves["step"] == 0]["srel"]
         )
-        name = "published curves, share of values that two unmoved predictions can have"
+        name = (
+            "published curves, share of values in the range of ratios without an update"
+        )
         findings[name] = curves["srel"].between(*ratios).mean()
     return findings
 
 
 def unmoved_published_kl(p: np.ndarray) -> np.ndarray:
-    """Return mean_c p_c (log p_c − p_c), torch's kl_div(p, p) of probabilities.
+    """Return mean_c p_c (log p_c − p_c), which is torch's kl_div(p, p) for probabilities p.
 
     Args:
         p: Probabilities, [..., C].
 
     Returns:
-        [...].
+        One value per distribution, [...].
     """
     return (xlogy(p, p) - p * p).mean(axis=-1)
 
 
 def entropy_and_square(p: np.ndarray) -> np.ndarray:
-    """Return H(p) + ‖p‖² (nats).
+    """Return H(p) + ‖p‖², with the entropy H in nats.
 
-    It is at least 1, because H >= −log ‖p‖² >= 1 − ‖p‖². It is at most log C + 1/C, because KL(p, u) >= ‖p − u‖₁²/2 >=
-    ‖p − u‖₂² for the uniform u.
+    The lower bound is 1, because H >= −log ‖p‖² >= 1 − ‖p‖². The upper bound is log C + 1/C, because
+    KL(p, u) >= ‖p − u‖₁²/2 >= ‖p − u‖₂² for the uniform distribution u.
 
     Args:
         p: Probabilities, [..., C].
 
     Returns:
-        [...].
+        One value per distribution, [...].
     """
     return -xlogy(p, p).sum(axis=-1) + (p**2).sum(axis=-1)
 
 
 def simplex(parts: int) -> np.ndarray:
-    """Return all probability vectors of three classes in multiples of 1/parts, corners included, [N, 3]."""
+    """Return all probability vectors of three classes whose entries are multiples of 1/parts, [N, 3]."""
     first, second = np.indices((parts + 1, parts + 1)).reshape(2, -1)
     third = parts - first - second
     return np.stack([first, second, third], axis=-1)[third >= 0] / parts
@@ -121,7 +121,7 @@ def srel_at_initialisation(learning_rate: float) -> np.ndarray:
 
 
 def _kl_beside_published_kl(path: Path) -> Findings:
-    """Return the AUC of `kl` and `published_kl`, and their rank correlation, from a condensed run."""
+    """Read the AUC of `kl` and of `published_kl`, and the rank correlation of the two, from a condensed run."""
     measures = ("kl", "published_kl")
     findings = central_values(path, measures, RULES)
     for rule in RULES:
@@ -130,7 +130,7 @@ def _kl_beside_published_kl(path: Path) -> Findings:
 
 
 def fresh_adam(evidence: Evidence) -> Findings:
-    """Check item 2: a fresh Adam moves each weight by η whatever its gradient is."""
+    """Check item 2: a fresh Adam changes each weight by almost η, if |g| is well above ε."""
     keras.utils.set_random_seed(0)
     model = build_model("resnet18", (32, 32, 3), 3)
     image = np.random.default_rng(0).normal(size=(1, 32, 32, 3)).astype("float32")
@@ -139,10 +139,10 @@ def fresh_adam(evidence: Evidence) -> Findings:
     adam_norm, sgd_norm = np.linalg.norm(adam), np.linalg.norm(sgd)
     share = (np.abs(gradient) > 100 * EPSILON).mean()
     findings = {
-        "published ResNet-18 at initialisation, an image of noise: weights": gradient.size,
-        "share of weights with |g| > 1e-6, which move by η": share,
+        "published ResNet-18 at initialisation, an image of noise: number of weights": gradient.size,
+        "share of weights with |g| > 1e-6, which change by η": share,
         "‖w⁺ − w‖": adam_norm,
-        "‖w⁺ − w‖ over that of sgd with the same η": adam_norm / sgd_norm,
+        "‖w⁺ − w‖ / ‖w⁺ − w‖ of sgd with the same η": adam_norm / sgd_norm,
         "cosine of the two steps": adam @ sgd / adam_norm / sgd_norm,
     }
     rules = (*RULES, "optimizer")
@@ -172,11 +172,11 @@ def loss_gradient(model: keras.Model, x: np.ndarray, y: npt.ArrayLike) -> np.nda
 
 
 def first_adam_step(gradient: np.ndarray, learning_rate: float) -> np.ndarray:
-    """Return w − w⁺ of an Adam that has seen this gradient only: m̂ = g and v̂ = g².
+    """Return w − w⁺ for the first step of Adam, where m̂ = g and v̂ = g².
 
     Args:
         gradient: g.
-        learning_rate: η; β₁, β₂ = 0.9, 0.999 and ε = 1e-8.
+        learning_rate: η. The other constants are β₁ = 0.9, β₂ = 0.999 and ε = 1e-8.
 
     Returns:
         η g / (|g| + ε).
@@ -185,22 +185,29 @@ def first_adam_step(gradient: np.ndarray, learning_rate: float) -> np.ndarray:
 
 
 def published_l2(evidence: Evidence) -> Findings:
-    """Check item 3: mean |Δp'| over the root mean square of Δp is S_rel of ℓ1 times ‖Δp‖₁/(√C ‖Δp‖₂) at the source."""
+    """Check item 3: the published form of Definition 1.
+
+    It is the mean |Δp| at x' divided by the root mean square of Δp at x. This is S_rel of ℓ1 times
+    ‖Δp‖₁/(√C ‖Δp‖₂) at x.
+    """
     findings = extremes("S(x, x), C = 3", diagonal_of_published_l2(3600))
     return findings | evidence.of_runs("crossed", _l1_beside_published_l2)
 
 
 def _l1_beside_published_l2(path: Path) -> Findings:
-    """Return the AUC of ℓ1, ℓ2 and `published_l2`, and the rank correlation of ℓ1 with it, from a condensed run."""
+    """Read the AUC of `l1`, `l2` and `published_l2`, and the rank correlation of `l1` and `published_l2`."""
     aucs = central_values(path, ("l1", "l2", "published_l2"), ("fresh_adam",))
     return aucs | rank_correlation(path, "l1", "published_l2", "fresh_adam")
 
 
 def diagonal_of_published_l2(directions: int) -> tuple[float, float]:
-    """Return the lowest and highest mean |Δ| / (mean Δ²)^½ over directions of the plane Σ_c Δ_c = 0 of three classes.
+    """Return the range of S(x, x) of `published_l2` for three classes.
+
+    S(x, x) is mean |Δ| / (mean Δ²)^½ for a change Δ of the probabilities. It depends only on the direction of Δ in the
+    plane Σ_c Δ_c = 0.
 
     Args:
-        directions: Number of directions.
+        directions: Number of directions, evenly spaced.
 
     Returns:
         (lowest, highest).
@@ -212,15 +219,20 @@ def diagonal_of_published_l2(directions: int) -> tuple[float, float]:
 
 
 def epsilon(evidence: Evidence) -> Findings:
-    """Check item 4: 1e-8 in the denominator alone changes published_l2 much if x hardly moves, published_kl never."""
-    denominators = np.array([np.log(3) + 1 / 3, 1]) / 3  # Of an unmoved published_kl.
-    name = "no update, relative change of published_kl's denominator"
+    """Check item 4: the effect of adding 1e-8 to denominators alone.
+
+    `published_l2` changes if the prediction at x hardly changes. `published_kl` never changes noticeably.
+    """
+    denominators = (
+        np.array([np.log(3) + 1 / 3, 1]) / 3
+    )  # Of published_kl without an update.
+    name = "relative change of published_kl's denominator by 1e-8, without an update"
     findings = extremes(name, EPSILON / denominators)
     return findings | evidence.of_runs("crossed", _lowest_denominators)
 
 
 def _lowest_denominators(path: Path) -> Findings:
-    """Return the smallest root mean square of Δp at each step of a condensed run, and what 1e-8 changes there."""
+    """Return the smallest root mean square of Δp at each step, and by how much 1e-8 changes `published_l2` there."""
     file = path / "matrices.parquet"
     if not file.exists():
         return {f"not measured: {file} is missing": np.nan}
@@ -230,13 +242,13 @@ def _lowest_denominators(path: Path) -> Findings:
     findings = {}
     for step, r in smallest_root_mean_square(rows).items():
         change = EPSILON / (r + EPSILON)
-        findings[f"step {step}, least root mean square of Δp of valid sources"] = r
+        findings[f"step {step}, smallest root mean square of Δp at valid sources"] = r
         findings[f"step {step}, largest relative change of published_l2"] = change
     return findings
 
 
 def smallest_root_mean_square(rows: pd.DataFrame, classes: int = 3) -> pd.Series:
-    """Bound the root mean square of Δp over the sources from below, by ‖Δp‖₁ <= √C ‖Δp‖₂.
+    """Return a lower bound of the root mean square of Δp over all sources of a step, from ‖Δp‖₁ <= √C ‖Δp‖₂.
 
     Args:
         rows: Rows of ℓ1 of an S_rel frame, with denominators.

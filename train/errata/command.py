@@ -3,10 +3,12 @@
 python -m train.errata                       reads results/, writes results/replication/errata.csv
 python -m train.errata --published-dir DIR   also reads the published curves cifar10_srel.csv, cifar10_history.csv
 
-`items.csv` holds the statement of the text, the behaviour of the code (or what the text implies), and the effect (items
-1–9 classification, 10–15 penalised regression, 16–22 the text itself). The checks return findings, which are named
-numbers. Findings on classification are read from our runs (`train.condense`); without these runs the command lists what
-it could not measure. `results/REPLICATION.md` explains each finding.
+`items.csv` has one row per item: what the text says, what the code does (or, for items 16–22, what follows from the
+text), and the effect. Items 1–9 are on classification, 10–15 on penalised regression, 16–22 on the text itself.
+
+Each item has a check, which returns findings. A finding is a number with a name. The findings on classification are
+read from the results of `train.condense`. If such a result is missing, the command prints "not measured" and what is
+missing. `results/REPLICATION.md` explains each item.
 """
 
 import argparse
@@ -29,7 +31,7 @@ ROOMS = {
 
 
 def items() -> pd.DataFrame:
-    """Read the table of items, indexed by number: columns subject, text, code, effect, check ("module.function")."""
+    """Read the table of items, indexed by number. The column check holds "module.function"."""
     return pd.read_csv(Path(__file__).with_name("items.csv"), index_col="number")
 
 
@@ -41,8 +43,8 @@ def findings(check: str, evidence: Evidence) -> pd.DataFrame:
         evidence: Results from which the check reads effects.
 
     Returns:
-        One row per finding: columns finding, value, low, high. The last two are a 95% interval over seeds, NaN if there
-        is none.
+        One row per finding, with the columns finding, value, low, high. [low, high] is a 95% interval over seeds; both
+        are NaN if there is no interval.
     """
     room, name = check.split(".")
     found = getattr(ROOMS[room], name)(evidence)
@@ -60,7 +62,7 @@ def errata(evidence: Evidence, numbers: Sequence[int]) -> pd.DataFrame:
         numbers: Numbers of the items.
 
     Returns:
-        One row per finding: columns number, subject, finding, value, low, high.
+        One row per finding, with the columns number, subject, finding, value, low, high.
     """
     tables = []
     for number, item in items().loc[list(numbers)].iterrows():
@@ -92,9 +94,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m train.errata", description=__doc__.splitlines()[0]
     )
-    results = "results of train.condense"
+    results = "directory with the results of train.condense (default: %(default)s)"
     parser.add_argument("--results", type=Path, default=Path("results"), help=results)
-    curves = "the published CIFAR-10 curves, if you have them"
+    curves = "directory of the published CIFAR-10 curves, if you have them"
     parser.add_argument("--published-dir", type=Path, metavar="DIR", help=curves)
     numbers = list(table.index)
     parser.add_argument(
@@ -113,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _curves(directory: Path | None) -> list[pd.DataFrame]:
-    """Read the published S_rel curves and accuracies; an empty list without a directory."""
+    """Read the published S_rel curves and accuracies; return an empty list if `directory` is None."""
     if directory is None:
         return []
     files = [directory / f"cifar10_{name}.csv" for name in ("srel", "history")]

@@ -1,4 +1,4 @@
-"""Condensed runs and published curves from which `train.errata` reads effects."""
+"""Our condensed runs and the published curves, from which `train.errata` reads the effects of the errata."""
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
@@ -12,7 +12,7 @@ import pandas as pd
 import srel_tf
 from train.replication.command import central
 
-# By name: a number, or (mean, low, high) with the ends of an interval.
+# {name: number}, or {name: (mean, low, high)} for a mean with an interval.
 Findings: TypeAlias = dict[str, Any]
 
 
@@ -20,7 +20,7 @@ class Evidence(NamedTuple):
     """Results from which the checks read effects.
 
     Attributes:
-        results: Directory of the condensed runs DATA-PROTOCOL.
+        results: Directory that holds the condensed runs, as subdirectories DATA-PROTOCOL.
         srel: Published S_rel curves of CIFAR-10, or None.
         history: Published accuracies of CIFAR-10, or None.
     """
@@ -37,7 +37,8 @@ class Evidence(NamedTuple):
             measure: Function from the directory of a condensed run to its findings.
 
         Returns:
-            The findings, each name preceded by that of the data set. If CIFAR-10 is missing, a finding of NaN says so.
+            The findings. Each name begins with the name of the data set. If there is no CIFAR-10 run of this protocol,
+            a finding "not measured: …" with the value NaN is added.
         """
         directories = self.directories(protocol)
         findings = {
@@ -63,7 +64,7 @@ def central_values(
     rules: Iterable[str],
     quantities: Sequence[str] = ("auc",),
 ) -> Findings:
-    """Read means over seeds from the central table of a condensed run.
+    """Read means over seeds from the central table (`replication.central`) of a condensed run.
 
     Args:
         path: Directory of the condensed run.
@@ -72,7 +73,7 @@ def central_values(
         quantities: Quantities of `replication.central`.
 
     Returns:
-        {name: (mean, low, high)} with 95% intervals over seeds, for the combinations that the run holds.
+        {name: (mean, low, high)} with 95% intervals over seeds. Combinations that the run does not have are left out.
     """
     table = _central(path)
     return {
@@ -96,7 +97,10 @@ def _central(path: Path) -> pd.DataFrame:
 
 
 def rank_correlation(path: Path, first: str, second: str, rule: str) -> Findings:
-    """Return Spearman's correlation of two measures off the diagonal, as {name: mean over runs and steps}, or NaN."""
+    """Return Spearman's correlation of two measures off the diagonal, as {name: mean over runs and steps}.
+
+    The mean is NaN if the run does not have the two measures under this rule.
+    """
     table = srel_tf.read_frame(path / "agreement.parquet")
     is_rule = table["rule"] == rule
     is_pair = table[["first", "second"]].apply(set, axis=1) == {first, second}

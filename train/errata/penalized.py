@@ -1,7 +1,7 @@
 """Items 10–15 of `train.errata`: penalised regression (Section 3, Figures 6–9).
 
-Each check computes its findings, {name: number}, on the closed forms of `srel_tf.theory` in the set-up of
-`train.theory.figures`, seed 0. It needs no `Evidence`.
+Each check computes its findings, {name: number}, from the closed forms of `srel_tf.theory`. The set-up is that of
+`train.theory.figures` with seed 0. The checks do not use their argument, the `Evidence`.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,7 @@ def set_up(
     sample: Callable[..., tuple[np.ndarray, np.ndarray]] = theory.random_relu_features,
     ridge: str = "paper",
 ) -> tuple[theory.PenalizedRegression, np.ndarray, np.ndarray]:
-    """Make the model of Figures 6 and 8; of Figures 7 and 9 with width 100.
+    """Make the model of Figures 6 and 8 (width 10), or of Figures 7 and 9 (width 100).
 
     Args:
         width: Number of features p.
@@ -50,10 +50,10 @@ def at_the_ends(name: str, values: npt.ArrayLike) -> Findings:
 
     Args:
         name: Name of the quantity.
-        values: [10, 2, P] or [10, 2]: initial weights, the two times, pairs.
+        values: [10, 2, P] or [10, 2]. The axes are initial weights, the two times, and pairs.
 
     Returns:
-        Two findings, the means over the axes other than time.
+        Two findings: for each time, the mean over the other axes.
     """
     start, end = np.asarray(values).reshape(10, 2, -1).mean(axis=(0, 2))
     return {f"{name}, t = 0": start, f"{name}, t = 8000": end}
@@ -66,7 +66,8 @@ def ridge_coefficient(evidence: Evidence) -> Findings:
     findings = {
         "coefficient of w in the gradient of eq. 3, N = 2000, K = 2": coefficient,
         "coefficient in M, T and h̃ as printed": model.coefficient,
-        "the one over the other": model.coefficient / coefficient,
+        "coefficient as printed / coefficient in the gradient": model.coefficient
+        / coefficient,
     }
     for number, (kind, width) in figures.PENALIZED.items():
         for ridge, printed in (("paper", "Nλ₁/K"), ("loss", "λ₁/K")):
@@ -79,7 +80,9 @@ def ridge_coefficient(evidence: Evidence) -> Findings:
 def differentiated_coefficient(
     model: theory.PenalizedRegression, labels: np.ndarray, w: np.ndarray
 ) -> float:
-    """Return the median over the entries of (∂(eq. 3)/∂w − (1/N) Σ (W h − e) hᵀ) / w.
+    """Return the coefficient of W in the gradient of eq. 3, by automatic differentiation.
+
+    It is the median over the entries of (∂(eq. 3)/∂W − (1/N) Σ (W h − e) hᵀ) / W.
 
     Args:
         model: The penalised regression.
@@ -87,7 +90,7 @@ def differentiated_coefficient(
         w: W, [2, p].
 
     Returns:
-        The coefficient of w in the gradient.
+        The coefficient.
     """
     weights, features = tf.Variable(w), model.features.numpy()
     with tf.GradientTape() as tape:
@@ -97,7 +100,7 @@ def differentiated_coefficient(
 
 
 def stray_one_over_n(evidence: Evidence) -> Findings:
-    """Check item 11: with 1/N in the numerator's T alone S(x, x) is not 1, and S_rel rises (Figures 6–9)."""
+    """Check item 11: if T has a factor 1/N in the numerator alone, S(x, x) is not 1, and S_rel rises (Figures 6–9)."""
     findings: Findings = {}
     for width in (10, 100):
         model, labels, w0 = set_up(width, variants.published_features)
@@ -108,28 +111,30 @@ def stray_one_over_n(evidence: Evidence) -> Findings:
         findings[f"p = {width}: range of S(x, x) by eq. 4"] = np.ptp(exact)
         for name, srel in (
             ("with 1/N", variants.published_srel(model, w0, ENDS, source, target)),
-            ("without", model.srel(w0, ENDS, source, target).numpy()),
+            ("without 1/N", model.srel(w0, ENDS, source, target).numpy()),
         ):
             start, end = srel.mean((0, 2))
-            findings[f"p = {width}: S_rel at t = 8000 over t = 0, {name}"] = end / start
+            findings[f"p = {width}: S_rel at t = 8000 / S_rel at t = 0, {name}"] = (
+                end / start
+            )
     return findings
 
 
 def divided_by_400(evidence: Evidence) -> Findings:
-    """Check item 12: a sum over 20 pairs that is divided by 400."""
+    """Check item 12: the published average is a sum over 20 pairs, divided by 400."""
     model, labels, w0 = set_up()
     pairs = theory.sample_pairs(labels, "inter", 20, seed=1)
     srel = model.srel(w0, ENDS, *pairs).numpy()
     ratio = theory.average_pairs(srel) / variants.published_average(srel)
-    return {"Figure 6's pairs: mean over 20 pairs over the sum over 400": ratio.mean()}
+    return {"Figure 6's pairs: mean over 20 pairs / published average": ratio.mean()}
 
 
 def variance_and_classes(evidence: Evidence) -> Findings:
-    """Check item 13: deviation 2 is variance 4; and the class of the sampled point."""
+    """Check item 13: the code has standard deviation 2 instead of variance 2, and samples from the other class."""
     findings = {}
     for sample, spread in (
         (theory.random_relu_features, "variance 2"),
-        (variants.published_features, "deviation 2"),
+        (variants.published_features, "standard deviation 2"),
     ):
         name = f"{spread}: variance recovered by least squares"
         findings[name] = input_variance(sample)
@@ -147,7 +152,7 @@ def input_variance(
     per_class: int = 300,
     seed: int = 2,
 ) -> float:
-    """Estimate the variance of a coordinate of x in the mean-1 class, from h = ReLU(W x) and W.
+    """Estimate the variance of the coordinates of x in the mean-1 class, by solving h = ReLU(W x) for x.
 
     Args:
         sample: Function that draws features and labels.
@@ -157,7 +162,7 @@ def input_variance(
         seed: Seed of the sample.
 
     Returns:
-        The variance of the inputs that least squares recovers.
+        The variance of the inputs x, which are recovered by least squares.
     """
     features, labels = sample(width, dimension, per_class, seed)
     mixing = np.random.default_rng(seed).normal(size=(width, dimension))
@@ -167,7 +172,7 @@ def input_variance(
 
 
 def pairs_of_both_classes(evidence: Evidence) -> Findings:
-    """Check item 14: the pairs that the "intra-class" notebook draws."""
+    """Check item 14: the pairs of the "intra-class" notebook join two classes."""
     _, labels, _ = set_up()
     source, target = variants.published_pairs(labels, 20, seed=1)
     n_joining = (labels[source] != labels[target]).sum()
@@ -182,16 +187,16 @@ def pairs_of_both_classes(evidence: Evidence) -> Findings:
 
 
 def loss_of_both_labels(evidence: Evidence) -> Findings:
-    """Check item 15: the "empirical loss" that adds up the error to both labels."""
+    """Check item 15: the published "empirical loss" adds up the errors to both labels."""
     model, _, w0 = set_up()
     weights = model.weights(w0, ENDS)
     return (
         at_the_ends("Figure 6's set-up: eq. 3", model.loss(weights))
         | at_the_ends(
-            "Figure 6's set-up: with both labels",
+            "Figure 6's set-up: loss of both labels",
             variants.published_loss(model, weights),
         )
-        | {"least error to both labels": least_error_to_both()}
+        | {"smallest possible loss of both labels": least_error_to_both()}
     )
 
 
@@ -199,10 +204,10 @@ def least_error_to_both(steps: int = 1000) -> float:
     """Return the minimum over outputs f of ½ Σ_k ‖e_k − f‖² for K = 2.
 
     Args:
-        steps: Number of steps of the grid on the segment between e₁ and e₂, which holds the minimum.
+        steps: Number of steps of a grid on the segment from e₁ to e₂. The minimum lies on this segment.
 
     Returns:
-        The least error on the grid.
+        The smallest error on the grid.
     """
     share = np.linspace(0, 1, steps + 1)
     outputs = np.stack([share, 1 - share], axis=-1)

@@ -17,7 +17,7 @@ from train.common import data
 from train.errata.evidence import Evidence, Findings, central_values, extremes
 
 K = 20  # Probe images per class.
-# Training and "test" images per class, batch size; three classes each.
+# {data set: (training images per class, "test" images per class, batch size)}. Each data set has three classes.
 SIZES = {
     "SVHN": (4000, 800, 256),
     "CIFAR-10": (5000, 1000, 256),
@@ -29,7 +29,9 @@ def leaked_test_set(evidence: Evidence) -> Findings:
     """Check item 5: the "test" images are training images, cropped and flipped by another draw."""
     names = {"as in the code": "train", "the set's own": "test"}
     findings = {
-        f"share of digits' test images trained on, {name}": share_trained_on(split)
+        f"share of digits' test images that are training images, {name}": share_trained_on(
+            split
+        )
         for name, split in names.items()
     }
     return findings | evidence.of_runs(
@@ -38,10 +40,10 @@ def leaked_test_set(evidence: Evidence) -> Findings:
 
 
 def share_trained_on(test_images: str) -> float:
-    """Return the share of the test images of three digits that are training images too.
+    """Return the share of the test images of the digits 3, 5 and 8 that are also training images.
 
     Args:
-        test_images: As in `data.load`.
+        test_images: "train" or "test", as in `data.load`.
 
     Returns:
         The share.
@@ -55,7 +57,7 @@ def _leaked_and_real(path: Path, evidence: Evidence) -> Findings:
 
     Args:
         path: Directory of a condensed run of the protocol "published".
-        evidence: Directories of the other protocols, whose runs of the same trainings have the real test images.
+        evidence: Directories of the other protocols. Their runs repeat the same trainings with the real test images.
 
     Returns:
         The findings.
@@ -64,7 +66,7 @@ def _leaked_and_real(path: Path, evidence: Evidence) -> Findings:
     leaked = final_accuracies(path)
     findings = {
         "accuracy on the leaked images": leaked["test"].mean(),
-        "accuracy in training": leaked["train"].mean(),
+        "accuracy on the training images": leaked["train"].mean(),
     }
     directories = [
         evidence.directories(name).get(dataset) for name in ("crossed", "defined")
@@ -75,13 +77,18 @@ def _leaked_and_real(path: Path, evidence: Evidence) -> Findings:
     real = final_accuracies(real_path).reindex(leaked.index)["test"]
     name = f"accuracy on the real test images ({real_path.name}, the same seeds)"
     same = len(same_trainings(path, real_path))
-    findings |= {name: real.mean(), "trainings that are the same to the last bit": same}
+    findings |= {
+        name: real.mean(),
+        "number of trainings with the same final weights": same,
+    }
     gaps = (leaked["test"] - real).dropna()
-    return findings | extremes("leaked minus real, over seeds", gaps)
+    return findings | extremes(
+        "accuracy on leaked minus real test images, over seeds", gaps
+    )
 
 
 def final_accuracies(path: Path) -> pd.DataFrame:
-    """Read the accuracies after the last epoch of a condensed run: a row for each run, columns train and test."""
+    """Read the accuracies after the last epoch of a condensed run: one row per run, with columns train and test."""
     history = srel_tf.read_frame(path / "history.csv")
     last = history[history["epoch"] == history["epoch"].max()]
     return last.pivot(index="run", columns="split", values="accuracy")
@@ -99,12 +106,13 @@ def same_trainings(path: Path, other: Path) -> list[str]:
 
 
 def three_runs(evidence: Evidence) -> Findings:
-    """Check item 6: a band of ± one population standard deviation of three runs, and what would cover the mean."""
+    """Check item 6: how often a band of ± one population standard deviation of three runs covers the mean."""
     findings = {}
     for n in (3, 5):
         runs, ratio = f"{n} normal runs", np.sqrt(n / (n - 1))
-        findings[f"{runs}: sample deviation over the band"] = ratio
-        findings[f"{runs}: 95% t-interval over the band"] = t_over_population(n)
+        findings[f"{runs}: sample standard deviation / half-width of the band"] = ratio
+        name = f"{runs}: half-width of a 95% t-interval / half-width of the band"
+        findings[name] = t_over_population(n)
         findings[f"{runs}: probability that the band covers the mean"] = band_coverage(
             n
         )
@@ -112,17 +120,17 @@ def three_runs(evidence: Evidence) -> Findings:
 
 
 def t_over_population(n: int, confidence: float = 0.95) -> float:
-    """Return the half-width of Student's interval for the mean of n values over their population standard deviation."""
+    """Return the half-width of Student's interval for the mean of n values, in population standard deviations."""
     return t.ppf((1 + confidence) / 2, n - 1) / np.sqrt(n - 1)
 
 
 def band_coverage(n: int) -> float:
-    """Return the probability that mean ± population standard deviation of n normal values covers their expectation."""
+    """Return the probability that mean ± population standard deviation of n normal values covers the expected value."""
     return 1 - 2 * t.sf(np.sqrt(n - 1), n - 1)
 
 
 def _separated_bands(path: Path) -> Findings:
-    """Return the shares of separated curves of the published measures, with bands and with t-intervals."""
+    """Return how often bands and t-intervals of the published measures separate intra-class from inter-class curves."""
     pairs = srel_tf.read_frame(path / "pairs.parquet")
     is_published = pairs["measure"].str.startswith("published_")
     pairs = pairs[is_published & (pairs["update"] == "fresh_adam")]
@@ -141,10 +149,11 @@ def separated(pairs: pd.DataFrame, factor: float | None) -> float:
 
     Args:
         pairs: Class pairs of one measure and rule, of several runs.
-        factor: The width in population standard deviations over the runs; None: the 95% t-interval of their mean.
+        factor: The width in population standard deviations over the runs. None: the half-width of the 95% t-interval
+            of their mean.
 
     Returns:
-        The share of (source class, other class, step); NaN for one run, which has no deviation and no interval.
+        The share among all (source class, other class, step). NaN if there is only one run.
     """
     curves = pairs.groupby(["step", "source_class", "target_class"])["mean"]
     if (curves.size() < 2).any():
@@ -161,7 +170,7 @@ def separated(pairs: pd.DataFrame, factor: float | None) -> float:
 
 
 def diagonal(evidence: Evidence) -> Findings:
-    """Check item 7: with the k diagonal terms the intra-class average moves towards 1 by 1/k of its distance."""
+    """Check item 7: the k diagonal terms move the intra-class average towards 1, by 1/k of its distance from 1."""
     matrix = np.full((K, K), 0.5)
     np.fill_diagonal(matrix, 1)
     findings = {f"all entries 0.5, k = {K}: intra-class average": matrix.mean()}
@@ -180,13 +189,13 @@ def diagonal(evidence: Evidence) -> Findings:
 
 
 def epochs_axis(evidence: Evidence) -> Findings:
-    """Check item 8: SVHN's 6 records per epoch on an axis of 7; and the first record, which is after one update."""
+    """Check item 8: SVHN's 6 records per epoch are drawn as 7, and the first record is after one update."""
     findings: Findings = {}
     for name, (train, _, batch) in SIZES.items():
         steps = 3 * train // batch
         records = measured_updates(steps)
         findings |= {
-            f"{name}: updates an epoch": steps,
+            f"{name}: updates per epoch": steps,
             f"{name}: records in 7 epochs": len(records),
             f"{name}: first record after update": records[0],
             f"{name}: last record after update": records[-1],
@@ -201,13 +210,13 @@ def epochs_axis(evidence: Evidence) -> Findings:
 def measured_updates(
     steps_per_epoch: int, every: int = 9, epochs: int = 7
 ) -> list[int]:
-    """List the optimizer updates after which the published code measured, ascending."""
+    """List the optimizer updates after which the published code measures, ascending."""
     is_due = SCHEDULES["epoch"](every, steps_per_epoch)
     return [step for step in range(epochs * steps_per_epoch + 1) if is_due(step)]
 
 
 def _first_update(path: Path, evidence: Evidence) -> Findings:
-    """Compare the first record of a published run, after one update, with step 0 of the same trainings."""
+    """Compare the first record of protocol "published" (after one update) with step 0 of the same trainings."""
     crossed = evidence.directories("crossed").get(path.name.removesuffix("-published"))
     if crossed is None:
         return {"not measured: step 0 of the same trainings (protocol crossed)": np.nan}
@@ -220,7 +229,7 @@ def _first_update(path: Path, evidence: Evidence) -> Findings:
 
 
 def _first_means(path: Path) -> dict[tuple[str, str], float]:
-    """Compute Definition 3 at the first measured step under fresh_adam.
+    """Average the published measures over intra- and inter-class pairs at the first step, for the update fresh_adam.
 
     Args:
         path: Directory of a condensed run.
@@ -238,7 +247,7 @@ def _first_means(path: Path) -> dict[tuple[str, str], float]:
 
 
 def class_accuracies(evidence: Evidence) -> Findings:
-    """Check item 9: class-wise accuracies divide by the class size, but do not count the images of the last batch."""
+    """Check item 9: class-wise accuracies are divided by the class size, although the last batch is not counted."""
     cases = {
         f"{name} {split}": (size, 3, batch)
         for name, (train, test, batch) in SIZES.items()
@@ -249,7 +258,7 @@ def class_accuracies(evidence: Evidence) -> Findings:
     for name, (size, classes, batch) in cases.items():
         seen, deviation = perfect_accuracy(size, classes, batch)
         findings[f"{name}: accuracy of a net without errors"] = seen / (classes * size)
-        findings[f"{name}: deviation between classes"] = deviation
+        findings[f"{name}: standard deviation between classes"] = deviation
     if evidence.history is not None:
         for split, n in (
             ("train", 14848),
@@ -266,9 +275,10 @@ def class_accuracies(evidence: Evidence) -> Findings:
 def perfect_accuracy(
     class_size: int, classes: int, batch_size: int
 ) -> tuple[int, float]:
-    """Count the images of a net without errors as the published code does.
+    """Count the correct answers of a net without errors as the published code does.
 
-    The last, incomplete batch of a shuffled epoch leaves out a hypergeometric number of images of a class.
+    The last, incomplete batch of a shuffled epoch is not counted. The number of images of one class in this batch has a
+    hypergeometric distribution.
 
     Args:
         class_size: Images of each class.
@@ -287,6 +297,6 @@ def perfect_accuracy(
 
 
 def multiples(values: pd.Series, n: int, digits: int = 6) -> int:
-    """Count the values, rounded to so many digits, that are multiples of 1/n."""
+    """Count the values that are multiples of 1/n, if the values are rounded to `digits` decimal places."""
     remainders = np.abs(values * n - np.round(values * n))
     return int((remainders <= n * 0.51 * 10.0**-digits).sum())

@@ -1,7 +1,7 @@
 """Items 16–22 of `train.errata`: theorems and statements of the text, on the solvable models (Figures 10–13).
 
-Each check computes its `Findings` on the closed forms of `srel_tf.theory`; it needs no `Evidence`.
-The counterexamples are tests in `tests/theory/test_statements_*.py` as well.
+Each check computes its `Findings` from the closed forms of `srel_tf.theory`. The checks do not use their argument, the
+`Evidence`. `tests/theory/test_statements_*.py` tests the same counterexamples.
 """
 
 from collections.abc import Sequence
@@ -14,15 +14,13 @@ from train.errata.evidence import Evidence, Findings, extremes
 from train.theory import figures
 
 EQ_14 = theory.DiagonalQuadratic(*figures.MOMENTS, figures.THETA)
-# The set-up of Theorem 5.3: a, b, w(0), θ; then α² = 1, β² = 3.
+# The set-up of Theorem 5.3: a, b, w(0), θ, for which α² = 1 and β² = 3.
 THEOREM_5_3 = [1.0, 2.0], [1.0, 2.0], [0.5, 0.5], 0.1
-SGD_RATE = (
-    0.05  # The rate is larger than in Figure 10, so that rounding is reached sooner.
-)
+SGD_RATE = 0.05  # Larger than the rate of Figure 10, so that rounding dominates sooner.
 
 
 def theorem_5_3(evidence: Evidence) -> Findings:
-    """Check item 16: β₂₂(x')² printed for β₂₂(x)², and the assumption E[β₁₁β₂₂] = 0."""
+    """Check item 16: β₂₂(x')² is printed instead of β₂₂(x)², and the assumption E[β₁₁β₂₂] = 0 is missing."""
     names = "S_rel", "bound as printed", "bound with β₂₂(x)²"
     case = theorem_5_3_case([1.0, 0.1], [1.0, 10.0])
     example = "β(x) = (1, 10), β(x') = (1, 0.1), t = 60"
@@ -60,10 +58,10 @@ def theorem_5_3_case(
 
 
 def shares_beyond_the_bound(count: int) -> list[float]:
-    """Return the shares of random pairs whose S_rel at t = 60 is below each bound by more than rounding, 1e-12.
+    """Return the shares of random pairs whose S_rel at t = 60 is below the two lower bounds, by more than 1e-12.
 
     Args:
-        count: Number of pairs β(x'), β(x) of N(0, I).
+        count: Number of pairs of β(x') and β(x), drawn from N(0, I).
 
     Returns:
         The share for eq. 39 as printed, and for eq. 39 with β₂₂(x)².
@@ -76,7 +74,7 @@ def shares_beyond_the_bound(count: int) -> list[float]:
 def srel_of_correlated_features(
     moment: float, target: Sequence[float], source: Sequence[float], time: float = 60.0
 ) -> float:
-    """Integrate the flow with correlated features numerically, and return lim S_rel (eq. 31).
+    """Integrate the flow with correlated features numerically, and return the limit η → 0 of S_rel (eq. 31).
 
     Args:
         moment: E[β₁₁β₂₂].
@@ -94,7 +92,7 @@ def srel_of_correlated_features(
 
 
 def absolute_values(evidence: Evidence) -> Findings:
-    """Check item 17: the sign of eq. 14."""
+    """Check item 17: eq. 14, which has no absolute values, can be negative."""
     targets, sources = np.random.default_rng(0).normal(size=(2, 10_000, 3))
     times = [0.0, 500.0]
     random = variants.printed_eq_14(EQ_14, figures.START, times, targets, sources)
@@ -106,12 +104,12 @@ def absolute_values(evidence: Evidence) -> Findings:
     return {
         "share of 10,000 pairs of N(0, I) with eq. 14 negative, t = 0": shares[0],
         "share of 10,000 pairs of N(0, I) with eq. 14 negative, t = 500": shares[1],
-        f"our {len(targets)} pairs of Figures 12 and 13 that become negative": n_negative,
+        f"number of our {len(targets)} pairs of Figures 12 and 13 with eq. 14 negative at some t": n_negative,
     }
 
 
 def bound_in_time(evidence: Evidence) -> Findings:
-    """Check item 18: Theorem 5.1's bound along the flow of eq. 14, and P(x, x')."""
+    """Check item 18: Theorem 5.1's bound changes along the flow of eq. 14; only P(x, x') does not depend on time."""
     h = theory.HomogeneousPredictor(lambda x: 0 * x[:, 0], lambda x: x[:, None, :], 2)
     times = [0, 100, 1000]
     path = EQ_14.weights(figures.START, times)[:, None, :]
@@ -130,7 +128,7 @@ def bound_in_time(evidence: Evidence) -> Findings:
 
 
 def attained_bound(evidence: Evidence) -> Findings:
-    """Check item 19: Theorem 4.3's bound is attained; what fluctuates in Figure 10 is rounding."""
+    """Check item 19: Theorem 4.3's bound is attained, and the fluctuations in Figure 10 are rounding."""
     n, x = figures.GATE["dimension"], figures.GATE_SOURCE
     target = np.tile([30.0, -2.0], n // 2)
     bound = float(theory.ReLUGate.late_lower_bound(target, x))
@@ -142,21 +140,21 @@ def attained_bound(evidence: Evidence) -> Findings:
     of_flow = np.abs(flow / bound - 1).max()
     of_resolved = np.abs(srel[resolved] / 1.4 - 1).max()
     times_figure_10 = SGD_RATE / figures.GATE["learning_rate"]
-    sgd = f"differenced SGD in float64 ({times_figure_10:g} × Figure 10's rate, x' = 1.4 x)"
+    sgd = f"finite differences along SGD in float64 ({times_figure_10:g} × Figure 10's rate, x' = 1.4 x)"
     return {
         "bound, open gates, x' = (30, −2, …)": bound,
         "largest relative difference of the flow's S_rel from the bound": of_flow,
-        f"{sgd}: largest relative difference from 1.4 while resolved": of_resolved,
+        f"{sgd}: largest relative difference from 1.4 at resolved iterates": of_resolved,
         f"{sgd}: first iteration that is not resolved": np.argmin(resolved),
-        f"{sgd}: values after that": len(noise),
-        f"{sgd}: iterates with 0/0, of {len(srel)}": is_undefined.sum(),
-    } | extremes(f"{sgd}: values after that", noise)
+        f"{sgd}: number of finite values at unresolved iterates": len(noise),
+        f"{sgd}: number of iterates with 0/0, of {len(srel)}": is_undefined.sum(),
+    } | extremes(f"{sgd}: finite values at unresolved iterates", noise)
 
 
 def differenced(
     target: np.ndarray, source: np.ndarray, steps: int = 3000
 ) -> list[np.ndarray]:
-    """Compute S_rel along SGD on a ReLU gate's risk with open gates, by differences of predictions.
+    """Compute S_rel along SGD on the risk of a ReLU gate with open gates, by finite differences of predictions.
 
     Args:
         target: x', [n].
@@ -164,7 +162,7 @@ def differenced(
         steps: Number of SGD iterations.
 
     Returns:
-        S_rel at each iterate, and whether float64 resolves it, both [steps + 1].
+        S_rel at each iterate, and whether float64 resolves it. Both have shape [steps + 1].
     """
     w_star = np.ones(len(source))
     path = theory.relu_sgd(w_star, w_star / 2, SGD_RATE, steps, batch_size=32, seed=0)
@@ -173,7 +171,7 @@ def differenced(
 
 
 def lost_choices(evidence: Evidence) -> Findings:
-    """Check item 20: x' = (14, …, 14) in Figure 10 is 1.4 x, so that S_rel is 1.4 at any w."""
+    """Check item 20: Figure 10's x' = (14, …, 14) is 1.4 x, so that S_rel is 1.4 at every w."""
     x, target = figures.GATE_SOURCE, np.full(figures.GATE["dimension"], 14.0)
     weights = np.random.default_rng(0).normal(size=(1000, len(x)))
     values = theory.relu_risk_srel(weights, np.ones(len(x)), target, x, 0.01)
@@ -185,7 +183,7 @@ def lost_choices(evidence: Evidence) -> Findings:
 
 
 def all_pairs(evidence: Evidence) -> Findings:
-    """Check item 21: four sentences on all pairs, or on the plotted times."""
+    """Check item 21: four statements of the text on all pairs, or on the plotted times."""
     return (
         phases_of_all_pairs()
         | falling_pairs()
@@ -195,19 +193,24 @@ def all_pairs(evidence: Evidence) -> Findings:
 
 
 def phases_of_all_pairs() -> Findings:
-    """Check Hypothesis 1.2(a): S_rel(e₁, x) + S_rel(e₃, x) = 1, so not both can be lower early than late."""
+    """Check Hypothesis 1.2(a) on two pairs with S_rel(e₁, x) + S_rel(e₃, x) = 1.
+
+    Because of the constant sum, S_rel cannot be lower early than late for both pairs.
+    """
     source, targets = [1.0, 0.0, 1.0], [[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
     times = np.linspace(0, 5000, 400)
     srel = EQ_14.srel(figures.START, times, targets, [source, source]).numpy()
     error = np.abs(srel.sum(axis=1) - 1).max()
     return {
         "x = (1, 0, 1): largest difference of S_rel(e₁, x) + S_rel(e₃, x) from 1": error,
-        "x = (1, 0, 1): least range of the two in time": np.ptp(srel, axis=0).min(),
+        "x = (1, 0, 1): smaller range of the two S_rel over time": np.ptp(
+            srel, axis=0
+        ).min(),
     }
 
 
 def falling_pairs(count: int = 4000) -> Findings:
-    """Check "non-decreasing at all later times" on random pairs."""
+    """Check "S_rel is non-decreasing at all later times" on random pairs."""
     pairs = np.random.default_rng(0).normal(size=(2, count, 3))
     srel = EQ_14.srel(figures.START, np.linspace(1000, 2000, 30), *pairs).numpy()
     is_falling = (np.diff(srel, axis=0) < 0).all(axis=0)
@@ -218,15 +221,15 @@ def falling_pairs(count: int = 4000) -> Findings:
 
 
 def figure_11() -> Findings:
-    """Check "decreases as x gets farther away" on Figure 11."""
+    """Check "S_rel decreases as x gets farther away" on Figure 11."""
     srel = figures.distance([500.0])["srel"].to_numpy()
     target = np.array([1.0, -2.0, 1.0])
     shrunk = EQ_14.srel(figures.START, 500.0, target, target / 10).numpy()[0]
     findings = {f"Figure 11: S_rel at z = {z}": srel[z - 1] for z in (1, 2, 100)}
     n_falling = (np.diff(srel) < 0).sum()
     return findings | {
-        f"Figure 11: steps of z that fall, of {len(srel) - 1}": n_falling,
-        "S_rel where x moves from x' to x'/10, from 1 to": shrunk,
+        f"Figure 11: number of steps of z at which S_rel falls, of {len(srel) - 1}": n_falling,
+        "S_rel at x = x'/10 (1 at x = x')": shrunk,
     }
 
 
@@ -235,7 +238,7 @@ def distance_to_the_minimum(runs: int = 50, near: float = 1e-6) -> Findings:
 
     Args:
         runs: Number of SGD runs.
-        near: The distance that counts as near.
+        near: The distance ‖w_t − w*‖ that is to be reached.
 
     Returns:
         The findings.
@@ -247,29 +250,29 @@ def distance_to_the_minimum(runs: int = 50, near: float = 1e-6) -> Findings:
     iterates = theory.diagonal_sgd(*setting, runs=runs, seed=0).numpy()
     sgd = np.linalg.norm(iterates - figures.W_STAR, axis=-1)
     findings = {
-        "‖w_t − w*‖ of the flow after the 2,000 plotted steps": flow[figures.SGD_STEPS],
-        f"first t with ‖w_t − w*‖ < {near:g} of the flow": times[
-            np.argmax(flow < near)
-        ],
+        "flow: ‖w_t − w*‖ after the 2,000 plotted steps": flow[figures.SGD_STEPS],
+        f"flow: first t with ‖w_t − w*‖ < {near:g}": times[np.argmax(flow < near)],
     }
     for step in (figures.SGD_STEPS, 4000, 6000):
-        name = f"share of {runs} SGD runs with ‖w_t − w*‖ < {near:g} at {step}"
+        name = f"share of {runs} SGD runs with ‖w_t − w*‖ < {near:g} at step {step}"
         findings[name] = (sgd[step] < near).mean()
     return findings
 
 
 def theorem_5_2_range(evidence: Evidence) -> Findings:
-    """Check item 22: eq. 36 from w(0) outside Theorem 5.2's range."""
+    """Check item 22: eq. 36 also holds if w(0) is outside the range of Theorem 5.2."""
     times = np.array([0.0, 10.0, 200.0, 900.0])
     starts = {
         "above a/b": [3.0, -5.0, 4.0],
-        "equal to it": [1.0, 2.0, 3.0],
-        "with a zero": [0.0, 1.0, 5.0],
+        "equal to a/b": [1.0, 2.0, 3.0],
+        "with one entry 0": [0.0, 1.0, 5.0],
     }
     wide = theory.DiagonalQuadratic(*figures.MOMENTS, figures.THETA, initial="any")
     findings = {}
     for name, start in starts.items():
         path = theory.moment_flow(wide.a, np.eye(3), start, times, figures.THETA, 2)
         error = np.abs(wide.weights(start, times) - path).max() / np.abs(path).max()
-        findings[f"w(0)² {name}: eq. 36 against the integrated flow, relative"] = error
+        findings[
+            f"w(0)² {name}: relative difference of eq. 36 from the integrated flow"
+        ] = error
     return findings

@@ -1,4 +1,7 @@
-"""Misprints of the paper and formulas of its scripts, where `srel_tf.theory` has the theorem (items 11–17)."""
+"""Formulas as misprinted in the paper or as its scripts compute them (items 11–17 of `train.errata`).
+
+`srel_tf.theory` has the formulas of the theorems.
+"""
 
 from collections.abc import Sequence
 
@@ -12,9 +15,9 @@ from srel_tf import theory
 def published_features(
     width: int, dimension: int = 100, per_class: int = 1000, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw features and labels with standard deviation 2 in the place of variance 2 (item 13).
+    """Draw features and labels with standard deviation 2 instead of variance 2 (item 13).
 
-    Args and result are those of `theory.random_relu_features`.
+    The arguments and the result are those of `theory.random_relu_features`.
     """
     return theory.random_relu_features(width, dimension, per_class, seed, variance=4.0)
 
@@ -22,7 +25,7 @@ def published_features(
 def published_pairs(
     labels: npt.ArrayLike, count: int = 20, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw sources from the mean-9 class and targets from the other, as both notebooks do (items 13 and 14)."""
+    """Draw sources from the mean-9 class and targets from the mean-1 class, as both notebooks do (items 13 and 14)."""
     return theory.sample_pairs(1 - np.asarray(labels), "inter", count, seed)
 
 
@@ -33,9 +36,9 @@ def published_srel(
     source: np.ndarray,
     target: np.ndarray,
 ) -> np.ndarray:
-    """Compute eq. 4 with T = c I + h hᵀ/N in the numerator alone (item 11).
+    """Compute eq. 4 with T = c I + h hᵀ/N in the numerator only (item 11).
 
-    The change at x' is c W h' + ⟨h', h⟩ (W h/N − y), at x it is c W h + ⟨h, h⟩ (W h − y).
+    The change at x' is c W h' + ⟨h', h⟩ (W h/N − y). The change at x is c W h + ⟨h, h⟩ (W h − y).
 
     Args:
         model: The penalised regression.
@@ -62,14 +65,14 @@ def published_srel(
 
 
 def published_average(srel: npt.ArrayLike) -> np.ndarray:
-    """Divide the sum over P pairs, the last axis, by P² (item 12)."""
+    """Sum over the P pairs of the last axis, and divide by P² (item 12)."""
     return theory.average_pairs(srel) / np.shape(srel)[-1]
 
 
 def published_loss(
     model: theory.PenalizedRegression, weights: npt.ArrayLike
 ) -> np.ndarray:
-    """Compute eq. 3 with the error of each example to all K labels, which broadcasting adds up (item 15).
+    """Compute eq. 3 with the errors of each example to all K labels added up, as broadcasting does (item 15).
 
     Args:
         model: The penalised regression.
@@ -96,9 +99,10 @@ def printed_theorem_5_3_bound(
     beta_source: Sequence[float],
     t2_star: float,
 ) -> tf.Tensor:
-    """Compute eq. 39 with β₂₂(x')² in k₂ and in the first factor, as printed (item 16): the bound with the two swapped.
+    """Compute eq. 39 as printed: with β₂₂(x')² instead of β₂₂(x)² in k₂ and in the first factor (item 16).
 
-    Args and result are those of `theory.theorem_5_3_bound`.
+    This is the correct bound with β₂₂(x) and β₂₂(x') swapped. The arguments and the result are those of
+    `theory.theorem_5_3_bound`.
     """
     (target_1, target_2), (source_1, source_2) = beta_target, beta_source
     swapped = (target_1, source_2), (source_1, target_2)
@@ -112,7 +116,7 @@ def printed_eq_14(
     beta_target: npt.ArrayLike,
     beta_source: npt.ArrayLike,
 ) -> np.ndarray:
-    """Compute eq. 13 without absolute values, as eq. 14 is printed (item 17); it can be negative.
+    """Compute eq. 13 without absolute values, as eq. 14 is printed (item 17). The result can be negative.
 
     Args:
         model: The diagonal model.
@@ -122,7 +126,7 @@ def printed_eq_14(
         beta_source: β(x), in the same shape.
 
     Returns:
-        [T, P] or [T].
+        Eq. 14 as printed, [T, P] or [T].
     """
     squares = model.weights(w0, t).numpy() ** 2
     target, source = np.asarray(beta_target), np.asarray(beta_source)

@@ -1,1 +1,1 @@
-"""The published curves beside ours."""
+"""Tables of the replication, and a comparison of the published curves with ours."""

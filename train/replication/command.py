@@ -1,12 +1,13 @@
-"""The replication in numbers: each measure under each update rule, compared with the published curves.
+"""Tables of the replication: each measure under each update rule, and a comparison with the published curves.
 
 python -m train.replication                reads results/*-{defined,published,crossed}/, writes results/replication/
 
-    central.csv    the table: AUC, ratio of medians, Definition 3, trends, shares of valid entries, intervals over seeds
+    central.csv    AUC, ratio of medians, Definition 3, trends and shares of valid entries, with intervals over seeds
     claims.csv     the paper's claims, one verdict per dataset, measure and rule (as in `srel_tf.hypotheses`)
     moves.csv      size of the change of predictions by one fictitious step, for runs with matrices.parquet
-    adjusted.csv   AUC of the same matrices within rows, and without the scales of sources and targets
-    published.csv  the published CIFAR-10 curves beside ours of the same protocol, one row per measure and class pair
+    adjusted.csv   AUC of the same matrices: pooled, within rows, and after removing the scales of sources and targets
+    published.csv  the published CIFAR-10 curves compared with ours of the protocol "published", one row per measure
+                   and class pair; written if --published is given
 """
 
 import argparse
@@ -41,10 +42,15 @@ PUBLISHED_COLUMNS = ["measure", "run", "step", "source_class", "target_class", "
 def central(directories: Directories) -> pd.DataFrame:
     """Make the central table: one row per (data, protocol, measure, rule, quantity) with mean, low, high over seeds.
 
-    A quantity is one number per seed. auc, ratio_of_medians (geometric), intra, inter (Definition 3, with the
-    diagonal, as the paper has it), off_intra (without it), median_intra, median_inter: means over the measured
-    steps after the first epoch. auc_start: at the first measurement. valid: share of valid entries, all steps.
-    change_intra, change_inter: log₂ change over the training (`class_claim`).
+    A quantity is one number per seed:
+
+    - auc, median_intra, median_inter: mean over the measured steps after the first epoch.
+    - ratio_of_medians: geometric mean over the same steps.
+    - intra, inter: Definition 3 with the diagonal, as in the paper; mean over the same steps.
+    - off_intra: the same as intra, but without the diagonal.
+    - auc_start: AUC at the first measurement.
+    - valid: share of valid entries, over all steps.
+    - change_intra, change_inter: log₂ change over the training, as in `class_claim`.
     """
     separation = read(directories, "separation.parquet")
     pairs = read(directories, "pairs.parquet")
@@ -58,7 +64,7 @@ def central(directories: Directories) -> pd.DataFrame:
     is_intra = pairs["source_class"] == pairs["target_class"]
     kinds = pairs.assign(kind=is_intra.map({True: INTRA, False: INTER}))
     of_kinds = kinds[pairs["epoch"] >= 1].groupby([*KEY, "run", "kind"], sort=False)
-    # Both columns exist, even without a measurement after the first epoch.
+    # `unstack` makes no columns if nothing was measured after the first epoch. `reindex` adds them.
     mean, off_mean = (
         of_kinds[name].mean().unstack().reindex(columns=[INTRA, INTER])
         for name in ("mean", "off_mean")
@@ -87,7 +93,7 @@ def central(directories: Directories) -> pd.DataFrame:
 
 
 def _trends(directories: Directories) -> pd.DataFrame:
-    """Read change_intra and change_inter, as `class_claim` estimates them."""
+    """Read the estimates of `class_claim` for change_intra and change_inter."""
     verdicts = read(directories, "verdicts.csv")
     names = {
         "intra constant in time": "change_intra",
@@ -101,38 +107,41 @@ def _trends(directories: Directories) -> pd.DataFrame:
 
 
 def read_published(path: Path) -> pd.DataFrame:
-    """Read the published curves, measured after step + 1 updates. Raises `FrameError` if the file is another table."""
+    """Read the table of the published curves. Raises `FrameError` if the file lacks a column of this table."""
     curves = srel_tf.read_frame(path)
     missing = [name for name in PUBLISHED_COLUMNS if name not in curves]
     if missing:
         raise FrameError(
-            f"{path} lacks the columns {missing}: it is not the table of the published curves"
+            f"{path} lacks the columns {missing}: --published takes the table of the published curves"
         )
     return curves
 
 
 def as_ours(published: pd.DataFrame) -> pd.DataFrame:
-    """Convert the published curves to our class names and our step count."""
+    """Convert the published curves to our class names and step numbers. Published step s is after s + 1 updates."""
     ends = ["source_class", "target_class"]
     names = {end: published[end].replace(PUBLISHED_NAMES) for end in ends}
     return published.assign(step=published["step"] + 1, **names)
 
 
 def beside_published(pairs: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
-    """Compare the published curves with the curves of our `published` protocol. Both are means of several runs.
+    """Compare the published curves with the curves of our protocol "published". Both are means over several runs.
 
     Args:
         pairs: Our class pairs.
-        published: Columns measure, run, epoch, step, source_class, target_class, srel; step s is the measurement after
-            s + 1 updates.
+        published: The published curves, with the columns `PUBLISHED_COLUMNS`. Step s is the measurement after s + 1
+            updates.
 
     Returns:
-        One row per (measure, source class, target class). log2_ratio: mean over steps of log₂ of our mean over theirs.
-        correlation: correlation of the two mean curves over time. overlap: share of steps at which the ranges of runs
-        overlap; two sets of three runs of one experiment overlap with probability 1 − 2·3!·3!/6! = 0.9 at a step.
+        One row per (measure, source class, target class). The columns that need an explanation are:
+
+        - log2_ratio: mean over steps of log₂ (our mean / published mean).
+        - correlation: correlation of the two mean curves over time.
+        - overlap: share of steps at which the range of our runs overlaps with the range of the published runs. If both
+          sets have three runs of the same experiment, they overlap at a step with probability 1 − 2·3!·3!/6! = 0.9.
 
     Raises:
-        OptionError: If the two have no step in common.
+        OptionError: If our curves and the published curves have no step in common.
     """
     theirs = as_ours(published)
     pair = ["measure", "source_class", "target_class"]
@@ -146,7 +155,7 @@ def beside_published(pairs: pd.DataFrame, published: pd.DataFrame) -> pd.DataFra
     both = a.add_suffix("_ours").join(b.add_suffix("_published"), how="inner")
     if both.empty:
         raise OptionError(
-            "the published steps and ours have no step in common: measure with --protocol published"
+            "the published curves and ours have no step in common: run train.classification with --protocol published"
         )
     both["log2_ratio"] = np.log2(both["mean_ours"] / both["mean_published"])
     both["overlap"] = (both["low_ours"] <= both["high_published"]) & (
@@ -192,7 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--results",
         type=Path,
         default=Path("results"),
-        help="what train.condense wrote",
+        help="directory with the results of train.condense (default: %(default)s)",
     )
     parser.add_argument(
         "--published",
@@ -227,8 +236,11 @@ def report(directories: Directories, published: pd.DataFrame | None, out: Path) 
     )
     print(f"\nverdicts, counted over measures and rules\n{counts.to_string()}")
     tables = {
-        "moves": ("median ‖Δp‖₁ of one step", moves(directories)),
-        "adjusted": ("AUC of single matrices without scales", adjusted(directories)),
+        "moves": ("median ‖Δp‖₁ of one fictitious step", moves(directories)),
+        "adjusted": (
+            "AUC of single matrices, also adjusted for scales",
+            adjusted(directories),
+        ),
     }
     ours = directories.get(("cifar10", "published"))
     if published is not None and ours:

@@ -16,17 +16,18 @@ RULE = ["update", "estimator", "learning_rate"]
 INTRA, INTER = "intra", "inter"
 Directories = dict[tuple[str, str], Path]  # Directories by data set and protocol.
 
-# Claims on the time dependence of means, and the share of missing entries above which a mean is biased by selection.
+# Claims on trends of means. They are undecided if more than the share `MISSING` of the entries is not valid, because
+# the valid entries are then a biased selection.
 TRENDS = (
     "intra constant in time",
     "inter decreasing",
     "inter decreases more than intra",
 )
 MISSING = 0.05
-# The claim "no separation" says that intra is not above inter; a separation in the opposite direction agrees with it.
+# Bounds of the AUC for the claim "no separation": intra is not above inter. An AUC far below 0.5 agrees with the claim.
 NO_SEPARATION = (-np.inf, 0.55)
 OF_ONE_MEASURE = ("l1", "l2", "kl", "published_kl", "published_l2")
-# Claims that compare two measures: (claim, first, second, bounds of AUC(first) − AUC(second)).
+# Claims that compare two measures: (claim, first, second, claimed bounds of AUC(first) − AUC(second)).
 COMPARISONS = (
     ("KL separates better than ℓ1", "kl", "l1", (0.01, np.inf)),
     ("ℓ1 and ℓ2 are indistinguishable", "l1", "l2", (-0.01, 0.01)),
@@ -46,20 +47,21 @@ COMPARISONS = (
 
 
 def load(results: Path) -> Directories:
-    """Find the directories results/DATA-PROTOCOL of `train.condense`. Raises `OptionError` if none exists."""
+    """Find the directories DATA-PROTOCOL that `train.condense` wrote. Raises `OptionError` if there is none."""
     directories = {}
     for mark in sorted(results.glob("*-*/separation.parquet")):
         data, _, protocol = mark.parent.name.rpartition("-")
         directories[data, protocol] = mark.parent
     if not directories:
         raise OptionError(
-            f"{results} holds no results of train.condense (DATA-PROTOCOL/separation.parquet)"
+            f"{results} holds no results of train.condense (DATA-PROTOCOL/separation.parquet): run train.condense "
+            "first, or give another directory with --results"
         )
     return directories
 
 
 def read(directories: Directories, name: str) -> pd.DataFrame:
-    """Read the tables `name` of all directories, with columns data and protocol."""
+    """Read the file `name` of all directories into one table, with additional columns data and protocol."""
     tables = [
         srel_tf.read_frame(path / name).assign(data=data, protocol=protocol)
         for (data, protocol), path in directories.items()
@@ -70,12 +72,13 @@ def read(directories: Directories, name: str) -> pd.DataFrame:
 def claims(directories: Directories) -> pd.DataFrame:
     """Decide the paper's claims of Section 2.1: the claims of `class_claim`, and the claims on separation.
 
-    AUCs are means over the measurements after the first epoch, one per seed; differences are paired by seed. If more
-    than `MISSING` of the entries are not valid at the last step, trends of means are undecided, because float32 does
-    not resolve the rows with the smallest denominators, which dominate the means.
+    The claims on separation use one AUC per seed, the mean over the measurements after the first epoch. Differences of
+    AUCs are paired by seed. A trend of means is undecided if more than the share `MISSING` of the entries is not valid
+    at the last step. The reason is that float32 does not resolve the rows with the smallest denominators, and these
+    rows dominate the means.
 
     Returns:
-        One row per verdict, with `valid_last`: the share of valid entries at the last step.
+        One row per verdict. The column `valid_last` is the share of valid entries at the last step.
     """
     separation = read(directories, "separation.parquet")
     later = separation[separation["epoch"] >= 1]
@@ -131,7 +134,10 @@ def claims(directories: Directories) -> pd.DataFrame:
 
 
 def _of_selections(verdicts: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
-    """Add `valid_last` (the lower one of two compared measures), and mark trends of selected entries as undecided."""
+    """Add `valid_last`, and mark trends as undecided if too few entries are valid at the last step.
+
+    For a claim that compares two measures, `valid_last` is the lower one of their shares.
+    """
     last = pairs[pairs["step"] == pairs.groupby(KEY)["step"].transform("max")]
     counts = last.groupby(KEY)[["off_n_valid", "off_n_pairs"]].sum()
     share = counts["off_n_valid"] / counts["off_n_pairs"]
@@ -142,7 +148,7 @@ def _of_selections(verdicts: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
     valid = pd.Series(np.array(shares, float), index=verdicts.index)
     is_selection = verdicts["claim"].isin(TRENDS) & (valid < 1 - MISSING)
     reasons = valid.map(
-        "{:.0%} of the entries are valid at the last step: a trend of a selection".format
+        "only {:.0%} of the entries are valid at the last step: the selection may cause the trend".format
     )
     return verdicts.assign(
         valid_last=valid,
@@ -152,7 +158,7 @@ def _of_selections(verdicts: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
 
 
 def load_matrices(directories: Directories) -> Iterator[tuple[str, str, pd.DataFrame]]:
-    """Yield (data, protocol, frame with a column rule) of each directory with matrices. Matrices come from one seed."""
+    """Yield (data, protocol, matrices of one seed with a column rule) for each directory that has matrices.parquet."""
     for (data, protocol), path in directories.items():
         if (path / "matrices.parquet").exists():
             entries = srel_tf.read_frame(path / "matrices.parquet")
@@ -162,10 +168,11 @@ def load_matrices(directories: Directories) -> Iterator[tuple[str, str, pd.DataF
 
 
 def moves(directories: Directories) -> pd.DataFrame:
-    """Compute medians of ‖Δp‖₁ (at most 2) of one finite step: at the source, at targets of its class, and elsewhere.
+    """Compute medians of ‖Δp‖₁ (at most 2) for one finite step.
 
     Returns:
-        One row per (data, protocol, rule, step).
+        One row per (data, protocol, rule, step), with the medians at the source itself (column source), at the other
+        targets of its class (intra) and at targets of other classes (inter).
     """
     tables = []
     for data, protocol, entries in load_matrices(directories):
@@ -181,14 +188,15 @@ def moves(directories: Directories) -> pd.DataFrame:
 
 
 def adjusted(directories: Directories) -> pd.DataFrame:
-    """Compute the AUC of intra- against inter-class pairs without the scales of sources and targets.
+    """Compute the AUC of intra- against inter-class pairs, before and after adjusting for source and target scales.
 
     Returns:
-        One row per (data, protocol, rule, measure, step), over the valid entries off the diagonal. auc: all pairs
-        ranked together, as in `srel_tf.separation`. auc_rows: AUC within the row of each source, mean over sources.
-        auc_two_way: AUC of the residuals of log S from an additive fit of source and target effects (least squares). It
-        measures how much more a source moves targets of its class than expected from the general effects of source and
-        target.
+        One row per (data, protocol, rule, measure, step). All AUCs are over the valid entries off the diagonal:
+
+        - auc: all pairs are ranked together, as in `srel_tf.separation`.
+        - auc_rows: AUC within the row of each source, mean over sources.
+        - auc_two_way: AUC of the residuals of log S, after a least-squares fit of a source effect plus a target effect.
+          It shows whether a source moves targets of its own class more than the two effects predict.
     """
     rows = []
     for data, protocol, entries in load_matrices(directories):
@@ -214,13 +222,13 @@ def adjusted(directories: Directories) -> pd.DataFrame:
 
 
 def _auc(values: Any, entries: pd.DataFrame) -> float:
-    """Compute the AUC of values of intra-class pairs against values of inter-class pairs."""
+    """Compute the AUC of the values of intra-class entries against the values of inter-class entries."""
     is_intra = (entries["source_class"] == entries["target_class"]).to_numpy()
     return auc(values[is_intra], values[~is_intra])
 
 
 def two_way_residuals(entries: pd.DataFrame) -> np.ndarray:
-    """Subtract from log S the least-squares fit of a term for each source and one for each target."""
+    """Return log S minus its least-squares fit by a term for each source plus a term for each target."""
     ids = entries[["source_id", "target_id"]].astype(str)
     design = pd.get_dummies(ids, dtype=float).to_numpy()
     logs = np.log(entries["srel"].to_numpy())

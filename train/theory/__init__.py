@@ -1,1 +1,1 @@
-"""Figures 6-13 from the closed forms."""
+"""Figures 6–13 of the paper, from the closed forms."""

@@ -1,7 +1,8 @@
-"""The exactly solvable models as S_rel frames for `srel_tf.hypotheses`. The column seed numbers the initial values.
+"""S_rel frames of the exactly solvable models for `srel_tf.hypotheses`. The column seed numbers the initial values.
 
-Figures 6–12 show means over initial values, or one initial value; the hypotheses need all of them. Therefore S_rel is
-computed again here, from the closed forms, for the settings of `train.theory`.
+The frames of Figures 6–12 hold means over initial values, or a single initial value. The hypotheses need the curves of
+several initial values. Therefore this module computes S_rel again, from the closed forms and with the settings of
+`train.theory`.
 """
 
 from typing import NamedTuple
@@ -17,9 +18,14 @@ STARTS = 10
 
 
 class Case(NamedTuple):
-    """Input of the checks of a model: a frame, and optionally distances, P(x, x') and risks.
+    """Input of the checks of one model.
 
-    `in_time` marks a frame for Hypothesis 1.2 alone.
+    Attributes:
+        frame: S_rel frame.
+        distances: Distances of x and x', or None.
+        proximity: P(x, x'), or None.
+        risks: Risks over time, or None.
+        in_time: Whether the frame is for Hypothesis 1.2 alone, so that Hypothesis 1.1 is not checked.
     """
 
     frame: pd.DataFrame
@@ -30,7 +36,7 @@ class Case(NamedTuple):
 
 
 def cases(seed: int = 0) -> dict[str, Case]:
-    """Compute {name of the model: `Case`} of Figures 6–12."""
+    """Compute {name of the model: `Case`} for Figures 6–12, and for pairs drawn from N(0, I)."""
     found = {}
     for number in figures.PENALIZED:
         for ridge in ("paper", "loss"):
@@ -52,7 +58,7 @@ def _describe(number: int) -> str:
 def penalized(
     number: int, ridge: str, seed: int = 0, pairs: int = 20, per_class: int = 1000
 ) -> Case:
-    """Figures 6–9 (eq. 4, ‖·‖₂ of the K outputs): 20 pairs, 10 initial W, and the empirical loss, eq. 3."""
+    """Figures 6–9: S_rel of eq. 4 (ℓ2 norm of the K outputs), and the empirical loss (eq. 3) as risk."""
     kind, width = figures.PENALIZED[number]
     features, labels = theory.random_relu_features(
         width, per_class=per_class, seed=seed
@@ -81,7 +87,7 @@ def penalized(
 
 
 def relu_gate(seed: int = 0) -> Case:
-    """Figure 10's pairs along the flow of a ReLU gate (eqs. 9, 19, 20) from its 10 initial w."""
+    """Figure 10: S_rel of its two pairs along the flow of a ReLU gate (eqs. 9, 19, 20), from its 10 initial w."""
     n, step, last = (
         figures.GATE[name] for name in ("dimension", "learning_rate", "steps")
     )
@@ -108,20 +114,20 @@ def relu_gate(seed: int = 0) -> Case:
 
 
 def path(seed: int = 0) -> Case:
-    """Figure 11: x(z) = x' + √z (1, 1, 1) at its four times, distances included."""
+    """Figure 11: S_rel along x(z) = x' + √z (1, 1, 1) at the four times of the figure, with distances."""
     target = np.array([[-1.0, -11.0, 1.0]])
     sources = target + np.sqrt(np.arange(1, 101))[:, None]
     return _diagonal(target, sources, np.array([0.0, 100.0, 500.0, 5000.0]), seed)
 
 
 def random_pairs(seed: int = 0, targets: int = 5, sources: int = 40) -> Case:
-    """Eq. 14 for x' and x drawn as in Section 5, from N(0, I)."""
+    """S_rel of eq. 14 for x' and x drawn from N(0, I), as in Section 5."""
     x = np.random.default_rng(seed + 1).normal(size=(targets + sources, 3))
     return _diagonal(x[:targets], x[targets:], np.linspace(0, 2000, 41), seed)
 
 
 def three_pairs(seed: int = 0) -> Case:
-    """Figure 12: the three pairs over t = 1, …, 1000, every tenth."""
+    """Figure 12: S_rel of the three pairs at every tenth time t = 1, 11, …, 991."""
     sources, targets = (
         np.array(points) for points in zip(*figures.PAIRS.values(), strict=True)
     )
@@ -133,7 +139,10 @@ def three_pairs(seed: int = 0) -> Case:
 def _eq_14(
     sources: np.ndarray, targets: np.ndarray, times: np.ndarray, seed: int
 ) -> np.ndarray:
-    """Compute eq. 13 with the moments of eq. 14, [start, time, pair], with w(0)² uniform in 5–95% of its limit a/b."""
+    """Compute eq. 13 with the moments of eq. 14, [start, time, pair].
+
+    w(0)² is uniform between 5% and 95% of its limit a/b.
+    """
     model, limit = (
         theory.DiagonalQuadratic(*figures.MOMENTS, figures.THETA),
         np.divide(*figures.MOMENTS),
@@ -152,7 +161,7 @@ def _eq_14(
 def _diagonal(
     targets: np.ndarray, sources: np.ndarray, times: np.ndarray, seed: int
 ) -> Case:
-    """Make all pairs of targets and sources, with ‖x' − x‖ and the P(x, x') of Theorem 5.1."""
+    """Make the case of all pairs of targets and sources, with ‖x' − x‖ and the P(x, x') of Theorem 5.1."""
     source, target = (
         i.ravel() for i in np.meshgrid(np.arange(len(sources)), np.arange(len(targets)))
     )
@@ -190,9 +199,9 @@ def tidy(
     measure: str,
     estimator: str,
 ) -> pd.DataFrame:
-    """Make a frame of S_rel [start, time, pair].
+    """Make a frame from S_rel of shape [start, time, pair].
 
-    The column seed holds the number of the start, the column step the time.
+    The column seed holds the number of the initial value, and the column step holds the time.
     """
     start, time, pair = (i.ravel() for i in np.indices(srel.shape))
     frame = pd.DataFrame(

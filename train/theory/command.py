@@ -3,10 +3,11 @@
 python -m train.theory                      all figures, in results/theory
 python -m train.theory --figure 7           one figure
 python -m train.theory --variant published  Figures 6–9 as the published scripts compute them
-python -m train.theory --rise               Figures 6–9 over ten seeds: does S_rel rise? (half a minute)
-python -m train.theory --benchmark          eq. 4 against the published procedure, timed
+python -m train.theory --rise               check over ten seeds whether S_rel of Figures 6–9 rises (half a minute)
+python -m train.theory --benchmark          time eq. 4 and the published procedure
 
-A folder belongs to one set of settings (settings.json). Figures may be added or made again, but not with another seed.
+All figures in a folder have the same settings (settings.json). Figures can be added or made again, but not with another
+seed.
 """
 
 import argparse
@@ -47,9 +48,9 @@ def make(number: int, variant: str, seed: int) -> tuple[pd.DataFrame, Figure]:
 
 
 def settings(variant: str, seed: int) -> dict[str, Any]:
-    """Collect the settings that a figure depends on, which are saved beside it.
+    """Collect the settings that the figures depend on. They are saved in the folder of the figures.
 
-    Versions are included but not compared.
+    The versions are saved, too, but `prepare` does not compare them.
     """
     gate = theory_figures.GATE
     return {
@@ -85,10 +86,11 @@ def settings(variant: str, seed: int) -> dict[str, Any]:
 
 
 def prepare(out: Path, suffix: str, new: Mapping[str, Any]) -> None:
-    """Bind the folder `out` to the settings `new`.
+    """Write the settings `new` to the folder `out`, or refuse the folder if its figures have other settings.
 
-    The text's figures and the published ones (suffix "_published") may share a folder, because each has a settings
-    file. Settings are written before the first figure, so that an interrupted command leaves no figure without them.
+    The figures of the text and the published ones (suffix "_published") have separate settings files, so that they can
+    share a folder. The settings are written before the first figure, so that an interrupted command leaves no figure
+    without settings.
 
     Raises:
         RunDirectoryError: If the folder holds figures with other settings, or cannot be written.
@@ -108,12 +110,12 @@ def prepare(out: Path, suffix: str, new: Mapping[str, Any]) -> None:
 
 
 def refuse_other_settings(out: Path, file: Path, now: Mapping[str, Any]) -> None:
-    """Raise `RunDirectoryError` unless `file` has the settings `now`; versions may differ."""
+    """Raise `RunDirectoryError` if the settings in `file` differ from `now`. Versions are not compared."""
     try:
         saved = read_json(file)
     except StorageError as error:
         raise RunDirectoryError(
-            f"{out} holds figures, but {file.name} with their settings is missing; choose another --out"
+            f"{out} holds figures, but {file.name} with their settings is missing or damaged; choose another --out"
         ) from error
     lines = differences({**saved, "versions": ""}, {**now, "versions": ""})
     if lines:
@@ -124,7 +126,10 @@ def refuse_other_settings(out: Path, file: Path, now: Mapping[str, Any]) -> None
 
 
 def report_rise(out: Path) -> None:
-    """Write rise.csv and print, for each figure, how S_rel at t = 8000 compares with t = 0 and with t <= 1000."""
+    """Write rise.csv, and print for each figure whether S_rel at t = 8000 is above its value at t = 0.
+
+    The value at t = 8000 is also compared with the median over t <= 1000.
+    """
     frame = theory_figures.rise()
     out.mkdir(parents=True, exist_ok=True)
     print(f"written: {write_frame(frame, out / 'rise.csv')}")
@@ -138,7 +143,7 @@ def report_rise(out: Path) -> None:
 
 
 def make_figures(numbers: Iterable[int], out: Path, variant: str, seed: int) -> None:
-    """Write frame and picture of each figure, and their settings."""
+    """Write the settings, and the frame and the picture of each figure."""
     suffix = "_published" if variant == "published" else ""
     prepare(out, suffix, settings(variant, seed))
     for number in numbers:
@@ -164,24 +169,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
         choices=range(6, 14),
         help="a single figure (default: all)",
     )
-    folder = "folder, for one set of settings (default: %(default)s)"
+    folder = "folder; all its figures have the same settings (default: %(default)s)"
     parser.add_argument("--out", type=Path, default=Path("results/theory"), help=folder)
     parser.add_argument(
         "--variant",
         choices=("text", "published"),
         default="text",
-        help="of Figures 6–9",
+        help="Figures 6–9 as the text or as the published scripts define them (default: %(default)s)",
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--benchmark",
         action="store_true",
-        help="instead, time eq. 4 against the published procedure",
+        help="make no figures; time eq. 4 and the published procedure",
     )
     parser.add_argument(
         "--rise",
         action="store_true",
-        help="instead, check over ten seeds whether S_rel of Figures 6–9 rises",
+        help="make no figures; check over ten seeds whether S_rel of Figures 6–9 rises",
     )
     options = parser.parse_args(arguments)
     numbers = (
@@ -190,7 +195,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         else range(6, 10 if options.variant == "published" else 14)
     )
     if options.variant == "published" and max(numbers) > 9:
-        parser.error("--variant published is defined for Figures 6–9 alone.")
+        parser.error(
+            f"--variant published is defined for Figures 6–9 only; given --figure {options.figure}"
+        )
     if options.benchmark:
         theory_benchmark.run()
     elif options.rise:

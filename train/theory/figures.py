@@ -1,4 +1,4 @@
-"""The frames of Figures 6–13, from the closed forms and from SGD. Each function returns a tidy pandas frame."""
+"""Frames of Figures 6–13, from the closed forms and from SGD. Each figure has a function that returns a tidy frame."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -12,8 +12,9 @@ from train.errata import variants
 # Figures 6–9 as Section 3.1 states them; λ₁ = 1, θ = 0.001, K = 2, dim = 100.
 PENALIZED = {6: ("inter", 10), 7: ("inter", 100), 8: ("intra", 10), 9: ("intra", 100)}
 LAST_TIME, LAMBDA, THETA = 8000, 1.0, 0.001
-# Figure 10: the text gives w*, x and "mini-batch SGD in 10 dimensions". We chose step, batch, start and the targets.
-# Both targets have the stated bound 1.4. The first is parallel to x, so that its S_rel is constant.
+# Figure 10: the text gives w*, x and "mini-batch SGD in 10 dimensions". We chose the learning rate, the batch size, the
+# initial w and the targets. Both targets have the stated bound 1.4. The first is parallel to x, so that its S_rel is
+# constant.
 GATE: dict[str, Any] = {
     "dimension": 10,
     "learning_rate": 0.01,
@@ -26,7 +27,7 @@ GATE_TARGETS = {
     "x' = (14, 14, …, 14)": np.full(10, 14.0),
     "x' = (30, −2, …, 30, −2)": np.tile([30.0, -2.0], 5),
 }
-# Figures 11–13: eq. 14. The pairs of Figures 12 and 13 are lost; our third pair is a counterexample to the text.
+# Figures 11–13: eq. 14. The paper's pairs of Figures 12 and 13 are lost. Our pair (c) is a counterexample to the text.
 MOMENTS = ([1.0, 4.0, 9.0], [1.0, 1.0, 1.0])
 START, W_STAR = np.sqrt([0.5, 2.0, 4.0]), np.array([1.0, 2.0, 3.0])
 PAIRS = {
@@ -41,7 +42,7 @@ SGD_STEP, SGD_STEPS, SGD_RUNS = 0.001, 2000, 100
 
 
 def log_spaced(last: float, count: int = 160) -> np.ndarray:
-    """Return 0 and about `count` whole times up to `last`, evenly spaced on a logarithmic axis."""
+    """Return 0 and at most `count` integers from 1 to `last`, about evenly spaced on a logarithmic axis."""
     return np.unique(
         np.concatenate([[0], np.round(np.geomspace(1, last, count))])
     ).astype(float)
@@ -55,10 +56,19 @@ def penalized(
     pairs: int = 20,
     per_class: int = 1000,
 ) -> pd.DataFrame:
-    """Figures 6–9: eq. 3 and the S_rel of eq. 4, mean and 10–90% range over `starts` initial W with N(0, 1) entries.
+    """Figures 6–9: the loss of eq. 3 and S_rel of eq. 4.
 
-    variant: "text", for both conventions of the ridge; or "published", for the computation of the published scripts,
-    which departs from the text in the data, the pairs, the numerator, the average and the loss.
+    The frame has the mean and the 10–90% range over `starts` initial W with entries from N(0, 1).
+
+    Args:
+        number: Number of the figure.
+        variant: "text" for the definitions of the text, with both ridge coefficients. "published" for the computation
+            of the published scripts, which differs from the text in the data, the pairs, the numerator, the average and
+            the loss.
+        seed: Seed of the features. seed + 1 is the seed of the pairs, and seed + 2 is the seed of the initial W.
+        starts: Number of initial W.
+        pairs: Number of pairs.
+        per_class: Number of examples of each class.
     """
     kind, width = PENALIZED[number]
     is_published = variant == "published"
@@ -104,10 +114,11 @@ def _over_starts(values: np.ndarray, times: np.ndarray, **columns: str) -> pd.Da
 
 
 def rise(seeds: Iterable[int] = range(10), **options: int) -> pd.DataFrame:
-    """Compare late with early S_rel in Figures 6–9 over several seeds (each with new data, pairs and initial W).
+    """Compare late with early S_rel in Figures 6–9 over several seeds. Each seed has new data, pairs and initial W.
 
-    Returns one row per figure, variant, ridge and seed: mean S_rel at the start (t = 0), its median over t <= 1000
-    (early) and its value at t = 8000 (late).
+    Returns:
+        One row per figure, variant, ridge and seed. For S_rel averaged over pairs and initial W, the columns are the
+        value at t = 0 (start), the median over t <= 1000 (early) and the value at t = 8000 (late).
     """
     rows = []
     for variant in ("text", "published"):
@@ -134,7 +145,10 @@ def rise(seeds: Iterable[int] = range(10), **options: int) -> pd.DataFrame:
 
 
 def relu_gate(seed: int = 0) -> pd.DataFrame:
-    """Figure 10: S_rel of Definition 1 along SGD on the ℓ2 risk, differenced, beside the flow's exact S_rel."""
+    """Figure 10: S_rel of Definition 1 along SGD on the ℓ2 risk, by finite differences.
+
+    For comparison, the frame has the exact S_rel of the gradient flow.
+    """
     n, step, runs = GATE["dimension"], GATE["learning_rate"], GATE["runs"]
     w_star, w0 = np.ones(n), np.random.default_rng(seed).normal(size=(runs, n))
     steps = np.union1d(
@@ -187,7 +201,7 @@ def distance(times: Sequence[float] = (0.0, 100.0, 500.0, 5000.0)) -> pd.DataFra
 
 
 def flow_pairs() -> pd.DataFrame:
-    """Figure 12: S_rel of eq. 14 for t = 1, …, 1000."""
+    """Figure 12: S_rel of eq. 14 for the three pairs at t = 1, …, 1000."""
     model, times = theory.DiagonalQuadratic(*MOMENTS, THETA), np.arange(1.0, 1001.0)
     parts = []
     for name, (source, target) in PAIRS.items():
@@ -197,7 +211,7 @@ def flow_pairs() -> pd.DataFrame:
 
 
 def sgd_pairs(seed: int = 0, every: int = 10) -> pd.DataFrame:
-    """Figure 13: S_rel along the SGD of eq. 15 (mean and deviation over runs) and along the flow."""
+    """Figure 13: S_rel along the SGD of eq. 15 (mean and standard deviation over runs) and along the gradient flow."""
     path = theory.diagonal_sgd(
         W_STAR, START, SGD_STEP, SGD_STEPS, runs=SGD_RUNS, seed=seed
     )[::every]
