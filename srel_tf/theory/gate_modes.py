@@ -49,11 +49,11 @@ class GateModes:
         times: tf.Tensor,
         x: tf.Tensor,
     ) -> ScaledValues:
-        """Compute α₁ = ⟨w(t), x⟩ (eq. 20), [T, P], in one of two forms, whichever has the smaller terms.
+        """Compute α₁ = ⟨w(t), x⟩ (eq. 20), [T, P], in the one of two forms that has the smaller terms.
 
-        The late form is ⟨w*, x⟩, a mode that does not decay, minus the decaying modes. If w(0) is small beside w*, the
-        late form is a difference of nearly equal numbers at early times. The form of Theorem 4.1,
-        e^{−βMt} w(0) − expm1(−βMt) w*, then has the smaller terms.
+        The late form is ⟨w*, x⟩, which does not decay, minus the decaying modes of ⟨w* − w(t), x⟩. At early times it
+        subtracts nearly equal numbers if w(0) is much smaller than w*. The early form, which is Theorem 4.1 with
+        w(t) = e^{−βMt} w(0) − expm1(−βMt) w*, has the smaller terms in this case.
 
         Args:
             w0: w(0), [n].

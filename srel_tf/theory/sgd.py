@@ -1,7 +1,7 @@
 """Stochastic gradient descent with the flows of Sections 4 and 5 as small-step limits.
 
-Every run starts from the same w(0) (or from its own row of w(0)) and draws its own inputs. The draws of step k depend
-on `seed` and k only, not on global random state.
+The runs start from the same w(0), or each run from its own row of w(0). If no inputs are given, each run draws its own.
+The draws of step k depend only on `seed` and k, not on global random state.
 """
 
 from collections.abc import Callable
@@ -37,7 +37,7 @@ def modified_sgd(
     inputs: ArrayLike | None = None,
     seed: int = 0,
 ) -> tf.Tensor:
-    """Algorithm 1: w ← w + η mean over the batch of 1{y > 0} (y − ⟨w, x⟩) x, with y = max(0, ⟨w*, x⟩).
+    """Algorithm 1: w ← w + η · mean_batch[1{y > 0} (y − ⟨w, x⟩) x], with y = max(0, ⟨w*, x⟩).
 
     Args:
         w_star: w*, [n].
@@ -46,8 +46,8 @@ def modified_sgd(
         steps: Number of updates.
         runs: Number R of independent runs. None means one run, without the axis R.
         batch_size: Examples per step; 1 in the paper.
-        inputs: The x of every step, [steps, batch, n] (shared by the runs) or [steps, R, batch, n]. None draws
-            x ~ N(0, I).
+        inputs: The x of every step, [steps, batch, n] (the same for all runs) or [steps, R, batch, n]. If None, the
+            inputs are drawn from N(0, I).
         seed: Seed of the draws.
 
     Returns:
@@ -89,8 +89,9 @@ def relu_sgd(
 ) -> tf.Tensor:
     """Plain mini-batch SGD on the ℓ2 risk E ½ (max(0, ⟨w*, x⟩) − max(0, ⟨w, x⟩))² of a ReLU gate (Figure 10).
 
-    The update of `modified_sgd` uses a prediction without ReLU; here the prediction has the ReLU. Arguments, result and
-    errors are the same as in `modified_sgd`.
+    The update is the gradient of the risk: it contains the prediction max(0, ⟨w, x⟩), and is zero where the gate is
+    shut. The update of `modified_sgd` contains ⟨w, x⟩ instead. Arguments, result and errors are the same as in
+    `modified_sgd`.
 
     Example:
         At w(0) = −1 the gate is shut at x = 1, so its gradient is zero.
@@ -146,7 +147,9 @@ def diagonal_sgd_srel(
     beta_source: ArrayLike,
     learning_rate: float,
 ) -> tf.Tensor:
-    """Definition 1 on the risk of eq. 15 at given iterates, by eqs. 26 and 28 with d = 2 (without differences).
+    """S_rel of Definition 1 on the risk of eq. 15 at given iterates, from eqs. 26 and 28 with d = 2.
+
+    The changes of predictions follow from these equations. No predictions are subtracted.
 
     Args:
         weights: Iterates, [..., n].
@@ -266,7 +269,7 @@ def _scan(
         w_star: w*, [n].
         rate: η, a scalar.
         steps: Number of updates, a scalar.
-        inputs: x, [steps, batch, n] or [steps, R, batch, n]; None draws them from N(0, I).
+        inputs: x, [steps, batch, n] or [steps, R, batch, n]. If None, x is drawn from N(0, I).
         batch_size: Examples per step.
         seed: Seed of the draws, a scalar.
     """
@@ -286,7 +289,7 @@ def _scan(
 
 
 def _start_of_runs(start: tf.Tensor, runs: int | None) -> tf.Tensor:
-    """One start for each run, [R, n], from [n] or [R, n]."""
+    """Return one start for each run, [R, n], from w(0) of shape [n] or [R, n]."""
     if start.shape.rank == 1:
         return tf.tile(start[None], [runs or 1, 1])
     if runs not in (None, start.shape[0]):
@@ -307,8 +310,12 @@ def _given_inputs(
     shape = tuple(checked.shape)
     if shape[0] != steps or shape[-1] != dimension:
         raise ShapeError(
-            f"inputs must be [{steps}, ..., {dimension}], but has shape {shape}."
+            f"inputs must have shape [{steps}, batch, {dimension}] or [{steps}, runs, batch, {dimension}]; given "
+            f"{shape}."
         )
     if len(shape) == 4 and shape[1] not in (1, runs):
-        raise ShapeError(f"inputs {shape} hold {shape[1]} runs, but runs={runs}.")
+        raise ShapeError(
+            f"inputs {shape} hold {shape[1]} runs, but there are {runs} runs; give inputs for each run, or one set "
+            "[steps, batch, n] for all."
+        )
     return checked

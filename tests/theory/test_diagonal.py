@@ -265,7 +265,7 @@ def test_bad_input_is_named():
         DiagonalQuadratic([1.0], [1.0], "x")
     with pytest.raises(AssumptionError, match="theta"):
         DiagonalQuadratic([1.0], [1.0], -1.0)
-    with pytest.raises(ShapeError, match="must agree"):
+    with pytest.raises(ShapeError, match="a and b must have the same shape"):
         DiagonalQuadratic([1.0, 2.0], [1.0], 1.0)
     with pytest.raises(ShapeError, match=r"at least one feature; given a = b = \[\]"):
         DiagonalQuadratic([], [], 1.0)

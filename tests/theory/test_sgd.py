@@ -190,5 +190,5 @@ def test_bad_input_is_named():
     ):
         with pytest.raises(ShapeError, match="whole number"):
             relu_sgd(STAR, START, 0.1, **count)
-    with pytest.raises(ShapeError, match="must agree"):
+    with pytest.raises(ShapeError, match="must have the same shape"):
         diagonal_sgd_srel(START, STAR, np.ones(2), np.ones(3), 0.1)
