@@ -27,7 +27,7 @@ def lemma_c1_bound(
     q_squared: float,
     t2_star: float | None = None,
 ) -> tf.Tensor:
-    """Lemma C.1: a lower bound of f(t), valid for t >= max(t₁*, t₂*), that rises with t.
+    """Lemma C.1: a lower bound of f(t) that rises with t. It holds for t >= max(t₁*, t₂*).
 
     f(t) = |α² + b₁e^{−p²t} + (β² − b₁)e^{−q²t}| / |α² + b₂e^{−p²t} + (β² − b₂)e^{−q²t}|
     bound(t) = (α² − b₁e^{−q²t₂*}) / (α² + b₂e^{−p²t} + β²e^{−q²t})
@@ -44,7 +44,7 @@ def lemma_c1_bound(
             this difference is at least α²/2.
 
     Returns:
-        [T]; NaN before max(t₁*, t₂*), because the lemma makes no claim there.
+        The bound, [T]; NaN before max(t₁*, t₂*), because the lemma makes no claim there.
 
     Raises:
         AssumptionError: An argument is outside its range, or `t2_star` is so early that α² − b₁e^{−q²t₂*} <= 0.
@@ -138,7 +138,7 @@ def theorem_5_3_bound(
     beta_source: ArrayLike,
     t2_star: float | None = None,
 ) -> tf.Tensor:
-    """Theorem 5.3 (eq. 39): a lower bound of lim S_rel for two quadratic features of equal ratios.
+    """Theorem 5.3 (eq. 39): a lower bound of lim S_rel for two quadratic features with equal ratios b_r/a_r.
 
     The theorem assumes:
 
@@ -147,8 +147,11 @@ def theorem_5_3_bound(
     - ⟨β(x'), β(x)⟩ ≠ 0;
     - E[β₁₁β₂₂] = 0. The theorem does not state this assumption, but eq. 37 uses it.
 
-    Here k₂ and the first factor of the bound contain β₂₂(x)², as in eq. 37. The paper prints β₂₂(x')² instead, in
-    Theorem 5.3 and in eqs. 38 and 39 (see `train.errata`).
+    The bound is |⟨β(x'), β(x)⟩| / ‖β(x)‖² times the bound of Lemma C.1 for b₁ = β² k₁ and b₂ = β² k₂. Here
+    k₁ = β₁₁(x') β₁₁(x) / ⟨β(x'), β(x)⟩ and k₂ = β₁₁(x)² / ‖β(x)‖². If k₁ < 0, the proof uses 1 − k₁ and 1 − k₂ instead.
+
+    As in eq. 37, ‖β(x)‖² contains β₂₂(x)². The paper prints β₂₂(x')² instead, in Theorem 5.3 and in eqs. 38 and 39 (see
+    `train.errata`).
 
     Args:
         a: Moments a of Theorem 5.2, [2].
@@ -161,11 +164,11 @@ def theorem_5_3_bound(
         t2_star: As in `lemma_c1_bound`.
 
     Returns:
-        [T]; NaN before max(t₁*, t₂*). The bound rises with t.
+        The bound, [T]; NaN before max(t₁*, t₂*). It rises with t.
 
     Raises:
-        AssumptionError: An assumption of the theorem fails.
-        ShapeError: A vector is not [2].
+        AssumptionError: One of the first three assumptions does not hold, or an argument is outside its range.
+        ShapeError: A vector does not have shape [2].
 
     Example:
         With α² = β² = 1 and equal features the bound tends to S_rel(x, x)/2.
@@ -191,7 +194,7 @@ def theorem_5_3_bound(
         )
     k1 = target[0] * source[0] / overlap
     k2 = source[0] ** 2 / square
-    # In eq. 38, k is the coefficient of e^{−p²t}, and 1 − k is the coefficient of e^{−q²t}.
+    # In eq. 38, k₁ and k₂ multiply e^{−p²t}, and 1 − k₁ and 1 − k₂ multiply e^{−q²t}.
     p_squared = 4 * theta * a[1]
     q_squared = 4 * theta * a[0]
     if k1 < 0:
@@ -247,6 +250,6 @@ def _common_value(values: np.ndarray, name: str) -> float:
     if abs(values[0] - values[1]) > _RELATIVE_TOLERANCE * np.abs(values).max():
         given = f"{values[0]:g} and {values[1]:g}"
         raise AssumptionError(
-            f"Theorem 5.3 assumes {name} equal for both features; given {given}."
+            f"Theorem 5.3 assumes that {name} is equal for both features; given {given}."
         )
     return float(values.mean())

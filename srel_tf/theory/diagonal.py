@@ -158,7 +158,7 @@ class DiagonalQuadratic:
     ) -> tf.Tensor:
         """Compute y − f = Σ_r β_rr (a_r/b_r − w_r²) along the flow, for realisable labels y = α + Σ_r β_rr a_r/b_r.
 
-        The form a/b − w² = (a/b − w₀²) e^{−4θat} w²/w₀² does not subtract nearly equal numbers.
+        The form a/b − w² = (a/b − w₀²) e^{−4θat} w²/w₀² avoids subtracting nearly equal numbers.
 
         Args:
             w0: w(0), [n].
@@ -197,7 +197,7 @@ class DiagonalQuadratic:
             learning_rate: η > 0.
 
         Returns:
-            [T], or [T, P]; NaN where the denominator is zero.
+            [T], or [T, P]; NaN where the prediction at the source does not change.
         """
         target, source = self._feature_pair(beta_target, beta_source)
         step_length = as_learning_rate(learning_rate)
@@ -275,7 +275,7 @@ def _check_positive(moments: tf.Tensor, name: str) -> None:
 
 
 def _sum_over_features(per_time: tf.Tensor, per_pair: tf.Tensor) -> tf.Tensor:
-    """Σ_r of products of [T, n] and [n] or [P, n]: [T, 1] or [T, P]."""
+    """Sum the products of `per_time`, [T, n], and `per_pair`, [n] or [P, n], over r: [T, 1] or [T, P]."""
     rows = tf.reshape(per_pair, [-1, per_pair.shape[-1]])
     return tf.matmul(per_time, rows, transpose_b=True)
 

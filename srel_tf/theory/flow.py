@@ -43,9 +43,9 @@ def moment_flow(
         Weights, float64 [T, ...].
 
     Raises:
-        AssumptionError: Times are negative or do not ascend. θ is not positive, or the degree is not an integer >= 1.
-            `b` is not symmetric and positive semidefinite. The integration fails: for d > 2 the flow may diverge in
-            finite time.
+        AssumptionError: If times are negative or do not ascend; if θ is not positive; if the degree is not an
+            integer >= 1; if `b` is not symmetric and positive semidefinite; or if the integration fails, because for
+            d > 2 the flow may diverge in finite time.
         ShapeError: Moments or weights have the wrong shape.
 
     Example:
@@ -105,7 +105,7 @@ def feature_flow(
     rtol: float = 1e-10,
     atol: float = 1e-12,
 ) -> tf.Tensor:
-    """Integrate eq. 12 for the mean over B examples, without forming second moments.
+    """Integrate eq. 12 for the mean loss over B examples, without forming second moments.
 
     This is cheaper than `moment_flow` for many weights and few examples.
 
@@ -194,6 +194,6 @@ def _integrate(
     )
     if not solution.success:
         raise AssumptionError(
-            f"The flow could not be integrated up to t = {end:g}: {solution.message}"
+            f"The flow could not be integrated up to t = {end:g}: {solution.message} Give earlier times."
         )
     return tf.constant(solution.y.T.reshape(shape))

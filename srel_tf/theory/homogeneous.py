@@ -133,8 +133,8 @@ class HomogeneousPredictor:
             x_source: x, of the shape of `x_target`. Sources and targets are paired in order.
             learning_rate: η > 0.
             label: y at the source, [B] or a scalar.
-            residual: y − f(W, x) at the source, broadcastable to [..., B]. Give it instead of `label` if you know it
-                more accurately than by subtracting f from y, for example late in training.
+            residual: y − f(W, x) at the source, broadcastable to [..., B]. Give it instead of `label` if the
+                subtraction y − f(W, x) would lose digits, for example late in training.
 
         Returns:
             [..., B], or [...] for one pair; NaN where the residual, or the change at the source, is zero.
@@ -244,7 +244,7 @@ class HomogeneousPredictor:
         )
 
     def _training_set(self, x: ArrayLike, y: ArrayLike) -> tuple[tf.Tensor, tf.Tensor]:
-        """β(x), [B, r, n], and y − α(x), [B]."""
+        """Return β(x), [B, r, n], and y − α(x), [B]."""
         batch, _ = as_batch(x, "x")
         features = self._features(batch)
         labels = as_tensor(y, "y", 1)
@@ -304,7 +304,7 @@ class HomogeneousPredictor:
         source: tf.Tensor,
         step: tf.Tensor,
     ) -> tf.Tensor:
-        """(f(W⁺, x') − f(W, x')) / g, the sum over k of eq. 26.
+        """Compute (f(W⁺, x') − f(W, x')) / g, the sum over k of eq. 26.
 
         Args:
             weights: W of each pair, [..., B, r, n].
@@ -346,7 +346,7 @@ class HomogeneousPredictor:
 
 
 def _inner(features: tf.Tensor, powers: tf.Tensor) -> tf.Tensor:
-    """Σ_r ⟨features_r, powers_r⟩: [..., B] from features [B, r, n] and powers [..., r, n]."""
+    """Compute Σ_r ⟨features_r, powers_r⟩, [..., B], from features [B, r, n] and powers [..., r, n]."""
     *leading, rows, columns = powers.shape
     flat_powers = tf.reshape(powers, [*leading, 1, rows * columns])
     flat_features = tf.reshape(features, [features.shape[0], -1])

@@ -62,7 +62,7 @@ def as_residual(
     full_shape: tuple[int, ...],
     single: bool,
 ) -> tf.Tensor:
-    """Check that the residual broadcasts to `full_shape`, and append the axis B = 1 if there is a single source."""
+    """Check that the residual broadcasts to `full_shape`; for a single source, append an axis B of length 1."""
     checked = as_tensor(residual, "residual")
     if single:
         checked = checked[..., None]

@@ -174,7 +174,7 @@ class ReLUGateModel(_SingleWeightModel):
         return self._beta / 2 * tf.reduce_mean(losses)
 
     def _preactivation(self, x: tf.Tensor) -> tf.Tensor:
-        """⟨w, x⟩, [B, 1]."""
+        """Compute ⟨w, x⟩, [B, 1]."""
         return tf.linalg.matvec(tf.cast(x, tf.float64), tf.convert_to_tensor(self._w))[
             :, None
         ]
@@ -259,7 +259,7 @@ def homogeneous_network(
     Theorem 5.2 is the predictor of degree 2 with one row, β(x) = (β_11(x), …, β_nn(x)).
 
     Args:
-        predictor: The closed form; its α and β must be TensorFlow functions.
+        predictor: The closed form. Its α and β must consist of TensorFlow operations.
         w0: Initial W, [r, n].
         input_shape: Shape of one input, for example (3,).
         learning_rate: η of the model's SGD.

@@ -52,8 +52,8 @@ class PenalizedRegression:
 
     Precision: the least accurate case is ridge="loss" with a tiny λ₁ and labels that W h fits exactly. Late in
     training, S_rel is then a ratio of two changes of the order of c. It is accurate to 4e-11 at λ₁ = 1e-4, but only to
-    about 1e-7 at λ₁ = 1e-8. At λ₁ = 1e-8, changing a feature by one unit in the last place already changes the true
-    value by 6e-9.
+    about 1e-7 at λ₁ = 1e-8. In the second case, changing a feature by one unit in the last place already changes the
+    true value by 6e-9.
 
     The methods raise `ShapeError` for arrays of the wrong shape, and `AssumptionError` for negative times or values
     that are not finite.
@@ -207,7 +207,7 @@ class PenalizedRegression:
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Compute the changes of the outputs at target and source in eq. 4, up to a common factor.
 
-        The gradient of the source's loss is its value at W* plus a transient that decays with time:
+        The gradient of the loss at the source is its value at W* plus a transient that decays with time:
         change at h' = ⟨∇ℓ(W*), h'⟩ + c (W − W*) h' + ⟨h', h⟩ (W − W*) h.
 
         Args:
@@ -279,19 +279,19 @@ class PenalizedRegression:
         )
 
     def _rows(self, indices: np.ndarray) -> tf.Tensor:
-        """Features of the given rows, [P, p]."""
+        """Return the features of the given rows, [P, p]."""
         return tf.gather(self.features, indices)
 
     def _inner(self, rows: np.ndarray, others: np.ndarray) -> tf.Tensor:
-        """Inner products of the features of paired rows, [P, 1]."""
+        """Compute the inner products of the features of paired rows, [P, 1]."""
         return tf.reduce_sum(self._rows(rows) * self._rows(others), -1)[:, None]
 
     def _elapsed(self, t: ArrayLike) -> tf.Tensor:
-        """τ = θ²t, [T]: time in units in which the flow moves at speed 1."""
+        """Return τ = θ²t, [T], the time in units in which the flow moves at speed 1."""
         return self.theta**2 * as_times(t)
 
     def _penalized_loss(self, weights: ArrayLike, coefficient: float) -> tf.Tensor:
-        """(1/2N) Σ_i ‖e_i − W h_i‖² + (coefficient/2) ‖W‖², [...], from weights [..., K, p]."""
+        """Compute (1/2N) Σ_i ‖e_i − W h_i‖² + (coefficient/2) ‖W‖², [...], from weights [..., K, p]."""
         weights = as_tensor(weights, "weights")
         check_last_axis(weights, self.width, "weights", "one weight per feature")
         if weights.shape[-2] != self.num_classes:
@@ -318,7 +318,7 @@ def _first_equal_rows(features: np.ndarray) -> np.ndarray:
 
 
 def _ratio_of_norms(change_target: tf.Tensor, change_source: tf.Tensor) -> tf.Tensor:
-    """Ratio of the ℓ2 norms of two changes [..., K]: [...], NaN where the second is zero."""
+    """Compute the ratio of the ℓ2 norms of two changes, [..., K]; NaN where the change at the source is zero."""
     # Both are divided by the largest entry at the source first, so that no square underflows or overflows.
     largest = tf.reduce_max(tf.abs(change_source), -1, keepdims=True)
     relative_target = tf.math.divide_no_nan(change_target, largest)

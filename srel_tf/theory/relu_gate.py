@@ -93,7 +93,7 @@ class ReLUGate:
         return self.beta * self._eigenvalues
 
     def weights(self, w0: ArrayLike, t: ArrayLike) -> tf.Tensor:
-        """Theorem 4.1: w(t) = e^{−βMt} w(0) − expm1(−βMt) w*, since M⁻¹z = w* (eqs. 6 and 7).
+        """Theorem 4.1 (eqs. 6 and 7): w(t) = e^{−βMt} w(0) − expm1(−βMt) w*, where w* is M⁻¹z of the paper.
 
         Args:
             w0: w(0), [n].
@@ -272,11 +272,11 @@ class ReLUGate:
         return vector
 
     def _margin(self, x: tf.Tensor) -> tf.Tensor:
-        """⟨w*, x⟩, [P], from x [P, n]."""
+        """Compute ⟨w*, x⟩, [P], from x [P, n]."""
         return inner(x, self.w_star)
 
     def _positive_margin(self, x: tf.Tensor, name: str) -> tf.Tensor:
-        """⟨w*, x⟩, [P]; raise `AssumptionError` unless each is positive."""
+        """Compute ⟨w*, x⟩, [P]; raise `AssumptionError` unless each is positive."""
         margin = self._margin(x)
         smallest = margin.numpy().min(initial=np.inf)
         if smallest <= 0:

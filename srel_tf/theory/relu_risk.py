@@ -28,7 +28,7 @@ def relu_risk_srel(
     relative rounding error of both differences is at most `tolerance`.
 
     Args:
-        weights: w, [..., n], for example the steps of `relu_sgd`.
+        weights: w, [..., n], for example the iterates of `relu_sgd`.
         w_star: w*, [n].
         x_target: x', [n].
         x_source: x, [n].

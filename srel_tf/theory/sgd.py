@@ -1,7 +1,8 @@
-"""Stochastic gradient descent with the flows of Sections 4 and 5 as small-step limits.
+"""Stochastic gradient descent of Sections 4 and 5.
 
-The runs start from the same w(0), or each run from its own row of w(0). If no inputs are given, each run draws its own.
-The draws of step k depend only on `seed` and k, not on global random state.
+The flows of these sections are the small-step limits of `modified_sgd` and `diagonal_sgd`. All runs start from the same
+w(0), or each run starts from its own row of w(0). If no inputs are given, each run draws its own. The draws of step k
+depend only on `seed` and k, not on global random state.
 """
 
 from collections.abc import Callable
@@ -149,7 +150,7 @@ def diagonal_sgd_srel(
 ) -> tf.Tensor:
     """S_rel of Definition 1 on the risk of eq. 15 at given iterates, from eqs. 26 and 28 with d = 2.
 
-    The changes of predictions follow from these equations. No predictions are subtracted.
+    The changes of predictions are computed from these equations, not as differences of two predictions.
 
     Args:
         weights: Iterates, [..., n].
@@ -183,7 +184,7 @@ def diagonal_sgd_srel(
 
 
 def _modified_update(w: tf.Tensor, x: tf.Tensor, w_star: tf.Tensor) -> tf.Tensor:
-    """Mean of 1{y > 0} (y − ⟨w, x⟩) x, [R, n], from w [R, n], x [R, batch, n] and w* [n]."""
+    """Compute the mean of 1{y > 0} (y − ⟨w, x⟩) x, [R, n], from w [R, n], x [R, batch, n] and w* [n]."""
     label = tf.nn.relu(tf.linalg.matvec(x, w_star))
     error = label - _inner(x, w)
     is_positive = tf.cast(label > 0, tf.float64)
@@ -191,7 +192,7 @@ def _modified_update(w: tf.Tensor, x: tf.Tensor, w_star: tf.Tensor) -> tf.Tensor
 
 
 def _relu_update(w: tf.Tensor, x: tf.Tensor, w_star: tf.Tensor) -> tf.Tensor:
-    """Mean of 1{⟨w, x⟩ > 0} (y − max(0, ⟨w, x⟩)) x, with the arguments of `_modified_update`."""
+    """Compute the mean of 1{⟨w, x⟩ > 0} (y − max(0, ⟨w, x⟩)) x, with the arguments of `_modified_update`."""
     preactivation = _inner(x, w)
     error = tf.nn.relu(tf.linalg.matvec(x, w_star)) - tf.nn.relu(preactivation)
     is_active = tf.cast(preactivation > 0, tf.float64)
@@ -199,13 +200,13 @@ def _relu_update(w: tf.Tensor, x: tf.Tensor, w_star: tf.Tensor) -> tf.Tensor:
 
 
 def _diagonal_update(w: tf.Tensor, x: tf.Tensor, w_star: tf.Tensor) -> tf.Tensor:
-    """Mean of 2 (Σ_p x_p (w*_p² − w_p²)) x ⊙ w, with the arguments of `_modified_update`."""
+    """Compute the mean of 2 (Σ_p x_p (w*_p² − w_p²)) x ⊙ w, with the arguments of `_modified_update`."""
     error = _inner(x, (w_star - w) * (w_star + w))
     return tf.reduce_mean(2 * error[..., None] * x * w[..., None, :], -2)
 
 
 def _inner(x: tf.Tensor, w: tf.Tensor) -> tf.Tensor:
-    """⟨x, w⟩ for every example of the batch, [R, B], from x [R, B, n] and w [R, n]."""
+    """Compute ⟨x, w⟩ for every example of the batch, [R, B], from x [R, B, n] and w [R, n]."""
     return inner(x, w[..., None, :])
 
 

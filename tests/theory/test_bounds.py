@@ -126,7 +126,7 @@ def test_theorem_5_3_on_random_instances():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"b": [1.0, 1.0]}, "b_r/a_r equal"),
+        ({"b": [1.0, 1.0]}, "b_r/a_r is equal"),
         ({"w0": [0.5, 0.4]}, "equal for both"),
         ({"w0": [2.0, 2.0]}, "> 0; it is"),
         ({"a": [-1.0, 2.0]}, "a_r > 0"),
