@@ -7,7 +7,7 @@ This package does not import TensorFlow.
 | Hypothesis 1.1(a), proximity | `proximity_trend` |
 | Hypothesis 1.1(b), S_rel = O(P) | `bounded_by_proximity` |
 | Hypothesis 1.2, two phases, and Figure 5's claim on the risks | `two_phases`, `change_points` |
-| intra-class against inter-class (Sections 1.3 and 2.1) | `class_claim` |
+| intra-class compared with inter-class (Sections 1.3 and 2.1) | `class_claim` |
 
 For other claims, `decide` makes a verdict from one effect per seed, and `interval` computes the interval of the mean
 effect.
@@ -28,10 +28,10 @@ All checks return one row per claim and measure, with the same `COLUMNS`:
 Error rate: if the true effect is outside the bounds of the claim, the probability of "supported" is at most
 (1 − confidence)/2. If the true effect is between the bounds, the probability of "contradicted" is at most
 (1 − confidence)/2. If the true effect is exactly on a bound, both verdicts are wrong, and the probability of one or the
-other is 1 − confidence. These rates hold for a single row: at 95%, one in forty rows on true claims is expected to be
-wrong. They assume that seeds are independent and that their effects are approximately normal. Five seeds cannot show
-that one training in twenty behaves differently. `python -m tests.hypotheses.calibrate` counts the wrong verdicts on
-simulated frames (results/hypotheses).
+other is 1 − confidence. These rates hold for a single row: at 95%, up to one in forty rows on true claims is expected
+to be wrong. The rates assume that seeds are independent and that their effects are approximately normal. Five seeds
+cannot show that one training in twenty behaves differently. `python -m tests.hypotheses.calibrate` counts the wrong
+verdicts on simulated frames (results/hypotheses).
 
 A valid S_rel of 0 counts as the lowest value. Where logarithms are averaged, it is replaced by 2⁻⁶⁴. Only invalid
 entries count as missing.

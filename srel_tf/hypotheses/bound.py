@@ -54,7 +54,7 @@ class _UsedPairs:
     Attributes:
         log_p: Log₂ P, [pair].
         logs: Log₂ of the highest S_rel in time, [seed, pair].
-        source: Number of the source of each pair, [pair].
+        source: Index of the source of each pair, [pair].
         n_sources: Number of different sources.
     """
 
@@ -77,13 +77,14 @@ def bounded_by_proximity(
 
     - α is the exponent in S_rel ~ P^α. It is estimated as the least-squares slope of log S_rel on log P over pairs,
       where S_rel of a pair is its highest value in time. The claim "S_rel rises with P" is α > 0. The claim
-      "S_rel = O(P)" is α >= 1, with a tolerance of 0.1: S_rel/P then stays bounded as P falls. This claim is
-      contradicted outright if a pair with P = 0 has S_rel > 0 in all seeds, and there are at least three seeds.
+      "S_rel = O(P)" is α >= 1, because S_rel/P then stays bounded as P falls. It has a tolerance of 0.1. If at least
+      three seeds were measured and a pair with P = 0 has S_rel > 0 in all of them, the claim "S_rel = O(P)" is
+      contradicted, whatever α is.
     - The claim "max S_rel/P does not grow" is that this maximum grows by less than a tenth over the second half of the
       time.
 
     The interval of α combines Student's t over seeds with a jackknife over the sources, because all seeds have the same
-    sources. The jackknife leaves out each source together with all its pairs. The interval does not cover other
+    sources. The jackknife leaves out each source together with all its pairs. The interval says nothing about other
     targets. The claim on growth is about the given pairs only. The verdict is "undecided" if there are fewer than 3
     seeds or fewer than 20 sources.
 

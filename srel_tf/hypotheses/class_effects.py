@@ -12,7 +12,7 @@ from srel_tf.hypotheses.series import NEGLIGIBLE, Cube, log2, slopes
 from srel_tf.hypotheses.verdicts import Claim
 
 MIN_STEPS = 3  # Fewest steps of a curve whose change is judged.
-CONSTANT = 0.5  # A curve is "relatively constant" if log₂ changes by less than this, which is a factor of √2.
+CONSTANT = 0.5  # A curve is "relatively constant" if its log₂ changes by less than this, a factor of √2.
 ALMOST_ALWAYS = Claim(
     "intra above inter at (almost) all times",
     "5% quantile of log₂ (intra / inter)",
@@ -48,8 +48,8 @@ class _Entries:
     Attributes:
         srel: S_rel, [pair]; NaN if it is invalid.
         measured: Whether the frame has a row for the pair, bool [pair].
-        source: Number of the source of each pair, [pair].
-        target: Number of the target of each pair, [pair].
+        source: Index of the source of each pair, [pair].
+        target: Index of the target of each pair, [pair].
     """
 
     srel: np.ndarray
@@ -88,7 +88,7 @@ def class_effects(
     effects = effects_of_draws(*(rows[None] for rows in members))[:, :, 0]
     if min(len(rows) for rows in members) < 2:
         return effects, np.empty((len(CLAIMS), 0))
-    # In every resample, the mean is over the seeds that have an effect without resampling.
+    # In every resample, the mean is over the same seeds: those whose effect on the original examples is finite.
     is_judged = np.isfinite(effects)
     n_judged = np.maximum(is_judged.sum(axis=1), 1)
 
@@ -117,7 +117,7 @@ def _class_weights(drawn: Sequence[np.ndarray], n_examples: int) -> np.ndarray:
     """Count how often each example was drawn, [draw, class, example].
 
     Args:
-        drawn: Numbers of the examples drawn for each class, [draw, class size] each.
+        drawn: Indices of the examples drawn for each class, [draw, class size] each.
         n_examples: Number of examples of all classes.
 
     Returns:

@@ -100,10 +100,10 @@ def two_phases(
     "(a) all pairs" checks it in this form. The other rows are about the median of the measured pairs. Their `scope`
     says for how many pairs the median over seeds agrees with the claim.
 
-    - "(a) all pairs": log₂ of the lowest late value over the higher value at two consecutive earlier steps, t₁ and t₂.
-      The effect of a seed is that of the pair with the lowest ratio, at the t₁ that favours the hypothesis most. The
-      late phase is the last tenth of the steps. Because t₁ is chosen on the seed itself, this row can contradict the
-      claim, but never support it.
+    - "(a) all pairs": log₂ of a ratio, the lowest late value over the higher of the values at two consecutive earlier
+      steps, t₁ and t₂. The effect of a seed is that of the pair with the lowest ratio, at the t₁ that favours the
+      hypothesis most. The late phase is the last tenth of the steps. Because t₁ is chosen on the seed itself, this row
+      can contradict the claim, but never support it.
     - "(a) late level above that of [t₁, t₂]": log₂ of the late median over the median in [t₁, t₂].
     - "(a) late level above the start": log₂ of the late median over the median of the first segment.
     - "rises from t₁ to t*": the least-squares slope of log₂ S_rel from t₁ to t*, times the measured span.
@@ -165,7 +165,7 @@ def _not_followed(
     reason: str,
     confidence: float,
 ) -> Row:
-    """Make the undecided row of a group that cannot be followed in time."""
+    """Make the undecided row of a group in which no pair can be followed in time."""
     names = {**about, "claim": "two phases", "scope": "", "effect": ""}
     return decide(names, [], (np.nan, np.nan), confidence, reason=reason)
 
@@ -308,7 +308,7 @@ def _all_pairs(
 
 
 def _largest_gap_of_lowest_pair(logs: np.ndarray) -> float:
-    """Compute the gap of the pair with the smallest gap, at the early time at which this smallest gap is largest.
+    """Compute the smallest gap over pairs for each early time, and return the largest of these over early times.
 
     The gap is the lowest late value minus the higher of two consecutive early values. Invalid values are replaced by
     values that favour the hypothesis.

@@ -76,12 +76,12 @@ def proximity_trend(
       nearer than x_h. For 200 sources this is 0.975.
 
     The sources are the same in all seeds. Therefore the interval combines Student's t over seeds with permutations of
-    the sources, so that an effect must exceed both kinds of chance. Each permutation is the same in all seeds and for
-    all targets. The interval does not cover other targets.
+    the sources: an effect must exceed the random variation over both. Each permutation is the same in all seeds and for
+    all targets. The interval says nothing about other targets.
 
     The row "at all steps" is "supported" if the claim is supported at every step. The row is "contradicted" if the
     claim is contradicted at one step with an interval widened for the number of steps (Bonferroni). Otherwise the row
-    is "undecided". Its numbers are those of the least favourable step.
+    is "undecided". The numbers in the row are those of the least favourable step.
 
     Args:
         frame: S_rel frame of several seeds (`srel_tf.frames.COLUMNS`).
@@ -264,7 +264,7 @@ def _all_steps(
 
 
 def _disfavour(row: Row) -> float:
-    """Return a number that is larger the less the effect of a step favours the claim; infinite without an effect."""
+    """Return how strongly the effect of a step speaks against the claim; infinity if the effect is not finite."""
     is_trend = row["claim"] == TREND
     effect = row["effect_size"] if is_trend else row["claim_low"] - row["effect_size"]
     return effect if np.isfinite(effect) else np.inf

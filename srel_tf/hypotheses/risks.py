@@ -7,11 +7,10 @@ change point can be computed for any series, even for a series that has none.
 - "S_rel rises while the risk falls rapidly": the least-squares slope of log₂ S_rel in this phase, times the length of
   the phase;
 - "S_rel rises faster then than after": the slope in the phase minus the slope after it, times the measured span;
-- "S_rel rises from the start on": log₂ S_rel at the last measured step of the first half of the fall of log risk, minus
-  log₂ S_rel at the start.
+- "S_rel rises from the start on": log₂ S_rel when half of the fall of log risk is done, minus log₂ S_rel at the start.
 
-A seed is judged only if its risk falls to less than half, and if S_rel was measured at 3 steps in the phase and at 12
-steps after it.
+A seed is judged only if its risk falls to less than half, and if S_rel was measured at 3 or more steps in the phase and
+at 12 or more steps after it.
 """
 
 from collections.abc import Mapping
@@ -240,7 +239,7 @@ def _curve_of_seed(
     first, last = span
     if len(steps) < 2 or steps[0] > first or steps[-1] < last:
         raise FrameError(
-            f"the {kind} risk of {name} does not span the steps of S_rel: give it from step {first:g} to {last:g}"
+            f"the {kind} risk of {name} does not span the steps of S_rel: give the risk from step {first:g} to {last:g}"
         )
     loss = rows["loss"].to_numpy(float)
     log_risk = np.log2(loss)

@@ -31,7 +31,7 @@ class Phases(NamedTuple):
     star: float
 
     def steps(self, steps: np.ndarray) -> dict[str, np.ndarray]:
-        """Return for each phase a mask of the steps, [n], that belong to it, bool [n]."""
+        """Return for each phase a mask, bool [n], of the steps, [n], that belong to the phase."""
         return {
             "start": steps < self.start,
             "early": (steps >= self.t1) & (steps < self.t2),
@@ -48,8 +48,8 @@ class Times(NamedTuple):
         t1: First step of the early interval.
         t2: Last step of the early interval.
         t_star: First step of the late phase.
-        t_star_low: Lowest value of t*, also with one seed or every other step left out.
-        t_star_high: Highest value of t*, also with one seed or every other step left out.
+        t_star_low: Lowest t* of several fits: with all data, without each seed, and with every other step.
+        t_star_high: Highest t* of these fits.
     """
 
     t1: float
@@ -127,8 +127,8 @@ def change_points(frame: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         Columns name, measure, update, estimator, t1, t2, t_star, t_star_low, t_star_high, n_pairs. The times are
-        measured steps. `t_star_low` and `t_star_high` are the lowest and highest t* when one seed or every other step
-        is left out. A group whose pairs cannot be followed in time has no row.
+        measured steps. `t_star_low` and `t_star_high` are the lowest and highest t* of several fits: with all data,
+        without each seed, and with every other step. A group whose pairs cannot be followed in time has no row.
 
     Raises:
         FrameError: As in `srel_tf.hypotheses.series.groups`.

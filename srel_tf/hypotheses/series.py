@@ -16,7 +16,7 @@ NEEDED = [
     *("source_id", "target_id", "srel", "valid"),
 ]
 NEGLIGIBLE = 0.01  # Negligible change of log₂ S_rel: 0.7% of the value.
-# A bound that loses less than a tenth of its height counts as non-decreasing.
+# A lower bound that falls by less than a tenth counts as non-decreasing.
 FALL = np.log2(1.1)
 FLOOR = -64.0  # Lowest log₂ S_rel, also of a valid S_rel of 0: it counts as the lowest value, not as missing.
 
@@ -289,9 +289,9 @@ def log2(srel: np.ndarray) -> np.ndarray:
 def series(whole: Cube, least: int = 12) -> Cube | str:
     """Select the pairs that every seed measured at `least` steps or more, at the steps common to all of them.
 
-    Seeds of which less than half of the entries are valid are left out first. Then pairs are left out for which this
-    holds in any remaining seed. Late in a float32 training, the valid entries of such seeds or pairs would be a biased
-    selection.
+    First, seeds with less than half of their entries valid are left out. Then pairs are left out if less than half of
+    their entries are valid in one of the remaining seeds. Late in a float32 training, the valid entries of such seeds
+    or pairs would be a biased selection.
 
     Args:
         whole: S_rel of a group.

@@ -185,7 +185,7 @@ def decide(
 
     The verdict is "supported" if the whole interval fulfils the claim, "contradicted" if no part of it does, and
     "undecided" otherwise. If the effects of all n seeds are equal, they have no spread, and the interval has no width.
-    That n effects lie on the same side of a bound happens by chance with probability 2^−n. If this probability is above
+    By chance, n effects all lie on a given side of a bound with probability 2^−n. If this probability is above
     (1 − confidence)/2, the verdict is "undecided".
 
     Args:
