@@ -92,7 +92,7 @@ def test_correlation_of_permutations():
 
 
 def test_share_without_a_trend_is_what_the_order_of_records_gives():
-    """If all orders are equally likely, an x_h with k nearer sources is the highest of them with p = 1/(k + 1)."""
+    """If all orders are equally likely, x_h is higher than all k nearer sources with probability 1/(k + 1)."""
     generator = np.random.default_rng(0)
     rows = generator.permuted(np.tile(np.arange(30.0), (4000, 1)), axis=1)
     shares, without = higher(np.arange(30.0), rows)

@@ -24,7 +24,8 @@ def test_the_rapid_fall_by_hand():
         np.arange(0, 100, 10.0),
         np.array([8, 6, 4, 3, 2, 1, 0, 0, 0, 0.0]),
     )
-    assert rapid_fall(steps, log_risk) == (20, 60)  # At or below 8 - 4, and 8 - 7.2.
+    # Half and 90% of the fall are done at values of at most 8 − 4 and 8 − 7.2.
+    assert rapid_fall(steps, log_risk) == (20, 60)
     assert np.isnan(rapid_fall(steps, log_risk / 10)).all()
     assert np.isnan(rapid_fall(steps, -log_risk)).all()
 

@@ -26,7 +26,7 @@ def simple(n_seeds=3, seed=0, **columns):
 
 
 def checks():
-    """Each check as a function of the frame alone."""
+    """Return each check as a function of the frame only."""
     ids = {"source_id": IDS[0], "target_id": IDS[1]}
     distances = pd.DataFrame({**ids, "distance": [1.0, 2.0, 3.0]})
     proximity = pd.DataFrame({**ids, "proximity": [1.0, 2.0, 3.0]})

@@ -130,7 +130,7 @@ def test_equivalence_at_its_bound():
 
 
 def test_a_percentile_bootstrap_over_seeds_would_not_hold_the_rate():
-    """A bootstrap over five seeds misses the truth more than twice as often as stated, and is therefore not used."""
+    """A percentile bootstrap over five seeds is not used: it misses the true mean over twice as often as stated."""
     draws, generator = (
         np.random.default_rng(0).normal(size=(500, 5)),
         np.random.default_rng(1),

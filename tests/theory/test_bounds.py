@@ -8,7 +8,7 @@ from srel_tf.theory import DiagonalQuadratic, lemma_c1_bound, theorem_5_3_bound
 
 
 def lemma_c1_ratio(t, alpha_squared, beta_squared, b1, b2, p_squared, q_squared):
-    """f(t) as Lemma C.1 defines it."""
+    """Compute f(t) of Lemma C.1."""
     ep, eq = np.exp(-p_squared * t), np.exp(-q_squared * t)
     above = alpha_squared + b1 * ep + (beta_squared - b1) * eq
     return np.abs(above) / np.abs(alpha_squared + b2 * ep + (beta_squared - b2) * eq)
@@ -95,7 +95,7 @@ def test_lemma_c1_waits_for_t1_star():
 
 
 def symmetric_instance(generator):
-    """Moments and w(0) with b_r/a_r = α² and 1/w_r(0)² − α² = β² for both features."""
+    """Draw moments and w(0) with b_r/a_r = α² and 1/w_r(0)² − α² = β² for both features."""
     a, alpha_squared, beta_squared = (
         generator.uniform(0.2, 3, 2),
         generator.uniform(0.1, 2),

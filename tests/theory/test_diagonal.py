@@ -191,7 +191,7 @@ def test_squares_of_the_weights_that_count_may_underflow():
 
 
 def test_residual_that_underflows_does_not_take_srel_with_it():
-    """Only the fastest feature is nonzero at the source. Its residual at 400 relaxation times of the slowest is 0."""
+    """Only the fastest feature is nonzero at the source, so the residual underflows to 0 at late times."""
     t = 400.0 / model().rates.numpy().min()
     source = [0.0, 0.0, 1.0]
     assert model().residual(W0, t, source).numpy()[0] == 0

@@ -145,7 +145,7 @@ def test_clipped_cases_occur_in_the_comparison_above():
 
 
 def test_a_mode_that_vanishes_early_does_not_take_srel_with_it():
-    """The source has only a mode that is 100 times as fast. Its residual is e^{−5000} at 50 slow relaxation times."""
+    """The source has only the faster mode (100 times). At 50 slow relaxation times, its residual is e^{−5000}."""
     gate = ReLUGate([1.0, 1.0], np.diag([1.0, 100.0]))
     srel = gate.srel([0.0, 0.0], [0.0, 1.0, 50.0], [1.0, 2.0], [0.0, 1.0], 1e-3).numpy()
     np.testing.assert_allclose(srel, 2.0, rtol=1e-12)
