@@ -90,7 +90,7 @@ def relu_sgd(
 ) -> tf.Tensor:
     """Plain mini-batch SGD on the ℓ2 risk E ½ (max(0, ⟨w*, x⟩) − max(0, ⟨w, x⟩))² of a ReLU gate (Figure 10).
 
-    The update is the gradient of the risk: it contains the prediction max(0, ⟨w, x⟩), and is zero where the gate is
+    The update follows the gradient of the risk: it contains the prediction max(0, ⟨w, x⟩), and is zero if the gate is
     shut. The update of `modified_sgd` contains ⟨w, x⟩ instead. Arguments, result and errors are the same as in
     `modified_sgd`.
 
