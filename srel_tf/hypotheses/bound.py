@@ -54,7 +54,7 @@ class _UsedPairs:
     Attributes:
         log_p: Log₂ P, [pair].
         logs: Log₂ of the highest S_rel in time, [seed, pair].
-        source: Number of the source of each pair, [pair].
+        source: Index of the source of each pair, [pair].
         n_sources: Number of different sources.
     """
 
@@ -71,30 +71,35 @@ def bounded_by_proximity(
 ) -> pd.DataFrame:
     """Check Hypothesis 1.1(b) for a model whose P is known (`HomogeneousPredictor.proximity`, Theorem 5.1).
 
-    Any finite set of pairs with P > 0 has a C with S_rel <= C·P at all its times: max S_rel/P, which is given in the
-    column `scope`. The data can show whether one C suffices at low P, and whether it suffices later. Each effect
-    is one number per seed:
+    For any finite set of pairs with P > 0, S_rel <= C·P holds at all measured times with C = max S_rel/P. This C is
+    given in the column `scope`. The data can show whether one C is sufficient down to low P, and whether it remains
+    sufficient late in training. Each effect is one number per seed:
 
-    - α: the least-squares slope, over pairs, of log S_rel (highest in time) on log P (S_rel ~ P^α). "S_rel rises with
-      P" if α > 0. S_rel/P stays bounded as P falls if α >= 1, with a tolerance of 0.1. A pair with P = 0 whose S_rel is
-      above 0 in all seeds (three or more) contradicts the latter outright.
-    - "max S_rel/P does not grow": its change over the second half of the time is less than a tenth.
+    - α is the exponent in S_rel ~ P^α. It is estimated as the least-squares slope of log S_rel on log P over pairs,
+      where S_rel of a pair is its highest value in time. The claim "S_rel rises with P" is α > 0. The claim
+      "S_rel = O(P)" is α >= 1, because S_rel/P then stays bounded as P falls. It has a tolerance of 0.1. If at least
+      three seeds were measured and a pair with P = 0 has S_rel > 0 in all of them, the claim "S_rel = O(P)" is
+      contradicted, whatever α is.
+    - The claim "max S_rel/P does not grow" is that this maximum grows by less than a tenth over the second half of the
+      time.
 
-    The interval of α combines Student's t over seeds with a jackknife over the sources (each with all its pairs), which
-    all seeds share. It does not cover other targets. The last claim is about the given pairs only. The verdict is
-    "undecided" for fewer than 3 seeds or 20 sources.
+    The interval of α combines Student's t over seeds with a jackknife over the sources, because all seeds have the same
+    sources. The jackknife leaves out each source together with all its pairs. The interval says nothing about other
+    targets. The claim on growth is about the given pairs only. The verdict is "undecided" if there are fewer than 3
+    seeds or fewer than 20 sources.
 
     Args:
         frame: S_rel frame of several seeds (`srel_tf.frames.COLUMNS`).
-        proximity: Columns target_id, source_id, proximity. P does not depend on time, and must be symmetric for pairs
-            that occur in both orders.
+        proximity: Columns target_id, source_id, proximity. P must not depend on time. If a pair occurs in both orders,
+            both must have the same P.
         confidence: Level of the intervals.
 
     Returns:
         Frame of `srel_tf.hypotheses.COLUMNS`.
 
     Raises:
-        FrameError: As in `srel_tf.hypotheses.series.groups`, or P is not finite, >= 0, symmetric and constant in time.
+        FrameError: As in `srel_tf.hypotheses.series.groups`. Also if P is negative, not finite or not symmetric, or if
+            `proximity` has a column step, seed or run.
         OptionError: `confidence` is not in [0.5, 1).
 
     Example:
@@ -129,11 +134,12 @@ def _check_proximity(proximity: pd.DataFrame) -> None:
     is_fine = np.isfinite(values) & (values >= 0)
     if not is_fine.all():
         raise FrameError(
-            "proximity must hold finite numbers >= 0: P(x, x') is in [0, ∞)"
+            f"proximity must hold finite numbers >= 0; {(~is_fine).sum()} rows do not"
         )
     if set(proximity.columns) & {"step", "seed", "run"}:
         raise FrameError(
-            "proximity has a step, seed or run: P(x, x') depends on x and x' alone (Hypothesis 1.1(b))"
+            "proximity has a column step, seed or run, but P(x, x') depends on x and x' alone (Hypothesis 1.1(b)): "
+            "give one value per pair, without these columns"
         )
     mirrored = proximity.merge(
         proximity,
@@ -145,7 +151,8 @@ def _check_proximity(proximity: pd.DataFrame) -> None:
         mirrored["proximity"], mirrored["proximity_mirrored"], rtol=1e-9
     ):
         raise FrameError(
-            "proximity differs between (x, x') and (x', x): P is symmetric (Hypothesis 1.1(b))"
+            "proximity differs between (x, x') and (x', x), but P is symmetric (Hypothesis 1.1(b)): give the same "
+            "value for both orders"
         )
 
 
@@ -203,12 +210,12 @@ def _used_pairs(
     p: np.ndarray,
     highest: np.ndarray,
 ) -> _UsedPairs:
-    """Select the pairs with P > 0 whose S_rel is known and above 0: α cannot be estimated from the others.
+    """Select the pairs with P > 0 and S_rel > 0 in every seed, because the logarithms of the others are undefined.
 
     Args:
         whole: S_rel.
         p: P, [pair].
-        highest: Highest S_rel in time, [seed, pair]; −∞ if it is unknown.
+        highest: Highest S_rel in time, [seed, pair]; −∞ if no S_rel of the pair is valid.
 
     Returns:
         The used pairs.
@@ -231,7 +238,7 @@ def _effects(
     used: _UsedPairs,
     confidence: float,
 ) -> list[Effect]:
-    """Effect of each claim.
+    """Compute the effect of each claim.
 
     Args:
         whole: S_rel.
@@ -255,14 +262,14 @@ def _effects(
 
 
 def _refutation(highest: np.ndarray, p: np.ndarray) -> Row:
-    """Columns of a contradiction, if pairs with P = 0 have S_rel > 0 in all seeds.
+    """Return the columns of a contradiction if a pair with P = 0 has S_rel > 0 in all seeds.
 
     Args:
         highest: Highest S_rel in time, [seed, pair].
         p: P, [pair].
 
     Returns:
-        The columns verdict and reason; {} if no such pair exists.
+        The columns verdict and reason; {} if there is no such pair, or fewer than `MIN_SEEDS` seeds.
     """
     n_seeds = len(highest)
     is_above_zero = (highest > 0).all(axis=0)
@@ -278,19 +285,20 @@ def _refutation(highest: np.ndarray, p: np.ndarray) -> Row:
 
 
 def _growth(whole: Cube, p: np.ndarray) -> np.ndarray:
-    """Log₂ change over the second half of the time of the highest S_rel/P over pairs.
+    """Compute the log₂ change of max S_rel/P over the second half of the time; the maximum is over pairs.
 
     Args:
         whole: S_rel.
         p: P, [pair].
 
     Returns:
-        [seed]; NaN if fewer than 3 steps were measured, or no pair is known at all of them.
+        [seed]; NaN if the second half has fewer than 3 measured steps, or if no pair has finite values at every one of
+        these steps in every seed.
     """
     middle = (whole.steps[0] + whole.steps[-1]) / 2
     is_late = whole.steps >= middle
     late = whole.srel[:, :, is_late]
-    # All maxima are taken over the same pairs, namely the pairs that are known at all late steps.
+    # The maxima of all steps and seeds are taken over the same pairs: those with finite values at all late steps.
     is_known = np.isfinite(late).all(axis=(0, 2))
     is_followed = (p > 0) & is_known
     if is_late.sum() < 3 or not is_followed.any():

@@ -11,8 +11,8 @@ from scipy.stats import DegenerateDataWarning, bootstrap
 from srel_tf.hypotheses.series import NEGLIGIBLE, Cube, log2, slopes
 from srel_tf.hypotheses.verdicts import Claim
 
-MIN_STEPS = 3  # Of a curve whose change is judged.
-CONSTANT = 0.5  # In log₂: "relatively constant" means a change by less than a factor of √2 over the training.
+MIN_STEPS = 3  # Fewest steps of a curve whose change is judged.
+CONSTANT = 0.5  # A curve is "relatively constant" if its log₂ changes by less than this, a factor of √2.
 ALMOST_ALWAYS = Claim(
     "intra above inter at (almost) all times",
     "5% quantile of log₂ (intra / inter)",
@@ -48,8 +48,8 @@ class _Entries:
     Attributes:
         srel: S_rel, [pair]; NaN if it is invalid.
         measured: Whether the frame has a row for the pair, bool [pair].
-        source: Number of the source of each pair, [pair].
-        target: Number of the target of each pair, [pair].
+        source: Index of the source of each pair, [pair].
+        target: Index of the target of each pair, [pair].
     """
 
     srel: np.ndarray
@@ -64,22 +64,23 @@ def class_effects(
     resamples: int,
     generator: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Effects of each seed, and their means over seeds in resamples of the examples of each class.
+    """Compute the effects of each seed, and their means over seeds in bootstrap resamples of the examples.
 
     Args:
         runs: S_rel of each seed.
         class_of: Class of each example id.
-        resamples: Number of resamples; each keeps the number of examples of a class.
+        resamples: Number of resamples. Examples are drawn within classes, so each class keeps its size.
         generator: Source of the resamples.
 
     Returns:
-        The effects [claim, seed], and their means [claim, resamples]; no resamples if a class has one example.
+        The effects [claim, seed], and their means in the resamples [claim, resamples]. The means are empty,
+        [claim, 0], if a class has only one example.
     """
     codes = np.unique(class_of.to_numpy(str), return_inverse=True)[1]
     members = [np.flatnonzero(codes == code) for code in range(codes.max() + 1)]
 
     def effects_of_draws(*drawn: np.ndarray) -> np.ndarray:
-        """Effects, [claim, seed, draw], of the drawn examples of each class, [draw, size of the class]."""
+        """Compute the effects, [claim, seed, draw], from the examples drawn for each class, [draw, class size]."""
         weights = _class_weights(drawn, len(codes))
         of_runs = [_effects_of_run(run, class_of.index, weights) for run in runs]
         return np.stack(of_runs, axis=1)
@@ -87,12 +88,12 @@ def class_effects(
     effects = effects_of_draws(*(rows[None] for rows in members))[:, :, 0]
     if min(len(rows) for rows in members) < 2:
         return effects, np.empty((len(CLAIMS), 0))
-    # The mean in each resample is over the seeds that have an effect.
+    # In every resample, the mean is over the same seeds: those whose effect on the original examples is finite.
     is_judged = np.isfinite(effects)
     n_judged = np.maximum(is_judged.sum(axis=1), 1)
 
     def mean_effects(*drawn: np.ndarray, axis: int) -> np.ndarray:
-        """Means over seeds, [claim, draw], or [claim] for one draw."""
+        """Compute the means over seeds, [claim, draw], or [claim] for one draw."""
         of_seeds = effects_of_draws(*(np.atleast_2d(rows) for rows in drawn))
         total = np.where(is_judged[..., None], of_seeds, 0).sum(axis=1)
         means = total / n_judged[:, None]
@@ -113,7 +114,15 @@ def class_effects(
 
 
 def _class_weights(drawn: Sequence[np.ndarray], n_examples: int) -> np.ndarray:
-    """How often each example was drawn for its class, [draw, class, example], from [draw, size of the class] each."""
+    """Count how often each example was drawn, [draw, class, example].
+
+    Args:
+        drawn: Indices of the examples drawn for each class, [draw, class size] each.
+        n_examples: Number of examples of all classes.
+
+    Returns:
+        The counts; 0 for examples of other classes.
+    """
     n_draws = len(drawn[0])
     weights = np.zeros((n_draws, len(drawn), n_examples))
     for code, rows in enumerate(drawn):
@@ -126,7 +135,7 @@ def _effects_of_run(
     ids: pd.Index,
     by_class: np.ndarray,
 ) -> np.ndarray:
-    """Effects of one seed in each draw.
+    """Compute the effects of one seed in each draw.
 
     Args:
         run: S_rel of one seed.
@@ -147,7 +156,7 @@ def _effects_of_run(
 
 
 def _class_means(entries: _Entries, by_class: np.ndarray) -> np.ndarray:
-    """Log₂ S^{k,smooth} of each class pair.
+    """Compute log₂ S^{k,smooth} of each class pair.
 
     Args:
         entries: Entries of one measurement.
@@ -171,7 +180,7 @@ def _sum_of_class_pairs(
     entries: _Entries,
     by_class: np.ndarray,
 ) -> np.ndarray:
-    """Weighted sums of values [pair] over class pairs, [draw, source class, target class]."""
+    """Sum the weighted values of pairs, [pair], over each class pair, [draw, source class, target class]."""
     n_examples = by_class.shape[2]
     matrix = np.zeros((n_examples, n_examples))
     matrix[entries.source, entries.target] = values
@@ -179,7 +188,7 @@ def _sum_of_class_pairs(
 
 
 def _effects_of_means(logs: np.ndarray, steps: np.ndarray) -> dict[Claim, np.ndarray]:
-    """Effects of one seed in each draw.
+    """Compute the effects of one seed in each draw from its class means.
 
     Args:
         logs: Log₂ S^{k,smooth}, [draw, source class, target class, step].
@@ -194,7 +203,7 @@ def _effects_of_means(logs: np.ndarray, steps: np.ndarray) -> dict[Claim, np.nda
     gaps = (intra[:, :, None] - logs)[:, ~is_intra].reshape(len(logs), -1)
     quantile = np.nanquantile if np.isnan(gaps).any() else np.quantile
     with warnings.catch_warnings():
-        # There may be no gap, or no curve.
+        # NumPy warns if all gaps or all curves of a draw are NaN. The effect is then NaN.
         warnings.simplefilter("ignore", RuntimeWarning)
         low_gap = quantile(gaps, 0.05, axis=1)
         mean_gap = np.nanmean(gaps, axis=1)
@@ -210,14 +219,14 @@ def _effects_of_means(logs: np.ndarray, steps: np.ndarray) -> dict[Claim, np.nda
 
 
 def _change(curves: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """Mean over curves of slope times span.
+    """Compute the change of each curve as its slope times its span, and average over curves.
 
     Args:
         curves: [draw, curve, step].
         steps: [step].
 
     Returns:
-        [draw]; NaN if no curve has three steps.
+        [draw]; NaN if no curve has finite values at `MIN_STEPS` steps.
     """
     is_known = np.isfinite(curves)
     has_enough = is_known.sum(axis=2, keepdims=True) >= MIN_STEPS

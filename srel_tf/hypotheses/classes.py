@@ -1,4 +1,4 @@
-"""The claim on classifiers (Sections 1.3 and 2.1): intra-class S^{k,smooth} is above inter-class, and constant."""
+"""The claim on classifiers (Sections 1.3 and 2.1): intra-class S^{k,smooth} is above inter-class S^{k,smooth}."""
 
 import numpy as np
 import pandas as pd
@@ -28,31 +28,33 @@ def class_claim(
     """Check the claim on classifiers: one row per measure, update rule, estimator and part of the claim.
 
     Each effect is one number per seed. For a source class c, intra is S(c, c), and inter is S(c', c) for each other
-    class c'. S^{k,smooth} is computed as by `srel_tf.smooth`. A class mean counts as missing if less than half of its
-    entries are valid. Changes are least-squares slopes of log₂ S^{k,smooth} times the measured span, averaged over
-    classes. The bounds are given in `claim_low` and `claim_high`.
+    class c'. Here S is S^{k,smooth}, computed as in `srel_tf.smooth`. It counts as missing if less than half of its
+    entries are valid. A change in time is the least-squares slope of log₂ S times the measured span, averaged over
+    classes (intra) or class pairs (inter). The bounds of each claim are given in `claim_low` and `claim_high`.
 
-    The interval combines Student's t over seeds with a bootstrap over examples within their classes: an example that
-    several seeds measured has one weight in all of them, as source and as target.
+    The interval combines Student's t over seeds with a bootstrap, which draws examples within their classes. In each
+    resample, an example has the same weight in all seeds, both as a source and as a target.
 
     Args:
         frame: S_rel frame of several seeds with classes (`srel_tf.frames.COLUMNS`).
         confidence: Level of the intervals.
-        diagonal: Whether to include the pairs of an example with itself, as the paper's Definition 3 does. Their S_rel
-            is 1 for every net, which alone lifts intra above inter if S_rel < 1. By default they are left out.
+        diagonal: Whether to include the pairs of an example with itself, as Definition 3 of the paper does. By default
+            they are left out. Their S_rel is 1 for every network. If the S_rel of other pairs is below 1, the pairs on
+            the diagonal alone raise intra above inter.
         resamples: Number of resamples of the bootstrap over examples.
         seed: Seed of the bootstrap.
 
     Returns:
-        Frame of `srel_tf.hypotheses.COLUMNS`; "undecided" for fewer than 3 seeds or 3 steps, or a class of less than 8
-        examples.
+        Frame of `srel_tf.hypotheses.COLUMNS`. A verdict is "undecided" if there are fewer than 3 seeds, or if a class
+        has fewer than 8 examples. Claims on changes in time also need 3 steps.
 
     Raises:
-        FrameError: As in `srel_tf.hypotheses.series.groups`, or the frame has fewer than two classes.
+        FrameError: As in `srel_tf.hypotheses.series.groups`. Also if the frame has fewer than two classes, or if an
+            example has no class or two classes.
         OptionError: `confidence` is not in [0.5, 1).
 
     Example:
-        Simulated S_rel: 1 within the two classes of 8 examples, 1/2 between them, in 3 seeds at 3 steps.
+        Simulated S_rel of 3 seeds at 3 steps, for two classes of 8 examples: 1 within a class, 1/2 between classes.
 
         >>> import numpy as np
         >>> import pandas as pd
@@ -70,7 +72,7 @@ def class_claim(
     check_confidence(confidence)
     rows: list[Row] = []
     generator = np.random.default_rng(seed)
-    # `groups` checks the frame, but leaves the diagonal out.
+    # `groups` checks the frame. Its rows are not used, because they lack the diagonal.
     for key, _ in groups(frame):
         part = _rows_of_group(frame, key, diagonal)
         class_of = _classes(part)
@@ -97,7 +99,7 @@ def _rows_of_group(
     key: dict[str, str],
     diagonal: bool,
 ) -> pd.DataFrame:
-    """Rows of one group, with a column `replicate`, and NaN for invalid S_rel.
+    """Select the rows of one group, add a column `replicate`, and replace invalid S_rel by NaN.
 
     Args:
         frame: The whole frame.
@@ -121,7 +123,7 @@ def _rows_of_group(
 
 
 def _classes(part: pd.DataFrame) -> pd.Series:
-    """Class of each example.
+    """Return the class of each example.
 
     Args:
         part: Rows with the ids and classes of sources and targets.
@@ -140,10 +142,13 @@ def _classes(part: pd.DataFrame) -> pd.Series:
     n_classes = part["source_class"].nunique()
     if is_empty.any() or n_classes < 2:
         raise FrameError(
-            "the claim compares classes: source_class must hold at least two names, and none may be empty"
+            "the claim compares classes: source_class must hold at least two names, and no source_class or "
+            "target_class may be empty"
         )
     is_second = named["id"].duplicated()
     if is_second.any():
         first = named.loc[is_second, "id"].iloc[0]
-        raise FrameError(f"example {first!r} belongs to two classes")
+        raise FrameError(
+            f"example {first!r} belongs to two classes: give each example one class"
+        )
     return named.set_index("id")["class"].sort_index(key=lambda ids: ids.astype(str))

@@ -33,7 +33,7 @@ def join(
     is_second = values.duplicated(on)
     if is_second.any():
         raise FrameError(
-            f"{is_second.sum()} pairs have a second {column}, told apart by {on}"
+            f"{is_second.sum()} pairs have a second {column} with equal values of {on}: keep one of them"
         )
     # Seeds and steps are compared as floats, because pandas does not merge nullable integers with NumPy's integers.
     types = {name: float for name in on if name in ("seed", "step")}
@@ -42,7 +42,7 @@ def join(
     joined = left.merge(right, on=on)
     if joined.empty:
         raise FrameError(
-            f"no row of the frame has a {column}: source_id, target_id and step must agree in both frames"
+            f"no row of the frame has a {column}: the columns {on} must have the same values in both frames"
         )
     return joined
 

@@ -1,7 +1,8 @@
 """Hypothesis 1.2: an early, elastic phase with a small, fast rising S_rel, then a phase with a large S_rel.
 
-The times t₁, t₂ and t* come from change-point detection and are common to all pairs. Times that were chosen on the same
-seed would find phases in noise. Therefore each seed is judged at times that were chosen on the other seeds.
+The times t₁, t₂ and t* come from change-point detection and are common to all pairs. If the times were chosen on the
+seed that is judged, phases would be found even in noise. Therefore each seed is judged at times that were chosen on the
+other seeds.
 """
 
 from collections.abc import Mapping
@@ -39,8 +40,8 @@ from srel_tf.hypotheses.verdicts import (
     table,
 )
 
-WINDOWS = 10  # Number of windows of the late phase, whose minima are C(t).
-# Measured steps that a phase must have to be judged.
+WINDOWS = 10  # Number of windows of the late phase. C(t) is the minimum of each window.
+# Fewest measured steps in each phase of a seed that is judged.
 LEAST = {"start": 1, "early": 2, "rise": 3, "late": 12}
 
 LATE_ABOVE_EARLY = Claim(
@@ -95,33 +96,37 @@ def two_phases(
 ) -> pd.DataFrame:
     """Check Hypothesis 1.2, and Figure 5's claim if `risks` are given.
 
-    Each effect is one number per seed, from log₂ S_rel. Hypothesis 1.2 is about all pairs, and one row checks that. The
-    other rows are about the median of the measured pairs. Their `scope` says for how many pairs the mean over seeds
-    agrees with the claim.
+    Each effect is one number per seed, computed from log₂ S_rel. Hypothesis 1.2 is about all pairs, and the row
+    "(a) all pairs" checks it in this form. The other rows are about the median of the measured pairs. Their `scope`
+    says for how many pairs the median over seeds agrees with the claim.
 
-    - "(a) all pairs": lowest late value over the highest of two consecutive earlier steps, t₁ and t₂, for the pair
-      where this ratio is lowest, at the t₁ that suits the seed best. The late phase is the last tenth, as late as t*
-      can be. Times that are chosen on the seed itself can contradict the claim, but never support it.
-    - "late level above that of [t₁, t₂]", "above the start": log₂ ratios of medians; the start is the first segment.
-    - "rises from t₁ to t*", "faster than after": least-squares slopes of log₂ S_rel per measured span.
+    - "(a) all pairs": log₂ of a ratio, the lowest late value over the higher of the values at two consecutive earlier
+      steps, t₁ and t₂. The effect of a seed is that of the pair with the lowest ratio, at the t₁ that favours the
+      hypothesis most. The late phase is the last tenth of the steps. Because t₁ is chosen on the seed itself, this row
+      can contradict the claim, but never support it.
+    - "(a) late level above that of [t₁, t₂]": log₂ of the late median over the median in [t₁, t₂].
+    - "(a) late level above the start": log₂ of the late median over the median of the first segment.
+    - "rises from t₁ to t*": the least-squares slope of log₂ S_rel from t₁ to t*, times the measured span.
+    - "rises faster from t₁ to t* than after": this slope minus the slope after t*, times the measured span.
     - "(b) late values stay above half the level before t*": log₂ of the lowest late value over the median before t*.
-    - "(b) late lower bound non-decreasing": change over the late phase of C(t), the minima of ten windows. A fall by
-      less than a tenth passes; a late S_rel of 0 does not.
+    - "(b) late lower bound non-decreasing": log₂ change of C(t) over the late phase, where C(t) is the minimum in each
+      of ten windows. A fall by less than a tenth counts as non-decreasing. A late S_rel of 0 counts as a fall.
 
-    Figure 5's rows are described in `srel_tf.hypotheses.risks`.
+    The rows on Figure 5 are described in `srel_tf.hypotheses.risks`.
 
     Args:
         frame: S_rel frame of several seeds (`srel_tf.frames.COLUMNS`) in which pairs are followed over 12 steps or
             more. If each seed has its own probe, means over class pairs are used instead of pairs.
-        risks: Columns run, seed, step, split (which risk: "empirical", "population", …), loss; or None.
+        risks: Columns run, seed, step, split and loss, or None. `split` is the kind of risk, for example "empirical" or
+            "population".
         confidence: Level of the intervals over seeds (Student's t).
 
     Returns:
-        Frame of `srel_tf.hypotheses.COLUMNS`; "undecided" for fewer than 3 seeds, 12 steps, 12 of them late, or half of
-        the entries valid.
+        Frame of `srel_tf.hypotheses.COLUMNS`. A verdict is "undecided" if there are fewer than 3 seeds, fewer than 12
+        steps or fewer than 12 late steps, or if less than half of the entries are valid.
 
     Raises:
-        FrameError: As in `srel_tf.hypotheses.series.groups`, or the risks are incomplete or not positive.
+        FrameError: As in `srel_tf.hypotheses.series.groups`. Also if the risks are incomplete or not positive.
         OptionError: `confidence` is not in [0.5, 1).
 
     Example:
@@ -160,7 +165,7 @@ def _not_followed(
     reason: str,
     confidence: float,
 ) -> Row:
-    """Make the undecided row of a group that cannot be followed in time."""
+    """Make the undecided row of a group in which no pair can be followed in time."""
     names = {**about, "claim": "two phases", "scope": "", "effect": ""}
     return decide(names, [], (np.nan, np.nan), confidence, reason=reason)
 
@@ -197,7 +202,10 @@ def _judge(
 
 
 def _effects_of_seeds(followed: Cube) -> list[dict[Claim, np.ndarray] | None]:
-    """Compute each seed's effects at times chosen on the other seeds; None for a short phase or a single seed."""
+    """Compute the effects of each seed at times chosen on the other seeds.
+
+    The effects are None if a phase has too few steps, or if there is only one seed.
+    """
     steps = followed.steps
     n_seeds = len(followed.seeds)
     of_seeds: list[dict[Claim, np.ndarray] | None] = [None] * n_seeds
@@ -217,7 +225,7 @@ def _effects(
     steps: np.ndarray,
     phases: Mapping[str, np.ndarray],
 ) -> dict[Claim, np.ndarray]:
-    """Effects of one seed for each pair.
+    """Compute the effects of one seed for each pair.
 
     Args:
         logs: Log₂ S_rel, [pair, step].
@@ -255,7 +263,7 @@ def _effects(
 
 
 def _change_of_minima(late: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """Change of C(t), the minima of consecutive windows of the late phase: slope times length of the phase.
+    """Compute the change of C(t) over the late phase: the slope of the minima of its windows, times its length.
 
     Args:
         late: Log₂ S_rel in the late phase, [pair, step].
@@ -300,9 +308,10 @@ def _all_pairs(
 
 
 def _largest_gap_of_lowest_pair(logs: np.ndarray) -> float:
-    """Compute the lowest late minus the higher of two consecutive early values, for the lowest pair at the best time.
+    """Compute the smallest gap over pairs for each early time, and return the largest of these over early times.
 
-    Unknown values are replaced by those that favour the hypothesis.
+    The gap is the lowest late value minus the higher of two consecutive early values. Invalid values are replaced by
+    values that favour the hypothesis.
 
     Args:
         logs: Log₂ S_rel of one seed, [pair, step].

@@ -34,7 +34,7 @@ class _StepEffect:
         step: The step.
         claim: The claim.
         of_seeds: One number per seed, [seed].
-        shuffled: Mean over seeds in each permutation of the sources, [resamples].
+        shuffled: Mean effect over seeds in each permutation of the sources, [resamples].
     """
 
     step: float
@@ -64,37 +64,41 @@ def proximity_trend(
 ) -> pd.DataFrame:
     """Check Hypothesis 1.1(a): one row per metric, step and claim, and one per metric and claim for all steps together.
 
-    Each effect is one number per seed, the mean over targets x' of
+    Each effect is one number per seed, namely the mean over targets x' of one of two quantities:
 
-    - "S_rel falls with distance": Spearman's rank correlation of S_rel and distance over the sources x; claimed to be <
-      0;
-    - "a nearer x_l has a higher S_rel": the share of sources x_h for which some nearer x_l has a higher S_rel. The
-      nearest x is left out, because none is nearer. `effect` says how many x_h have no such x_l. The hypothesis claims
-      x_l for all x_h, but with all x in ℝⁿ, so that a finite set of points cannot refute it. The data can show whether
-      the share is above its value for sources without a trend, 1 − mean 1/(k+1) over the numbers k of nearer sources:
-      0.975 for 200 sources.
+    - "S_rel falls with distance": Spearman's rank correlation of S_rel and distance over the sources x. The claim is
+      that it is negative.
+    - "a nearer x_l has a higher S_rel": the share of sources x_h for which some nearer source x_l has a higher S_rel.
+      The nearest source is left out, because no source is nearer. The column `effect` says how many x_h have no such
+      x_l. According to the hypothesis every x_h has such an x_l, but x_l may be any point of ℝⁿ. A finite set of
+      sources therefore cannot refute the hypothesis. The data can show whether the share is higher than without a
+      trend. Without a trend, the expected share is the mean of 1 − 1/(k+1) over x_h, where k is the number of sources
+      nearer than x_h. For 200 sources this is 0.975.
 
-    All seeds share the sources. Therefore the interval combines Student's t over seeds with permutations of the
-    sources, which are the same in all seeds and for all targets: an effect must exceed both kinds of chance. The
-    interval does not cover other targets. The claim "at all steps" is supported if it is at each step.
-    It is contradicted if one step is, with an interval widened for the number of steps (Bonferroni). Otherwise the row
-    shows the least favourable step.
+    The sources are the same in all seeds. Therefore the interval combines Student's t over seeds with permutations of
+    the sources: an effect must exceed the random variation over both. Each permutation is the same in all seeds and for
+    all targets. The interval says nothing about other targets.
+
+    The row "at all steps" is "supported" if the claim is supported at every step. The row is "contradicted" if the
+    claim is contradicted at one step with an interval widened for the number of steps (Bonferroni). Otherwise the row
+    is "undecided". The numbers in the row are those of the least favourable step.
 
     Args:
         frame: S_rel frame of several seeds (`srel_tf.frames.COLUMNS`).
-        distances: Columns target_id, source_id, distance; if distances differ between seeds, steps or metrics, also
-            seed (or run), step, and metric (a name, for example "input"). Pairs and steps without a distance are left
-            out.
+        distances: Columns target_id, source_id, distance. Add a column seed (or run) if distances differ between seeds,
+            step if they differ between steps, and metric (a name, for example "input") if there are several metrics.
+            Pairs and steps without a distance are left out.
         confidence: Level of the intervals.
-        min_sources: A target with fewer valid sources is left out.
+        min_sources: Targets with fewer valid sources are left out.
         resamples: Number of permutations of the sources.
         seed: Seed of the permutations.
 
     Returns:
-        Frame of `srel_tf.hypotheses.COLUMNS`; "undecided" for fewer than 3 seeds or fewer than `min_sources` sources.
+        Frame of `srel_tf.hypotheses.COLUMNS`. A verdict is "undecided" if there are fewer than 3 seeds, or if no target
+        has `min_sources` valid sources.
 
     Raises:
-        FrameError: As in `srel_tf.hypotheses.series.groups`, or a distance is negative or missing.
+        FrameError: As in `srel_tf.hypotheses.series.groups`. Also if a distance is negative or missing.
         OptionError: An option is outside its range.
 
     Example:
@@ -114,7 +118,7 @@ def proximity_trend(
     check_confidence(confidence)
     if min_sources < 3 or resamples < 100:
         raise OptionError(
-            f"min_sources={min_sources}, resamples={resamples}: give at least 3 and 100"
+            f"min_sources={min_sources}, resamples={resamples}: give min_sources >= 3 and resamples >= 100"
         )
     check_columns(distances, ["target_id", "source_id", "distance"])
     if not (distances["distance"].astype(float) >= 0).all():
@@ -161,7 +165,7 @@ def _effects(
     resamples: int,
     generator: np.random.Generator,
 ) -> tuple[_StepEffect, _StepEffect] | None:
-    """Effects of both claims at one step.
+    """Compute the effects of both claims at one step.
 
     Args:
         rows: Rows of the step with distances.
@@ -230,7 +234,7 @@ def _all_steps(
     widened: list[Row],
     metric: str,
 ) -> Row:
-    """The row for all steps together.
+    """Make the row for all steps together.
 
     Args:
         rows: Rows of the steps.
@@ -260,7 +264,7 @@ def _all_steps(
 
 
 def _disfavour(row: Row) -> float:
-    """Distance of the effect of a step towards refuting the claim; infinite for a step without an effect."""
+    """Return how strongly the effect of a step speaks against the claim; infinity if the effect is not finite."""
     is_trend = row["claim"] == TREND
     effect = row["effect_size"] if is_trend else row["claim_low"] - row["effect_size"]
     return effect if np.isfinite(effect) else np.inf

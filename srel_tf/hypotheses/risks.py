@@ -1,14 +1,16 @@
 """Figure 5's claim: the initial rise of S_rel coincides with the phase in which the risks fall rapidly.
 
-This phase is defined by the risk: from the start until 90% of the fall of log risk is done. There is no verdict on
-whether both settle at the same time, because a change point, or a time of settling, can be computed for any series,
-even for a series without one.
+This phase is defined by the risk: it lasts from the start until 90% of the fall of log risk is done. There is no
+verdict on whether S_rel and the risk settle at the same time. Such a verdict would compare two change points, and a
+change point can be computed for any series, even for a series that has none.
 
-- "S_rel rises while the risk falls rapidly": least-squares slope of log₂ S_rel in that phase times its length;
-- "faster then than after": that slope minus the slope after the phase, per measured span;
-- "from the start on": log₂ of S_rel when half of the fall of log risk is done over S_rel at the start.
+- "S_rel rises while the risk falls rapidly": the least-squares slope of log₂ S_rel in this phase, times the length of
+  the phase;
+- "S_rel rises faster then than after": the slope in the phase minus the slope after it, times the measured span;
+- "S_rel rises from the start on": log₂ S_rel when half of the fall of log risk is done, minus log₂ S_rel at the start.
 
-A seed counts if its risk falls to less than half and S_rel was measured at 3 steps in the phase and 12 after it.
+A seed is judged only if its risk falls to less than half, and if S_rel was measured at 3 or more steps in the phase and
+at 12 or more steps after it.
 """
 
 from collections.abc import Mapping
@@ -38,9 +40,9 @@ RISES_FIRST = Claim(
     (NEGLIGIBLE, np.inf),
 )
 CLAIMS = (RISES, RISES_FASTER, RISES_FIRST)
-RAPID = 0.9  # Share of the fall of log₂ risk that ends the phase.
+RAPID = 0.9  # The phase ends when this share of the fall of log₂ risk is done.
 LEAST_FALL = 1.0  # Smallest fall of log₂ risk: the risk must fall to less than half.
-LEAST_IN, LEAST_AFTER = 3, 12  # Measured steps in the phase and after it.
+LEAST_IN, LEAST_AFTER = 3, 12  # Fewest measured steps in the phase, and after it.
 
 
 class RiskCurve(NamedTuple):
@@ -96,14 +98,14 @@ def risk_rows(
 
 
 def rapid_fall(steps: np.ndarray, log_risk: np.ndarray) -> tuple[float, float]:
-    """First steps at which half, and `RAPID`, of the fall of log₂ risk is done.
+    """Find the first step at which half of the fall of log₂ risk is done, and the first at which `RAPID` of it is done.
 
     Args:
         steps: [n].
         log_risk: [n].
 
     Returns:
-        Step of half of the fall, and step of its end; NaN if the risk hardly falls.
+        The two steps; NaN if log₂ risk falls by less than `LEAST_FALL`.
     """
     span = steps[-1] - steps[0]
     is_end = steps >= steps[-1] - 0.1 * span  # The last tenth.
@@ -125,7 +127,7 @@ def _effects_of_seeds(
 
     Args:
         followed: Log₂ S_rel.
-        falls: Steps at which half of the fall of a seed's risk, and its rapid phase, end.
+        falls: The two steps of `rapid_fall`, for the risk of each seed.
     """
     steps = followed.steps
     of_seeds: list[dict[Claim, np.ndarray] | None] = []
@@ -143,12 +145,12 @@ def _effects(
     half: float,
     rapid: float,
 ) -> dict[Claim, np.ndarray]:
-    """Effects of one seed for each pair.
+    """Compute the effects of one seed for each pair.
 
     Args:
         logs: Log₂ S_rel, [pair, step].
         steps: [step].
-        half: Step at which log risk has completed half of its total decrease.
+        half: Step at which half of the fall of log risk is done.
         rapid: Step at which the rapid phase ends.
 
     Returns:
@@ -174,7 +176,7 @@ def _effects(
 
 
 def _curves(risks: pd.DataFrame, followed: Cube) -> dict[str, list[RiskCurve]]:
-    """Risks of each seed for which S_rel was measured.
+    """Return the risk curves of each seed whose S_rel was measured.
 
     Args:
         risks: Columns run, seed, step, split, loss.
@@ -193,12 +195,12 @@ def _curves(risks: pd.DataFrame, followed: Cube) -> dict[str, list[RiskCurve]]:
     missing = [name for name in followed.seeds if name not in names]
     if missing:
         raise FrameError(
-            f"the risks lack the runs {missing}: they have {sorted(names)}"
+            f"the risks lack the runs {missing}: add their rows; the runs given are {sorted(names)}"
         )
     is_positive = np.isfinite(risks["loss"].astype(float)) & (risks["loss"] > 0)
     if not is_positive.all():
         raise FrameError(
-            f"the risks range from {risks['loss'].min()} to {risks['loss'].max()}: they must be positive"
+            f"the risks range from {risks['loss'].min()} to {risks['loss'].max()}: all must be positive and finite"
         )
     span = followed.steps[[0, -1]]
     curves = {}
@@ -236,7 +238,9 @@ def _curve_of_seed(
     steps = rows["step"].to_numpy(float)
     first, last = span
     if len(steps) < 2 or steps[0] > first or steps[-1] < last:
-        raise FrameError(f"the {kind} risk of {name} does not span the steps {span}")
+        raise FrameError(
+            f"the {kind} risk of {name} does not span the steps of S_rel: give the risk from step {first:g} to {last:g}"
+        )
     loss = rows["loss"].to_numpy(float)
     log_risk = np.log2(loss)
     is_inside = (steps > first) & (steps < last)

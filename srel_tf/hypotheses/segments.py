@@ -10,8 +10,8 @@ import ruptures
 from srel_tf.hypotheses.series import GROUP, Cube, groups, pairs_in_time, series
 from srel_tf.hypotheses.verdicts import Row
 
-GRID = 200  # Largest number of intervals of equal length in time among which change points are sought.
-# Smallest number of steps of which every other step still makes four segments of two.
+GRID = 200  # Largest number of equally long time intervals. Change points are edges of these intervals.
+# Fewest steps for which every other step is enough for four segments of two steps.
 LEAST_FOR_HALVES = 16
 
 
@@ -20,9 +20,9 @@ class Phases(NamedTuple):
 
     Attributes:
         start: End of the first segment.
-        t1: t₁, begin of the early interval [t₁, t₂).
+        t1: t₁, start of the early interval [t₁, t₂).
         t2: t₂, end of the early interval.
-        star: t*, begin of the late phase.
+        star: t*, start of the late phase.
     """
 
     start: float
@@ -31,25 +31,25 @@ class Phases(NamedTuple):
     star: float
 
     def steps(self, steps: np.ndarray) -> dict[str, np.ndarray]:
-        """Assign steps, [n], to the phases: a mask, bool [n], for each phase."""
+        """Return for each phase a mask, bool [n], of the steps, [n], that belong to the phase."""
         return {
             "start": steps < self.start,
             "early": (steps >= self.t1) & (steps < self.t2),
             "rise": (steps >= self.t1)
-            & (steps < self.star),  # S_rel may fall before t₁.
+            & (steps < self.star),  # From t₁ on, because S_rel may fall before t₁.
             "late": steps >= self.star,
         }
 
 
 class Times(NamedTuple):
-    """Measured steps of a group's phases.
+    """Measured steps at which the phases of a group begin or end.
 
     Attributes:
         t1: First step of the early interval.
         t2: Last step of the early interval.
         t_star: First step of the late phase.
-        t_star_low: Lowest t* if a seed or every other step is left out.
-        t_star_high: Highest t* if a seed or every other step is left out.
+        t_star_low: Lowest t* of several fits: with all data, without each seed, and with every other step.
+        t_star_high: Highest t* of these fits.
     """
 
     t1: float
@@ -60,12 +60,12 @@ class Times(NamedTuple):
 
 
 def find_phases(logs: np.ndarray, steps: np.ndarray) -> Phases:
-    """Find the phases by three change points of the mean of log S_rel, with equal weight of every pair.
+    """Find the phases by three change points in log S_rel, in which all pairs have equal weight.
 
-    This is the least-squares segmentation (ruptures, `KernelCPD` with a linear kernel) into four segments. It is
-    computed from means over intervals of equal length, so that it does not depend on how densely S_rel was measured
-    at which time. The last segment begins at t*. Of the others, the one with the lowest mean is [t₁, t₂): Hypothesis
-    1.2(a) allows that it begins after 0.
+    The change points are those of the least-squares segmentation into four segments (ruptures, `KernelCPD` with a
+    linear kernel). The segmentation is computed from means over time intervals of equal length, so that it does not
+    depend on how densely S_rel was measured at different times. The last segment begins at t*. Of the other three, the
+    segment with the lowest mean is [t₁, t₂). It need not be the first, because Hypothesis 1.2(a) allows t₁ > 0.
 
     Args:
         logs: Log S_rel, [pair, step].
@@ -93,7 +93,7 @@ def find_phases(logs: np.ndarray, steps: np.ndarray) -> Phases:
 
 
 def on_grid(logs: np.ndarray, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Average over intervals of equal length in time, interpolated over empty intervals.
+    """Average over time intervals of equal length; values of empty intervals are interpolated.
 
     Args:
         logs: Log S_rel, [pair, step].
@@ -126,9 +126,9 @@ def change_points(frame: pd.DataFrame) -> pd.DataFrame:
         frame: S_rel frame, as in `two_phases`.
 
     Returns:
-        Columns measure, update, estimator, t1, t2, t_star, t_star_low, t_star_high, n_pairs. The times are measured
-        steps. low and high are the range of t* if a seed or every other step is left out. Groups that cannot be
-        followed have no row.
+        Columns name, measure, update, estimator, t1, t2, t_star, t_star_low, t_star_high, n_pairs. The times are
+        measured steps. `t_star_low` and `t_star_high` are the lowest and highest t* of several fits: with all data,
+        without each seed, and with every other step. A group whose pairs cannot be followed in time has no row.
 
     Raises:
         FrameError: As in `srel_tf.hypotheses.series.groups`.
@@ -158,7 +158,7 @@ def change_points(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def times_of_mean(followed: Cube) -> Times:
-    """Find the times in the mean over seeds of log₂ S_rel, and their range."""
+    """Find the times of the phases in the mean over seeds of log₂ S_rel, and the range of t*."""
     steps = followed.steps
     mean = mean_over_seeds(followed.srel)
     phases = find_phases(mean, steps)
@@ -186,23 +186,23 @@ def times_of_mean(followed: Cube) -> Times:
 
 
 def _first_step(steps: np.ndarray, time: float) -> float:
-    """First measured step at or after a time."""
+    """Return the first measured step at or after a time."""
     return steps[np.searchsorted(steps, time)]
 
 
 def left_out(followed: Cube) -> range:
-    """Return the numbers of the seeds that can be left out: none if there is only one seed."""
+    """Return the indices of the seeds that can be left out one at a time: none if there is only one seed."""
     n = len(followed.seeds)
     return range(n) if n > 1 else range(0)
 
 
 def mean_of_others(followed: Cube, seed: int) -> np.ndarray:
-    """Mean of log₂ S_rel over all seeds but one, [pair, step]."""
+    """Compute the mean of log₂ S_rel over all seeds but one, [pair, step]."""
     return mean_over_seeds(np.delete(followed.srel, seed, axis=0))
 
 
 def mean_over_seeds(logs: np.ndarray) -> np.ndarray:
-    """Compute the mean over seeds, without NaN and without pairs that are never known.
+    """Compute the mean over seeds, ignoring NaN; pairs without a finite value are left out.
 
     Args:
         logs: [seed, pair, step].

@@ -16,9 +16,9 @@ NEEDED = [
     *("source_id", "target_id", "srel", "valid"),
 ]
 NEGLIGIBLE = 0.01  # Negligible change of log₂ S_rel: 0.7% of the value.
-# A bound that loses less than a tenth of its height counts as non-decreasing.
+# A lower bound that falls by less than a tenth counts as non-decreasing.
 FALL = np.log2(1.1)
-FLOOR = -64.0  # Log₂ that stands for zero: a valid S_rel of 0 is below all others, but is not missing.
+FLOOR = -64.0  # Lowest log₂ S_rel, also of a valid S_rel of 0: it counts as the lowest value, not as missing.
 
 _ENTRY = ["replicate", "step", "source_id", "target_id"]
 
@@ -29,7 +29,7 @@ class Cube(NamedTuple):
     Attributes:
         srel: S_rel, [seed, pair, step]; NaN if it is invalid or was not measured.
         measured: Whether the frame has a row for the entry, bool [seed, pair, step].
-        seeds: Names of the runs.
+        seeds: Names of the runs, as in `replicates`.
         pairs: (source_id, target_id) of each pair.
         steps: Steps, ascending.
     """
@@ -42,27 +42,34 @@ class Cube(NamedTuple):
 
 
 def groups(frame: pd.DataFrame) -> Iterator[tuple[dict[str, str], pd.DataFrame]]:
-    """Split a frame by probe, measure, update rule and estimator, without its diagonal, and check it.
+    """Check a frame, leave out its diagonal, and split it by probe, measure, update rule and estimator.
 
     Rows may come in any order. A replicate is a run with its own seed.
 
     Args:
-        frame: S_rel frame with the columns `NEEDED`; without a column `name`, probes have no names.
+        frame: S_rel frame with the columns `NEEDED`. If there is no column `name`, the name of every row is "".
 
     Yields:
         {name, measure, update, estimator}, and the rows of this group with a further column `replicate`.
 
     Raises:
-        FrameError: The frame lacks columns or rows; steps are missing or not numbers; `valid` is not true or false;
-            a value is negative; one seed belongs to several runs; an entry has two rows; runs have different η; or one
-            run occurs under two names.
+        FrameError: In any of these cases:
+
+            - The frame lacks columns, or has no pairs of two different examples.
+            - A step is missing, or steps or S_rel are not numbers.
+            - `valid` holds anything other than True and False.
+            - An S_rel is negative.
+            - A seed belongs to several runs.
+            - An entry has two rows.
+            - A step was measured with several η.
+            - Two runs have identical S_rel.
     """
     check_columns(frame, NEEDED)
     is_pair = frame["source_id"] != frame["target_id"]
     pairs = frame[is_pair]
     if pairs.empty:
         raise FrameError(
-            "the frame has no pairs of two different examples: nothing to check"
+            "the frame has no pairs of two different examples, so there is nothing to check: measure such pairs"
         )
     checked = with_name(pairs).assign(
         srel=_checked_srel(pairs),
@@ -89,7 +96,7 @@ def _checked_srel(frame: pd.DataFrame) -> pd.Series:
     srel = srel.replace([np.inf, -np.inf], np.nan)
     if (srel < 0).any():
         raise FrameError(
-            f"srel is {srel.min()} in row {srel.idxmin()}: S_rel is never negative"
+            f"srel is {srel.min()} in row {srel.idxmin()}, but S_rel is never negative: correct the value"
         )
     return srel
 
@@ -100,7 +107,7 @@ def _checked_steps(frame: pd.DataFrame) -> pd.Series:
     n_missing = (~np.isfinite(steps)).sum()
     if n_missing:
         raise FrameError(
-            f"step is missing in {n_missing} rows: say at which step each was measured"
+            f"step is missing in {n_missing} rows: give the step at which each row was measured"
         )
     return steps
 
@@ -130,7 +137,7 @@ def _as_numbers(frame: pd.DataFrame, name: str) -> pd.Series:
 
 
 def replicates(frame: pd.DataFrame) -> pd.Series:
-    """Name the run and seed of each row.
+    """Build a name from the run and the seed of each row.
 
     Args:
         frame: Columns run and seed.
@@ -160,7 +167,8 @@ def _check_entries(rows: pd.DataFrame) -> None:
     if is_copy.any():
         first = rows.loc[is_copy, [*_ENTRY, "run"]].iloc[0].to_dict()
         raise FrameError(
-            f"{is_copy.sum()} entries occur twice, first {first}: drop the copies, or select one experiment or η"
+            f"{is_copy.sum()} entries occur twice, the first of them is {first}: drop the copies, or select one "
+            "experiment or η"
         )
 
 
@@ -178,12 +186,12 @@ def _check_replicates(rows: pd.DataFrame) -> None:
         first_name = run_of_values.setdefault(values.tobytes(), name)
         if first_name != name:
             raise FrameError(
-                f"the runs {first_name} and {name} are the same to the last bit: drop the copy"
+                f"the S_rel of the runs {first_name} and {name} are the same to the last bit: drop one of the runs"
             )
 
 
 def _check_learning_rates(rows: pd.DataFrame) -> None:
-    """Raise `FrameError` if a step was measured with several η. An unknown η is NaN and does not differ."""
+    """Raise `FrameError` if a step was measured with several η. A missing η (NaN) agrees with every η."""
     at_step = rows.groupby("step")["learning_rate"]
     differs = at_step.min() < at_step.max()
     if differs.any():
@@ -197,7 +205,10 @@ def _check_learning_rates(rows: pd.DataFrame) -> None:
 
 
 def _may_agree(run: pd.DataFrame) -> bool:
-    """Tell whether S_rel of a run is constant in time, as for linear models: all seeds may then have equal values."""
+    """Return whether S_rel of a run is constant in time, as for linear models.
+
+    Seeds with equal values are then plausible, and no sign of a copied run.
+    """
     if run["srel"].nunique() < 2:
         return True
     values_of_pairs = run.groupby(["source_id", "target_id"])["srel"].nunique()
@@ -222,7 +233,7 @@ def pairs_in_time(rows: pd.DataFrame) -> Cube:
 
 
 def _has_classes(rows: pd.DataFrame) -> bool:
-    """Tell whether every row has a source class and a target class."""
+    """Return whether the frame has classes, and no source class is empty."""
     if not {"source_class", "target_class"} <= set(rows.columns):
         return False
     return not (rows["source_class"].astype(str) == "").any()
@@ -235,8 +246,8 @@ def of_classes(rows: pd.DataFrame) -> pd.DataFrame:
         rows: Rows of one group, with classes.
 
     Returns:
-        One row per (replicate, step, class pair), with the classes as ids: mean S_rel, or NaN if less than half of the
-        entries are valid.
+        One row per replicate, step and class pair. The ids are the classes. `srel` is the mean, or NaN if less than
+        half of the entries are valid.
     """
     keys = ["replicate", "step", "source_class", "target_class"]
     srel = rows.groupby(keys, observed=True)["srel"]
@@ -270,7 +281,7 @@ def cube(rows: pd.DataFrame) -> Cube:
 
 
 def log2(srel: np.ndarray) -> np.ndarray:
-    """Log₂ of S_rel, of any shape; `FLOOR` for 0, NaN for NaN."""
+    """Compute log₂ S_rel, of any shape. The result is at least `FLOOR`, also for 0; NaN stays NaN."""
     with np.errstate(divide="ignore"):
         return np.maximum(np.log2(srel), FLOOR)
 
@@ -278,15 +289,16 @@ def log2(srel: np.ndarray) -> np.ndarray:
 def series(whole: Cube, least: int = 12) -> Cube | str:
     """Select the pairs that every seed measured at `least` steps or more, at the steps common to all of them.
 
-    Seeds with less than half of their entries valid are left out, then such pairs: late in a float32 training the
-    remaining entries would be a biased selection.
+    First, seeds with less than half of their entries valid are left out. Then pairs are left out if less than half of
+    their entries are valid in one of the remaining seeds. Late in a float32 training, the valid entries of such seeds
+    or pairs would be a biased selection.
 
     Args:
         whole: S_rel of a group.
         least: Number of steps.
 
     Returns:
-        Cube of log₂ S_rel, or the reason why it cannot be made.
+        Cube of log₂ S_rel, or the reason why there is none.
     """
     n_measured = whole.measured.sum(axis=2)  # [seed, pair]
     followed = (n_measured >= least).all(axis=0)
@@ -327,7 +339,7 @@ def selected(names: list[str], mask: np.ndarray) -> list[str]:
 
 
 def slopes(values: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """Least-squares slope of each row of values over `at`, without NaN.
+    """Compute the least-squares slope of each row of values over `at`, ignoring NaN.
 
     Args:
         values: [..., n].
@@ -349,7 +361,7 @@ def slopes(values: np.ndarray, at: np.ndarray) -> np.ndarray:
 
 
 def median(rows: np.ndarray) -> np.ndarray:
-    """Median of each row, [...], over the last axis of [..., n] without NaN; NaN for rows of NaN only."""
+    """Compute the median over the last axis, [...] from [..., n], ignoring NaN; NaN if all entries are NaN."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         return np.nanmedian(rows, axis=-1)

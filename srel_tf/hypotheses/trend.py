@@ -1,4 +1,4 @@
-"""Statistics of the fall of S_rel with distance: rank correlation, share of higher nearer sources, and permutations."""
+"""Statistics on how S_rel falls with distance: a rank correlation, a share of sources, and their permutations."""
 
 import warnings
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class Trend:
 
 
 def mean_trend(trends: list[Trend]) -> Trend:
-    """Mean of each statistic."""
+    """Compute the mean of each statistic."""
     columns = zip(*(vars(trend).values() for trend in trends), strict=True)
     return Trend(*(np.mean(values, axis=0) for values in columns))
 
@@ -45,7 +45,7 @@ def trends_of_seeds(
 
     Args:
         rows: Rows of one step with distances.
-        min_sources: A target with fewer valid sources is left out.
+        min_sources: Targets with fewer valid sources are left out.
         resamples: Number of permutations of the sources, the same in all seeds and for all targets.
         generator: Source of the permutations.
 
@@ -72,7 +72,16 @@ def trend_of_target(
     distance: np.ndarray,
     orders: np.ndarray,
 ) -> Trend:
-    """Statistics of one target, from S_rel [source], distance [source] and permutations [resamples, source]."""
+    """Compute the statistics of one target.
+
+    Args:
+        srel: S_rel, [source].
+        distance: Distance, [source].
+        orders: Permutations of the sources, [resamples, source].
+
+    Returns:
+        The statistics.
+    """
     share, n_without = higher(distance, srel)
     shuffled_share, _ = higher(distance, srel[orders])
     return Trend(
@@ -85,10 +94,10 @@ def trend_of_target(
 
 
 def correlation(distance: np.ndarray, srel: np.ndarray) -> float:
-    """Compute Spearman's rank correlation of distance and S_rel, [n] each, over the entries that both have.
+    """Compute Spearman's rank correlation of distance and S_rel, [n] each, over the entries at which both are finite.
 
     Returns:
-        The correlation; NaN if one of the two is constant.
+        The correlation; NaN if distance or S_rel is constant.
     """
     is_known = np.isfinite(srel) & np.isfinite(distance)
     with warnings.catch_warnings():
@@ -99,10 +108,10 @@ def correlation(distance: np.ndarray, srel: np.ndarray) -> float:
 def shuffled_correlation(
     distance: np.ndarray, srel: np.ndarray, orders: np.ndarray
 ) -> np.ndarray:
-    """Spearman's rank correlation of distance and permutations of S_rel.
+    """Compute Spearman's rank correlation of distance and permutations of S_rel.
 
-    A permutation of S_rel permutes its ranks, so both are ranked once (`scipy.stats.permutation_test` would rank every
-    permutation). A missing entry gets the middle rank.
+    A permutation of S_rel permutes its ranks, so S_rel and distance are ranked only once. The function
+    `scipy.stats.permutation_test` would rank every permutation. A missing entry gets the middle rank.
 
     Args:
         distance: [n].
@@ -110,7 +119,7 @@ def shuffled_correlation(
         orders: Permutations of the entries of S_rel, [resamples, n].
 
     Returns:
-        [resamples]; NaN if one of the two is constant.
+        [resamples]; NaN if distance or S_rel is constant.
     """
     distance_ranks = _centred_ranks(distance)
     srel_ranks = _centred_ranks(srel)
@@ -120,20 +129,22 @@ def shuffled_correlation(
 
 
 def _centred_ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks, [n], minus their mean; 0 for NaN."""
+    """Compute ranks, [n], minus their mean; 0 for NaN."""
     ranks = rankdata(values, nan_policy="omit")
     return np.nan_to_num(ranks - np.nanmean(ranks))
 
 
 def higher(distance: np.ndarray, srel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Compute the share of one target's x_h for which a nearer x_l has a higher S_rel, and the number of other x_h.
+    """Compute the share of sources x_h that have a nearer source x_l of higher S_rel, for one target.
+
+    A source is not counted as an x_h if its S_rel is invalid, or if no nearer source has a valid S_rel.
 
     Args:
         distance: [n].
         srel: [..., n].
 
     Returns:
-        Share and number, [...] each.
+        The share, [...], and the number of x_h without such an x_l, [...].
     """
     order = np.argsort(distance, kind="stable")
     order = order[np.isfinite(distance[order])]

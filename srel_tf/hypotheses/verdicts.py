@@ -63,7 +63,7 @@ def check_confidence(confidence: float) -> None:
     """Raise `OptionError` unless 0.5 <= confidence < 1."""
     if not 0.5 <= confidence < 1:
         raise OptionError(
-            f"confidence={confidence!r}: give a number from 0.5 to 1, for example 0.95"
+            f"confidence={confidence!r}: give a number >= 0.5 and < 1, for example 0.95"
         )
 
 
@@ -74,14 +74,15 @@ def interval(
 ) -> tuple[float, float, float]:
     """Compute the interval of the mean effect, by Student's t over seeds.
 
-    A percentile bootstrap over seeds is not used: for five values its coverage is far below its level
+    A percentile bootstrap over seeds is not used, because for five values its coverage is far below the nominal level
     (`tests/hypotheses`).
 
     Args:
         effects: One number per seed, [n].
         confidence: Level of the interval.
-        shared: Error below and above the mean from the sampled examples, which all seeds share (`of_permutations`,
-            `of_jackknife`, `of_bootstrap`). It is independent of the error over seeds, so the two add in squares.
+        shared: Error below and above the mean due to the sample of examples, which is the same in all seeds
+            (`of_permutations`, `of_jackknife`, `of_bootstrap`). It is independent of the error over seeds, so the two
+            errors are added in quadrature.
 
     Returns:
         Mean, low and high; low and high are NaN for one seed.
@@ -102,7 +103,7 @@ def interval(
 
     deviation = effects.std(ddof=1)
     half = _student_quantile(confidence, n - 1) * deviation / np.sqrt(n)
-    # The two errors are independent.
+    # The error over seeds and the error due to the examples are independent.
     below, above = np.hypot(half, shared)
     return mean, mean - below, mean + above
 
@@ -113,10 +114,10 @@ def _student_quantile(confidence: float, degrees: int) -> float:
 
 
 def of_permutations(draws: np.ndarray, confidence: float) -> Bounds:
-    """Error of a mean effect due to the examples, from permutations.
+    """Estimate the error of a mean effect due to the sample of examples, from permutations.
 
-    The interval then excludes the mean of the shuffled values if, and only if, less than (1 − confidence)/2 of them
-    lie beyond the effect.
+    With this error alone, the interval excludes the mean of the shuffled values exactly if less than
+    (1 − confidence)/2 of the shuffled values lie beyond the effect.
 
     Args:
         draws: The effect with shuffled examples, [resamples].
@@ -131,7 +132,7 @@ def of_permutations(draws: np.ndarray, confidence: float) -> Bounds:
 
 
 def of_jackknife(draws: np.ndarray, confidence: float) -> Bounds:
-    """Error of a mean effect due to the examples, from the jackknife.
+    """Estimate the error of a mean effect due to the sample of examples, from the jackknife.
 
     Args:
         draws: The effect with each example left out in turn, [n].
@@ -151,20 +152,21 @@ def of_bootstrap(
     count: int,
     confidence: float,
 ) -> Bounds:
-    """Error of a mean effect due to the examples, from the bootstrap.
+    """Estimate the error of a mean effect due to the sample of examples, from the bootstrap.
 
     Args:
-        draws: The effect in resamples of the examples, [resamples]; NaN is left out.
+        draws: The effect in resamples of the examples, [resamples]. NaN is ignored.
         count: Number of examples.
         confidence: Level of the interval.
 
     Returns:
-        `shared` of `interval`; NaN for one example.
+        `shared` of `interval`; NaN if there are fewer than two examples or fewer than two draws.
     """
     draws = draws[np.isfinite(draws)]
     if count < 2 or len(draws) < 2:
         return np.nan, np.nan
-    # Resamples of n examples have (n - 1)/n of the variance, which itself is known from n examples only.
+    # Resamples of n examples have only (n - 1)/n of the variance. Student's t accounts for the n - 1 degrees of freedom
+    # from which the variance is estimated.
     correction = np.sqrt(count / (count - 1))
     quantile = _student_quantile(confidence, count - 1)
     half = quantile * draws.std(ddof=1) * correction
@@ -181,13 +183,14 @@ def decide(
 ) -> Row:
     """Make one row of the verdict table from one effect per seed.
 
-    "supported" if the whole interval fulfils the claim, "contradicted" if no part of it does, else "undecided".
-    Effects that are equal in all seeds have no spread, so that there is no interval. All of them then lie on one side
-    of the bound, which happens by chance with probability 2^−n; too few seeds are therefore undecided.
+    The verdict is "supported" if the whole interval fulfils the claim, "contradicted" if no part of it does, and
+    "undecided" otherwise. If the effects of all n seeds are equal, they have no spread, and the interval has no width.
+    By chance, n effects all lie on a given side of a bound with probability 2^−n. If this probability is above
+    (1 − confidence)/2, the verdict is "undecided".
 
     Args:
         about: The columns hypothesis, claim, scope, measure, update, estimator, effect.
-        effects: One number per seed; seeds with NaN are left out.
+        effects: One number per seed. Seeds whose effect is not finite are left out.
         claim: (low, high), where the hypothesis is low < effect < high.
         confidence: Level of the interval.
         shared: As in `interval`.
@@ -267,7 +270,9 @@ def rows_of_median_pair(
     confidence: float,
     reason: str = "",
 ) -> list[Row]:
-    """Make one row per claim on the median over pairs; its scope says how many pairs agree with the claim.
+    """Make one row per claim on the median over pairs.
+
+    The scope of the row says how many pairs agree with the claim in the median over seeds.
 
     Args:
         about: As in `decide`, without claim and effect.
@@ -304,7 +309,7 @@ def undecided(
     """Make a table of undecided rows for a claim that cannot be checked on the frame.
 
     Args:
-        frame: Columns measure, update, estimator; without a column `name`, probes have no names.
+        frame: Columns measure, update, estimator and, if probes have names, `name`.
         hypothesis: Name of the hypothesis.
         claim: The claim.
         reason: Which data the frame lacks.

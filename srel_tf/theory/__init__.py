@@ -9,7 +9,7 @@
 | Definition 7 (eq. 12) | `HomogeneousPredictor.flow`, `moment_flow` |
 | Theorem 5.2 (eqs. 13, 14, 36) | `DiagonalQuadratic` |
 | the SGD of eq. 15 | `diagonal_sgd` |
-| the same in Keras, for `srel_tf.measure` | `penalized_network`, `relu_gate_network`, `homogeneous_network` |
+| the same models in Keras, for `srel_tf.measure` | `penalized_network`, `relu_gate_network`, `homogeneous_network` |
 | Theorem 5.3 (eq. 39), Lemma C.1 | `theorem_5_3_bound`, `lemma_c1_bound` |
 """
 

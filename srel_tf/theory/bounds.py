@@ -27,7 +27,7 @@ def lemma_c1_bound(
     q_squared: float,
     t2_star: float | None = None,
 ) -> tf.Tensor:
-    """Lemma C.1: a lower bound of f(t) for t >= max(t₁*, t₂*), rising with t.
+    """Lemma C.1: a lower bound of f(t) that rises with t. It holds for t >= max(t₁*, t₂*).
 
     f(t) = |α² + b₁e^{−p²t} + (β² − b₁)e^{−q²t}| / |α² + b₂e^{−p²t} + (β² − b₂)e^{−q²t}|
     bound(t) = (α² − b₁e^{−q²t₂*}) / (α² + b₂e^{−p²t} + β²e^{−q²t})
@@ -40,15 +40,15 @@ def lemma_c1_bound(
         b2: b₂ >= 0.
         p_squared: p² > 0.
         q_squared: q² > 0.
-        t2_star: The lemma's t₂*, any time with α² − b₁e^{−q²t₂*} > 0. The default is the first time at which this
-            difference is at least α²/2.
+        t2_star: t₂* of the lemma, any time at which α² − b₁e^{−q²t₂*} > 0. The default is the first time at which
+            this difference is at least α²/2.
 
     Returns:
-        [T]; NaN before max(t₁*, t₂*), because the lemma makes no claim there.
+        The bound, [T]; NaN before max(t₁*, t₂*), because the lemma makes no claim there.
 
     Raises:
-        AssumptionError: An argument is outside its range, or `t2_star` is too early.
-        ShapeError: An argument is not a number.
+        AssumptionError: An argument is outside its range, or `t2_star` is so early that α² − b₁e^{−q²t₂*} <= 0.
+        ShapeError: `t` has more than one axis, or another argument is not a single number.
 
     Example:
         >>> from srel_tf import theory
@@ -93,7 +93,8 @@ def _default_t2_star(
 ) -> float:
     """Compute the first positive time at which α² − b₁e^{−q²t} is at least α²/2."""
     earliest = max(0.0, np.log(2 * b1 / alpha_squared) / q_squared) if b1 > 0 else 0.0
-    # The lemma's t₂* is positive. TensorFlow flushes denormal numbers to 0, so the least positive time is a normal one.
+    # The lemma requires t₂* > 0. TensorFlow flushes denormal numbers to 0, so the result is at least the smallest
+    # normal number.
     return float(max(np.nextafter(earliest, np.inf), np.finfo(np.float64).tiny))
 
 
@@ -104,12 +105,13 @@ def _bound_numerator(
     t2_star: float,
 ) -> float:
     """Compute α² − b₁e^{−q²t₂*}; raise `AssumptionError` unless it is positive."""
-    # If the exponential overflows, the check below raises.
+    # If the exponential overflows, the numerator is −∞ and the check below raises.
     with np.errstate(over="ignore"):
         numerator = alpha_squared - (b1 * np.exp(-q_squared * t2_star) if b1 else 0.0)
     if numerator <= 0:
         raise AssumptionError(
-            f"Lemma C.1 needs α² − b₁e^(−q²t₂*) > 0; at t2_star={t2_star:g} it is {numerator:g}."
+            f"Lemma C.1 needs α² − b₁e^(−q²t₂*) > 0; at t2_star={t2_star:g} it is {numerator:g}. "
+            "Give a later t2_star, or leave it out."
         )
     return numerator
 
@@ -120,7 +122,7 @@ def _t1_star(
     b2: float,
     q_squared: float,
 ) -> float:
-    """Compute the time after which the denominator of f is positive, even if β² − b₂ < 0."""
+    """Compute t₁*, the time after which the denominator of f is positive; 0 if b₂ <= β²."""
     if b2 <= beta_squared:
         return 0.0
     return max(0.0, np.log((b2 - beta_squared) / alpha_squared) / q_squared)
@@ -136,11 +138,20 @@ def theorem_5_3_bound(
     beta_source: ArrayLike,
     t2_star: float | None = None,
 ) -> tf.Tensor:
-    """Theorem 5.3 (eq. 39): a lower bound of lim S_rel for two quadratic features of equal ratios.
+    """Theorem 5.3 (eq. 39): a lower bound of lim S_rel for two quadratic features with equal ratios b_r/a_r.
 
-    The theorem assumes b₁/a₁ = b₂/a₂ = α², 1/w₁(0)² − b₁/a₁ = 1/w₂(0)² − b₂/a₂ = β² > 0 and ⟨β(x'), β(x)⟩ ≠ 0.
-    It also needs E[β₁₁β₂₂] = 0, which the theorem does not state but eq. 37 uses. k₂ and the first factor have β₂₂(x)²,
-    as in eq. 37. Theorem 5.3 and eqs. 38 and 39 print β₂₂(x')² instead (`train.errata`).
+    The theorem assumes:
+
+    - b₁/a₁ = b₂/a₂ = α²;
+    - 1/w₁(0)² − b₁/a₁ = 1/w₂(0)² − b₂/a₂ = β² > 0;
+    - ⟨β(x'), β(x)⟩ ≠ 0;
+    - E[β₁₁β₂₂] = 0. The theorem does not state this assumption, but eq. 37 uses it.
+
+    The bound is |⟨β(x'), β(x)⟩| / ‖β(x)‖² times the bound of Lemma C.1 for b₁ = β² k₁ and b₂ = β² k₂. Here
+    k₁ = β₁₁(x') β₁₁(x) / ⟨β(x'), β(x)⟩ and k₂ = β₁₁(x)² / ‖β(x)‖². If k₁ < 0, the proof uses 1 − k₁ and 1 − k₂ instead.
+
+    As in eq. 37, ‖β(x)‖² contains β₂₂(x)². The paper prints β₂₂(x')² instead, in Theorem 5.3 and in eqs. 38 and 39 (see
+    `train.errata`).
 
     Args:
         a: Moments a of Theorem 5.2, [2].
@@ -153,11 +164,11 @@ def theorem_5_3_bound(
         t2_star: As in `lemma_c1_bound`.
 
     Returns:
-        [T]; NaN before max(t₁*, t₂*). The bound rises with t.
+        The bound, [T]; NaN before max(t₁*, t₂*). It rises with t.
 
     Raises:
-        AssumptionError: An assumption of the theorem fails.
-        ShapeError: A vector is not [2].
+        AssumptionError: One of the first three assumptions does not hold, or an argument is outside its range.
+        ShapeError: A vector does not have shape [2].
 
     Example:
         With α² = β² = 1 and equal features the bound tends to S_rel(x, x)/2.
@@ -178,15 +189,16 @@ def theorem_5_3_bound(
     square = source @ source
     if overlap == 0 or square == 0:
         raise AssumptionError(
-            "Theorem 5.3 assumes ⟨β(x'), β(x)⟩ ≠ 0 and β(x) ≠ 0: S_rel is 0 or undefined there."
+            "Theorem 5.3 assumes ⟨β(x'), β(x)⟩ ≠ 0 and β(x) ≠ 0, because S_rel is 0 or undefined otherwise; "
+            f"given beta_target = {target}, beta_source = {source}."
         )
     k1 = target[0] * source[0] / overlap
     k2 = source[0] ** 2 / square
-    # In eq. 38, p² belongs to k and q² to 1 − k.
+    # In eq. 38, k₁ and k₂ multiply e^{−p²t}, and 1 − k₁ and 1 − k₂ multiply e^{−q²t}.
     p_squared = 4 * theta * a[1]
     q_squared = 4 * theta * a[0]
     if k1 < 0:
-        # In this case the proof uses 1 − k₁ >= 0 instead of k₁, which exchanges the two exponents.
+        # The proof then uses 1 − k₁ >= 0 and 1 − k₂ instead of k₁ and k₂. This exchanges the two exponents.
         k1, k2 = 1 - k1, 1 - k2
         p_squared, q_squared = q_squared, p_squared
     bound = lemma_c1_bound(
@@ -238,6 +250,6 @@ def _common_value(values: np.ndarray, name: str) -> float:
     if abs(values[0] - values[1]) > _RELATIVE_TOLERANCE * np.abs(values).max():
         given = f"{values[0]:g} and {values[1]:g}"
         raise AssumptionError(
-            f"Theorem 5.3 assumes {name} equal for both features; given {given}."
+            f"Theorem 5.3 assumes that {name} is equal for both features; given {given}."
         )
     return float(values.mean())

@@ -1,6 +1,6 @@
-"""Input checks of the closed forms: conversion to float64 tensors, and named errors for unsuitable input.
+"""Input checks of the closed forms: conversion to float64 tensors, and errors that name an unsuitable argument.
 
-Values are checked in eager execution only. Inside a `tf.function` only shapes are known and checked.
+Values are checked in eager execution only. Inside a `tf.function`, only shapes are checked.
 """
 
 from typing import TypeAlias
@@ -28,7 +28,7 @@ def as_tensor(
     Args:
         value: Number, array, tensor or variable.
         name: Name of the argument, for the error message.
-        rank: Allowed number of axes, or a tuple of allowed numbers. None allows every number.
+        rank: Allowed number of axes, or a tuple of allowed numbers. None allows any number of axes.
 
     Returns:
         Float64 tensor of the same shape.
@@ -74,7 +74,9 @@ def _check_finite(tensor: tf.Tensor, name: str) -> None:
     """Raise `AssumptionError` if an entry is NaN or infinite."""
     count = np.sum(~np.isfinite(tensor.numpy()))
     if count:
-        raise AssumptionError(f"{name} holds {count} values that are not finite.")
+        raise AssumptionError(
+            f"{name} must be finite, but {count} of its values are not finite."
+        )
 
 
 def as_times(t: ArrayLike) -> tf.Tensor:
@@ -94,7 +96,7 @@ def as_times(t: ArrayLike) -> tf.Tensor:
     if tf.executing_eagerly() and (times.numpy() < 0).any():
         smallest = times.numpy().min()
         raise AssumptionError(
-            f"Times must be >= 0, the flow starts at t = 0; the smallest given is t = {smallest:g}."
+            f"Times must be >= 0, because the flow starts at t = 0; the smallest given is t = {smallest:g}."
         )
     return times
 
@@ -103,7 +105,7 @@ def as_number(value: ArrayLike, name: str) -> float:
     """Convert `value` to a finite Python float.
 
     Raises:
-        ShapeError: `value` is not a single number. Text is refused, even "1".
+        ShapeError: `value` is not a single number. Text such as "1" is refused too.
         AssumptionError: The number is not finite.
     """
     try:
@@ -130,7 +132,7 @@ def as_positive(
     Args:
         value: The number.
         name: Name of the argument, for the error message.
-        why: Source of the requirement, for the error message.
+        why: Why the number must be positive, for the error message; for example the definition that requires it.
 
     Raises:
         ShapeError: `value` is not a single number.
@@ -143,7 +145,7 @@ def as_positive(
 
 
 def as_learning_rate(value: ArrayLike) -> float:
-    """Convert the length η > 0 of the step of Definition 1 to a Python float.
+    """Convert η, the length of the fictitious step of Definition 1, to a Python float.
 
     Raises:
         ShapeError: `value` is not a single number.
@@ -192,18 +194,19 @@ def as_indices(
     name: str,
     size: int,
 ) -> np.ndarray:
-    """Check integer indices.
+    """Check integer indices of rows or of classes.
 
     Args:
         value: One index, or indices [P], each in 0..size − 1.
         name: Name of the argument, for the error message.
-        size: Number of rows that the indices refer to.
+        size: Number of rows or classes.
 
     Returns:
         Integer array, [] or [P].
 
     Raises:
-        ShapeError: More than one axis, entries that are not integers, or an index outside the range.
+        ShapeError: `value` has more than one axis, holds entries that are not integers, or holds an index outside
+            0..size − 1.
     """
     indices = np.asarray(value)
     if indices.ndim > 1:
@@ -211,9 +214,7 @@ def as_indices(
             f"{name} must be one index or a list of them, but has shape {indices.shape}."
         )
     if not np.issubdtype(indices.dtype, np.integer):
-        raise ShapeError(
-            f"{name} must hold integers (rows of features), but has dtype {indices.dtype}."
-        )
+        raise ShapeError(f"{name} must hold integers, but has dtype {indices.dtype}.")
     if indices.size and (indices.min() < 0 or indices.max() >= size):
         raise ShapeError(
             f"{name} must lie in 0..{size - 1}; given {indices.min()}..{indices.max()}."
@@ -230,7 +231,7 @@ def check_last_axis(
     """Raise `ShapeError` unless the last axis of `tensor` has `size` entries; `meaning` explains the size."""
     if tensor.shape[-1] != size:
         raise ShapeError(
-            f"{name} must end in an axis of {size} ({meaning}), but has shape {tuple(tensor.shape)}."
+            f"The last axis of {name} must have {size} entries ({meaning}); the shape given is {tuple(tensor.shape)}."
         )
 
 
@@ -243,7 +244,8 @@ def check_same_shape(
     """Raise `ShapeError` unless both tensors have the same shape."""
     if first.shape != second.shape:
         raise ShapeError(
-            f"{first_name} {tuple(first.shape)} and {second_name} {tuple(second.shape)} must agree."
+            f"{first_name} and {second_name} must have the same shape, but have shapes {tuple(first.shape)} and "
+            f"{tuple(second.shape)}."
         )
 
 
@@ -263,7 +265,7 @@ def check_option(
 def check_positive_definite(
     matrix: tf.Tensor, name: str
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Diagonalise a symmetric positive definite matrix, which Theorem 4.1 assumes.
+    """Diagonalise a matrix, which must be symmetric and positive definite as Theorem 4.1 assumes.
 
     Args:
         matrix: [n, n].
@@ -282,7 +284,7 @@ def check_positive_definite(
     asymmetry = np.abs(array - array.T).max()
     if asymmetry > _SYMMETRY_TOLERANCE * np.abs(array).max():
         raise AssumptionError(
-            f"{name} must be symmetric; entries differ from their mirror by up to {asymmetry:g}."
+            f"{name} must be symmetric; entries of the matrix and of its transpose differ by up to {asymmetry:g}."
         )
     eigenvalues, eigenvectors = tf.linalg.eigh((matrix + tf.transpose(matrix)) / 2)
     smallest = float(eigenvalues[0])
@@ -297,7 +299,7 @@ def check_positive_definite(
 
 
 def nan_unless(condition: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
-    """Keep the values where the condition holds, and put NaN elsewhere."""
+    """Keep the values where the condition holds, and return NaN elsewhere."""
     return tf.where(condition, values, tf.constant(np.nan, tf.float64))
 
 
@@ -313,7 +315,7 @@ def as_vector_pair(
     second: ArrayLike,
     names: tuple[str, str],
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Check that two arguments have one shape, [n] or [P, n]; `names` are for the error messages."""
+    """Check that two arguments have the same shape, [n] or [P, n]; `names` are used in error messages."""
     vectors = as_tensor(first, names[0], (1, 2)), as_tensor(second, names[1], (1, 2))
     check_same_shape(*vectors, *names)
     return vectors

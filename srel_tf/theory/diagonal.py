@@ -47,7 +47,8 @@ class DiagonalQuadratic:
         b: E[β_rr(x)²], [n], each > 0. E[β_rr β_pp] = 0 for r ≠ p is assumed.
         theta: θ > 0.
         initial: Accepted values of w(0). "theorem": w_r(0)² in (0, a_r/b_r), as Theorem 5.2 assumes. "any": every
-            w(0). The solution (eq. 36) holds for every w(0); the theorem's condition is sufficient only.
+            w(0). The solution (eq. 36) holds for every w(0): the condition of the theorem is sufficient, but not
+            necessary.
 
     Raises:
         AssumptionError: An entry of a or b, or θ, is not positive.
@@ -77,7 +78,8 @@ class DiagonalQuadratic:
         self.b = as_tensor(b, "b", 1)
         if self.a.shape != self.b.shape:
             raise ShapeError(
-                f"a and b must agree, but have shapes {tuple(self.a.shape)} and {tuple(self.b.shape)}."
+                "a and b must have the same shape, but have shapes "
+                f"{tuple(self.a.shape)} and {tuple(self.b.shape)}."
             )
         if not self.a.shape[0]:
             raise ShapeError(
@@ -156,7 +158,7 @@ class DiagonalQuadratic:
     ) -> tf.Tensor:
         """Compute y − f = Σ_r β_rr (a_r/b_r − w_r²) along the flow, for realisable labels y = α + Σ_r β_rr a_r/b_r.
 
-        The form a/b − w² = (a/b − w₀²) e^{−4θat} w²/w₀² avoids the difference of nearly equal numbers.
+        The form a/b − w² = (a/b − w₀²) e^{−4θat} w²/w₀² avoids subtracting nearly equal numbers.
 
         Args:
             w0: w(0), [n].
@@ -183,9 +185,9 @@ class DiagonalQuadratic:
         beta_source: ArrayLike,
         learning_rate: float,
     ) -> tf.Tensor:
-        """Eqs. 26 and 28 with d = 2 along the flow: S_rel of a finite step η on a realisable label.
+        """S_rel of a finite step η along the flow, for realisable labels (eqs. 26 and 28 with d = 2).
 
-        Both changes are divided by 2η(y − f), which cancels.
+        The common factor 2η(y − f) of both changes cancels and is left out.
 
         Args:
             w0: w(0), [n].
@@ -195,7 +197,7 @@ class DiagonalQuadratic:
             learning_rate: η > 0.
 
         Returns:
-            [T], or [T, P]; NaN where the denominator is zero.
+            [T], or [T, P]; NaN where the prediction at the source does not change.
         """
         target, source = self._feature_pair(beta_target, beta_source)
         step_length = as_learning_rate(learning_rate)
@@ -208,7 +210,7 @@ class DiagonalQuadratic:
         return nan_unless(has_residual, srel)
 
     def _magnitudes(self, w0: tf.Tensor, times: tf.Tensor) -> _Magnitudes:
-        """Solve eq. 36 as 1/w² = e^{−4θat}/w₀² + (b/a) (1 − e^{−4θat}), a sum of two squares without a difference.
+        """Solve eq. 36 as 1/w² = e^{−4θat}/w₀² + (b/a) (1 − e^{−4θat}), a sum of two squares.
 
         Args:
             w0: w(0), [n].
@@ -218,7 +220,7 @@ class DiagonalQuadratic:
             Magnitudes, [T, n].
         """
         exponent = -times[:, None] * self.rates
-        is_zero = w0 == 0  # A weight of 0 is a fixed point; 1/w₀ does not exist.
+        is_zero = w0 == 0  # A weight of 0 stays 0, and 1/w₀ does not exist.
         one = tf.ones_like(w0)
         start = tf.exp(exponent / 2) / tf.where(is_zero, one, tf.abs(w0))
         end = tf.sqrt(-self.b / self.a * tf.math.expm1(exponent))
@@ -244,19 +246,19 @@ class DiagonalQuadratic:
         a = self.a.numpy()
         limit = a / self.b.numpy()
         squares = w0**2
-        # w0 is tested for zero, not its square, which may underflow.
+        # w0 itself is compared with zero, because its square may underflow.
         is_outside = (w0 == 0) | (squares >= limit)
         if is_outside.any():
             r = int(np.flatnonzero(is_outside)[0])
             raise AssumptionError(
                 f"Theorem 5.2 assumes w_r(0)² in (0, a_r/b_r): w_{r}(0)² = {squares[r]:g} is outside "
-                f"(0, {limit[r]:g}). The solution holds beyond that range too: use it with initial='any'."
+                f"(0, {limit[r]:g}). The solution also holds outside this range: pass initial='any' to use it there."
             )
 
     def _feature_pair(
         self, beta_target: ArrayLike, beta_source: ArrayLike
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Check features at x' and at x, which must share one shape, [n] or [P, n]."""
+        """Check that the features at x' and at x have the same shape, [n] or [P, n]."""
         names = ("beta_target", "beta_source")
         target, source = as_vector_pair(beta_target, beta_source, names)
         check_last_axis(source, self.a.shape[0], "beta_source", "as many as a")
@@ -273,7 +275,7 @@ def _check_positive(moments: tf.Tensor, name: str) -> None:
 
 
 def _sum_over_features(per_time: tf.Tensor, per_pair: tf.Tensor) -> tf.Tensor:
-    """Σ_r of products of [T, n] and [n] or [P, n]: [T, 1] or [T, P]."""
+    """Sum the products of `per_time`, [T, n], and `per_pair`, [n] or [P, n], over r: [T, 1] or [T, P]."""
     rows = tf.reshape(per_pair, [-1, per_pair.shape[-1]])
     return tf.matmul(per_time, rows, transpose_b=True)
 
@@ -286,8 +288,8 @@ def quadratic_srel(
 ) -> tf.Tensor:
     """Eqs. 26 and 28 for diagonal quadratic features: S_rel of the update w⁺ = w + g β(x) ⊙ w.
 
-    The change at x' is g Σ_r β_r' β_r w_r² (2 + g β_r), where g = 2η (y − f). The factor g in front cancels in S_rel
-    and is left out, so that g = 0 gives the limit of eq. 31.
+    The change at x' is g Σ_r β_r' β_r w_r² (2 + g β_r), where g = 2η (y − f). The first factor g cancels in S_rel and
+    is left out, so that g = 0 gives the limit of eq. 31.
 
     Args:
         weights: w, [..., n].
@@ -296,7 +298,7 @@ def quadratic_srel(
         step: g, [...] or [..., P].
 
     Returns:
-        S_rel of the shape of `step`; NaN where the change at the source is zero for every small g.
+        S_rel, of the shape of `step`; NaN where Σ_r β_r² w_r² (2 + g β_r) = 0 at the source.
 
     Raises:
         ShapeError: Features or weights have the wrong shape.
@@ -317,7 +319,8 @@ def quadratic_srel(
 
     if beta_source.shape.rank == 2:
         weights = weights[..., None, :]
-    # Weights without a feature at x count nowhere. The others are scaled, so that no square underflows.
+    # A weight whose feature at x is zero contributes to neither change. The other weights are scaled, so that no
+    # square underflows.
     weights = tf.where(beta_source != 0, weights, 0.0)
     largest = tf.reduce_max(tf.abs(beta_source * weights), -1, keepdims=True)
     weights = tf.math.divide_no_nan(weights, largest)

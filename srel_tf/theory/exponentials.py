@@ -1,4 +1,4 @@
-"""Sums of decaying exponentials as mantissa and logarithm, for quantities that vanish as training ends."""
+"""Sums of decaying exponentials, stored as mantissa and logarithm so that they do not underflow late in training."""
 
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ def exponential_sum(
     rates: tf.Tensor,
     times: tf.Tensor,
 ) -> ScaledValues:
-    """Compute Σ_m c_m e^{−r_m t} for every time, without under- or overflow.
+    """Compute Σ_i c_i e^{−r_i t} for every time, without underflow or overflow.
 
     Args:
         coefficients: c, [P, m].
@@ -36,8 +36,7 @@ def exponential_sum(
     magnitude = tf.abs(coefficients)
     is_present = magnitude > 0
     infinity = tf.constant(np.inf, tf.float64)
-    # The decay of the slowest mode is factored out first, because log c would lose its digits in a sum with a large r
-    # t.
+    # Factor out the decay of the slowest mode first: log c would lose its digits if a large r t were added to it.
     present_rates = tf.where(is_present, rates, infinity)
     slowest = _finite_or_zero(tf.reduce_min(present_rates, -1))  # [P]
     relative_rates = rates - slowest[:, None]
@@ -54,7 +53,8 @@ def exponential_sum(
 def _finite_or_zero(values: tf.Tensor) -> tf.Tensor:
     """Replace infinities by zero.
 
-    They come from rows without terms, which have neither a slowest mode nor a largest term.
+    Infinities occur in rows whose coefficients are all zero, because these rows have no slowest mode and no largest
+    term.
     """
     return tf.where(tf.math.is_finite(values), values, tf.zeros_like(values))
 
@@ -64,7 +64,9 @@ def with_start(
     start: tf.Tensor,
     values: ScaledValues,
 ) -> ScaledValues:
-    """Replace the values at t = 0 by the directly computed `start`, because rounding of the modes can hide a zero.
+    """Replace the values at t = 0 by `start`, which was computed directly.
+
+    A value that is exactly zero at t = 0 may be a small number in the sum over modes, because of rounding.
 
     Args:
         times: [T].

@@ -1,4 +1,4 @@
-"""The synthetic set-up of Section 3.1: random ReLU features of two Gaussian classes, and the pairs to measure."""
+"""The synthetic set-up of Section 3.1: random ReLU features of two Gaussian classes, and pairs of examples."""
 
 import numpy as np
 import numpy.typing as npt
@@ -63,7 +63,8 @@ def sample_pairs(
 
     Args:
         labels: 0 or 1 for each example, [N].
-        kind: "inter": the source has label e₁, the target has label e₂. "intra": both have label e₁, and differ.
+        kind: "inter": the sources have label 0 (e₁), the targets have label 1 (e₂). "intra": all have label 0, and no
+            row occurs twice.
         count: Number of pairs.
         seed: Seed of the generator.
 
@@ -89,7 +90,8 @@ def sample_pairs(
     present = (len(first), len(second))
     if present[0] < needed[0] or present[1] < needed[1]:
         raise AssumptionError(
-            f"{count} {kind}-class pairs need {needed} examples of the two classes; given {present}."
+            f"{count} {kind}-class pairs need {needed} examples of labels (0, 1); given {present}. "
+            "Ask for fewer pairs."
         )
 
     generator = np.random.default_rng(seed)
@@ -106,19 +108,19 @@ def _rows_of_classes(labels: npt.ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     labels = np.asarray(labels)
     if labels.ndim != 1 or not set(np.unique(labels)) <= {0, 1}:
         raise ShapeError(
-            f"labels must be a list of 0 and 1, but has shape {labels.shape}."
+            f"labels must have one axis and hold only 0 and 1; given an array of shape {labels.shape}."
         )
     return np.flatnonzero(labels == 0), np.flatnonzero(labels == 1)
 
 
 def average_pairs(srel: npt.ArrayLike) -> np.ndarray:
-    """Average S_rel over pairs, which are the last axis.
+    """Average S_rel over the pairs, the last axis.
 
     Args:
         srel: S_rel, [..., P].
 
     Returns:
-        [...]; NaN where a pair is undefined.
+        [...]; NaN where S_rel of at least one pair is NaN.
 
     Example:
         >>> from srel_tf import theory

@@ -9,7 +9,8 @@ from scipy.integrate import solve_ivp
 from srel_tf.errors import AssumptionError, ShapeError
 from srel_tf.theory.checks import ArrayLike, as_degree, as_positive, as_tensor, as_times
 
-# Tolerated rounding error of a matrix of second moments, relative to its largest entry.
+# Tolerated asymmetry and tolerated size of a negative eigenvalue of a matrix of second moments, both relative to its
+# largest entry.
 _SYMMETRY_TOLERANCE = 1e-12
 _NEGATIVE_TOLERANCE = 1e-9
 
@@ -24,13 +25,15 @@ def moment_flow(
     rtol: float = 1e-10,
     atol: float = 1e-12,
 ) -> tf.Tensor:
-    """Integrate eq. 12 written with the moments of the data: dw/dt = θ d (a − b·w^d) ⊙ w^{d−1}, powers per entry.
+    """Integrate eq. 12 in terms of the moments of the data: dw/dt = θ d (a − b·w^d) ⊙ w^{d−1}.
+
+    Powers are taken entry by entry.
 
     Args:
         a: E[(y − α(x)) β(x)], [...], of the same shape as the weights.
-        b: E[β(x) ⊗ β(x)], [..., ...]: the shape of `a` twice, including moments of different features.
+        b: E[β(x) ⊗ β(x)], of shape a.shape + a.shape. It includes the moments of pairs of different features.
         w0: Weights at t = 0, of the shape of `a`.
-        t: Ascending times >= 0, [T], in units in which the flow moves at speed θ.
+        t: Ascending times >= 0, [T]. One step of gradient descent with step η advances t by η/θ.
         theta: θ > 0.
         degree: d >= 1.
         rtol: Relative tolerance of SciPy's DOP853.
@@ -40,9 +43,9 @@ def moment_flow(
         Weights, float64 [T, ...].
 
     Raises:
-        AssumptionError: Times are negative or do not ascend, θ is not positive, the degree is not an integer >= 1,
-            `b` is not a matrix of second moments (symmetric, positive semidefinite), or the integration fails (for
-            d > 2 the flow may blow up).
+        AssumptionError: If times are negative or do not ascend; if θ is not positive; if the degree is not an
+            integer >= 1; if `b` is not symmetric and positive semidefinite; or if the integration fails, because for
+            d > 2 the flow may diverge in finite time.
         ShapeError: Moments or weights have the wrong shape.
 
     Example:
@@ -59,7 +62,8 @@ def moment_flow(
     w0 = _as_array(w0, "w0")
     if w0.shape != a.shape or b.shape != a.shape + a.shape:
         raise ShapeError(
-            f"w0, a and b must have shapes S, S and S + S; given {w0.shape}, {a.shape} and {b.shape}."
+            f"w0 must have the shape of a, and b must have shape a.shape + a.shape; given w0 {w0.shape}, "
+            f"a {a.shape} and b {b.shape}."
         )
     matrix = b.reshape(a.size, a.size)
     _check_second_moments(matrix)
@@ -81,12 +85,13 @@ def _check_second_moments(matrix: np.ndarray) -> None:
     asymmetry = np.abs(matrix - matrix.T).max(initial=0)
     if asymmetry > _SYMMETRY_TOLERANCE * scale:
         raise AssumptionError(
-            "b must be symmetric: it holds the second moments E[β ⊗ β]."
+            "b must be symmetric, because it holds the second moments E[β ⊗ β]; "
+            f"entries of b and of its transpose differ by up to {asymmetry:g}."
         )
     smallest = np.linalg.eigvalsh(matrix).min(initial=0)
     if smallest < -_NEGATIVE_TOLERANCE * scale:
         raise AssumptionError(
-            f"b must be positive semidefinite (second moments); an eigenvalue is {smallest:g}."
+            f"b must be positive semidefinite, because it holds second moments; an eigenvalue is {smallest:g}."
         )
 
 
@@ -100,7 +105,7 @@ def feature_flow(
     rtol: float = 1e-10,
     atol: float = 1e-12,
 ) -> tf.Tensor:
-    """Integrate eq. 12 for the mean over B examples, without forming second moments.
+    """Integrate eq. 12 for the mean loss over B examples, without forming second moments.
 
     This is cheaper than `moment_flow` for many weights and few examples.
 
@@ -126,7 +131,8 @@ def feature_flow(
     w0 = _as_array(w0, "w0")
     if w0.shape != features.shape[1:] or len(labels) != len(features):
         raise ShapeError(
-            f"Features {features.shape} need weights of shape {features.shape[1:]}, not {w0.shape}."
+            f"Features of shape {features.shape} need weights of shape {features.shape[1:]} and {len(features)} "
+            f"labels; given weights of shape {w0.shape} and {len(labels)} labels."
         )
     rows = features.reshape(len(features), -1)
     a = labels @ rows / len(rows)
@@ -164,7 +170,7 @@ def _integrate(
     """
     times = as_times(t).numpy()
     theta = as_positive(theta, "theta", "Definition 7")
-    # A fractional power of a negative weight is NaN, at which the integrator would never stop.
+    # With a fractional degree, powers of negative weights would be NaN, and the integrator would never stop.
     degree = as_degree(degree)
     if (np.diff(times) < 0).any():
         raise AssumptionError("Times must ascend; sort them first.")
@@ -188,6 +194,6 @@ def _integrate(
     )
     if not solution.success:
         raise AssumptionError(
-            f"The flow could not be integrated up to t = {end:g}: {solution.message}"
+            f"The flow could not be integrated up to t = {end:g}: {solution.message} Give earlier times."
         )
     return tf.constant(solution.y.T.reshape(shape))

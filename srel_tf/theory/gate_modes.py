@@ -38,7 +38,7 @@ class GateModes:
         times: tf.Tensor,
         x: tf.Tensor,
     ) -> ScaledValues:
-        """⟨e^{−βMt}(w* − w(0)), x⟩ = ⟨w* − w(t), x⟩, [T, P]."""
+        """Compute ⟨w* − w(t), x⟩ = ⟨e^{−βMt}(w* − w(0)), x⟩, [T, P]."""
         at_start = inner(x, self._w_star - w0)
         later = exponential_sum(self._overlaps_in_modes(w0, x), self._rates, times)
         return with_start(times, at_start, later)
@@ -49,11 +49,11 @@ class GateModes:
         times: tf.Tensor,
         x: tf.Tensor,
     ) -> ScaledValues:
-        """Compute α₁ = ⟨w(t), x⟩ (eq. 20), [T, P], in one of two forms, whichever has the smaller terms.
+        """Compute α₁ = ⟨w(t), x⟩ (eq. 20), [T, P], in the one of two forms that has the smaller terms.
 
-        The late form is ⟨w*, x⟩, a mode that does not decay, minus the decaying modes. If w(0) is small beside w*, the
-        late form is a difference of nearly equal numbers at early times. The form of Theorem 4.1,
-        e^{−βMt} w(0) − expm1(−βMt) w*, then has the smaller terms.
+        The late form is ⟨w*, x⟩, which does not decay, minus the decaying modes of ⟨w* − w(t), x⟩. If w(0) is much
+        smaller than w*, the late form subtracts nearly equal numbers at early times. The early form is
+        ⟨e^{−βMt} w(0) − expm1(−βMt) w*, x⟩ (Theorem 4.1). It has the smaller terms in this case.
 
         Args:
             w0: w(0), [n].
@@ -86,7 +86,7 @@ class GateModes:
         times: tf.Tensor,
         x: tf.Tensor,
     ) -> tf.Tensor:
-        """Terms of ⟨e^{−βMt} w(0) − expm1(−βMt) w*, x⟩, [T, P, 2n]."""
+        """Compute the terms of ⟨e^{−βMt} w(0) − expm1(−βMt) w*, x⟩, [T, P, 2n]."""
         exponent = -times[:, None, None] * self._rates  # [T, 1, n]
         x_in_modes = tf.matmul(x, self._eigenvectors)  # [P, n]
         start = self._in_modes(w0) * x_in_modes
@@ -96,11 +96,11 @@ class GateModes:
         return tf.concat([decaying, growing], -1)
 
     def _overlaps_in_modes(self, w0: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-        """Coefficients of e^{−βmt} in ⟨e^{−βMt}(w* − w(0)), x⟩, [P, n]."""
+        """Compute the coefficients of e^{−βmt} in ⟨e^{−βMt}(w* − w(0)), x⟩, [P, n]."""
         return self._in_modes(self._w_star - w0) * tf.matmul(x, self._eigenvectors)
 
     def _in_modes(self, vector: tf.Tensor) -> tf.Tensor:
-        """Coefficients of a vector [n] in the eigenvectors of M, [n]."""
+        """Compute the coefficients, [n], of a vector [n] in the basis of the eigenvectors of M."""
         return tf.linalg.matvec(self._eigenvectors, vector, transpose_a=True)
 
 

@@ -28,11 +28,11 @@ from srel_tf.theory.homogeneous_inputs import (
 class HomogeneousPredictor:
     """Predictor f(W, x) = α(x) + Σ_r ⟨β_r(x), w_r^d⟩, powers taken entry by entry (Definition 6).
 
-    An input has at least one axis. An x with one axis [n] is a single input, and the axis B is then missing from the
-    results. The loss is ℓ(W, (x, y)) = ½ (y − f(W, x))² (eq. 10).
+    An x with one axis, [n], is a single input, and the results have no axis B. An x with more axes, [B, ...], is a
+    batch of B inputs. The loss is ℓ(W, (x, y)) = ½ (y − f(W, x))² (eq. 10).
 
     The methods raise `ShapeError` for inputs, features, labels or weights of the wrong shape, and `AssumptionError` for
-    values that are not finite and (`flow`) for times that are negative or do not ascend.
+    values that are not finite. `flow` also raises `AssumptionError` for times that are negative or do not ascend.
 
     Args:
         alpha: α, a function from a batch of B inputs to [B].
@@ -92,15 +92,16 @@ class HomogeneousPredictor:
         """Eq. 31: S_rel in the limit of a small fictitious step.
 
         lim S_rel = |Σ_r ⟨β_r(x') ⊙ β_r(x), w_r^{2(d−1)}⟩| / |Σ_r ⟨β_r(x)², w_r^{2(d−1)}⟩|. Both changes have the
-        residual y − f as a factor. This factor vanishes as training ends and is left out, so the label is not needed.
+        residual y − f as a common factor, which tends to zero as training ends. The factor is left out, so the label
+        is not needed.
 
         Args:
             weights: W, [..., r, n], for example [T, r, n].
             x_target: x', B inputs or one.
-            x_source: x, as many inputs as x', in pairs.
+            x_source: x, of the shape of `x_target`. Sources and targets are paired in order.
 
         Returns:
-            [..., B], or [...]; NaN where the denominator is zero.
+            [..., B], or [...] for one pair; NaN where the denominator is zero.
         """
         target, source, single = self._feature_pair(x_target, x_source)
         checked_weights = as_weights(weights, source)
@@ -120,22 +121,23 @@ class HomogeneousPredictor:
         label: ArrayLike | None = None,
         residual: ArrayLike | None = None,
     ) -> tf.Tensor:
-        """Eqs. 26 and 28: S_rel of a finite step η, from the label y of the source or from its residual.
+        """Eqs. 26 and 28: S_rel of a finite step η, from the label or the residual at the source.
 
         With g = η d (y − f(W, x)): f(W⁺, x') − f(W, x') = g Σ_{k=1}^{d} C(d, k) g^{k−1}
-        Σ_r ⟨β_r(x') ⊙ β_r(x)^k, w_r^{d(k+1)−2k}⟩. The leading factor g is common to x' and x and is left out.
+        Σ_r ⟨β_r(x') ⊙ β_r(x)^k, w_r^{d(k+1)−2k}⟩. The first factor g is common to the changes at x' and x and is left
+        out.
 
         Args:
             weights: W, [..., r, n].
             x_target: x', B inputs or one.
-            x_source: x, as many inputs as x', in pairs.
+            x_source: x, of the shape of `x_target`. Sources and targets are paired in order.
             learning_rate: η > 0.
             label: y at the source, [B] or a scalar.
-            residual: y − f(W, x) at the source, broadcastable to [..., B]. Give it instead of `label` if it is known
-                more precisely than the difference of y and f, for example late in training.
+            residual: y − f(W, x) at the source, broadcastable to [..., B]. Give it instead of `label` if the
+                subtraction y − f(W, x) would lose digits, for example late in training.
 
         Returns:
-            [..., B], or [...]; NaN where the residual, or the change at the source, is zero.
+            [..., B], or [...] for one pair; NaN where the residual, or the change at the source, is zero.
 
         Raises:
             ShapeError: Shapes of arrays disagree, or not exactly one of `label` and `residual` is given.
@@ -149,7 +151,7 @@ class HomogeneousPredictor:
             known_residual = as_residual(residual, full_shape, single)
         else:
             raise ShapeError(
-                "Give either label (y at the source) or residual (y − f there), not both or neither."
+                "Give exactly one of label (y at the source) and residual (y − f at the source)."
             )
 
         step_length = as_learning_rate(learning_rate)
@@ -165,15 +167,15 @@ class HomogeneousPredictor:
     ) -> tf.Tensor:
         """Theorem 5.1 (eq. 32): lim S_rel <= P(x, x') Σ_r ‖w_r^{2(d−1)}‖ / |Σ_r ⟨β_r(x)², w_r^{2(d−1)}⟩|.
 
-        The bound depends on the weights, and therefore on time; P(x, x') alone does not.
+        The bound depends on the weights, and therefore on time. P(x, x') does not.
 
         Args:
             weights: W, [..., r, n].
             x_target: x', B inputs or one.
-            x_source: x, as many inputs as x', in pairs.
+            x_source: x, of the shape of `x_target`. Sources and targets are paired in order.
 
         Returns:
-            [..., B], or [...]; NaN where the denominator is zero.
+            [..., B], or [...] for one pair; NaN where the denominator is zero.
         """
         target, source, single = self._feature_pair(x_target, x_source)
         powers = _scaled(as_weights(weights, source)) ** (2 * (self.degree - 1))
@@ -188,7 +190,7 @@ class HomogeneousPredictor:
 
         Args:
             x_target: x', B inputs or one.
-            x_source: x, as many inputs as x', in pairs.
+            x_source: x, of the shape of `x_target`. Sources and targets are paired in order.
 
         Returns:
             [B], or a scalar.
@@ -242,7 +244,7 @@ class HomogeneousPredictor:
         )
 
     def _training_set(self, x: ArrayLike, y: ArrayLike) -> tuple[tf.Tensor, tf.Tensor]:
-        """β(x), [B, r, n], and y − α(x), [B]."""
+        """Return β(x), [B, r, n], and y − α(x), [B]."""
         batch, _ = as_batch(x, "x")
         features = self._features(batch)
         labels = as_tensor(y, "y", 1)
@@ -271,11 +273,12 @@ class HomogeneousPredictor:
         source: tf.Tensor,
         step: tf.Tensor,
     ) -> tf.Tensor:
-        """|f(W⁺, x') − f(W, x')| / |f(W⁺, x) − f(W, x)|; the limit (eq. 31) for a step of zero.
+        """Compute |f(W⁺, x') − f(W, x')| / |f(W⁺, x) − f(W, x)|, or its limit (eq. 31) if the step is zero.
 
-        Weights without a feature at x count nowhere. The others are divided by the largest of them, so that no power
-        underflows. The divisor s multiplies the k-th term of eq. 26 by s^{2(d−1)} s^{(k−1)(d−2)}, so that g is
-        multiplied by s^{d−2} and the common factor cancels.
+        A weight whose feature at x is zero contributes to neither change and is set to zero. The other weights are
+        divided by the largest magnitude s among them, so that no power underflows. This divides the k-th term of
+        eq. 26 by s^{2(d−1)} s^{(k−1)(d−2)}. The first factor cancels in the ratio. The second factor is restored by
+        multiplying g by s^{d−2}.
 
         Args:
             weights: W, [..., r, n].
@@ -301,7 +304,7 @@ class HomogeneousPredictor:
         source: tf.Tensor,
         step: tf.Tensor,
     ) -> tf.Tensor:
-        """(f(W⁺, x') − f(W, x')) / g, the sum over k of eq. 26.
+        """Compute (f(W⁺, x') − f(W, x')) / g, the sum over k of eq. 26.
 
         Args:
             weights: W of each pair, [..., B, r, n].
@@ -336,13 +339,14 @@ class HomogeneousPredictor:
         source, _ = as_batch(x_source, "x_source")
         if target.shape != source.shape:
             raise ShapeError(
-                f"x_target {tuple(target.shape)} and x_source {tuple(source.shape)} must pair up."
+                f"x_target {tuple(target.shape)} and x_source {tuple(source.shape)} must pair up: give both the same "
+                "shape."
             )
         return self._features(target), self._features(source), single
 
 
 def _inner(features: tf.Tensor, powers: tf.Tensor) -> tf.Tensor:
-    """Σ_r ⟨features_r, powers_r⟩: [..., B] from features [B, r, n] and powers [..., r, n]."""
+    """Compute Σ_r ⟨features_r, powers_r⟩, [..., B], from features [B, r, n] and powers [..., r, n]."""
     *leading, rows, columns = powers.shape
     flat_powers = tf.reshape(powers, [*leading, 1, rows * columns])
     flat_features = tf.reshape(features, [features.shape[0], -1])

@@ -48,7 +48,7 @@ def as_weights(weights: ArrayLike, features: tf.Tensor) -> tf.Tensor:
 
 
 def as_labels(label: ArrayLike, count: int) -> tf.Tensor:
-    """Check that there is one label in all, or one label for each of `count` sources."""
+    """Check that `label` is one label for all sources, or one label for each of `count` sources."""
     labels = as_tensor(label, "label", (0, 1))
     if labels.shape.rank == 1 and labels.shape[0] != count:
         raise ShapeError(
@@ -62,7 +62,7 @@ def as_residual(
     full_shape: tuple[int, ...],
     single: bool,
 ) -> tf.Tensor:
-    """Check that the residual broadcasts to `full_shape`; a single source gets an axis B of 1."""
+    """Check that the residual broadcasts to `full_shape`; for a single source, append an axis B of length 1."""
     checked = as_tensor(residual, "residual")
     if single:
         checked = checked[..., None]
@@ -72,6 +72,7 @@ def as_residual(
         broadcasts = False
     if not broadcasts:
         raise ShapeError(
-            f"residual {tuple(checked.shape)} does not broadcast to {full_shape}, one per source."
+            f"residual has shape {tuple(checked.shape)}, which does not broadcast to {full_shape}: give one residual "
+            "per source."
         )
     return checked

@@ -1,6 +1,6 @@
 """The solvable models as compiled float64 Keras models, for use with `srel_tf.measure` and `fit`.
 
-Each model has the per-example loss ℓ of its section and plain SGD. Keras feeds NumPy arrays to `fit` in its default
+Each model has the per-example loss ℓ of its section and plain SGD. `fit` converts NumPy arrays to Keras's default
 precision. To train in double precision, pass float64 tensors or call `keras.config.set_floatx("float64")`.
 """
 
@@ -38,7 +38,7 @@ class HalfSquaredError(keras.losses.Loss):
 
 
 class _SingleWeightModel(keras.Model):
-    """Base of models with one float64 weight, which the constructor makes.
+    """Base class of models with one float64 weight, which the constructor creates.
 
     Args:
         w0: Initial weight; its last axis is the input axis.
@@ -107,8 +107,8 @@ def penalized_network(
 ) -> PenalizedModel:
     """Build the Keras model of a `PenalizedRegression`, with the penalty of its `ridge`.
 
-    Full-batch training follows the flow of Definition 4: one step η advances its time by η/θ². The S_rel of Theorem
-    3.2 is measured as "l2" on raw outputs.
+    Full-batch training follows the flow of Definition 4: one step η advances the time of the flow by η/θ². To measure
+    the S_rel of Theorem 3.2, use the measure "l2" with `predictions="raw"`.
 
     Args:
         regression: The closed form.
@@ -137,9 +137,10 @@ def penalized_network(
 
 
 class ReLUGateModel(_SingleWeightModel):
-    """Section 4: max(0, ⟨w, x⟩), [B, 1], whose loss has the gradient proxy of Algorithm 1 (eq. 8).
+    """Section 4: the model max(0, ⟨w, x⟩), [B, 1], with a loss whose gradient is the proxy of Algorithm 1 (eq. 8).
 
-    ℓ(w, (x, y)) = (β/2) 1{y > 0} (y − ⟨w, x⟩)² with the labels y = max(0, ⟨w*, x⟩). This is not the ℓ2 risk.
+    ℓ(w, (x, y)) = (β/2) 1{y > 0} (y − ⟨w, x⟩)² with the labels y = max(0, ⟨w*, x⟩). This is not the ℓ2 risk, because
+    the error contains ⟨w, x⟩ before the ReLU.
 
     Args:
         w0: Initial w, [n].
@@ -163,7 +164,7 @@ class ReLUGateModel(_SingleWeightModel):
         sample_weight: tf.Tensor = None,
         training: bool = True,
     ) -> tf.Tensor:
-        """Compute the mean of ℓ over the batch, a scalar, from x: the loss uses ⟨w, x⟩ before the ReLU."""
+        """Compute the mean of ℓ over the batch, a scalar. x is needed, because ℓ contains ⟨w, x⟩ before the ReLU."""
         labels = tf.cast(y, tf.float64)
         labels = tf.reshape(labels, [-1, 1])
         is_positive = labels > 0
@@ -173,7 +174,7 @@ class ReLUGateModel(_SingleWeightModel):
         return self._beta / 2 * tf.reduce_mean(losses)
 
     def _preactivation(self, x: tf.Tensor) -> tf.Tensor:
-        """⟨w, x⟩, [B, 1]."""
+        """Compute ⟨w, x⟩, [B, 1]."""
         return tf.linalg.matvec(tf.cast(x, tf.float64), tf.convert_to_tensor(self._w))[
             :, None
         ]
@@ -184,7 +185,9 @@ def relu_gate_network(
     w0: ArrayLike,
     learning_rate: float,
 ) -> ReLUGateModel:
-    """Build the Keras model of a `ReLUGate`: one step η of its SGD advances the flow's time by η on average.
+    """Build the Keras model of a `ReLUGate`.
+
+    One step η of its SGD advances the time of the flow by η on average.
 
     Args:
         gate: The closed form.
@@ -252,11 +255,11 @@ def homogeneous_network(
 ) -> keras.Model:
     """Build a `HomogeneousPredictor` as a Keras model with the loss of eq. 10 (Section 5).
 
-    One step η of full-batch training advances the time of Definition 7 by η/θ. The diagonal case of Theorem 5.2 is
-    the predictor with one row, β(x) = (β_11(x), …, β_nn(x)), and degree 2.
+    One step η of full-batch training advances the time of the flow of Definition 7 by η/θ. The diagonal case of
+    Theorem 5.2 is the predictor of degree 2 with one row, β(x) = (β_11(x), …, β_nn(x)).
 
     Args:
-        predictor: The closed form; its α and β must be TensorFlow functions.
+        predictor: The closed form. Its α and β must consist of TensorFlow operations.
         w0: Initial W, [r, n].
         input_shape: Shape of one input, for example (3,).
         learning_rate: η of the model's SGD.

@@ -9,15 +9,15 @@ from srel_tf.theory.homogeneous import HomogeneousPredictor
 
 
 def linearized_network(model: keras.Model) -> tuple[HomogeneousPredictor, tf.Tensor]:
-    """Build the linearised network of Lee et al. (2019), the case d = 1 of Definition 6 (remark below it).
+    """Build the linearised network of Lee et al. (2019), the case d = 1 of Definition 6 (remark below the definition).
 
-    α(x) = f(W₀, x) − ⟨J(x), W₀⟩ and β(x) = J(x), the network's own Jacobian at its current weights W₀. The weights are
-    copied: later training of the network does not change the predictor. All P trainable parameters form one row (r = 1,
-    n = P), in the order of `model.trainable_variables`.
+    α(x) = f(W₀, x) − ⟨J(x), W₀⟩ and β(x) = J(x), where J is the Jacobian of the network at its current weights W₀. The
+    weights are copied, so later training of the network does not change the predictor. All P trainable parameters form
+    one row (r = 1, n = P), in the order of `model.trainable_variables`.
 
     Args:
-        model: Built Keras model with one output per example, [B, 1] or [B]. Give it dtype float64; otherwise the
-            Jacobian has the model's own precision.
+        model: Built Keras model with one output per example, [B, 1] or [B]. Its dtype should be float64, because the
+            Jacobian is computed in the precision of the model.
 
     Returns:
         The predictor, and W₀ [1, P].
@@ -36,7 +36,7 @@ def linearized_network(model: keras.Model) -> tuple[HomogeneousPredictor, tf.Ten
     """
     if not model.built:
         raise ShapeError(
-            "The model has no weights yet: call it once, or give it an input shape, before linearising."
+            "The model has no weights yet. Call it once, or give it an input shape, before linearising it."
         )
     trainable = [tf.identity(variable) for variable in model.trainable_variables]
     fixed = [tf.identity(variable) for variable in model.non_trainable_variables]
@@ -49,7 +49,8 @@ def linearized_network(model: keras.Model) -> tuple[HomogeneousPredictor, tf.Ten
         values, _ = model.stateless_call(trainable, fixed, x, training=False)
         if int(np.prod(values.shape[1:])) != 1:
             raise ShapeError(
-                f"Definition 6 has one output per input; the model returns shape {tuple(values.shape)}."
+                f"Definition 6 has one output per input, but the model returns shape {tuple(values.shape)}; "
+                "give a model with outputs [B, 1] or [B]."
             )
         return tf.reshape(values, [-1])
 

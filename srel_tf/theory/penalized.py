@@ -25,8 +25,8 @@ from srel_tf.theory.ridge_modes import RidgeModes
 class _Pairs:
     """P pairs of a source and a target, as rows of the features.
 
-    Rows with identical features are replaced by the first of them, so that S_rel between them is exactly 1. Only the
-    labels of the sources need the original rows.
+    Each row is replaced by the first row with identical features, so that S_rel of two identical rows is exactly 1.
+    The original rows of the sources are kept, because their labels may differ.
 
     Attributes:
         examples: Rows of the sources as given, [P].
@@ -50,9 +50,10 @@ class PenalizedRegression:
     speed θ², so one step of gradient descent with step η advances t by η/θ². The computation uses the singular vectors
     of H (`srel_tf.theory.ridge_modes`).
 
-    Precision: with ridge="loss", a tiny λ₁ and labels that W h fits exactly, S_rel late in training is a ratio of
-    remainders of the order of c. At λ₁ = 1e-8 it is accurate only to about 1e-7, because one unit in the last place of
-    a feature already changes the true value by 6e-9. At λ₁ = 1e-4 it is accurate to 4e-11.
+    Precision: the least accurate case is ridge="loss" with a tiny λ₁ and labels that W h fits exactly. Late in
+    training, S_rel is then a ratio of two changes of the order of c. It is accurate to 4e-11 at λ₁ = 1e-4, but only to
+    about 1e-7 at λ₁ = 1e-8. In the second case, changing a feature by one unit in the last place already changes the
+    true value by 6e-9.
 
     The methods raise `ShapeError` for arrays of the wrong shape, and `AssumptionError` for negative times or values
     that are not finite.
@@ -63,9 +64,9 @@ class PenalizedRegression:
         num_classes: K.
         lam: λ₁ > 0 of eq. 3.
         theta: θ > 0 of Definition 4.
-        ridge: Coefficient c of W in the gradient, and so of the per-example loss
-            ℓ(W; h) = ½‖e_k − W h‖² + (c/2)‖W‖². "paper": c = Nλ₁/K, as the text prints M, T and h̃. "loss":
-            c = λ₁/K, the gradient of eq. 3 as it stands. The two differ by the factor N.
+        ridge: Choice of the coefficient c in the per-example loss ℓ(W; h) = ½‖e_k − W h‖² + (c/2)‖W‖². "paper":
+            c = Nλ₁/K, as in the definitions of M, T and h̃ in the paper. "loss": c = λ₁/K, as in the gradient of
+            eq. 3. The two values of c differ by the factor N.
 
     Raises:
         AssumptionError: λ₁ or θ is not positive (Theorem 3.1 needs M positive definite).
@@ -129,7 +130,7 @@ class PenalizedRegression:
 
         Args:
             w0: Initial W, [K, p], or [I, K, p] for I initial values.
-            t: Times >= 0, [T] (or a scalar, T = 1), in units where the flow moves at speed θ².
+            t: Times >= 0, [T] (or a scalar, T = 1). One step of gradient descent with step η advances t by η/θ².
 
         Returns:
             [T, K, p] (or [I, T, K, p]).
@@ -141,9 +142,9 @@ class PenalizedRegression:
         return self._modes.weights(self._initial(w0), self._elapsed(t))
 
     def loss(self, weights: ArrayLike) -> tf.Tensor:
-        """Eq. 3, with λ₁/2K before ‖W‖² for every `ridge`.
+        """Eq. 3, in which the coefficient of ‖W‖² is λ₁/2K for both values of `ridge`.
 
-        The flow descends `objective`, which depends on `ridge`.
+        The flow minimises `objective`, which depends on `ridge`.
 
         Args:
             weights: W, [..., K, p].
@@ -154,9 +155,9 @@ class PenalizedRegression:
         return self._penalized_loss(weights, self.lam / self.num_classes)
 
     def objective(self, weights: ArrayLike) -> tf.Tensor:
-        """Function whose gradient Definition 4 descends.
+        """The function that the gradient flow of Definition 4 minimises.
 
-        It is eq. 3 if ridge="loss", and eq. 3 with Nλ₁/2K before ‖W‖² if ridge="paper".
+        If ridge="loss", the function is eq. 3. If ridge="paper", it is eq. 3 with the coefficient Nλ₁/2K of ‖W‖².
 
         Args:
             weights: W, [..., K, p].
@@ -180,13 +181,14 @@ class PenalizedRegression:
         Args:
             w0: Initial W, [K, p], or [I, K, p] for I initial values.
             t: Times >= 0, [T].
-            source: Row of `features`, (k, i) in the paper; an integer, or a list [P].
-            target: Row of `features`, (c, j) in the paper; an integer, or a list [P].
+            source: Row index of the source in `features`, an integer or a list [P]; (k, i) in the paper.
+            target: Row index of the target in `features`, an integer or a list [P]; (c, j) in the paper.
 
         Returns:
-            [T]. If w0 has an axis I, it comes first; if source and target have an axis P, it comes last. NaN where the
-            prediction at the source does not change, for example for a zero feature vector. S_rel of equal features is
-            1. With one feature (p = 1) S_rel is |h'|/|h| for every W, even where the gradient itself vanishes.
+            [T], with a first axis I if `w0` has one, and a last axis P if `source` and `target` have one. NaN where
+            the prediction at the source does not change, for example for a zero feature vector. If source and target
+            have equal features, S_rel is 1. With one feature (p = 1), S_rel is |h'|/|h| for every W, even where the
+            gradient is zero.
 
         Raises:
             AssumptionError: A time is negative.
@@ -205,7 +207,7 @@ class PenalizedRegression:
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Compute the changes of the outputs at target and source in eq. 4, up to a common factor.
 
-        The gradient of the source's loss is its value at W* plus a transient that decays with time:
+        The gradient of the loss at the source is its value at W* plus a transient that decays with time:
         change at h' = ⟨∇ℓ(W*), h'⟩ + c (W − W*) h' + ⟨h', h⟩ (W − W*) h.
 
         Args:
@@ -239,7 +241,7 @@ class PenalizedRegression:
         return change_target, change_source
 
     def _exact_for_multiples(self, srel: tf.Tensor, pairs: _Pairs) -> tf.Tensor:
-        """Replace S_rel [..., P] by |h'|/|h| if h' is a multiple of h, because then W and its rounding cancel."""
+        """Replace S_rel [..., P] by |h'|/|h| if h' = h or p = 1, because W then cancels, but its rounding does not."""
         size_target = tf.reduce_max(tf.abs(self._rows(pairs.targets)), -1)
         size_source = tf.reduce_max(tf.abs(self._rows(pairs.sources)), -1)
         is_same = tf.constant((pairs.sources == pairs.targets) | (self.width == 1))
@@ -258,7 +260,7 @@ class PenalizedRegression:
         return w0
 
     def _pairs(self, source: npt.ArrayLike, target: npt.ArrayLike) -> _Pairs:
-        """Check that sources and targets are rows of the features, equal in number."""
+        """Check that sources and targets are row indices of the features, and equally many."""
         sources = as_indices(source, "source", self.size)
         targets = as_indices(target, "target", self.size)
         if sources.shape != targets.shape:
@@ -277,19 +279,19 @@ class PenalizedRegression:
         )
 
     def _rows(self, indices: np.ndarray) -> tf.Tensor:
-        """Features of the given rows, [P, p]."""
+        """Return the features of the given rows, [P, p]."""
         return tf.gather(self.features, indices)
 
     def _inner(self, rows: np.ndarray, others: np.ndarray) -> tf.Tensor:
-        """Inner products of the features of paired rows, [P, 1]."""
+        """Compute the inner products of the features of paired rows, [P, 1]."""
         return tf.reduce_sum(self._rows(rows) * self._rows(others), -1)[:, None]
 
     def _elapsed(self, t: ArrayLike) -> tf.Tensor:
-        """τ = θ²t, [T]: time in units in which the flow moves at speed 1."""
+        """Return τ = θ²t, [T], the time in units in which the flow moves at speed 1."""
         return self.theta**2 * as_times(t)
 
     def _penalized_loss(self, weights: ArrayLike, coefficient: float) -> tf.Tensor:
-        """(1/2N) Σ_i ‖e_i − W h_i‖² + (coefficient/2) ‖W‖², [...], from weights [..., K, p]."""
+        """Compute (1/2N) Σ_i ‖e_i − W h_i‖² + (coefficient/2) ‖W‖², [...], from weights [..., K, p]."""
         weights = as_tensor(weights, "weights")
         check_last_axis(weights, self.width, "weights", "one weight per feature")
         if weights.shape[-2] != self.num_classes:
@@ -308,7 +310,7 @@ class PenalizedRegression:
 
 
 def _first_equal_rows(features: np.ndarray) -> np.ndarray:
-    """Index of the first row that is equal to each row of features [N, p]: [N]."""
+    """For each row of features [N, p], the index of the first row that is equal to it, [N]."""
     _, first, inverse = np.unique(
         features, axis=0, return_index=True, return_inverse=True
     )
@@ -316,8 +318,8 @@ def _first_equal_rows(features: np.ndarray) -> np.ndarray:
 
 
 def _ratio_of_norms(change_target: tf.Tensor, change_source: tf.Tensor) -> tf.Tensor:
-    """Ratio of the ℓ2 norms of two changes [..., K]: [...], NaN where the second is zero."""
-    # Both are divided by the largest entry at the source first, so that no square under- or overflows.
+    """Compute the ratio of the ℓ2 norms of two changes, [..., K]; NaN where the change at the source is zero."""
+    # Both are divided by the largest entry at the source first, so that no square underflows or overflows.
     largest = tf.reduce_max(tf.abs(change_source), -1, keepdims=True)
     relative_target = tf.math.divide_no_nan(change_target, largest)
     relative_source = tf.math.divide_no_nan(change_source, largest)

@@ -51,7 +51,7 @@ class ReLUGate:
         beta: β > 0.
 
     Raises:
-        AssumptionError: M is not symmetric or not positive definite (Theorem 4.1 needs it), or β is not positive.
+        AssumptionError: M is not symmetric and positive definite, as Theorem 4.1 assumes, or β is not positive.
         ShapeError: `w_star` or M has the wrong shape.
 
     Example:
@@ -93,7 +93,7 @@ class ReLUGate:
         return self.beta * self._eigenvalues
 
     def weights(self, w0: ArrayLike, t: ArrayLike) -> tf.Tensor:
-        """Theorem 4.1: w(t) = e^{−βMt} w(0) − expm1(−βMt) w*, since M⁻¹z = w* (eqs. 6 and 7).
+        """Theorem 4.1 (eqs. 6 and 7): w(t) = e^{−βMt} w(0) − expm1(−βMt) w*, where w* is M⁻¹z of the paper.
 
         Args:
             w0: w(0), [n].
@@ -118,10 +118,10 @@ class ReLUGate:
     ) -> tf.Tensor:
         """Compute the exact S_rel of Algorithm 1's update (eq. 9) for a finite step, from eqs. 19 and 20.
 
-        With α₁ = ⟨w(t), x'⟩ and α₂ = η β ⟨w* − w(t), x⟩ ⟨x, x'⟩ the prediction at x' changes by
-        max(0, α₁ + α₂) − max(0, α₁) = φ α₂, where φ ∈ [0, 1] is the share that passes the ReLU. The factor
-        ηβ⟨w* − w(t), x⟩ is common to x' and x. The factor vanishes as training ends and is left out:
-        S_rel = φ' |⟨x, x'⟩| / (φ ‖x‖²).
+        With α₁ = ⟨w(t), x'⟩ and α₂ = η β ⟨w* − w(t), x⟩ ⟨x, x'⟩, the prediction at x' changes by
+        max(0, α₁ + α₂) − max(0, α₁) = φ' α₂, where φ' ∈ [0, 1] is the share of α₂ that passes the ReLU at x'. The
+        share at x is φ. The factor ηβ⟨w* − w(t), x⟩ is common to the changes at x' and x, and tends to zero as training
+        ends. It is left out: S_rel = φ' |⟨x, x'⟩| / (φ ‖x‖²).
 
         Args:
             w0: w(0), [n].
@@ -131,8 +131,8 @@ class ReLUGate:
             learning_rate: Length η > 0 of the fictitious step.
 
         Returns:
-            [T], or [T, P]. NaN where the prediction at the source does not change: where ⟨w*, x⟩ <= 0, or
-            ⟨w* − w(t), x⟩ = 0, or the gate is shut at the source before and after the step.
+            [T], or [T, P]. NaN where the prediction at the source does not change. This is the case where
+            ⟨w*, x⟩ <= 0, where ⟨w* − w(t), x⟩ = 0, and where the gate is shut at x before and after the step.
 
         Raises:
             AssumptionError: A time is negative, or η is not positive.
@@ -197,9 +197,9 @@ class ReLUGate:
 
     @staticmethod
     def late_lower_bound(x_target: ArrayLike, x_source: ArrayLike) -> tf.Tensor:
-        """Theorem 4.3 (eq. 23): |⟨x, x'⟩| / ‖x‖², the lower bound of S_rel at late times if ⟨w*, x⟩, ⟨w*, x'⟩ > 0.
+        """Theorem 4.3 (eq. 23): |⟨x, x'⟩| / ‖x‖², the lower bound of S_rel at late times.
 
-        The bound is attained: S_rel equals the bound as soon as no ReLU clips.
+        The theorem assumes ⟨w*, x⟩ > 0 and ⟨w*, x'⟩ > 0. S_rel equals the bound as soon as no ReLU clips.
 
         Args:
             x_target: x', [n] or [P, n].
@@ -219,9 +219,9 @@ class ReLUGate:
         x_source: ArrayLike,
         learning_rate: float,
     ) -> tf.Tensor:
-        """A time t* as in Theorem 4.3, after which neither ReLU clips, so that S_rel is the bound itself.
+        """Compute a time t* of Theorem 4.3 after which no ReLU clips, so that S_rel equals the lower bound.
 
-        It follows from |⟨w(t) − w*, v⟩| <= e^{−βm₁t} ‖w(0) − w*‖ ‖v‖ with m₁ the smallest eigenvalue of M.
+        The time follows from |⟨w(t) − w*, v⟩| <= e^{−βm₁t} ‖w(0) − w*‖ ‖v‖, where m₁ is the smallest eigenvalue of M.
 
         Args:
             w0: w(0), [n].
@@ -272,11 +272,11 @@ class ReLUGate:
         return vector
 
     def _margin(self, x: tf.Tensor) -> tf.Tensor:
-        """⟨w*, x⟩, [P], from x [P, n]."""
+        """Compute ⟨w*, x⟩, [P], from x [P, n]."""
         return inner(x, self.w_star)
 
     def _positive_margin(self, x: tf.Tensor, name: str) -> tf.Tensor:
-        """⟨w*, x⟩, [P]; raise `AssumptionError` unless each is positive."""
+        """Compute ⟨w*, x⟩, [P]; raise `AssumptionError` unless each is positive."""
         margin = self._margin(x)
         smallest = margin.numpy().min(initial=np.inf)
         if smallest <= 0:

@@ -23,12 +23,12 @@ def relu_risk_srel(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Compute S_rel of Definition 1 for a ReLU gate trained on its ℓ2 risk, by differences of predictions.
 
-    ℓ(w, x) = ½(max(0, ⟨w*, x⟩) − max(0, ⟨w, x⟩))², w⁺ = w − η∇ℓ (not Algorithm 1). Differences of predictions
-    lose their digits as w converges. An entry counts as resolved if the relative rounding error of both differences is
-    below `tolerance`.
+    The loss is ℓ(w, x) = ½(max(0, ⟨w*, x⟩) − max(0, ⟨w, x⟩))², and the step is w⁺ = w − η∇ℓ, not the update of
+    Algorithm 1. Differences of predictions lose their digits as w converges. An entry counts as resolved if the
+    relative rounding error of both differences is at most `tolerance`.
 
     Args:
-        weights: w, [..., n], for example the steps of `relu_sgd`.
+        weights: w, [..., n], for example the iterates of `relu_sgd`.
         w_star: w*, [n].
         x_target: x', [n].
         x_source: x, [n].
@@ -36,7 +36,7 @@ def relu_risk_srel(
         tolerance: Largest relative error of a resolved difference.
 
     Returns:
-        srel, [...], the ratio of the differences, NaN if the difference at the source is zero; and
+        srel, the ratio of the differences, [...]; NaN where the difference at the source is zero.
         resolved, bool [...].
 
     Raises:
@@ -82,8 +82,8 @@ def _change_and_rounding(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Compute the size of the change of the prediction at x, and a bound on its rounding error, [...] each.
 
-    The stored weights and their product with x are rounded once each. If the gate is shut before and after the step,
-    both predictions are exactly zero.
+    The bound allows one rounding of the weights and one of their product with x. If the gate is shut before and after
+    the step, both predictions are exactly zero, and so is the bound.
     """
     before = _predict(weights, x)
     after = _predict(stepped, x)

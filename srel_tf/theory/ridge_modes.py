@@ -7,8 +7,8 @@ import tensorflow as tf
 class RidgeModes:
     """Singular vectors H = U S Vᵀ of the features, and the flow of Definition 4 in this basis.
 
-    Every mode relaxes independently with rate μ = c + s²/N. This equals the eigendecomposition
-    M = V diag(c + s²/N) Vᵀ, but does not square the condition number.
+    Every mode relaxes independently with rate μ = c + s²/N. The basis is that of the eigendecomposition
+    M = V diag(c + s²/N) Vᵀ, but M is not formed, because this would square the condition number of H.
 
     Args:
         features: H, [N, p].
@@ -16,7 +16,7 @@ class RidgeModes:
         coefficient: c.
 
     Attributes:
-        rates: μ, [r] with r = min(N, p), in the order of the singular values: descending.
+        rates: μ, [r] with r = min(N, p), in descending order.
     """
 
     def __init__(
@@ -32,17 +32,17 @@ class RidgeModes:
         gram = self._singular**2 / self._size
         self.rates = self._coefficient + gram
         self._labels_in_modes = tf.matmul(one_hot, self._left, transpose_a=True)
-        self._fit = gram / self.rates * self._labels_in_modes  # W* h of every mode
+        self._fit = gram / self.rates * self._labels_in_modes  # H W*ᵀ in the modes
         self._stationary_residual = self._residual_at_the_minimum()
-        # The fit of a zero row is set to exactly zero, because the singular vectors give it up to rounding only.
+        # The fit of a zero row is set to exactly zero, because the singular vectors give it only up to rounding.
         is_row_nonzero = tf.reduce_any(self._features != 0, -1, keepdims=True)
         self._fit_rows = self._left * tf.cast(is_row_nonzero, tf.float64)
         self._stationary_fit = tf.matmul(self._fit_rows, self._fit, transpose_b=True)
 
     def _residual_at_the_minimum(self) -> tf.Tensor:
-        """ρ* = H W*ᵀ − Y, [N, K], without subtracting the fit from the labels.
+        """Compute ρ* = H W*ᵀ − Y, [N, K], without subtracting Y from H W*ᵀ.
 
-        The residual is −U (c/μ) Uᵀ Y, less the part of the labels Y outside the span of U.
+        The residual is −U (c/μ) Uᵀ Y minus the part of the labels Y outside the span of U.
         """
         shrunk_labels = self._labels_in_modes * self._coefficient / self.rates
         inside = tf.matmul(self._left, shrunk_labels, transpose_b=True)
@@ -87,7 +87,7 @@ class RidgeModes:
         elapsed: tf.Tensor,
         rows: np.ndarray,
     ) -> tf.Tensor:
-        """(W(t) − W*) h divided by e^{−μτ} of the slowest mode.
+        """Compute (W(t) − W*) h divided by e^{−μτ}, where μ is the rate of the slowest mode.
 
         Args:
             w0: Initial W, [..., K, p].
@@ -110,12 +110,12 @@ class RidgeModes:
         return tf.reshape(flat_sums, [*flat_sums.shape[:-1], count, classes])
 
     def stationary_change(self, examples: np.ndarray, rows: np.ndarray) -> tf.Tensor:
-        """⟨∇ℓ(W*; example), h⟩ for every class and the h of the given rows.
+        """Compute ⟨∇ℓ(W*; example), h⟩ for every class and the h of the given rows.
 
-        At W* the mean gradient is zero, so a single gradient is the difference ρ*_i h_i − mean_j ρ*_j h_j. Computed
-        term by term, this difference keeps its digits if the examples agree, and is exactly zero for a single example.
-        If its terms are much larger than the terms of the direct form, ρ*_i h_i + c W*, the direct form keeps more
-        digits.
+        The direct form of the gradient of example i at W* is ρ*_i h_i + c W*. The mean gradient at W* is zero, so
+        another form is mean_j (ρ*_i h_i − ρ*_j h_j). The second form is accurate if the examples are nearly equal, and
+        it is exactly zero for a single example. The direct form is used if its terms are clearly smaller than those of
+        the second form, because it then keeps more digits.
 
         Args:
             examples: Row indices of the examples, [P].

@@ -1,7 +1,8 @@
-"""Stochastic gradient descent with the flows of Sections 4 and 5 as small-step limits.
+"""Stochastic gradient descent of Sections 4 and 5.
 
-Every run starts from the same w(0) (or from its own row of w(0)) and draws its own inputs. The draws of step k depend
-on `seed` and k only, not on global random state.
+The flows of these sections are the small-step limits of `modified_sgd` and `diagonal_sgd`. All runs start from the same
+w(0), or each run starts from its own row of w(0). If no inputs are given, each run draws its own. The draws of step k
+depend only on `seed` and k, not on global random state.
 """
 
 from collections.abc import Callable
@@ -37,7 +38,7 @@ def modified_sgd(
     inputs: ArrayLike | None = None,
     seed: int = 0,
 ) -> tf.Tensor:
-    """Algorithm 1: w ← w + η mean over the batch of 1{y > 0} (y − ⟨w, x⟩) x, with y = max(0, ⟨w*, x⟩).
+    """Algorithm 1: w ← w + η · mean_batch[1{y > 0} (y − ⟨w, x⟩) x], with y = max(0, ⟨w*, x⟩).
 
     Args:
         w_star: w*, [n].
@@ -46,8 +47,8 @@ def modified_sgd(
         steps: Number of updates.
         runs: Number R of independent runs. None means one run, without the axis R.
         batch_size: Examples per step; 1 in the paper.
-        inputs: The x of every step, [steps, batch, n] (shared by the runs) or [steps, R, batch, n]. None draws
-            x ~ N(0, I).
+        inputs: The x of every step, [steps, batch, n] (the same for all runs) or [steps, R, batch, n]. If None, the
+            inputs are drawn from N(0, I).
         seed: Seed of the draws.
 
     Returns:
@@ -89,8 +90,9 @@ def relu_sgd(
 ) -> tf.Tensor:
     """Plain mini-batch SGD on the ℓ2 risk E ½ (max(0, ⟨w*, x⟩) − max(0, ⟨w, x⟩))² of a ReLU gate (Figure 10).
 
-    The update of `modified_sgd` uses a prediction without ReLU; here the prediction has the ReLU. Arguments, result and
-    errors are the same as in `modified_sgd`.
+    The update follows the gradient of the risk: it contains the prediction max(0, ⟨w, x⟩), and is zero if the gate is
+    shut. The update of `modified_sgd` contains ⟨w, x⟩ instead. Arguments, result and errors are the same as in
+    `modified_sgd`.
 
     Example:
         At w(0) = −1 the gate is shut at x = 1, so its gradient is zero.
@@ -146,7 +148,9 @@ def diagonal_sgd_srel(
     beta_source: ArrayLike,
     learning_rate: float,
 ) -> tf.Tensor:
-    """Definition 1 on the risk of eq. 15 at given iterates, by eqs. 26 and 28 with d = 2 (without differences).
+    """S_rel of Definition 1 on the risk of eq. 15 at given iterates, from eqs. 26 and 28 with d = 2.
+
+    The changes of predictions are computed from these equations, not as differences of two predictions.
 
     Args:
         weights: Iterates, [..., n].
@@ -180,7 +184,7 @@ def diagonal_sgd_srel(
 
 
 def _modified_update(w: tf.Tensor, x: tf.Tensor, w_star: tf.Tensor) -> tf.Tensor:
-    """Mean of 1{y > 0} (y − ⟨w, x⟩) x, [R, n], from w [R, n], x [R, batch, n] and w* [n]."""
+    """Compute the mean of 1{y > 0} (y − ⟨w, x⟩) x, [R, n], from w [R, n], x [R, batch, n] and w* [n]."""
     label = tf.nn.relu(tf.linalg.matvec(x, w_star))
     error = label - _inner(x, w)
     is_positive = tf.cast(label > 0, tf.float64)
@@ -188,7 +192,7 @@ def _modified_update(w: tf.Tensor, x: tf.Tensor, w_star: tf.Tensor) -> tf.Tensor
 
 
 def _relu_update(w: tf.Tensor, x: tf.Tensor, w_star: tf.Tensor) -> tf.Tensor:
-    """Mean of 1{⟨w, x⟩ > 0} (y − max(0, ⟨w, x⟩)) x, with the arguments of `_modified_update`."""
+    """Compute the mean of 1{⟨w, x⟩ > 0} (y − max(0, ⟨w, x⟩)) x, with the arguments of `_modified_update`."""
     preactivation = _inner(x, w)
     error = tf.nn.relu(tf.linalg.matvec(x, w_star)) - tf.nn.relu(preactivation)
     is_active = tf.cast(preactivation > 0, tf.float64)
@@ -196,13 +200,13 @@ def _relu_update(w: tf.Tensor, x: tf.Tensor, w_star: tf.Tensor) -> tf.Tensor:
 
 
 def _diagonal_update(w: tf.Tensor, x: tf.Tensor, w_star: tf.Tensor) -> tf.Tensor:
-    """Mean of 2 (Σ_p x_p (w*_p² − w_p²)) x ⊙ w, with the arguments of `_modified_update`."""
+    """Compute the mean of 2 (Σ_p x_p (w*_p² − w_p²)) x ⊙ w, with the arguments of `_modified_update`."""
     error = _inner(x, (w_star - w) * (w_star + w))
     return tf.reduce_mean(2 * error[..., None] * x * w[..., None, :], -2)
 
 
 def _inner(x: tf.Tensor, w: tf.Tensor) -> tf.Tensor:
-    """⟨x, w⟩ for every example of the batch, [R, B], from x [R, B, n] and w [R, n]."""
+    """Compute ⟨x, w⟩ for every example of the batch, [R, B], from x [R, B, n] and w [R, n]."""
     return inner(x, w[..., None, :])
 
 
@@ -266,7 +270,7 @@ def _scan(
         w_star: w*, [n].
         rate: η, a scalar.
         steps: Number of updates, a scalar.
-        inputs: x, [steps, batch, n] or [steps, R, batch, n]; None draws them from N(0, I).
+        inputs: x, [steps, batch, n] or [steps, R, batch, n]. If None, x is drawn from N(0, I).
         batch_size: Examples per step.
         seed: Seed of the draws, a scalar.
     """
@@ -286,7 +290,7 @@ def _scan(
 
 
 def _start_of_runs(start: tf.Tensor, runs: int | None) -> tf.Tensor:
-    """One start for each run, [R, n], from [n] or [R, n]."""
+    """Return one start for each run, [R, n], from w(0) of shape [n] or [R, n]."""
     if start.shape.rank == 1:
         return tf.tile(start[None], [runs or 1, 1])
     if runs not in (None, start.shape[0]):
@@ -307,8 +311,12 @@ def _given_inputs(
     shape = tuple(checked.shape)
     if shape[0] != steps or shape[-1] != dimension:
         raise ShapeError(
-            f"inputs must be [{steps}, ..., {dimension}], but has shape {shape}."
+            f"inputs must have shape [{steps}, batch, {dimension}] or [{steps}, runs, batch, {dimension}]; given "
+            f"{shape}."
         )
     if len(shape) == 4 and shape[1] not in (1, runs):
-        raise ShapeError(f"inputs {shape} hold {shape[1]} runs, but runs={runs}.")
+        raise ShapeError(
+            f"inputs {shape} hold {shape[1]} runs, but there are {runs} runs; give inputs for each run, or one set "
+            "[steps, batch, n] for all."
+        )
     return checked

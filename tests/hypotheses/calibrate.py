@@ -1,10 +1,10 @@
-"""How often the verdicts of `srel_tf.hypotheses` are wrong, on frames simulated with and without each effect.
+"""Count how often the verdicts of `srel_tf.hypotheses` are wrong on frames simulated with and without each effect.
 
-python -m tests.hypotheses.calibrate                   prints the table, writes results/hypotheses/calibration.csv
-python -m tests.hypotheses.calibrate --times 100       a quick look
+python -m tests.hypotheses.calibrate                   prints the table and writes results/hypotheses/calibration.csv
+python -m tests.hypotheses.calibrate --times 100       is faster and less precise
 
-A claim is true, false, or has its effect exactly on the bound, where both decisions are wrong. The stated rate is at
-most 2.5% for each wrong decision.
+In each scenario a claim is true, is false, or has its effect exactly on the bound. On the bound, "supported" and
+"contradicted" are both wrong. The stated rate of each wrong verdict is at most 2.5%.
 """
 
 import argparse
@@ -51,12 +51,19 @@ TRUE, FALSE, EDGE = ("contradicted",), ("supported",), BOTH  # Which verdicts ar
 
 
 class Scenario(NamedTuple):
-    """A simulation(generator) -> table of verdicts, and {claim: verdicts that are wrong}."""
+    """One kind of simulated frame.
+
+    Attributes:
+        name: Name of the scenario.
+        simulation: Function that simulates a frame with a generator and returns its table of verdicts.
+        wrong: {claim: verdicts that are wrong}.
+        runs: Share of the number of runs.
+    """
 
     name: str
     simulation: object
     wrong: dict
-    runs: float = 1.0  # Of the number of runs.
+    runs: float = 1.0
 
 
 def distances(slope, shared, wrong, **options):
@@ -103,7 +110,7 @@ def classes(name, intra, inter, wrong, **options):
 
 
 def _runs(wrong):
-    """Effects on the bound go wrong most often: the others are run a quarter of the times."""
+    """Return the share of runs: 1 for effects on the bound, where most wrong verdicts occur, and 1/4 for others."""
     return 1.0 if EDGE in wrong.values() else 0.25
 
 
@@ -112,7 +119,7 @@ def _named(options):
 
 
 def scenarios():
-    """All of them."""
+    """Return all scenarios."""
     null, flat = {TREND: EDGE, NEARER: EDGE}, 0 * STEPS
     still = {LEVEL: EDGE, START: EDGE, RISE: EDGE, FASTER: EDGE, BOUND: TRUE}
     wander = {LEVEL: EDGE, START: EDGE, RISE: EDGE, FASTER: EDGE}
@@ -152,7 +159,11 @@ def scenarios():
 
 
 def calibrate(times):
-    """Columns claim, scenario, runs, supported, contradicted, undecided (rates), wrong, worst (the higher rate)."""
+    """Run all scenarios and return the rates of the verdicts.
+
+    The columns are claim, scenario and runs; supported, contradicted and undecided (the rates); wrong (the wrong
+    verdicts); and worst (the highest rate of a wrong verdict).
+    """
     rows, found = [], scenarios()
     for number, scenario in enumerate(found):
         runs = max(1, int(times * scenario.runs))
@@ -180,7 +191,7 @@ def calibrate(times):
 
 
 def main(arguments=None):
-    """Run the command; the exit status: 1 where a rate is above the stated one by more than chance."""
+    """Run the command. Return 1 if a rate is above the stated rate by more than chance, otherwise 0."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.hypotheses.calibrate", description=__doc__.splitlines()[0]
     )
@@ -188,7 +199,7 @@ def main(arguments=None):
         "--times",
         type=int,
         default=300,
-        help="runs a scenario with an effect on the bound, a quarter for others",
+        help="runs of each scenario with an effect on the bound; other scenarios have a quarter of these runs",
     )
     parser.add_argument(
         "--out", type=Path, default=Path("results/hypotheses/calibration.csv")
@@ -197,7 +208,8 @@ def main(arguments=None):
     table = calibrate(options.times)
     above = table[table["worst"] > 0.025 + 3 * np.sqrt(0.025 * 0.975 / table["runs"])]
     print(
-        f"{len(table)} rows, {table['runs'].sum()} verdicts; highest rate of a wrong one {table['worst'].max():.4f}"
+        f"{len(table)} rows, {table['runs'].sum()} verdicts; highest rate of a wrong verdict: "
+        f"{table['worst'].max():.4f}"
     )
     print(f"above 2.5% by more than three standard errors: {len(above)} rows")
     options.out.parent.mkdir(parents=True, exist_ok=True)

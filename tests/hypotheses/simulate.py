@@ -1,4 +1,4 @@
-"""Frames simulated with and without each effect, and how often a verdict goes wrong on them."""
+"""Simulated frames with and without each effect, and counts of the verdicts on them."""
 
 from collections import Counter
 
@@ -20,7 +20,7 @@ TIME = EPOCHS / EPOCHS[-1]
 
 
 def srel_frame(srel, steps, source_ids, target_ids, classes=None, **columns):
-    """A frame of S_rel [seed, pair, step]; classes: {id: name}."""
+    """Make an S_rel frame from an array [seed, pair, step]; `classes` is {id: name}."""
     srel = np.asarray(srel, float)
     seed, pair, step = (i.ravel() for i in np.indices(srel.shape))
     sources, targets = np.asarray(source_ids)[pair], np.asarray(target_ids)[pair]
@@ -42,7 +42,7 @@ def srel_frame(srel, steps, source_ids, target_ids, classes=None, **columns):
 
 
 def autocorrelated(generator, *shape, memory=0.8):
-    """Noise of unit variance with a memory along the last axis."""
+    """Draw noise of unit variance that is autocorrelated along the last axis."""
     noise = generator.normal(size=shape)
     for t in range(1, shape[-1]):
         noise[..., t] = (
@@ -54,7 +54,10 @@ def autocorrelated(generator, *shape, memory=0.8):
 def with_distances(
     generator, slope, shared, seeds=5, sources=60, targets=1, steps=(100,), noise=1.0
 ):
-    """log S = slope · distance + noise; a part of the noise (`shared`) belongs to the source, alike in all seeds."""
+    """Simulate log S = slope · distance + noise.
+
+    `shared` is the size of the noise of each source, which is equal in all seeds. `noise` is that of each entry.
+    """
     source = np.tile(np.arange(sources), targets)
     target = np.repeat(np.arange(targets), sources)
     distance = generator.uniform(1, 5, len(source))
@@ -72,7 +75,11 @@ def with_distances(
 def with_proximity(
     generator, power, shared=0.5, seeds=5, pairs=60, steps=8, noise=0.3, growth=0.0
 ):
-    """S = P^power times noise, part of which a pair has in all seeds alike; growth: log₂ change over the time."""
+    """Simulate S = P^power times noise.
+
+    `shared` is the size of the noise of each pair, which is equal in all seeds. `noise` is that of each entry. `growth`
+    is the log₂ change over the time.
+    """
     p = np.exp2(generator.uniform(-4, 4, pairs))
     own = shared * generator.normal(size=pairs)[:, None] + noise * generator.normal(
         size=(seeds, pairs, steps)
@@ -89,7 +96,11 @@ def ramp(begin, length=60, height=3.0):
 
 
 def in_time(generator, log2_srel, seeds=5, pairs=4, noise=0.3, memory=0.8, walk=0.0):
-    """Pairs [step] with noise of their own and, if `walk`, a random walk of their seed: slow change without a plan."""
+    """Simulate pairs with the given log₂ S_rel, [step], plus noise.
+
+    Each pair has its own noise. Each seed has its own random walk of step size `walk`, which is a slow change without a
+    trend.
+    """
     logs = log2_srel + noise * autocorrelated(
         generator, seeds, pairs, len(STEPS), memory=memory
     )
@@ -99,7 +110,7 @@ def in_time(generator, log2_srel, seeds=5, pairs=4, noise=0.3, memory=0.8, walk=
 
 
 def risks_of(frame, log_risk, noise=0.05, kinds=("empirical",), generator=None):
-    """Risks [step] with noise, of each seed."""
+    """Simulate noisy risks of each seed from log₂ risk, [step]."""
     generator, parts = generator or np.random.default_rng(0), []
     for kind in kinds:
         for seed in frame["seed"].unique():
@@ -129,10 +140,11 @@ def with_classes(
     example=0.0,
     per_class=10,
 ):
-    """log₂ S of intra- and inter-class pairs [step] of two classes; the diagonal is 1.
+    """Simulate two classes from log₂ S of intra- and inter-class pairs, [step]. S of the diagonal is 1.
 
-    drift: a seed's own slope; pair, example: what a pair, and what a source and a target, have in all seeds alike, in
-    level and in slope, so that the expected S (not log S) of a class pair stays what it was.
+    `drift` is the size of a random slope of each seed. `pair` is the size of random effects of each pair, and `example`
+    is that of each source and each target. These effects are equal in all seeds, and act on level and slope. They do
+    not change the expected S (not log S) of a class pair.
     """
     n = 2 * per_class
     ids = np.arange(n)
@@ -159,7 +171,7 @@ def with_classes(
 
 
 def verdicts(simulation, times, seed=0):
-    """{claim: {verdict: how often}} in `times` runs of simulation(generator) -> table."""
+    """Count the verdicts, {claim: {verdict: count}}, in `times` runs of `simulation`, which returns a table."""
     counts = {}
     for i in range(times):
         table = simulation(np.random.default_rng([seed, i]))
@@ -169,5 +181,5 @@ def verdicts(simulation, times, seed=0):
 
 
 def most(times, rate):
-    """So many errors of this rate are exceeded once in a thousand draws."""
+    """Return a number of errors that is exceeded with probability 0.001, if errors in `times` runs have this rate."""
     return binom.ppf(0.999, times, rate)

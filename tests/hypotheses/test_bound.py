@@ -1,4 +1,4 @@
-"""Hypothesis 1.1(b) on made frames and on a closed form, and its error rate."""
+"""Hypothesis 1.1(b) on simulated frames, and its error rate."""
 
 import numpy as np
 import pandas as pd
@@ -58,7 +58,7 @@ def test_effects_by_hand():
 
 
 def test_the_jackknife_leaves_out_a_source_with_all_its_pairs():
-    """By refitting: 20 sources, each with 3 targets."""
+    """Compare with fits in which each of 20 sources is left out with its 3 targets."""
     frame, proximity = made(np.random.default_rng(1), 0.5, seeds=3)
     for part in (frame, proximity):
         part["source_id"] = 100 + part["source_id"] % 20
@@ -93,7 +93,7 @@ def test_zero_proximity_with_srel_above_zero_refutes():
     assert row["scope"].startswith("57 pairs")
     frame.loc[
         frame["source_id"].isin([100, 101, 102]) & (frame["seed"] == 4), "srel"
-    ] = 0.0  # not in all seeds
+    ] = 0.0  # S_rel of the three pairs is now 0 in one seed.
     assert (
         bounded_by_proximity(frame, proximity)
         .set_index("claim")

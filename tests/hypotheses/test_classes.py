@@ -1,4 +1,4 @@
-"""The classification claim on made frames: effects by hand, the diagonal, and the error rate."""
+"""The claim on classifiers on simulated frames: effects by hand, the diagonal, and the error rate."""
 
 import numpy as np
 import pandas as pd
@@ -71,14 +71,14 @@ def test_effects_by_definition_3():
 
 
 def test_inter_belongs_to_its_source_class():
-    """Intra of c is compared with the pairs that c is the source of, as in Figure 1."""
+    """The intra-class mean of c is compared with class pairs whose source class is c, as in Figure 1."""
     frame = made(np.random.default_rng(1), 0 * TIME, -2 + 0 * TIME, noise=0.01)
     frame["srel"] *= np.where(
         (frame["source_class"] == "a") & (frame["target_class"] == "b"), 8, 1
     )
     row = (
         class_claim(frame).set_index("claim").loc[ALWAYS]
-    )  # log₂ gaps: 2 of class b, 2 − 3 of class a
+    )  # The log₂ gaps are 2 for class b and 2 − 3 for class a.
     assert (row["verdict"], row["effect_size"]) == (
         "contradicted",
         pytest.approx(-1, abs=0.05),
@@ -103,7 +103,7 @@ def test_the_diagonal_alone_lifts_intra():
     ],
 )
 def test_error_rate_without_an_effect(shared):
-    """Also where pairs and examples differ, in all seeds alike: they are as much by chance as seeds are."""
+    """The rate also holds if pairs and examples have random effects that are equal in all seeds."""
     found = verdicts(
         lambda g: class_claim(made(g, 0 * TIME, 0 * TIME, **shared), resamples=100), 12
     )
@@ -116,7 +116,7 @@ def test_error_rate_without_an_effect(shared):
 
 
 def test_the_bootstrap_over_examples_is_that_of_definition_3():
-    """One resample, written out: examples repeated, an example never paired with itself."""
+    """Compare one resample with a loop: examples are repeated, and an example is never paired with itself."""
     frame = made(
         np.random.default_rng(1), 0 * TIME, -1 - TIME, seeds=1, pair=0.5, per_class=4
     )
@@ -138,7 +138,7 @@ def test_the_bootstrap_over_examples_is_that_of_definition_3():
 
 
 def test_resamples_are_drawn_within_classes_with_one_weight_in_all_seeds():
-    """The spread of the mean over seeds is that of a loop over resamples of each class."""
+    """The spread of the mean over seeds equals that in a loop over resamples of each class."""
     frame = made(np.random.default_rng(1), 0 * TIME, -1 - TIME, seeds=2, pair=0.5)
     part = frame[frame["source_id"] != frame["target_id"]].assign(
         replicate=frame["run"]
@@ -177,14 +177,14 @@ def test_few_examples_are_undecided():
 
 
 def test_classes_that_do_not_differ_are_not_told_apart():
-    """Bit by bit the same: no spread over seeds, and an effect on the bound."""
+    """If all S_rel are equal, there is no spread over seeds, and every effect is on its bound."""
     frame = made(np.random.default_rng(0), 0 * TIME, 0 * TIME).assign(srel=1.0)
     verdict = class_claim(frame).set_index("claim")["verdict"]
     assert set(verdict[[ALWAYS, ABOVE, FALLS, MORE]]) == {"undecided"}
 
 
 def test_three_seeds_that_agree_are_no_support():
-    """Of shares that are all 1, of values that are all the same, an interval over seeds has no width."""
+    """If the effect is equal in all seeds, its interval has no width, and three seeds are too few for a verdict."""
     logs = np.where(np.arange(400) // 20 // 10 == np.arange(400) % 20 // 10, 0.0, -2.0)
     names = dict(zip(range(20), np.repeat(["a", "b"], 10), strict=True))
     srel = (
@@ -204,9 +204,11 @@ def test_three_seeds_that_agree_are_no_support():
 def test_mostly_invalid_classes_are_missing():
     frame = made(np.random.default_rng(0), 0 * TIME, -1 - TIME)
     late = frame["step"] > 45
-    some = frame["target_id"].isin(
+    some = frame[
+        "target_id"
+    ].isin(
         [0, 10]
-    )  # more than half of the entries are lost, the valid ones are a selection
+    )  # Late, only the entries of these targets are valid: less than half, and a biased selection.
     table = class_claim(frame.assign(valid=~late | some)).set_index("claim")
     early = class_claim(frame[~late]).set_index("claim")
     assert table.loc[FALLS, "effect_size"] == pytest.approx(

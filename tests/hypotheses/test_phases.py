@@ -1,4 +1,4 @@
-"""Hypothesis 1.2 on made series: change points where they were put, effects by hand, and the error rate."""
+"""Hypothesis 1.2 on simulated series: given change points, effects by hand, and the error rate."""
 
 import numpy as np
 import pytest
@@ -49,7 +49,7 @@ def test_change_points_are_where_they_were_put():
 
 
 def test_how_densely_it_was_measured_makes_no_difference():
-    """One curve, which levels off slowly, at all steps, at every 25th, and denser at first, as the regression does."""
+    """Measure one saturating curve at all steps, at every 25th step, and more densely at first (as in regression)."""
     every = np.arange(2501.0)
     curve = (1 - np.exp(-every / 300))[None]
     dense_first = (every % 25 == 0) | ((every < 200) & (every % 5 == 0))
@@ -66,7 +66,7 @@ def test_means_on_a_grid():
     np.testing.assert_allclose(edges, np.linspace(0, 100, 11))
     np.testing.assert_allclose(
         values[0], 4 + 96 * np.arange(10) / 9
-    )  # between the means 4 and 100 of the filled ones
+    )  # Interpolated between 4 and 100, the means of the two intervals that have values.
     np.testing.assert_allclose(values[1], 1)
 
 
@@ -98,21 +98,21 @@ def test_two_phases_are_found():
 
 
 def test_times_that_suit_contradict_or_say_nothing():
-    """By a loop over all choices; noise is never enough for "supported"."""
+    """Compare with a loop over all t₁. The verdict is never "supported", because t₁ is chosen on the seed itself."""
     frame = made(np.random.default_rng(0), ramp(100) - ramp(300, 300, 2))
     row = two_phases(frame).set_index("claim").loc[ALL]
     series, best = np.log2(frame["srel"].to_numpy().reshape(5, 4, -1)), []
     for seed in series:
         gaps = [
             min(p[54:].min() - max(p[k], p[k + 1]) for p in seed) for k in range(53)
-        ]  # t2 < t*, six late steps
+        ]  # The late phase is the last six steps, and t₂ is before it.
         best.append(max(gaps))
     assert row["effect_size"] == pytest.approx(np.mean(best))
     assert of(-ramp(100), pairs=8).loc[ALL, "verdict"] == "contradicted"
     for shape in (
         ramp(100),
         0 * STEPS,
-    ):  # Of one pair's noise there always is a low stretch.
+    ):  # The noise of a single pair always has two consecutive low values.
         assert of(shape, pairs=1).loc[ALL, "verdict"] == "undecided"
     assert "not support" in of(ramp(100)).loc[ALL, "reason"]
 
@@ -139,7 +139,7 @@ def test_a_decay_to_zero_supports_nothing():
 
 
 def test_zeros_late_are_values():
-    """30% of the late values are 0, and valid: nothing bounds them from below."""
+    """30% of the late values are valid zeros, so the late values have no positive lower bound."""
     frame = made(np.random.default_rng(0), ramp(100), noise=0.1)
     zero = (frame["step"] >= 200) & (np.random.default_rng(1).random(len(frame)) < 0.3)
     frame["srel"] = frame["srel"].where(~zero, 0.0)
@@ -149,7 +149,7 @@ def test_zeros_late_are_values():
 
 
 def test_a_median_pair_says_how_many_agree():
-    """Nine pairs rise, seven fall: the median rises, and that is all that is said; all pairs do not."""
+    """Nine pairs rise and seven fall: the scope says so, and the row on all pairs is contradicted."""
     sign = np.r_[np.ones(9), -np.ones(7)][:, None]
     logs = sign * ramp(100, height=6) + 0.1 * np.random.default_rng(0).normal(
         size=(5, 16, len(STEPS))
@@ -167,7 +167,7 @@ def test_a_dip_before_a_small_recovery_is_no_rise_from_the_start():
         x < 0.5, 0, np.where(x < 0.7, -6, np.where(x < 0.8, -6 + 30 * (x - 0.7), -3))
     )
     table = of(dip, noise=0.1)
-    assert table.loc[LEVEL, "verdict"] == "supported"  # above that of [t1, t2]
+    assert table.loc[LEVEL, "verdict"] == "supported"  # Above the level of [t₁, t₂].
     assert table.loc[START, "verdict"] == "contradicted"
     assert table.loc[AWAY, "verdict"] == "contradicted"
 
@@ -189,7 +189,7 @@ def test_one_seed_says_so():
     "options", [pytest.param({"memory": 0.9}, marks=pytest.mark.slow), {"walk": 0.2}]
 )
 def test_error_rate_without_phases(options):
-    """Noise has change points too; that the other seeds choose them keeps the rate."""
+    """Noise has change points too. The rate holds because the times are chosen on the other seeds."""
     found = verdicts(
         lambda generator: two_phases(made(generator, 0 * STEPS, **options)), 25
     )
@@ -199,7 +199,7 @@ def test_error_rate_without_phases(options):
 
 
 def test_each_seeds_own_change_points_would_not_hold_the_rate():
-    """Why the times come from the other seeds: chosen by a seed itself, its lowest stretch is below what follows."""
+    """With times chosen on the seed itself, even in noise the lowest segment is below the late phase too often."""
     wrong = 0
     for i in range(40):
         logs = np.log2(

@@ -1,4 +1,4 @@
-"""Hypothesis 1.1(a) on made frames: against SciPy and plain loops, and its error rate."""
+"""Hypothesis 1.1(a) on simulated frames, compared with SciPy and plain loops, and its error rate."""
 
 import numpy as np
 import pandas as pd
@@ -26,7 +26,7 @@ def test_error_rate_without_a_trend(shared):
 
 
 def test_seeds_alone_would_not_hold_the_rate():
-    """What a source does to S_rel in all seeds alike is no trend, and no number of seeds tells it from one."""
+    """Random effects of sources that are equal in all seeds look like a trend, however many seeds there are."""
     wrong = 0
     for i in range(80):
         frame, distances = made(np.random.default_rng([1, i]), 0, 2)
@@ -40,7 +40,7 @@ def test_seeds_alone_would_not_hold_the_rate():
 @pytest.mark.parametrize(("slope", "verdict"), [(-1, "supported"), (1, "contradicted")])
 def test_a_trend_is_found(slope, verdict):
     assert verdicts(simulation(slope, 0.5, noise=0.5), 10)[TREND][verdict] == 10
-    # Noise alone gives 0.975 of 1 with 200 sources, so that not every run can tell.
+    # With 200 sources, the share is 0.975 without a trend and at most 1, so some runs may be undecided.
     found = verdicts(simulation(slope, 0, sources=200, targets=3, noise=0.3), 3)[NEARER]
     assert found[verdict] >= 2
     assert found[verdict] + found["undecided"] == 3
@@ -92,7 +92,7 @@ def test_correlation_of_permutations():
 
 
 def test_share_without_a_trend_is_what_the_order_of_records_gives():
-    """An x_h with k nearer ones is the highest of the k + 1 with probability 1/(k + 1), where all orders are alike."""
+    """If all orders are equally likely, x_h is higher than all k nearer sources with probability 1/(k + 1)."""
     generator = np.random.default_rng(0)
     rows = generator.permuted(np.tile(np.arange(30.0), (4000, 1)), axis=1)
     shares, without = higher(np.arange(30.0), rows)
@@ -109,11 +109,11 @@ def test_perfect_order():
     distance = np.arange(30.0)
     assert tuple(higher(distance, -distance)) == (1, 0)
     assert tuple(higher(distance, distance)) == (0, 29)
-    assert higher(distance, np.ones(30))[0] == 0  # not higher
+    assert higher(distance, np.ones(30))[0] == 0  # Equal is not higher.
     assert tuple(higher(np.repeat(distance, 2), np.repeat(-distance, 2))) == (
         1,
         0,
-    )  # none nearer: not asked
+    )  # The two nearest sources are not counted, because no source is nearer.
     assert tuple(higher(distance, np.where(distance == 3, np.nan, -distance))) == (1, 0)
 
 
@@ -145,7 +145,7 @@ def test_one_contrary_step_is_enough():
 
 
 def test_a_noisy_step_hides_no_contradiction():
-    """Step 100 says nothing, step 200 the contrary: together contradicted, at the level that six looks leave."""
+    """Step 100 is undecided and step 200 contradicted: both together are contradicted, at the level for two steps."""
     frame, distances = made(np.random.default_rng(0), 1, 0, steps=(100, 200), noise=0.3)
     frame.loc[(frame["step"] == 100) & (frame["seed"] < 2), "srel"] **= -1
     table = proximity_trend(frame, distances)
@@ -172,7 +172,7 @@ def test_intervals_are_within_what_can_be():
 
 
 def test_distances_of_each_seed_and_step_are_used():
-    """The distance that belongs to another step or seed has no trend."""
+    """S_rel falls with the distances of its own step and seed, and has no trend with shuffled distances."""
     frame, distances = made(
         np.random.default_rng(0), -1, 0, steps=(100, 200), noise=0.1
     )
@@ -196,13 +196,13 @@ def test_few_sources_are_undecided():
 
 
 def test_constant_srel_is_undecided():
-    """It has no ranks, and so no trend."""
+    """A constant S_rel has no rank correlation, and so no trend."""
     frame, distances = made(np.random.default_rng(0), 0, 0)
     table = proximity_trend(frame.assign(srel=1.4), distances).set_index("claim")
     assert table.loc[TREND, "verdict"] == "undecided"
     assert (
         table.loc[NEARER, "verdict"] == "undecided"
-    )  # Nor is it less than of the same values in another order.
+    )  # The share is the same in every permutation.
 
 
 def test_distances_that_do_not_fit():

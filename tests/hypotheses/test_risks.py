@@ -1,4 +1,4 @@
-"""Figure 5's claim on made series and risks: windows by hand, effects, and the error rate."""
+"""Figure 5's claim on simulated series and risks: the rapid fall and the effects by hand, and the error rate."""
 
 import numpy as np
 import pandas as pd
@@ -24,7 +24,8 @@ def test_the_rapid_fall_by_hand():
         np.arange(0, 100, 10.0),
         np.array([8, 6, 4, 3, 2, 1, 0, 0, 0, 0.0]),
     )
-    assert rapid_fall(steps, log_risk) == (20, 60)  # 8 - 4 and 8 - 7.2
+    # Half and 90% of the fall are done at values of at most 8 − 4 and 8 − 7.2.
+    assert rapid_fall(steps, log_risk) == (20, 60)
     assert np.isnan(rapid_fall(steps, log_risk / 10)).all()
     assert np.isnan(rapid_fall(steps, -log_risk)).all()
 
@@ -45,7 +46,7 @@ def test_effects_by_hand():
     logs, inside = (
         np.log2(frame["srel"].to_numpy().reshape(5, -1)),
         STEPS <= 140,
-    )  # 90% of 3 are gone at 135
+    )  # 90% of the fall are done at step 135, and 140 is the next measured step.
     fits = [
         [np.polyfit(STEPS[part], y[part], 1)[0] for part in (inside, ~inside)]
         for y in logs
@@ -106,7 +107,7 @@ def test_srel_that_does_not_move_does_not_rise():
     table = two_phases(frame, risks_of(frame, FALLING)).set_index("claim")
     assert set(table.loc[[DURING, FASTER, FIRST], "verdict"]) == {
         "contradicted"
-    }  # the same in six seeds
+    }  # Six equal seeds are enough for a verdict.
     five = frame[frame["seed"] < 5]
     table = two_phases(five, risks_of(five, FALLING)).set_index("claim")
     assert set(table.loc[[DURING, FASTER, FIRST], "verdict"]) == {"undecided"}

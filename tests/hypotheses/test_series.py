@@ -1,4 +1,4 @@
-"""Frames into arrays, and what is refused: never a wrong verdict."""
+"""The conversion of frames to arrays, and the errors for unsuitable frames, which must not give a verdict."""
 
 import numpy as np
 import pandas as pd
@@ -26,7 +26,7 @@ def simple(n_seeds=3, seed=0, **columns):
 
 
 def checks():
-    """Each check as a function of the frame alone."""
+    """Return each check as a function of the frame only."""
     ids = {"source_id": IDS[0], "target_id": IDS[1]}
     distances = pd.DataFrame({**ids, "distance": [1.0, 2.0, 3.0]})
     proximity = pd.DataFrame({**ids, "proximity": [1.0, 2.0, 3.0]})
@@ -59,7 +59,7 @@ def test_rows_land_where_they_belong_whatever_their_order():
 
 @ALL
 def test_a_measurement_by_several_methods_is_one(check):
-    """What was asked makes a group; how each row was computed does not."""
+    """Rows are grouped by the requested estimator, not by the method that computed each row."""
     frame, _ = simple(estimator="auto")
     methods = np.resize(["finite_step", "limit", "limit_float64"], len(frame))
     mixed = checks()[check](frame.assign(method=methods))
@@ -143,7 +143,7 @@ def test_what_does_not_fit_is_refused(check, change, message):
 
 
 def test_runs_that_may_agree():
-    """A schedule of η that all seeds share; S_rel that is constant in time, as of linear models; missing validity."""
+    """Accept a schedule of η, a missing η, S_rel that is constant in time (linear models), and missing `valid`."""
     frame, _ = simple()
     for fine in (
         frame.assign(learning_rate=0.1 / (1 + frame["step"])),
@@ -195,7 +195,7 @@ def test_runs_without_seeds_are_told_by_their_names():
 
 
 def test_a_series_is_what_all_share():
-    """A pair seen at a few steps only is not followed; a step that one pair lacks is not used."""
+    """A pair that was measured at few steps is left out, and so is a step at which another pair was not measured."""
     frame, values = simple()
     few = (frame["source_id"] == 10) & (frame["step"] > 50)
     gap = (frame["source_id"] == 11) & (frame["step"] == 140)
@@ -220,7 +220,7 @@ def test_seeds_with_probes_of_their_own_are_compared_by_class_pairs():
     shifted = frame.assign(source_id=frame["source_id"] + 100 * frame["seed"])
     shifted.loc[shifted["step"] == 70, "valid"] = (
         shifted["source_id"] % 2 == 0
-    )  # half of (a, a), none of (b, a)
+    )  # At step 70, the entries of (b, a) are invalid.
     ((_, rows),) = groups(shifted)
     found = pairs_in_time(rows)
     assert list(found.pairs) == [("a", "a"), ("a", "b"), ("b", "a")]

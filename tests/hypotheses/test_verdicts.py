@@ -1,4 +1,4 @@
-"""The interval over seeds and the rule that decides, against SciPy and by counting errors."""
+"""The interval over seeds compared with SciPy, and the error rates of the verdicts."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def test_interval_is_students():
 
 
 def test_permutations_decide_by_their_share():
-    """Without spread over seeds the interval leaves the shuffled mean out where less than 2.5% lie beyond."""
+    """Without spread over seeds, the interval excludes the shuffled mean if less than 2.5% of draws lie beyond."""
     draws = np.random.default_rng(0).exponential(size=4000)  # skewed
     below, above = of_permutations(draws, 0.95)
     for effect in np.quantile(draws, [0.01, 0.02, 0.03, 0.5, 0.97, 0.98, 0.99]):
@@ -79,10 +79,10 @@ def test_what_all_seeds_share_widens_the_interval():
             [1.0, 1.0, 1.0],
             (0.95, np.inf),
             "undecided",
-        ),  # no spread, and by the sign alone 3 seeds are too few
+        ),  # There is no spread, and 2^−3 > 2.5%: three equal signs are too few.
         ([1.0] * 5, (0.95, np.inf), "undecided"),
         ([1.0] * 6, (0.95, np.inf), "supported"),  # 2^−6 < 2.5%
-        ([0.0] * 6, (0, np.inf), "contradicted"),  # claimed > 0, exactly 0 in all seeds
+        ([0.0] * 6, (0, np.inf), "contradicted"),  # 0 in all seeds is not > 0.
         ([1.0, 1.1], (0, np.inf), "undecided"),
         ([1.0], (0, np.inf), "undecided"),
         ([], (0, np.inf), "undecided"),
@@ -113,14 +113,14 @@ def test_too_few_seeds_are_named():
 
 @pytest.mark.parametrize(("n", "low", "high"), [(3, 0.0, np.inf), (5, -np.inf, 0.0)])
 def test_error_rate_at_the_bound(n, low, high):
-    """A true effect on the bound: both verdicts are wrong, 5% together, 2.5% each."""
+    """If the true effect is on the bound, both verdicts are wrong, with a rate of 2.5% each."""
     draws = np.random.default_rng(0).normal(size=(2000, n))
     found = [decide(NAMES, d, (low, high))["verdict"] for d in draws]
     for verdict in ("supported", "contradicted"):
         assert found.count(verdict) <= most(2000, 0.025)
         assert (
             found.count(verdict) >= 2000 * 0.025 / 2
-        )  # and not far below: it is no rule that never decides
+        )  # The rate is not far below 2.5%, as it would be if all verdicts were "undecided".
 
 
 def test_equivalence_at_its_bound():
@@ -130,7 +130,7 @@ def test_equivalence_at_its_bound():
 
 
 def test_a_percentile_bootstrap_over_seeds_would_not_hold_the_rate():
-    """Why the interval over seeds is not one: of five it misses the truth more than twice as often as stated."""
+    """A percentile bootstrap over five seeds is not used: it misses the true mean over twice as often as stated."""
     draws, generator = (
         np.random.default_rng(0).normal(size=(500, 5)),
         np.random.default_rng(1),

@@ -1,4 +1,4 @@
-"""Naive, independent computations that import no formula of srel_tf: NumPy loops, SciPy, mpmath."""
+"""Naive reference computations with NumPy loops and mpmath, which import nothing from srel_tf."""
 
 import mpmath as mp
 import numpy as np
@@ -7,7 +7,7 @@ mp.mp.dps = 120
 
 
 def exact(array):
-    """A NumPy array as nested lists of mpmath numbers (float64 is taken at face value)."""
+    """Convert a NumPy array to nested lists of mpmath numbers with exactly the same values."""
     array = np.asarray(array, dtype=np.float64)
     return mp.mpf(float(array)) if array.ndim == 0 else [exact(row) for row in array]
 
@@ -21,13 +21,13 @@ def mp_norm(u):
 
 
 def definition_1(predict, weights, stepped, x_target, x_source, norm=abs):
-    """Definition 1 by differencing; only for arithmetic with digits to spare."""
+    """Compute Definition 1 by differences of predictions, which need arithmetic with many digits."""
     below = norm(predict(stepped, x_source) - predict(weights, x_source))
     return norm(predict(stepped, x_target) - predict(weights, x_target)) / below
 
 
 def ridge_gradient(features, labels, num_classes, c, weights):
-    """∂/∂w_q of (1/2N) Σ ‖e − W h‖² + (c/2) ‖W‖², one example at a time, [K, p]."""
+    """Compute ∂/∂w_q of (1/2N) Σ ‖e − W h‖² + (c/2) ‖W‖², [K, p], one example at a time."""
     gradient = c * weights
     for h, label in zip(features, labels, strict=True):
         for q in range(num_classes):

@@ -8,7 +8,7 @@ from srel_tf.theory import DiagonalQuadratic, lemma_c1_bound, theorem_5_3_bound
 
 
 def lemma_c1_ratio(t, alpha_squared, beta_squared, b1, b2, p_squared, q_squared):
-    """f(t) as Lemma C.1 defines it."""
+    """Compute f(t) of Lemma C.1."""
     ep, eq = np.exp(-p_squared * t), np.exp(-q_squared * t)
     above = alpha_squared + b1 * ep + (beta_squared - b1) * eq
     return np.abs(above) / np.abs(alpha_squared + b2 * ep + (beta_squared - b2) * eq)
@@ -42,12 +42,12 @@ def test_lemma_c1_on_random_instances():
     assert informative > 0.95 * 200
     assert (
         np.median(closeness) > 0.45
-    )  # not vacuous: within a factor of about two somewhere
+    )  # The bound is not vacuous: at its best time it is typically within a factor of about two.
 
 
 @pytest.mark.parametrize("b1", [0.0, 0.1])
 def test_lemma_c1_makes_no_claim_at_time_0(b1):
-    """t₂* is positive, also where any positive time will do: the default is not flushed to 0."""
+    """The default t₂* is positive even if the lemma holds for every positive t₂*: it is not flushed to 0."""
     bound = lemma_c1_bound([0.0, 1e-300], 1.0, 2.0, b1, 1.0, 1.0, 1.0).numpy()
     np.testing.assert_array_equal(np.isnan(bound), [True, False])
 
@@ -61,7 +61,7 @@ def test_lemma_c1_is_tight_for_a_late_t2_star():
 
 
 def test_lemma_c1_without_b1_knows_no_t2_star():
-    """b₁ = 0: α² − b₁e^{−q²t₂*} is α² for any t₂*, also where the exponential overflows."""
+    """If b₁ = 0, α² − b₁e^{−q²t₂*} is α² for every t₂*, even if the exponential overflows."""
     t = np.array([0.0, 1.0, 1e6])
     bound = lemma_c1_bound(t, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0, t2_star=-1e6)
     np.testing.assert_allclose(bound, 1 / (1 + 2 * np.exp(-t)), rtol=1e-15)
@@ -77,7 +77,7 @@ def test_lemma_c1_is_nan_where_it_claims_nothing():
 
 
 def test_lemma_c1_waits_for_t1_star():
-    """b₁ = 0 makes t₂* zero; the denominator of f is negative for a while, where the lemma claims nothing."""
+    """With b₁ = 0, t₂* is almost 0. Before t₁* the denominator of f may be negative, and the lemma makes no claim."""
     t = np.linspace(0, 40, 400)
     numbers = {
         "alpha_squared": 0.1,
@@ -95,7 +95,7 @@ def test_lemma_c1_waits_for_t1_star():
 
 
 def symmetric_instance(generator):
-    """Moments and w(0) with b_r/a_r = α² and 1/w_r(0)² − α² = β² for both features."""
+    """Draw moments and w(0) with b_r/a_r = α² and 1/w_r(0)² − α² = β² for both features."""
     a, alpha_squared, beta_squared = (
         generator.uniform(0.2, 3, 2),
         generator.uniform(0.1, 2),
@@ -119,14 +119,14 @@ def test_theorem_5_3_on_random_instances():
         assert rises(bound)
         negative_k1 += target[0] * source[0] * (target @ source) < 0
         closeness.append(np.max(bound[claimed] / srel[claimed], initial=0))
-    assert negative_k1 > 12  # the branch of the proof that works with 1 − k₁
+    assert negative_k1 > 12  # If k₁ < 0, the proof uses 1 − k₁.
     assert np.median(closeness) > 0.45
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"b": [1.0, 1.0]}, "b_r/a_r equal"),
+        ({"b": [1.0, 1.0]}, "b_r/a_r is equal"),
         ({"w0": [0.5, 0.4]}, "equal for both"),
         ({"w0": [2.0, 2.0]}, "> 0; it is"),
         ({"a": [-1.0, 2.0]}, "a_r > 0"),

@@ -1,4 +1,4 @@
-"""Theorem 5.2 against SciPy, Definition 7 and mpmath; its range of w(0)."""
+"""Theorem 5.2 compared with SciPy, Definition 7 and mpmath, and the check of its range of w(0)."""
 
 import mpmath as mp
 import numpy as np
@@ -26,12 +26,12 @@ def squares_mp(w0, t):
         decay = mp.exp(-4 * mp.mpf(THETA) * a * mp.mpf(float(t)))
         values.append(
             a * w**2 / (a * decay + b * w**2 * (1 - decay))
-        )  # Eq. 36, times w(0)² above and below.
+        )  # Eq. 36, with numerator and denominator multiplied by w(0)².
     return values
 
 
 def srel_mp(w0, t, eta=None):
-    """Eq. 13, or with η Definition 1 taken literally, with 120 digits."""
+    """Compute eq. 13, or Definition 1 by differences of predictions if η is given, with 120 digits."""
     squares, target, source = squares_mp(w0, t), exact(TARGET), exact(SOURCE)
     if eta is None:
         return abs(
@@ -60,7 +60,7 @@ def test_weights_solve_equation_33():
 
 
 def test_is_definition_7_of_the_diagonal_predictor():
-    """Through W = diag(w) ∈ R^{n×n} as the theorem has it: off-diagonal weights stay zero."""
+    """As in the theorem, W = diag(w) ∈ R^{n×n}. The off-diagonal weights stay zero."""
     t = np.array([0.0, 10.0, 60.0])
     moments = np.zeros((3, 3, 3, 3))
     for r in range(3):
@@ -115,7 +115,7 @@ def test_digits_hold_for_fifty_relaxation_times():
     [[0.0, -1.2, 3.0], [0.5, 0.0, 0.0], [0.0, 1e-170, 0.3], [1e-170, 3e-170, -2e-170]],
 )
 def test_weights_that_start_at_zero_or_close_to_it(w0):
-    """Zero is a fixed point of eq. 33. Up to times at which e^{−4θat}, and beyond which its root, underflow."""
+    """Zero is a fixed point of eq. 33. At the latest times, e^{−4θat} and its square root both underflow."""
     m, times = model(initial="any"), np.array([0.0, 1.0, 1e3, 3e4, 1e6])
     weights, squares = m.weights(w0, times).numpy(), m.squares(w0, times).numpy()
     limit, finite = (
@@ -143,12 +143,12 @@ def test_weights_that_start_at_zero_or_close_to_it(w0):
             assert abs(limit[i] / srel_mp(w0, t) - 1) < 1e-12
             if (
                 abs(gap) > 1e-300
-            ):  # Below, 400 digits are not enough for the difference of Definition 1.
+            ):  # For a smaller gap, 400 digits are not enough for the differences of Definition 1.
                 assert abs(finite[i] / srel_mp(w0, t, 1e-3) - 1) < 1e-10
 
 
 def test_a_zero_weight_beside_another_one_late():
-    """Of w(0) = (0, 0.5) only w₂ moves: S_rel is β₂(x')/β₂(x) at all times, for the limit and for any step."""
+    """If w(0) = (0, 0.5), only w₂ moves: S_rel is β₂(x')/β₂(x) at all times, in the limit and for every step."""
     m, t = (
         DiagonalQuadratic([1.0, 2.0], [1.0, 1.0], 1.0, initial="any"),
         [0.0, 1.0, 1e3, 1e6, 1e300],
@@ -161,7 +161,7 @@ def test_a_zero_weight_beside_another_one_late():
     )
     np.testing.assert_allclose(
         m.residual([0.0, 0.5], t[2:], [2.0, 1.0]), 2, rtol=1e-15
-    )  # a₁/b₁ of the one at rest
+    )  # β₁ a₁/b₁ of the weight that stays 0.
     assert np.isnan(
         m.srel([0.0, 0.0], t, [1.0, 3.0], [2.0, 1.0])
     ).all()  # Nothing moves.
@@ -169,7 +169,7 @@ def test_a_zero_weight_beside_another_one_late():
 
 
 def test_squares_of_the_weights_that_count_may_underflow():
-    """The source has no feature at the large weight: S_rel is β₁(x')/β₁(x), whatever w₁ > 0 is."""
+    """The feature of the large weight is zero at the source: S_rel is β₁(x')/β₁(x) for every w₁ > 0."""
     w0, t = [1e-200, 0.5], [0.0, 1.0, 600.0, 1e4]
     target, source = [3.0, 7.0], [2.0, 0.0]
     m = DiagonalQuadratic([1.0, 2.0], [1.0, 1.0], 0.5)
@@ -191,7 +191,7 @@ def test_squares_of_the_weights_that_count_may_underflow():
 
 
 def test_residual_that_underflows_does_not_take_srel_with_it():
-    """The source sees only the fastest feature: its residual is e^{−450} at 50 relaxation times of the slowest."""
+    """Only the fastest feature is nonzero at the source, so the residual underflows to 0 at late times."""
     t = 400.0 / model().rates.numpy().min()
     source = [0.0, 0.0, 1.0]
     assert model().residual(W0, t, source).numpy()[0] == 0
@@ -265,7 +265,7 @@ def test_bad_input_is_named():
         DiagonalQuadratic([1.0], [1.0], "x")
     with pytest.raises(AssumptionError, match="theta"):
         DiagonalQuadratic([1.0], [1.0], -1.0)
-    with pytest.raises(ShapeError, match="must agree"):
+    with pytest.raises(ShapeError, match="a and b must have the same shape"):
         DiagonalQuadratic([1.0, 2.0], [1.0], 1.0)
     with pytest.raises(ShapeError, match=r"at least one feature; given a = b = \[\]"):
         DiagonalQuadratic([], [], 1.0)
@@ -281,7 +281,7 @@ def test_source_without_change_is_nan():
     assert np.isnan(model().srel(W0, [0.0, 9.0], TARGET, np.zeros(3))).all()
     at_rest = DiagonalQuadratic(
         [1.0, 4.0], [1.0, 4.0], 1.0, initial="any"
-    )  # w(0) = w*: no residual at any x
+    )  # With w(0) = w*, the residual is zero at every x.
     assert np.isnan(
         at_rest.srel_finite([1.0, -1.0], [0.0, 9.0], [1.0, 2.0], [1.0, 1.0], 0.1)
     ).all()

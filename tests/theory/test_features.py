@@ -1,4 +1,4 @@
-"""What the synthetic set-up of Section 3.1 refuses; its data and pairs are tested with the paper's statements."""
+"""Errors of the synthetic set-up of Section 3.1. Its data and pairs are tested with the statements of Section 3."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The frames behind Figures 6–13, their pictures, and the command that makes them."""
+"""The frames and plots of Figures 6–13, and the command that makes them."""
 
 import ast
 import json
@@ -48,7 +48,7 @@ def test_rise_reads_start_early_and_late_off_the_figures():
     frame = theory_figures.rise(seeds=[4], starts=2, pairs=2, per_class=6)
     assert (
         len(frame) == 4 * 2 + 4
-    )  # two ridges in the text's variant, one in the published
+    )  # Four figures: two ridges in the variant "text", one in the variant "published".
     row = frame[
         (frame["figure"] == 9)
         & (frame["variant"] == "text")
@@ -86,7 +86,7 @@ def test_frame_of_figure_13_theory_lies_within_the_spread_of_sgd():
     frame = theory_figures.sgd_pairs(every=100)
     later = frame[frame["step"] > 0]
     standard_error = later["sd"] / np.sqrt(later["runs"])
-    # The mean over runs differs from the flow by O(η) and by its own error.
+    # The mean over runs differs from the flow by O(η) and by its standard error.
     assert (np.abs(later["mean"] - later["finite"]) < 4 * standard_error + 0.003).all()
     start = frame[frame["step"] == 0]
     np.testing.assert_allclose(start["mean"], start["finite"], rtol=1e-12)
@@ -118,7 +118,7 @@ def test_command_writes_frame_picture_and_settings(tmp_path, capsys):
 def test_folder_of_other_settings_is_refused_and_left_as_it_was(tmp_path, capsys):
     (tmp_path / "settings.json").write_text(
         '{"seed": 9}'
-    )  # what a failed command left binds nobody
+    )  # Settings without figures, as a failed command leaves them, are overwritten.
     assert command.main(["--figure", "12", "--out", str(tmp_path)]) == 0
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     assert json.loads(before["settings.json"])["seed"] == 0
@@ -133,7 +133,7 @@ def test_folder_of_other_settings_is_refused_and_left_as_it_was(tmp_path, capsys
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
     with pytest.raises(RunDirectoryError, match="variant: 'text' there, 'other' now"):
         command.prepare(tmp_path, "", command.settings("other", 0))
-    # The published figures have settings of their own.
+    # The published figures have a separate settings file.
     command.prepare(tmp_path, "_published", command.settings("published", 3))
     assert json.loads((tmp_path / "settings_published.json").read_text())["seed"] == 3
 

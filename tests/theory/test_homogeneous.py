@@ -140,11 +140,11 @@ def test_theorem_5_1_on_random_instances(seed, degree):
     assert (limit <= bound * (1 + 1e-12)).all()
     assert (
         np.median(bound / limit) < 20
-    )  # not vacuous: of the order of S_rel for most pairs
+    )  # The bound is not vacuous: for most pairs it is below 20 S_rel.
 
 
 def test_theorem_5_1_is_attained_when_one_feature_row_is_parallel_to_its_weights():
-    """One row, one entry: Cauchy–Schwarz is an equality, and so is the bound."""
+    """With one row of one entry, the Cauchy–Schwarz inequality is an equality, and S_rel equals the bound."""
     h = HomogeneousPredictor(lambda x: 0 * x[:, 0], lambda x: x[:, None, :], 2)
     arguments = [[3.0]], [2.0], [0.5]
     np.testing.assert_allclose(
@@ -172,7 +172,7 @@ def test_proximity_by_a_loop_and_symmetric():
 
 @pytest.mark.parametrize("degree", [1, 2, 3])
 def test_definition_7_descends_the_mean_loss(degree):
-    """dw/dt = −θ ∂/∂w of the mean of eq. 10, its gradient taken by autodiff; and a restart from the middle."""
+    """dw/dt is −θ times the autodiff gradient of the mean of eq. 10, and a flow can be restarted at a later time."""
     weights, x, _ = draw(7)
     weights, y, h = weights / 2, np.linspace(0, 3, 5), predictor(degree)
     variable = tf.Variable(weights)
@@ -248,7 +248,7 @@ def test_bad_input_is_named():
 
 
 def test_powers_of_small_weights_do_not_underflow():
-    """Eq. 31 and Theorem 5.1 are ratios of equal powers of the weights: their scale cancels."""
+    """Eq. 31 and Theorem 5.1 are ratios of equal powers of the weights, so the scale of the weights cancels."""
     predictor = HomogeneousPredictor(
         lambda x: tf.zeros(len(x), tf.float64), lambda x: x[:, None, :], degree=3
     )

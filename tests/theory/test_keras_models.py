@@ -1,4 +1,4 @@
-"""The closed forms against the instrument: what `srel_tf.measure` reads off the same models written in Keras."""
+"""The closed forms compared with `srel_tf.measure` on the same models in Keras."""
 
 import itertools
 
@@ -26,14 +26,14 @@ SLOW = pytest.mark.slow
 
 
 def measured(model, probe, eta):
-    """[n_s, n_t], row = source."""
+    """Measure S_rel, [n_s, n_t], one row per source."""
     result = measure(model, probe, measures="l2", learning_rate=eta, predictions="raw")
     assert result.valid("l2").all()
     return result.matrix("l2")
 
 
 def measured_at(etas, model, probe):
-    """[n_s, n_t] for each η, which is the optimizer's (in float32): one graph for all."""
+    """Measure S_rel, [n_s, n_t], for each η with one graph. η is set in the optimizer, which stores it in float32."""
     instrument = Instrument(model, probe, Settings("l2", predictions="raw"))
     for eta in etas:
         model.optimizer.learning_rate = eta
@@ -43,13 +43,13 @@ def measured_at(etas, model, probe):
 
 
 def train(network, x, y, batch_size, repeats):
-    """Keras's own `fit`, in a fixed order; the repeats are in the data, since an epoch has a price of its own."""
+    """Call `fit` with a fixed order of examples. The data are repeated within one epoch, because epochs cost time."""
     data = tf.data.Dataset.from_tensor_slices((x, y)).batch(batch_size).repeat(repeats)
     network.fit(data, shuffle=False, verbose=0)
 
 
 def representable(shape, seed):
-    """Normal draws that float32 holds exactly, so that Keras may feed them in either precision."""
+    """Draw normal numbers that are exact in float32, so that Keras may convert them to float32 without rounding."""
     return (
         np.random.default_rng(seed)
         .normal(size=shape)
@@ -98,7 +98,7 @@ def test_training_the_layer_follows_theorem_3_1_and_the_error_halves_with_the_st
 
 @pytest.mark.parametrize("ridge", ["paper", pytest.param("loss", marks=SLOW)])
 def test_theorem_3_2_is_measured_on_a_plain_dense_layer_with_a_keras_regularizer(ridge):
-    """Nothing of srel_tf in the model: the penalty reaches ℓ through Keras's regularisation losses, in float32."""
+    """The model is a Dense layer of Keras. The penalty is part of ℓ as a Keras regularisation loss, in float32."""
     model, features, one_hot = section_3(ridge)
     w0 = representable((3, 4), 1)
     penalty = keras.regularizers.L2(model.coefficient / 2)
@@ -115,7 +115,7 @@ def test_theorem_3_2_is_measured_on_a_plain_dense_layer_with_a_keras_regularizer
     unpenalised = np.abs(features @ features.T) / np.sum(features**2, 1)[:, None]
     assert (
         np.median(np.abs(closed / unpenalised - 1)) > 0.05
-    )  # the penalty matters at this tolerance
+    )  # The penalty changes S_rel by more than the tolerance.
 
 
 def test_keras_loss_is_equation_3():
@@ -142,7 +142,7 @@ def test_equations_19_and_20_are_what_the_instrument_measures(eta):
     network = relu_gate_network(gate, gate.weights(w0, t)[0], 0.1)
     with pytest.warns(
         UserWarning, match="changes nothing: the gradient is zero"
-    ):  # Of a source whose gate is shut.
+    ):  # The warning is about sources whose gate is shut.
         result = measure(
             network, ProbeSet(x, labels), "l2", learning_rate=eta, predictions="raw"
         )
@@ -152,7 +152,7 @@ def test_equations_19_and_20_are_what_the_instrument_measures(eta):
     np.testing.assert_allclose(result.matrix("l2"), closed, rtol=1e-8, atol=1e-12)
     assert (
         len(np.unique(np.round(closed[~undefined] / bounds(x)[~undefined], 9))) > 1
-    )  # gates that clip are among them
+    )  # Some of the gates clip.
 
 
 def bounds(x):
@@ -194,7 +194,7 @@ def homogeneous(degree):
 
 
 def all_pairs(function, x):
-    """function(x_target, x_source, source index) over all pairs, as [n_s, n_t]."""
+    """Evaluate function(x_target, x_source, source index) on all pairs, [n_s, n_t]."""
     sources, targets = np.divmod(np.arange(len(x) ** 2), len(x))
     return np.asarray(function(x[targets], x[sources], sources)).reshape(len(x), len(x))
 
@@ -279,7 +279,7 @@ def test_diagonal_finite_step_formula_is_what_the_instrument_measures_off_the_fl
 
 
 def test_mini_batch_training_of_the_diagonal_net_follows_theorem_5_2_and_the_error_halves_with_the_step():
-    """Keras's own SGD, two examples a batch, in a fixed order: its noise is of the order of the step too."""
+    """Keras's SGD with two examples per batch in a fixed order also deviates from the flow in proportion to η."""
     x = (
         np.sqrt(4.0)
         * np.concatenate([np.eye(4)[:, :3], -np.eye(4)[:, :3]])[

@@ -1,4 +1,4 @@
-"""The linearised network of Lee et al., the d = 1 case of Definition 6: Taylor, tangent kernels, wide networks."""
+"""The linearised network of Lee et al., the case d = 1 of Definition 6: Taylor expansion, NTK and wide networks."""
 
 import keras
 import numpy as np
@@ -37,14 +37,14 @@ def test_linearized_network_is_the_first_order_taylor_expansion():
     )
     assert not np.allclose(
         start[0], model.trainable_variables[0].numpy(), rtol=0, atol=1e-9
-    )  # the network has moved,
+    )  # The weights of the network have changed.
     for variable, value in zip(model.trainable_variables, start, strict=True):
         variable.assign(value)
     np.testing.assert_allclose(h(w0, x), model(x)[:, 0], rtol=1e-12)
 
 
 def wide_network(width):
-    """Outputs and gradients of order one at every width: 1/√width before the sum over hidden units."""
+    """Build a network with outputs and gradients of order one at every width: hidden units are scaled by 1/√width."""
     keras.utils.set_random_seed(0)
     inputs = keras.Input((2,), dtype="float64")
     first, second = (
@@ -74,7 +74,7 @@ def train(model, x, y, step, count):
 
 
 def test_gradient_descent_on_a_wide_network_follows_the_flow_of_its_linearisation():
-    """Lee et al.: the gap to the d = 1 flow, as a share of what was learned, closes at least as 1/√width."""
+    """Lee et al.: the gap to the flow with d = 1, relative to the change in training, falls as 1/√width or faster."""
     x, y = np.random.default_rng(5).normal(size=(6, 2)), np.linspace(-1, 1, 6)
     gaps = []
     for width in (16, 1024):

@@ -1,4 +1,4 @@
-"""Section 3 against SciPy, finite differences, mpmath and Definition 1 taken literally."""
+"""Section 3 compared with SciPy, finite differences, mpmath and Definition 1 by differences of predictions."""
 
 import mpmath as mp
 import numpy as np
@@ -13,7 +13,7 @@ THETA, LAM = 0.3, 0.7
 
 
 def make(size=7, width=4, classes=3, ridge="paper", lam=LAM, seed=0):
-    """Sizes differ on purpose (N, p, K), so that a transposed matrix fails."""
+    """Make a model and its data. N, p and K differ, so that a transposed matrix fails."""
     generator = np.random.default_rng(seed)
     features = np.maximum(generator.normal(size=(size, width)), -0.5)
     labels = generator.integers(0, classes, size)
@@ -216,7 +216,7 @@ def test_identical_examples_stay_defined_though_the_gradient_vanishes():
 
 
 def test_a_single_example_stays_defined_however_late():
-    """N = 1: the gradient of the example is that of the whole loss, and vanishes as e^{−5000} here."""
+    """If N = 1, the gradient of the example is that of the mean loss, which is of the order e^{−5000} here."""
     model = PenalizedRegression([[1.0, -2.0, 0.5]], [0], 2, 1.0, 1.0)
     t = np.array([0.0, 50.0, 5000.0]) / model.rates.numpy()[0]
     np.testing.assert_array_equal(model.srel(np.ones((2, 3)), t, 0, 0), 1)
@@ -224,9 +224,10 @@ def test_a_single_example_stays_defined_however_late():
 
 @pytest.mark.parametrize("ridge", ["paper", "loss"])
 def test_one_feature_has_one_srel(ridge):
-    """p = 1: eq. 4 is |h'|/|h| whatever W and t are, also where the gradient (or all but its rounding) vanishes.
+    """If p = 1, eq. 4 is |h'|/|h| for every W and t, even if the gradient is zero or consists of rounding errors only.
 
-    Small whole numbers, as many examples as classes, so that gradients at the start or at the end vanish often.
+    The features are simple numbers, and there are as many examples as classes. Therefore many gradients are zero at the
+    start or at the end.
     """
     t, rows = [0.0, 1.0, 10.0, 100.0, 1e4], np.array([0, 0, 1, 1])
     w0 = np.array([[a, b] for a in (0.0, 0.3, 0.5, 1.0) for b in (0.0, 0.5)])[..., None]
@@ -242,12 +243,12 @@ def test_one_feature_has_one_srel(ridge):
                 )
     single = PenalizedRegression(
         [[1.0]], [0], 1, 1.0, 1.0, ridge
-    )  # N = K = p = 1, from W* on.
+    )  # N = K = p = 1, with W(0) = W*.
     np.testing.assert_array_equal(single.srel(single.stationary_weights(), t, 0, 0), 1)
 
 
 def test_equal_examples_of_several_features_late():
-    """All gradients vanish alike, and e^{−θ²μt} of their mode faster than that of the penalty alone."""
+    """All gradients tend to zero together. Their factor e^{−θ²μt} decays faster than that of the penalty alone."""
     model = PenalizedRegression(np.ones((2, 2)), [0, 0], 1, 1.0, 1.0)
     t = np.array([0.0, 50.0, 5000.0]) / model.coefficient
     np.testing.assert_array_equal(model.srel([[0.3, 0.7]], t, [0, 0], [0, 1]), 1)
@@ -255,7 +256,7 @@ def test_equal_examples_of_several_features_late():
 
 @pytest.mark.parametrize("scale", [1e-100, 1e100])
 def test_squares_of_changes_neither_overflow_nor_underflow(scale):
-    """S_rel of features s·h, penalty s²λ and weights W/s is that of h, λ and W, at the times t/s²."""
+    """S_rel of features s·h, penalty s²λ₁ and weights W/s at time t/s² equals S_rel of h, λ₁ and W at time t."""
     model, features, labels, w0 = make()
     scaled, t = (
         PenalizedRegression(features * scale, labels, 3, LAM * scale**2, THETA),
@@ -268,7 +269,7 @@ def test_squares_of_changes_neither_overflow_nor_underflow(scale):
 
 
 def test_features_close_to_zero():
-    """Only the penalty is left: the change at x' is c W h', up to a share of 1e-160."""
+    """Only the penalty matters: the change at x' is c W h', up to a relative difference of the order 1e-160."""
     _, features, labels, w0 = make()
     model = PenalizedRegression(features * 1e-160, labels, 3, LAM, THETA)
     expected = np.linalg.norm(w0 @ features[4]) / np.linalg.norm(w0 @ features[1])
@@ -276,7 +277,7 @@ def test_features_close_to_zero():
 
 
 def test_unpenalised_srel_is_constant_in_time():
-    """The remark that opens Section 3: for the ℓ2 loss on a linear predictor S_rel = |⟨h, h'⟩|/‖h‖² at all times."""
+    """Remark at the start of Section 3: for the ℓ2 loss of a linear predictor, S_rel is |⟨h, h'⟩|/‖h‖² at all times."""
     model, features, _, w0 = make(lam=1e-13, ridge="loss")
     constant = abs(features[1] @ features[4]) / (features[1] @ features[1])
     np.testing.assert_allclose(

@@ -1,4 +1,4 @@
-"""Section 4 against SciPy, mpmath and Definition 1 taken literally; the bounds on random instances."""
+"""Section 4 compared with SciPy and with Definition 1 in mpmath, and its bounds on random instances."""
 
 import mpmath as mp
 import numpy as np
@@ -26,7 +26,7 @@ def instance(seed, n=4, spread=1.0):
 
 
 def facing(w_star, x):
-    """x or −x, on the side of w* where Theorem 4.3 applies."""
+    """Return x or −x, whichever has ⟨w*, x⟩ > 0 as Theorem 4.3 assumes."""
     return x if w_star @ x > 0 else -x
 
 
@@ -63,7 +63,7 @@ def test_definition_5_from_the_expectation_itself():
 
 
 def test_default_moment_is_that_of_symmetric_inputs():
-    """x and −x are equally likely under N(0, I), and exactly one of them faces w*: M = E[x xᵀ]/2 = I/2."""
+    """x and −x are equally likely under N(0, I), and ⟨w*, ·⟩ > 0 for exactly one of them: M = E[x xᵀ]/2 = I/2."""
     generator = np.random.default_rng(1)
     w_star, half = generator.normal(size=3), generator.normal(size=(40, 3))
     sample = np.concatenate([half, -half])
@@ -107,7 +107,7 @@ def test_srel_keeps_its_digits_for_fifty_relaxation_times(seed, eta):
 
 
 def test_a_small_start_keeps_its_digits_where_the_gate_clips():
-    """⟨w(0), x⟩ beside a w* 10⁸ times as large: ⟨w*, x⟩ − ⟨w* − w(0), x⟩ would keep half of the digits."""
+    """w* is 10⁸ times as large as w(0): ⟨w*, x⟩ − ⟨w* − w(0), x⟩ would lose half of the digits of ⟨w(0), x⟩."""
     _, w_star, moment, w0, x_target, x_source = instance(4)
     w_star, w0, seen = 1e4 * w_star, 1e-4 * w0, 0
     gate, x_source = ReLUGate(w_star, moment, beta=1.7), facing(w_star, x_source)
@@ -123,11 +123,11 @@ def test_a_small_start_keeps_its_digits_where_the_gate_clips():
                     )
                     bound = float(ReLUGate.late_lower_bound(x, source))
                     seen += value != 0 and not np.isclose(value, bound)
-    assert seen > 0  # part of a change passes the gate
+    assert seen > 0  # Cases in which only a part of the change passes the gate.
 
 
 def test_clipped_cases_occur_in_the_comparison_above():
-    """Without this the mpmath comparison could pass on unclipped gates alone."""
+    """The instances compared with mpmath include gates that clip; otherwise the comparison would not test clipping."""
     seen = set()
     for seed in range(12):
         gate, _, _, w0, x_target, x_source = instance(
@@ -145,14 +145,14 @@ def test_clipped_cases_occur_in_the_comparison_above():
 
 
 def test_a_mode_that_vanishes_early_does_not_take_srel_with_it():
-    """The source sees only a mode that is 100 times faster: its residual is e^{−5000} at 50 relaxation times."""
+    """The source has only the faster mode (100 times). At 50 slow relaxation times, its residual is e^{−5000}."""
     gate = ReLUGate([1.0, 1.0], np.diag([1.0, 100.0]))
     srel = gate.srel([0.0, 0.0], [0.0, 1.0, 50.0], [1.0, 2.0], [0.0, 1.0], 1e-3).numpy()
     np.testing.assert_allclose(srel, 2.0, rtol=1e-12)
 
 
 def test_modes_of_one_rate_keep_their_digits_however_late():
-    """Their coefficients −2 and 10 share e^{−t/2}: beside t = 1e20 their logarithms would be equal, and cancel."""
+    """Two modes are −2e^{−t/2} and 10e^{−t/2}. At t = 1e20 the logarithms of both are rounded to the same number."""
     w_star, w0, x_target = [1.0, -2.0], [3.0, 3.0], [2.0, -3.0]
     for t in (1e2, 1e10, 1e20, 1e300):
         np.testing.assert_allclose(
@@ -239,8 +239,8 @@ def test_lemma_4_2_is_not_vacuous():
     ratios = change / gate.change_bound(w0, 0.5, x_target, x_source, 0.001).numpy()[0]
     assert (
         np.mean(np.isclose(ratios, 1, rtol=1e-6)) > 0.25
-    )  # attained where the gate is open at x',
-    assert np.mean(ratios == 0) > 0.25  # loose where it is shut
+    )  # The bound is attained if the gate is open at x'.
+    assert np.mean(ratios == 0) > 0.25  # The change is zero if the gate is shut.
 
 
 @settings(max_examples=25, deadline=None)  # 25 gates of 40 pairs each: 1,000 instances
@@ -258,7 +258,7 @@ def test_theorem_4_3_holds_and_is_attained_after_late_time(seed, log_eta):
 
 
 def test_theorem_4_3_needs_late_times():
-    """Early on S_rel can be below the bound, even zero: the gate is still shut at x'."""
+    """At early times S_rel can be below the bound. Here it is zero, because the gate is still shut at x'."""
     gate = ReLUGate([1.0, 1.0])
     srel = gate.srel([-3.0, 2.0], [0.0, 20.0], [1.0, 0.1], [0.1, 1.0], 0.01).numpy()
     bound = float(ReLUGate.late_lower_bound([1.0, 0.1], [0.1, 1.0]))
@@ -281,7 +281,7 @@ def test_differenced_srel_is_right_where_it_says_resolved():
     )
     exact = (x_target @ x_source) / (
         x_source @ x_source
-    )  # no ReLU clips: all of these weights are near w*
+    )  # No ReLU clips, because the weights are near w*.
     assert resolved[:9].all()
     assert not resolved[-3:].any()
     np.testing.assert_allclose(srel[resolved], exact, rtol=3e-3)

@@ -1,4 +1,4 @@
-"""The ReLU gate at t = 0, where what is exactly zero must not become the rounding of the eigenbasis of M."""
+"""The ReLU gate at t = 0, where exact zeros must not become rounding errors of the eigenbasis of M."""
 
 import numpy as np
 
@@ -6,13 +6,13 @@ from srel_tf.theory import ReLUGate
 
 
 def moment(seed):
-    """A full matrix of second moments, so that the modes are not the coordinates."""
+    """Make a full matrix of second moments, whose eigenvectors are not the coordinate axes."""
     root = np.random.default_rng(seed).normal(size=(3, 6))
     return root @ root.T
 
 
 def test_a_source_orthogonal_to_the_gap_is_undefined_at_the_start_alone():
-    """⟨w* − w(0), x⟩ = 0 exactly: Algorithm 1 does nothing at t = 0, and moves as soon as M has turned the gap."""
+    """⟨w* − w(0), x⟩ = 0 exactly, so the update is zero at t = 0. Later w* − w(t) has another direction."""
     w_star, w0, x_source, x_target = (
         [1.0, 2.0, 4.0],
         [3.0, 1.0, 2.0],
@@ -28,7 +28,7 @@ def test_a_source_orthogonal_to_the_gap_is_undefined_at_the_start_alone():
 
 
 def test_a_target_with_an_exactly_shut_gate_does_not_move_at_the_start():
-    """⟨w(0), x'⟩ = 0 and a push downwards: S_rel is zero, not the rounding of a basis of M."""
+    """If ⟨w(0), x'⟩ = 0 and the step makes it negative, S_rel is exactly zero, not a rounding error."""
     w_star, w0, x_source, x_target = (
         [4.0, 0.5, 2.0],
         [1.0, 1.0, -3.0],

@@ -1,4 +1,4 @@
-"""SGD against NumPy loops, and against the flows it follows."""
+"""SGD compared with NumPy loops, and with the flows that are its small-step limits."""
 
 import numpy as np
 import pytest
@@ -57,7 +57,7 @@ def test_iterates_are_those_of_a_loop(method, gradient):
 
 @pytest.mark.parametrize(("method", "gradient"), CASES)
 def test_gradients_are_those_of_the_stated_losses(method, gradient):
-    """Finite differences of the loss of one example; Algorithm 1 has the loss that leaves the ReLU out (eq. 8)."""
+    """Compare with finite differences of the loss of one example; for Algorithm 1, of the loss in eq. 8."""
     losses = {
         algorithm_1: lambda w, x: (
             (STAR @ x > 0) * (max(0.0, STAR @ x) - w @ x) ** 2 / 2
@@ -83,7 +83,8 @@ def test_draws_are_repeatable_independent_and_standard_normal():
     )
     assert np.unique(one[-1], axis=0).shape[0] == 3
     assert not np.array_equal(one, diagonal_sgd(STAR, START, 0.001, 50, runs=3, seed=8))
-    # The mean step of Algorithm 1 is −η M (w − w*) with M = I/2 under N(0, I): 400,000 draws, 5 standard errors.
+    # The mean step of Algorithm 1 is −η M (w − w*) with M = I/2 under N(0, I). The tolerance is 5 standard errors of
+    # 400,000 draws.
     step = modified_sgd(
         STAR, np.tile(START, (4, 1)), 1.0, 1, batch_size=100_000, seed=1
     ).numpy()
@@ -101,12 +102,12 @@ def test_calls_of_one_shape_share_a_trace():
 
 
 def plus_minus(dimension):
-    """±√n e_i: mean x xᵀ = I exactly, and half of them face any w* that has no zero entry."""
+    """Return ±√n e_i. The mean of x xᵀ is exactly I, and half of the x have ⟨w*, x⟩ > 0 if w* has no zero entry."""
     return np.sqrt(dimension) * np.concatenate([np.eye(dimension), -np.eye(dimension)])
 
 
 def endpoint_errors(run, flow, steps=(50, 100, 200, 400)):
-    """Distance of SGD from the flow at a fixed time, as the step halves."""
+    """Return the factors by which the distance of SGD from the flow falls each time the step is halved."""
     errors = [np.linalg.norm(run(count) - flow) for count in steps]
     return np.array(errors[:-1]) / np.array(errors[1:])
 
@@ -124,7 +125,7 @@ def test_algorithm_1_follows_the_flow_and_the_error_halves_with_the_step():
 
 
 def test_equation_15_follows_the_flow_and_the_error_halves_with_the_step():
-    """Examples one at a time, cycling: a real SGD whose noise is the order of the examples."""
+    """One example per step, in a fixed cycle: the noise of this SGD comes only from the order of the examples."""
     flow = DiagonalQuadratic(STAR**2, np.ones(3), 1.0).weights(START, 0.05)[0].numpy()
     batch = plus_minus(3)
 
@@ -138,7 +139,7 @@ def test_equation_15_follows_the_flow_and_the_error_halves_with_the_step():
 
 
 def test_random_sgd_scatters_around_the_flow_by_the_root_of_the_step():
-    """Strong error of independent draws: the spread over runs falls as √η at a fixed time."""
+    """The root mean square distance of independent runs from the flow at a fixed time falls as √η."""
     flow = (
         DiagonalQuadratic(STAR**2, np.ones(3), 1.0)
         .weights(np.abs(START), 0.1)[0]
@@ -190,5 +191,5 @@ def test_bad_input_is_named():
     ):
         with pytest.raises(ShapeError, match="whole number"):
             relu_sgd(STAR, START, 0.1, **count)
-    with pytest.raises(ShapeError, match="must agree"):
+    with pytest.raises(ShapeError, match="must have the same shape"):
         diagonal_sgd_srel(START, STAR, np.ones(2), np.ones(3), 0.1)

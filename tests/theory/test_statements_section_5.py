@@ -1,7 +1,7 @@
 """Statements of the paper's Section 5 and of its published scripts, checked on the closed forms.
 
-Each test names the statement; a name with "counterexample" or "is_false" is a result. The numbers in brackets are
-the items of the project's list of disagreements between text and published code.
+Each test is named after a statement. Tests with "counterexample" or "is_false" in their name show that a statement does
+not hold. A number in the name is an item of the list of errata (`train/errata/items.csv`).
 """
 
 import numpy as np
@@ -35,7 +35,10 @@ def theorem_5_3_case(target, source, t2_star=20.0):
 
 
 def test_16_theorem_5_3_as_printed_is_false_counterexample():
-    """k₂, eqs. 38 and 39 print β₂₂(x')²: for β(x) = (1, 10), β(x') = (1, 0.1) that bound is 1.98 and S_rel 0.02."""
+    """k₂, eq. 38 and eq. 39 are printed with β₂₂(x')².
+
+    For β(x) = (1, 10) and β(x') = (1, 0.1), the printed bound is 1.98, but S_rel is only 0.02.
+    """
     srel, printed, corrected = theorem_5_3_case([1.0, 0.1], [1.0, 10.0])
     assert printed[-1] > 90 * srel[-1]
     late = times_of_the_claim(corrected)
@@ -69,7 +72,7 @@ def test_16_equation_38_as_printed_is_not_equation_37():
 
 
 def test_16_theorem_5_3_needs_uncorrelated_features_counterexample():
-    """With E[β₁₁β₂₂] ≠ 0, which Theorem 5.3 does not exclude, the flow leaves eq. 36 and S_rel leaves the bound."""
+    """Theorem 5.3 does not exclude E[β₁₁β₂₂] ≠ 0. In this case the flow is not eq. 36, and S_rel is below the bound."""
     a, b, w0 = np.array([1.0, 2.0]), np.diag([1.0, 2.0]), np.array([0.5, 0.5])
     b[0, 1] = b[1, 0] = 0.9
     path = moment_flow(a, b, w0, [0.0, 60.0], 0.1, 2).numpy()
@@ -99,9 +102,9 @@ def test_18_the_bound_of_theorem_5_1_depends_on_time_and_only_p_does_not():
 
 
 def test_hypothesis_1_1b_srel_is_of_the_order_of_the_proximity_counterexample():
-    """S_rel = O(P(x, x')) does not follow from Theorem 5.1, whose factor beside P depends on x.
+    """S_rel = O(P(x, x')) does not follow from Theorem 5.1, because the factor of P in its bound depends on x.
 
-    For x = s x' in eq. 14's model S_rel = 1/s and P = s P(x', x'): a small P goes with a large S_rel.
+    For x = s x' in the model of eq. 14, S_rel = 1/s and P(x, x') = s P(x', x'), so S_rel is large where P is small.
     """
     h = HomogeneousPredictor(lambda x: 0 * x[:, 0], lambda x: x[:, None, :], 2)
     target, shrink = np.array([1.0, -2.0, 1.0]), np.array([1.0, 1e-2, 1e-4])
@@ -115,23 +118,24 @@ def test_hypothesis_1_1b_srel_is_of_the_order_of_the_proximity_counterexample():
 
 
 def test_21_hypothesis_1_2a_for_all_pairs_is_false_counterexample():
-    """No t₁ < t₂ < t* fit all pairs in the model of eq. 14.
+    """In the model of eq. 14, no times t₁ < t₂ < t* satisfy the hypothesis for all pairs.
 
-    For x = (1, 0, 1) the targets e₁ and e₃ have S_rel(e₁, x) + S_rel(e₃, x) = 1 at every time. If both were smaller
-    on [t₁, t₂] than at all t >= t*, so would their sum be: 1 < 1. The pair x' = x, with S_rel = 1, fails as well.
+    For x = (1, 0, 1) and the targets e₁ and e₃, S_rel(e₁, x) + S_rel(e₃, x) = 1 at every time. If both were smaller on
+    [t₁, t₂] than at all t >= t*, their sum would be smaller too, but it is constant. The pair x' = x, whose S_rel is
+    always 1, is another counterexample.
     """
     times = np.linspace(0, 5000, 400)
     source, targets = [1.0, 0.0, 1.0], np.array([[1.0, 0, 0], [0, 0, 1.0]])
     srel = EQ_14.srel(EQ_14_START, times, targets, np.tile(source, (2, 1))).numpy()
     np.testing.assert_allclose(srel.sum(1), 1, rtol=1e-14)
-    assert (np.ptp(srel, axis=0) > 0.04).all()  # each of the two moves
+    assert (np.ptp(srel, axis=0) > 0.04).all()  # Both change in time.
     np.testing.assert_allclose(
         EQ_14.srel(EQ_14_START, times, source, source), 1, rtol=1e-15
     )
 
 
 def test_21_srel_non_decreasing_at_all_later_times_for_all_pairs_is_false_counterexample():
-    """x = (1, 0, 1), x' = (0, 0, 1) in eq. 14: S_rel = w₃²/(w₁² + w₃²) falls from its maximum for ever after."""
+    """For x = (1, 0, 1), x' = (0, 0, 1) in eq. 14, S_rel = w₃²/(w₁² + w₃²) falls at all times after its maximum."""
     times = np.linspace(150, 3000, 300)
     srel = EQ_14.srel(EQ_14_START, times, [0.0, 0.0, 1.0], [1.0, 0.0, 1.0]).numpy()
     assert (np.diff(srel) < 0).all()
@@ -153,7 +157,7 @@ def figure_11(t):
 
 
 def test_21_figure_11_does_not_decrease_at_its_first_step_counterexample():
-    """At the stated θ = 0.001 and t = 500, and for all later times: S_rel rises from z = 1 to z = 2, then falls."""
+    """With the stated θ = 0.001, at t = 500 and at later times, S_rel rises from z = 1 to z = 2 and then falls."""
     for t in (500.0, 2000.0, 1e5):
         srel = figure_11(t)
         assert srel[1] > srel[0] > 1
@@ -161,7 +165,7 @@ def test_21_figure_11_does_not_decrease_at_its_first_step_counterexample():
 
 
 def test_21_srel_can_grow_without_bound_as_the_source_moves_away_counterexample():
-    """Moving the source from x' towards the origin, x = s x': the distance grows and S_rel = 1/s, at all times."""
+    """If the source x = s x' moves from x' towards the origin, the distance grows, and S_rel = 1/s at all times."""
     target, shrink = np.array([-1.0, -11.0, 1.0]), np.array([0.9, 0.5, 0.1, 0.01])
     srel = EQ_14.srel(
         EQ_14_START,
@@ -173,7 +177,7 @@ def test_21_srel_can_grow_without_bound_as_the_source_moves_away_counterexample(
 
 
 def test_21_iterates_of_figure_13_are_not_within_1e_6_of_the_minimum_counterexample():
-    """‖w_t − w*‖ < 1e-6 within the plotted 2,000 steps of η = 0.001: neither the flow nor any of 50 SGD runs."""
+    """Neither the flow nor any of 50 SGD runs has ‖w_t − w*‖ < 1e-6 within the plotted 2,000 steps of η = 0.001."""
     w_star = np.array([1.0, 2.0, 3.0])
     flow = EQ_14.weights(EQ_14_START, 2000.0)[0].numpy()
     assert np.linalg.norm(flow - w_star) > 1e-4
@@ -183,12 +187,12 @@ def test_21_iterates_of_figure_13_are_not_within_1e_6_of_the_minimum_counterexam
     distance = np.linalg.norm(EQ_14.weights(EQ_14_START, times) - w_star, axis=1)
     assert (
         3000 < times[np.argmax(distance < 1e-6)] < 3500
-    )  # the flow needs more than 3,000
+    )  # The flow needs more than 3,000 steps.
 
 
 @pytest.mark.parametrize("w0", [[3.0, -5.0, 4.0], [1.0, 2.0, 3.0], [0.0, 1.0, 5.0]])
 def test_22_the_range_of_w0_in_theorem_5_2_is_sufficient_not_necessary(w0):
-    """Eqs. 13 and 36 hold for w(0)² above a/b, at it, and for w(0) = 0 (against Definition 7 integrated)."""
+    """Eqs. 13 and 36 also hold for w(0)² > a/b, w(0)² = a/b and w(0) = 0: they agree with Definition 7, integrated."""
     wide = DiagonalQuadratic([1.0, 4.0, 9.0], [1.0, 1.0, 1.0], 0.001, initial="any")
     times = np.array([0.0, 10.0, 200.0, 900.0])
     path = moment_flow(wide.a, np.eye(3), w0, times, 0.001, 2).numpy()

@@ -1,7 +1,7 @@
 """Statements of the paper's Sections 3 and 4 and of its published scripts, checked on the closed forms.
 
-Each test names the statement; a name with "counterexample" or "is_false" is a result. The numbers in brackets are
-the items of the project's list of disagreements between text and published code.
+Each test is named after a statement. Tests with "counterexample" or "is_false" in their name show that a statement does
+not hold. A number in the name is an item of the list of errata (`train/errata/items.csv`).
 """
 
 import mpmath as mp
@@ -37,7 +37,7 @@ def test_10_gradient_of_equation_3_has_lambda_over_k_not_n_lambda_over_k():
     errors = features @ weights.numpy().T - np.eye(2)[labels]
     penalty = tape.gradient(loss, weights).numpy() - errors.T @ features / 2000
     np.testing.assert_allclose(penalty, weights.numpy() * 1.0 / 2, rtol=1e-6, atol=1e-9)
-    assert model.coefficient == 1000.0  # M, T and h̃ as printed
+    assert model.coefficient == 1000.0  # As in the printed M, T and h̃.
     assert section_3("loss")[0].coefficient == 0.5
     assert model.coefficient / section_3("loss")[0].coefficient == 2000
 
@@ -74,7 +74,7 @@ def test_11_published_numerator_makes_srel_of_a_point_with_itself_differ_from_on
 def test_11_the_rise_of_srel_in_the_published_figures_comes_from_the_stray_one_over_n(
     width, ridge
 ):
-    """On the published data and pairs, S_rel at t = 8000 over S_rel at t = 0: eq. 4 against its published numerator."""
+    """On the published data and pairs, S_rel rises until t = 8000 only with the published numerator of eq. 4."""
     features, labels = variants.published_features(width)
     pairs = variants.published_pairs(labels, seed=1)
     w0 = np.random.default_rng(2).normal(size=(10, 2, width))
@@ -86,10 +86,10 @@ def test_11_the_rise_of_srel_in_the_published_figures_comes_from_the_stray_one_o
 
 
 def test_late_srel_above_early_srel_in_figure_6_is_false_for_equation_4_counterexample():
-    """Section 3.1 reads off Figures 6–9 that S_rel is larger late than in most of an initial phase.
+    """Section 3.1 concludes from Figures 6–9 that S_rel is larger late than in most of an initial phase.
 
-    With eq. 4 and the stated set-up (p = 10, inter-class) the mean S_rel starts at 4.4, above 99% of its values from
-    t = 500 on, and ends at 2.9.
+    With eq. 4 and the stated set-up (p = 10, inter-class), the mean S_rel starts at 4.4, which is above 99% of its
+    values from t = 500 on. It ends at 2.9.
     """
     features, labels = random_relu_features(10)
     source, target = sample_pairs(labels, "inter", 20, seed=1)
@@ -114,7 +114,7 @@ def test_12_published_average_is_twenty_times_too_small():
 
 
 def test_13_variance_two_and_deviation_two_are_different_data():
-    """W_r x has the variance ‖row of W_r‖² s² + …: recover s² of the first class from inputs by linear algebra."""
+    """Recover the inputs of the first class from the features by least squares: their variance is 2, or 2² = 4."""
     recovered = []
     for sample in (random_relu_features, variants.published_features):
         features, labels = sample(400, dimension=20, per_class=500, seed=2)
@@ -161,7 +161,7 @@ def test_15_published_loss_sums_the_error_to_both_labels_and_is_not_equation_3()
 
 
 def test_19_theorem_4_3_is_attained_exactly_at_all_times_if_no_gate_shuts():
-    """Not only late: with open gates S_rel of the flow does not move at all, so it has no two phases."""
+    """With open gates, S_rel of the flow equals the bound at all times. It is constant, so it has no two phases."""
     gate = ReLUGate(np.ones(10))
     x, x_target, times = np.full(10, 10.0), np.full(10, 14.0), np.linspace(0, 100, 50)
     srel = gate.srel(np.full(10, 0.5), times, x_target, x, 1e-4).numpy()
@@ -171,7 +171,7 @@ def test_19_theorem_4_3_is_attained_exactly_at_all_times_if_no_gate_shuts():
 
 
 def test_19_fluctuation_of_figure_10_at_convergence_is_rounding():
-    """With no gate shut S_rel is 1.4 at every iterate; differenced, it scatters as soon as w* is reached."""
+    """If no gate is shut, S_rel is 1.4 at every iterate. Computed by differences, it scatters once w* is reached."""
     w_star, x, x_target = np.ones(10), np.full(10, 10.0), np.full(10, 14.0)
     path = relu_sgd(w_star, np.full(10, 0.5), 0.05, 3000, batch_size=32, seed=0)
     srel, resolved = (
@@ -184,7 +184,7 @@ def test_19_fluctuation_of_figure_10_at_convergence_is_rounding():
     assert np.isnan(late).any() or np.abs(late / 1.4 - 1).max() > 0.05
     with mp.workdps(
         60
-    ):  # the same definition with digits to spare at an unresolved iterate: 1.4, if it moves at all
+    ):  # At an unresolved iterate, the same definition with 60 digits gives 1.4.
         w = [mp.mpf(float(v)) for v in path[1500]]
         error = 10 * (mp.mpf(10) - mp.fsum(w))
         stepped = [v + mp.mpf("1e-4") * error * 10 for v in w]
@@ -196,7 +196,7 @@ def test_19_fluctuation_of_figure_10_at_convergence_is_rounding():
 
 @pytest.mark.parametrize("eta", [1e-4, 1.0])
 def test_20_with_that_target_srel_is_1_4_whatever_the_weights_are(eta):
-    """x' = 1.4 x and the gate is positively homogeneous, f(w, x') = 1.4 f(w, x): Figure 10 can show no phases."""
+    """For x' = 1.4 x, f(w, x') = 1.4 f(w, x), since the gate is positively homogeneous: Figure 10 has no phases."""
     w_star, x = np.ones(10), np.full(10, 10.0)
     weights = np.random.default_rng(0).normal(size=(200, 10))
     srel, resolved = (
@@ -205,7 +205,7 @@ def test_20_with_that_target_srel_is_1_4_whatever_the_weights_are(eta):
     defined = ~np.isnan(srel)
     assert (
         50 < defined.sum() < 150
-    )  # a source at which the gate is shut changes nothing
+    )  # If the gate is shut at the source, S_rel is undefined.
     np.testing.assert_allclose(srel[defined & resolved], 1.4, rtol=1e-9)
     for w in weights[:8]:
         flow = ReLUGate(w_star).srel(w, np.linspace(0, 30, 40), 1.4 * x, x, eta).numpy()
@@ -219,9 +219,9 @@ def test_20_the_target_14_gives_the_stated_value_of_figure_10():
 
 
 def test_proof_of_theorem_4_3_projections_do_not_decrease_monotonically_counterexample():
-    """The proof says that anything weighted by e^{−βMt} decreases to 0 in absolute value; ⟨e^{−Mt}v, x⟩ can rise first.
+    """The proof says that any quantity weighted by e^{−βMt} decreases to 0 in absolute value.
 
-    The theorem survives: it only needs the limit.
+    This is false, because |⟨e^{−Mt}v, x⟩| can rise at first. The theorem still holds, because it only needs the limit.
     """
     gate = ReLUGate([1.0, 1.0], np.diag([1.0, 5.0]))
     gap = gate.weights([2.0, 0.2], [0.0, 0.2, 0.4, 30.0]).numpy() - 1
