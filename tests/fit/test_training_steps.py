@@ -125,7 +125,7 @@ def test_an_optimizer_that_fit_does_not_know_is_refused():
     model = net(Own)
     with pytest.raises(
         ModelError,
-        match=r"weights of model .* moved.*\(SGD\) has made no update.*srel_tf\.Instrument",
+        match=r"weights of model .* changed.*\(SGD\) has made no update.*srel_tf\.Instrument",
     ):
         fit(model)
     assert steps_of(model) == [0]
@@ -147,7 +147,8 @@ def test_a_train_step_that_collects_gradients_itself_is_measured():
 def test_several_updates_in_a_batch_are_named():
     model = net(Twice)
     with pytest.warns(
-        UserWarning, match=r"made 2 updates in one batch.*steps within one are left out"
+        UserWarning,
+        match=r"made 2 updates in one batch.*steps within a batch are not measured",
     ) as caught:
         fit(model, epochs=2)
     assert sum("updates in one batch" in str(w.message) for w in caught) == 1
