@@ -124,7 +124,10 @@ class SRelMixin(_Base):
         self._set_srel_callbacks([*self._srel_callbacks, callback])
 
     def detach_probes(self) -> None:
-        """Remove all probes and their measurements. For probes attached later, the count of steps and epochs continues."""
+        """Remove all probes and their measurements.
+
+        If further probes are attached later, the count of steps and epochs continues.
+        """
         self._set_srel_callbacks([])
 
     def srel_frame(self) -> pd.DataFrame:
