@@ -319,7 +319,7 @@ class AtUpdate(keras.callbacks.Callback):
 
 
 def train(store, data_of, act=None, epochs=3):
-    """Train as in the docstring of `srel_tf.fit.checkpoint`. Epochs have 4 updates; `act` is called after the 6th update."""
+    """Train as in the docstring of `srel_tf.fit.checkpoint`. Epochs have 4 updates. `act` is called after update 6."""
     model, checkpoint = net(optimizer="sgd"), Checkpoint(store)
     more = [AtUpdate(6, lambda model: act(model, checkpoint))] if act else []
     options = {

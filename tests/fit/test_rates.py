@@ -161,7 +161,7 @@ def test_rates_of_a_model_that_runs_eagerly():
 
 
 def test_another_rate_in_the_next_fit():
-    """The last step of a fit has the current rate. If the next fit begins with another one, the step is measured again."""
+    """The last step of a fit has the current rate. If the next fit begins with another rate, it is measured again."""
     model = net()
     first = fit(model, epochs=1)
     assert measured(model)[-1] == 0.5
