@@ -60,8 +60,8 @@ class Checkpoint(ClockedCallback):
     training is stopped. In the latter case the rows of this epoch have NaN in the column `epoch`. With `use_ema`,
     states are saved at epoch ends only, because `fit` overwrites the weights with their averages when it ends.
 
-    The checkpoint must be the last callback, so that it saves the effects of the others; models with probes ensure
-    this. A store holds one training. If the training goes back to a step before the saved rows (for example through
+    The checkpoint must be the last callback, so that it saves the effects of the others. `fit` of a model with probes
+    moves it to the end of the list. A store holds one training. If the training goes back to a step before the saved rows (for example through
     Keras's `BackupAndRestore`), the next save raises `StorageError`. Call `restore` to return to the saved state.
 
     Args:
@@ -216,7 +216,7 @@ class Checkpoint(ClockedCallback):
         for callback in _srel_callbacks(self.model):
             self._check_later_than_stored(callback, self.clock.step + 1)
         self._saved_step = self.clock.step
-        # Taken before the training, during which callbacks may change the learning rate.
+        # The fingerprint is taken before training, because callbacks may change the learning rate.
         self._fingerprint = self._fingerprint or training_fingerprint(self.model)
 
     def on_epoch_begin(self, epoch: int, logs: JsonObject | None = None) -> None:
@@ -234,7 +234,7 @@ class Checkpoint(ClockedCallback):
             return
         is_due = self._is_due and batches_left is not None
         if is_due or self.model.stop_training or self._stop_requested:
-            self.save()  # Now, not in on_epoch_end, because validation overwrites the metrics before that call.
+            self.save()  # Do not wait for on_epoch_end: validation overwrites the metrics before that call.
             self._stop_if_requested()
 
     @property

@@ -24,7 +24,7 @@ class Position(NamedTuple):
 
 @dataclass(eq=False)
 class Epoch:
-    """An epoch of `fit`. All `Place` objects within it share this object, so that all of them learn its length at once.
+    """An epoch of `fit`. All `Place` objects within it share this object, so a length that is set later applies to all.
 
     Attributes:
         length: Number of batches; None while it is unknown. It stays None if an epoch of unknown length is interrupted.
@@ -78,7 +78,7 @@ class Counts(NamedTuple):
 
 
 class TrainingClock:
-    """Counts optimizer updates and epochs. It reads the optimizer's own count, and Keras's calls of a callback.
+    """Counts optimizer updates and epochs. It uses the optimizer's own count and Keras's calls of a callback.
 
     Attributes:
         step: Updates applied to the weights, by any optimizer.
@@ -142,7 +142,7 @@ class TrainingClock:
     def begin_fit(self, optimizer: keras.optimizers.Optimizer) -> None:
         """Note that `fit` begins."""
         if self._within_batch:
-            # An exception ended the former fit within a batch. The update of this batch may have been applied before.
+            # An exception ended the former fit within a batch, possibly after the update of this batch.
             has_counted = _counts(self.optimizer).batches > self.batches
             self.observe(self.optimizer, int(has_counted))
             self._within_batch = False
@@ -159,7 +159,8 @@ class TrainingClock:
             # The former epoch was interrupted before its length was known: its batches are not counted.
             start = self._place.start
         # Keras counts the epochs of each fit from initial_epoch, and does not notice if a callback restores an earlier
-        # state. Its number is used only if it is ahead of the clock and no state was restored in this fit.
+        # state. Its number is used if the clock's number is unknown, or if it is ahead of the clock's number and the
+        # training has not gone back in this fit.
         is_ahead = epoch > start and not self._went_back_in_fit
         if np.isnan(start) or is_ahead:
             start = float(epoch)

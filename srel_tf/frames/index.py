@@ -125,7 +125,10 @@ class Index:
             raise self._cannot_write(error) from error
 
     def save(self, *entries: Entry) -> None:
-        """Save entries in one transaction. A part with an existing number and any state replace the former entry."""
+        """Save entries in one transaction.
+
+        A part replaces the part with the same number. A state replaces the former state.
+        """
         values = ", ".join("?" * (len(Entry._fields) + 1))
         with self._opened(write=True) as database:
             if any(entry.kind == "state" for entry in entries):

@@ -19,8 +19,8 @@ COLUMNS = (
     "source_id", "source_class", "target_id", "target_class", "numerator", "denominator", "srel", "valid",
 )  # fmt: skip
 
-# Methods by which a row can be computed: a finite step or the limit η → 0. The requested estimator may be another one
-# ("auto"). The ending _float64 marks rows that were computed in float64.
+# Methods by which a row can be computed: a finite step or the limit η → 0. Rows of the estimator "auto" may have any of
+# them. The ending _float64 marks rows that were computed in float64.
 METHODS = ("finite_step", "finite_step_float64", "limit", "limit_float64")
 
 # Earlier versions had no column `method` and wrote the method into the column `estimator`.

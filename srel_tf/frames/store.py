@@ -5,8 +5,8 @@
     DIR/state-000003.safetensors   arrays, for example weights and optimizer variables (`srel_tf.Checkpoint`)
 
 The index is written last, and files that it names are never written again. Therefore the index on the disk names only
-complete files, even if a process dies. `FrameStore.commit` saves a state and the rows measured before it together, so
-that they always belong together.
+complete files, even if a process dies. `FrameStore.commit` saves a state and the rows measured before it in one
+transaction, so that the two always belong together.
 """
 
 from __future__ import annotations
