@@ -61,8 +61,10 @@ class Checkpoint(ClockedCallback):
     states are saved at epoch ends only, because `fit` overwrites the weights with their averages when it ends.
 
     The checkpoint must be the last callback, so that it saves the effects of the others. `fit` of a model with probes
-    moves it to the end of the list. A store holds one training. If the training goes back to a step before the saved rows (for example through
-    Keras's `BackupAndRestore`), the next save raises `StorageError`. Call `restore` to return to the saved state.
+    moves it to the end of the list.
+
+    A store holds one training. If the training goes back to a step before the saved rows (for example through Keras's
+    `BackupAndRestore`), saving its rows raises `StorageError`. Call `restore` to return to the saved state.
 
     Args:
         store: The store, open for writing.
