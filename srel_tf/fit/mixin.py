@@ -18,7 +18,7 @@ from srel_tf.probe import ProbeSet
 from srel_tf.settings import Settings
 
 if TYPE_CHECKING:
-    from keras import Model as _Base  # Base class in combination with the mixin.
+    from keras import Model as _Base  # The mixin is used with a Keras model.
 else:
     _Base = object
 
@@ -191,7 +191,7 @@ class SRelMixin(_Base):
         return getattr(self, "_srel_attached", [])
 
     def _set_srel_callbacks(self, callbacks: list[SRelCallback]) -> None:
-        # Avoids Keras's attribute tracking: probes are not part of the model, and are not saved with it.
+        # Bypass Keras's attribute tracking: probes are not part of the model, and are not saved with it.
         object.__setattr__(self, "_srel_attached", callbacks)
 
 

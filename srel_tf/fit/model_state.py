@@ -75,7 +75,7 @@ def as_count(value: Any, least: int = 0, largest: int = 2**53 - 1) -> int:
     """Return `value`, which was read from a file, if it is an integer from `least` to `largest`.
 
     Raises:
-        ValueError: If it is not.
+        ValueError: If `value` is not such an integer.
     """
     is_integer = isinstance(value, int) and not isinstance(value, bool)
     if not is_integer or not least <= value <= largest:

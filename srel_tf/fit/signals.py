@@ -1,4 +1,4 @@
-"""Handling of Ctrl-C and SIGTERM as a request to stop, which the program may follow later."""
+"""Ctrl-C and SIGTERM as a request to stop at the next suitable moment."""
 
 import contextlib
 import signal

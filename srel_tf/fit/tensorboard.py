@@ -38,7 +38,7 @@ class TensorBoardWriter:
             self._writer = tf.summary.create_file_writer(str(log_dir))
         except tf.errors.OpError as error:
             raise OptionError(
-                f"cannot write TensorBoard summaries to {log_dir}: {error.message}"
+                f"cannot write TensorBoard summaries to {log_dir}: {error.message}; choose another log_dir"
             ) from error
 
     def __call__(self, result: SRelResult) -> None:

@@ -110,7 +110,7 @@ def warn_of_stale_trace(model: keras.Model) -> None:
 
 
 class OptimizerCheck:
-    """Checks that the compiled optimizer trains the model. The check ends when its first update is observed."""
+    """Checks that the compiled optimizer trains the model. The check ends at the first update of this optimizer."""
 
     def __init__(self) -> None:
         self._counting: Any = None  # The optimizer whose count was observed to grow.
@@ -158,7 +158,7 @@ def _norms(model: keras.Model) -> np.ndarray:
 
 
 def _changed_layers(model: keras.Model, traced: Traced) -> list[str]:
-    """List the paths of layers with a weight that is trainable in some, but not all, of the traces and the model."""
+    """List the paths of layers with a weight whose `trainable` is not the same in all traces and now."""
     trained_now = {id(v): v for v in model.trainable_variables}
     variables = {**traced.variables, **trained_now}
     unchanged = traced.common & trained_now.keys()

@@ -194,7 +194,7 @@ class Index:
             raise self._damaged(str(error)) from error
 
     def _check_files(self) -> None:
-        """Raise `StorageError` if a file of the database is no regular file, or if its journal names another file."""
+        """Raise `StorageError` if a file of the database is not regular, or if its journal names another file."""
         for ending in ("", "-journal", "-wal", "-shm"):
             file = self._directory / f"{INDEX}{ending}"
             with contextlib.suppress(FileNotFoundError):

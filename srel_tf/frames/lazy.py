@@ -169,7 +169,7 @@ class StoredFrame:
             Exception
         ) as error:  # pyarrow raises many exception types on damaged files.
             raise FrameError(
-                f"{self._names[0]} and {len(self._names) - 1} more files are not a frame, or are damaged: {error}"
+                f"{self._names[0]} or one of {len(self._names) - 1} other files is not a frame, or is damaged: {error}"
             ) from error
 
 

@@ -340,7 +340,7 @@ def read_frame(path: AnyPath) -> pd.DataFrame:
     path = Path(path)
     _check_suffix(path)
     if not path.exists():
-        raise FrameError(f"there is no frame {path}")
+        raise FrameError(f"there is no frame {path}: give the path of an existing file")
     try:
         check_regular(path)
         return completed(_READERS[path.suffix](path))

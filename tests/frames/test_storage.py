@@ -982,7 +982,7 @@ def test_there_is_no_frame(tmp_path):
         with pytest.raises(FrameError, match="there is no frame"):
             scan_frame(path)
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 nothing PAR1")
-    with pytest.raises(FrameError, match=r"bad\.parquet .*are not a frame"):
+    with pytest.raises(FrameError, match=r"bad\.parquet .*is not a frame"):
         scan_frame(tmp_path / "bad.parquet")
 
 
