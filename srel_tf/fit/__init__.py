@@ -1,1 +1,1 @@
-"""Measurement inside `model.fit`. Knows Keras callbacks."""
+"""Measurement during `model.fit`, by Keras callbacks."""

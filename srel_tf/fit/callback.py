@@ -1,10 +1,10 @@
 """The Keras callback that measures on schedule, between the training steps of `model.fit`.
 
-It runs outside the training graph. Therefore the graph is bit for bit the same as without a probe.
+It runs outside the training graph. Therefore the graph is exactly the same as without a probe.
 
-Step n is measured just before the batch that makes update n+1, after all other callbacks, so that η is the rate that
-this update takes. The last step of an epoch is measured at the end of its last batch, because `fit` may end there. If a
-callback changes the learning rate or the weights before the next batch, the step is measured again, and the new rows
+Step n is measured just before the batch of update n+1, after all other callbacks, so that η is the rate that this
+update uses. The last step of an epoch is measured at the end of its last batch, because `fit` may end there. If a
+callback changes the learning rate or the weights before the next batch, this step is measured again, and the new rows
 replace the old ones.
 """
 
@@ -44,19 +44,19 @@ from srel_tf.updates import learning_rate_now
 
 
 class SRelCallback(ClockedCallback):
-    """Measures a probe before the first step and after each scheduled step.
+    """Measures a probe at each scheduled step. At step n the model has received n updates; step 0 is before the first.
 
     Args:
-        probe: The examples. A probe without a name is named after the given η, for example "η=0.001", so that the rows
-            of several η of one training stay apart.
+        probe: The examples. If η is given and the probe has no name, it is named after η, for example "η=0.001". The
+            frame can then distinguish the rows of several η in one training.
         every: The schedule: a number of steps, or a function from step to bool.
         settings: Options of the measurement.
         run: Value of the frame's column `run`.
         seed: Value of the frame's column `seed`.
 
     Attributes:
-        recorder: The results that no store has taken yet.
-        listeners: Functions that are called with each result.
+        recorder: The results that are not yet in a store.
+        listeners: Functions that are called with each new result.
     """
 
     def __init__(
@@ -79,13 +79,15 @@ class SRelCallback(ClockedCallback):
         self._is_due = as_schedule(every)
         self._metadata = self._describe_options()
         self._instrument: Instrument | None = None
-        # The training step that the instrument was made for: Keras's function and the ids of the weights it trains.
+        # The training step for which the instrument was made: Keras's function, and the ids of the trainable weights.
         self._made_for: tuple[Any, list[int]] = (None, [])
         self._optimizer_check = OptimizerCheck()
-        # Of the model at the end of the last batch of the epoch before.
+        # Checksum of the weights after the last batch of an epoch; None from the next batch on.
         self._checksum: int | None = None
-        self._times_gone_back = 0  # Of the clock, when this probe read it last.
-        self._seconds: list[float] = []  # Of each measurement since the last report.
+        self._times_gone_back = 0  # The clock's number when this callback last read it.
+        self._seconds: list[
+            float
+        ] = []  # Duration of each measurement since the last report.
 
     def _describe_options(self) -> JsonObject:
         """Describe the options in types that JSON supports."""
@@ -109,14 +111,14 @@ class SRelCallback(ClockedCallback):
         for other in others:
             if self.probe.ids.dtype.kind != other.probe.ids.dtype.kind:
                 raise ProbeError(
-                    "the ids of one probe are integers and the ids of another one strings, and one column of the frame "
-                    "cannot hold both: give ProbeSet(ids=...) of one type to both"
+                    "the ids of one probe are integers and the ids of another one are strings, but one column of the "
+                    "frame cannot hold both: give ProbeSet(ids=...) of one type to both"
                 )
             if self._series == other._series and self._overlaps(other):
                 raise ProbeError(
-                    f"the model has a probe with name={self.probe.name!r} already, and the rows of both would agree in "
-                    "run, seed, name, measure, update, estimator and ids, so that the frame could not tell them apart: "
-                    "give one of them a unique name, ProbeSet(..., name=...) or probe.with_name(...)"
+                    f"the model has a probe with name={self.probe.name!r} already, and rows of both probes would agree "
+                    "in run, seed, name, measure, update, estimator and ids, so that the frame could not distinguish "
+                    "them: give one of them a unique name with ProbeSet(..., name=...) or probe.with_name(...)"
                 )
 
     @property
@@ -147,15 +149,16 @@ class SRelCallback(ClockedCallback):
         if self.model.steps_per_execution != 1:
             raise OptionError(
                 f"steps_per_execution={self.model.steps_per_execution}: Keras would run several updates between two "
-                "measurements, so that S_rel could not be measured at the requested steps; compile with 1"
+                "measurements, so that S_rel could not be measured at the requested steps; compile with "
+                "steps_per_execution=1"
             )
         if self.model.optimizer is None:
             raise ModelError(
-                f"model {self.model.name!r} is compiled without an optimizer: there are no updates to count; call "
+                f"model {self.model.name!r} is compiled without an optimizer, so there are no updates to count: call "
                 "model.compile(optimizer, loss)"
             )
         if not is_traced(self.model):
-            self._instrument = None  # The training step will run the Python code of layers that may have changed.
+            self._instrument = None  # Without a trace, `fit` runs the layers' Python code, which may have changed.
         self._ensure_instrument()
         super().on_train_begin(logs)
         self._follow_clock()
@@ -181,7 +184,7 @@ class SRelCallback(ClockedCallback):
         if weighs_examples(self.model):
             warn_once(self.model, WEIGHTED)
         if not is_traced(self.model):
-            # The model's own train_step does not call the train_step that notes the trace.
+            # The user's class overrides `train_step` without a call of `SRelMixin.train_step`, which records the trace.
             note_trace(self.model)
         if self.model.stop_training or self.clock.batches_left == 0:
             self._measure_if_due()
@@ -194,14 +197,14 @@ class SRelCallback(ClockedCallback):
         self._follow_clock()
         is_last_epoch = epoch + 1 >= self.params["epochs"]
         if not is_last_epoch and not self.model.stop_training:
-            # The next batch shows which η this step uses.
+            # η of this step is known only when the next batch begins.
             self.recorder.hold(self.clock.step)
 
     def on_train_end(self, logs: JsonObject | None = None) -> None:
         self._report()
 
     def _follow_clock(self) -> None:
-        """Drop the results of the current and later steps if the training will reach these steps again."""
+        """If the training has gone back, drop the results of the current step and of later steps."""
         if self._times_gone_back != self.clock.times_gone_back:
             self._times_gone_back = self.clock.times_gone_back
             self.recorder.withdraw(self.clock.step)
@@ -209,8 +212,8 @@ class SRelCallback(ClockedCallback):
     def _ensure_instrument(self) -> Instrument:
         """Return the instrument for the current training step.
 
-        It is kept as long as Keras keeps the traced training step. After a call of `compile`, for example, a new
-        instrument is made.
+        The instrument is kept as long as Keras keeps the traced training step. After a call of `compile`, for example,
+        a new instrument is made.
         """
         weights = [id(variable) for variable in self.model.trainable_variables]
         present = (self.model.train_function, weights)
@@ -233,16 +236,16 @@ class SRelCallback(ClockedCallback):
         warn_of_stale_trace(self.model)
         result = instrument()._replace(step=step)
         self._settings = instrument.settings
-        # The position in the training is known, because an epoch has begun.
+        # `reached` is not None, because an epoch has begun.
         self.recorder.add(result, cast(Place, self.clock.reached))
         self._seconds.append(result.seconds)
         for listener in self.listeners:
             listener(result)
 
     def _is_outdated(self) -> bool:
-        """Return whether the next update takes another η than the newest result, or starts from other weights.
+        """Return whether the newest result was measured with another η or other weights than the next update will use.
 
-        False if a store has taken the newest result.
+        False if the newest result is already in a store.
         """
         result = self.recorder.newest
         if result is None:
@@ -264,7 +267,7 @@ class SRelCallback(ClockedCallback):
         }
 
     def differences(self, state: JsonObject) -> list[str]:
-        """Describe, one line each, the options (including the probe's fingerprint) that differ from `state`."""
+        """Return one line for each option that differs from `state`. The probe's fingerprint counts as an option."""
         return differences(state["about"], self._metadata)
 
     def resume(self, state: JsonObject, step: int) -> None:
@@ -285,7 +288,10 @@ class SRelCallback(ClockedCallback):
         self.recorder.stored_step = last_step
 
     def _report(self) -> None:
-        """Print the cost of the measurements since the last report; between epochs, to leave the progress bar alone."""
+        """Print the mean time of the measurements since the last report.
+
+        Called between epochs only, so that the text does not disturb Keras's progress bar.
+        """
         is_verbose = self.params.get("verbose")
         if self._seconds and is_verbose:
             num_sources = len(self.probe.sources)
@@ -301,7 +307,7 @@ class SRelCallback(ClockedCallback):
 
 
 def _checksum(model: keras.Model) -> int:
-    """Compute a checksum of the weights and statistics of a model."""
+    """Compute a checksum of all floating-point variables of a model."""
     value = 0
     for v in model.variables:
         if keras.backend.is_float_dtype(v.dtype):
@@ -314,5 +320,5 @@ def _are_disjoint(ids: np.ndarray, others: np.ndarray) -> bool:
 
 
 def _as_python(value: Any) -> Any:
-    """Convert NumPy's numbers to Python's, for JSON; anything else to text."""
+    """Convert a NumPy number to a Python number, and any other object to text, for JSON."""
     return value.item() if hasattr(value, "item") else str(value)

@@ -1,4 +1,4 @@
-"""Training state and measurements, saved together, so that a killed `fit` continues as if it had not been interrupted.
+"""Training state and measurements, saved together, so that a killed `fit` can continue as if it had not been killed.
 
     store = srel_tf.FrameStore("run", write=True)
     checkpoint = srel_tf.Checkpoint(store, every=100)
@@ -9,10 +9,14 @@
             epoch += 1
         model.fit(data_of(epoch), initial_epoch=epoch, callbacks=[checkpoint], ...)
 
-The state is every variable of the model (batch statistics and seeds of dropout included) and of its optimizer, and
-within an epoch of its metrics. The caller provides the order of the data: `data_of` gives all batches from the position
-on without end (fit(..., steps_per_epoch=n)), in an order that depends only on the number of each epoch. Keras callbacks
-with a history (`ReduceLROnPlateau`, `EarlyStopping`) start afresh with each `fit`: they are not part of the state.
+The state consists of all variables of the model (batch statistics and dropout seeds included) and of its optimizer. A
+state saved within an epoch also contains the variables of the metrics.
+
+The caller provides the data in a reproducible order. Here `data_of` yields the batches that follow the given position,
+without end (use fit(..., steps_per_epoch=n)). Their order within an epoch depends only on the number of the epoch.
+
+Keras callbacks that remember earlier epochs (`ReduceLROnPlateau`, `EarlyStopping`) are not part of the state. They
+start afresh with each `fit`.
 """
 
 from __future__ import annotations
@@ -45,18 +49,22 @@ from srel_tf.frames.store import FrameStore
 class Checkpoint(ClockedCallback):
     """Keras callback that saves model, optimizer and measurements into a `FrameStore`.
 
-    A state is saved together with the rows that the probes measured before it, and these rows leave `srel_frame()`, so
-    that memory does not grow with them. The rows of the step at which a state is saved follow when the training
-    continues, with the η that the next update uses; at the end of a `fit` they are saved with the current η, and stay
-    in the store even if a later `fit` begins with another rate.
+    Each save writes the state and the rows that the probes have measured since the last save. These rows are then
+    removed from `srel_frame()`, so that memory use does not grow.
 
-    If Keras does not know the length of an epoch, states are saved at its end, or at the step where training is stopped
-    (the rows of that epoch then have no `epoch`). With `use_ema`, states are saved at epoch ends only, because `fit`
-    overwrites the weights with their averages when it ends.
+    The rows of the step at which a state is saved are saved with the next state: their η is the rate of the next
+    update, which is not decided yet. Only at the end of a `fit` they are saved at once, with the current η. They then
+    stay in the store, even if a later `fit` begins with another rate.
 
-    The checkpoint must be the last callback, so that it saves the effects of the others; models with probes ensure
-    this. A store holds one training. If the training goes back to a step before the saved rows (say by Keras's
-    `BackupAndRestore`), nothing more is saved; `restore` returns to the saved state.
+    If Keras does not know the length of an epoch, states are saved at the end of this epoch only, or at the step where
+    training is stopped. In the latter case the rows of this epoch have NaN in the column `epoch`. With `use_ema`,
+    states are saved at epoch ends only, because `fit` overwrites the weights with their averages when it ends.
+
+    The checkpoint must be the last callback, so that it saves the effects of the others. `fit` of a model with probes
+    moves it to the end of the list.
+
+    A store holds one training. If the training goes back to a step before the saved rows (for example through Keras's
+    `BackupAndRestore`), saving its rows raises `StorageError`. Call `restore` to return to the saved state.
 
     Args:
         store: The store, open for writing.
@@ -65,9 +73,9 @@ class Checkpoint(ClockedCallback):
         note: A dict that JSON can represent, saved with each state (`FrameStore.about`).
 
     Raises:
-        OptionError: If `every` has another value.
-        StorageError: During `fit`, if the disk fails. When `fit` begins, if the store holds a training that has not
-            been restored, or rows of steps that the training has not reached: one frame would mix two trainings.
+        OptionError: If `every` is neither a positive integer nor None.
+        StorageError: During `fit`, if the disk fails. When `fit` begins, if the store holds a training that was not
+            restored, or rows of steps that the training has not reached yet. One frame would then mix two trainings.
 
     Example:
         >>> import tempfile, keras, numpy as np, srel_tf
@@ -96,7 +104,7 @@ class Checkpoint(ClockedCallback):
         is_integer = isinstance(every, int) and not isinstance(every, bool)
         if every is not None and (not is_integer or every < 1):
             raise OptionError(
-                f"every={every!r}: give a positive number of steps, or None for each epoch"
+                f"every={every!r}: give a positive number of steps, or None to save after each epoch"
             )
         self._store = store
         self._every = every
@@ -105,8 +113,8 @@ class Checkpoint(ClockedCallback):
         self._fingerprint: JsonObject | None = (
             None  # Fingerprint of the model as it was compiled.
         )
-        self._restored = False  # Whether the store holds this training: restore() matched them, or it was empty.
-        self._restored_metrics: Arrays = ()  # Values for the metrics of the epoch that is continued.
+        self._restored = False  # Whether the store belongs to this training: restore() matched them, or it was empty.
+        self._restored_metrics: Arrays = ()  # Saved values of the metrics, for the epoch that is continued.
         self._saved_place: tuple[Position, int] | None = None  # Place of the last save.
         self._saved_step = (
             0  # Step of the last save, or the step at which this fit began.
@@ -114,19 +122,19 @@ class Checkpoint(ClockedCallback):
         self._stop_requested = False
 
     def restore(self, model: keras.Model, example: Example | None = None) -> Position:
-        """Restore the saved state of `model`.
+        """Restore the saved state into `model`.
 
         Args:
-            model: The compiled model, its probes attached.
-            example: (x, y) of at least one example, from which Keras makes the metrics' variables; default the first
-                example of a probe.
+            model: The compiled model, with its probes attached.
+            example: (x, y) of at least one example, from which Keras creates the metrics' variables. The default is the
+                first example of the first probe.
 
         Returns:
             The `Position` (epoch, batch) to continue from; (0, 0) if nothing is saved.
 
         Raises:
-            StorageError: If the state is damaged, or model, optimizer, loss, probe or options differ from those that it
-                was saved with. The message shows the differences, and the model is not changed.
+            StorageError: If the state is damaged, or if model, optimizer, loss, probes or options differ from those of
+                the saved training. The message lists the differences. The model is not changed.
         """
         saved = self._store.state()
         if saved is None:
@@ -139,8 +147,9 @@ class Checkpoint(ClockedCallback):
             lines = state_differences(state, model, _srel_callbacks(model))
             if lines:
                 raise StorageError(
-                    f"the state saved in {self._store.path} belongs to another training; continue as it was begun, or "
-                    "start again without it:\n" + "\n".join(lines)
+                    f"the state saved in {self._store.path} belongs to another training: use the model and the options "
+                    "of that training, or start again without the state; the differences are\n"
+                    + "\n".join(lines)
                 )
             self._apply(model, state, example)
         except OptionError:
@@ -178,7 +187,9 @@ class Checkpoint(ClockedCallback):
 
     @contextlib.contextmanager
     def stop_after_step(self) -> Iterator[None]:
-        """Finish and save the current step at the first Ctrl-C or SIGTERM within this block; stop at the second one.
+        """Within this block, let the first Ctrl-C or SIGTERM stop `fit` after the current step is finished and saved.
+
+        A second signal acts at once.
 
         Raises:
             KeyboardInterrupt: After the step was saved, or at the end of the block if no further step followed.
@@ -201,31 +212,31 @@ class Checkpoint(ClockedCallback):
         if has_content and not self._restored and not self._has_measured_stored_rows():
             raise StorageError(
                 f"{self._store.path} holds {self._store.num_rows} rows and a state of a training that has not been "
-                "restored: call restore(model) before fit, or begin with FrameStore(path, write=True, anew=True)"
+                "restored: call restore(model) before fit, or discard them with FrameStore(path, write=True, anew=True)"
             )
         self._restored = True
         for callback in _srel_callbacks(self.model):
             self._check_later_than_stored(callback, self.clock.step + 1)
         self._saved_step = self.clock.step
-        # The fingerprint of the model as compiled, because a learning rate may change in training.
+        # The fingerprint is taken before training, because callbacks may change the learning rate.
         self._fingerprint = self._fingerprint or training_fingerprint(self.model)
 
     def on_epoch_begin(self, epoch: int, logs: JsonObject | None = None) -> None:
         super().on_epoch_begin(epoch, logs)
         if self.clock.position.batch and self._restored_metrics:
-            # Continue the epoch's running means.
+            # The metrics continue as averages over the whole epoch.
             assign(self.model.metrics_variables, self._restored_metrics)
         self._restored_metrics = ()
 
     def on_train_batch_end(self, batch: int, logs: JsonObject | None = None) -> None:
         super().on_train_batch_end(batch, logs)
         batches_left = self.clock.batches_left
-        # An epoch's last step is saved with the epoch.
+        # on_epoch_end saves after the last step of an epoch, and all states under `use_ema`.
         if batches_left == 0 or self.model.optimizer.use_ema:
             return
         is_due = self._is_due and batches_left is not None
         if is_due or self.model.stop_training or self._stop_requested:
-            self.save()  # The save does not wait for the end of the epoch, because validation overwrites the metrics.
+            self.save()  # Do not wait for on_epoch_end: validation overwrites the metrics before that call.
             self._stop_if_requested()
 
     @property
@@ -250,7 +261,7 @@ class Checkpoint(ClockedCallback):
         self._save_once()
 
     def _save_once(self) -> None:
-        """Save, unless this position is saved already or averages would overwrite the weights within an epoch."""
+        """Save, unless this position is already saved, or lies within an epoch and `use_ema` is set."""
         is_spoiled = self.clock.position.batch and self.model.optimizer.use_ema
         if self._saved_place != self._place and not is_spoiled:
             self.save()
@@ -260,7 +271,7 @@ class Checkpoint(ClockedCallback):
         return self.clock.position, self.clock.step
 
     def save(self) -> None:
-        """Save now. Earlier saves stay complete if this fails. Raises `StorageError`."""
+        """Save now. If this fails, raise `StorageError`; earlier saves stay complete."""
         frame = self.unsaved(self.model)
         for callback in _srel_callbacks(self.model):
             self._check_later_than_stored(callback, callback.recorder.first_step)
@@ -270,12 +281,12 @@ class Checkpoint(ClockedCallback):
         metadata = self._metadata(len(state), len(metrics))
         try:
             self._store.commit(frame, arrays, metadata)
-        finally:  # A Ctrl-C may arrive after the commit.
+        finally:  # Ctrl-C may arrive after the commit has succeeded.
             self._forget_saved(self.model)
         self._saved_place, self._saved_step = self._place, self.clock.step
 
     def _metadata(self, num_variables: int, num_metrics: int) -> JsonObject:
-        """Return what `load_state` and users need beside the arrays of a state."""
+        """Return the metadata of a state, which `load_state` and users read together with its arrays."""
         return {
             "epoch": self.clock.position.epoch,
             "batch": self.clock.position.batch,
@@ -290,7 +301,7 @@ class Checkpoint(ClockedCallback):
         }
 
     def unsaved(self, model: keras.Model) -> pd.DataFrame | None:
-        """Return the rows that the probes of `model` measured and that are not in the store; None without probes."""
+        """Return the rows of the probes of `model` that are not yet in the store; None if it has no probes."""
         self._forget_saved(model)
         return model.srel_frame() if _srel_callbacks(model) else None
 
@@ -309,18 +320,18 @@ class Checkpoint(ClockedCallback):
         if step <= stored:
             raise StorageError(
                 f"the training has gone back and is at step {self.clock.step}, and {self._store.path} holds rows "
-                f"up to step {stored}: call restore(model) before fit, or begin with FrameStore(path, write=True, "
-                "anew=True)"
+                f"up to step {stored}: call restore(model) before fit, or discard these rows with FrameStore(path, "
+                "write=True, anew=True)"
             )
 
     def _has_measured_stored_rows(self) -> bool:
-        """Return whether a probe of the model has measured rows that the store holds."""
+        """Return whether rows in the store were measured by a probe of this model object."""
         stored_steps = self._stored_steps()
         callbacks = _srel_callbacks(self.model)
         return any(callback.recorder.name in stored_steps for callback in callbacks)
 
     def _forget_saved(self, model: keras.Model) -> None:
-        """Drop rows from memory that the store holds, including those that an interrupt kept in memory after saving."""
+        """Drop from memory all rows that the store holds, even if an interrupt left them in memory after the save."""
         stored_steps = self._stored_steps()
         for callback in _srel_callbacks(model):
             callback.recorder.forget(stored_steps.get(callback.recorder.name))
@@ -340,7 +351,7 @@ def _check_ready(model: keras.Model) -> None:
     """Build the optimizer. Raises `ModelError` if the model is not built and compiled."""
     if not model.compiled or not model.built:
         raise ModelError(
-            f"model {model.name!r} is not ready: build and compile it before a checkpoint is restored"
+            f"model {model.name!r} is not ready: build and compile it before you restore a checkpoint"
         )
     model.optimizer.build(model.trainable_variables)
 

@@ -1,4 +1,4 @@
-"""The position in a training: updates, batches and epochs done, even if the training has gone back to a saved state.
+"""Clock of a training: counts updates, batches and epochs, and is set back if the training returns to a saved state.
 
 A model has one clock, `clock_of(model)`, which all of its probes and its checkpoint read.
 """
@@ -16,7 +16,7 @@ from srel_tf.fit.model_state import as_count
 
 
 class Position(NamedTuple):
-    """A position in the training in Keras's count: epochs done, and batches done of the next epoch."""
+    """A position in the training as Keras counts it: complete epochs, and batches done in the current epoch."""
 
     epoch: int
     batch: int
@@ -24,7 +24,7 @@ class Position(NamedTuple):
 
 @dataclass(eq=False)
 class Epoch:
-    """An epoch of `fit`. All places in it share this object, so that each knows the length as soon as one does.
+    """An epoch of `fit`. All `Place` objects within it share this object, so a length that is set later applies to all.
 
     Attributes:
         length: Number of batches; None while it is unknown. It stays None if an epoch of unknown length is interrupted.
@@ -37,8 +37,8 @@ class Place(NamedTuple):
     """A position in the training.
 
     Attributes:
-        start: Epochs done before `batches`; NaN if unknown.
-        batches: Batches done since `start`.
+        start: Epochs done when the count of `batches` began; NaN if unknown.
+        batches: Batches done since then.
         epoch: The epoch that these batches belong to.
     """
 
@@ -48,7 +48,7 @@ class Place(NamedTuple):
 
     @property
     def epochs(self) -> float:
-        """Epochs done, with a fraction within an epoch; NaN while unknown."""
+        """Number of epochs done, fractional within an epoch; NaN while unknown."""
         if not self.batches:
             return self.start
         if self.epoch.length is None:
@@ -57,12 +57,12 @@ class Place(NamedTuple):
 
 
 class Waypoint(NamedTuple):
-    """A position in the training that has been passed, in the optimizer's count.
+    """A position that the training has passed, identified by the optimizer's count of batches.
 
     Attributes:
         num_batches: The optimizer's count of batches at this position.
         epochs: Epochs done; NaN if unknown.
-        count_offset: As in `TrainingClock`.
+        count_offset: `TrainingClock.count_offset` at this position.
     """
 
     num_batches: int
@@ -71,28 +71,28 @@ class Waypoint(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """Batches that an optimizer has received and updates that it has applied, in its own count."""
+    """Numbers of batches received and of updates applied, as the optimizer itself counts them."""
 
     batches: int
     updates: int
 
 
 class TrainingClock:
-    """Counts optimizer updates and epochs, from the optimizer's own count and the calls that Keras makes to a callback.
+    """Counts optimizer updates and epochs. It uses the optimizer's own count and Keras's calls of a callback.
 
     Attributes:
         step: Updates applied to the weights, by any optimizer.
         batches: Batches that the optimizer has received, in its own count. With `gradient_accumulation_steps` an
             update takes several batches.
-        count_offset: The optimizer's count of updates minus `step`. It grows by one when a generator is exhausted,
-            because Keras then counts an update that was not applied; it is negative after `compile` with a new
-            optimizer, which counts from 0 while the steps continue.
+        count_offset: The optimizer's count of updates minus `step`. When a generator is exhausted, Keras counts an
+            update that was not applied, so the offset grows by one. After `compile` with a new optimizer, that
+            optimizer counts from 0 while the steps continue, so the offset is negative.
         position: Epochs and batches done, in Keras's count.
         reached: The place at which `step` was reached; None before the first epoch.
         times_gone_back: Number of times that the training has gone back to an earlier state.
         optimizer: The optimizer that was observed last; None before the first fit.
-        mover: The callback that moves the clock.
-        fit: Keras's `params` of the current fit, an object that all callbacks of the fit share.
+        mover: The callback that advances the clock.
+        fit: Keras's `params` of the current fit. All callbacks of a fit share this object.
     """
 
     def __init__(self) -> None:
@@ -107,7 +107,9 @@ class TrainingClock:
         self.position = Position(0, 0)
         self.reached: Place | None = None
         self._place = Place(0.0, 0, Epoch())
-        self._first_batch = 0  # Batches of this epoch that an earlier fit has trained.
+        self._first_batch = (
+            0  # Number of batches of this epoch that an earlier fit has trained.
+        )
         self._is_resumed = False  # Whether the next epoch continues an interrupted one.
         self._waypoints: list[Waypoint] = []
         self._within_batch = False
@@ -119,12 +121,12 @@ class TrainingClock:
         count_offset: Any,
         position: Position,
     ) -> None:
-        """Continue from a state. The next fit trains the rest of its epoch.
+        """Continue from a saved state. The next fit trains the rest of the epoch in which the state was saved.
 
         Args:
-            optimizer: The optimizer, restored.
-            count_offset: The attribute of the clock at that state.
-            position: The attribute of the clock at that state.
+            optimizer: The restored optimizer.
+            count_offset: `count_offset` of the clock when the state was saved.
+            position: `position` of the clock when the state was saved.
 
         Raises:
             ValueError: If no training can have produced this `count_offset`.
@@ -140,7 +142,7 @@ class TrainingClock:
     def begin_fit(self, optimizer: keras.optimizers.Optimizer) -> None:
         """Note that `fit` begins."""
         if self._within_batch:
-            # An error has hidden the end of this batch, whose update may have been applied before the error.
+            # An exception ended the former fit within a batch, possibly after the update of this batch.
             has_counted = _counts(self.optimizer).batches > self.batches
             self.observe(self.optimizer, int(has_counted))
             self._within_batch = False
@@ -154,10 +156,11 @@ class TrainingClock:
         self.observe(optimizer)
         start = self._place.epochs
         if np.isnan(start):
-            # Batches of an interrupted epoch of unknown length do not count.
+            # The former epoch was interrupted before its length was known: its batches are not counted.
             start = self._place.start
-        # Keras counts the epochs of each fit from initial_epoch. It does not notice if a callback restores an earlier
-        # state.
+        # Keras counts the epochs of each fit from initial_epoch, and does not notice if a callback restores an earlier
+        # state. Its number is used if the clock's number is unknown, or if it is ahead of the clock's number and the
+        # training has not gone back in this fit.
         is_ahead = epoch > start and not self._went_back_in_fit
         if np.isnan(start) or is_ahead:
             start = float(epoch)
@@ -177,13 +180,13 @@ class TrainingClock:
         self._within_batch = True
 
     def end_batch(self, optimizer: keras.optimizers.Optimizer, batch: int) -> None:
-        """Note that Keras's batch `batch` of the epoch has ended."""
+        """Note that a batch has ended, which Keras has numbered `batch` in this epoch."""
         batches_done = self._first_batch + batch + 1
         self.observe(optimizer, batches_done - self.position.batch)
 
     def end_epoch(self, optimizer: keras.optimizers.Optimizer) -> None:
-        """Note that `fit` ends the epoch, at its last batch or before."""
-        # Keras has begun a batch and found no data for it.
+        """Note that `fit` ends the epoch, after its last batch or earlier."""
+        # A batch that began and did not end: Keras found no data for it.
         data_ended, self._within_batch = self._within_batch, False
         if data_ended and self._place.epoch.length is None:
             self._place.epoch.length = self.position.batch or None
@@ -195,7 +198,7 @@ class TrainingClock:
         self.observe(optimizer)
 
     def _discount_phantom_update(self) -> None:
-        """Do not count the update that Keras counts without applying it when a generator is exhausted."""
+        """Exclude from `step` an update that Keras counts, but does not apply, when a generator is exhausted."""
         batches, updates = _counts(self.optimizer)
         if batches > self.batches:
             self.count_offset = updates - self.step
@@ -208,7 +211,7 @@ class TrainingClock:
         """Read the counts of the model's optimizer.
 
         Args:
-            optimizer: The optimizer, which may differ from the one before.
+            optimizer: The model's current optimizer. It may be another one than at the last observation.
             batches: Batches trained since the last observation.
         """
         epoch, batches_before = self.position
@@ -217,7 +220,7 @@ class TrainingClock:
         self._within_batch = was_within_batch and not batches
         if self.optimizer is not None and optimizer is not self.optimizer:
             if was_within_batch:
-                # The former optimizer may have made this batch's update.
+                # The former optimizer may have applied the update of this batch.
                 self._count(self.optimizer, batches)
                 batches = 0
             self._change_optimizer(optimizer)
@@ -245,7 +248,7 @@ class TrainingClock:
 
     @property
     def updates_next(self) -> bool:
-        """Return whether the optimizer applies an update with the next batch, not only collects its gradient."""
+        """Return whether the optimizer applies an update after the next batch, instead of only adding up gradients."""
         return (self.batches + 1) % _batches_per_update(self.optimizer) == 0
 
     def _add_waypoint(self) -> None:
@@ -259,14 +262,14 @@ class TrainingClock:
         self.step = updates - self.count_offset
 
     def _change_optimizer(self, optimizer: keras.optimizers.Optimizer | None) -> None:
-        """Continue the count with another optimizer, whose own count may be any number."""
+        """Continue to count with another optimizer. Its own count may begin at any number."""
         self.optimizer = optimizer
         self.count_offset = _counts(optimizer).updates - self.step
         self._read_counts()
         self._waypoints = [self._waypoint()]
 
     def _go_back(self) -> None:
-        """Find the place at which the optimizer had its current count, by interpolation between waypoints."""
+        """Set the clock back to the place at which the optimizer had this count, interpolated between waypoints."""
         waypoints = [*self._waypoints, self._waypoint()]
         self.batches = _counts(self.optimizer).batches
         batches_per_update = _batches_per_update(self.optimizer)
@@ -287,17 +290,17 @@ class TrainingClock:
 
 
 def clock_of(model: keras.Model) -> TrainingClock:
-    """Return the clock of a model. The first call makes it."""
+    """Return the clock of a model. The first call creates it."""
     clock = getattr(model, "_srel_clock", None)
     if clock is None:
         clock = TrainingClock()
-        # Avoids Keras's attribute tracking: the clock is not part of the model, and is not saved with it.
+        # Bypass Keras's attribute tracking: the clock is not part of the model, and is not saved with it.
         object.__setattr__(model, "_srel_clock", clock)
     return clock
 
 
 class ClockedCallback(keras.callbacks.Callback):
-    """A callback that reads its model's clock. The first one in the list of callbacks also moves it."""
+    """A callback that reads its model's clock. The first such callback of a fit also advances the clock."""
 
     @property
     def clock(self) -> TrainingClock:
@@ -334,7 +337,7 @@ class ClockedCallback(keras.callbacks.Callback):
 
 
 def _epochs_at(num_batches: int, waypoints: list[Waypoint]) -> float:
-    """Interpolate the epochs done at a count of batches; NaN before the first waypoint."""
+    """Interpolate the epochs done when the optimizer had counted `num_batches`; NaN before the first waypoint."""
     counts = [waypoint.num_batches for waypoint in waypoints]
     epochs = [waypoint.epochs for waypoint in waypoints]
     return float(np.interp(num_batches, counts, epochs, left=np.nan))
@@ -345,12 +348,12 @@ def _counts(optimizer: Any) -> Counts:
     updates = int(optimizer.iterations)
     if _batches_per_update(optimizer) == 1:
         return Counts(updates, updates)
-    # Keras's public `iterations` counts updates; only the variable behind it counts the batches collected for them.
+    # With gradient accumulation, Keras's public `iterations` counts updates, and the private `_iterations` batches.
     return Counts(int(optimizer._iterations), updates)
 
 
 def _batches_per_update(optimizer: Any) -> int:
-    """Return how many batches the optimizer collects for an update."""
+    """Return the number of batches whose gradients the optimizer accumulates for one update."""
     return getattr(_inner(optimizer), "gradient_accumulation_steps", None) or 1
 
 

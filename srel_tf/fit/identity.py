@@ -43,7 +43,7 @@ def training_fingerprint(model: keras.Model) -> JsonObject:
 
 
 def _architecture_hash(model: keras.Model) -> str:
-    """Hash the type and the config of each layer, names left out."""
+    """Hash the type and the config of each layer, without names."""
     index_of_name: dict[str, int] = {}
     layers = []
     for layer in model._flatten_layers():
@@ -53,7 +53,10 @@ def _architecture_hash(model: keras.Model) -> str:
 
 
 def describe_loss(loss: Any) -> Any:
-    """Describe the loss of a setting in types that JSON supports: functions by their names, None by None."""
+    """Describe `Settings.loss` in types that JSON supports.
+
+    A Keras loss is described by its class and config, a function by its name.
+    """
     if loss is None:
         return None
     if isinstance(loss, keras.losses.Loss):
@@ -65,7 +68,7 @@ def _config(layer: keras.layers.Layer) -> Any:
     """Return the config of a layer or model; None if a user's class has no usable `get_config`."""
     try:
         return _as_json(layer.get_config())
-    except Exception:  # A user's class may raise any exception. Its layers are then described one by one.
+    except Exception:  # A user's class may raise any exception. The layers within it are described nevertheless.
         return None
 
 
@@ -85,7 +88,7 @@ def _without_names(config: Any, index_of_name: dict[str, int]) -> Any:
 
     Args:
         config: A config, or a part of it.
-        index_of_name: {layer name: index} of the names seen so far, which is extended.
+        index_of_name: {layer name: index} of the names seen so far. New names are added to it.
     """
     if isinstance(config, list):
         return [_without_names(part, index_of_name) for part in config]

@@ -18,7 +18,7 @@ from srel_tf.probe import ProbeSet
 from srel_tf.settings import Settings
 
 if TYPE_CHECKING:
-    from keras import Model as _Base  # Base class in combination with the mixin.
+    from keras import Model as _Base  # The mixin is used with a Keras model.
 else:
     _Base = object
 
@@ -26,8 +26,8 @@ else:
 class SRelMixin(_Base):
     """Adds probes to a Keras model: `class MyNet(srel_tf.SRelMixin, keras.Model)`.
 
-    Attach one probe or more, train with `fit` as usual, read `srel_frame()`. Measuring does not disturb the training:
-    weights, optimizer state, batch-norm statistics, history and random draws are the same as without a probe.
+    Attach one or more probes, train with `fit` as usual, and read `srel_frame()`. Measuring does not disturb the
+    training: weights, optimizer state, batch-norm statistics, history and random draws are the same as without a probe.
 
     Example:
         >>> import keras, numpy as np, srel_tf
@@ -46,7 +46,7 @@ class SRelMixin(_Base):
         [0, 1, 2]
     """
 
-    # No constructor arguments: Keras calls the constructors of functional models' bases in its own way.
+    # The mixin has no `__init__`: Keras calls the constructors of a functional model's base classes in its own way.
 
     def attach_probe(
         self,
@@ -64,22 +64,25 @@ class SRelMixin(_Base):
         precision: str = "auto",
         loss: Any = None,
     ) -> None:
-        """Measure `probe` during each coming `fit`; builds the model if it is not built yet.
+        """Measure `probe` during each later `fit`. The model is built now if it is not built yet.
 
-        Attach again to measure another rule, measure or schedule in the same training; `detach_probes` removes all.
+        To measure another update rule, measure or schedule in the same training, attach a further probe.
+        `detach_probes` removes all probes.
+
+        The arguments `measures`, `update`, `estimator`, `predictions`, `batch_size`, `precision` and `loss` mean the
+        same as in `srel_tf.measure`.
 
         Args:
-            probe: The examples, n_s sources and n_t targets. Its name is the frame's column `name`; a probe without one
-                is named by `learning_rate` if that is given ("η=0.001").
-            every: An int or any `step -> bool`. Step n means that n optimizer updates have been applied; step 0 counts.
-                After a new `compile`, whose optimizer counts from 0, the steps continue.
-            measures: As for `srel_tf.measure`, like `update`, `estimator`, `predictions`, `batch_size`, `precision` and
-                `loss`.
+            probe: The examples, n_s sources and n_t targets. Its name is the value of the frame's column `name`. If it
+                has no name and `learning_rate` is given, it is named after this rate, for example "η=0.001".
+            every: The steps to measure: an int for its multiples (0 included), or any function `step -> bool`. Step n
+                means that n optimizer updates have been applied. The count continues after a new `compile`.
+            measures: One or more measures of the change of predictions.
             update: The update rule.
             learning_rate: η of the fictitious step. None means the rate of the next update, even if a callback or a
                 schedule sets it.
             estimator: "exact", "limit" or "auto".
-            predictions: Reading of the outputs.
+            predictions: How the outputs are read: "auto", "softmax" or "raw".
             batch_size: Examples per forward pass.
             run: Value of the frame's column `run`.
             seed: Value of the frame's column `seed`.
@@ -88,11 +91,11 @@ class SRelMixin(_Base):
             loss: A function that replaces the compiled loss.
 
         Raises:
-            OptionError: If an option does not exist.
+            OptionError: If an option has a wrong value.
             ModelError: If the model cannot be measured.
-            ProbeError: If the model does not accept the probe, or if the frame could not distinguish the rows of two
-                probes, because they agree in run, seed, name, measure, update, estimator and ids (give one of them a
-                name), or their ids have different types.
+            ProbeError: In three cases. The model does not accept the probe. The ids of two probes have different types.
+                Rows of two probes would agree in run, seed, name, measure, update, estimator and ids, so that the frame
+                could not distinguish them: give one of the probes a name.
         """
         if not isinstance(probe, ProbeSet):
             raise ProbeError(
@@ -115,20 +118,23 @@ class SRelMixin(_Base):
         if log_dir is not None:
             from srel_tf.fit.tensorboard import (
                 TensorBoardWriter,
-            )  # Loads the plotting library.
+            )  # Imported here, because it loads the plotting library.
 
             callback.listeners.append(TensorBoardWriter(log_dir))
         self._set_srel_callbacks([*self._srel_callbacks, callback])
 
     def detach_probes(self) -> None:
-        """Remove all probes and their measurements. Steps and epochs continue for probes that are attached later."""
+        """Remove all probes and their measurements.
+
+        If further probes are attached later, the count of steps and epochs continues.
+        """
         self._set_srel_callbacks([])
 
     def srel_frame(self) -> pd.DataFrame:
         """Return all measurements, one row per (step, measure, source, target), with columns `srel_tf.frames.COLUMNS`.
 
-        Measurements survive an interrupted `fit`, and accumulate over several calls. Rows that a `srel_tf.Checkpoint`
-        has saved are in its store, and no longer in this frame.
+        Measurements survive an interrupted `fit`, and accumulate over several calls of `fit`. Rows that a
+        `srel_tf.Checkpoint` has saved are in its store, and no longer in this frame.
         """
         frames = [callback.recorder.frame() for callback in self._srel_callbacks]
         parts = [frame for frame in frames if len(frame)]
@@ -176,7 +182,7 @@ class SRelMixin(_Base):
         return [*others, *self._srel_callbacks, *checkpoints]
 
     def train_step(self, data: Any) -> dict[str, Any]:
-        """Train as Keras does. The traced weights are noted for warnings; nothing is added to the graph."""
+        """Train as Keras does, and record which weights are trained, for warnings. Nothing is added to the graph."""
         note_trace(self, data)
         return super().train_step(data)
 
@@ -185,7 +191,7 @@ class SRelMixin(_Base):
         return getattr(self, "_srel_attached", [])
 
     def _set_srel_callbacks(self, callbacks: list[SRelCallback]) -> None:
-        # Avoids Keras's attribute tracking: probes are not part of the model, and are not saved with it.
+        # Bypass Keras's attribute tracking: probes are not part of the model, and are not saved with it.
         object.__setattr__(self, "_srel_attached", callbacks)
 
 

@@ -28,11 +28,11 @@ def variables(model: keras.Model) -> list[keras.Variable]:
 def build_metrics(
     model: keras.Model, example: Example | None, probes: Sequence[ProbeSet]
 ) -> None:
-    """Let Keras make the variables of the metrics, from one example.
+    """Let Keras create the variables of the metrics, by computing the metrics of `example`.
 
     Args:
         model: A compiled model.
-        example: (x, y) of at least one example; None means the first example of `probes`.
+        example: (x, y) of at least one example; None means the first example of the first probe.
         probes: The attached probes.
 
     Raises:
@@ -40,7 +40,8 @@ def build_metrics(
     """
     if not example and not probes:
         raise OptionError(
-            "the state was saved within an epoch, and no probe is attached: give restore(model, example=...)"
+            "the state was saved within an epoch, and its metrics need an example, but no probe is attached: give "
+            "restore(model, example=(x, y))"
         )
     x, y = example or _first_example(probes[0])
     predictions = model(keras.ops.convert_to_tensor(x), training=False)
@@ -52,9 +53,9 @@ def _first_example(probe: ProbeSet) -> Example:
 
 
 def assign(state: Sequence[keras.Variable], arrays: Sequence[np.ndarray]) -> None:
-    """Assign arrays to variables. Raises `ValueError`, with nothing assigned, unless number, shapes and types match."""
+    """Assign arrays to variables. If number, shapes or types differ, raise `ValueError` and assign nothing."""
     if len(state) != len(arrays):
-        raise ValueError(f"{len(arrays)} arrays for {len(state)} variables")
+        raise ValueError(f"{len(arrays)} saved arrays for {len(state)} variables")
     for variable, array in zip(state, arrays, strict=True):
         _check_match(variable, array)
     for variable, array in zip(state, arrays, strict=True):
@@ -65,14 +66,16 @@ def _check_match(variable: keras.Variable, array: np.ndarray) -> None:
     shape = tuple(variable.shape)
     if shape != array.shape or variable.dtype != array.dtype.name:
         raise ValueError(
-            f"{array.dtype.name} {array.shape} for {variable.path}, which is {variable.dtype} {shape}"
+            f"a saved array is {array.dtype.name} {array.shape}, but its variable {variable.path} is {variable.dtype} "
+            f"{shape}"
         )
 
 
 def as_count(value: Any, least: int = 0, largest: int = 2**53 - 1) -> int:
-    """Return a value that was read from a file.
+    """Return `value`, which was read from a file, if it is an integer from `least` to `largest`.
 
-    Raises `ValueError` unless it is an integer from `least` to `largest`.
+    Raises:
+        ValueError: If `value` is not such an integer.
     """
     is_integer = isinstance(value, int) and not isinstance(value, bool)
     if not is_integer or not least <= value <= largest:

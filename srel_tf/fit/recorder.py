@@ -29,7 +29,7 @@ class Recorder:
     """Results in the order they were measured, each with its step and its place in the training.
 
     The epoch of a result is the number of epochs done, with a fraction within an epoch. It is NaN while the length of
-    the epoch is unknown (for example of a generator).
+    the epoch is unknown (for example, if the data are a generator).
 
     Args:
         run: Value of the frame's column `run`.
@@ -52,7 +52,7 @@ class Recorder:
         self._records.append(Record(result, place))
 
     def hold(self, step: int) -> None:
-        """Take the results of `step` out of the frame until `release`."""
+        """Withhold the results of `step` and of later steps from the frame until `release` is called."""
         held = [record for record in self._records if record.step >= step]
         self.withdraw(step)
         self._held = held
@@ -69,14 +69,14 @@ class Recorder:
     def forget(self, step: int | None) -> None:
         """Drop the results up to `step`, which are in a store; None drops nothing.
 
-        A repeated call drops nothing, even if the training has gone back in between.
+        A second call with the same `step` drops nothing, even if the training has gone back in between.
         """
         if step is not None and step != self.stored_step:
             self._records = [record for record in self._records if record.step > step]
             self.stored_step = step
 
     def frame(self) -> pd.DataFrame:
-        """Return all rows so far; without results, a frame without rows."""
+        """Return all rows that are not in a store. Without results the frame has no rows."""
         rows = [
             r.result.to_frame(run=self._run, seed=self._seed, epoch=r.place.epochs)
             for r in self._records

@@ -1,4 +1,4 @@
-"""A training state as a store holds it, and its comparison with the model that it is to be restored into."""
+"""A training state read from a store, and its comparison with the model into which it will be restored."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class SavedState(NamedTuple):
     """A training state that was read from a store.
 
     Attributes:
-        position: The place in the training.
-        count_offset: As in `TrainingClock`.
-        variables: Values of `model_state.variables`.
+        position: The position in the training.
+        count_offset: `TrainingClock.count_offset`.
+        variables: Values of the variables that `model_state.variables` lists.
         metrics: Values of the metrics' variables; empty between epochs.
-        fingerprint: The `training_fingerprint`.
+        fingerprint: The `training_fingerprint` of the saved model.
         probes: The state of each probe's callback.
         stateful_callbacks: The state of each of the checkpoint's `companions`.
     """
@@ -40,10 +40,11 @@ class SavedState(NamedTuple):
 
 
 def load_state(arrays: Mapping[str, np.ndarray], metadata: JsonObject) -> SavedState:
-    """Make a state of what a store holds.
+    """Make a `SavedState` from the arrays and the metadata that a store holds.
 
     Raises:
-        KeyError, ValueError: If entries are missing or have other types.
+        KeyError: If an entry is missing.
+        ValueError: If a count is not a non-negative integer.
     """
     epoch = as_count(metadata["epoch"])
     batch = as_count(metadata["batch"])
@@ -61,7 +62,7 @@ def load_state(arrays: Mapping[str, np.ndarray], metadata: JsonObject) -> SavedS
 
 
 def as_arrays(prefix: str, state: Iterable[keras.Variable]) -> dict[str, np.ndarray]:
-    """Return the values of variables as {prefix + number: array}."""
+    """Return the values of variables as {prefix + index: array}."""
     return {
         f"{prefix}{i}": keras.ops.convert_to_numpy(variable)
         for i, variable in enumerate(state)
@@ -76,13 +77,13 @@ def state_differences(
     Args:
         state: The saved state.
         model: The compiled model.
-        callbacks: The callbacks of its probes.
+        callbacks: The callbacks of the model's probes.
 
     Returns:
-        One line for each difference; an empty list if the state is of the same training.
+        One line for each difference; an empty list if the state belongs to the same training.
 
     Raises:
-        ValueError: If the state has another number of probes.
+        ValueError: If the state and the model have different numbers of probes.
     """
     lines = differences(state.fingerprint, training_fingerprint(model))
     for i, (callback, saved) in enumerate(zip(callbacks, state.probes, strict=True)):

@@ -9,10 +9,10 @@ Schedule = Callable[[int], bool]
 
 
 def as_schedule(every: Any) -> Schedule:
-    """Make a `step -> bool` of an int (every that many steps, step 0 included) or a callable.
+    """Return a function `step -> bool` that is True at the multiples of the int `every`; return a callable unchanged.
 
     Raises:
-        OptionError: If `every` is neither.
+        OptionError: If `every` is neither a positive int nor a callable.
     """
     if callable(every):
         return every

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request that the program serves when it is ready."""
+"""Ctrl-C and SIGTERM as a request to stop at the next suitable moment."""
 
 import contextlib
 import signal
@@ -8,9 +8,9 @@ from typing import Any
 
 @contextlib.contextmanager
 def first_signal_calls(function: Callable[[], None]) -> Iterator[None]:
-    """Within this block, call a function at the first SIGINT or SIGTERM; a second signal acts as it did before.
+    """Within this block, call `function` at the first SIGINT or SIGTERM. Later signals go to the former handlers.
 
-    Only the main thread of a program can set the handlers of signals.
+    Python allows this in the main thread only.
     """
     former_handlers: dict[signal.Signals, Any] = {}
 

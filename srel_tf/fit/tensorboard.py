@@ -16,8 +16,8 @@ from srel_tf.result import SRelResult
 class TensorBoardWriter:
     """Listener that writes each result. The step of a summary is the number of optimizer updates.
 
-    Summaries are named by the probe's name if it has one, the update rule, and the estimator if it is not the default,
-    so that the curves of several probes of a model stay separate.
+    The name of a summary contains the probe's name, the update rule, and the estimator if it is not "exact". Therefore
+    the curves of several probes of a model stay separate.
 
     Args:
         log_dir: The TensorBoard directory.
@@ -29,7 +29,7 @@ class TensorBoardWriter:
     def __init__(self, log_dir: AnyPath) -> None:
         if (
             importlib.util.find_spec("tensorboard") is None
-        ):  # TensorBoard is checked here, because tf.summary would fail only at its first use.
+        ):  # Check this now, because tf.summary would fail only at its first use.
             raise OptionError(
                 f"log_dir={str(log_dir)!r} needs TensorBoard, which is not installed: pip install tensorboard"
             )
@@ -38,7 +38,7 @@ class TensorBoardWriter:
             self._writer = tf.summary.create_file_writer(str(log_dir))
         except tf.errors.OpError as error:
             raise OptionError(
-                f"cannot write TensorBoard summaries to {log_dir}: {error.message}"
+                f"cannot write TensorBoard summaries to {log_dir}: {error.message}; choose another log_dir"
             ) from error
 
     def __call__(self, result: SRelResult) -> None:
@@ -48,8 +48,7 @@ class TensorBoardWriter:
         except tf.errors.OpError as error:
             raise StorageError(
                 f"cannot write TensorBoard summaries to {self._log_dir}: {error.message}; free space there, or "
-                f"continue "
-                "without log_dir"
+                "continue without log_dir"
             ) from error
 
     def _write(self, result: SRelResult) -> None:

@@ -1,7 +1,7 @@
-"""Effects of Keras's traced training step that a measurement cannot see, and warnings about them.
+"""Warnings if Keras's traced training step differs from the step that a measurement takes.
 
-Keras traces `train_step` when a batch of a new shape comes, and keeps the graph until `compile` is called. Later
-changes of the model (`trainable`, the learning rate schedule) have no effect on that graph.
+Keras traces `train_step` when a batch of a new shape comes, and keeps the graph until `compile` is called. Changes of
+the model after the trace (`trainable`, the learning rate schedule) have no effect on that graph.
 """
 
 import warnings
@@ -14,21 +14,20 @@ import tensorflow as tf
 from srel_tf.errors import ModelError
 
 WEIGHTED = (
-    "fit weighs the examples (class_weight, sample_weight, or weights in the data), but S_rel measures the step on "
-    "each "
-    "example with weight 1, which differs from the step that training takes; train without weights to measure that step"
+    "fit weighs the examples (class_weight, sample_weight, or weights in the data), but S_rel measures a step on one "
+    "example with weight 1, which differs from the step of the training; train without weights, so that the two agree"
 )
 
 
 class Traced(NamedTuple):
-    """Content of the traces of a model's `train_step`.
+    """Properties of the traces of a model's `train_step`.
 
     Attributes:
         train_function: Keras's function that the traces belong to.
-        variables: {id: weight} of the weights that any trace trains.
-        common: Ids of the weights that each trace trains.
-        rate: The optimizer's learning rate, a variable or a schedule.
-        weighted: Whether any trace received weights of examples.
+        variables: {id: weight} for the weights that at least one trace trains.
+        common: Ids of the weights that all traces train.
+        rate: The optimizer's learning rate at the first trace: a variable or a schedule.
+        weighted: Whether at least one trace received example weights.
     """
 
     train_function: Any
@@ -38,7 +37,7 @@ class Traced(NamedTuple):
     weighted: bool
 
     def joined(self, other: "Traced") -> "Traced":
-        """Return the joint content of these traces and a later one."""
+        """Merge the properties of these traces with those of a later trace."""
         return Traced(
             train_function=other.train_function,
             variables={**self.variables, **other.variables},
@@ -49,7 +48,7 @@ class Traced(NamedTuple):
 
 
 def note_trace(model: keras.Model, data: Any = None) -> None:
-    """Record which weights `train_step(data)` trains.
+    """Record which weights `train_step(data)` trains, with which learning rate, and whether it weighs the examples.
 
     Called once per trace, or at each step if Keras does not trace.
     """
@@ -67,7 +66,7 @@ def note_trace(model: keras.Model, data: Any = None) -> None:
         traced = former.joined(traced)
     object.__setattr__(
         model, "_srel_traced", traced
-    )  # Avoids Keras's tracking of attributes.
+    )  # Bypass Keras's attribute tracking.
 
 
 def is_traced(model: keras.Model) -> bool:
@@ -76,7 +75,7 @@ def is_traced(model: keras.Model) -> bool:
 
 
 def note_weights(model: keras.Model, given: bool) -> None:
-    """Record whether `fit` receives weights of classes or examples."""
+    """Record whether `fit` was given class weights or example weights."""
     object.__setattr__(model, "_srel_weights_given", given)
 
 
@@ -89,7 +88,7 @@ def weighs_examples(model: keras.Model) -> bool:
 
 
 def warn_of_stale_trace(model: keras.Model) -> None:
-    """Warn if a layer was frozen, or a schedule was set, too late to have an effect on the training."""
+    """Warn if `trainable` of a layer or the learning rate schedule was changed too late to affect the training."""
     traced = _traced(model)
     if traced is None or model.run_eagerly:
         return
@@ -99,19 +98,19 @@ def warn_of_stale_trace(model: keras.Model) -> None:
             model,
             f"`trainable` of layers {', '.join(changed)} was changed after Keras had traced the training step: Keras "
             "continues with the traced step until compile is called or a batch of another shape comes, and S_rel may "
-            "be "
-            "of other weights than training moves; call model.compile(...) after a change of `trainable`",
+            "be measured on other weights than those that are trained; call model.compile(...) after a change of "
+            "`trainable`",
         )
     if traced.rate is not _rate(model):
         warn_once(
             model,
             "learning_rate was set to another schedule after Keras had traced the training step: Keras continues with "
-            "the rate that it had, and S_rel is measured with the new one; call model.compile(...) with the schedule",
+            "the former rate, but S_rel is measured with the new one; call model.compile(...) after the change",
         )
 
 
 class OptimizerCheck:
-    """Checks that the compiled optimizer trains the model, until its first update is observed."""
+    """Checks that the compiled optimizer trains the model. The check ends at the first update of this optimizer."""
 
     def __init__(self) -> None:
         self._counting: Any = None  # The optimizer whose count was observed to grow.
@@ -120,7 +119,7 @@ class OptimizerCheck:
         self._norms: np.ndarray | None = None
 
     def begin_batch(self, model: keras.Model, num_batches: int) -> None:
-        """Record optimizer and weights before a batch. `num_batches` is the optimizer's count."""
+        """Record the optimizer, its count `num_batches`, and the norms of the weights before a batch."""
         self._optimizer, self._num_batches = model.optimizer, num_batches
         is_counting = self._optimizer is self._counting
         self._norms = None if is_counting else _norms(model)
@@ -129,7 +128,7 @@ class OptimizerCheck:
         """Check the optimizer's count after the batch.
 
         Raises:
-            ModelError: If the weights have moved without an update of the compiled optimizer.
+            ModelError: If the weights have changed without an update of the compiled optimizer.
         """
         if self._norms is None or model.optimizer is not self._optimizer:
             return
@@ -138,17 +137,16 @@ class OptimizerCheck:
             warn_once(
                 model,
                 f"the optimizer of model {model.name!r} made {updates} updates in one batch: S_rel is measured between "
-                "batches, and steps within one are left out; give `every` a multiple of that number",
+                f"batches, so that steps within a batch are not measured; set `every` to a multiple of {updates}",
             )
         if updates:
             self._counting = self._optimizer
         elif not np.array_equal(self._norms, _norms(model), equal_nan=True):
             raise ModelError(
-                f"the weights of model {model.name!r} have moved, and its compiled optimizer "
-                f"({type(model.optimizer).__name__}) has made no update: train_step uses another optimizer, so "
-                "there are no steps to count and no η to take; compile the model with the optimizer that trains it, or "
-                "measure in your own loop with srel_tf.Instrument(model, probe, "
-                "srel_tf.Settings(learning_rate=...))"
+                f"the weights of model {model.name!r} have changed, but its compiled optimizer "
+                f"({type(model.optimizer).__name__}) has made no update: train_step uses another optimizer, whose "
+                "steps and η are unknown; compile the model with the optimizer that trains it, or measure in your own "
+                "loop with srel_tf.Instrument(model, probe, srel_tf.Settings(learning_rate=...))"
             )
 
 
@@ -160,7 +158,7 @@ def _norms(model: keras.Model) -> np.ndarray:
 
 
 def _changed_layers(model: keras.Model, traced: Traced) -> list[str]:
-    """List the paths of layers whose weights are trained now or in some traces, but not in all."""
+    """List the paths of layers with a weight whose `trainable` is not the same in all traces and now."""
     trained_now = {id(v): v for v in model.trainable_variables}
     variables = {**traced.variables, **trained_now}
     unchanged = traced.common & trained_now.keys()
@@ -170,7 +168,7 @@ def _changed_layers(model: keras.Model, traced: Traced) -> list[str]:
 
 
 def warn_once(model: keras.Model, text: str) -> None:
-    """Warn about a model, unless the same warning has been given for it before."""
+    """Warn about a model, unless the same warning was already given for this model."""
     given: frozenset[str] = getattr(model, "_srel_warnings", frozenset())
     if text not in given:
         object.__setattr__(model, "_srel_warnings", given | {text})

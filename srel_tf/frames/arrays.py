@@ -20,9 +20,9 @@ def write_arrays(file: Path, arrays: Mapping[str, ArrayLike]) -> None:
     """Write {name: array} completely or not at all.
 
     Raises:
-        StorageError: If the disk fails, or safetensors does not support a type, for example objects.
+        StorageError: If the disk fails, or if safetensors does not support the type of an array, for example objects.
     """
-    # safetensors copies the memory: C order, and little-endian on every machine that runs TensorFlow.
+    # safetensors copies the memory, so arrays must be in C order. Machines that run TensorFlow are little-endian.
     converted = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     rejected = [
         f"{name} ({array.dtype})"
@@ -31,14 +31,14 @@ def write_arrays(file: Path, arrays: Mapping[str, ArrayLike]) -> None:
     ]
     if rejected:
         raise StorageError(
-            f"arrays of such types cannot be saved: {', '.join(rejected)}; convert them"
+            f"arrays of such types cannot be saved: {', '.join(rejected)}; convert them to numbers"
         )
     with replacing(file) as part:
         part.write_bytes(safetensors.numpy.save(converted))
 
 
 def read_arrays(file: Path) -> dict[str, np.ndarray]:
-    """Read the {name: array} that `write_arrays` wrote. Raises `StorageError` if the file holds something else."""
+    """Read {name: array} from a file that `write_arrays` wrote. Raise `StorageError` if it is not such a file."""
     try:
         return safetensors.numpy.load_file(file)
     except Exception as error:  # Malformed files raise many exception types.

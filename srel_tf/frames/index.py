@@ -1,8 +1,9 @@
-"""The index of a `FrameStore`, which lists the parts with its rows and their state. Does not import TensorFlow.
+"""The index of a `FrameStore`: a list of its parts (files of rows) and its state. Does not import TensorFlow.
 
-It is a SQLite database with a rollback journal. SQLite ends a transaction by deleting the journal and flushing this.
-Thus a crash or a power cut leaves the old or the new index, and between two transactions the database is one file.
-File names follow from numbers, so that an index cannot name files elsewhere. Each entry has a checksum, its seal.
+The index is a SQLite database with a rollback journal. SQLite ends a transaction by deleting the journal and flushing
+the deletion to the disk. Thus a crash or a power cut leaves either the old index or the new one, and between two
+transactions the database is a single file. The index stores numbers instead of file names, so that it cannot refer to
+files in other directories. Each entry has a checksum, its seal.
 """
 
 import contextlib
@@ -26,9 +27,10 @@ OWN = re.compile(
     r"part-\d{6,12}\.parquet|state-\d{6,12}\.(safetensors|npz)|index(-\d{6,12})?\.json"
 )
 GIVE_UP = "give the rows up: FrameStore(path, write=True, anew=True)"
-SECONDS_TO_WAIT = 60  # Time limit for another process to finish with the index.
+SECONDS_TO_WAIT = 60  # How long to wait if another process uses the index.
 
-# SQLite ends the journal of several databases with the name of another file, which it deletes, and with these bytes.
+# A transaction over several databases has journals that end with the name of another file and these bytes. SQLite would
+# delete that file.
 NAMES_ANOTHER_FILE = b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7"
 
 
@@ -40,8 +42,8 @@ class Entry(NamedTuple):
         number: Number of the file among the files of its kind.
         rows: Number of rows of a part.
         bytes: Size of the file.
-        sha256: Its hex SHA-256.
-        damage: Reason why a part is skipped; "" if the part is read.
+        sha256: Hex SHA-256 of the file.
+        damage: Reason why a part is left out; "" if the part is read.
         metadata: Metadata of a state, as JSON.
     """
 
@@ -55,7 +57,7 @@ class Entry(NamedTuple):
 
     @property
     def file(self) -> str:
-        """The file's name."""
+        """Name of the file."""
         return file_name(self.kind, self.number)
 
     @property
@@ -72,7 +74,7 @@ SCHEMA = (
 
 
 class Index:
-    """The index in a directory. Each call opens the database and closes it."""
+    """The index in a directory. Each method opens the database and closes it."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -80,7 +82,7 @@ class Index:
         self._journal = directory / f"{INDEX}-journal"
 
     def parts(self) -> list[Entry]:
-        """Read the entries of all parts in order, skipped parts included."""
+        """Read the entries of all parts in order, including those that are left out."""
         return self._select("kind = 'part' ORDER BY number")
 
     def latest(self, kind: str) -> Entry | None:
@@ -107,7 +109,7 @@ class Index:
         self.latest("state")
 
     def create(self) -> None:
-        """Make an empty index, and replace a damaged one."""
+        """Write an empty index. It replaces any existing one, even if that is damaged."""
         statements = [
             "PRAGMA journal_mode=OFF",
             SCHEMA,
@@ -115,7 +117,7 @@ class Index:
         ]
         try:
             with replacing(self._file) as new:
-                # SQLite would apply the journal of a former index to this one.
+                # Without this, SQLite would apply the journal of the former index to the new one.
                 self._journal.unlink(missing_ok=True)
                 with contextlib.closing(sqlite3.connect(new)) as database:
                     database.executescript("; ".join(statements))
@@ -123,7 +125,10 @@ class Index:
             raise self._cannot_write(error) from error
 
     def save(self, *entries: Entry) -> None:
-        """Add parts or replace them, and replace the state, in one transaction."""
+        """Save entries in one transaction.
+
+        A part replaces the part with the same number. A state replaces the former state.
+        """
         values = ", ".join("?" * (len(Entry._fields) + 1))
         with self._opened(write=True) as database:
             if any(entry.kind == "state" for entry in entries):
@@ -149,9 +154,9 @@ class Index:
         return [self._entry(row) for row in rows]
 
     def _entry(self, row: tuple) -> Entry:
-        """Check a row of the table, even if its seal is correct, because a seal may be forged.
+        """Convert a row of the table to an `Entry`. Raise `StorageError` if it was altered.
 
-        Raises `StorageError`.
+        The values are checked in addition to the seal, because a seal can be forged.
         """
         *values, seal = row
         if [*map(type, values)] == TYPES and values[0] in NAMES and values[2] >= 0:
@@ -165,8 +170,8 @@ class Index:
     def _opened(self, write: bool = False) -> Iterator[sqlite3.Connection]:
         """Open the database and yield it within a transaction. An exception undoes the transaction.
 
-        SQLite first undoes a transaction that a killed process left unfinished. A reader needs permission
-        to write only in this case.
+        If a killed process has left a transaction unfinished, SQLite undoes that one first. Only in this case does a
+        reader need permission to write.
 
         Raises:
             StorageError: If the file is not an index, or the disk fails.
@@ -189,15 +194,15 @@ class Index:
             raise self._damaged(str(error)) from error
 
     def _check_files(self) -> None:
-        """Raise `StorageError` if SQLite would read a pipe, or if a link or a journal points outside the directory."""
+        """Raise `StorageError` if a file of the database is not regular, or if its journal names another file."""
         for ending in ("", "-journal", "-wal", "-shm"):
             file = self._directory / f"{INDEX}{ending}"
             with contextlib.suppress(FileNotFoundError):
                 if not stat.S_ISREG(file.lstat().st_mode):
                     raise StorageError(
-                        f"{file} is a link or not a regular file: put the file itself there"
+                        f"{file} is a link or not a regular file: replace it by the file itself"
                     )
-        # The journal may vanish at any moment, because its writer removes it.
+        # A writer removes its journal, so the journal may vanish at any moment.
         with contextlib.suppress(FileNotFoundError):
             if self._journal.read_bytes().endswith(NAMES_ANOTHER_FILE):
                 raise StorageError(
@@ -210,9 +215,8 @@ class Index:
         schema = database.execute("SELECT sql FROM sqlite_master").fetchall()
         if number != FORMAT or schema != [(SCHEMA,)]:
             raise StorageError(
-                f"{self._file} has format {number} or other tables, but this version reads {FORMAT}: use the version "
-                f"that "
-                f"wrote it, or {GIVE_UP}"
+                f"{self._file} has format {number} or other tables, but this version reads format {FORMAT}: use the "
+                f"version that wrote it, or {GIVE_UP}"
             )
 
     def _cannot_write(self, error: Exception) -> StorageError:
@@ -225,7 +229,7 @@ class Index:
         if self._journal.exists():
             remedy = (
                 f"{self._journal.name} belongs to a killed process: open the directory once with permission to write "
-                f"there, or open a copy of it; otherwise {remedy}"
+                f"there, or open a copy of it; if that does not help, {remedy}"
             )
         return StorageError(f"{self._file} cannot be read ({damage}): {remedy}")
 
@@ -245,10 +249,15 @@ class Index:
 
 
 def own_files(directory: Path, kind: str = "") -> list[Path]:
-    """List the parts and states in `directory`, or one `kind` of them, even those that an index does not name."""
+    """List the files of a store in `directory`, including those that its index does not name.
+
+    Args:
+        directory: The directory.
+        kind: "part" or "state" restricts the list to this kind.
+    """
     return [file for file in directory.glob(f"{kind}*") if OWN.fullmatch(file.name)]
 
 
 def file_name(kind: str, number: int) -> str:
-    """Return the name of the file with this number."""
+    """Return the file name of the part or state with this number."""
     return NAMES[kind].format(number)

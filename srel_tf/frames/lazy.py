@@ -1,4 +1,4 @@
-"""A frame on disk that is read in pieces, so that memory does not grow with its rows. Does not import TensorFlow."""
+"""A frame on disk that is read in pieces, so that memory use is bounded. Does not import TensorFlow."""
 
 from __future__ import annotations
 
@@ -27,14 +27,15 @@ ROWS_AT_A_TIME = 2**17
 class StoredFrame:
     """The rows of Parquet files, one file after the other. `srel_tf.smooth` and `separation` accept it as a frame.
 
-    Files of an earlier version lack the columns `name` or `method`; they are filled in as by `srel_tf.read_frame`.
+    Files of an earlier version lack the column `name` or `method`. These columns are filled in as by
+    `srel_tf.read_frame`.
 
     Args:
         files: Paths of Parquet files with the same columns.
 
     Attributes:
-        dataset: The `pyarrow.dataset.Dataset`, for custom queries. A missing `name` or
-            `method` is null in it. None without files.
+        dataset: The `pyarrow.dataset.Dataset`, for custom queries; None without files. In the dataset, a missing `name`
+            or `method` is null, not filled in.
 
     Raises:
         FrameError: If a file is not a frame.
@@ -67,7 +68,7 @@ class StoredFrame:
 
     @property
     def num_rows(self) -> int:
-        """Number of rows, from the files' footers."""
+        """Number of rows, which is read from the footers of the files."""
         with self._as_frame_errors():
             return self._opened().count_rows() if self._names else 0
 
@@ -82,10 +83,10 @@ class StoredFrame:
     def tables(
         self, rows: int, columns: Sequence[str] | None = None
     ) -> Iterator[pa.Table]:
-        """Yield Arrow tables of `rows` rows each (the last one may be shorter), independent of the division into files.
+        """Yield Arrow tables of `rows` rows each; the last one may be shorter. A table may span several files.
 
         Args:
-            rows: Rows of a table.
+            rows: Number of rows per table.
             columns: Names of the columns to read; None reads all.
         """
         if not self._names:
@@ -113,16 +114,17 @@ class StoredFrame:
     def pieces(
         self, columns: Sequence[str] | None = None, rows: int | None = None
     ) -> Iterator[pd.DataFrame]:
-        """Yield DataFrames that hold whole measurements, with about `rows` rows, or more if one measurement has more.
+        """Yield DataFrames that hold whole measurements.
 
         Args:
             columns: Names of the columns to read, including those that identify a measurement; None reads all.
-            rows: Number of rows per frame; `ROWS_AT_A_TIME` if None.
+            rows: Approximate number of rows per frame; None means `ROWS_AT_A_TIME`. A measurement with more rows is not
+                divided.
 
         Raises:
             FrameError: If the rows of a measurement are not contiguous.
         """
-        finished: set[str] = set()  # Names of the measurements that have been yielded.
+        finished: set[str] = set()  # Measurements that have been yielded.
         rest = empty()
         if columns:
             rest = rest[list(columns)]
@@ -151,7 +153,7 @@ class StoredFrame:
         return self.dataset
 
     def _filled_in(self, columns: Sequence[str]) -> dict[str, pc.Expression]:
-        """Return {name: expression} of the columns; null in `name` and `method` is replaced by defaults."""
+        """Return {name: expression} of the columns. The expressions replace null in `name` and `method` by defaults."""
         expressions = {name: pc.field(name) for name in columns}
         for name in {"name", "method"}.intersection(columns, self.schema.names):
             expressions[name] = _filled_in_column(name, self.schema.field(name).type)
@@ -167,41 +169,46 @@ class StoredFrame:
             Exception
         ) as error:  # pyarrow raises many exception types on damaged files.
             raise FrameError(
-                f"{self._names[0]} and {len(self._names) - 1} more files are not a frame, or are damaged: {error}"
+                f"{self._names[0]} or one of {len(self._names) - 1} other files is not a frame, or is damaged: {error}"
             ) from error
 
 
 def _start_of_last_measurement(frame: pd.DataFrame) -> int:
-    """Return the position of the first row of the measurement that the last row belongs to."""
+    """Return the position of the first row of the last measurement."""
     measurement = frame.groupby(MATRIX, dropna=False, sort=False).ngroup().to_numpy()
     return int((measurement == measurement[-1]).argmax())
 
 
 def _finish(piece: pd.DataFrame, finished: set[str]) -> pd.DataFrame:
-    """Add the measurements of `piece` to `finished`. Raises `FrameError` if it already holds one of them."""
+    """Add the measurements of `piece` to `finished`. Raise `FrameError` if one of them is already in `finished`."""
     names = {
         str(row) for row in piece[MATRIX].drop_duplicates().itertuples(index=False)
     }
     repeated = names & finished
     if repeated:
         raise FrameError(
-            f"the rows of the measurement {repeated.pop()} are not contiguous: read the frame into memory"
+            f"the rows of the measurement {repeated.pop()} are not contiguous: read the frame into memory with read()"
         )
     finished |= names
     return piece
 
 
 def _filled_in_column(name: str, text: pa.DataType) -> pc.Expression:
-    """Return the expression for `name` or `method`, of the given type, with its values for earlier versions."""
+    """Return the expression for the column `name` or `method` in which null is replaced by the default.
+
+    Args:
+        name: "name" or "method".
+        text: The Arrow type of the column.
+    """
     column = pc.field(name)
-    if text == pa.null():  # The columns of an empty frame have no type.
+    if text == pa.null():  # Columns of an empty frame have Arrow's type null.
         return column
     missing = pa.scalar("", text) if name == "name" else _method_of_estimator(text)
     return pc.coalesce(column, missing)
 
 
 def _method_of_estimator(text: pa.DataType) -> pc.Expression:
-    """Return the expression that computes `method` from the column `estimator`, by `METHOD_OF_ESTIMATOR`."""
+    """Return the expression that computes `method` from the column `estimator` with `METHOD_OF_ESTIMATOR`."""
     estimator = pc.field("estimator").cast(text)
     method = pa.scalar(None, text)
     for name, method_of_it in METHOD_OF_ESTIMATOR.items():
@@ -210,7 +217,7 @@ def _method_of_estimator(text: pa.DataType) -> pc.Expression:
 
 
 def _with_all_columns(dataset: pa.dataset.Dataset) -> pa.dataset.Dataset:
-    """Add, as null, the columns that the frame of an earlier version lacks; other tables stay unchanged."""
+    """Add the columns that a frame of an earlier version lacks, filled with null. Other tables stay unchanged."""
     schema = dataset.schema
     for name in missing_columns(schema.names):
         text = schema.field("estimator").type

@@ -1,4 +1,4 @@
-"""Tidy frames of measurements: their columns, and their files. Does not import TensorFlow."""
+"""Tidy frames of measurements: columns and files. Does not import TensorFlow."""
 
 import contextlib
 import functools
@@ -19,15 +19,15 @@ COLUMNS = (
     "source_id", "source_class", "target_id", "target_class", "numerator", "denominator", "srel", "valid",
 )  # fmt: skip
 
-# Method by which a row was computed, whichever estimator was requested: a finite step or the limit η → 0. Names in
-# _float64 mark rows that were computed in float64.
+# Methods by which a row can be computed: a finite step or the limit η → 0. Rows of the estimator "auto" may have any of
+# them. The ending _float64 marks rows that were computed in float64.
 METHODS = ("finite_step", "finite_step_float64", "limit", "limit_float64")
 
-# Frames of versions without a column `method` named the method in the column `estimator`.
+# Earlier versions had no column `method` and wrote the method into the column `estimator`.
 METHOD_OF_ESTIMATOR = {"exact": "finite_step", "limit": "limit"}
 
-# The columns that identify a measurement: rows that agree in them belong to one matrix. `name` is the probe's name.
-# `method` is not among them, because the rows of one "auto" matrix are computed in several ways.
+# The columns that identify a measurement: rows with equal values in these columns belong to one matrix. `name` is the
+# probe's name. `method` is not among them, because rows of one "auto" matrix may be computed by different methods.
 MATRIX = [
     "run",
     "seed",
@@ -42,7 +42,7 @@ MATRIX = [
 
 
 class Measurement(Protocol):
-    """The fields of a `srel_tf.SRelResult` that `tidy` reads. This room must not import the class."""
+    """The fields of a `srel_tf.SRelResult` that `tidy` reads. This package must not import the class."""
 
     @property
     def probe(self) -> Any: ...
@@ -71,18 +71,18 @@ def tidy(result: Measurement, run: str, seed: int | None, epoch: float) -> pd.Da
 
 
 def check_seed(seed: object) -> None:
-    """Raise `OptionError` unless `seed` is None or an integer that fits into the frame's column."""
+    """Raise `OptionError` unless `seed` is None or an integer of 64 bits, as the frame's column needs."""
     if seed is None:
         return
     is_integer = isinstance(seed, numbers.Integral) and not isinstance(seed, bool)
     if not is_integer or not -(2**63) <= int(seed) < 2**63:  # type: ignore[call-overload]
-        raise OptionError(f"seed={seed!r}: give a whole number, or None")
+        raise OptionError(f"seed={seed!r}: give a 64-bit integer, or None")
 
 
 def _rows(
     result: Measurement, measure: str, run: str, seed: int | None, epoch: float
 ) -> pd.DataFrame:
-    """Make the rows of one measure: source by source, all targets of each."""
+    """Make the rows of one measure, ordered by source and then by target."""
     probe, matrices = result.probe, result.matrices[measure]
     n_s, n_t = matrices.srel.shape
     n_rows = n_s * n_t
@@ -114,7 +114,7 @@ def _rows(
 def _nullable_integers(
     value: int | None, n_rows: int
 ) -> pd.api.extensions.ExtensionArray:
-    """Repeat an integer, or <NA> for None, [n_rows]."""
+    """Return `value` repeated [n_rows]; None becomes <NA>."""
     entry = pd.NA if value is None else int(value)
     return pd.array([entry], dtype="Int64").repeat(n_rows)
 
@@ -122,11 +122,11 @@ def _nullable_integers(
 def rule_names(frame: pd.DataFrame) -> pd.Series:
     """Name the fictitious step of each row, for tables and legends.
 
-    The name is the update rule ("sgd"), with ", auto" for that estimator; estimator "limit" is named "limit". The name
-    of the probe follows ("sgd η=0.001"). The name depends on the row alone.
+    The name consists of the update rule (or "limit" for the estimator "limit"), the probe's name, and ", auto" for the
+    estimator "auto". An example is "sgd η=0.001, auto".
 
     Args:
-        frame: A frame with the columns `update` and `estimator`; without a column `name`, probes have no names.
+        frame: A frame with the columns `update` and `estimator`. If it has no column `name`, all probe names are "".
 
     Returns:
         Names, one per row, with the index of `frame`.
@@ -145,14 +145,14 @@ def rule_names(frame: pd.DataFrame) -> pd.Series:
 
 
 def empty() -> pd.DataFrame:
-    """Make a frame without rows, with the schema's columns."""
+    """Make a frame with all columns and no rows."""
     return pd.DataFrame(columns=list(COLUMNS))
 
 
 def merged(parts: Iterable[pd.DataFrame]) -> pd.DataFrame:
-    """Join frames of several probes in the order of steps, with the rows of each measurement next to each other.
+    """Join frames of several probes. The rows are ordered by step, and the rows of a measurement are contiguous.
 
-    Two probes with the same settings contribute to one measurement of a step, as in `srel_tf.smooth`.
+    At each step, two probes with equal values in the columns `MATRIX` form one measurement, as in `srel_tf.smooth`.
     """
     frame = pd.concat(parts, ignore_index=True)
     keys = frame[["step"]].copy()
@@ -169,7 +169,7 @@ def check_columns(frame: object, needed: Iterable[str]) -> None:
     missing = [name for name in needed if name not in frame.columns]
     if missing:
         raise FrameError(
-            f"the frame lacks the columns {missing}: it has {list(frame.columns)}"
+            f"the frame lacks the columns {missing}: its columns are {list(frame.columns)}"
         )
 
 
@@ -188,7 +188,7 @@ _CSV_TYPES = dict.fromkeys((*_TEXT, *_IDS), "str")
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
-    """Read a frame; text stays text even if it is empty (a run without a name) or looks like a number or NA."""
+    """Read a frame. Text columns stay text, even if a value is empty or looks like a number or NA."""
     columns = list(pd.read_csv(path, nrows=0).columns)
     text = [name for name in columns if name in _CSV_TYPES]
     missing_values = {name: [""] for name in columns if name not in text}
@@ -200,7 +200,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
 
 
 def _with_integer_ids(frame: pd.DataFrame) -> pd.DataFrame:
-    """Convert the columns of ids to integers if all ids are written as integers."""
+    """Convert the id columns to integers if all ids are written as integers."""
     ids = [name for name in _IDS if name in frame.columns]
     if not all(_are_integers(frame[name]) for name in ids):
         return frame
@@ -208,7 +208,7 @@ def _with_integer_ids(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _are_integers(text: pd.Series) -> bool:
-    """Return whether all ids are written like integers: 7 is, but 007 is a name."""
+    """Return whether all ids are written as integers. 007 is not: as the integer 7 it would lose its zeros."""
     return bool(text.drop_duplicates().str.fullmatch("0|-?[1-9][0-9]{0,17}").all())
 
 
@@ -222,9 +222,9 @@ def _write_parquet(frame: pd.DataFrame, file: Path) -> None:
 
 
 def parquet_options(schema: pa.Schema) -> dict[str, Any]:
-    """Choose how Parquet files are written.
+    """Return pyarrow's options for writing Parquet files.
 
-    Floating-point columns get no dictionary, because their values are seldom equal. This makes files a quarter smaller.
+    Floating-point columns get no dictionary, because their values are rarely equal. This makes files a quarter smaller.
     """
     dictionary_columns = [
         column.name for column in schema if not pa.types.is_floating(column.type)
@@ -243,9 +243,12 @@ _READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
 
 
 def missing_columns(names: Iterable[str]) -> list[str]:
-    """List the columns that a measurement frame with columns `names` lacks because an earlier version wrote it.
+    """List which of `name` and `method` a measurement frame lacks because an earlier version wrote it.
 
-    Tables of statistics have no `source_id`, and never have a `method`.
+    The list is empty for other tables, such as statistics. They are recognized by missing columns, such as `source_id`.
+
+    Args:
+        names: The columns of the frame.
     """
     present = set(names)
     if not {"estimator", "source_id", "target_id", "srel", "valid"} <= present:
@@ -259,7 +262,7 @@ def with_name(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def completed(frame: pd.DataFrame) -> pd.DataFrame:
-    """Add `name` and `method` to a measurement frame of an earlier version; any other table is returned unchanged."""
+    """Add `name` and `method` to a measurement frame of an earlier version. Return any other table unchanged."""
     missing = missing_columns(frame.columns)
     if not missing:
         return frame
@@ -273,18 +276,18 @@ def completed(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def write_frame(frame: pd.DataFrame, path: AnyPath) -> Path:
-    """Write a frame as `.parquet` or `.csv`; after a crash or on a full disk the old file is still complete.
+    """Write a frame as `.parquet` or `.csv`. If the disk is full or the program crashes, the old file stays complete.
 
     Args:
         frame: A measurement frame or a table of statistics.
-        path: The file, whose ending selects the format.
+        path: The file. Its ending selects the format.
 
     Returns:
         The path.
 
     Raises:
         StorageError: If the file cannot be written.
-        FrameError: If the ending is another one, or a column has values of several types.
+        FrameError: If the ending is neither `.parquet` nor `.csv`, or a column has values of several types.
 
     Example:
         >>> import tempfile, pandas as pd, srel_tf
@@ -307,25 +310,25 @@ def arrow_errors() -> Iterator[None]:
         yield
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise FrameError(
-            f"a column holds values of several types, which a file cannot ({error}): are the ids of one probe numbers, "
-            "and the ids of another one text? Give ProbeSet(ids=...) of one type to all"
+            f"a column holds values of several types, which cannot be written to a file ({error}): are the ids of one "
+            "probe numbers, and the ids of another one text? Give ProbeSet(ids=...) of one type to all"
         ) from error
 
 
 def read_frame(path: AnyPath) -> pd.DataFrame:
     """Read a frame that `write_frame` wrote.
 
-    A frame of an earlier version has no column `name`: it is added, as for probes without names. A missing column
-    `method` is added, too (from the estimator: "exact" gives "finite_step", "limit" gives "limit").
-    The rows of estimator "auto" in such a frame were saved under the estimator "exact" or "limit", because that column
-    named their method, and keep it; whether such a row was computed in float64 is unknown.
+    Frames of earlier versions may lack two columns, which are then added. `name` is "". `method` follows from the
+    estimator: "finite_step" for "exact", and "limit" for "limit". For the estimator "auto", earlier versions wrote the
+    method of each row ("exact" or "limit") into the column `estimator`. These rows keep that value, and it is unknown
+    which of them were computed in float64.
 
     Args:
-        path: A `.parquet` or `.csv` file. Ids in a `.csv` are integers if all of them are written so (7, not 007),
-            else strings; `.parquet` keeps their type.
+        path: A `.parquet` or `.csv` file. A `.parquet` file keeps the type of ids. From a `.csv` file, ids are read as
+            integers if all of them are written as integers (7, not 007), and as strings otherwise.
 
     Raises:
-        FrameError: If the file does not exist or is damaged.
+        FrameError: If the file does not exist, is damaged, or has another ending.
 
     Example:
         >>> import tempfile, pandas as pd, srel_tf
@@ -337,7 +340,7 @@ def read_frame(path: AnyPath) -> pd.DataFrame:
     path = Path(path)
     _check_suffix(path)
     if not path.exists():
-        raise FrameError(f"there is no frame {path}")
+        raise FrameError(f"there is no frame {path}: give the path of an existing file")
     try:
         check_regular(path)
         return completed(_READERS[path.suffix](path))
@@ -356,5 +359,5 @@ def read_frame(path: AnyPath) -> pd.DataFrame:
 def _check_suffix(path: Path) -> None:
     if path.suffix not in _WRITERS:
         raise FrameError(
-            f"{path.name}: the name of a frame ends in {' or '.join(_WRITERS)}"
+            f"{path.name}: give a file name that ends in {' or '.join(_WRITERS)}"
         )

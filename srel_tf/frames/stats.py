@@ -1,4 +1,7 @@
-"""Statistics of S_rel frames: Definition 3, and intra-class against inter-class pairs. Does not import TensorFlow."""
+"""Statistics of S_rel frames: Definition 3, and intra-class compared with inter-class pairs.
+
+Does not import TensorFlow.
+"""
 
 from collections.abc import Sized
 from typing import NamedTuple
@@ -36,8 +39,8 @@ class Separation(NamedTuple):
 def smooth(frame: pd.DataFrame | StoredFrame, diagonal: bool = True) -> pd.DataFrame:
     """Compute S^{k,smooth} of Definition 3: the mean of S_rel over the pairs of a source class and a target class.
 
-    In the paper's notation the target class is c1 and the source class, from which the update is sampled, is c2. The
-    rows of one requested estimator are one matrix, whatever their `method`.
+    In the paper's notation the target class is c1, and the source class is c2 (the update uses an example of c2). All
+    rows of one requested estimator belong to one matrix, even if their `method` differs.
 
     Args:
         frame: A DataFrame, or a `StoredFrame` (`scan_frame`), which is read in pieces.
@@ -45,9 +48,12 @@ def smooth(frame: pd.DataFrame | StoredFrame, diagonal: bool = True) -> pd.DataF
             definition.
 
     Returns:
-        One row per measurement (run, seed, name, step, epoch, measure, update, estimator, learning_rate), source class
-        and target class, with `mean` and `median` over the valid entries (NaN without valid entries), `n_valid`, the
-        number of valid entries, and `n_pairs`, the number of all entries.
+        One row for each measurement, source class and target class. A measurement is identified by run, seed, name,
+        step, epoch, measure, update, estimator and learning_rate. The other columns are:
+
+        - `mean` and `median` of the valid entries; NaN if there are none
+        - `n_valid`: number of valid entries
+        - `n_pairs`: number of all entries
 
     Raises:
         FrameError: If columns are missing.
@@ -84,16 +90,23 @@ def _smooth(frame: pd.DataFrame, diagonal: bool) -> pd.DataFrame:
 
 
 def separation(frame: pd.DataFrame | StoredFrame) -> pd.DataFrame:
-    """Compare S_rel of intra-class pairs (one class) and of inter-class pairs (two classes), without the diagonal.
+    """Compare S_rel of intra-class pairs with S_rel of inter-class pairs, without the diagonal.
+
+    In an intra-class pair source and target have the same class; in an inter-class pair their classes differ.
 
     Args:
         frame: A DataFrame, or a `StoredFrame` (`scan_frame`), which is read in pieces.
 
     Returns:
-        One row per measurement (run, seed, name, step, epoch, measure, update, estimator, learning_rate) with `auc`,
-        the probability that a random intra-class entry exceeds a random inter-class one, ties counting half; the
-        medians `median_intra` and `median_inter` and their ratio `ratio_of_medians`; `n_intra` and `n_inter`, the
-        numbers of valid entries. Statistics are NaN if either kind has no entries.
+        One row for each measurement, which is identified by run, seed, name, step, epoch, measure, update, estimator
+        and learning_rate. The other columns are:
+
+        - `auc`: probability that a random intra-class entry exceeds a random inter-class entry; ties count half
+        - `median_intra`, `median_inter`: medians of the entries
+        - `ratio_of_medians`: `median_intra` / `median_inter`; NaN if `median_inter` is 0
+        - `n_intra`, `n_inter`: numbers of valid entries
+
+        Only valid entries count. If one of the two kinds has none, all statistics except the numbers are NaN.
 
     Raises:
         FrameError: If columns are missing, or the frame has no classes.
@@ -117,7 +130,7 @@ def separation(frame: pd.DataFrame | StoredFrame) -> pd.DataFrame:
 
 
 def _checked(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return a frame with its column `name`. Raises `FrameError` if another column is missing."""
+    """Return the frame, with a column `name` if it has none. Raise `FrameError` if another column is missing."""
     check_columns(frame, [column for column in NEEDED if column != "name"])
     return with_name(frame)
 
@@ -138,12 +151,12 @@ def _check_classes(frame: pd.DataFrame) -> None:
     classes = frame["source_class"]
     if len(frame) and (classes.isna() | (classes.astype(str) == "")).any():
         raise FrameError(
-            "the frame's source_class is empty: separation compares classes, and these pairs have no class"
+            "the frame's source_class is empty, but separation compares classes: measure a ProbeSet with class labels y"
         )
 
 
 def _separation(measurement: pd.DataFrame) -> Separation:
-    """Compare the valid entries of one measurement without its diagonal."""
+    """Compare the valid entries of one measurement; its diagonal is already removed."""
     srel = _valid_srel(measurement).to_numpy()
     is_intra = (measurement["source_class"] == measurement["target_class"]).to_numpy()
     is_valid = np.isfinite(srel)
@@ -164,9 +177,9 @@ def _separation(measurement: pd.DataFrame) -> Separation:
 
 
 def auc(higher: Sized, lower: Sized) -> float:
-    """Compute P(a value of `higher` exceeds a value of `lower`), ties counting half.
+    """Compute the probability that a random value of `higher` exceeds a random value of `lower`; ties count half.
 
-    This is Mann–Whitney's U divided by the number of pairs.
+    This is the Mann–Whitney statistic U divided by the number of pairs.
 
     Args:
         higher: Values [n] without NaN, for example S_rel of intra-class pairs.

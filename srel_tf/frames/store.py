@@ -1,11 +1,12 @@
-"""Frames on disk that grow while they are measured, with the training state they belong to. Does not import TensorFlow.
+"""Frames on disk that grow during a training, saved together with its state. Does not import TensorFlow.
 
     DIR/index.sqlite               the parts in order and the state, each with its size and SHA-256 (`.index`)
     DIR/part-000000.parquet …      rows
     DIR/state-000003.safetensors   arrays, for example weights and optimizer variables (`srel_tf.Checkpoint`)
 
-The index is written last, and files that it names are never written again. Even if a process dies, the index on the
-disk names complete files, and a state together with exactly the rows that were measured before it.
+The index is written last, and files that it names are never written again. Therefore the index on the disk names only
+complete files, even if a process dies. `FrameStore.commit` saves a state and the rows measured before it in one
+transaction, so that the two always belong together.
 """
 
 from __future__ import annotations
@@ -42,16 +43,17 @@ from srel_tf.frames.schema import arrow_errors, empty, parquet_options, write_fr
 
 
 class FrameStore:
-    """The frame in a directory, which many processes may read and one at a time may write.
+    """A frame stored in a directory. Many processes may read it; only one process at a time may write it.
 
     Args:
         path: The directory.
-        write: Whether to write. This makes the directory, and holds a lock that is released when the process ends.
-        anew: Discard the rows and the state in the directory, even if they are damaged.
+        write: Whether to open the store for writing. This makes the directory, and locks it until `close` is called or
+            the process ends.
+        anew: With `write`, whether to discard the rows and the state in the directory, even if they are damaged.
 
     Raises:
-        StorageError: If the directory cannot be written, another process writes to it, its index is damaged or lost,
-            or the index is missing and `write` is False.
+        StorageError: If the directory cannot be written; if another process writes to it; if its index is damaged, or
+            missing although there are data files; or if there is no index and `write` is False.
 
     Example:
         >>> import tempfile, pandas as pd, srel_tf
@@ -67,7 +69,7 @@ class FrameStore:
     def __init__(self, path: AnyPath, write: bool = False, anew: bool = False) -> None:
         self.path = Path(path)
         self._index = Index(self.path)
-        # Columns and types of the rows; None while unknown.
+        # Columns and types of the rows; None until the first rows are written.
         self._schema: pa.Schema | None = None
         self._lock: filelock.BaseFileLock | None = lock(self.path) if write else None
         try:
@@ -86,7 +88,7 @@ class FrameStore:
         elif (self.path / INDEX).exists() or own_files(self.path):
             self._index.check()
             self._remove_old_states(own_files(self.path, "state"))
-        else:  # From here on, files without an index mean that the index was lost.
+        else:  # Create the index before any data file, so that data files without an index show that it was lost.
             self._index.create()
 
     def __enter__(self) -> FrameStore:
@@ -113,7 +115,7 @@ class FrameStore:
 
     @property
     def left_out(self) -> list[JsonObject]:
-        """Entries {file, rows, fault} of the damaged parts that `check(skip_damaged=True)` left out."""
+        """One dict {file, rows, fault} for each damaged part that `check(skip_damaged=True)` has left out."""
         return [
             {"file": part.file, "rows": part.rows, "fault": part.damage}
             for part in self._index.parts()
@@ -121,7 +123,7 @@ class FrameStore:
         ]
 
     def append(self, frame: pd.DataFrame) -> None:
-        """Save the rows of `frame` after those saved before."""
+        """Save the rows of `frame` after the rows that are already saved."""
         self.commit(frame)
 
     def commit(
@@ -132,16 +134,17 @@ class FrameStore:
     ) -> None:
         """Add rows and replace the state in one transaction: after a crash either both are saved or neither.
 
-        Earlier saves stay complete if the call fails, and the same call may be repeated.
+        If the call fails, earlier saves stay complete, and the call may be repeated.
 
         Args:
-            frame: Rows to add, with the columns and types of those saved before.
+            frame: Rows to add, with the same columns and types as the saved rows.
             arrays: The state, {name: array}.
             about: Metadata of the state, a dict that JSON can represent.
 
         Raises:
-            FrameError: If columns or types differ from those saved before, or a column has values of two types.
-            StorageError: If the disk fails.
+            FrameError: If columns or types differ from those of the saved rows, or if a column has values of several
+                types.
+            StorageError: If the store is open for reading only, or the disk fails.
         """
         self._check_writable()
         entries: list[Entry] = []
@@ -182,21 +185,21 @@ class FrameStore:
         return read_arrays(file), json.loads(entry.metadata)
 
     def scan(self, skip_damaged: bool = False) -> StoredFrame:
-        """Return the rows saved so far as a `StoredFrame`, which reads them in bounded memory.
+        """Return all saved rows as a `StoredFrame`, which reads them in bounded memory.
 
-        Every part is compared with its checksum first.
+        First every part is compared with its checksum.
 
         Args:
-            skip_damaged: Leave out parts that are missing, truncated or altered, instead of raising.
+            skip_damaged: Whether to leave out parts that are missing, truncated or altered, instead of raising.
 
         Raises:
-            StorageError: If parts are damaged. The message names them.
+            StorageError: If parts are damaged and `skip_damaged` is False. The message names the parts.
         """
         intact, _ = self._check_parts(skip_damaged)
         return self._stored_frame(intact)
 
     def check(self, skip_damaged: bool = False) -> None:
-        """Compare every part with its checksum, as `scan` does; `skip_damaged` leaves damaged parts out permanently."""
+        """Compare every part with its checksum, as `scan` does. `skip_damaged` leaves out damaged parts permanently."""
         _, damaged = self._check_parts(skip_damaged)
         if damaged:
             self._check_writable()
@@ -205,18 +208,18 @@ class FrameStore:
     def _check_writable(self) -> None:
         if self._lock is None:
             raise StorageError(
-                f"{self.path} is open for reading: FrameStore(path, write=True) writes"
+                f"{self.path} is open for reading only: open it with FrameStore(path, write=True) to change it"
             )
 
     def _parts(self) -> list[Entry]:
-        """Return the parts in order, without the skipped ones."""
+        """Return the parts in order, without those that `check` has left out."""
         return [part for part in self._index.parts() if not part.damage]
 
     def _check_parts(self, skip_damaged: bool) -> tuple[list[Entry], list[Entry]]:
         """Compare every part with its checksum.
 
         Returns:
-            The intact parts, and the damaged parts with their `damage`.
+            The intact parts, and the damaged parts with the field `damage` filled in.
 
         Raises:
             StorageError: If parts are damaged and `skip_damaged` is False.
@@ -237,15 +240,15 @@ class FrameStore:
         return [part for part in parts if not part.damage], damaged
 
     def read(self, skip_damaged: bool = False) -> pd.DataFrame:
-        """Read all rows saved so far into memory."""
+        """Read all saved rows into memory."""
         return self.scan(skip_damaged).read()
 
     def export(self, path: AnyPath, more: pd.DataFrame | None = None) -> Path:
-        """Write all rows to one Parquet file, in bounded memory; the same rows give the same bytes.
+        """Write all rows to one Parquet file, in bounded memory. The same rows always give the same bytes.
 
         Args:
             path: The Parquet file.
-            more: Rows to write after the saved ones; they are not added to the store.
+            more: Rows to write after the saved rows. They are not added to the store.
 
         Returns:
             The path.
@@ -276,17 +279,17 @@ class FrameStore:
             remove(file)
 
     def delete(self) -> None:
-        """Remove the store from the disk and close it. A directory with other files stays, with a warning."""
+        """Remove the store from the disk and close it. If the directory has other files, it stays, with a warning."""
         self.clear()
         remove(self.path / INDEX)
         remove(
             self.path / ".lock"
-        )  # The lock file is deleted while it is held: a new writer creates its own.
+        )  # Delete the lock file while the lock is held: a new writer creates its own file.
         self.close()
         remove_directory(self.path)
 
     def _write_part(self, frame: pd.DataFrame) -> Entry:
-        """Write rows as the next part. Returns its entry."""
+        """Write rows as the next part. Return its entry for the index."""
         with arrow_errors():
             table = pa.Table.from_pandas(frame, preserve_index=False)
         schema = self._schema or self._stored_schema() or table.schema
@@ -309,11 +312,12 @@ class FrameStore:
         ]
         different = "; ".join(differences(*types)) or "  their order differs"
         raise FrameError(
-            f"{self.path} holds a frame with other columns or types:{different}"
+            f"{self.path} holds a frame with other columns or types:{different}; give the new rows the columns and "
+            "types of the saved rows, or use another directory"
         )
 
     def _stored_schema(self) -> pa.Schema | None:
-        """Read the columns and types of the saved rows; None without rows. Raises `FrameError` for a damaged part."""
+        """Read the columns and types from the first part; None without parts. Raise `FrameError` if it is damaged."""
         first = self._parts()[:1]
         return self._stored_frame(first).schema if first else None
 
@@ -323,7 +327,7 @@ class FrameStore:
     def _write_state(
         self, arrays: Mapping[str, ArrayLike], about: Mapping[str, Any], number: int
     ) -> Entry:
-        """Write the `number`-th state. Returns its entry."""
+        """Write the `number`-th state. Return its entry for the index."""
         file = self.path / file_name("state", number)
         write_arrays(file, arrays)
         return Entry("state", number, 0, *fingerprint(file), metadata=json.dumps(about))

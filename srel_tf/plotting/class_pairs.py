@@ -1,4 +1,4 @@
-"""S^{k,smooth} over training, as in Figures 1, 2 and 14 of the paper."""
+"""S^{k,smooth} of Definition 3 during training, as in Figures 1, 2 and 14 of the paper."""
 
 from collections.abc import Sequence
 
@@ -28,22 +28,22 @@ _CURVE = ["source_class", "target_class", "epoch"]
 def plot_class_pairs(
     pairs: pd.DataFrame, classes: Sequence[str] | None = None
 ) -> Figure:
-    """Plot Definition 3 for each target class over the epochs: one panel per measure (column) and source class (row).
+    """Plot S^{k,smooth} of Definition 3 over the epochs: one column per measure, one row per source class.
 
-    Lines are means over runs, bands their population standard deviation. The intra-class line is solid, inter-class
-    lines are dashed. A column whose means span more than a factor of `WIDE` has a logarithmic axis, and bands from the
-    lowest run to the highest.
+    Each panel has one line per target class: solid for intra-class pairs, dashed for inter-class pairs. Lines are means
+    over runs. Bands are ± one population standard deviation over runs. If the highest mean in a column is more than
+    `WIDE` times the lowest, its axes are logarithmic and its bands reach from the lowest run to the highest run.
 
     Args:
-        pairs: Result of `srel_tf.smooth`, of one update rule; a column `rule` may name the rule.
+        pairs: Result of `srel_tf.smooth` for one update rule. An optional column `rule` contains the name of the rule.
         classes: Source classes to draw. The default is all of them.
 
     Returns:
         The figure.
 
     Raises:
-        FrameError: The frame has no rows, several update rules or several η, or a requested class is not a source
-            class.
+        FrameError: If the frame has no rows, several update rules, or several η at one step; or if a requested class
+            is not a source class.
 
     Example:
         >>> import pandas as pd
@@ -76,22 +76,26 @@ def plot_class_pairs(
 
 
 def _only_rule(pairs: pd.DataFrame) -> str:
-    """Return the name of the update rule; raise `FrameError` unless there is exactly one, with one η per step."""
+    """Return the name of the update rule. Raise `FrameError` unless there is one rule, with one η per run and step."""
     rules: list[str] = []
     if not pairs.empty:
         names = pairs["rule"] if "rule" in pairs else rule_names(pairs)
         rules = names.unique().tolist()
     if len(rules) != 1:
-        raise FrameError(f"expected one update rule to draw, got {rules}: select one")
+        raise FrameError(
+            f"expected one update rule to draw, got {rules}: select the rows of one rule"
+        )
     rates_of_step = pairs.groupby(["run", "step"])["learning_rate"].nunique()
     if (rates_of_step > 1).any():
         rates = sorted(pairs["learning_rate"].unique().tolist())
-        raise FrameError(f"expected one η at each step, got {rates}: select one")
+        raise FrameError(
+            f"expected one η at each step, got {rates}: select the rows of one η"
+        )
     return rules[0]
 
 
 def _source_classes(pairs: pd.DataFrame, classes: Sequence[str] | None) -> list[str]:
-    """Return the source classes to draw; raise `FrameError` for a class that is not a source class."""
+    """Return the source classes to draw. Raise `FrameError` if one of `classes` is not a source class."""
     present = list(pairs["source_class"].unique())
     if classes is None:
         return present
@@ -113,7 +117,7 @@ def _column(
     """Draw the panels of one measure.
 
     Args:
-        column: Axes, [source class].
+        column: Axes, one per source class.
         pairs: Rows of the measure.
         measure: The measure.
         sources: Source classes, one per panel.
@@ -127,12 +131,12 @@ def _column(
         ax.set_title(f"{measure_name(measure)}, source: {source}")
         ax.set_xlabel("")
     column[-1].set_xlabel("epochs")
-    # The panels of a column share this axis, so it is scaled after the last curve has been drawn.
+    # The panels of a column share the y-axis, so it is scaled after all curves have been drawn.
     _scale(column[0], wide)
 
 
 def _describe_bands(pairs: pd.DataFrame, axes: np.ndarray) -> str:
-    """Describe the lines and bands, for the title."""
+    """Describe the lines and bands in words for the title."""
     runs = pairs["run"].nunique()
     if runs == 1:
         return "one run"
@@ -146,7 +150,7 @@ def _describe_bands(pairs: pd.DataFrame, axes: np.ndarray) -> str:
 
 
 def _scale(ax: Axes, wide: bool) -> None:
-    """Make the axis logarithmic if values span a wide range; start a linear axis at zero if zero is near."""
+    """Make the axis logarithmic if `wide`. Otherwise let it start at 0, if 0 is near its lower limit."""
     if wide:
         ax.set_yscale("log")
         return
@@ -177,7 +181,7 @@ def _panel(
     palette = class_palette(targets)
     band = (
         ("pi", 100) if wide else population_deviation
-    )  # ("pi", 100) reaches from the lowest run to the highest.
+    )  # ("pi", 100) reaches from the lowest run to the highest run.
     has_one_run = pairs["run"].nunique() == 1
     sns.lineplot(
         pairs.astype({"epoch": float}),

@@ -1,4 +1,4 @@
-"""Curves of several origins, for example ours and published ones, in the same panels."""
+"""Curves of several origins in the same panels, for example our results and published results."""
 
 import numpy as np
 import pandas as pd
@@ -23,18 +23,18 @@ _LINE_STYLES = ("-", "--", ":")
 def plot_beside(curves: pd.DataFrame, measure: str) -> Figure:
     """Plot S^{k,smooth} over optimizer updates: one panel per (source class, target class), one colour per origin.
 
-    Lines are means over runs, bands reach from the lowest run to the highest. If means span more than a factor of
-    `WIDE`, the axes are logarithmic.
+    Lines are means over runs. Bands reach from the lowest run to the highest run. If the highest mean is more than
+    `WIDE` times the lowest mean, the axes are logarithmic.
 
     Args:
-        curves: Columns origin (as in the legend), run, step, measure, source_class, target_class, mean.
+        curves: Columns origin (the text of the legend), run, step, measure, source_class, target_class, mean.
         measure: Measure to draw.
 
     Returns:
         The figure.
 
     Raises:
-        FrameError: The frame lacks the measure.
+        FrameError: If the frame lacks the measure.
 
     Example:
         >>> import pandas as pd
@@ -89,7 +89,7 @@ def _panel(
     over_runs: pd.DataFrame,
     colours: dict[str, Colour],
 ) -> None:
-    """Draw one class pair.
+    """Draw the curves of one class pair.
 
     Args:
         ax: The panel.

@@ -1,4 +1,4 @@
-"""Loss and accuracy over training, as in Figures 15–17 of the paper."""
+"""Loss and accuracy during training, as in Figures 15–17 of the paper."""
 
 import pandas as pd
 import seaborn as sns
@@ -9,18 +9,18 @@ from srel_tf.plotting.style import new_figure, population_deviation
 
 
 def plot_history(history: pd.DataFrame) -> Figure:
-    """Plot loss (left) and accuracy (right) by epoch on the training and the test set.
+    """Plot loss (left) and accuracy (right) on the training set and the test set over the epochs.
 
-    Lines are means over runs, bands their population standard deviation.
+    Lines are means over runs. Bands are ± one population standard deviation over runs.
 
     Args:
-        history: Columns run, epoch (epochs done), split ("train" or "test"), loss, accuracy.
+        history: Columns run, epoch (number of epochs done), split ("train" or "test"), loss, accuracy.
 
     Returns:
         The figure.
 
     Raises:
-        FrameError: The frame lacks a column.
+        FrameError: If the frame lacks a column.
 
     Example:
         >>> import pandas as pd

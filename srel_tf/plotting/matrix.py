@@ -13,9 +13,10 @@ from srel_tf.plotting.style import measure_name, new_figure
 
 
 def plot_matrix(frame: pd.DataFrame, measure: str) -> Figure:
-    """Plot a heat map of one measurement: rows are sources, columns targets, in the probe's order.
+    """Plot a heat map of one measurement: rows are sources and columns are targets, in the order of the probe.
 
-    Colours are logarithmic. Invalid and zero entries stay blank. The title names the step if the frame has it.
+    The colour scale is logarithmic. Entries that are invalid or 0 stay blank. The title shows the step if the frame has
+    a column `step`.
 
     Args:
         frame: S_rel frame of one step and update rule.
@@ -25,7 +26,7 @@ def plot_matrix(frame: pd.DataFrame, measure: str) -> Figure:
         The figure.
 
     Raises:
-        FrameError: The rows belong to several matrices, or there are no rows.
+        FrameError: If the rows belong to several matrices, or there are no rows.
 
     Example:
         >>> import pandas as pd
@@ -42,7 +43,7 @@ def plot_matrix(frame: pd.DataFrame, measure: str) -> Figure:
     rows = frame[frame["measure"] == measure]
     if rows.empty or rows.duplicated(["source_id", "target_id"]).any():
         raise FrameError(
-            f"expected one matrix of measure {measure!r}, got {len(rows)} rows: select one step and rule"
+            f"expected one matrix of measure {measure!r}, got {len(rows)} rows: select one step and update rule"
         )
     matrix = _as_matrix(rows)
     low, high = _colour_range(matrix)
@@ -73,7 +74,7 @@ def plot_matrix(frame: pd.DataFrame, measure: str) -> Figure:
 
 
 def _as_matrix(rows: pd.DataFrame) -> np.ndarray:
-    """Arrange S_rel as [source, target], in the order in which the ids occur."""
+    """Arrange S_rel as [source, target], in the order in which the ids first occur."""
     sources = rows["source_id"].unique()
     targets = rows["target_id"].unique()
     matrix = rows.pivot(index="source_id", columns="target_id", values="srel")
@@ -81,21 +82,21 @@ def _as_matrix(rows: pd.DataFrame) -> np.ndarray:
 
 
 def _colour_range(matrix: np.ndarray) -> tuple[float, float]:
-    """Return the lowest and highest value of the colours: the 2% quantile and the maximum of the positive entries."""
+    """Return the limits of the colour scale: the 2% quantile and the maximum of the positive entries."""
     positive = matrix[np.isfinite(matrix) & (matrix > 0)]
     if not len(positive):
-        return 0.1, 1  # All entries are blank, so that any valid range will do.
+        return 0.1, 1  # All entries are blank, so any valid range is possible.
     low, high = np.quantile(positive, [0.02, 1])
     return low, high
 
 
 def _classes(rows: pd.DataFrame, end: str) -> list[str]:
-    """Class of each "source" or "target", in the order in which their ids occur."""
+    """Return the class of each "source" or "target", in the order in which the ids first occur."""
     return rows.drop_duplicates(f"{end}_id")[f"{end}_class"].tolist()
 
 
 def _class_ticks(axis: Axis, classes: list[str]) -> None:
-    """Put a tick in the middle of each run of equal classes."""
+    """Put a tick at the middle of each sequence of equal classes."""
     starts = [i for i, name in enumerate(classes) if i == 0 or name != classes[i - 1]]
     ends = [*starts[1:], len(classes)]
     middles = [(start + end) / 2 for start, end in zip(starts, ends, strict=True)]

@@ -22,19 +22,19 @@ _LINE_STYLES = ("-", "--", ":")
 
 
 def plot_distances(frame: pd.DataFrame, distances: pd.DataFrame) -> Figure:
-    """Plot Figure 3: S_rel(t, x', x_i) against the distance of x' and x_i.
+    """Plot Figure 3: S_rel(t, x', x_i) over the distance between x' and x_i.
 
-    Each row shows a metric, with one panel per step and one colour per run.
+    There is one row per metric, one column per step, and one colour per run.
 
     Args:
-        frame: S_rel frame of one target and one measure.
+        frame: S_rel frame of one target x' and one measure.
         distances: Columns run, step, target_id, source_id, distance, metric, as for `srel_tf.hypotheses`.
 
     Returns:
         The figure.
 
     Raises:
-        FrameError: The frames share no rows, or hold several targets or measures.
+        FrameError: If no valid row of `frame` has a distance, or if `frame` holds several targets or measures.
 
     Example:
         >>> import pandas as pd
@@ -52,12 +52,14 @@ def plot_distances(frame: pd.DataFrame, distances: pd.DataFrame) -> Figure:
         distances, ["run", "step", "source_id", "target_id", "distance", "metric"]
     )
     if frame["target_id"].nunique() != 1 or frame["measure"].nunique() != 1:
-        raise FrameError("expected one target x' and one measure to draw: select them")
+        raise FrameError(
+            "expected rows of one target x' and one measure: select these rows"
+        )
     keys = ["run", "step", "source_id", "target_id"]
     joined = frame[frame["valid"]].merge(distances, on=keys)
     if joined.empty:
         raise FrameError(
-            "no row of the frame has a distance: run, step, source_id and target_id must agree"
+            "no row of the frame has a distance: give distances with the same run, step, source_id and target_id"
         )
 
     metrics = joined["metric"].unique()
@@ -88,7 +90,7 @@ def _scatter(
     joined: pd.DataFrame,
     colours: dict[str, Colour],
 ) -> None:
-    """Draw S_rel against distance, with one colour per run."""
+    """Draw S_rel over distance, with one colour per run."""
     for run, part in joined.groupby("run"):
         ax.scatter(
             part["distance"],
@@ -100,24 +102,25 @@ def _scatter(
 
 
 def _marker(colour: Colour) -> Line2D:
-    """Point of a legend."""
+    """Make the marker of a legend entry."""
     return Line2D([], [], color=colour, marker="o", ls="", ms=4)
 
 
 def plot_pairs(pairs: pd.DataFrame, risks: pd.DataFrame | None = None) -> Figure:
-    """Plot Figure 4: S_rel of pairs (x, x') over time, mean over runs; with `risks`, Figure 5: the risks over it.
+    """Plot S_rel of pairs (x, x') over time (Figure 4). With `risks`, add the risks (Figure 5).
 
-    The band is one population standard deviation over the runs. Risks have a separate, logarithmic axis.
+    Lines are means over runs. Figure 4 also has bands of ± one population standard deviation over runs. Risks have a
+    logarithmic axis of their own on the right.
 
     Args:
         pairs: Columns pair (a label), run, step, srel, valid.
-        risks: Columns run, step, split, loss; or None.
+        risks: Columns run, step, split, loss; None draws Figure 4.
 
     Returns:
         The figure.
 
     Raises:
-        FrameError: A frame lacks a column.
+        FrameError: If a frame lacks a column.
 
     Example:
         >>> import pandas as pd
@@ -146,7 +149,7 @@ def plot_pairs(pairs: pd.DataFrame, risks: pd.DataFrame | None = None) -> Figure
 
 
 def _draw_pairs(ax: Axes, pairs: pd.DataFrame, band: bool) -> None:
-    """Draw one curve per pair, from valid entries only."""
+    """Draw one curve per pair. Invalid entries are left out."""
     shown = pairs.assign(srel=pairs["srel"].where(pairs["valid"]))
     for (pair, part), colour in zip(
         shown.groupby("pair", sort=False), PALETTE, strict=False
@@ -193,7 +196,7 @@ def _curve(
     style: str = "-",
     band: bool = False,
 ) -> None:
-    """Draw the mean over runs of one curve, and a band of one population standard deviation.
+    """Draw the mean over runs of one curve, and a band of ± one population standard deviation.
 
     Args:
         ax: The panel.
@@ -202,7 +205,7 @@ def _curve(
         colour: Colour of the curve.
         label: Label of the curve.
         style: Line style.
-        band: Whether to draw the band. It needs several runs.
+        band: Whether to draw the band. With only one run there is no band.
     """
     by_step = part.groupby("step")[column]
     mean = by_step.mean()

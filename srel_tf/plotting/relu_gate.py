@@ -1,4 +1,4 @@
-"""Figure 10, of the ReLU gate, from a frame; without TensorFlow."""
+"""Figure 10 of the paper, about the ReLU gate. Does not import TensorFlow."""
 
 import numpy as np
 import pandas as pd
@@ -9,7 +9,9 @@ from srel_tf.plotting.style import PALETTE, check_rows, new_figure
 
 
 def plot_relu_gate(frame: pd.DataFrame) -> Figure:
-    """Plot Figure 10: S_rel along mini-batch SGD on the ℓ2 risk of a ReLU gate, beside the flow, and ‖w − w*‖.
+    """Plot Figure 10: S_rel and ‖w − w*‖ along mini-batch SGD on the ℓ2 risk of a ReLU gate.
+
+    The same quantities along the gradient flow are drawn for comparison.
 
     Args:
         frame: Columns pair, bound (Theorem 4.3), step (>= 1), run, srel_sgd, resolved, srel_flow, distance_sgd,
@@ -19,7 +21,7 @@ def plot_relu_gate(frame: pd.DataFrame) -> Figure:
         The figure.
 
     Raises:
-        FrameError: The frame lacks columns, or has no rows.
+        FrameError: If the frame lacks columns, or has no rows.
 
     Example:
         >>> import pandas as pd

@@ -1,4 +1,4 @@
-"""Separation of classes by S_rel over training, and the spread of S_rel over pairs."""
+"""Separation of classes by S_rel during training, and the distribution of S_rel over pairs."""
 
 from collections.abc import Sequence
 
@@ -29,19 +29,21 @@ def plot_separation(
     separation: pd.DataFrame,
     measures: Sequence[str] = ("kl", "l1", "raw_l1", "published_kl"),
 ) -> Figure:
-    """Plot the AUC of intra- against inter-class pairs by epoch, with one panel per rule and one line per measure.
+    """Plot the AUC of intra- against inter-class pairs over the epochs.
 
-    Lines are means over runs, bands one population standard deviation.
+    There is one panel per update rule and one line per measure.
+
+    Lines are means over runs. Bands are ± one population standard deviation over runs.
 
     Args:
         separation: Result of `srel_tf.separation`, with a column `rule` (`srel_tf.rule_names`).
-        measures: Measures to draw. Those that the frame lacks are skipped.
+        measures: Measures to draw. Measures that the frame lacks are left out.
 
     Returns:
         The figure.
 
     Raises:
-        FrameError: The frame lacks all of the measures.
+        FrameError: If the frame has none of the measures.
 
     Example:
         >>> import pandas as pd
@@ -55,7 +57,7 @@ def plot_separation(
     shown = [measure for measure in measures if measure in present]
     if not shown:
         raise FrameError(
-            f"no measure of {list(measures)} in the frame: it has {separation['measure'].unique()}"
+            f"the frame has none of the measures {list(measures)}: choose from {separation['measure'].unique()}"
         )
     chosen = separation[separation["measure"].isin(shown)].astype({"epoch": float})
     chosen = chosen.assign(measure=chosen["measure"].map(measure_name))
@@ -90,11 +92,11 @@ def _auc_panel(
     names: list[str],
     legend: bool,
 ) -> None:
-    """Draw one rule.
+    """Draw the panel of one update rule.
 
     Args:
         ax: The panel.
-        part: Rows of the rule; `measure` holds names for the legend.
+        part: Rows of the rule. The column `measure` holds the names of measures for the legend.
         names: Names of all measures, in the order of the legend.
         legend: Whether to draw a legend.
     """
@@ -124,10 +126,10 @@ def _auc_panel(
 
 
 def plot_spread(quantiles: pd.DataFrame) -> Figure:
-    """Plot the distribution of S_rel over intra and inter pairs by epoch: one row per rule, one column per measure.
+    """Plot the distribution of S_rel over intra- and inter-class pairs over the epochs.
 
-    Lines are medians, bands reach from the 5% to the 95% quantile, dashed lines are means. All are averaged over runs.
-    The axis is logarithmic.
+    There is one row per update rule and one column per measure. Solid lines are medians, dashed lines are means, and
+    bands reach from the 5% quantile to the 95% quantile. All of them are averaged over runs. The axis is logarithmic.
 
     Args:
         quantiles: Columns run, epoch, measure, rule, kind ("intra" or "inter"), q0.05, q0.5, q0.95, mean.
@@ -136,7 +138,7 @@ def plot_spread(quantiles: pd.DataFrame) -> Figure:
         The figure.
 
     Raises:
-        FrameError: The frame lacks a column.
+        FrameError: If the frame lacks a column.
 
     Example:
         >>> import pandas as pd
@@ -174,7 +176,7 @@ def _spread_panel(
     rule: str,
     measure: str,
 ) -> None:
-    """Draw one rule and measure.
+    """Draw the panel of one update rule and one measure.
 
     Args:
         ax: The panel.
@@ -207,5 +209,5 @@ def _spread_panel(
         xlabel="epochs",
     )
     ax.yaxis.set_major_formatter("{x:g}")
-    # If the axis spans less than two decades, minor ticks are labelled, too.
+    # If the axis spans less than two decades, minor ticks also have labels.
     ax.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.4)))

@@ -1,4 +1,4 @@
-"""Style common to all figures: legends, files, and a colour-blind-safe palette with one colour per class."""
+"""Style of all figures: legends, files, and a colour-blind-safe palette with one colour per class."""
 
 import io
 from collections.abc import Sequence
@@ -30,28 +30,33 @@ MEASURE_NAMES = {
     "published_kl": "published KL code",
     "published_l2": "published ℓ2 code",
 }
-WIDE = 100  # An axis is logarithmic if the highest mean is at least this factor above the lowest.
+WIDE = 100  # An axis is logarithmic if highest mean / lowest mean is above this number.
 
 _DOTS_PER_INCH = 130
-_COLOURS_OF_FILE = 256  # With a palette, PNG files have a third of the size.
+_COLOURS_OF_FILE = (
+    256  # A PNG file with a palette has a third of the size of an RGB file.
+)
 
 
 def check_rows(frame: pd.DataFrame, *columns: str) -> None:
     """Raise `FrameError` if the frame lacks one of the columns, or has no rows."""
     check_columns(frame, columns)
     if frame.empty:
-        raise FrameError("The frame has no rows, so there is nothing to draw.")
+        raise FrameError("the frame has no rows to draw: give at least one row")
 
 
 def class_palette(classes: Sequence[str]) -> dict[str, Colour]:
-    """Assign a colour to each class, the same in every figure that shows the same classes."""
+    """Assign a colour to each class. Figures with the same list of classes have the same colours."""
     return dict(
         zip(classes, sns.color_palette("colorblind", len(classes)), strict=True)
     )
 
 
 def measure_palette() -> dict[str, Colour]:
-    """Assign a colour to each measure, the same in every figure; measures drawn together have distant colours."""
+    """Assign a colour to each measure, the same in every figure.
+
+    Measures that are drawn in one panel have colours that are easy to distinguish.
+    """
     colours = sns.color_palette("colorblind", 10)
     places = {
         "kl": 0,
@@ -71,7 +76,7 @@ def measure_name(measure: str) -> str:
 
 
 def is_wide(lowest: float, highest: float) -> bool:
-    """Tell whether positive values from `lowest` to `highest` need a logarithmic axis."""
+    """Return whether positive values from `lowest` to `highest` need a logarithmic axis."""
     return highest > WIDE * lowest > 0
 
 
@@ -82,7 +87,7 @@ def new_figure(
     height: float = 3.2,
     **kwargs: Any,
 ) -> tuple[Figure, np.ndarray]:
-    """Make a figure and its axes without pyplot: no global state, no window.
+    """Make a figure and its axes without pyplot, which would keep global state or open a window.
 
     Args:
         rows: Number of rows of panels.
@@ -111,15 +116,15 @@ def mean_and_band(
     alpha: float = 0.2,
     **line: Any,
 ) -> None:
-    """Draw a curve and a band of its colour.
+    """Draw a curve and a band of the same colour.
 
     Args:
         ax: The panel.
-        x: Abscissae.
-        mean: Curve.
+        x: Values on the x-axis.
+        mean: Values of the curve.
         low: Lower end of the band.
         high: Upper end of the band.
-        colour: Colour of both.
+        colour: Colour of the curve and the band.
         alpha: Opacity of the band.
         **line: Further arguments of `Axes.plot`, such as a label.
     """
@@ -132,12 +137,12 @@ def legend_below(
     handles: Sequence[Artist],
     labels: Sequence[str],
 ) -> None:
-    """Put one legend in a row below all panels.
+    """Put one legend, in a single row, below all panels.
 
     Args:
         figure: The figure.
-        handles: Artists that stand for the labels.
-        labels: Labels, one per handle.
+        handles: Artists to show in the legend.
+        labels: Labels, one per artist.
     """
     figure.legend(
         handles,
@@ -149,7 +154,7 @@ def legend_below(
 
 
 def population_deviation(values: pd.Series) -> tuple[float, float]:
-    """Return the mean ± one population standard deviation, as in the paper's figures (for seaborn)."""
+    """Return the mean ± one population standard deviation, as in the paper's figures. Used as seaborn's `errorbar`."""
     mean = values.mean()
     deviation = values.std(ddof=0)
     return mean - deviation, mean + deviation

@@ -1,4 +1,4 @@
-"""Figures 6–13, of the exactly solvable models, from frames; without TensorFlow."""
+"""Figures 6–13 of the paper, about exactly solvable models. Does not import TensorFlow."""
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -35,17 +35,19 @@ _PUBLISHED_LABELS = {
 
 
 def plot_penalized(frame: pd.DataFrame) -> Figure:
-    """Plot Figures 6–9: eq. 3 (above) and S_rel of eq. 4 (below) over time, one column per convention for the ridge.
+    """Plot one of Figures 6–9: the loss of eq. 3 (top) and S_rel of eq. 4 (bottom) over time.
+
+    There is one column per convention for the ridge (`RIDGES`).
 
     Args:
-        frame: Columns figure, variant, ridge, quantity ("loss" or "srel"), time, mean, low, high (over the
-            initial W), pairs, width.
+        frame: Columns figure, variant, ridge, quantity ("loss" or "srel"), time, mean, low, high, pairs, width. Mean,
+            low and high describe the distribution over the initial W.
 
     Returns:
         The figure.
 
     Raises:
-        FrameError: The frame lacks columns, or has no rows.
+        FrameError: If the frame lacks columns, or has no rows.
 
     Example:
         >>> import pandas as pd
@@ -88,7 +90,7 @@ def plot_penalized(frame: pd.DataFrame) -> Figure:
 
 
 def _penalized_panel(ax: Axes, part: pd.DataFrame, colour: Colour) -> None:
-    """Draw one quantity and ridge."""
+    """Draw one quantity for one ridge convention."""
     mean_and_band(
         ax,
         part["time"],
@@ -101,7 +103,7 @@ def _penalized_panel(ax: Axes, part: pd.DataFrame, colour: Colour) -> None:
 
 
 def plot_distance(frame: pd.DataFrame) -> Figure:
-    """Plot Figure 11: S_rel of eq. 14 against ‖x' − x‖ at several times.
+    """Plot Figure 11: S_rel of eq. 14 over the distance ‖x' − x‖, at several times.
 
     Args:
         frame: Columns time, distance, srel.
@@ -110,7 +112,7 @@ def plot_distance(frame: pd.DataFrame) -> Figure:
         The figure.
 
     Raises:
-        FrameError: The frame lacks columns, or has no rows.
+        FrameError: If the frame lacks columns, or has no rows.
 
     Example:
         >>> import pandas as pd
@@ -151,7 +153,7 @@ def plot_flow_pairs(frame: pd.DataFrame) -> Figure:
         The figure.
 
     Raises:
-        FrameError: The frame lacks columns, or has no rows.
+        FrameError: If the frame lacks columns, or has no rows.
 
     Example:
         >>> import pandas as pd
@@ -176,16 +178,19 @@ def plot_flow_pairs(frame: pd.DataFrame) -> Figure:
 
 
 def plot_sgd_pairs(frame: pd.DataFrame) -> Figure:
-    """Plot Figure 13: S_rel along the SGD of eq. 15 together with the theory, one panel per pair.
+    """Plot Figure 13: S_rel along SGD on eq. 15, and for comparison S_rel along the gradient flow.
+
+    There is one panel per pair.
 
     Args:
-        frame: Columns pair, step, mean, sd (over runs), limit (eq. 13), finite (eqs. 26/28 along the flow), runs.
+        frame: Columns pair, step, mean, sd, limit, finite, runs. Mean and sd are taken over the runs of SGD. Limit is
+            eq. 13, and finite is eqs. 26 and 28, both along the flow.
 
     Returns:
         The figure.
 
     Raises:
-        FrameError: The frame lacks columns, or has no rows.
+        FrameError: If the frame lacks columns, or has no rows.
 
     Example:
         >>> import pandas as pd
@@ -211,7 +216,7 @@ def plot_sgd_pairs(frame: pd.DataFrame) -> Figure:
 
 
 def _sgd_panel(ax: Axes, part: pd.DataFrame) -> None:
-    """Draw S_rel along SGD and its two closed forms, from the rows of one pair."""
+    """Draw S_rel along SGD and the two closed forms along the flow, from the rows of one pair."""
     mean_and_band(
         ax,
         part["step"],

@@ -1,4 +1,4 @@
-"""A thermometer in the place of the instrument, for tests of when and where a probe is measured."""
+"""A cheap substitute for the instrument, for tests of the steps at which a probe is measured."""
 
 import hashlib
 
@@ -11,7 +11,7 @@ from tests.made_up import result
 
 
 class Thermometer:
-    """Reads the weights and traces no graph: the entries are random numbers, equal if and only if the weights are."""
+    """Instrument without a graph. Its entries are random numbers with a seed that is computed from the weights."""
 
     def __init__(self, model, probe, settings):
         self.settings, self._model, self._probe = settings, model, probe
@@ -35,5 +35,5 @@ def thermometer(monkeypatch):
 
 @pytest.fixture
 def real_instrument(thermometer, monkeypatch):
-    """The instrument itself in a module whose other tests have the thermometer."""
+    """Restore the real instrument in a module whose other tests use the thermometer."""
     monkeypatch.setattr(callback, "Instrument", Instrument)

@@ -1,4 +1,4 @@
-"""A checkpoint goes on with the training it was saved from, and with no other."""
+"""A checkpoint continues the training from which it was saved, and refuses any other training."""
 
 import os
 import shutil
@@ -23,7 +23,7 @@ LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
 def net(probe=None, optimizer="adam", activation=None, loss=LOSS, **options):
-    """A net with a probe; Keras gives its layers other names each time."""
+    """Make a net with a probe. Each call gives equal weights, but other automatic layer names."""
     keras.utils.set_random_seed(0)
     inputs = keras.Input((3,))
     hidden = keras.layers.Dense(3, activation)(inputs)
@@ -50,7 +50,7 @@ def once(tmp_path_factory):
 
 @pytest.fixture
 def saved(once, tmp_path):
-    """The store of a training of one epoch."""
+    """Yield the store of a training of one epoch."""
     shutil.copytree(once, tmp_path / "frame")
     with FrameStore(tmp_path / "frame", write=True) as store:
         yield store
@@ -136,7 +136,7 @@ def test_another_training_is_refused_with_the_difference(saved, other, shown):
 
 
 class Own(srel_tf.SRelMixin, keras.Model):
-    """A subclass, which tells nothing of its layers."""
+    """A subclass without `get_config`, so that its config does not describe its layers."""
 
     def __init__(self, activation, rate):
         super().__init__()
@@ -175,7 +175,7 @@ def test_a_probe_more_or_less_is_refused(saved):
 
 
 class Interrupted(FrameStore):
-    """A store in which Ctrl-C comes just after the second commit."""
+    """A store that simulates Ctrl-C just after the commit at step 4."""
 
     def commit(self, *arguments):
         super().commit(*arguments)
@@ -185,7 +185,7 @@ class Interrupted(FrameStore):
 
 @pytest.mark.parametrize(("anew", "restored"), [(True, False), (False, True)])
 def test_an_interrupt_after_saving_writes_no_row_twice(tmp_path, anew, restored):
-    """The same `fit` goes on, with the old callback or another one, from the state in memory or that on the disk."""
+    """Continue from the state in memory with a new callback, or from the saved state with the same callback."""
     with Interrupted(tmp_path / "frame", write=True) as store:
         model, checkpoint = net(), Checkpoint(store)
         with pytest.raises(KeyboardInterrupt):
@@ -209,7 +209,7 @@ def test_an_interrupt_after_saving_writes_no_row_twice(tmp_path, anew, restored)
 
 
 def test_what_was_not_saved_is_measured_again(tmp_path):
-    """A model that is put back into an earlier state drops the rows of the steps after it."""
+    """If a model returns to an earlier state, the rows of later steps are dropped."""
     with FrameStore(tmp_path / "frame", write=True) as store:
         model, checkpoint = net(), Checkpoint(store, every=100)
         model.fit(X, Y, batch_size=4, verbose=0, callbacks=[checkpoint])
@@ -243,7 +243,7 @@ def test_a_training_that_was_not_restored_is_not_mixed_with(saved):
 
 
 def test_two_probes_of_the_same_settings_in_one_store(tmp_path):
-    """Their rows stand together, so that the statistics of the stored frame are those of the frame."""
+    """The rows of a measurement are contiguous, so a stored frame has the same statistics as the frame in memory."""
     model = net(measures=("l1", "kl"))
     other = srel_tf.ProbeSet(X[4:7], Y[4:7], ids=[4, 5, 6])
     model.attach_probe(other, every=1, measures=("l1", "kl"), seed=np.int64(3))
@@ -292,7 +292,7 @@ def test_what_no_column_holds_is_told(tmp_path):
     ],
 )
 def test_numbers_that_no_training_can_have_left_are_refused(saved, name, values):
-    """2 updates were made, and measured; whoever altered the state has made the checksums fit."""
+    """The saved state has 2 measured updates. Its metadata are changed, but its checksums are correct."""
     arrays, about = saved.state()
     model = net()
     for value in values:
@@ -319,7 +319,7 @@ class AtUpdate(keras.callbacks.Callback):
 
 
 def train(store, data_of, act=None, epochs=3):
-    """The training of the docstring of `srel_tf.fit.checkpoint`; `act(model)` after the 6th update, of 4 an epoch."""
+    """Train as in the docstring of `srel_tf.fit.checkpoint`. Epochs have 4 updates. `act` is called after update 6."""
     model, checkpoint = net(optimizer="sgd"), Checkpoint(store)
     more = [AtUpdate(6, lambda model: act(model, checkpoint))] if act else []
     options = {
@@ -346,7 +346,7 @@ def known(epoch, skip=0):
 
 
 def unknown(epoch, skip=0):
-    """As many batches, but Keras cannot know."""
+    """Return the data of `known`, but Keras cannot determine the number of batches."""
     return known(epoch, skip).filter(lambda x, y: True)
 
 
@@ -363,7 +363,7 @@ def ask_to_stop(model, checkpoint):
     ("data_of", "act"), [(known, stop_training), (unknown, ask_to_stop)]
 )
 def test_an_epoch_that_was_stopped_within_is_gone_on_with(data_of, act, tmp_path):
-    """By a callback or by Ctrl-C, and after its validation: weights, metrics and rows are those of one training."""
+    """The continued training gives the weights, metrics and rows of an uninterrupted training."""
     with (
         FrameStore(tmp_path / "whole", write=True) as whole,
         FrameStore(tmp_path / "two", write=True) as two,
@@ -381,7 +381,7 @@ def test_an_epoch_that_was_stopped_within_is_gone_on_with(data_of, act, tmp_path
         np.testing.assert_array_equal(a.numpy(), b.numpy())
     assert [h for one in histories for h in one["loss"]] == history["loss"][1:]
     assert [h for one in histories for h in one["val_loss"]] == history["val_loss"][1:]
-    if data_of is unknown:  # What was measured before the length was known.
+    if data_of is unknown:  # Step 5 was saved before the length of its epoch was known.
         epoch = frames[1]["epoch"]
         assert frames[1][epoch.isna()]["step"].unique().tolist() == [5]
         frames[1]["epoch"] = epoch.fillna(frames[0]["epoch"])
@@ -399,7 +399,7 @@ def test_an_epoch_that_was_stopped_at_its_last_batch_is_done(tmp_path):
 
 
 def test_averaged_weights_are_saved_at_the_ends_of_epochs(tmp_path):
-    """`fit` overwrites the weights by their averages when it ends: a second one for the rest would begin with those."""
+    """`fit` replaces the weights by their averages when it ends, so another `fit` could not finish the epoch."""
     with FrameStore(tmp_path, write=True) as store:
         model, checkpoint = (
             net(optimizer=keras.optimizers.SGD(use_ema=True)),
@@ -418,7 +418,7 @@ def test_averaged_weights_are_saved_at_the_ends_of_epochs(tmp_path):
 
 
 def test_averaged_weights_are_not_saved_where_training_stops_within_an_epoch(tmp_path):
-    """The rest would begin with the averages; instead the epoch is begun again, and ends as one training."""
+    """No state is saved within the epoch. The epoch is repeated, with the result of an uninterrupted training."""
 
     def train(path, act=None):
         model = net(optimizer=keras.optimizers.SGD(0.5, use_ema=True))
@@ -443,7 +443,7 @@ def test_averaged_weights_are_not_saved_where_training_stops_within_an_epoch(tmp
 
 @keras.saving.register_keras_serializable(package="tests")
 class AlwaysDropout(keras.layers.Layer):
-    """Draws in inference too."""
+    """Dropout that draws random numbers in inference, too."""
 
     def __init__(self, **options):
         super().__init__(**options)
@@ -455,7 +455,7 @@ class AlwaysDropout(keras.layers.Layer):
 
 @pytest.mark.parametrize("within", [False, True])
 def test_seeds_that_inference_draws_from_go_on(within, tmp_path):
-    """Also where metrics are made for the rest of an epoch, which takes a call of the model."""
+    """Within an epoch, `restore` calls the model to create its metrics. This call must not change the seeds."""
     with FrameStore(tmp_path / "frame", write=True) as store:
         models = []
         for _ in range(2):
@@ -481,7 +481,7 @@ def test_seeds_that_inference_draws_from_go_on(within, tmp_path):
 
 
 def test_a_signal_after_the_last_step_is_not_lost(tmp_path):
-    """Nor does it end the next `fit`."""
+    """It raises KeyboardInterrupt at the end of the block, and does not stop the next `fit`."""
     with FrameStore(tmp_path, write=True) as store:
         model, checkpoint = net(every=100), Checkpoint(store)
         model.fit(X, Y, batch_size=4, verbose=0, callbacks=[checkpoint])
@@ -495,7 +495,7 @@ def test_a_signal_after_the_last_step_is_not_lost(tmp_path):
 
 
 def test_batches_of_several_steps_an_execution_are_counted(tmp_path):
-    """In a model without probes, which may run several: of 8 updates an epoch, 3 at a time and 2 at its end."""
+    """A model without probes may run several steps per execution. Here the 8 updates of an epoch run as 3, 3 and 2."""
 
     class Counting(FrameStore):
         def commit(self, frame, arrays, about):

@@ -1,4 +1,4 @@
-"""Steps and epochs of made-up trainings that end anywhere and go back to any state, against a plain count of both."""
+"""Steps and epochs of the clock, compared with plain counts in simulated trainings that stop and go back at random."""
 
 import random
 from types import SimpleNamespace
@@ -11,14 +11,14 @@ from srel_tf.fit.clock import ClockedCallback, Position, TrainingClock, clock_of
 
 
 class Training:
-    """What Keras's `fit` does to an optimizer's counts, with the counts of what the weights have had beside them."""
+    """Simulates what `fit` does to an optimizer's counts, and counts the updates and batches applied to the weights."""
 
     def __init__(self, rng, length, accumulated, is_length_known):
         self._rng, self._length, self._known = rng, length, is_length_known
         self._accumulated = accumulated
         self.optimizer = self._new_optimizer()
         self.updates = self.batches = self.reached = (
-            0  # The step was reached after this many batches.
+            0  # `reached`: number of batches after which the current step was reached.
         )
         self.clock = TrainingClock()
         self.states = []
@@ -45,7 +45,7 @@ class Training:
         )
 
     def go_back(self):
-        """To a state of the same optimizer, none of which are later than the present one."""
+        """Go back to a saved state of the same optimizer. No saved state is later than the current one."""
         if self.states:
             chosen = self._rng.randrange(len(self.states))
             self.optimizer._iterations, self.updates, self.batches, self.reached = (
@@ -58,7 +58,9 @@ class Training:
 
     def compile(self):
         self.optimizer, self.states = self._new_optimizer(), []
-        self.reached = None  # Batches that the former optimizer has collected are lost.
+        self.reached = (
+            None  # Gradients that the former optimizer has accumulated are lost.
+        )
 
     def check(self):
         assert self.clock.step == self.updates
@@ -72,7 +74,7 @@ class Training:
             act()
 
     def fit(self, epochs):
-        """Some epochs, or fewer: an error may come at any batch, before or after the callback sees its end."""
+        """Train `epochs` epochs. An error may end the fit at any batch, before or after the callback sees its end."""
         self.clock.begin_fit(self.optimizer)
         for epoch in range(epochs):
             self.maybe(0.1, self.go_back)
@@ -141,13 +143,13 @@ def test_the_places_of_an_epoch_of_unknown_length_learn_it():
         clock.end_batch(optimizer, batch)
         places.append(clock.reached)
     assert np.isnan([place.epochs for place in places]).all()
-    clock.begin_batch(optimizer)  # Keras finds no data for it.
+    clock.begin_batch(optimizer)  # Keras finds no data for this batch.
     clock.end_epoch(optimizer)
     assert [place.epochs for place in places] == [0.25, 0.5, 0.75, 1.0]
 
 
 def test_several_batches_in_an_execution():
-    """Keras names the last batch of each: 3, 3 and 2 batches here."""
+    """Keras passes only the number of the last batch of each execution. Here executions have 3, 3 and 2 batches."""
     optimizer = SimpleNamespace(iterations=0)
     clock = TrainingClock()
     clock.begin_fit(optimizer)
@@ -162,7 +164,7 @@ def test_several_batches_in_an_execution():
 
 
 def test_the_rest_of_an_epoch():
-    """Of 5 batches an earlier process has trained 2. Another epoch than this one begins at its first batch."""
+    """An earlier process has trained 2 of 5 batches of epoch 1. Any other epoch begins at its first batch."""
     optimizer = SimpleNamespace(iterations=7)
     for epoch, first, left in ((1, 2, 3), (0, 0, 3)):
         clock = TrainingClock()
@@ -174,7 +176,7 @@ def test_the_rest_of_an_epoch():
 
 
 def test_one_callback_of_a_fit_moves_the_clock():
-    """The first in the list, also after a fit that ended with an error."""
+    """The first callback in the list moves the clock, even if the former fit ended with an error."""
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
     model.compile("sgd", "mse")
     first, second, third = (ClockedCallback() for _ in range(3))

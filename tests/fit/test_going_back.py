@@ -1,4 +1,4 @@
-"""A training that goes back to an earlier state: the frame is that of a training that never went on from there."""
+"""Trainings that go back to an earlier state: rows of later steps are dropped, and steps and epochs go back."""
 
 import keras
 import numpy as np
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("thermometer")
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(28, 5)).astype(np.float32)
 Y = RNG.integers(0, 3, 28)
-STEPS = 7  # an epoch
+STEPS = 7  # Steps per epoch.
 PROBE = srel_tf.ProbeSet(X[:4], Y[:4])
 
 
@@ -37,7 +37,7 @@ def known():
 
 
 def unknown():
-    """As many batches, but Keras cannot know, and counts an update too many in each epoch."""
+    """Return the data of `known` without a known length. Then Keras counts one update too many in each epoch."""
     return known().filter(lambda x, y: True)
 
 
@@ -46,7 +46,7 @@ def fit(model, data_of=known, epochs=3, callbacks=(), **options):
 
 
 class Act(keras.callbacks.Callback):
-    """Acts once, after `batch` batches of `epoch`; what it does may raise."""
+    """Calls act(model) once, after `batch` batches of `epoch`. This call may raise."""
 
     def __init__(self, epoch, batch, act):
         super().__init__()
@@ -66,7 +66,7 @@ def interrupt(model):
 
 
 class State:
-    """Weights and optimizer of a model."""
+    """Saves and loads the variables of a model and its optimizer."""
 
     def save(self, model):
         self.values = [
@@ -91,7 +91,7 @@ def epochs_of(model):
 @pytest.mark.parametrize("data_of", [known, unknown])
 @pytest.mark.parametrize("accumulated", [None, 3])
 def test_backup_and_restore(data_of, accumulated, tmp_path):
-    """Keras's own callback goes back to the end of an epoch. The frame is that of an uninterrupted training."""
+    """Keras's callback goes back to the end of an epoch. The frame then equals that of an uninterrupted training."""
     whole = net(gradient_accumulation_steps=accumulated)
     fit(whole, data_of)
     model = net(gradient_accumulation_steps=accumulated)
@@ -107,11 +107,11 @@ def test_backup_and_restore(data_of, accumulated, tmp_path):
 
 
 def test_backup_within_an_epoch(tmp_path):
-    """Keras begins the epoch again from its first batch: `epoch` goes on from where the weights are."""
+    """Keras repeats the epoch from its first batch. The column `epoch` continues from the restored state."""
     model = net()
     backup = keras.callbacks.BackupAndRestore(
         tmp_path, save_freq=3
-    )  # After 3, 6, 9, ... batches.
+    )  # Save after 3, 6, 9, ... batches.
     with pytest.raises(KeyboardInterrupt):
         fit(model, callbacks=[backup, Act(1, 4, interrupt)])
     assert epochs_of(model) == pytest.approx({n: n / STEPS for n in range(11)})
@@ -123,7 +123,7 @@ def test_backup_within_an_epoch(tmp_path):
 
 @pytest.mark.parametrize("between", [True, False])
 def test_a_state_that_is_loaded_back(between):
-    """Between two fits, or by a callback within one. Rows of the state itself are measured again, too."""
+    """A state is loaded between two fits, or by a callback within a fit. Its own step is measured again, too."""
     model, state = net(every=2), State()
     save, load = Act(0, 4, state.save), Act(1, 3, state.load)
     if between:
@@ -146,7 +146,7 @@ def test_a_state_that_is_loaded_back(between):
 
 
 def test_back_to_the_beginning():
-    """Initial weights and a count of 0: all is measured again, as in a training of its own."""
+    """The initial weights and a count of 0 are loaded. Then all steps are measured again, as in a new training."""
     model, state = net(), State()
     state.save(model)
     model.optimizer.build(model.trainable_variables)
@@ -176,7 +176,7 @@ def test_two_probes_and_one_attached_later():
 
 
 def test_a_new_optimizer_does_not_go_back():
-    """`compile` begins to count at 0: the weights have had the updates of both optimizers."""
+    """The new optimizer counts from 0, but the steps count the updates of both optimizers."""
     model = net()
     fit(model, epochs=1)
     model.compile("sgd", model.loss)
@@ -187,7 +187,7 @@ def test_a_new_optimizer_does_not_go_back():
 
 
 def test_a_store_that_holds_later_rows_gets_none_of_them_again(tmp_path):
-    """Neither before training nor after going back within a fit; what was saved stays, and can be restored."""
+    """`fit` refuses if the training went back before it or within it. The saved rows stay, and can be restored."""
     with srel_tf.FrameStore(tmp_path / "store", write=True) as store:
         model, state = net(), State()
         checkpoint = srel_tf.Checkpoint(store)
@@ -219,7 +219,7 @@ def test_a_store_that_holds_later_rows_gets_none_of_them_again(tmp_path):
 
 
 def test_a_store_that_holds_earlier_rows_goes_on(tmp_path):
-    """Both callbacks save at the end of an epoch: only rows in memory are given up."""
+    """Both callbacks save at the end of an epoch, so only rows in memory are dropped."""
     whole = net()
     fit(whole)
     with srel_tf.FrameStore(tmp_path / "store", write=True) as store:

@@ -1,4 +1,4 @@
-"""Observer effect zero: `fit` with a probe equals `fit` without one, bit for bit."""
+"""Measuring has no effect on training: `fit` with a probe equals `fit` without a probe, bit for bit."""
 
 import functools
 
@@ -45,7 +45,7 @@ OPTIMIZERS = {
 
 
 def trained(body, optimizer, update, **fit):
-    """Everything that training leaves behind: variables, history, and the next random draws."""
+    """Train a net. Return its variables, the history, and the next random draws."""
     x, y = digits(per_class=20)
     keras.utils.set_random_seed(7)
     inputs = keras.Input((8, 8, 1))
@@ -83,7 +83,7 @@ def trained_without(body, optimizer):
 @pytest.mark.parametrize(
     ("body", "optimizer", "update"),
     [
-        # Each net, optimizer and rule; the slow ones are other pairs of them.
+        # Each net, each optimizer and each update rule occurs. The slow cases are further combinations.
         (plain, "momentum", "fresh_adam"),
         (with_dropout, "adam", "optimizer"),
         (with_batch_norm, "momentum", "sgd"),

@@ -1,4 +1,4 @@
-"""Probes in `fit`: exactly the steps asked for, once each, with their place in the training, whatever happens."""
+"""Probes in `fit` measure each scheduled step exactly once, with its position in the training."""
 
 import contextlib
 
@@ -17,7 +17,7 @@ RNG = np.random.default_rng(0)
 X = RNG.normal(size=(28, 5)).astype(np.float32)
 Y = RNG.integers(0, 3, 28)
 BATCH = 4
-STEPS = 7  # an epoch
+STEPS = 7  # Steps per epoch.
 PROBE = srel_tf.ProbeSet(X[:4], Y[:4], targets=[0, 1, 3])
 
 
@@ -39,7 +39,7 @@ def fit(model, epochs=2, verbose=0, **kwargs):
 
 
 def steps_of(frame):
-    """The measurements in order; each must be whole and be there once."""
+    """Return the measured steps in order. Check that each measurement is complete and occurs once."""
     rows = len(PROBE.sources) * len(PROBE.targets) * frame["measure"].nunique()
     assert (frame.groupby(["step", "update"], sort=False).size() == rows).all()
     return list(dict.fromkeys(frame["step"]))
@@ -64,7 +64,7 @@ def test_measures_at_exactly_the_steps_of_the_schedule(every):
 
 @pytest.mark.usefixtures("real_instrument")
 def test_step_n_is_the_model_after_n_updates():
-    """A measurement in `fit` equals measure() on a net that went through the same n updates by itself."""
+    """A measurement in `fit` equals a measurement on a copy of the net after the same n updates outside `fit`."""
     model, twin = net(), net()
     twin.set_weights(model.get_weights())
     instrument = srel_tf.Instrument(twin, PROBE)
@@ -84,7 +84,7 @@ def test_step_n_is_the_model_after_n_updates():
 
 @pytest.mark.usefixtures("real_instrument")
 def test_the_optimizers_own_step_is_from_its_present_state():
-    """In the first `fit`, which begins before the optimizer has any state: Adam's moments count all the same."""
+    """The first `fit` begins before the optimizer has a state. Later steps must use Adam's moments of their time."""
     model = net()
     model.compile("adam", model.loss)
     model.attach_probe(PROBE, every=STEPS, measures="l1", update="optimizer")
@@ -129,7 +129,7 @@ def test_initial_epoch():
 @pytest.mark.filterwarnings("ignore:Your input ran out of data")
 @pytest.mark.filterwarnings("ignore:`shuffle=True` was passed")
 def test_data_of_unknown_length():
-    """Keras's optimizer counts an update more than it makes at the end of each epoch here; the steps are right."""
+    """Keras's optimizer counts an update that it does not apply at the end of each epoch. `step` must not count it."""
 
     def examples():
         for i in range(0, 20, BATCH):
@@ -187,7 +187,7 @@ def test_learning_rate_is_the_one_in_force_at_that_step():
             keras.callbacks.LearningRateScheduler(lambda epoch: (0.5, 0.25)[epoch])
         ],
     )
-    # The scheduler acts at the start of an epoch; no update follows step 14. More in `tests/fit/test_rates.py`.
+    # The scheduler acts at the start of an epoch. No update follows step 14. See also `tests/fit/test_rates.py`.
     rates = model.srel_frame().groupby("step")["learning_rate"].unique()
     assert [list(r) for r in rates] == [[0.5], [0.25], [0.25]]
 
@@ -203,7 +203,7 @@ class Stop(keras.callbacks.Callback):
 
 
 def test_steps_go_on_after_a_new_compile():
-    """The net has had all these updates, whichever optimizer made them; no step is there twice."""
+    """The steps count the updates of both optimizers. No step occurs twice."""
     model = net()
     attach(model, every=5)
     fit(model, epochs=1)
@@ -229,7 +229,7 @@ def test_an_epoch_that_was_broken_off_counts_as_far_as_it_went(stop):
         fit(model, callbacks=[stop])
     done = (
         5 if isinstance(stop, StopTraining) else 4
-    )  # `Stop` acts before the probe sees the step.
+    )  # `Stop` raises before the probe sees the step.
     assert steps_of(model.srel_frame()) == list(range(done + 1))
     fit(model, epochs=1)
     frame = epochs_of(model.srel_frame())
@@ -241,7 +241,7 @@ def test_an_epoch_that_was_broken_off_counts_as_far_as_it_went(stop):
 
 @pytest.mark.filterwarnings("ignore:Your input ran out of data")
 def test_an_epoch_of_unknown_length_that_was_broken_off_has_no_fractions():
-    """Nor those of the next one, which may be of other data."""
+    """The fractions of its steps are NaN. The next epoch may have other data, so its length does not help."""
     data = (
         tf.data.Dataset.from_tensor_slices((X, Y))
         .batch(BATCH)
@@ -260,7 +260,7 @@ def test_an_epoch_of_unknown_length_that_was_broken_off_has_no_fractions():
 @pytest.mark.filterwarnings("ignore:Your input ran out of data")
 @pytest.mark.parametrize("detach", [False, True])
 def test_a_probe_attached_later_counts_as_those_before_it(detach):
-    """After data of unknown length, for which Keras counts an update too many, and after a new compile."""
+    """The first `fit` has data of unknown length, so Keras counts one update too many. Then follows a new `compile`."""
     data = (
         tf.data.Dataset.from_tensor_slices((X, Y))
         .batch(BATCH)
@@ -293,7 +293,7 @@ def test_what_was_measured_survives_the_end_of_fit(error):
     with pytest.raises(type(error)):
         fit(
             model, callbacks=Stop(4, error)
-        )  # a callback by itself is as good as a list
+        )  # Keras accepts a single callback in place of a list.
     assert steps_of(model.srel_frame()) == [0, 2, 4]
 
 
@@ -302,9 +302,9 @@ def test_a_line_says_what_measuring_costs(capsys):
     attach(model, every=3)
     fit(model, verbose=2)
     lines = [line for line in capsys.readouterr().out.splitlines() if "S_rel" in line]
-    assert len(lines) == 2  # one an epoch
-    assert "3 measurements, 4 sources x 3 targets" in lines[0]  # steps 0, 3, 6
-    assert "2 measurements, 4 sources x 3 targets" in lines[1]  # 9, 12
+    assert len(lines) == 2  # One line per epoch.
+    assert "3 measurements, 4 sources x 3 targets" in lines[0]  # Steps 0, 3, 6.
+    assert "2 measurements, 4 sources x 3 targets" in lines[1]  # Steps 9, 12.
     assert all(
         float(line.split(", ")[-1].removesuffix(" s each")) > 0 for line in lines
     )
@@ -348,11 +348,11 @@ def test_ids_of_two_types_are_refused():
         model.attach_probe(srel_tf.ProbeSet(X[:2], Y[:2], ids=["a", "b"]), run="b")
 
 
-OTHERS = srel_tf.ProbeSet(X[10:14], Y[10:14], targets=[0, 1, 3])  # By the same ids.
+OTHERS = srel_tf.ProbeSet(X[10:14], Y[10:14], targets=[0, 1, 3])  # Same ids as PROBE.
 
 
 def test_a_probe_whose_rows_could_not_be_told_from_anothers_is_refused():
-    """Whatever the schedules, which are not compared. A name of its own is enough, or another value in a column."""
+    """Schedules are not compared. A probe is accepted if it has a unique name, or another value in another column."""
     model = net()
     model.attach_probe(PROBE, measures=["kl", "l1"], seed=1)
     some = srel_tf.ProbeSet(X[:2], Y[:2], ids=[9, 3], sources=[1], targets=[0, 1])
@@ -394,7 +394,7 @@ def test_a_probe_whose_rows_could_not_be_told_from_anothers_is_refused():
 
 
 def test_probes_of_all_estimators_share_a_frame_and_stay_apart():
-    """Of the same examples at the same steps: each row tells its estimator, and the statistics are those of each."""
+    """The probes share examples and steps. Each row shows its estimator, and statistics do not mix estimators."""
     model = net()
     for estimator in ("exact", "limit", "auto"):
         model.attach_probe(
@@ -419,7 +419,7 @@ def test_probes_of_all_estimators_share_a_frame_and_stay_apart():
 
 
 def test_names_tell_apart_what_else_would_be_one_measurement():
-    """Of the same ids, at the same steps and the same η, which the second probe is given."""
+    """The three probes share ids, steps and η (the second one is given the same η), and differ in their names."""
     model = net()
     attach(model, every=2)
     attach(model, every=lambda step: step in (3, 4), learning_rate=np.float32(0.01))

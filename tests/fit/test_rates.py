@@ -1,6 +1,6 @@
-"""The η of step n in `fit` is the one that update n+1 takes, whoever sets it and whenever.
+"""The η of step n in `fit` is the rate of update n+1, even if callbacks or schedules change the rate at any time.
 
-The model has one weight w and the loss w, so that each update moves w by −η: the weights themselves say which η it was.
+The model has one weight w and the loss w, so each update changes w by −η. Differences of w give the η of each update.
 """
 
 import keras
@@ -12,7 +12,7 @@ import srel_tf
 
 pytestmark = pytest.mark.usefixtures("thermometer")
 
-STEPS = 4  # an epoch
+STEPS = 4  # Steps per epoch.
 X = np.ones((STEPS, 1), np.float32)
 Y = np.zeros((STEPS, 1), np.float32)
 PROBE = srel_tf.ProbeSet(X[:1], Y[:1])
@@ -35,7 +35,7 @@ def net(learning_rate=0.5, accumulated=None, estimator="limit", **compile_option
 
 
 class Weights(keras.callbacks.Callback):
-    """w at the beginning and after each batch."""
+    """Records w at the beginning and after each batch."""
 
     def __init__(self):
         super().__init__()
@@ -52,13 +52,13 @@ class Weights(keras.callbacks.Callback):
 
     @property
     def rates(self):
-        """η of each update: a batch that only collects its gradient leaves w alone."""
+        """η of each update. Batches whose gradients are only accumulated do not change w."""
         moved = -np.diff(self.values)
         return moved[moved != 0]
 
 
 class SetRate(keras.callbacks.Callback):
-    """Sets another rate at each call of one of a callback's methods."""
+    """Sets another rate at each call of the method `method`."""
 
     def __init__(self, method):
         super().__init__()
@@ -90,7 +90,7 @@ def check(model, taken, updates):
     rates = measured(model)
     assert len(taken) == updates
     assert len(np.unique(taken.round(6))) > 1
-    assert len(rates) == updates + 1  # After the last update, too.
+    assert len(rates) == updates + 1  # Step 0, and one step after each update.
     np.testing.assert_allclose(rates[:-1], taken, rtol=1e-5)
 
 
@@ -119,7 +119,7 @@ def test_rates_that_a_callback_sets(callback):
     "method", ["on_epoch_begin", "on_epoch_end", "on_train_batch_begin"]
 )
 def test_rates_in_epochs_of_unknown_length(method):
-    """Keras begins a batch there for which it finds no data, and counts an update for it."""
+    """At the end of each epoch Keras begins a batch for which it finds no data, and counts an update for it."""
     data = tf.data.Dataset.from_tensor_slices((X, Y)).batch(1).filter(lambda x, y: True)
     model = net()
     check(model, fit(model, data, callbacks=[SetRate(method)]), 3 * STEPS)
@@ -140,7 +140,7 @@ SCHEDULES = {
     "schedule", ["decay", pytest.param("pieces", marks=pytest.mark.slow)]
 )
 def test_schedules(schedule, accumulated):
-    """Keras's schedules count batches; of those whose gradients are accumulated the last one's rate is taken."""
+    """Keras's schedules count batches. With accumulated gradients, the rate of the last batch of an update is used."""
     model = net(SCHEDULES[schedule](), accumulated)
     check(model, fit(model), 3 * STEPS // (accumulated or 1))
 
@@ -161,7 +161,7 @@ def test_rates_of_a_model_that_runs_eagerly():
 
 
 def test_another_rate_in_the_next_fit():
-    """The last step of a fit has the rate in force there, until another fit takes another one from there."""
+    """The last step of a fit has the current rate. If the next fit begins with another rate, it is measured again."""
     model = net()
     first = fit(model, epochs=1)
     assert measured(model)[-1] == 0.5
@@ -179,7 +179,7 @@ def test_another_optimizer_in_the_next_fit():
 
 
 def test_the_last_step_when_a_callback_stops_training():
-    """Keras's EarlyStopping says so at the end of an epoch, others within one."""
+    """Keras's EarlyStopping stops at the end of an epoch, other callbacks within an epoch."""
 
     class StopAt(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
@@ -194,7 +194,7 @@ def test_the_last_step_when_a_callback_stops_training():
 
 
 def test_a_store_has_the_rates_that_updates_take(tmp_path):
-    """Each step is saved once, also at the end of an epoch, where the next rate is not known yet."""
+    """Each step is saved once, even at the end of an epoch, where the next rate is not known yet."""
     with srel_tf.FrameStore(tmp_path, write=True) as store:
         model = net()
         taken = fit(
@@ -220,7 +220,7 @@ def test_a_store_keeps_the_last_step_of_a_fit_as_it_is(tmp_path):
 
 @pytest.mark.usefixtures("real_instrument")
 def test_a_rate_of_zero_is_named():
-    """In warm-up, once a fit."""
+    """The rate is 0 at the first step of a warm-up. There is one warning per fit."""
     warm_up = keras.optimizers.schedules.PolynomialDecay(0.0, 2 * STEPS, 0.5)
     model = net(warm_up, estimator="exact")
     with pytest.warns(
@@ -246,7 +246,7 @@ def test_a_rate_of_zero_outside_fit(update):
 
 
 class SetWeights(keras.callbacks.Callback):
-    """Halves the kernel at each call of one of a callback's methods, and measures."""
+    """Halves the kernel at each call of the method `method`, and measures."""
 
     def __init__(self, method):
         super().__init__()
@@ -263,7 +263,7 @@ class SetWeights(keras.callbacks.Callback):
 @pytest.mark.usefixtures("real_instrument")
 @pytest.mark.parametrize("method", ["on_epoch_begin", "on_epoch_end"])
 def test_weights_that_a_callback_sets_between_epochs(method):
-    """Step n is the state from which update n+1 starts, also at the beginning of an epoch or of another fit."""
+    """Step n is measured with the weights from which update n+1 starts, even if they changed between epochs or fits."""
     model = net(learning_rate=0.05)
     model.compile(keras.optimizers.SGD(0.05), "mse")
     callback = SetWeights(method)

@@ -1,4 +1,4 @@
-"""The recorder: rows in order, each with its place in the training."""
+"""The recorder keeps rows in order, each with its position in the training."""
 
 import numpy as np
 
@@ -34,7 +34,7 @@ def test_rows_are_kept_in_order_with_run_and_seed():
     frame = recorder.frame()
     assert (
         frame["step"].tolist() == np.repeat([0, 3, 6], 2 * 16).tolist()
-    )  # 2 measures, 4 x 4 pairs
+    )  # 2 measures with 4 x 4 pairs.
     assert (frame["run"] == "a run").all()
     assert (frame["seed"] == 7).all()
     first = frame[(frame["step"] == 3) & (frame["measure"] == "l1")]
@@ -65,13 +65,13 @@ def test_epoch_waits_for_the_length_of_its_epoch():
     assert early["epoch"].isna().tolist() == [False] * 32 + [True] * 32
     first.length = 5
     recorder.add(result(PROBE, 6), Place(1, 1, second))
-    second.length = 4  # this epoch was shorter
+    second.length = 4  # The second epoch is shorter.
     assert epochs_of(recorder) == {0: [0.0], 2: [0.4], 6: [1.25]}
-    assert early["epoch"].isna().sum() == 32  # A frame is not changed later.
+    assert early["epoch"].isna().sum() == 32  # A returned frame does not change later.
 
 
 def test_what_was_saved_is_forgotten_once():
-    """However often it is told: after going back, the same steps are other results."""
+    """A second `forget` of the same step drops nothing: after going back, steps up to it have new results."""
     recorder, epoch = Recorder("", None), Epoch(6)
     for step in (1, 2, 3):
         recorder.add(result(PROBE, step), Place(0, step, epoch))
@@ -105,7 +105,7 @@ def test_results_that_are_held_are_out_of_the_frame_until_they_are_released():
         recorder.add(result(PROBE, step), Place(0, step, Epoch(8)))
     recorder.hold(2)
     assert epochs_of(recorder) == {0: [0.0], 1: [0.125]}
-    recorder.forget(recorder.last_step)  # A store has the results before.
+    recorder.forget(recorder.last_step)  # A store has the results before the held one.
     recorder.release()
     assert epochs_of(recorder) == {2: [0.25]}
     assert (recorder.stored_step, recorder.first_step, recorder.last_step) == (1, 2, 2)

@@ -1,4 +1,4 @@
-"""Schedules: which steps are measured."""
+"""Schedules select the steps that are measured."""
 
 import numpy as np
 import pytest

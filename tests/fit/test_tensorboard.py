@@ -1,4 +1,4 @@
-"""Summaries, read back from the event files with TensorBoard's own reader."""
+"""TensorBoard summaries, which are read back from the event files with TensorBoard's reader."""
 
 import io
 
@@ -15,7 +15,7 @@ from tests.made_up import probe, result
 
 
 def written(log_dir):
-    """{tag: {step: tensor}} of everything under a directory."""
+    """Read {tag: {step: tensor}} of all summaries in a directory."""
     reader = EventAccumulator(str(log_dir), size_guidance={"tensors": 0})
     reader.Reload()
     return {
@@ -28,7 +28,7 @@ def written(log_dir):
 
 
 def scalars_of(frame):
-    """What should be there, from smooth."""
+    """Compute the expected scalars with `smooth`."""
     found = {}
     for pair in srel_tf.smooth(frame).to_dict("records"):
         tag = f"srel_{pair['update']}_{pair['measure']}/{pair['source_class']} to {pair['target_class']}"
@@ -60,16 +60,14 @@ def test_scalars_and_heat_maps_of_a_fit(tmp_path):
     assert images == {"srel_sgd_kl", "srel_sgd_l1"}
     for tag in images:
         assert set(tensors[tag]) == {0, 2, 4}
-        for _, _, *pictures in tensors[
-            tag
-        ].values():  # width, height, one PNG a picture
+        for _, _, *pictures in tensors[tag].values():  # Width, height and one PNG.
             (picture,) = pictures
             assert matplotlib.image.imread(io.BytesIO(picture)).ndim == 3
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_undefined_entries(tmp_path):
-    """A class pair without a valid entry is NaN; a matrix without one has no picture."""
+    """The scalar of a class pair without valid entries is NaN. A matrix without valid entries has no heat map."""
     made = result(probe(), step=3, invalid=0.4)
     made.matrices["l1"] = made.matrices["l1"]._replace(
         valid=np.zeros((4, 4), bool), srel=np.full((4, 4), np.nan)

@@ -1,4 +1,7 @@
-"""What `fit` trains is what is measured, or there is a word: optimizers, losses, weights of examples, frozen layers."""
+"""S_rel measures the step that `fit` takes, or there is a warning or an error.
+
+Cases: optimizers, losses, example weights and frozen layers.
+"""
 
 import functools
 import warnings
@@ -14,10 +17,10 @@ from srel_tf import ModelError, OptionError
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(24, 5)).astype(np.float32)
 Y = RNG.normal(size=(24, 2)).astype(np.float32)
-STEPS = 6  # an epoch
+STEPS = 6  # Steps per epoch.
 PROBE = srel_tf.ProbeSet(X[:3], Y[:3])
 MSE = keras.losses.MeanSquaredError()
-# Both layers are within reach of a user who freezes one of them.
+# Functions that make the two layers of a net, so that nets share no layers.
 LAYERS = [
     functools.partial(keras.layers.Dense, 4, "tanh", name="first"),
     functools.partial(keras.layers.Dense, 2),
@@ -55,7 +58,7 @@ thermometer = pytest.mark.usefixtures("thermometer")
 
 
 class Call(keras.callbacks.Callback):
-    """Calls act(model) when an epoch begins, or after a batch."""
+    """Calls act(model) at the beginning of `epoch`, or after its batch `batch`."""
 
     def __init__(self, act, epoch=1, batch=None):
         super().__init__()
@@ -72,7 +75,7 @@ class Call(keras.callbacks.Callback):
 
 
 class Own(srel_tf.SRelSequential):
-    """Trains with an optimizer of its own, as GANs do, every `period` batches."""
+    """Trains with another optimizer than the compiled one, as GANs do, once every `period` batches."""
 
     period, twice = 1, False
 
@@ -102,7 +105,7 @@ class Own(srel_tf.SRelSequential):
 
 
 class Compiled(Own):
-    """As it should: with the compiled optimizer."""
+    """Trains with the compiled optimizer, as a `train_step` should."""
 
     def optimizer_of_step(self):
         return self.optimizer
@@ -125,7 +128,7 @@ def test_an_optimizer_that_fit_does_not_know_is_refused():
     model = net(Own)
     with pytest.raises(
         ModelError,
-        match=r"weights of model .* moved.*\(SGD\) has made no update.*srel_tf\.Instrument",
+        match=r"weights of model .* changed.*\(SGD\) has made no update.*srel_tf\.Instrument",
     ):
         fit(model)
     assert steps_of(model) == [0]
@@ -134,7 +137,7 @@ def test_an_optimizer_that_fit_does_not_know_is_refused():
 @thermometer
 @pytest.mark.filterwarnings(OWN_STEP)
 def test_a_train_step_that_collects_gradients_itself_is_measured():
-    """The optimizer makes no update in the first batches, and the weights stay as they are."""
+    """In the first batches the optimizer makes no update and the weights do not change, which is not an error."""
     model = net(Seldom)
     fit(model, epochs=2)
     assert steps_of(model) == [0, 1, 2, 3]
@@ -147,7 +150,8 @@ def test_a_train_step_that_collects_gradients_itself_is_measured():
 def test_several_updates_in_a_batch_are_named():
     model = net(Twice)
     with pytest.warns(
-        UserWarning, match=r"made 2 updates in one batch.*steps within one are left out"
+        UserWarning,
+        match=r"made 2 updates in one batch.*steps within a batch are not measured",
     ) as caught:
         fit(model, epochs=2)
     assert sum("updates in one batch" in str(w.message) for w in caught) == 1
@@ -164,7 +168,7 @@ def test_no_optimizer():
 
 
 def accumulated_by_hand(model, batches, rate):
-    """Weights after each update, each of the mean gradient of `batches` batches: a plain loop."""
+    """Compute the weights after each update in a plain loop. An update uses the mean gradient of `batches` batches."""
     states, total = [model.get_weights()], None
     for k in range(STEPS):
         x, y = X[4 * k : 4 * k + 4], Y[4 * k : 4 * k + 4]
@@ -201,7 +205,7 @@ def test_step_n_is_n_updates_of_accumulated_gradients():
 
 
 def test_the_optimizers_own_step_with_accumulated_gradients():
-    """The update whose mean gradient is that of the example; what is collected so far does not count."""
+    """The step uses the example's gradient as the mean gradient. Gradients accumulated so far are not used."""
     model = net(
         attach=False, optimizer=keras.optimizers.SGD(0.1, gradient_accumulation_steps=2)
     )
@@ -241,12 +245,12 @@ def test_a_checkpoint_counts_updates_of_accumulated_gradients(tmp_path):
 
 def recompile(model, rate=0.5, loss=None):
     model.compile(keras.optimizers.SGD(rate), loss or model.loss, jit_compile=False)
-    model.make_train_function()  # Without it Keras's `fit` has no training step.
+    model.make_train_function()  # After `compile` in a callback, `fit` has no training step without this call.
 
 
 @pytest.mark.parametrize("batch", [None, 2])
 def test_compile_in_a_callback(batch):
-    """With another optimizer and another loss, at the beginning of an epoch or within it: the steps go on."""
+    """The model gets another optimizer and loss, at the beginning of an epoch or within it. The steps continue."""
     model = net(optimizer=keras.optimizers.SGD(0.1))
     other = keras.losses.MeanAbsoluteError()
     fit(
@@ -259,7 +263,7 @@ def test_compile_in_a_callback(batch):
     np.testing.assert_allclose(frame["epoch"], frame["step"].astype(float) / STEPS)
     first = (
         STEPS if batch is None else STEPS + batch + 1
-    )  # This step is followed by an update of the new optimizer.
+    )  # The new optimizer makes the update after this step.
     assert frame.groupby("step")["learning_rate"].first().tolist() == pytest.approx(
         [0.1] * first + [0.5] * (2 * STEPS + 1 - first)
     )
@@ -301,7 +305,7 @@ def srel(model, step):
 
 @pytest.mark.parametrize("within", [False, True])
 def test_a_layer_frozen_too_late_is_named(within):
-    """Keras goes on training it, and it is measured with it."""
+    """Keras continues to train the layer, and S_rel is measured with this layer trained."""
     model = net()
     fit(model)
     if not within:
@@ -328,7 +332,7 @@ def test_a_layer_unfrozen_too_late_is_named():
 
 
 def test_a_layer_frozen_for_one_shape_of_batches_is_named():
-    """Keras traces batches of another size anew, and those alone leave the layer out."""
+    """Keras makes a new trace for batches of another size. Only this trace does not train the layer."""
     model = net()
     fit(model)
     freeze(model)
@@ -357,7 +361,7 @@ def test_a_layer_frozen_in_time_is_left_out(when):
 
 
 def test_a_layer_frozen_in_a_model_that_runs_eagerly():
-    """Keras leaves it out at once, and so does the measurement."""
+    """Keras stops to train the layer at once, and the measurement treats it as frozen."""
     model = net(run_eagerly=True, attach=False)
     model.attach_probe(PROBE, every=2 * STEPS, measures="l1")
     assert not moved(
@@ -368,7 +372,7 @@ def test_a_layer_frozen_in_a_model_that_runs_eagerly():
 
 
 def test_a_schedule_set_too_late_is_named():
-    """Keras's traced step goes on with the rate that it has."""
+    """Keras's traced step continues with the former rate."""
     model = net()
     fit(model)
     model.optimizer.learning_rate = keras.optimizers.schedules.ExponentialDecay(
@@ -382,7 +386,7 @@ def test_a_schedule_set_too_late_is_named():
 
 
 class OwnLoss(srel_tf.SRelSequential):
-    """Minimises |f − y| with the compiled optimizer, whatever the compiled loss is."""
+    """Minimises |f − y| with the compiled optimizer, and ignores the compiled loss."""
 
     def train_step(self, data):
         x, y = data[:2]
@@ -444,7 +448,7 @@ def with_penalties(cls, loss):
     ],
 )
 def test_a_loss_of_the_users(loss, estimator):
-    """S_rel of a model with another compiled loss is that of a model compiled with this one, penalties included."""
+    """A model measured with loss=... has the same S_rel as a model compiled with this loss, penalties included."""
     model, twin = (
         with_penalties(OwnLoss, MSE),
         with_penalties(keras.Sequential, keras.losses.MeanAbsoluteError()),
@@ -460,7 +464,7 @@ def test_a_loss_of_the_users(loss, estimator):
 
 
 def test_a_loss_of_the_users_is_what_fit_minimises():
-    """The step on one example alone, as the model's own training step makes it."""
+    """The measured step equals the model's training step on a batch of one example."""
     model = net(OwnLoss, optimizer=keras.optimizers.SGD(0.1), attach=False)
     result = srel_tf.measure(model, PROBE, "l1", loss=absolute)
     before, weights = model.predict(X[:3], verbose=0), model.get_weights()
@@ -473,7 +477,7 @@ def test_a_loss_of_the_users_is_what_fit_minimises():
 
 @pytest.mark.filterwarnings("ignore:.*source by source by forward-mode")
 def test_a_loss_of_the_users_in_fit():
-    """Of a model that is compiled without one. The state that is saved names it, and no place in memory."""
+    """The model is compiled without a loss. The saved state contains the function's name, but no memory address."""
     model = OwnLoss([keras.Input((5,)), *layers()])
     model.compile("sgd", jit_compile=False)
     with pytest.raises(ModelError, match=r"compiled without a loss: .*pass loss="):
@@ -539,7 +543,7 @@ WEIGHS = "fit weighs the examples"
     "data", [*[*WEIGHTED][:-1], pytest.param("generator", marks=pytest.mark.slow)]
 )
 def test_weights_of_examples_are_named(data):
-    """Once, for all probes."""
+    """There is one warning for all probes."""
     options = WEIGHTED[data]
     model, probe = net(attach=False), PROBE
     if data == "class_weight":

@@ -1,7 +1,7 @@
-"""A process that dies at a chosen act on files: a flush, a rename, a removal, a new directory.
+"""A process that dies at a chosen file operation: a flush, a rename, a removal, or a new directory.
 
-python -m tests.frames.dying finish 4 --model mlp … --out DIR     killed at its 4th act in finish_seed
-python -m tests.frames.dying commit 2 --model mlp … --out DIR     … at its 2nd act in a first commit
+python -m tests.frames.dying finish 4 --model mlp … --out DIR     killed at its 4th operation in finish_seed
+python -m tests.frames.dying commit 2 --model mlp … --out DIR     killed at its 2nd operation in the first commit
 """
 
 import contextlib
@@ -13,14 +13,14 @@ ACTS = ("fsync", "replace", "unlink", "rmdir", "mkdir")
 
 
 class Died(BaseException):
-    """What nothing of ours catches, and after which nothing can be done."""
+    """Simulated death of the process. No `except Exception` catches it, and later operations raise it again."""
 
 
 @contextlib.contextmanager
 def dying(at, really=False):
-    """Within this block the process dies at its `at`-th act, counted from 1: `Died` then and at each act after it.
+    """Within this block, raise `Died` at file operation number `at`, counted from 1, and at each later one.
 
-    really: with SIGKILL.
+    With `really`, the process kills itself with SIGKILL instead.
     """
     acts, real = 0, {name: getattr(os, name) for name in ACTS}
 

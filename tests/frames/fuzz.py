@@ -1,8 +1,8 @@
-"""Mutated inputs for everything that reads a file: each ends in a named error or a result, nothing else.
+"""Mutated inputs for everything that reads a file. A reader must return a result or raise a `SRelError`.
 
-    python -m tests.frames.fuzz --count 10000          a process of its own, for a crash ends it
+    python -m tests.frames.fuzz --count 10000          in a separate process, because a crash would end it
 
-Prints how many inputs each reader got, how many it refused by a named error, and every failure with its number.
+Prints, for each reader, the number of inputs, of results and of named errors, and every failure with its number.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from train.classification.command import read_selection
 from train.common.data import load
 from train.common.run_directory import RunDirectory, write_json
 
-SECONDS, GIGABYTES = 20, 8  # what one input may take
+SECONDS, GIGABYTES = 20, 8  # Limits of time and memory for one input.
 TOKENS = (
     *(
         b"null",
@@ -59,9 +59,12 @@ TOKENS = (
 
 
 def mutated(content, rng):
-    """Bytes like `content` with one to three changes: of bits every other time, else bytes, tokens, cuts, repeats."""
+    """Return `content` with one to three random changes.
+
+    In half of the cases single bits change. Otherwise bits, bytes or tokens change, or bytes are removed or repeated.
+    """
     content = bytearray(content)
-    if rng.random() < 0.5:  # All stays in its place.
+    if rng.random() < 0.5:  # Change bits only, so that no byte moves.
         for at in rng.integers(0, len(content), rng.integers(1, 4)):
             content[at] ^= 1 << int(rng.integers(0, 8))
         return bytes(content)
@@ -142,7 +145,7 @@ class Notes:
 
 
 def checkpoints(directory, sealed):
-    """Index, parts and state of a checkpoint; `sealed`: a stranger has made the checksums fit."""
+    """Return the files of a checkpoint and their reader. With `sealed`, changed files get correct checksums."""
     with srel_tf.FrameStore(directory / "frame", write=True) as store:
         x = np.ones((4, 3), "float32")
         saving = srel_tf.Checkpoint(store, 1, [Notes()])
@@ -159,7 +162,7 @@ def checkpoints(directory, sealed):
         srel_tf.smooth(opened.scan())
         model.fit(
             x[:2], np.array([0, 1]), initial_epoch=epoch, epochs=epoch + 1, verbose=0
-        )  # One step.
+        )  # Train one step.
         assert (model.srel_frame()["step"] >= 0).all()
         model._srel_callbacks[0].recorder.withdraw(0)
 
@@ -169,7 +172,7 @@ def checkpoints(directory, sealed):
 
 
 def seal(file, changed):
-    """Make the checksums of an index fit: that of the changed file, and the seal of each entry."""
+    """Correct the checksums in an index: the checksum of the changed file, and the seal of each entry."""
     with (
         contextlib.closing(sqlite3.connect(file)) as database,
         contextlib.suppress(sqlite3.Error, TypeError, ValueError, KeyError),
@@ -199,7 +202,7 @@ def image_folders(directory):
     return files, lambda changed: load(f"folder:{directory / 'images'}")
 
 
-READERS = {  # reader: share of the inputs
+READERS = {  # {reader: (function that makes its files, share of the inputs)}
     "Parquet frame": (lambda d: frames(d, ".parquet"), 0.22),
     "Parquet frame, piece by piece": (scanned, 0.1),
     "CSV frame": (lambda d: frames(d, ".csv"), 0.2),
@@ -211,7 +214,7 @@ READERS = {  # reader: share of the inputs
 
 
 class Hang(BaseException):
-    """An input took too long."""
+    """Reading an input took too long."""
 
 
 def hang(*_):
@@ -219,12 +222,12 @@ def hang(*_):
 
 
 def fuzz(name, count, seed):
-    """The outcomes of `count` inputs of a reader, and its failures."""
+    """Give `count` mutated inputs to a reader. Return its counts of outcomes and its failures."""
     outcomes, failures = collections.Counter(), []
     signal.signal(signal.SIGALRM, hang)
     with tempfile.TemporaryDirectory() as directory:
         files, read = READERS[name][0](Path(directory))
-        read(files[0])  # what nobody has changed is read
+        read(files[0])  # Unchanged files can be read.
         whole = {file: file.read_bytes() for file in files}
         for number in range(count):
             rng = np.random.default_rng([seed, list(READERS).index(name), number])

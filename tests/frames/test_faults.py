@@ -1,4 +1,4 @@
-"""Faults while measuring: they stay where they are, are named, and cost nothing that was measured."""
+"""Faults while measuring: they affect only their own rows and columns, and there is a warning or an error."""
 
 import keras
 import numpy as np
@@ -13,13 +13,13 @@ from srel_tf.engines.forward_mode import ForwardModeEngine
 from tests.nets import double_precision
 
 SPARSE = keras.losses.SparseCategoricalCrossentropy
-BAD = 3  # the source whose gradient is not a number
+BAD = 3  # The source whose gradient is not finite.
 FINITE_ELSEWHERE = [i for i in range(6) if i != BAD]
 
 
 @tf.custom_gradient
 def broken_backwards(x, value):
-    """The identity; the gradient of an example whose first feature is above 9 is `value`."""
+    """Return x. The gradient of an example whose first feature is above 9 is `value`."""
 
     def gradient(upstream):
         bad = tf.reshape(x, [tf.shape(x)[0], -1])[:, :1] > 9
@@ -34,7 +34,7 @@ class BrokenBackwards(keras.layers.Layer):
         self._value = value
 
     def call(self, x):
-        # The first feature is passed on, so that the layer knows its example.
+        # The first feature is part of every input, so that the layer recognizes the bad example.
         return tf.concat(
             [
                 broken_backwards(x[:, :1], self._value),
@@ -51,7 +51,7 @@ def examples():
 
 
 def net(value, softmax=False):
-    """Dense layers behind one that breaks the gradient of the bad example; the first feature reaches no weight."""
+    """Make a net with a layer that breaks the gradient of the bad example."""
     keras.utils.set_random_seed(0)
     inputs = keras.Input((5,))
     hidden = keras.layers.Dense(8, "tanh", name="hidden")(inputs)
@@ -107,7 +107,7 @@ def test_a_gradient_that_is_no_number_breaks_its_own_row_alone(value, update, so
 
 
 def test_a_prediction_that_is_no_number_breaks_its_own_column_alone():
-    """Nor does it change how the outputs of the others are read: as probabilities."""
+    """The outputs of the other examples are still read as probabilities."""
     x, y = examples()
     x[BAD] = 1e308
     with double_precision():
@@ -137,7 +137,7 @@ def test_a_prediction_that_is_no_number_breaks_its_own_column_alone():
 
 
 class Poisoned(keras.layers.Layer):
-    """The identity; NaN for an example whose first pixel is above 9."""
+    """Returns x, or NaN for an example whose first pixel is above 9."""
 
     def call(self, x):
         return x + tf.where(
@@ -146,7 +146,7 @@ class Poisoned(keras.layers.Layer):
 
 
 def convolutional():
-    """What works on batches, positions and groups, behind `Poisoned`; no ReLU, which may take a NaN for a zero."""
+    """Make a net with convolution, pooling and normalization after `Poisoned`. It has no ReLU: ReLU can hide a NaN."""
     keras.utils.set_random_seed(0)
     inputs = keras.Input((4, 4, 2))
     x = keras.layers.Conv2D(4, 3, padding="same")(Poisoned()(inputs))
@@ -177,7 +177,7 @@ def convolutional():
 def test_an_example_that_is_no_number_breaks_its_own_row_and_column_alone(
     estimator, update, in_double_precision
 ):
-    """The second of all, which is looked at before the others, too."""
+    """The bad example has index 1. It is a source and a target, and also among the first examples of the probe."""
     x, y = np.random.default_rng(0).normal(size=(6, 4, 4, 2)), np.arange(6) % 3
     x[1, 0, 0, 0] = 10
     sources, targets = np.array([0, 1, 2]), np.array([0, 1, 3, 4])
@@ -207,7 +207,7 @@ def test_an_example_that_is_no_number_breaks_its_own_row_and_column_alone(
 
 @pytest.fixture
 def memory_for(monkeypatch):
-    """memory_for(n) -> the batch sizes that are tried from now on, of which those larger than n do not fit."""
+    """Function memory_for(n): batch sizes above n then run out of memory. It returns the list of batch sizes tried."""
 
     def limit(chunk):
         tried = []
@@ -243,7 +243,7 @@ def fit(model, **options):
 def test_memory_that_runs_out_in_fit_reduces_the_chunk_for_good(
     memory_for, in_double_precision
 ):
-    """In float64, in which chunks of other sizes round alike, but for the last places."""
+    """The test uses float64, so that chunks of different sizes agree up to a small rounding error."""
     expected = probed_net(estimator="limit")
     fit(expected, epochs=2)
     model, tried = probed_net(estimator="limit"), memory_for(2)
@@ -259,7 +259,7 @@ def test_memory_that_runs_out_in_fit_reduces_the_chunk_for_good(
         1,
         1,
         1,
-    ]  # 6 targets: half of them, and so on; then it stays
+    ]  # There are 6 targets: the size is halved to 3 and to 1, and then stays.
     frame = model.srel_frame()
     assert frame["step"].unique().tolist() == [0, 2, 4, 6]
     np.testing.assert_allclose(frame["srel"], expected.srel_frame()["srel"], rtol=1e-9)

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and that a power cut leaves so: what is flushed, and in which order."""
+"""Files are complete or absent, even after a power cut. The tests check what is flushed, and in which order."""
 
 import os
 from pathlib import Path
@@ -12,7 +12,7 @@ from tests.made_up import probe, result
 
 @pytest.fixture
 def acts(tmp_path, monkeypatch):
-    """(what, path) of each flush, rename and new directory, as the system is told."""
+    """List of (what, path) for each flush, rename and new directory, in the order of the system calls."""
     done, (fsync, replace, mkdir) = [], (os.fsync, os.replace, os.mkdir)
 
     def note(what, path):
@@ -59,7 +59,7 @@ def test_a_directory_that_is_named_from_here_is_flushed(acts, tmp_path, monkeypa
 
 
 def test_nothing_that_a_store_makes_waits_for_the_disk(acts, tmp_path):
-    """After each rename and each new directory the directory that has the name is flushed."""
+    """After each rename and each new directory, the parent directory is flushed."""
     with FrameStore(tmp_path / "run" / "frame", write=True) as store:
         for step in (0, 3):
             store.commit(
@@ -71,7 +71,7 @@ def test_nothing_that_a_store_makes_waits_for_the_disk(acts, tmp_path):
         for number, (what, path) in enumerate(acts)
         if what in ("make", "rename")
     ]
-    # Directories; an index; rows and state of each commit.
+    # Two directories, one index, and rows and state of each commit.
     assert len(named) == 2 + 1 + 2 * 2
     for number, directory in named:
         assert ("flush", directory) in acts[number:]
@@ -91,7 +91,9 @@ def test_only_our_own_leftovers_are_removed(tmp_path):
     def die():
         with replacing(tmp_path / "x") as part:
             part.write_text("half", encoding="utf-8")
-            part.rename(tmp_path / "elsewhere")  # What a dead process does not tidy up.
+            part.rename(
+                tmp_path / "elsewhere"
+            )  # A process that dies does not remove this file.
             raise SystemExit
 
     with pytest.raises(SystemExit):

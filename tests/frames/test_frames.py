@@ -1,4 +1,4 @@
-"""Frames: the schema of the contract, and files that hold it whole."""
+"""Frames have the specified schema, and files give frames back unchanged."""
 
 import numpy as np
 import pandas as pd
@@ -107,10 +107,10 @@ def class_names_that_look_like_something_else():
         lambda: frame_of()[1],
         lambda: result(
             probe(ids=list("wxyz")), step=None
-        ).to_frame(),  # no seed, no step, no epoch; run is ""
+        ).to_frame(),  # No seed, step or epoch; run is "".
         lambda: result(
             ProbeSet(np.ones((3, 1)), np.ones(3) / 3)
-        ).to_frame(),  # regression: no classes
+        ).to_frame(),  # Regression, without classes.
         class_names_that_look_like_something_else,
     ],
 )
@@ -137,7 +137,7 @@ def test_ids_in_csv_are_numbers_only_where_all_are_written_so(tmp_path, ids):
     pd.testing.assert_frame_equal(again, frame, check_exact=True)
     assert (
         again["source_id"] == again["target_id"]
-    ).sum() == 2  # sources and targets have one type
+    ).sum() == 2  # Ids of sources and targets have the same type.
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_check_columns():
 
 
 def frame_of_an_earlier_version(estimators=("exact", "limit")):
-    """What a version without `name` and `method` wrote: `estimator` names the method of each source's row."""
+    """Make a frame as an earlier version wrote it: without `name` and `method`, and with the method in `estimator`."""
     frame = frame_of()[1].drop(columns=["name", "method"])
     frame["estimator"] = np.where(frame["source_id"] == 4, *estimators)
     return frame.astype({"estimator": "str"})
@@ -267,7 +267,7 @@ def test_rule_names_are_of_each_row_alone():
 
 
 def test_rows_of_several_probes_stand_together_by_measurement():
-    """Step by step, the measurements in the order of the probes; two of the same settings are one."""
+    """Rows are ordered by step, and then by probe and measure. Probes with equal settings form one measurement."""
 
     def of(first_id, steps, **options):
         made = probe(2, 2, ids=range(first_id, first_id + 4))

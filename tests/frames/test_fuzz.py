@@ -1,4 +1,4 @@
-"""A few of the mutated inputs of `tests/frames/fuzz.py` for each reader.
+"""Some mutated inputs of `tests/frames/fuzz.py` for each reader.
 
 `python -m tests.frames.fuzz` runs all 10,000.
 """
@@ -17,7 +17,7 @@ def test_mutated_inputs_end_in_a_named_error_or_a_result(reader):
     outcomes, failures = fuzz.fuzz(reader, count, seed=1)
     assert not failures
     assert sum(outcomes.values()) == count
-    assert outcomes["a named error"]  # The mutations reach what is read.
+    assert outcomes["a named error"]  # Some mutations change content that is read.
 
 
 def test_mutations_repeat():

@@ -1,7 +1,7 @@
-"""Long runs: memory that stays flat after warm-up, one trace, nothing that grows with what was measured.
+"""Long runs: after a warm-up, memory does not grow with the number of measurements, and nothing is traced again.
 
-The quick suite measures 120 times in one `fit`, by the estimator whose graph is made fastest;
-`pytest -m slow tests/frames/test_long_run.py` 2,000 times.
+The quick suite measures 120 times in one `fit`, with the estimator whose graph is traced fastest.
+`pytest -m slow tests/frames/test_long_run.py` measures 2,000 times.
 """
 
 import gc
@@ -19,7 +19,7 @@ from tests.nets import digits
 
 
 def resident():
-    """Bytes of memory that this process has now."""
+    """Return the resident memory of this process in bytes."""
     gc.collect()
     return (
         int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
@@ -28,7 +28,7 @@ def resident():
 
 
 def allocated():
-    """Bytes that Python and NumPy have allocated since the first call, which comes when all graphs are made."""
+    """Return the bytes that Python and NumPy have allocated since the first call, which follows after all tracing."""
     gc.collect()
     if not tracemalloc.is_tracing():
         tracemalloc.start()
@@ -36,7 +36,7 @@ def allocated():
 
 
 class Watch(keras.callbacks.Callback):
-    """Memory after every third epoch, and how often the engine has been traced."""
+    """Records the memory after every third epoch, and the number of traces of the engine after each epoch."""
 
     def __init__(self, memory):
         super().__init__()
@@ -52,7 +52,10 @@ class Watch(keras.callbacks.Callback):
 
 
 def long_fit(store, epochs, memory, estimator):
-    """10 updates an epoch, each measured (30 x 30 pairs, 2 measures: 1,800 rows) and saved with the epoch."""
+    """Train with 10 updates per epoch, and measure at each update.
+
+    A measurement has 30 x 30 pairs and 2 measures, so 1,800 rows. Rows are saved at the end of each epoch.
+    """
     x, y = digits(per_class=10)
     x, y = x[:30], y[:30]
     inputs = keras.Input(x.shape[1:])
@@ -82,7 +85,7 @@ def check(store, epochs, memory, estimator):
     rows = store.read()
     assert rows.groupby("step").size().tolist() == [1800] * measurements
     assert len(model.srel_frame()) == 0
-    warm = watch.memory[len(watch.memory) // 3 :]  # After a third.
+    warm = watch.memory[len(watch.memory) // 3 :]  # The first third is warm-up.
     return max(warm) - warm[0], measurements
 
 
@@ -107,7 +110,7 @@ def test_two_thousand_measurements(tmp_path, capsys):
 
 
 def test_a_store_without_probes_keeps_the_state(tmp_path):
-    """A checkpoint serves a plain Keras model as well."""
+    """A checkpoint also works for a plain Keras model."""
     x, y = np.ones((4, 3), "float32"), np.array([0, 1, 0, 1])
 
     def net():

@@ -1,4 +1,4 @@
-"""Definition 3 and the separation of classes, against plain loops."""
+"""Definition 3 and the separation of classes, compared with plain loops."""
 
 import math
 import statistics
@@ -26,7 +26,10 @@ SETTINGS = [
 
 
 def one_run(run="", seed=None, steps=(0, 9), draw=0, name="", **kwargs):
-    """3 cats and 3 dogs as sources, 2 of each as targets, 30% of the entries invalid, ties among the others."""
+    """Make a frame with 3 cats and 3 dogs as sources and 2 of each as targets.
+
+    30% of the entries are invalid, and there are ties among the valid ones.
+    """
     animals = probe(3, 2, targets=[0, 1, 4, 5]).with_name(name)
     made = [
         result(animals, step, seed=draw, invalid=0.3, digits=1, **kwargs)
@@ -38,7 +41,7 @@ def one_run(run="", seed=None, steps=(0, 9), draw=0, name="", **kwargs):
 
 
 def matrices_of(frame):
-    """{settings: rows as dicts}, by a plain loop; a missing seed is a seed of its own."""
+    """Return {settings: rows as dicts}, by a plain loop. A missing seed counts as a distinct seed."""
     found = {}
     for row in frame.to_dict("records"):
         key = tuple(None if pd.isna(row[name]) else row[name] for name in SETTINGS)
@@ -96,7 +99,7 @@ def test_definition_3(make, diagonal):
 
 
 def test_number_of_pairs_tells_the_diagonal():
-    """3 sources and 2 targets a class, both targets among the sources: 2 of 6 intra-class pairs are the diagonal."""
+    """Each class has 3 sources and 2 of them as targets, so 2 of its 6 intra-class pairs are on the diagonal."""
     frame = one_run(steps=[0])
     for diagonal, intra in ((True, 6), (False, 4)):
         pairs = smooth(frame, diagonal)
@@ -122,7 +125,7 @@ def test_a_class_pair_without_valid_entries_is_nan():
     frame.loc[cats, ["valid", "srel"]] = [
         False,
         5.0,
-    ]  # what an invalid entry holds does not matter
+    ]  # The value of an invalid entry is ignored.
     pairs = smooth(frame).set_index(["measure", "source_class", "target_class"])
     assert math.isnan(pairs.loc[("kl", "cat", "dog"), "mean"])
     assert pairs.loc[("kl", "cat", "dog"), "n_valid"] == 0
@@ -162,7 +165,7 @@ def test_separation_by_counting_pairs(make):
             statistics.median(intra) / statistics.median(inter)
         )
         assert (score["n_intra"], score["n_inter"]) == (len(intra), len(inter))
-    assert ties  # the draw above has some
+    assert ties  # The data have ties between intra- and inter-class entries.
 
 
 def test_perfect_separation_and_none():
@@ -232,7 +235,7 @@ def test_frames_that_do_not_fit():
 
 @pytest.mark.parametrize("seed", [None, 3])
 def test_rows_of_auto_are_one_matrix(seed):
-    """Whatever the methods of its rows: the numbers are those of the same entries under one estimator."""
+    """Rows of the estimator "auto" with different methods give the same statistics as rows of one method."""
     exact, auto = (
         one_run(seed=seed, estimator=estimator) for estimator in ("exact", "auto")
     )
@@ -244,7 +247,7 @@ def test_rows_of_auto_are_one_matrix(seed):
 
 
 def test_two_probes_of_one_run_by_two_estimators_stay_apart():
-    """Their sources differ, so that no source says that there are two measurements; 0.2 and 0.9 are not 0.55."""
+    """The probes have different sources, so only the estimator separates them. The means must not become 0.55."""
     cats = [
         result(probe(2, 1, ids=ids), estimator=estimator, measures=["l1"])
         .to_frame("a", 0, 0.0)

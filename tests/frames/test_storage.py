@@ -1,4 +1,4 @@
-"""Frames in parts: readable whatever happens, damage named, memory bounded; no TensorFlow."""
+"""Frames in parts: they stay readable after crashes, damage is reported, and memory is bounded."""
 
 import contextlib
 import errno
@@ -49,7 +49,7 @@ STATE = {
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """Three parts and a state."""
+    """Path of a store with three parts and a state."""
     with FrameStore(tmp_path_factory.mktemp("saved"), write=True) as made:
         for step in (0, 3, 6):
             made.commit(rows(step), STATE, {"step": step})
@@ -58,7 +58,7 @@ def saved(tmp_path_factory):
 
 @pytest.fixture
 def store(saved, tmp_path):
-    """A copy of it, open for writing."""
+    """A copy of the store `saved`, open for writing."""
     with FrameStore(shutil.copytree(saved, tmp_path / "frame"), write=True) as made:
         yield made
 
@@ -254,7 +254,7 @@ def test_damage_is_named_and_damaged_parts_are_left_out_if_asked(store, damage):
         all_rows(0, 6),
         check_exact=True,
     )
-    store.check(skip_damaged=True)  # From now on.
+    store.check(skip_damaged=True)  # From now on the damaged part is left out.
     store.append(rows(9))
     for reader in (store, FrameStore(store.path)):
         reader.check()
@@ -286,7 +286,7 @@ def replaced(old, new):
 
 
 def other_format(content):
-    """The bytes of `PRAGMA user_version`."""
+    """Change the bytes of `PRAGMA user_version`, which holds the format."""
     return content[:60] + struct.pack(">I", 99) + content[64:]
 
 
@@ -297,9 +297,15 @@ def other_format(content):
         (lambda content: content[:4000], "cannot be read"),
         (replaced(b'{"step": 6}', b'{"step": 7}'), "state 3 has been altered"),
         (replaced(b"part", b"Part"), "cannot be read"),
-        (lambda content: b"", "has format 0 or other tables, but this version reads 3"),
+        (
+            lambda content: b"",
+            "has format 0 or other tables, but this version reads format 3",
+        ),
         (lambda content: b"{" * 5000, "file is not a database"),
-        (other_format, "has format 99 or other tables, but this version reads 3"),
+        (
+            other_format,
+            "has format 99 or other tables, but this version reads format 3",
+        ),
     ],
 )
 def test_a_damaged_index_is_named_and_can_be_given_up(store, change, message):
@@ -382,11 +388,11 @@ def test_there_is_nothing_to_read(tmp_path):
 
 
 def forge(store, statement, *values):
-    """Change the index, as a stranger would who makes all the seals fit."""
+    """Change the index and correct all seals, as a forger could do."""
     with contextlib.closing(sqlite3.connect(store.path / INDEX)) as database:
         database.execute(statement, values)
         for *row, _ in database.execute("SELECT * FROM files").fetchall():
-            with contextlib.suppress(TypeError):  # Bytes, which JSON does not hold.
+            with contextlib.suppress(TypeError):  # JSON cannot represent bytes.
                 database.execute(
                     "UPDATE files SET seal = ? WHERE kind IS ? AND number IS ?",
                     (Entry(*row).seal, *row[:2]),
@@ -419,13 +425,13 @@ def test_a_forged_index_is_told(store):
         with pytest.raises(StorageError, match=message):
             FrameStore(store.path)
         (store.path / INDEX).write_bytes(index)
-    # Files of another kind are not looked for.
+    # Entries of any other kind are ignored.
     forge(store, "UPDATE files SET kind = '../x' WHERE kind = 'part'")
     assert len(FrameStore(store.path).read()) == 0
 
 
 def test_a_journal_cannot_lead_elsewhere(store):
-    """SQLite deletes the file that a journal of several databases names."""
+    """SQLite would delete the file that the journal of a transaction over several databases names."""
     outside = store.path.parent / "outside"
     outside.write_text("mine", encoding="utf-8")
     copy = in_mid_commit(store, store.path.parent / "copy")
@@ -447,7 +453,7 @@ def test_a_journal_cannot_lead_elsewhere(store):
 
 
 def test_what_could_not_be_read_again_is_not_saved(store):
-    """Now, not when the run is to go on."""
+    """The error comes when the state is saved, not when it is restored."""
     unknown = {
         "object": np.array([None]),
         "complex128": np.ones(1, complex),
@@ -478,7 +484,7 @@ def test_arrays_of_all_kinds_are_read_as_they_were_saved(store):
 
 
 class Opened:
-    """An object whose unpickling would show."""
+    """An object that makes a directory if it is unpickled."""
 
     def __reduce__(self):
         return (os.mkdir, ("unpickled",))
@@ -501,7 +507,7 @@ def test_a_state_runs_no_code(store, monkeypatch, tmp_path):
 
 
 def test_what_a_commit_costs_does_not_grow(store):
-    """In bytes written, and in files looked for and read: 10 commits after 5,000 parts as after 500."""
+    """Ten commits cost the same after 5,000 parts as after 500, in bytes written and in files opened or listed."""
     opened = 0
 
     def listed(event, arguments):
@@ -510,13 +516,15 @@ def test_what_a_commit_costs_does_not_grow(store):
             opened += 1
 
     def written():
-        """Bytes that this process has written so far, SQLite's among them."""
+        """Return the number of bytes that this process has written so far, including SQLite's bytes."""
         return int(re.search(r"wchar: (\d+)", Path("/proc/self/io").read_text())[1])
 
     counting = False
-    sys.addaudithook(listed)  # For good: it ends with `counting`.
+    sys.addaudithook(
+        listed
+    )  # Audit hooks cannot be removed; `counting` switches this one off.
     costs = []
-    store.append(rows(0))  # The first save reads the columns of the saved rows.
+    store.append(rows(0))  # Only the first save reads the columns of the saved rows.
     for number in (500, 5000):
         first = len(store._index.parts())
         store._index.save(
@@ -536,7 +544,7 @@ def test_what_a_commit_costs_does_not_grow(store):
 
 
 def test_a_commit_that_dies_at_any_act_leaves_all_or_nothing(store, tmp_path):
-    """Wherever the process dies, rows and state stay those of one moment, and the next process goes on from there."""
+    """Wherever the process dies, rows and state belong to the same commit, and the next process can continue."""
     store.close()
     seen = set()
     for at in itertools.count(1):
@@ -565,14 +573,14 @@ def test_a_commit_that_dies_at_any_act_leaves_all_or_nothing(store, tmp_path):
         if not died:
             break
     assert seen == {(True, False), (True, True), (False, True)}
-    assert at > 7  # A flush, a rename, a flush for each file, and a removal.
+    assert at > 7  # Operations: flush, rename and flush for each file, and one removal.
 
 
 def in_mid_commit(store, place):
-    """A copy of a store as a killed process leaves it: SQLite has flushed its journal and changed the index."""
+    """Copy a store in the middle of a commit: SQLite has flushed its journal and changed the index."""
     entries = [Entry("part", number, 1, 1, "0" * 64) for number in range(3, 200)]
     with store._index._opened(write=True) as database:
-        database.execute("PRAGMA cache_size=1")  # So that SQLite writes at once.
+        database.execute("PRAGMA cache_size=1")  # Makes SQLite write at once.
         database.execute("DELETE FROM files WHERE number = 1")
         database.executemany(
             "INSERT INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -598,7 +606,7 @@ def test_a_commit_that_dies_within_sqlite_is_undone(store, tmp_path, write):
 
 
 def test_a_transaction_waits_for_the_disk(store):
-    """SQLite flushes journal and index, and the directory when the journal is gone."""
+    """With these settings SQLite flushes journal and index, and the directory after it has removed the journal."""
     with store._index._opened(write=True) as database:
         values = [
             database.execute(f"PRAGMA {name}").fetchone()[0]
@@ -608,7 +616,7 @@ def test_a_transaction_waits_for_the_disk(store):
 
 
 def test_an_index_whose_writer_is_killed_at_random_moments(tmp_path):
-    """With `kill -9`: what `save` has returned from is kept, and each transaction is there as a whole."""
+    """After `kill -9` the index has all entries for which `save` has returned, and no half of a transaction."""
     FrameStore(tmp_path, write=True).close()
     index, rng = Index(tmp_path), np.random.default_rng(0)
     for _ in range(10):
@@ -688,7 +696,7 @@ def test_an_old_state_that_cannot_be_removed_costs_nothing(store, monkeypatch):
     check_rows(store, 0, 3, 6, 9, 12)
     assert store.about == {"step": 9}
     store.close()
-    with FrameStore(store.path, write=True) as again:  # Which tidies up.
+    with FrameStore(store.path, write=True) as again:  # Opening removes the old state.
         assert [name for name in names(again) if name.startswith("state")] == [
             "state-000004.safetensors"
         ]
@@ -698,7 +706,7 @@ def test_an_old_state_that_cannot_be_removed_costs_nothing(store, monkeypatch):
 def test_the_store_knows_what_the_disk_holds_whatever_stops_a_commit(
     store, monkeypatch
 ):
-    """Stopped just before the index is saved, and just after: the same call leaves the rows once."""
+    """A commit is stopped just before, and just after, the index is saved. Its rows are then stored exactly once."""
     real = Index.save
 
     def stop(before):
@@ -723,7 +731,7 @@ def test_the_store_knows_what_the_disk_holds_whatever_stops_a_commit(
 
 
 def fill_up(store):
-    """Commit until it fails; the error, and the steps that were saved."""
+    """Commit until a commit fails. Return the error and the saved steps."""
     for step in range(9, 10_000):
         try:
             store.commit(rows(step), STATE, {"step": step})
@@ -734,7 +742,7 @@ def fill_up(store):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 256 KiB, where the system lets us mount one."""
+    """Path of a file system of 256 KiB. The test is skipped if it cannot be mounted."""
     place = tmp_path / "disk"
     place.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(place)]
@@ -761,7 +769,7 @@ def test_a_full_disk_is_told_and_nothing_is_lost(small_disk):
 
 
 def test_a_file_that_may_not_grow_is_told_and_nothing_is_lost(store):
-    """Without a file system of our own: the system ends each file at 4 KiB."""
+    """A limit on file sizes replaces the full disk: no file can grow beyond 4 KiB."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
     try:
@@ -778,7 +786,7 @@ def test_a_file_that_may_not_grow_is_told_and_nothing_is_lost(store):
 
 @pytest.fixture
 def read_only():
-    """A directory that this process may not write to: root has to become someone else for that."""
+    """A directory that this process may not write to. If the process runs as root, it becomes another user."""
     place = Path(tempfile.mkdtemp())
     place.chmod(stat.S_IRUSR | stat.S_IXUSR | stat.S_IROTH | stat.S_IXOTH)
     user = os.geteuid()
@@ -791,7 +799,7 @@ def read_only():
 
 @contextlib.contextmanager
 def root():
-    """Within this block the process is again who it was, if it was root."""
+    """Within this block, a process that `read_only` has changed to another user is root again."""
     user = os.geteuid()
     os.seteuid(os.getuid())
     try:
@@ -802,7 +810,7 @@ def root():
 
 @pytest.fixture
 def parquet():
-    """pandas imports its engine when it first writes, from an environment that another user may not be able to read."""
+    """Let pandas import its Parquet engine now, because another user may not be able to read the environment."""
     rows(0).to_parquet(io.BytesIO())
 
 
@@ -819,7 +827,7 @@ def test_a_directory_that_may_not_be_written(parquet, read_only):
 
 
 def test_a_directory_that_may_not_be_written_is_read(store, read_only):
-    """Also one that a killed process has left: its remedy is named."""
+    """If a killed process has left a journal in such a directory, the error gives the remedy."""
     with root():
         copy = in_mid_commit(store, store.path.parent / "copy")
         shutil.copytree(store.path, read_only / "frame")
@@ -890,7 +898,7 @@ def test_rows_that_do_not_stand_together_are_refused(tmp_path):
 
 
 def earlier_version(frame, limit=()):
-    """Rows as a version without `method` wrote them, those of some sources by the limit."""
+    """Convert rows to a version without `method`. The sources in `limit` have the estimator "limit"."""
     by_limit = frame["source_id"].isin(limit)
     return frame.assign(estimator=frame["estimator"].mask(by_limit, "limit")).drop(
         columns="method"
@@ -903,7 +911,7 @@ def its_methods(frame):
 
 @pytest.mark.parametrize("first_is_old", [True, False])
 def test_files_of_an_earlier_version_get_their_methods(tmp_path, first_is_old):
-    """A row has the `method` of its file; if the file has none, it is taken from the estimator."""
+    """A row keeps the `method` of its file. If the file has none, `method` follows from the estimator."""
     old = earlier_version(rows(0), limit=[1, 4])
     new = rows(3, estimator="auto")
     files = [tmp_path / "old.parquet", tmp_path / "new.parquet"]
@@ -946,7 +954,7 @@ def test_a_store_of_an_earlier_version_goes_on(tmp_path):
 def test_statistics_of_an_old_auto_frame_keep_the_estimators_it_was_saved_with(
     tmp_path, monkeypatch
 ):
-    """Its rows alternate: where a piece would cut one of the two off, reading it in pieces is refused."""
+    """Rows of the two estimators alternate. If the frame does not fit into one piece, it cannot be read in pieces."""
     old = earlier_version(rows(0), limit=[1, 4])
     path = srel_tf.write_frame(old, tmp_path / "frame.parquet")
     for pairs in (smooth(scan_frame(path)), smooth(scan_frame(path).read())):
@@ -974,7 +982,7 @@ def test_there_is_no_frame(tmp_path):
         with pytest.raises(FrameError, match="there is no frame"):
             scan_frame(path)
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 nothing PAR1")
-    with pytest.raises(FrameError, match=r"bad\.parquet .*are not a frame"):
+    with pytest.raises(FrameError, match=r"bad\.parquet .*is not a frame"):
         scan_frame(tmp_path / "bad.parquet")
 
 

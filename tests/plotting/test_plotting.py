@@ -1,4 +1,4 @@
-"""Figures, read back from their artists: panels, labels, means over runs, bands, blanks, colours."""
+"""The content of figures, read from their artists: panels, labels, means over runs, bands, blank entries, colours."""
 
 import subprocess
 import sys
@@ -25,7 +25,7 @@ def pairs_of(runs=("a", "b", "c"), steps=(0, 4, 8), **kwargs):
 
 
 def lines_of(ax):
-    """{target class: (epochs, values, colour)} of a panel, by its legend."""
+    """Return {target class: (epochs, values, colour)} for the lines in the legend of a panel."""
     legend = ax.get_legend()
     colours = {
         text.get_text(): to_rgb(handle.get_color())
@@ -42,7 +42,7 @@ def lines_of(ax):
 
 
 def band_of(ax, colour):
-    """(epochs, low, high) of the band in that colour."""
+    """Return (epochs, low, high) of the band in this colour."""
     (band,) = [
         c for c in ax.collections if np.allclose(c.get_facecolor()[0, :3], colour)
     ]
@@ -84,7 +84,7 @@ def test_class_pairs_lines_are_means_and_bands_population_deviations():
             for target, (epochs, values, colour) in lines.items():
                 runs = np.array(
                     [of.loc[source, target, measure, run] for run in "abc"]
-                )  # [runs, steps]
+                )  # Shape [runs, steps].
                 np.testing.assert_allclose(epochs, [0, 0.5, 1])
                 np.testing.assert_allclose(values, runs.mean(axis=0))
                 band_epochs, low, high = band_of(ax, colour)
@@ -101,7 +101,7 @@ def test_class_pairs_of_one_run_have_no_band():
 def test_a_class_keeps_its_colour_and_its_own_line_is_solid():
     pairs = pairs_of().query(
         "source_class != 'cat' or target_class != 'dog'"
-    )  # not every panel shows every class
+    )  # Not every panel shows every class.
     figure = plot_class_pairs(pairs)
     drawn = [
         {name: line[2] for name, line in lines_of(ax).items()} for ax in figure.axes
@@ -127,7 +127,7 @@ def test_class_pairs_of_chosen_sources_show_all_targets():
 
 
 def test_class_pairs_axes_hold_every_curve_and_band():
-    """Of all rows of a column, though they share an axis: the last row has the highest values here."""
+    """The rows of a column share the y-axis. Here the last row, which is drawn last, has the highest values."""
     pairs = pairs_of()
     factor = pairs["source_class"].map({"cat": 1, "dog": 2, "owl": 5})
     for ax in plot_class_pairs(pairs.assign(mean=pairs["mean"] * factor)).axes:
@@ -156,9 +156,7 @@ def test_class_pairs_far_from_zero_do_not_waste_the_axis_on_it():
 
 def test_class_pairs_that_span_decades_have_a_logarithmic_axis_and_the_range_of_runs():
     pairs = pairs_of().assign(mean=lambda p: p["mean"] * 10.0 ** (3 * p["epoch"]))
-    pairs.loc[pairs["run"] == "a", "mean"] *= (
-        1e-2  # So that mean − s.d. would be negative.
-    )
+    pairs.loc[pairs["run"] == "a", "mean"] *= 1e-2  # Makes mean − s.d. negative.
     of = pairs.set_index(["source_class", "target_class", "measure", "run"])[
         "mean"
     ].sort_index()
@@ -226,7 +224,7 @@ def test_matrix_shows_each_entry_where_it_belongs_and_invalid_ones_blank():
     made = result(probe(2, 3, sources=[4, 0, 1], targets=[3, 0, 4, 5]), invalid=0.3)
     ax = plot_matrix(made.to_frame(), "kl").axes[0]
     (mesh,) = ax.collections
-    drawn = mesh.get_array().reshape(3, 4)  # rows from the top, as the matrix
+    drawn = mesh.get_array().reshape(3, 4)  # Rows from top to bottom, as in the matrix.
     np.testing.assert_array_equal(np.ma.getmaskarray(drawn), ~made.valid("kl"))
     np.testing.assert_array_equal(
         drawn.data[made.valid("kl")], made.matrix("kl")[made.valid("kl")]
@@ -236,7 +234,7 @@ def test_matrix_shows_each_entry_where_it_belongs_and_invalid_ones_blank():
     assert [label.get_text() for label in ax.get_xticklabels()] == ["dog", "cat", "owl"]
     np.testing.assert_allclose(
         ax.get_xticks(), [0.5, 1.5, 3.0]
-    )  # the middle of each class
+    )  # The middle of each class.
     assert ax.get_title() == "KL (Definition 2), step 0 (blank: not valid, or 0)"
     assert "source" in ax.get_ylabel()
     assert "target" in ax.get_xlabel()
@@ -247,7 +245,7 @@ def test_matrix_shows_each_entry_where_it_belongs_and_invalid_ones_blank():
     "values", [[[1, np.nan], [np.nan, 1]], [[0, 0], [0, 0]], np.full((2, 2), np.nan)]
 )
 def test_matrix_of_almost_nothing(tmp_path, values):
-    """One value alone spans no range of colours, none at all even less."""
+    """With a single value, or with none, the entries do not define a range of colours."""
     frame = result(probe(1, 2), measures=["l1"]).to_frame()
     figure = plot_matrix(frame.assign(srel=np.ravel(values).astype(float)), "l1")
     figure.savefig(tmp_path / "matrix.png")
@@ -265,9 +263,9 @@ def test_matrix_of_several_measurements_or_none():
         plot_matrix(frame.drop(columns="srel"), "kl")
 
 
-@pytest.mark.slow  # tests/test_imports.py reads the same off the sources.
+@pytest.mark.slow  # tests/test_imports.py checks the same on the source code.
 def test_importing_srel_tf_loads_no_plotting_library():
-    """It works where there is none. (Keras itself loads matplotlib where it finds it.)"""
+    """The import works without matplotlib and seaborn. (Keras itself loads matplotlib if it is installed.)"""
     code = "import sys; sys.modules['matplotlib'] = sys.modules['seaborn'] = None; import srel_tf"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False

@@ -1,4 +1,4 @@
-"""Figures that lay rules, measures and origins side by side: what each panel shows, read back from its artists."""
+"""Figures that compare update rules, measures or origins. The content of each panel is read from its artists."""
 
 import itertools
 
@@ -116,7 +116,7 @@ def test_spread_draws_medians_means_and_quantiles_over_runs():
     "power", [1, *(pytest.param(p, marks=pytest.mark.slow) for p in (0.2, 0.1)), 0.05]
 )
 def test_spread_writes_numbers_and_no_two_on_one_place_of_the_axis(power):
-    """Minor ticks of a logarithmic axis would, where it spans decades; major ticks alone write none within one."""
+    """Labels of minor ticks would overlap if the axis spans decades. Within one decade there are no major ticks."""
     frame = quantiles()
     values = ["q0.05", "q0.5", "q0.95", "mean"]
     figure = plot_spread(frame.assign(**(0.3 * frame[values] ** power)))

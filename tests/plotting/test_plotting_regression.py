@@ -1,4 +1,4 @@
-"""Figures 3–5, read back from their artists."""
+"""Figures 3–5. Their content is read from their artists."""
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,7 @@ RUNS, STEPS = ["seed-0", "seed-1", "seed-2"], [100, 200]
 
 
 def made():
-    """S_rel of one target and 5 sources, 3 runs and 2 steps; the distances, of two metrics."""
+    """Make an S_rel frame of one target, 5 sources, 3 runs and 2 steps, and a frame of distances with two metrics."""
     generator = np.random.default_rng(0)
     rows = [
         (run, step, source) for run in RUNS for step in STEPS for source in range(1, 6)
@@ -46,7 +46,7 @@ def test_a_row_a_metric_and_a_panel_a_step():
         np.testing.assert_allclose(
             np.sort(points_of(ax), axis=0), np.sort(expected, axis=0)
         )
-        assert len(ax.collections) == 3  # a colour a run
+        assert len(ax.collections) == 3  # One colour per run.
 
 
 def test_distances_that_cannot_be_drawn():
@@ -89,7 +89,7 @@ def curves(n_runs=3):
 
 def test_pairs_are_means_with_a_band_of_one_population_deviation():
     pairs, _ = curves()
-    pairs.loc[2, "valid"] = False  # near, seed-0, step 2
+    pairs.loc[2, "valid"] = False  # The row of pair near, run seed-0, step 2.
     (ax,) = plot_pairs(pairs).axes
     lines = {line.get_label(): line for line in ax.get_lines()}
     for (name, line), band in zip(lines.items(), ax.collections, strict=True):
@@ -124,7 +124,7 @@ def test_risks_lie_over_the_pairs_on_an_axis_of_their_own():
         "population risk",
     ]
     assert "Figure 5" in left.get_title()
-    assert not plot_pairs(curves(1)[0]).axes[0].collections  # one run has no band
+    assert not plot_pairs(curves(1)[0]).axes[0].collections  # One run has no band.
     with pytest.raises(FrameError, match="loss"):
         plot_pairs(pairs, risks.drop(columns="loss"))
     with pytest.raises(FrameError, match="pair"):
