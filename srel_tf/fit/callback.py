@@ -82,7 +82,7 @@ class SRelCallback(ClockedCallback):
         # The training step for which the instrument was made: Keras's function, and the ids of the trainable weights.
         self._made_for: tuple[Any, list[int]] = (None, [])
         self._optimizer_check = OptimizerCheck()
-        # Checksum of the weights after the last batch of an epoch; None from the next batch on.
+        # Checksum of the weights at the end of an epoch whose last step was measured, else None.
         self._checksum: int | None = None
         self._times_gone_back = 0  # The clock's number when this callback last read it.
         self._seconds: list[

@@ -120,11 +120,16 @@ CASES = {
 }
 
 
-def make(loss, outputs, activation, options):
+@functools.cache
+def make_net(outputs, activation, precision):
     keras.utils.set_random_seed(4)
     inputs = keras.Input((5,))
     hidden = L.Dense(7, activation="tanh")(inputs)
-    model = keras.Model(inputs, L.Dense(outputs, activation=activation)(hidden))
+    return keras.Model(inputs, L.Dense(outputs, activation=activation)(hidden))
+
+
+def make(loss, outputs, activation, options):
+    model = make_net(outputs, activation, keras.config.floatx())
     model.compile("sgd", loss, **options)
     return model
 
