@@ -205,12 +205,17 @@ def test_rounding_in_layers_that_no_update_moves(kind):
 
 @pytest.mark.parametrize(
     ("normalisation", "estimators"),
-    [("batch", ("exact", "limit", "auto")), ("layer", ("exact", "limit"))],
+    [
+        ("batch", ("exact", "limit")),
+        ("layer", ("auto",)),
+        pytest.param("batch", ("auto",), marks=pytest.mark.slow),
+        pytest.param("layer", ("exact", "limit"), marks=pytest.mark.slow),
+    ],
 )
 def test_deep_nets_whose_units_rounding_moves_over_their_kinks(
     normalisation, estimators
 ):
-    """Twelve layers. `auto` repeats the rows of `exact`, so that one kind of normalisation serves."""
+    """Twelve layers. `auto` repeats the rows that `exact` resolves."""
 
     def build():
         return net((16,) * 12, normalisation, "relu")
@@ -221,7 +226,7 @@ def test_deep_nets_whose_units_rounding_moves_over_their_kinks(
     model = build()
     with_statistics(model, x)
     shares = check(build, x, y, model.get_weights(), (1e-5, 1e-2), estimators)
-    assert shares["limit", 1e-5] == 1
+    assert shares.get(("limit", 1e-5), 1) == 1
     assert shares.get(("auto", 1e-5), 1) > 0.99
 
 
