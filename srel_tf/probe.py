@@ -64,7 +64,7 @@ class ProbeSet:
         _check_examples(self.x, self.y)
         n = len(self.x)
         self.labels = class_labels(self.y)
-        self.class_names = None if class_names is None else _as_text(class_names)
+        self.class_names = None if class_names is None else _as_class_names(class_names)
         self.classes = _class_of_each(self.labels, self.class_names, n)
         self.ids = _as_ids(ids, n)
         self.sources = _as_indices("sources", sources, n)
@@ -258,12 +258,20 @@ def _check_label_range(labels: np.ndarray, num_names: int) -> None:
     if is_outside.any():
         first = is_outside.argmax()
         raise ProbeError(
-            f"label {labels[first]} of example {first} is out of range of the {num_names} class names"
+            f"label {labels[first]} of example {first} is out of range of the {num_names} class names: give a name "
+            "for each class 0, 1, …"
         )
 
 
-def _as_text(names: Iterable[object]) -> tuple[str, ...]:
-    return tuple(str(name) for name in names)
+def _as_class_names(names: Iterable[object]) -> tuple[str, ...]:
+    """Return the names as strings. Two classes of one name would be one class in the frame."""
+    as_text = tuple(str(name) for name in names)
+    repeated = [name for name in as_text if as_text.count(name) > 1]
+    if repeated:
+        raise ProbeError(
+            f"class_names: {repeated[0]!r} is the name of two classes: give each class a name of its own"
+        )
+    return as_text
 
 
 def _as_name(name: object) -> str:
@@ -328,7 +336,7 @@ def _class_index(
     wanted: Any, class_names: Sequence[object] | None, labels: np.ndarray
 ) -> int:
     """Find the index of a class, given by name or by index."""
-    names = list(_as_text(class_names or ()))
+    names = list(_as_class_names(class_names or ()))
     if str(wanted) in names:
         return names.index(str(wanted))
     if not isinstance(wanted, str) and wanted >= 0 and wanted in labels:

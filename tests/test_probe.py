@@ -163,6 +163,10 @@ BAD_VALUES[17] = np.nan
             "label 2 of example 2 .* 2 class names",
         ),
         (lambda: ProbeSet(X, Y - 1, class_names=NAMES), "label -1 of example 0"),
+        (
+            lambda: ProbeSet(X, Y, class_names=["cat", "dog", "cat"]),
+            "'cat' is the name of two classes",
+        ),
         (lambda: ProbeSet(X, Y, ids=np.arange(59)), r"60 different values.*\(59,\)"),
         (lambda: ProbeSet(X, Y, ids=np.zeros(60, int)), "60 different values"),
         (
