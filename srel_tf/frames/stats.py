@@ -148,10 +148,11 @@ def _separations(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _check_classes(frame: pd.DataFrame) -> None:
     """Raise `FrameError` if any row has no class."""
-    classes = frame["source_class"]
-    if len(frame) and (classes.isna() | (classes.astype(str) == "")).any():
+    classes = frame[["source_class", "target_class"]]
+    if (classes.isna() | (classes.astype(str) == "")).any(axis=None):
         raise FrameError(
-            "the frame's source_class is empty, but separation compares classes: measure a ProbeSet with class labels y"
+            "source_class or target_class is empty in some rows, but separation compares classes: measure a ProbeSet with "
+            "class labels y"
         )
 
 

@@ -233,10 +233,11 @@ def pairs_in_time(rows: pd.DataFrame) -> Cube:
 
 
 def _has_classes(rows: pd.DataFrame) -> bool:
-    """Return whether the frame has classes, and no source class is empty."""
+    """Return whether each row has a source class and a target class."""
     if not {"source_class", "target_class"} <= set(rows.columns):
         return False
-    return not (rows["source_class"].astype(str) == "").any()
+    classes = rows[["source_class", "target_class"]].astype(str)
+    return not (classes == "").any(axis=None)
 
 
 def of_classes(rows: pd.DataFrame) -> pd.DataFrame:

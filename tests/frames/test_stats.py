@@ -228,9 +228,13 @@ def test_frames_that_do_not_fit():
             function(frame.drop(columns=["srel", "valid"]))
         with pytest.raises(FrameError, match="got dict"):
             function(frame.to_dict())
-    for nameless in ("", None):
-        with pytest.raises(FrameError, match="source_class is empty"):
-            separation(frame.assign(source_class=nameless))
+    for nameless in (
+        {"source_class": ""},
+        {"source_class": None},
+        {"target_class": ""},
+    ):
+        with pytest.raises(FrameError, match="is empty in some rows"):
+            separation(frame.assign(**nameless))
 
 
 @pytest.mark.parametrize("seed", [None, 3])
