@@ -9,7 +9,7 @@ from sklearn.datasets import load_digits
 
 @contextlib.contextmanager
 def double_precision():
-    """Layers, losses and penalties in float64."""
+    """Compute layers, losses and penalties in float64 within the context."""
     keras.config.set_floatx("float64")
     keras.config.set_dtype_policy("float64")
     try:
@@ -20,7 +20,7 @@ def double_precision():
 
 
 def digits(classes=3, per_class=None):
-    """scikit-learn's digits as float32 [n, 8, 8, 1] in [0, 1] and int64 labels."""
+    """Return scikit-learn's digits as float32 [n, 8, 8, 1] in [0, 1], and int64 labels [n]."""
     images, labels = load_digits(return_X_y=True)
     chosen = labels < classes
     if per_class:
@@ -55,7 +55,7 @@ BODIES = {"mlp": _mlp, "cnn": _cnn, "resnet": _resnet}
 def classifier(
     body="mlp", classes=3, softmax=False, seed=0, optimizer="sgd", loss=None
 ):
-    """A compiled net on 8×8 images that returns logits, or probabilities with `softmax`."""
+    """Return a compiled net on 8×8 images that returns logits, or probabilities if `softmax` is True."""
     keras.utils.set_random_seed(seed)
     inputs = keras.Input((8, 8, 1))
     outputs = keras.layers.Dense(classes)(BODIES[body](inputs))

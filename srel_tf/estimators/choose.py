@@ -37,7 +37,7 @@ def make_estimator(plan: MeasurementPlan) -> Estimator:
         wanted = {"exact": own, "limit": "float64", "auto": "auto"}[settings.estimator]
     if own == "float64" and wanted == "float32":
         raise OptionError(
-            "precision='float32' would lose digits of the model's float64 weights: use precision='auto'"
+            "precision='float32' would lose digits, because the model's weights are in float64: use precision='auto'"
         )
     if wanted == own or own == "float64":
         return make(plan)

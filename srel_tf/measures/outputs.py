@@ -246,7 +246,7 @@ def warn_of_unclear_targets(reason: str, probe: Probe, num_outputs: int) -> None
     if reason == OWN_LOSS and (indices or probe.labels is not None):
         warnings.warn(
             "D acts on the raw outputs: the loss is custom, and only the labels of this probe suggest that the "
-            "model is a classifier; set predictions='softmax' if it is one, else predictions='raw'",
+            "model is a classifier; give predictions='softmax' if it is one, else predictions='raw'",
             stacklevel=4,
         )
 
