@@ -35,7 +35,7 @@ from srel_tf.probe import ProbeSet
 from srel_tf.result import SRelResult
 from srel_tf.settings import Settings
 
-__version__ = "0.1.0"  # The only definition: pyproject.toml reads it from here.
+__version__ = "0.1.0"  # pyproject.toml reads the version from here.
 
 __all__ = [
     "AssumptionError",

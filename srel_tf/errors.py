@@ -4,7 +4,7 @@ import re
 
 
 class SRelError(Exception):
-    """Base of every error that srel_tf raises on purpose."""
+    """Base class of all errors that srel_tf itself raises."""
 
 
 class BackendError(SRelError, RuntimeError):
@@ -24,11 +24,11 @@ class ModelError(SRelError, ValueError):
 
 
 class FrameError(SRelError, ValueError):
-    """A frame from which a statistic or a figure cannot be computed: columns are missing, or values do not fit."""
+    """A frame from which a statistic or figure cannot be computed, because of missing columns or unsuitable values."""
 
 
 class AssumptionError(SRelError, ValueError):
-    """An assumption of the theorem behind a closed form that is not met. The message names the assumption."""
+    """A closed form whose theorem has an assumption that is not met. The message names the assumption."""
 
 
 class ShapeError(SRelError, ValueError):

@@ -43,9 +43,9 @@ def warn_of_faults(result: SRelResult) -> None:
 def unmoved_sources(result: SRelResult) -> np.ndarray:
     """Return which sources may have a zero gradient, bool [n_s].
 
-    The update on such a source does not change the prediction at the source at all. If the source is not a target,
-    rounding may hide this, because the predictions before and after the update come from batches of different sizes.
-    Such a source is also selected if no entry of its row is valid.
+    These are the sources whose own prediction is exactly the same before and after the update. If a source is not a
+    target, the two predictions come from batches of different sizes, and rounding may make them differ. Such a source
+    is therefore also returned if no entry of its row is valid.
     """
     of_measures = result.matrices.values()
     unmoved = np.all([matrices.denominator == 0 for matrices in of_measures], axis=0)

@@ -64,8 +64,8 @@ def measure(
         learning_rate: η; None means the current learning rate of the optimizer.
         estimator: "exact": the finite step as defined. "limit": η → 0 (Section 5), only for update="sgd". It is far
             cheaper, and its numerators and denominators are per unit of η (`kl`: of η²). "auto": the finite step,
-            repeated in float64 for rows that float32 does not resolve. Rows that float64 does not resolve either get
-            their limit, if a longer step confirms it.
+            repeated in float64 for rows that float32 does not resolve. A row that is not resolved in float64 gets its
+            limit, if a longer step confirms the limit.
         predictions: what D acts on. "auto": the softmax of a classifier, else the raw outputs. "softmax" or "raw"
             force one of the two. The outputs of a model may be logits or probabilities. The rules of "auto" are:
 

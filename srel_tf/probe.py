@@ -90,7 +90,7 @@ class ProbeSet:
             per_class: Number of examples of each class.
             seed: Seed of the draw. The draw of a class depends only on `seed` and the class index, so that adding a
                 class does not change the draws of the others.
-            classes: Names or indices of the classes, in the order wanted; default all classes in y.
+            classes: Names or indices of the classes, in the wanted order; default all classes in y.
             class_names: As for `ProbeSet`.
             name: As for `ProbeSet`.
 
@@ -131,7 +131,7 @@ class ProbeSet:
         return probe.with_class_indices() if are_floats else probe
 
     def with_name(self, name: str) -> ProbeSet:
-        """Return the same probe with another name, for example to attach it twice."""
+        """Return the same probe with another name, for example to attach the probe twice."""
         probe = copy.copy(self)
         probe.name = _as_name(name)
         return probe
@@ -140,7 +140,7 @@ class ProbeSet:
         """Return the same probe with its floating-point y read as class indices.
 
         Raises:
-            ProbeError: If a number is not whole.
+            ProbeError: If one of the numbers is not a whole number.
         """
         n = len(self.y)
         y = self.y.reshape(n, -1)[:, 0]

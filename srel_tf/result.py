@@ -16,7 +16,7 @@ class Matrices(NamedTuple):
     Attributes:
         numerator: D at each target after each source's update, [n_s, n_t].
         denominator: D at each source after its own update, [n_s].
-        srel: S_rel, numerator over denominator, [n_s, n_t]; NaN where `valid` is False.
+        srel: S_rel, the numerator divided by the denominator, [n_s, n_t]; NaN if `valid` is False.
         valid: Whether the rounding error of each entry is within the measure's tolerance, bool [n_s, n_t].
         bound: Bound on the rounding error of S_rel, [n_s, n_t].
         method: Method by which each row was computed, one of `srel_tf.frames.schema.METHODS`, [n_s].
@@ -65,7 +65,7 @@ class SRelResult(NamedTuple):
     seconds: float
 
     def matrix(self, measure: str) -> np.ndarray:
-        """Return S_rel, float64 [n_s, n_t]: row = source x, column = target x'. NaN if undefined or unresolved."""
+        """Return S_rel, float64 [n_s, n_t], with sources x as rows and targets x' as columns; NaN if not valid."""
         return self._matrices_of(measure).srel
 
     def numerator(self, measure: str) -> np.ndarray:

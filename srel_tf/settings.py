@@ -1,4 +1,4 @@
-"""The options of a measurement, checked."""
+"""The options of a measurement, and checks of their values."""
 
 import numbers
 from collections.abc import Callable, Collection, Iterable

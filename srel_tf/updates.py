@@ -44,7 +44,7 @@ class UpdateRule(Protocol):
     def updated(
         self, weights: Sequence, gradients: Sequence, learning_rate: tf.Tensor
     ) -> list[tf.Tensor]:
-        """Return w⁺ for weights w and gradients of the same shapes; learning_rate is η, []."""
+        """Return w⁺ for weights w and gradients of the same shapes. `learning_rate` is η, a scalar."""
 
     def as_in_training(
         self, x: tf.Tensor, y: tf.Tensor, weights: list, gradients: list

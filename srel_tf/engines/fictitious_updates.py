@@ -89,7 +89,8 @@ class WholeUpdates:
         backprop: the passes of the network; None means one forward and one backward pass per source.
         rule: an update rule.
         x, y, learning_rates, weights: as for `LayerwiseUpdates`.
-        move: a function that perturbs ∂ℓ/∂f in back-propagation, to imitate rounding. It is used if `backprop` is None.
+        move: a function that perturbs ∂ℓ/∂f in back-propagation, to imitate rounding. It is used only if `backprop` is
+            None.
     """
 
     def __init__(

@@ -26,7 +26,9 @@ from srel_tf.numerics.rounding import (
 from srel_tf.updates import UpdateRule
 
 SOURCE_BATCH = 32  # Sources whose layer inputs and output gradients are held at a time.
-LANES = 2  # Number of loops that run in parallel, each over half of the sources: one fills the serial parts of another.
+# Number of loops that run in parallel, each over half of the sources. One can compute while the other is in a serial
+# part.
+LANES = 2
 SAMPLE = (
     2  # Smallest number of targets per source at which the perturbed update is read.
 )
@@ -127,7 +129,7 @@ class FiniteStepEngine:
         )
 
     def _sample(self, n_t: int) -> np.ndarray:
-        """Choose the targets [n_s, m] at which the noise of each source's update is read, evenly spaced."""
+        """Choose m targets for each source, evenly spaced, at which the noise of its update is read, int [n_s, m]."""
         n_s = len(self._source_column)
         m = min(n_t, max(SAMPLE, math.ceil(SAMPLES / n_s)))
         start = np.where(

@@ -26,7 +26,7 @@ class FirstOrder(NamedTuple):
 
 
 class JoinedExamples(NamedTuple):
-    """The targets, followed by the sources that are not targets. Every source is then a target.
+    """The targets, followed by the sources that are not targets, so that all sources are included.
 
     Attributes:
         x: [n, ...].
@@ -42,7 +42,7 @@ class JoinedExamples(NamedTuple):
     def of(
         cls, x_sources: tf.Tensor, x_targets: tf.Tensor, source_column: np.ndarray
     ) -> "JoinedExamples":
-        """Join the examples. `source_column` holds each source's column among the targets, or −1, int [n_s]."""
+        """Join the examples. `source_column`, int [n_s], is each source's column, −1 if the source is not a target."""
         n_t = x_targets.shape[0]
         no_target = source_column < 0
         x = tf.concat(

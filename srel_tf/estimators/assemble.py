@@ -26,7 +26,7 @@ def from_finite_steps(
     source_column: np.ndarray,
     method: str,
 ) -> dict[str, Matrices]:
-    """Return the `Matrices` of each measure from outputs around each update.
+    """Return the `Matrices` of each measure from outputs before and after each update.
 
     Args:
         outputs: outputs of the finite-step engine.
@@ -49,7 +49,7 @@ def from_finite_steps(
 
 
 class FiniteStepReader:
-    """Computes D, and the noise of D, from the outputs of the finite-step engine."""
+    """Compute D and its noise from the outputs of the finite-step engine."""
 
     def __init__(self, outputs: Outputs, kinds: dict[bool, str]) -> None:
         self._outputs, self._kinds = outputs, kinds

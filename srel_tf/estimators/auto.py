@@ -21,9 +21,9 @@ LONGER = (
 class AutoEstimator:
     """The finite step in float32, and in float64 for the rows that float32 does not resolve.
 
-    Rows that float64 does not resolve either get the S_rel of their limit. An entry of the limit is valid only if a
-    step that is `LONGER` times as long agrees with it within the tolerance. For each row, the method with the most
-    valid entries is used.
+    For a row that is not resolved in float64, the limit is tried. An entry of the limit is valid only if a step that is
+    `LONGER` times as long agrees with it within the tolerance. For each row, the method with the most valid entries is
+    used.
     """
 
     def __init__(self, plan: MeasurementPlan) -> None:

@@ -40,9 +40,9 @@ CHECK_IN_FLOAT32 = (1e-4, 1e-3, 1e-2), 1e-1
 class LimitEstimator:
     """S_rel in the limit η → 0. Numerators and denominators are per unit of η (`kl`: of η²).
 
-    In float32 the whole measurement is repeated at perturbed weights. Rounding can move a unit across a kink, which
-    changes derivatives even if the outputs stay the same. In float64 no unit is so close to a kink, and enough digits
-    remain. There only outputs and output gradients are evaluated again.
+    In float32 the whole measurement is repeated at perturbed weights, because rounding can move a unit across a kink.
+    This changes derivatives even if the outputs stay the same. In float64 no unit is so close to a kink, and enough
+    digits remain, so that only outputs and output gradients are evaluated again.
     """
 
     def __init__(self, plan: MeasurementPlan) -> None:

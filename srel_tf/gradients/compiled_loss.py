@@ -64,7 +64,7 @@ def compiled_loss(model: keras.Model, y_shape: tuple, num_outputs: int) -> Compi
 def single_loss(
     model: keras.Model, y_shape: tuple | None = None, num_outputs: int | None = None
 ) -> keras.losses.Loss | Callable | None:
-    """Return the compiled loss of a model: a `keras.losses.Loss`, a function, or None if the model has no loss.
+    """Return the compiled loss of a model: a `keras.losses.Loss` or a function. None unless there is exactly one.
 
     "crossentropy" and "ce" name a loss that Keras chooses by the shapes of targets and outputs. Without these shapes
     the result is None.

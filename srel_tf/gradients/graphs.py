@@ -9,7 +9,7 @@ import tensorflow as tf
 
 
 def compiled(function: Callable) -> Callable:
-    """Trace a function of tensors once for each shape.
+    """Return a function of tensors as a graph that is traced once for each shape of its arguments.
 
     XLA is always off: it is slow for convolutions on a CPU, and a setting that depended on the machine could change the
     results.

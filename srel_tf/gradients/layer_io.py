@@ -19,7 +19,7 @@ from srel_tf.gradients.layer_gradients import LayerCall, gradients_of_call
 from srel_tf.gradients.model_layers import observed, weight_owners, without_activation
 from srel_tf.gradients.network import Network, Scope, agree
 
-TRIAL_SIZES = (7, 5)  # Two batch sizes: one of them may equal another axis by chance.
+TRIAL_SIZES = (7, 5)  # Two batch sizes, because one may by chance be the size of another axis.
 
 
 class NotSeparable(Exception):
@@ -29,8 +29,8 @@ class NotSeparable(Exception):
 class LayerIO:
     """Records the layer calls of a network's forward pass.
 
-    If all examples share a layer's inputs (for example position ids), the layer gets one copy per example, so that each
-    example has a separate output gradient.
+    If all examples share a layer's input (for example position ids), this input and the layer's output are repeated for
+    each example after the call. Each example then has a separate output gradient.
 
     Raises:
         NotSeparable: if a weight is used outside the layer that owns it, or belongs to two layers, or if the first axis

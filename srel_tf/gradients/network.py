@@ -93,7 +93,7 @@ class Network:
 
     @property
     def frozen_weights(self) -> list:
-        """The current values of the weights that are not trained, such as batch-norm statistics, as in `weights`."""
+        """The current values of weights that are not trained, such as batch-norm statistics, in the form of `weights`."""
         return [self.cast(v.value) for v in self.frozen]
 
     @contextlib.contextmanager
@@ -126,7 +126,7 @@ class Network:
         return function if self.model.run_eagerly else compiled(function)
 
     def num_outputs(self, x: tf.Tensor) -> int:
-        """Return C, from a forward pass of one example. In this pass, all layers create missing weights."""
+        """Return C, from a forward pass of one example. In this pass, layers also create weights that are missing."""
         num_outputs = self.outputs(x[:1]).shape[-1]
         self._look_at_model()
         return num_outputs
@@ -213,7 +213,7 @@ class Network:
             loss, sources, seed, unconnected_gradients=tf.UnconnectedGradients.ZERO
         )
         gradients = [tf.convert_to_tensor(g) for g in gradients]
-        # If the loss of a float64 net is in float32, the factor cannot be the seed, because η would be rounded.
+        # If the loss has another dtype, the factor is applied afterwards: in a float32 seed, η would be rounded.
         return gradients if same else [g * tf.cast(factor, g.dtype) for g in gradients]
 
     def check_examples_apart(self, x: tf.Tensor) -> None:

@@ -28,7 +28,7 @@ MEANS = {
 
 
 class Link(NamedTuple):
-    """The link between outputs f and the variable u by which the loss is differentiated.
+    """The link between outputs f and the variable u with respect to which the loss is differentiated.
 
     u = of_outputs(f) and f = to_outputs(u).
     """

@@ -1,4 +1,4 @@
-"""Sizes and costs of the inner products of factored gradients. The cheaper of two methods is used."""
+"""Sizes and costs of the inner products of factored gradients. They decide which of two methods is used."""
 
 import math
 from typing import NamedTuple
@@ -49,7 +49,7 @@ class PairSizes(NamedTuple):
 
     @property
     def gram(self) -> float:
-        """Multiply-adds of all pairs by products of positions. For each function, an elementwise pass is included."""
+        """Multiply-adds of all pairs if products of positions are summed, with an elementwise pass for each function."""
         by_functions = self.functions * self.position_pairs * (self.outputs + 4)
         one_pair = self.groups * (
             min(self.patch_products, self.pixel_products) + by_functions

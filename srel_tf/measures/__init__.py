@@ -1,4 +1,4 @@
-"""Measures of how far an update moves a prediction: how outputs are read, and the distances D.
+"""Measure how far an update moves a prediction: read the model's outputs, and compute distances D.
 
 These modules depend on tensors only, not on models.
 """

@@ -43,7 +43,8 @@ def _as_doubles(before: tf.Tensor, after: tf.Tensor) -> list[tf.Tensor]:
 def probability_change(log_before: tf.Tensor, log_after: tf.Tensor) -> Change:
     """Return the change of probability vectors from float64 log-probabilities [..., C] (see `log_probabilities`).
 
-    g⁺ − g is computed as g·(e^d − 1): a difference of probabilities would cancel the digits of a small update.
+    g⁺ − g is computed as g·(e^d − 1) with d = log g⁺ − log g, because a difference of probabilities would lose the
+    digits of a small change.
     """
     log_before, log_after = _as_doubles(log_before, log_after)
     before, after = tf.exp(log_before), tf.exp(log_after)
@@ -125,13 +126,14 @@ Distance: TypeAlias = Callable[[Change], tf.Tensor]
 
 @dataclass(frozen=True)
 class Measure:
-    """One S_rel = numerator(change at x') / denominator(change at x).
+    """Definition of one measure: S_rel = numerator(change at x') / denominator(change at x).
 
     Attributes:
-        numerator, denominator: D of a `Change` [..., C], one number per prediction [...].
+        numerator, denominator: functions that compute D of a `Change` [..., C], one number per prediction [...].
         probabilities: whether D is defined for probability vectors only.
-        first_order: D of a first-order change, for the limit η → 0; None if the limit is not defined.
-        raw: whether D always acts on the model's raw outputs, whatever the option `predictions` is.
+        first_order: a function that computes D of a first-order change, for the limit η → 0; None if the measure has no
+            limit.
+        raw: whether D always acts on the model's raw outputs, whatever `predictions` is set to.
         degree: the power p in D ∝ ‖change‖^p for small changes: 1 for norms, 2 for squares of norms.
         tolerance: the rounding error of a valid entry is at most tolerance · (1 + S).
     """

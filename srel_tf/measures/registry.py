@@ -34,7 +34,7 @@ def register_measure(
             most norms it is `distance` itself. If None, the measure has no limit, and `estimator="limit"` raises an
             error.
         probabilities: whether D is defined for probability vectors only.
-        raw: whether D always acts on the model's raw outputs, whatever the option `predictions` is.
+        raw: whether D always acts on the model's raw outputs, whatever `predictions` is set to.
         degree: the power p in D ∝ ‖change‖^p for small changes: 1 for norms, 2 for squares of norms.
         tolerance: the largest rounding error of a valid entry, in units of 1 + S.
 

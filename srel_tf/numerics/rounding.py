@@ -5,7 +5,7 @@ change of each weight by about one unit in the last place (ULP). Gradients, upda
 therefore evaluated again with all weights (frozen ones, too) and inputs perturbed by several ULP. D between the two
 predictions is the noise of D. It includes three effects: rounding of gradients, units that rounding may move across a
 kink, and the amplification of rounding by a large step. The perturbation is larger than one ULP so that it moves enough
-units across kinks. A smaller perturbation whose noise is multiplied by a factor would move fewer.
+units across kinks. A smaller perturbation whose noise is multiplied by a factor would move fewer units.
 
 D is a norm of the change (for KL: the square of a norm, to leading order). With noise N at the target and N₀ at the
 source, the triangle inequality bounds the error of S = D/D₀ by (N + S·N₀)/D₀. The noise is evaluated in two ways: at
@@ -143,7 +143,8 @@ def error_bound(
 ) -> np.ndarray:
     """Return a bound on the error of S, [n_s, n_t], where `denominator` is D at the sources [n_s].
 
-    For degree 2, D is the square of a norm. The triangle inequality then bounds the error of S^½ first.
+    For degree 2, D is the square of a norm. The triangle inequality bounds the error of S^½, from which the bound on
+    the error of S follows.
     """
     root = 1 / degree
     s = np.abs(srel) ** root
