@@ -19,7 +19,10 @@ from srel_tf.gradients.layer_gradients import LayerCall, gradients_of_call
 from srel_tf.gradients.model_layers import observed, weight_owners, without_activation
 from srel_tf.gradients.network import Network, Scope, agree
 
-TRIAL_SIZES = (7, 5)  # Two batch sizes, because one may by chance be the size of another axis.
+TRIAL_SIZES = (
+    7,
+    5,
+)  # Two batch sizes, because one may by chance be the size of another axis.
 
 
 class NotSeparable(Exception):

@@ -49,7 +49,7 @@ class PairSizes(NamedTuple):
 
     @property
     def gram(self) -> float:
-        """Multiply-adds of all pairs if products of positions are summed, with an elementwise pass for each function."""
+        """Multiply-adds of all pairs by products of positions, including an elementwise pass for each function."""
         by_functions = self.functions * self.position_pairs * (self.outputs + 4)
         one_pair = self.groups * (
             min(self.patch_products, self.pixel_products) + by_functions
