@@ -93,7 +93,7 @@ class Network:
 
     @property
     def frozen_weights(self) -> list:
-        """The current values of weights that are not trained, such as batch-norm statistics, in the same form."""
+        """The current values of weights that are not trained, for example batch-norm statistics; see `weights`."""
         return [self.cast(v.value) for v in self.frozen]
 
     @contextlib.contextmanager
