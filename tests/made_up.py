@@ -28,7 +28,7 @@ def result(
     probe, step=0, measures=("kl", "l1"), update="sgd", learning_rate=0.1, invalid=0.0, seed=0, digits=15,
     estimator="exact",
 ):  # fmt: skip
-    """Return a result with random entries. A fraction `invalid` of them is NaN. With few `digits`, entries are equal.
+    """Return a result with random entries. A fraction `invalid` is not valid. With few `digits`, some are equal.
 
     The rows of the estimator "auto" have all methods in turn.
     """

@@ -217,7 +217,7 @@ def test_batch_size_does_not_matter(batch_size, data, all_pairs):
 
 
 def test_ridge_regression_as_a_keras_layer_gives_theorem_3_2(data):
-    """Eq. 4 with the coefficient λ of the layer's own penalty λ/2 ‖W‖² in place of Nλ₁/K, for a one-hot target."""
+    """Check eq. 4 for a one-hot target. The layer's own penalty is λ/2 ‖W‖², and λ takes the place of Nλ₁/K."""
     rng = np.random.default_rng(0)
     h, labels, penalty = rng.normal(size=(9, 6)), np.arange(9) % 3, 0.75
     keras.utils.set_random_seed(0)
@@ -302,7 +302,7 @@ def test_sources_without_a_learning_rate_are_left_out(wanted, layerwise, data):
     some = engine(*arguments, tf.constant(rates))
     for name in ("after", "after_at_source", "sampled", "sampled_at_source"):
         whole, part = (getattr(outputs, name).numpy() for outputs in (every, some))
-        if name.startswith("sampled"):  # The first axis is that of draws.
+        if name.startswith("sampled"):  # The first axis holds the two perturbations.
             whole, part = (np.moveaxis(a, 0, 1) for a in (whole, part))
         np.testing.assert_array_equal(part[wanted], whole[wanted])
         assert np.isnan(np.delete(part, wanted, axis=0)).all()
@@ -316,7 +316,7 @@ def test_one_trace_serves_all_measurements(data):
 
     class Counting(keras.layers.Layer):
         def call(self, inputs):
-            traces.append(1)  # Python runs when a graph is traced.
+            traces.append(1)  # This line runs only while a graph is traced.
             return inputs
 
     inputs = keras.Input((8, 8, 1))

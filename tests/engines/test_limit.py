@@ -62,7 +62,7 @@ def net(*layers, shape=(6, 6, 2), loss=None):
     model.compile("sgd", loss or CROSS_ENTROPY(from_logits=True))
     for v in (
         model.trainable_variables
-    ):  # Biases and normalisation weights away from 0 and 1.
+    ):  # Move biases and normalisation weights away from 0 and 1.
         v.assign(v + 0.1 * np.random.default_rng(len(v.shape)).normal(size=v.shape))
     return model
 

@@ -304,7 +304,7 @@ POSITIONS = {
     ],
 )
 def test_layers_called_on_the_same_for_all_examples(kind, data):
-    """An example is the embedding of positions in a transformer.
+    """Such a layer is, for instance, the position embedding of a transformer.
 
     A warning that the limit is taken source by source would be an error.
     """
@@ -806,10 +806,10 @@ def test_a_derivative_that_does_not_see_all_is_refused_and_the_finite_step_is_no
 @pytest.mark.filterwarnings("ignore:.*forward-mode")
 @pytest.mark.parametrize("penalty", [None, "l2"])
 def test_auto_takes_the_finite_step_where_the_function_is_not_differentiable(penalty):
-    """With a background of zeros and a bias of zero, units are at their kink. Any step moves them off the kink, so that
-    the finite step is far from the limit.
+    """Some units are at their kink, because the background and the bias are zero.
 
-    With a penalty on activities, the sources are measured one by one.
+    Any step moves these units off their kink, so that the finite step is far from the limit. With a penalty on
+    activities, the sources are measured one by one.
     """
     model = net(L.Conv2D(3, 3, activation="relu", activity_regularizer=penalty))
     x, y = digits(per_class=2)

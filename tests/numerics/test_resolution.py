@@ -95,8 +95,8 @@ def test_valid_entries_are_within_the_contract(body, softmax, data, probe):
                 assert np.isnan(result.matrix(name)[~valid]).all()
                 shares[eta, name] = valid.mean()
         model.optimizer.learning_rate = trained
-        # The contract must not be kept by calling all entries invalid: large steps are resolved, and only steps below
-        # the spacing of float32 are not. In a converged net, float32 has lost the digits of p − y, whatever η is.
+        # The contract must not be kept by calling all entries invalid: a large step is resolved, and a step below the
+        # spacing of float32 is not. In a converged net, float32 has lost the digits of p − y, whatever η is.
         for name in exact:
             assert shares[1e-8, name] < 0.1, (stage, name)
             assert (
@@ -163,7 +163,7 @@ def test_noise_of_what_is_no_number():
 
 
 def test_a_relu_at_its_kink_is_not_resolved():
-    """At the second example, the first hidden unit has the input 2⁻²³, so that rounding decides about its gradient."""
+    """At the second example, the input of a hidden unit is 2⁻²³, so that a rounding error decides its gradient."""
     first = np.array([1, -1, 0.5, -0.5, 2, -2, 0.25, -0.25])
     second = np.array([1, 0.5, 0, 0.25, 0, 0.5, 1, 0])
     x = np.array(
