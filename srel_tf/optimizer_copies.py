@@ -99,8 +99,8 @@ def copy_of_optimizer(
     if live.built:
         vars(copied).update(vars(live))
     else:
-        # The private lists of the base class are not shared: the variables that the copy adds would appear in the
-        # live optimizer, too.
+        # The private lists of the base class are not shared. Otherwise the variables that the copy adds would also
+        # appear in the live optimizer.
         keras.optimizers.Optimizer.__init__(copied, learning_rate=1.0, name=live.name)
         of_base_class = set(vars(copied))
         for name, value in vars(live).items():
@@ -115,8 +115,8 @@ def copy_of_optimizer(
         copied.build(weights)
     if copied.learning_rate is not learning_rate:
         raise ModelError(
-            f"update='optimizer' cannot set the learning rate of {label_of(live)}, whose class defines the property "
-            "`learning_rate` anew: use update='sgd'"
+            f"update='optimizer' cannot set the learning rate of {label_of(live)}, whose class overrides the property "
+            "`learning_rate`: use update='sgd'"
         )
     return copied
 

@@ -258,7 +258,7 @@ def _check_label_range(labels: np.ndarray, num_names: int) -> None:
     if is_outside.any():
         first = is_outside.argmax()
         raise ProbeError(
-            f"label {labels[first]} of example {first} is out of range of the {num_names} class names"
+            f"label {labels[first]} of example {first} is out of range of the {num_names} class names: name each class"
         )
 
 

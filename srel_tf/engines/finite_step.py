@@ -206,7 +206,7 @@ class FiniteStepEngine:
                 learning_rates: tf.Tensor,
                 columns: tf.Tensor,
             ) -> tuple:
-                x = tf.identity(x)  # The layers' input must be a tensor of this loop.
+                x = tf.identity(x)  # `LayerIO` accepts only tensors of this loop.
                 updates = self._updates(x, y, learning_rates, weights, moved_gradient)
 
                 def of_source(i: tf.Tensor) -> tuple[tf.Tensor, ...]:

@@ -204,7 +204,7 @@ class RelativeNoise:
             return *map_batches(at_targets, dtypes, batch_size, x_targets), *lengths
 
         def at_sources(x: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            x = tf.identity(x)  # The layers' input must be a tensor of this loop.
+            x = tf.identity(x)  # `LayerIO` accepts only tensors of this loop.
             passes = twice(backprop.forward, x)
             gradient, noisy = (backprop.output_gradient(one, y) for one in passes)
             outputs = [one.outputs for one in passes]

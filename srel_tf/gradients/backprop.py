@@ -175,8 +175,8 @@ class SourceGradients:
 
     Attributes:
         outputs: f [n, C] as D reads it.
-        zero: float64 [n], 0 for examples whose gradient is finite, else NaN. It is needed because the outputs of a
-            saturated net may stay finite after an update with a NaN.
+        zero: float64 [n], 0 for examples whose gradient is finite, else NaN. It is needed because a saturated net may
+            return finite outputs after an update that contains NaN.
     """
 
     def __init__(

@@ -14,7 +14,7 @@ from srel_tf.gradients.factored import under_windows
 LAYERS = (
     keras.layers.Conv2D,
     keras.layers.Conv3D,
-)  # Conv1D does not call its `convolution_op`.
+)  # Conv1D is left out, because it does not call its `convolution_op`.
 
 
 def windows(layer: keras.Layer, x: tf.Tensor) -> np.ndarray:

@@ -314,7 +314,7 @@ class Network:
         ):
             scope.add_update(
                 update
-            )  # A mapping given to the constructor would be cast to the variables' own precision.
+            )  # The constructor would cast the weights to the variables' own precision.
         with (
             computing_in(self.dtype, self._switches),
             quick_convolutions(self._convolutions),

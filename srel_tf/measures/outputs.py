@@ -130,8 +130,8 @@ def kind_of_predictions(
     if finite.any() and loss.from_logits is False:
         raise ModelError(
             f"the loss {loss.name} of model {model_name!r} expects probabilities that sum to one (from_logits=False), "
-            "but its outputs do not: end the model in a softmax, compile with from_logits=True, or measure with "
-            "predictions='raw'"
+            "but the outputs of the model do not sum to one: end the model in a softmax, compile with "
+            "from_logits=True, or measure with predictions='raw'"
         )
     return "logits"
 
@@ -235,7 +235,7 @@ def check_fit(
     if len(outside):
         raise ProbeError(
             f"label {probe.labels[outside[0]]} of example {probe.ids[outside[0]]} is out of range: the model has "
-            f"{num_outputs} outputs"
+            f"{num_outputs} outputs; give non-negative labels below this number"
         )
 
 
@@ -263,12 +263,14 @@ def labelled(probe: Probe, loss: Loss) -> Probe:
     rows = probe.y.ndim == 2 and probe.y.shape[1] > 1
     if loss.kind == "categorical" and not rows:
         raise ProbeError(
-            f"y has the shape {probe.y.shape}, but the loss {loss.name} needs one-hot rows [n, C]"
+            f"y has the shape {probe.y.shape}, but the loss {loss.name} needs one-hot rows [n, C]: give such rows, or "
+            "compile with a loss for class indices"
         )
     if loss.kind != "sparse":
         return probe
     if rows or probe.y.ndim > 2:
         raise ProbeError(
-            f"y has the shape {probe.y.shape}, but the loss {loss.name} needs class indices [n]"
+            f"y has the shape {probe.y.shape}, but the loss {loss.name} needs class indices [n]: give such indices, or "
+            "compile with a loss for one-hot rows"
         )
     return probe.with_class_indices() if probe.labels is None else probe

@@ -5,7 +5,7 @@ change of each weight by about one unit in the last place (ULP). Gradients, upda
 therefore evaluated again with all weights (frozen ones, too) and inputs perturbed by several ULP. D between the two
 predictions is the noise of D. It includes three effects: rounding of gradients, units that rounding may move across a
 kink, and the amplification of rounding by a large step. The perturbation is larger than one ULP so that it moves enough
-units across kinks. A smaller perturbation whose noise is multiplied by a factor would move fewer units.
+units across kinks. A smaller perturbation would move fewer units, even if its noise were multiplied by a factor.
 
 D is a norm of the change (for KL: the square of a norm, to leading order). With noise N at the target and N₀ at the
 source, the triangle inequality bounds the error of S = D/D₀ by (N + S·N₀)/D₀. The noise is evaluated in two ways: at
@@ -60,7 +60,7 @@ def perturbed(weights: list, sign: tf.Tensor | float) -> list[tf.Tensor]:
     """Return weights perturbed by ±`UNITS` ULP. Weights that multiply the same layer input are perturbed alike.
 
     This imitates rounding of the layer's inputs. It takes a fraction of the memory of one random sign per weight. The
-    perturbations are fixed up to `sign`. If rounding can push the input of a ReLU either way, the two signs push it in
+    perturbations are fixed up to `sign`. Rounding may push the input of a ReLU up or down, and the two signs push it in
     opposite directions.
     """
     return [_perturbed(tf.convert_to_tensor(w), k, sign) for k, w in enumerate(weights)]
@@ -112,8 +112,8 @@ def moved_gradient(gradient: tf.Tensor) -> tf.Tensor:
 def last_places_moved(outputs: tf.Tensor) -> tf.Tensor:
     """Return copies of outputs [n, C] in which each entry is changed by ±`UNITS` ULP, [⌈log₂ C⌉, n, C].
 
-    In copy b, the sign of an entry is bit b of its index c. Any two outputs thus change in opposite directions in at
-    least one copy. A few random signs could by chance leave the difference of two outputs unchanged.
+    In copy b, the sign is + for outputs whose index has bit b set, else −. Any two outputs thus change in opposite
+    directions in at least one copy. With a few random signs, the difference of two outputs could by chance not change.
     """
     n_outputs = outputs.shape[-1]
     n_bits = max(1, (n_outputs - 1).bit_length())
