@@ -241,8 +241,8 @@ def _noise_of_repetitions(
 ) -> Noise:
     """Return the noise from repeated evaluations.
 
-    The differences of an entry may be small by chance. Its noise is therefore at least the smaller of two maxima: over
-    its row, and over its column.
+    By chance an entry may hardly differ between evaluations. Its noise is therefore at least the smaller of two maxima:
+    over its row, and over its column.
     """
     entries = np.max(
         [noise_between(measure.degree, numerator, other) for other, _ in again], axis=0

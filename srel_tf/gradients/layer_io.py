@@ -36,8 +36,9 @@ class LayerIO:
     each example after the call. Each example then has a separate output gradient.
 
     Raises:
-        NotSeparable: if a weight is used outside the layer that owns it, or belongs to two layers, or if the first axis
-            of a layer's input is not the batch axis.
+        NotSeparable: if the layers' inputs and outputs do not determine the gradients of single examples. Examples are
+            a weight that is used outside of its layer or belongs to two layers, and an input whose first axis is not
+            the batch axis.
     """
 
     def __init__(self, network: Network, x: tf.Tensor) -> None:
@@ -330,6 +331,6 @@ def _calls_with_shared_inputs(calls: dict[int, list[LayerCall]]) -> set[int]:
 
 
 def _copied(tensor: tf.Tensor, n: int) -> tf.Tensor:
-    """Repeat a tensor that all examples share n times. Its batch axis has size 1 or is missing."""
+    """Return n copies, along the batch axis, of a tensor whose batch axis has size 1 or is missing."""
     with_batch_axis = tensor if tensor.shape[0] == 1 else tensor[None]
     return tf.repeat(with_batch_axis, n, axis=0)

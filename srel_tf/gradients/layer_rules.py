@@ -51,8 +51,8 @@ def register_layer_rule(
 ) -> Callable[[LayerRule], LayerRule]:
     """Register the gradient rule of one or more layer classes. Use it as a decorator.
 
-    The rule also applies to subclasses that do not override the computation of the class. A rule may return None for a
-    layer that it does not cover.
+    The rule also applies to subclasses, unless they override methods that compute the output. A rule may return None
+    for a layer that it does not cover.
 
     Args:
         layer_classes: subclasses of `keras.Layer`.

@@ -132,7 +132,7 @@ class Network:
         return num_outputs
 
     def inspect(self, x: tf.Tensor, y: tf.Tensor) -> None:
-        """Trace the forward pass and the loss of one example x, y [1, ...] and inspect the operations.
+        """Trace the forward pass and the loss of one example x, y [1, ...], and inspect their operations.
 
         Two attributes are set. `opaque` is the name of an operation without a derivative, or None. `activation` is
         "softmax", "log_softmax" or "sigmoid" if this is the model's last operation, else None. The operations of a
