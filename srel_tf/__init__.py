@@ -1,4 +1,4 @@
-"""srel_tf: exact measurement of the local elasticity S_rel(x', x) of neural nets, during training or separately.
+"""srel_tf: exact measurement of the local elasticity S_rel(x', x) of neural nets, inside or outside of training.
 
 S_rel(x', x) is the change of the prediction at the target x', divided by the change at the source x. Both changes are
 caused by one fictitious update on x ("Dynamics of Local Elasticity During Training of Neural Nets", Definitions 1–3).

@@ -296,7 +296,7 @@ def check_limit(plan: MeasurementPlan) -> None:
 
 
 def _has_layers_of_ones_own(model: keras.Model) -> bool:
-    """Return whether a model has layers that do not come from Keras. Their derivatives must be checked."""
+    """Return whether a model has layers that do not come from Keras, so that `check_derivative` is needed."""
     layers = [
         layer for layer in layers_within(model) if not isinstance(layer, keras.Model)
     ]

@@ -64,7 +64,7 @@ def compiled_loss(model: keras.Model, y_shape: tuple, num_outputs: int) -> Compi
 def single_loss(
     model: keras.Model, y_shape: tuple | None = None, num_outputs: int | None = None
 ) -> keras.losses.Loss | Callable | None:
-    """Return the compiled loss of a model: a `keras.losses.Loss` or a function. None unless there is exactly one.
+    """Return the compiled loss of a model, a `keras.losses.Loss` or a function. None if it has no or several losses.
 
     "crossentropy" and "ce" name a loss that Keras chooses by the shapes of targets and outputs. Without these shapes
     the result is None.
@@ -88,7 +88,7 @@ def _crossentropy(y_shape: tuple, num_outputs: int | None) -> Callable:
 
 
 def function_and_options(loss: Any) -> tuple[Any, dict]:
-    """Return the function behind a loss, and the loss's options. A loss without a function gives its class."""
+    """Return the function behind a loss, or the loss's class if there is no function; and the loss's options."""
     if isinstance(loss, FunctionLoss):
         # Keras keeps all options for the function here, but not all of them in `get_config`.
         options = vars(loss).get("_fn_kwargs", {})

@@ -222,7 +222,7 @@ class LayerIO:
             with without_activation(layer) as activation:
                 output = call(*arguments, **keywords)
             layer_call = LayerCall(layer, call, arguments, keywords, output)
-            # These gradients are computed only for the layer's inputs, which they contain.
+            # Of these gradients, only the layer's inputs that they contain are used.
             by_variable = gradients_of_call(
                 layer_call, output[:, None], lambda: self._network.scope(weights)
             )

@@ -240,7 +240,7 @@ def _balanced(gradient: tf.Tensor, u: tf.Tensor) -> tf.Tensor:
 
 
 def _mean_over_examples(model: keras.Model) -> keras.losses.Loss | None:
-    """Return the compiled loss if it is a class of `MEANS` that averages over examples, else None."""
+    """Return the compiled loss if its class is in `MEANS` and it averages over examples, else None."""
     loss: Any = single_loss(model)
     loss = MEANS[loss]() if loss in MEANS else loss
     if type(loss) not in MEANS.values() or loss.reduction not in (

@@ -193,7 +193,7 @@ def _with_called(node: Any, bodies: dict) -> Iterator[Any]:
 
 
 def _is_coarse(node: Any, types: tuple) -> bool:
-    """Return whether a node casts floating-point numbers to one of these types. Casts of integers are exact."""
+    """Return whether a node casts floating-point numbers to one of these types. Casts of integers do not count."""
     from_floating = (
         node.op == "Cast" and tf.as_dtype(node.attr["SrcT"].type).is_floating
     )

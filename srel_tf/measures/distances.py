@@ -77,7 +77,7 @@ def log_probabilities(outputs: tf.Tensor, are_probabilities: bool) -> tf.Tensor:
     return f - tf.math.log1p(others)
 
 
-# φ(d) = e^d d − e^d + 1 = Σ_{n≥2} (n−1)/n! dⁿ: the coefficients of d², d³, …
+# The coefficients of d², d³, … in φ(d) = e^d d − e^d + 1 = Σ_{n≥2} (n−1)/n! dⁿ.
 _SERIES = [(n - 1) / math.factorial(n) for n in range(2, 18)]
 _SERIES_RADIUS = 0.25
 
