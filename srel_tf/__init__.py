@@ -1,7 +1,7 @@
-"""srel_tf: local elasticity S_rel(x', x) of neural nets, measured exactly, during training or on its own.
+"""srel_tf: exact measurement of the local elasticity S_rel(x', x) of neural nets, inside or outside of training.
 
-S_rel(x', x) is the change of the prediction at the target x' over the change at the source x, after one fictitious
-update on x ("Dynamics of Local Elasticity During Training of Neural Nets", Definitions 1–3).
+S_rel(x', x) is the change of the prediction at the target x', divided by the change at the source x. Both changes are
+caused by one fictitious update on x ("Dynamics of Local Elasticity During Training of Neural Nets", Definitions 1–3).
 """
 
 from srel_tf.errors import (
@@ -35,7 +35,7 @@ from srel_tf.probe import ProbeSet
 from srel_tf.result import SRelResult
 from srel_tf.settings import Settings
 
-__version__ = "0.1.0"  # The only definition: pyproject.toml reads it from here.
+__version__ = "0.1.0"  # pyproject.toml reads the version from here.
 
 __all__ = [
     "AssumptionError",

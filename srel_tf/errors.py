@@ -1,22 +1,22 @@
-"""Named errors. Each message gives the wrong value, the reason and the next step."""
+"""The errors that srel_tf raises. Each message gives the wrong value, the reason and a remedy."""
 
 import re
 
 
 class SRelError(Exception):
-    """Base of every error that srel_tf raises on purpose."""
+    """Base class of all errors that srel_tf itself raises."""
 
 
 class BackendError(SRelError, RuntimeError):
-    """Keras runs on a backend other than TensorFlow."""
+    """A backend of Keras other than TensorFlow."""
 
 
 class OptionError(SRelError, ValueError):
-    """A measure, update rule, estimator, schedule or other option does not exist, or conflicts with another one."""
+    """A measure, update rule, estimator or other option that does not exist, or conflicts with another option."""
 
 
 class ProbeError(SRelError, ValueError):
-    """Probe examples, labels, class names or indices that cannot be measured."""
+    """Examples, labels, class names or indices of a probe that cannot be used."""
 
 
 class ModelError(SRelError, ValueError):
@@ -24,27 +24,30 @@ class ModelError(SRelError, ValueError):
 
 
 class FrameError(SRelError, ValueError):
-    """A frame lacks columns, or holds values, with which a statistic or a figure cannot be computed."""
+    """A frame from which a statistic or figure cannot be computed, because of missing columns or unsuitable values."""
 
 
 class AssumptionError(SRelError, ValueError):
-    """The theorem behind a closed form has an assumption that is not met; the message names the assumption."""
+    """A closed form whose theorem has an assumption that is not met. The message names the assumption."""
 
 
 class ShapeError(SRelError, ValueError):
-    """Shapes of arrays disagree with each other, or with the formula that is computed."""
+    """Arrays whose shapes disagree with each other, or with the formula that is computed."""
 
 
 class StorageError(SRelError, OSError):
-    """Files that cannot be written, that have been damaged, or that another process is writing."""
+    """Files that cannot be read or written, that are damaged, or that another process is writing."""
 
 
 class ChunkError(SRelError, MemoryError):
-    """A measurement that does not fit into memory; the message says which chunk size to set."""
+    """A measurement that does not fit into memory. The message says what to reduce."""
 
 
 def reason_of(error: BaseException) -> str:
-    """Return the line of an error that says what failed, also of one that Keras has wrapped in a layer's arguments."""
+    """Return the line of an error's message that says what failed.
+
+    If a layer fails, Keras puts a line about the layer before the message. That line is skipped.
+    """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if len(lines) > 1 and lines[0].startswith("Exception encountered when calling"):
         lines = lines[1:]

@@ -8,10 +8,10 @@ from srel_tf.result import Matrices, SRelResult
 
 
 def warn_of_faults(result: SRelResult) -> None:
-    """Warn about sources and targets with a NaN or an infinity, by their ids.
+    """Warn about sources and targets that cause NaN or infinite entries, and list their ids.
 
-    A source whose gradient, or prediction after the update, is not finite makes its row invalid; a target whose
-    prediction is not finite makes its column invalid.
+    The row of a source is invalid if its gradient, or its prediction after the update, is not finite. The column of a
+    target is invalid if its prediction is not finite.
     """
     probe, of_measures = result.probe, result.matrices.values()
     sources = np.any([_faulty_sources(matrices) for matrices in of_measures], axis=0)
@@ -41,10 +41,11 @@ def warn_of_faults(result: SRelResult) -> None:
 
 
 def unmoved_sources(result: SRelResult) -> np.ndarray:
-    """Return which sources may have a zero gradient, bool [n_s]: the prediction at the source is exactly unchanged.
+    """Return which sources may have a zero gradient, bool [n_s].
 
-    If a source is not a target, its predictions before and after come from batches of two sizes and may round
-    differently. Then the condition is only that no entry of its row is valid.
+    These are the sources whose own prediction is exactly the same before and after the update. If a source is not a
+    target, the two predictions come from batches of different sizes, and rounding may make them differ. Such a source
+    is therefore also returned if no entry of its row is valid.
     """
     of_measures = result.matrices.values()
     unmoved = np.all([matrices.denominator == 0 for matrices in of_measures], axis=0)
@@ -55,7 +56,7 @@ def unmoved_sources(result: SRelResult) -> np.ndarray:
 
 
 def named(ids: np.ndarray) -> str:
-    """Return "ids 3, 7" of the first few ids."""
+    """List the first five ids for a message, as "ids 3, 7"."""
     return (
         "ids "
         + ", ".join(map(repr, ids[:5].tolist()))
@@ -64,5 +65,8 @@ def named(ids: np.ndarray) -> str:
 
 
 def _faulty_sources(matrices: Matrices) -> np.ndarray:
-    """Return the sources whose rows hold no number. A source whose update moves nothing has 0, which is a number."""
+    """Return the sources whose denominator is not finite, or whose numerators are all NaN, bool [n_s].
+
+    A source whose update changes nothing is not among them: its numerators and denominator are 0.
+    """
     return ~np.isfinite(matrices.denominator) | np.isnan(matrices.numerator).all(axis=1)

@@ -1,4 +1,7 @@
-"""Write files completely or not at all: temporary name, flush to the disk, rename. Does not import TensorFlow."""
+"""Write files completely or not at all.
+
+Each file is written under a temporary name, flushed to the disk and renamed. This module does not import TensorFlow.
+"""
 
 import contextlib
 import errno
@@ -30,13 +33,14 @@ REMEDIES = {
 
 @contextlib.contextmanager
 def replacing(path: AnyPath) -> Iterator[Path]:
-    """Yield a temporary file name beside `path`; the file replaces `path` when the block ends without an error.
+    """Yield a temporary file name in the directory of `path`; the file replaces `path` if the block raises no error.
 
     Content and name are flushed to the disk, so that a crash or a power cut leaves either the old file or the new one.
     If the block or the disk fails, the old file stays.
 
     Raises:
-        StorageError: If the file cannot be written. It replaces the `OSError`, and names the reason and a remedy.
+        StorageError: If the file cannot be written. This error replaces the `OSError`; it names the reason and a
+            remedy.
     """
     path = Path(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.srel_tf.part")
@@ -55,10 +59,10 @@ def replacing(path: AnyPath) -> Iterator[Path]:
 
 
 def cannot_write(path: AnyPath, error: Exception) -> StorageError:
-    """Make the `StorageError` that gives the reason why `path` cannot be written, and a remedy."""
+    """Return a `StorageError` that says why `path` cannot be written, and gives a remedy."""
     number = getattr(error, "errno", None) or 0
     remedy = REMEDIES.get(number, "choose another directory")
-    # pyarrow's own text names the temporary file.
+    # The text of pyarrow's errors names the temporary file, so the system's text is used if there is one.
     reason = os.strerror(number) if number else error
     return StorageError(
         f"cannot write {path}: {reason}; {remedy}; earlier saves are complete"
@@ -86,7 +90,10 @@ def sync_directory(path: AnyPath) -> None:
 
 
 def remove_leftovers(directory: AnyPath) -> None:
-    """Delete temporary files of `replacing` that a killed process left. Only the sole writer may call this."""
+    """Delete temporary files of `replacing` that a killed process left behind.
+
+    No other process may be writing to the directory at this time.
+    """
     for path in Path(directory).glob(".*.part"):
         if LEFTOVER.fullmatch(path.name):
             with contextlib.suppress(OSError):  # A leftover temporary file is harmless.
@@ -138,7 +145,7 @@ def as_json(content: Any) -> Any:
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Describe, one line each, the names whose values differ between `saved` and `now`."""
+    """Return one line for each name whose value differs between `saved` and `now`."""
     different = [n for n in sorted({*saved, *now}) if saved.get(n) != now.get(n)]
     return [f"  {n}: {saved.get(n)!r} there, {now.get(n)!r} now" for n in different]
 
@@ -153,7 +160,7 @@ def sha256(path: AnyPath) -> str:
 
 
 def fingerprint(path: AnyPath) -> tuple[int, str]:
-    """Compute (size in bytes, hex SHA-256) of a file; `find_damage` compares a file with it."""
+    """Compute (size in bytes, hex SHA-256) of a file, for `find_damage`."""
     return Path(path).stat().st_size, sha256(path)
 
 
@@ -176,7 +183,7 @@ def find_damage(path: Path, expected_size: int, expected_sha256: str) -> str:
 
 
 def remove(path: AnyPath) -> None:
-    """Remove a file that no index names any more. A failure is harmless and only gives a warning."""
+    """Remove a file that no index refers to any more. A failure is harmless and only gives a warning."""
     try:
         Path(path).unlink(missing_ok=True)
     except OSError as error:
@@ -198,10 +205,10 @@ def remove_directory(path: AnyPath) -> None:
 
 
 def lock(directory: AnyPath, **options: Any) -> filelock.BaseFileLock:
-    """Make `directory` and hold its lock, which the operating system releases when the process ends.
+    """Make `directory` and take its lock. The operating system releases the lock when the process ends.
 
     Args:
-        directory: The directory that one process at a time may write to.
+        directory: A directory to which only one process at a time may write.
         **options: Passed to `filelock.FileLock`.
 
     Raises:
@@ -213,8 +220,8 @@ def lock(directory: AnyPath, **options: Any) -> filelock.BaseFileLock:
         held.acquire()
     except filelock.Timeout as error:
         raise StorageError(
-            f"another process is writing to {directory}, or this process has it open: wait, close it, or choose "
-            "another one"
+            f"another process is writing to {directory}, or this process has already opened it for writing: wait for "
+            "the other process, close what this process has open, or choose another directory"
         ) from error
     except OSError as error:
         raise cannot_write(directory, error) from error

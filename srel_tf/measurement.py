@@ -50,32 +50,41 @@ def measure(
     """Measure S_rel(x', x) between all sources x and targets x' of a probe. The model is not changed.
 
     Args:
-        model: a built, compiled `keras.Model`. ℓ is its compiled loss of one source, with regularisation.
+        model: a built, compiled `keras.Model`. ℓ is its compiled loss on one source, including regularisation.
         probe: n_s sources and n_t targets.
-        measures: "kl" (Definition 2), "l1", "l2" (Definition 1); "raw_l1", "raw_l2" (Definition 1 on what the model
-            returns, for example logits, while "l1" acts on their softmax); "published_kl", "published_l2"
-            (`srel_tf.measures.published`); or registered ones (`register_measure`).
-        update: "sgd" (w⁺ = w − η∇ℓ, the definition), "optimizer" (the model's own next step), "fresh_adam".
-        learning_rate: η; None means the optimizer's present one.
-        estimator: "exact", the finite step as defined; "limit", η → 0 (Section 5), far cheaper, for update="sgd", with
-            numerators and denominators per unit of η (`kl`: of η²); "auto", the finite step, in float64 for rows that
-            float32 does not resolve.
-        predictions: argument of D. "auto": the softmax of a classifier, else the raw outputs; "softmax" or "raw" force
-            one reading. A model is a classifier if it has two outputs or more, and a categorical cross-entropy as its
-            loss (sparse or not, focal, generalized) or a softmax at its end. It is not a classifier under a binary
-            cross-entropy or if it ends in a sigmoid, which treat outputs separately. Under a custom loss, a model that
-            ends in neither is a classifier if y holds class indices (integers [n]). The probe's rows have no influence:
-            rows with one label and rows with several labels are read alike, and keep their class names in the frame. A
-            model may return logits or probabilities. `srel_tf.measures.outputs.read_as` has the table.
+        measures: names of the distances D:
+
+            - "kl": Definition 2.
+            - "l1", "l2": Definition 1. For a classifier they act on the softmax.
+            - "raw_l1", "raw_l2": Definition 1 on the values that the model returns, for example logits.
+            - "published_kl", "published_l2": the measures of the published code (`srel_tf.measures.published`).
+            - Names of your own measures (`register_measure`).
+        update: "sgd": w⁺ = w − η∇ℓ, as in the definition. "optimizer": the next step of the model's own optimizer.
+            "fresh_adam": the first step of a new Adam.
+        learning_rate: η; None means the current learning rate of the optimizer.
+        estimator: "exact": the finite step as defined. "limit": η → 0 (Section 5), only for update="sgd". It is far
+            cheaper, and its numerators and denominators are per unit of η (`kl`: of η²). "auto": the finite step,
+            repeated in float64 for rows that float32 does not resolve. A row that is not resolved in float64 gets its
+            limit, if a longer step confirms the limit.
+        predictions: what D acts on. "auto": the softmax of a classifier, else the raw outputs. "softmax" or "raw"
+            force one of the two. The outputs of a model may be logits or probabilities. The rules of "auto" are:
+
+            - A model with one output, with a binary cross-entropy, or with a sigmoid at its end is not a classifier.
+            - Any other model is a classifier if its loss is a categorical cross-entropy (sparse or not, focal,
+              generalized), or if it ends in a softmax.
+            - With a custom loss, it is also a classifier if y holds class indices (integers [n]).
+
+            Only the shape and the dtype of y are used, so that one-hot and multi-hot rows give the same reading.
+            `srel_tf.measures.outputs.read_as` has a table of all cases.
         batch_size: examples per forward pass. If memory runs out, it is halved as often as needed, with a warning.
-            Batches of another size may be summed in another order and differ in the last bits; valid entries stay
+            Another batch size may change the order of sums, and thus the last bits of a result. Valid entries stay
             within their tolerance.
-        precision: "float32" or "float64", the precision in which a model with float32 weights is run (no copy is made).
-            "auto": float32 for "exact", float64 for "limit", and for "auto" float64 if float32 does not resolve a row.
-            Models of half or mixed precision run in float32 or float64 with their master weights; models with float64
-            weights run in float64.
+        precision: "float32" or "float64": the precision in which a model with float32 weights is run, without a copy
+            of the model. "auto": float32 for the estimator "exact", and float64 for "limit". The estimator "auto" runs
+            in float32, and in float64 for rows that float32 does not resolve. Models of half or mixed precision run in
+            float32 or float64, too, with their master weights. Models with float64 weights run in float64.
         loss: a function (y_true [n, ...], y_pred) -> [n] or scalar that replaces the compiled loss, for a model whose
-            own `train_step` minimises another loss. Penalties of model and layers are added as in training.
+            own `train_step` minimises another loss. Penalties of the model and its layers are added as in training.
 
     Returns:
         An `SRelResult`.
@@ -117,7 +126,7 @@ class Instrument:
         settings: the options; None means the defaults.
 
     Attributes:
-        settings: the current options; batch_size stays reduced after memory has run out.
+        settings: the current options. If memory has run out, batch_size stays reduced.
 
     Raises:
         OptionError, ProbeError, ModelError, BackendError, ChunkError: see `measure`.
@@ -182,7 +191,11 @@ class Instrument:
         )
 
     def _make_estimator(self) -> None:
-        """Make the estimator again once training has built the optimizer, whose state an earlier graph cannot read."""
+        """Make the estimator.
+
+        It is made again after training has built the optimizer: a graph that was traced before cannot read the
+        optimizer's state.
+        """
         optimizer = self._network.model.optimizer
         self._optimizer_built = optimizer is not None and optimizer.built
         self._estimator = make_estimator(self._plan)
@@ -218,17 +231,18 @@ class Instrument:
         return result
 
     def _warn_of_no_step(self, result: SRelResult) -> None:
-        """Explain once why all entries are NaN if η is zero."""
+        """Warn once that all entries are NaN because η is zero."""
         if not self._warned_of_no_step:
             self._warned_of_no_step = True
             warnings.warn(
-                "the step changes nothing, and S_rel is 0/0, NaN and not valid: the learning rate is 0 at step "
-                f"{result.step}, as at the beginning of a warm-up; pass learning_rate=... to measure with another η",
+                "the step changes nothing, so that every S_rel is 0/0, NaN and not valid: the learning rate is 0 at "
+                f"step {result.step}, as at the beginning of a warm-up; pass learning_rate=... to measure with another "
+                "η",
                 stacklevel=3,
             )
 
     def _warn_of_zero_gradients(self, result: SRelResult) -> None:
-        """Warn once about each source whose gradient is zero, because its row has no valid entry."""
+        """Warn once about each source whose gradient is zero: its row has no valid entry."""
         x, y, _ = self._data
         candidates = [
             i
@@ -242,9 +256,9 @@ class Instrument:
         if rows:
             ids = named(self._probe.ids[self._probe.sources][rows])
             warnings.warn(
-                f"the update of {len(rows)} of {len(x)} sources ({ids}) changes nothing: the gradient is zero (a hinge "
-                "that is satisfied, an example that is masked or ignored, dead or saturated units), so that their rows "
-                "are NaN and not valid; leave them out of ProbeSet(sources=...)",
+                f"the update of {len(rows)} of {len(x)} sources ({ids}) changes nothing: the gradient is zero, for "
+                "example because a hinge loss is satisfied, the example is masked or ignored, or units are dead or "
+                "saturated; the rows of these sources are NaN and not valid; leave them out of ProbeSet(sources=...)",
                 stacklevel=3,
             )
 
@@ -253,7 +267,7 @@ class Instrument:
         return tf.reduce_all([tf.reduce_all(g == 0) for g in gradients])
 
     def _matrices(self, learning_rate: float) -> dict[str, Matrices]:
-        """Run the estimator; use smaller batches from now on if memory runs out."""
+        """Run the estimator. If memory runs out, use smaller batches from now on."""
         asked = self.settings.batch_size
         while True:
             try:
@@ -263,9 +277,9 @@ class Instrument:
                 self._halve_batches(error)
         if self.settings.batch_size < asked:
             warnings.warn(
-                f"measuring ran out of memory with batch_size={asked}: from now on it is {self.settings.batch_size}, "
-                "which gives the same numbers within rounding; set batch_size to this value to reproduce them bit for "
-                "bit",
+                f"measuring ran out of memory with batch_size={asked}: from now on batch_size is "
+                f"{self.settings.batch_size}, which gives the same numbers within rounding; set batch_size to this "
+                "value to reproduce the numbers bit for bit",
                 stacklevel=3,
             )
         return matrices
@@ -332,7 +346,7 @@ class Instrument:
 
 
 def _has_loss(model: keras.Model) -> bool:
-    """Return whether a model is compiled with a loss. Without one, Keras has a method of the name `loss`."""
+    """Return whether a model is compiled with a loss. If it is not, `model.loss` may be a method of Keras."""
     function = getattr(model.loss, "__func__", model.loss)
     return function is not None and function is not getattr(keras.Model, "loss", None)
 
@@ -347,7 +361,6 @@ def _warn_of_own_train_step(model: keras.Model) -> None:
     if owners:
         warnings.warn(
             f"{owners[0].__name__} defines its own train_step: S_rel is measured with the compiled loss; if "
-            f"train_step minimises "
-            "another loss, pass loss=..., a function (y_true, y_pred) -> loss",
+            "train_step minimises another loss, pass loss=..., a function (y_true, y_pred) -> loss",
             stacklevel=3,
         )

@@ -1,4 +1,4 @@
-"""The empirical neural tangent kernel. The limit of S_rel is a contraction of it."""
+"""The empirical neural tangent kernel, which determines S_rel in the limit η → 0."""
 
 from collections.abc import Callable
 
@@ -25,13 +25,14 @@ def empirical_ntk(
 ) -> np.ndarray:
     """Compute Θ(x1, x2) = J(x1) J(x2)ᵀ, with J the Jacobian of the outputs with respect to the trainable weights.
 
-    The limit of S_rel has δ_ij = −Θ(x_j, x_i) ∂ℓ/∂f(x_i) for a loss without regularisers.
+    For a loss without regularisers, the update on x_i changes the outputs at x_j by η δ_ij to first order, with
+    δ_ij = −Θ(x_j, x_i) ∂ℓ/∂f(x_i).
 
     Args:
         model: a built model with one output of shape [n, C], or [n] for C = 1. It need not be compiled.
         x1: examples [n1, ...].
         x2: examples [n2, ...]; None means x1.
-        batch_size: examples held at a time.
+        batch_size: number of examples that are evaluated at once.
 
     Returns:
         Θ [n1, n2, C, C] in the model's precision: Θ[i, j, c, d] = ⟨∂f_c(x1_i)/∂w, ∂f_d(x2_j)/∂w⟩ for the model in
@@ -131,7 +132,11 @@ def _by_layers(backprop: BatchBackprop, num_outputs: int, batch_size: int) -> Ca
 
 
 def _by_forward_mode(network: Network, num_outputs: int, batch_size: int) -> Callable:
-    """Return Θ of any model, by pushing the gradient of each output at each example of x1 forward through x2."""
+    """Return Θ as a function of x1 and x2, for any model.
+
+    The gradient of each output at each example of x1 is a direction in weight space. Forward-mode differentiation
+    gives the derivative of the outputs at x2 along this direction.
+    """
 
     def kernel(x1: tf.Tensor, x2: tf.Tensor) -> tf.Tensor:
         weights = [tf.convert_to_tensor(w) for w in network.weights]

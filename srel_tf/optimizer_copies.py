@@ -1,4 +1,4 @@
-"""Copies of a model's optimizer and its variables, on which `updates.OptimizerStep` runs the optimizer's own code."""
+"""Copies of a model's optimizer and its variables. `updates.OptimizerStep` runs the optimizer's own code on them."""
 
 import contextlib
 from collections.abc import Iterator
@@ -11,9 +11,9 @@ from srel_tf.errors import ModelError
 
 
 class OnCopies(keras.StatelessScope):
-    """Read and write copies instead of Keras variables; write no other variable.
+    """A scope in which Keras reads and writes copies of the given variables, and writes no other variable.
 
-    The copies are TensorFlow variables, which Keras's TensorFlow backend passes to `update_step`.
+    The copies are TensorFlow variables, because Keras's TensorFlow backend passes such variables to `update_step`.
     """
 
     def __init__(self, copies: list, variables: list) -> None:
@@ -25,8 +25,10 @@ class OnCopies(keras.StatelessScope):
             return self._copies[id(variable)]
         value = super().get_current_value(variable)
         if value is None:
-            with keras.StatelessScope():  # In it the variable has its own value.
-                # A tensor, so that nothing can be assigned to it.
+            with (
+                keras.StatelessScope()
+            ):  # A new scope in which `value` is the variable's own.
+                # Return a tensor, because nothing can be assigned to a tensor.
                 value = tf.convert_to_tensor(variable.value)
         return value
 
@@ -40,9 +42,9 @@ class OnCopies(keras.StatelessScope):
 
 @contextlib.contextmanager
 def in_precision_of(copies: list, variables: list) -> Iterator[None]:
-    """Give variables, and Keras's floatx, the dtype of the copies while it is open.
+    """Give the variables and Keras's floatx the dtype of the copies within the context.
 
-    Keras rounds what is assigned to a variable to the variable's dtype, and Python numbers to floatx.
+    Otherwise Keras would round assigned values to the variable's dtype, and Python numbers to floatx.
     """
     changed = [
         (v, v._dtype, copy.dtype.name)
@@ -62,7 +64,10 @@ def in_precision_of(copies: list, variables: list) -> Iterator[None]:
 
 
 class _Given(keras.optimizers.schedules.LearningRateSchedule):
-    """A schedule that returns a given variable at every step. Optimizers may ask whether η is from a schedule."""
+    """A schedule that returns a given variable at every step.
+
+    The copy of an optimizer with a schedule has a schedule, too, because optimizers may check for one.
+    """
 
     def __init__(self, learning_rate: keras.Variable) -> None:
         self._learning_rate = learning_rate
@@ -72,7 +77,7 @@ class _Given(keras.optimizers.schedules.LearningRateSchedule):
 
 
 def own_optimizer(model: keras.Model) -> keras.optimizers.Optimizer:
-    """Return the optimizer that makes the model's updates, without a `LossScaleOptimizer` around it."""
+    """Return the model's optimizer. If it is a `LossScaleOptimizer`, return the optimizer inside."""
     optimizer = model.optimizer
     if optimizer is None:
         raise ModelError(
@@ -86,15 +91,16 @@ def own_optimizer(model: keras.Model) -> keras.optimizers.Optimizer:
 def copy_of_optimizer(
     live: keras.optimizers.Optimizer, weights: list, learning_rate: keras.Variable
 ) -> keras.optimizers.Optimizer:
-    """Return an optimizer that shares all attributes of the live one, but has a given variable as its η.
+    """Return a copy that shares the attributes of the `live` optimizer, but takes η from `learning_rate`.
 
-    If the live one is not built, the copy is built with variables of its own.
+    If the live optimizer is not built, the copy is built and gets variables of its own.
     """
     copied = object.__new__(type(live))
     if live.built:
         vars(copied).update(vars(live))
     else:
-        # Attributes are set, not copied: lists of the live one would record variables that the copy adds to them.
+        # The private lists of the base class are not shared. Otherwise the variables that the copy adds would also
+        # appear in the live optimizer.
         keras.optimizers.Optimizer.__init__(copied, learning_rate=1.0, name=live.name)
         of_base_class = set(vars(copied))
         for name, value in vars(live).items():
@@ -109,14 +115,17 @@ def copy_of_optimizer(
         copied.build(weights)
     if copied.learning_rate is not learning_rate:
         raise ModelError(
-            f"update='optimizer' cannot set the learning rate of {label_of(live)}, whose class defines the property "
-            "`learning_rate` anew: use update='sgd'"
+            f"update='optimizer' cannot set the learning rate of {label_of(live)}, whose class overrides the property "
+            "`learning_rate`: use update='sgd'"
         )
     return copied
 
 
 def check_alone(optimizer: keras.optimizers.Optimizer) -> None:
-    """Raise `ModelError` for state that copies do not protect: other optimizers, TensorFlow variables."""
+    """Raise `ModelError` if the optimizer has state that the copies do not protect.
+
+    Such state is held by other optimizers inside it, or by TensorFlow variables.
+    """
     if not hasattr(optimizer, "learning_rate") or objects_held(
         optimizer, keras.optimizers.Optimizer
     ):
@@ -133,7 +142,7 @@ def check_alone(optimizer: keras.optimizers.Optimizer) -> None:
 
 
 def objects_held(optimizer: keras.optimizers.Optimizer, kind: type) -> list:
-    """Return the objects of a class among an optimizer's attributes, and in their lists and dictionaries."""
+    """Return the objects of a class among an optimizer's attributes, also within lists and dictionaries."""
     return [
         part
         for part in keras.tree.flatten(list(vars(optimizer).values()))
@@ -144,7 +153,7 @@ def objects_held(optimizer: keras.optimizers.Optimizer, kind: type) -> list:
 def check_weights_are_known(
     optimizer: keras.optimizers.Optimizer, weights: list
 ) -> None:
-    """Raise `ModelError` if the optimizer was built for other weights than these."""
+    """Raise `ModelError` if the optimizer was built without some of these weights."""
     known = {id(v) for v in optimizer._trainable_variables}
     unknown = [v.path for v in weights if id(v) not in known]
     if unknown:
@@ -155,7 +164,11 @@ def check_weights_are_known(
 
 
 def copy_of_variable(variable: keras.Variable, dtype: tf.DType) -> tf.Variable:
-    """Return a TensorFlow variable that replaces a Keras variable's own: same name and identity, in `dtype` if real."""
+    """Return a TensorFlow variable that can replace the one inside a Keras variable.
+
+    It has the same name and identity. Its dtype is `dtype` if the original is floating-point, else that of the
+    original.
+    """
     original = variable.value
     dtype = dtype if original.dtype.is_floating else original.dtype
     with tf.init_scope(), tf.name_scope(""):
@@ -163,7 +176,7 @@ def copy_of_variable(variable: keras.Variable, dtype: tf.DType) -> tf.Variable:
         copy = tf.Variable(
             tf.zeros(original.shape, dtype), trainable=original.trainable, name=name
         )
-    # An optimizer finds the slots of a weight by its identity.
+    # An optimizer finds the state of a weight by this identity.
     copy._unique_id = original._unique_id
     return copy
 

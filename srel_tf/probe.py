@@ -14,25 +14,26 @@ from srel_tf.errors import ProbeError
 
 
 class ProbeSet:
-    """Examples with labels.
+    """Examples with labels, between which S_rel is measured.
 
-    Some of them are sources (each causes an update), some are targets (at which predictions are read).
+    An update is made on each source, and predictions are read at the targets. An example may be both.
 
     Args:
         x: Examples, [n, ...].
-        y: Class indices [n], one-hot or multi-hot rows [n, C], or regression targets [n] or [n, C], passed to the
-            model's loss unchanged. Integers [n] are class indices. Floating-point numbers [n] are class indices if the
-            model's loss takes such indices (a sparse cross-entropy), else regression targets.
-        class_names: Names of class 0, 1, …; without them a class is named by its index. Rows with a single 1 belong to
-            the class of its column; other rows and regression targets have no class.
+        y: Class indices [n], one-hot or multi-hot rows [n, C], or regression targets [n] or [n, C]. They are passed to
+            the model's loss unchanged. Integers [n] are class indices. Floating-point numbers [n] are class indices if
+            the model's loss takes class indices (a sparse cross-entropy), else regression targets.
+        class_names: Names of class 0, 1, …; without them a class is named by its index. If all rows of y are one-hot,
+            each example belongs to the class of its 1. With multi-hot rows or regression targets, no example has a
+            class.
         ids: Unique integers or strings that name the examples in frames, [n]; default 0 … n−1.
         sources: Indices into x of the sources, [n_s]; default all examples.
         targets: Indices into x of the targets, [n_t]; default all examples.
-        name: The name of the probe, which is the column `name` of its rows in frames. It tells the rows of two probes
-            apart if they agree otherwise. The column is called `name`, not `probe`, because it holds only the name.
+        name: Name of the probe, stored in the column `name` of frames. It distinguishes the rows of two probes that
+            agree in all other columns.
 
     Attributes:
-        labels: Class indices, int64 [n]; None for regression targets.
+        labels: Class indices, int64 [n]; None if the examples have no class.
         classes: Class names, str [n]; "" for examples without a class.
 
     Raises:
@@ -81,7 +82,7 @@ class ProbeSet:
         class_names: Sequence[object] | None = None,
         name: str = "",
     ) -> ProbeSet:
-        """Draw `per_class` examples of each class without replacement; their ids are their positions in x.
+        """Draw `per_class` examples of each class without replacement. Their ids are their positions in x.
 
         Args:
             x: Examples, [n, ...].
@@ -89,7 +90,7 @@ class ProbeSet:
             per_class: Number of examples of each class.
             seed: Seed of the draw. The draw of a class depends only on `seed` and the class index, so that adding a
                 class does not change the draws of the others.
-            classes: Names or indices of the classes, in the order wanted; default all classes in y.
+            classes: Names or indices of the classes, in the wanted order; default all classes in y.
             class_names: As for `ProbeSet`.
             name: As for `ProbeSet`.
 
@@ -102,8 +103,7 @@ class ProbeSet:
         if labels is None:
             raise ProbeError(
                 f"y of shape {y.shape} and dtype {y.dtype} does not hold class labels: give class indices or one-hot "
-                f"rows, "
-                "or choose the examples yourself, with ProbeSet(x, y)"
+                "rows, or choose the examples yourself, with ProbeSet(x, y)"
             )
         if len(x) != len(labels):
             raise ProbeError(
@@ -131,7 +131,7 @@ class ProbeSet:
         return probe.with_class_indices() if are_floats else probe
 
     def with_name(self, name: str) -> ProbeSet:
-        """Return the same probe with another name, for example to attach it twice."""
+        """Return the same probe with another name, for example to attach the probe twice."""
         probe = copy.copy(self)
         probe.name = _as_name(name)
         return probe
@@ -140,7 +140,7 @@ class ProbeSet:
         """Return the same probe with its floating-point y read as class indices.
 
         Raises:
-            ProbeError: If a number is not whole.
+            ProbeError: If one of the numbers is not a whole number.
         """
         n = len(self.y)
         y = self.y.reshape(n, -1)[:, 0]
@@ -181,7 +181,7 @@ def class_labels(y: ArrayLike) -> np.ndarray | None:
     """Read class indices [n] from integer labels ([n] or [n, 1]) or one-hot rows [n, C].
 
     Returns:
-        int [n]; None for regression targets.
+        int [n]; None if y holds something else, such as multi-hot rows or regression targets.
     """
     y = np.asarray(y)
     if y.ndim == 2 and y.shape[1] > 1:
@@ -207,7 +207,7 @@ def _check_whole_number(name: str, value: object, least: int) -> None:
 
 
 def _as_array(name: str, values: ArrayLike) -> np.ndarray:
-    """Convert values to an array. Dictionaries, datasets and ragged lists are none."""
+    """Convert values to an array. Raise `ProbeError` for dictionaries, datasets and ragged lists."""
     try:
         array = np.asarray(values)
     except ValueError as error:
@@ -293,7 +293,7 @@ def _as_ids(ids: ArrayLike | None, n: int) -> np.ndarray:
 
 
 def _as_int64_or_str(ids: np.ndarray) -> np.ndarray:
-    """Convert ids. Only two types are allowed, so that frames of several probes can be joined."""
+    """Convert ids to int64 or str. With only two types, frames of several probes can be joined."""
     if _are_strings(ids):
         return ids.astype(str)
     if _fit_int64(ids):

@@ -16,10 +16,10 @@ class Matrices(NamedTuple):
     Attributes:
         numerator: D at each target after each source's update, [n_s, n_t].
         denominator: D at each source after its own update, [n_s].
-        srel: S_rel, numerator over denominator, [n_s, n_t]; NaN where `valid` is False.
-        valid: Whether the arithmetic resolves each entry, bool [n_s, n_t].
+        srel: S_rel, the numerator divided by the denominator, [n_s, n_t]; NaN if `valid` is False.
+        valid: Whether the rounding error of each entry is within the measure's tolerance, bool [n_s, n_t].
         bound: Bound on the rounding error of S_rel, [n_s, n_t].
-        method: Method that computed each row, one of `srel_tf.frames.schema.METHODS`, [n_s].
+        method: Method by which each row was computed, one of `srel_tf.frames.schema.METHODS`, [n_s].
     """
 
     numerator: np.ndarray
@@ -65,7 +65,7 @@ class SRelResult(NamedTuple):
     seconds: float
 
     def matrix(self, measure: str) -> np.ndarray:
-        """Return S_rel, float64 [n_s, n_t]: row = source x, column = target x'. NaN if undefined or unresolved."""
+        """Return S_rel, float64 [n_s, n_t], with sources x as rows and targets x' as columns; NaN if not valid."""
         return self._matrices_of(measure).srel
 
     def numerator(self, measure: str) -> np.ndarray:
@@ -77,7 +77,7 @@ class SRelResult(NamedTuple):
         return self._matrices_of(measure).denominator
 
     def valid(self, measure: str) -> np.ndarray:
-        """Return whether the arithmetic resolves each entry, bool [n_s, n_t] (see `srel_tf.numerics.rounding`)."""
+        """Return whether each entry's rounding error is within the tolerance, bool [n_s, n_t] (`numerics.rounding`)."""
         return self._matrices_of(measure).valid
 
     def to_frame(

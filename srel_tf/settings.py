@@ -1,4 +1,4 @@
-"""The options of a measurement, checked."""
+"""The options of a measurement, and checks of their values."""
 
 import numbers
 from collections.abc import Callable, Collection, Iterable
@@ -58,7 +58,7 @@ class Settings:
             _is_number(eta, numbers.Real) and 0 < eta < float("inf")
         ):
             raise OptionError(
-                f"learning_rate={eta!r}: give a positive number, or None for the optimizer's own"
+                f"learning_rate={eta!r}: give a positive number, or None for the optimizer's learning rate"
             )
         if not _is_number(self.batch_size, numbers.Integral) or self.batch_size < 1:
             raise OptionError(

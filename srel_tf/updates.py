@@ -30,9 +30,9 @@ class UpdateRule(Protocol):
     """A fictitious update rule for a network.
 
     Attributes:
-        elementwise: whether the rule can update some of the weights alone. Other rules need all weights together and
-            hold variables, so that they serve one source at a time.
-        is_gradient: whether the update is minus the gradient argument of the rule.
+        elementwise: whether the rule can update one weight without the others. A rule that is not elementwise needs
+            all weights at once. It also holds variables, so that it serves one source at a time.
+        is_gradient: whether w⁺ − w is minus the `gradients` that `updated` receives.
     """
 
     elementwise: bool
@@ -44,12 +44,15 @@ class UpdateRule(Protocol):
     def updated(
         self, weights: Sequence, gradients: Sequence, learning_rate: tf.Tensor
     ) -> list[tf.Tensor]:
-        """Return w⁺ for weights w and gradients of the same shapes; learning_rate is η, []."""
+        """Return w⁺ for weights w and gradients of the same shapes. `learning_rate` is η, a scalar."""
 
     def as_in_training(
         self, x: tf.Tensor, y: tf.Tensor, weights: list, gradients: list
     ) -> list:
-        """Return the gradients of an example [1, ...] as returned by a tape; for rules that are not elementwise."""
+        """Return the gradients of an example [1, ...] in the form that the optimizer gets in training.
+
+        Elementwise rules do not need this form.
+        """
 
 
 class _Elementwise:
@@ -70,7 +73,7 @@ class Sgd(_Elementwise):
         del network
 
     def gradient_factor(self, learning_rate: tf.Tensor) -> tf.Tensor:
-        # η multiplies the loss, which saves a pass over the weights.
+        # Multiplying the loss by η saves a pass over the weights.
         return learning_rate
 
     def updated(
@@ -105,12 +108,12 @@ class FreshAdam(_Elementwise):
 class OptimizerStep:
     """The next step of the model's own optimizer from its current state, which does not change.
 
-    The optimizer's own code runs on copies of its variables and of the weights, which are reset before each source. The
-    code sees the model's Keras variables as in training: path, name, shape, constraint, exclusion from weight decay.
-    Two training options affect how a gradient is collected:
+    The optimizer's own code runs on copies of its variables and of the weights. The copies are reset before each
+    source. The optimizer's code sees the model's Keras variables as in training: path, name, shape, constraint,
+    exclusion from weight decay. Two training options affect how a gradient is collected:
 
-    - gradient_accumulation_steps: the gradient counts as the mean gradient of a complete accumulation.
-    - A loss scale (loss_scale_factor, LossScaleOptimizer): the gradient counts as the one after unscaling.
+    - gradient_accumulation_steps: the source's gradient is taken as the mean gradient of a complete accumulation.
+    - A loss scale (loss_scale_factor, LossScaleOptimizer): the source's gradient is taken as the unscaled gradient.
 
     An optimizer that is not built yet is measured like a new optimizer with the same configuration.
 
@@ -162,9 +165,11 @@ class OptimizerStep:
     ) -> list:
         """Return the gradients of an example [1, ...] in the form that the optimizer gets from a tape in training.
 
-        A tape returns None for a weight that does not affect the loss. The optimizer does not change such a weight,
-        even by decay. A tape returns `tf.IndexedSlices` for rows of a table. If a row occurs twice, most optimizers
-        make a step for the slices that differs from the step for their sum. Other gradients are returned as given.
+        - A tape returns None for a weight that does not affect the loss. The optimizer does not change such a weight,
+          not even by decay.
+        - A tape returns `tf.IndexedSlices` for rows of a table. If a row occurs twice, most optimizers treat the
+          slices differently from their sum.
+        - Other gradients are returned as given.
         """
         weights = [tf.convert_to_tensor(w) for w in weights]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -180,7 +185,7 @@ class OptimizerStep:
         """Set the copies to the weights, the learning rate, and the optimizer's current state."""
         values = {id(v): w for v, w in zip(self._weights, weights, strict=True)}
         values[id(self._learning_rate)] = learning_rate
-        # With gradient accumulation the variable counts gradients, while the property counts updates.
+        # With gradient accumulation `_iterations` counts gradients, while the property `iterations` counts updates.
         values[id(self._optimizer._iterations)] = self._live.iterations
         for copy, v in zip(copies, self._variables, strict=True):
             copy.assign(tf.cast(values.get(id(v), v.value), copy.dtype))
@@ -189,7 +194,7 @@ class OptimizerStep:
         """Apply gradients as `fit` does."""
         pairs = zip(gradients, self._weights, strict=True)
         try:
-            # Keras, too, does not change weights without a gradient, but it warns about them.
+            # Keras itself would skip weights without a gradient, but with a warning.
             self._optimizer.apply_gradients([(g, v) for g, v in pairs if g is not None])
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ModelError(
@@ -214,7 +219,7 @@ def learning_rate_now(model: keras.Model, fixed: float | None = None) -> float:
         return float(fixed)
     if model.optimizer is None:
         raise ModelError(
-            "the model has no optimizer that could supply η: pass learning_rate=..."
+            "the model has no optimizer from which η could be taken: pass learning_rate=..."
         )
     try:
         return float(keras.ops.convert_to_numpy(model.optimizer.learning_rate))

@@ -1,4 +1,7 @@
-"""Our own warnings are errors unless a test expects them; global random state is fixed; figures need no display."""
+"""Settings of all tests.
+
+Warnings of our own code are errors unless a test expects them. Random seeds are fixed, and figures need no display.
+"""
 
 import gc
 import os
@@ -41,18 +44,18 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_configure(config):
-    # What is imported stays: looking for garbage among it takes a tenth of the time of tracing graphs.
+    # Imported objects are never freed. To search them for garbage would take a tenth of the time of tracing graphs.
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
-    # Also those that srel_tf attributes to its caller, which is a test.
+    # `tests` is included, because srel_tf attributes its warnings to the caller, which is a test.
     config.addinivalue_line("filterwarnings", r"error:::(srel_tf|train|tests)(\.|$)")
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _without_graphs_of_other_modules():
-    """Drop the graphs of a module: each one that is alive makes the next dataset iterator of `fit` slower.
+    """Drop the graphs of a test module, because each live graph makes the next dataset iterator of `fit` slower.
 
-    TensorFlow keeps some graphs for good. They are frozen, so that no later collection looks for garbage among them.
+    TensorFlow never frees some graphs. They are frozen, so that the garbage collector skips them from then on.
     """
     yield
     gc.collect()
@@ -67,7 +70,7 @@ def _quick_traces():
 
 @pytest.fixture(autouse=True)
 def _fixed_seeds():
-    """The same seeds and registries for each test, and TensorFlow's usual operations, whatever a test sets."""
+    """Give each test the same seeds, registries and TensorFlow operations, whatever the tests before it have set."""
     keras.utils.set_random_seed(0)
     before = [
         (registry, dict(registry))
@@ -83,12 +86,12 @@ def _fixed_seeds():
 
 @pytest.fixture
 def in_double_precision():
-    """Layers, losses and penalties in float64."""
+    """Compute layers, losses and penalties in float64."""
     with double_precision():
         yield
 
 
 @pytest.fixture
 def deterministic_operations():
-    """TensorFlow's deterministic operations. Some have another gradient than the usual ones."""
+    """Use TensorFlow's deterministic operations. The gradients of some differ from those of the usual operations."""
     tf.config.experimental.enable_op_determinism()

@@ -1,4 +1,4 @@
-"""Results and frames made by hand, for what comes after a measurement."""
+"""Results and frames made by hand, for tests of the code that runs after a measurement."""
 
 import numpy as np
 
@@ -17,7 +17,7 @@ SCHEMA = [
 
 
 def probe(per_class=2, classes=2, sources=None, targets=None, ids=None):
-    """`per_class` one-pixel examples of each class, one class after the other."""
+    """Return a probe of `per_class` one-pixel examples of each class, one class after the other."""
     y = np.repeat(np.arange(classes), per_class)
     return ProbeSet(
         np.ones((len(y), 1)), y, CLASS_NAMES[:classes], ids, sources, targets
@@ -28,9 +28,9 @@ def result(
     probe, step=0, measures=("kl", "l1"), update="sgd", learning_rate=0.1, invalid=0.0, seed=0, digits=15,
     estimator="exact",
 ):  # fmt: skip
-    """A result of random entries, a share `invalid` of which is undefined; few `digits` make ties.
+    """Return a result with random entries. A fraction `invalid` is not valid. With few `digits`, some are equal.
 
-    The rows of estimator "auto" are computed by all methods in turn.
+    The rows of the estimator "auto" have all methods in turn.
     """
     methods = {"exact": ["finite_step"], "limit": ["limit"], "auto": METHODS}[estimator]
     rng = np.random.default_rng([seed, 0 if step is None else step])

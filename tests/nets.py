@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 
 @contextlib.contextmanager
 def double_precision():
-    """Layers, losses and penalties in float64."""
+    """Compute layers, losses and penalties in float64 within the context."""
     keras.config.set_floatx("float64")
     keras.config.set_dtype_policy("float64")
     try:
@@ -84,7 +84,7 @@ BODIES = {"mlp": _mlp, "cnn": _cnn, "resnet": _resnet}
 def classifier(
     body="mlp", classes=3, softmax=False, seed=0, optimizer="sgd", loss=None
 ):
-    """A compiled net on 8×8 images that returns logits, or probabilities with `softmax`."""
+    """Return a compiled net on 8×8 images that returns logits, or probabilities if `softmax` is True."""
     keras.utils.set_random_seed(seed)
     inputs = keras.Input((8, 8, 1))
     outputs = keras.layers.Dense(classes)(BODIES[body](inputs))

@@ -1,6 +1,7 @@
-"""The naive S_rel, for comparison: clone the net, really assign one step, two forward passes, NumPy for the measures.
+"""A naive computation of S_rel, for comparison.
 
-Slow and plain on purpose. It imports no engine of srel_tf.
+It clones the net, assigns one real step to the clone, and makes two forward passes. NumPy computes the measures. It is
+slow and plain on purpose, and does not import srel_tf.
 """
 
 import keras
@@ -9,9 +10,10 @@ import tensorflow as tf
 
 
 def clone(model, dtype=None):
-    """A copy of a functional or sequential model with its own weights, compiled with the same loss, in `dtype`.
+    """Return a copy of a functional or sequential model with its own weights and the same loss, in `dtype`.
 
-    A loss casts the predictions to its own dtype, keras.config.floatx() unless it was made with another one.
+    The loss is made again in `dtype`, because it casts the predictions to its own dtype (by default
+    keras.config.floatx()).
     """
 
     def copy_layer(layer):
@@ -32,7 +34,7 @@ def clone(model, dtype=None):
 
 
 def stepped(model, x, y, learning_rate, optimizer=None):
-    """A clone of `model` after one real step on the examples x, y: by hand, or by a given optimizer."""
+    """Return a clone of `model` after one real step on the examples x, y. The step is plain SGD or by `optimizer`."""
     copy = clone(model)
     with tf.GradientTape() as tape:
         loss = copy.compute_loss(
@@ -48,7 +50,10 @@ def stepped(model, x, y, learning_rate, optimizer=None):
 
 
 def fresh_adam(learning_rate):
-    """A new Adam as PyTorch computes it: ε outside the bias correction; Keras takes it inside, so its ε is scaled."""
+    """Return a new Adam whose first step is the same as in PyTorch.
+
+    PyTorch adds ε after the bias correction, Keras before it. Keras's ε is therefore scaled.
+    """
     return keras.optimizers.Adam(learning_rate, epsilon=1e-8 * np.sqrt(1 - 0.999))
 
 
@@ -59,13 +64,13 @@ def log_softmax(outputs):
 
 
 def kl(before, after):
-    """Σ g⁺ log(g⁺/g) of two rows of logits, in extended precision."""
+    """Compute Σ g⁺ log(g⁺/g) from two rows of logits, in extended precision."""
     log_g, log_g_plus = log_softmax(before), log_softmax(after)
     return float((np.exp(log_g_plus) * (log_g_plus - log_g)).sum(axis=-1))
 
 
 def norm(order):
-    """ℓ1 or ℓ2 norm of the difference of the softmax outputs."""
+    """Return a function that computes the ℓ1 or ℓ2 norm of the difference of the softmax outputs."""
 
     def distance(before, after):
         return float(
@@ -81,14 +86,14 @@ def norm(order):
 
 
 def raw_norm(order):
-    """ℓ1 or ℓ2 norm of the difference of the outputs themselves."""
+    """Return a function that computes the ℓ1 or ℓ2 norm of the difference of the outputs themselves."""
     return lambda before, after: float(
         np.linalg.norm(np.asarray(after) - np.asarray(before), order)
     )
 
 
 def of_probabilities(distance):
-    """The same distance from rows of probabilities."""
+    """Return the same distance as a function of rows of probabilities instead of logits."""
     return lambda before, after: distance(
         *(np.log(np.asarray(p, dtype=np.longdouble)) for p in (before, after))
     )
@@ -98,16 +103,19 @@ MEASURES = {"kl": kl, "l1": norm(1), "l2": norm(2)}
 
 
 def srel(model, x, y, sources, targets, learning_rate, distance, make_optimizer=None):
-    """S_rel [n_s, n_t], one source after the other. make_optimizer: a new optimizer for each source, in its state."""
+    """Return S_rel [n_s, n_t], computed one source after the other.
+
+    `make_optimizer` makes the optimizer for each source, in the state from which it steps. None means plain SGD.
+    """
     return srels(
         model, x, y, sources, targets, learning_rate, {"": distance}, make_optimizer
     )[""]
 
 
 def srels(model, x, y, sources, targets, learning_rate, distances, make_optimizer=None):
-    """The same for several distances {name: distance}, of the same steps: {name: S_rel [n_s, n_t]}.
+    """Return {name: S_rel [n_s, n_t]} for several distances {name: distance}, from the same steps.
 
-    NaN where the step does not move the prediction at its own source: 0/0.
+    S_rel is NaN (0/0) if the step does not change the prediction at its own source.
     """
     before = model(x, training=False).numpy()
     matrices = {name: np.empty((len(sources), len(targets))) for name in distances}

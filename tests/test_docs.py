@@ -1,4 +1,4 @@
-"""README and docs/: their code runs, README's result is what its code prints, and what they name exists."""
+"""README and docs/: code blocks run, README shows what its code prints, and all names and paths in them exist."""
 
 import ast
 import re
@@ -22,7 +22,7 @@ def blocks(path, language):
 
 
 def run_blocks(path):
-    """All Python blocks of a page, one after the other, in one namespace."""
+    """Run all Python blocks of a page, one after the other, in one namespace."""
     namespace = {"__name__": path.stem}
     for number, source in enumerate(blocks(path, "python")):
         exec(compile(source, f"{path.name}, block {number}", "exec"), namespace)
@@ -47,7 +47,7 @@ def test_readme_shows_what_its_code_prints(capsys):
         for text in (capsys.readouterr().out, result())
     )
     assert printed[0] == shown[0]
-    # Sums are taken in another order on other processors, so that trainings drift apart.
+    # The order of sums differs between processors, so that the results of trainings differ.
     numbers = [
         [float(cell) for line in table[1:] for cell in line]
         for table in (printed, shown)
@@ -148,7 +148,7 @@ def test_the_tree_is_that_of_the_library():
     )
     room, files = "", set()
     for line in text.splitlines():
-        if not line.startswith("        "):  # A room, or a module beside the rooms.
+        if not line.startswith("        "):  # A room, or a module outside of rooms.
             room = line.split()[0] if line.split()[0].endswith("/") else ""
         files |= {room + name for name in re.findall(r"(?<= )\w+\.py\b", line)}
     modules = {
@@ -179,5 +179,5 @@ def test_public_names_are_on_a_page(module):
         (ROOT / f"docs/api/{module.split('.')[-1]}.md").read_text("utf-8"),
         re.MULTILINE,
     )
-    if module not in shown:  # A page of a whole module shows its __all__.
+    if module not in shown:  # A page of a whole module shows all names in its __all__.
         assert {f"{module}.{name}" for name in exported(module)} <= set(shown)

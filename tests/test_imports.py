@@ -1,4 +1,4 @@
-"""Imports point one way, as the plan of the package says; read from the source, nothing is imported for it."""
+"""Imports between the rooms of srel_tf go one way only. They are read from the source, without importing it."""
 
 import ast
 from pathlib import Path
@@ -21,9 +21,9 @@ MODULES = {
 
 
 def imports_of(source, known=MODULES):
-    """Full names of all modules imported anywhere in a source, within functions too.
+    """Return the full names of all modules that a source imports anywhere, also within functions.
 
-    A name taken from a package is the submodule of that name where there is one.
+    A name that is imported from a package counts as a submodule if there is a submodule of this name.
     """
     found = set()
     for node in ast.walk(ast.parse(source)):
@@ -42,7 +42,7 @@ DIRECT = {
 
 
 def reach(name, graph=DIRECT):
-    """All that `name` imports, directly or through modules of ours."""
+    """Return all modules that `name` imports, directly or through our own modules."""
     found, waiting = set(), [name]
     while waiting:
         for imported in graph.get(waiting.pop(), ()):
@@ -64,7 +64,7 @@ def modules(*packages):
     return found
 
 
-# What each room of srel_tf may import of the others.
+# The other rooms that each room (subpackage or module) of srel_tf may import.
 ROOMS = {
     "errors": (),
     "files": ("errors",),
@@ -118,7 +118,7 @@ ROOMS = {
         "updates",
     ),
 }
-# Libraries that no module of a room reaches.
+# Libraries that no module of a room may import, directly or indirectly.
 UNKNOWN = {
     "measures": ("keras", "pandas"),
     "gradients": ("pandas",),
@@ -134,7 +134,7 @@ UNKNOWN = {
 
 
 def room_of(name):
-    """The room of a module of srel_tf; "" for the package itself."""
+    """Return the room of a module of srel_tf; "" for the package itself."""
     return name.split(".")[1] if "." in name else ""
 
 
@@ -150,7 +150,7 @@ def test_imports_point_one_way(room):
 
 
 def test_rooms_are_in_an_order():
-    """No room is allowed one that comes after it."""
+    """No room may import a room that comes after it."""
     order = list(ROOMS)
     assert all(
         order.index(other) < order.index(room)
@@ -177,7 +177,7 @@ def test_the_library_knows_no_experiments():
 
 
 def test_the_library_loads_figures_only_when_asked():
-    """`import srel_tf` reaches plotting and TensorBoard within functions only."""
+    """srel_tf imports plotting and TensorBoard only within functions."""
     for name in modules("srel_tf"):
         if not within(name, ["srel_tf.plotting", "srel_tf.fit.tensorboard"]):
             tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
@@ -206,7 +206,7 @@ PUBLIC_MODULES = [
 
 
 def exported(name):
-    """The names in a module's __all__."""
+    """Return the names in a module's __all__, or None if it has none."""
     for node in ast.parse(MODULES[name].read_text(encoding="utf-8")).body:
         if (
             isinstance(node, ast.Assign)
@@ -217,7 +217,7 @@ def exported(name):
 
 
 def private_uses(source):
-    """What a source takes from srel_tf that is not offered to users."""
+    """Return the names that a source takes from srel_tf although they are not public."""
     names = exported("srel_tf") | {name.split(".")[1] for name in PUBLIC_MODULES}
     wrong = [
         name

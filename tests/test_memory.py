@@ -1,4 +1,7 @@
-"""The memory of a measurement: bounded by the weights, whatever the number of sources; contractions go in parts."""
+"""The memory of a measurement.
+
+It is bounded by the size of the weights, whatever the number of sources. Large contractions are done in parts.
+"""
 
 import subprocess
 import sys
@@ -42,7 +45,10 @@ for n in (32, 96):
 
 
 def peaks(script):
-    """Peak memory after a measurement of few and then of many, in a process of its own: it never falls."""
+    """Return the peak memory after a measurement of few examples, and then of many, in a separate process.
+
+    A separate process is needed because the peak never falls.
+    """
     run = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
@@ -50,13 +56,16 @@ def peaks(script):
 
 
 def test_memory_stays_below_four_times_the_weights_whatever_the_number_of_sources():
-    """In units of the model's weights, 75 MB."""
+    """The unit is the size of the model's weights, 75 MB."""
     few, many = peaks(SCRIPT)
     assert many < 4.0
     assert many - few < 0.25
 
 
 def test_limit_does_not_hold_the_patches_of_all_examples():
-    """In units of what one example's 7 × 7 convolution sees in float64, 25.7 MB of patches; those of 20 are held."""
+    """The unit is the size of one example's patches of the 7 × 7 convolution in float64, 25.7 MB.
+
+    The patches of 20 examples are held at a time.
+    """
     few, many = peaks(OF_PATCHES)
     assert (many - few) / (96 - 32) < 0.75

@@ -1,4 +1,4 @@
-"""Models, losses and labels of every kind that Keras users have; and those that are refused."""
+"""All kinds of models, losses and labels that Keras users have, and those that are refused."""
 
 import keras
 import numpy as np
@@ -107,7 +107,10 @@ def functional():
     ("make", "eagerly"),
     [
         *((make, False) for make in (Subclassed, sequential, functional)),
-        (functional, True),  # No layer is watched then, of whatever kind the model is.
+        (
+            functional,
+            True,
+        ),  # No layer is observed then, whatever the kind of the model is.
         *(
             pytest.param(make, True, marks=pytest.mark.slow)
             for make in (Subclassed, sequential)
@@ -121,7 +124,7 @@ def test_kinds_of_models_measure_the_same_inside_fit(make, eagerly, data, probe)
     model.compile("sgd", SPARSE(from_logits=True), run_eagerly=eagerly)
     model.attach_probe(
         probe, every=1, measures=("kl",), learning_rate=0.1
-    )  # Builds the model if need be.
+    )  # This also builds the model if it is not built.
     model.fit(x, y, batch_size=6, epochs=1, shuffle=False, verbose=0)
     inside = model.srel_frame()
     assert inside["step"].unique().tolist() == [0, 1, 2]
@@ -239,7 +242,7 @@ def test_scalar_regression_and_a_model_that_returns_a_vector(data):
 @pytest.mark.usefixtures("in_double_precision")
 @pytest.mark.parametrize("reduction", ["sum", "sum_over_batch_size"])
 def test_an_activity_penalty_beside_a_sum_over_the_batch(reduction):
-    """The losses of a batch's examples do not add up to the batch's: only those of single examples count."""
+    """The loss of a batch is not the sum of its examples' losses here. Only the losses of single examples count."""
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(12, 5)), rng.normal(size=(12, 2))
     keras.utils.set_random_seed(0)
@@ -367,7 +370,7 @@ def test_measures_of_probabilities_need_probabilities(data, probe):
     )
     unnormalised = classifier(
         "mlp", loss=SPARSE(from_logits=False)
-    )  # Logits under a loss for probabilities.
+    )  # The model returns logits, but the loss takes probabilities.
     refused(srel_tf.ModelError, "from_logits", lambda: matrix(unnormalised, probe))
     x, y = data
     refused(

@@ -1,4 +1,4 @@
-"""The notebooks run from their first cell to their last, and lie there with their pictures, small."""
+"""The notebooks run from the first cell to the last. The saved files contain their pictures, and are small."""
 
 import os
 from pathlib import Path
@@ -33,7 +33,7 @@ def pictures(notebook):
 
 @pytest.fixture(scope="module")
 def kernel():
-    """One process for all of them: to load TensorFlow takes longer than most of what they do."""
+    """One process for all notebooks: loading TensorFlow takes longer than most of their cells."""
     kernel = KernelManager(kernel_name="python3")
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     kernel.start_kernel(
@@ -51,6 +51,6 @@ def test_it_runs_and_was_committed_with_its_pictures(path, kernel):
     ran = nbformat.from_dict(saved)
     ran.cells.insert(
         0, nbformat.v4.new_code_cell("%reset -f")
-    )  # Nothing of another notebook is known to it.
+    )  # Remove the variables of the other notebooks.
     NotebookClient(ran, km=kernel, timeout=300).execute()
     assert pictures(ran) == pictures(saved) > 0

@@ -1,4 +1,4 @@
-"""The empirical kernel against J Jᵀ from `tape.jacobian`, in float64, with n1 ≠ n2."""
+"""The empirical kernel compared with J Jᵀ from `tape.jacobian`, in float64, with n1 ≠ n2."""
 
 import keras
 import numpy as np
@@ -13,7 +13,7 @@ L = keras.layers
 
 
 class Tied(keras.Model):
-    """Encoder and decoder share a kernel, which no layer's capture can tell."""
+    """Encoder and decoder share a kernel, so that the layers' inputs and outputs do not determine its gradient."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""The library alone: what it requires, what it ships, its version in one place."""
+"""The package: its requirements, the files that it ships, and its version."""
 
 import ast
 import importlib.util
@@ -15,7 +15,7 @@ try:
     import tomllib
 except (
     ModuleNotFoundError
-):  # Python 3.10, where pytest brings it under its former name.
+):  # Python 3.10 has no tomllib, but pytest installs tomli, which is the same.
     import tomli as tomllib
 
 ROOT = Path(__file__).parents[1]
@@ -23,7 +23,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))[
     "project"
 ]
 
-# Packages whose name differs from that of the module they bring.
+# Packages whose name differs from the name of their module.
 PACKAGE_OF = {
     "PIL": "pillow",
     "sklearn": "scikit-learn",
@@ -32,7 +32,7 @@ PACKAGE_OF = {
 
 
 def imported_packages(*folders):
-    """Packages that the sources of these folders import anywhere, within functions too."""
+    """Return the packages that the sources in these folders import anywhere, also within functions."""
     names = set()
     for path in (path for folder in folders for path in (ROOT / folder).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

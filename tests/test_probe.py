@@ -1,4 +1,4 @@
-"""Probe sets: which examples, in which order, under which names, and what is refused."""
+"""Probe sets: their examples, order and names, and the inputs that are refused."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def test_labels_as_they_come():
         probe = ProbeSet(X, y, class_names=NAMES)
         np.testing.assert_array_equal(probe.labels, Y)
         assert probe.classes.tolist() == [NAMES[label] for label in Y]
-        assert probe.y.shape == y.shape  # goes to the loss as it is
+        assert probe.y.shape == y.shape  # y is passed to the loss unchanged.
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_sample_takes_whole_floating_point_numbers_for_class_indices():
     assert probe.classes.tolist() == ["owl"] * 4 + ["cat"] * 4
     np.testing.assert_array_equal(
         probe.y, whole[probe.ids]
-    )  # goes to the loss as it is
+    )  # y is passed to the loss unchanged.
     with pytest.raises(ProbeError, match="give class indices or one-hot rows"):
         ProbeSet.sample(X, broken)
 
@@ -84,7 +84,7 @@ def test_floating_point_numbers_read_as_class_indices():
     read = probe.with_class_indices()
     np.testing.assert_array_equal(read.labels, Y)
     assert read.classes.tolist() == [NAMES[label] for label in Y]
-    assert probe.labels is None  # stays as it is
+    assert probe.labels is None  # The original probe is unchanged.
     with pytest.raises(ProbeError, match=r"y is 0\.5 for example b"):
         ProbeSet(X[:3], np.array([2, 0.5, 1]), ids=["a", "b", "c"]).with_class_indices()
     with pytest.raises(ProbeError, match=r"label 2 of example 0 .* 2 class names"):
@@ -92,13 +92,11 @@ def test_floating_point_numbers_read_as_class_indices():
 
 
 def test_sample_draws_without_replacement_and_keeps_positions():
-    probe = ProbeSet.sample(X, Y, per_class=20, class_names=NAMES)  # all there are
+    probe = ProbeSet.sample(X, Y, per_class=20, class_names=NAMES)  # All examples.
     assert sorted(probe.ids) == list(range(60))
     np.testing.assert_array_equal(probe.x[:, 0], probe.ids)  # X[i] is i
     np.testing.assert_array_equal(probe.y, Y[probe.ids])
-    assert not np.array_equal(
-        probe.ids, np.sort(probe.ids)
-    )  # drawn, not the first ones
+    assert not np.array_equal(probe.ids, np.sort(probe.ids))  # The order is random.
 
 
 def test_draw_of_a_class_does_not_depend_on_the_others():
@@ -113,7 +111,9 @@ def test_seed_decides_the_draw():
     ids = [ProbeSet.sample(X, Y, per_class=5, seed=s).ids.tolist() for s in (0, 0, 1)]
     assert ids[0] == ids[1] != ids[2]
     same_positions = np.array(ids[0]).reshape(3, 5) // 3
-    assert len({tuple(row) for row in same_positions}) == 3  # each class its own draw
+    assert (
+        len({tuple(row) for row in same_positions}) == 3
+    )  # The draws of the classes differ.
 
 
 def test_sample_of_one_hot_rows_keeps_them():
@@ -135,7 +135,7 @@ def test_ids_are_kept(ids):
     "ids", [np.array([3, 1], np.uint8), np.array(["b", "a"], object)]
 )
 def test_ids_are_of_two_types(ids):
-    """So that the frames of two probes fit into one."""
+    """Ids are int64 or str, so that the frames of two probes can be joined."""
     found = ProbeSet(X[:2], Y[:2], ids=ids).ids
     assert found.tolist() == ids.tolist()
     assert found.dtype == np.int64 or found.dtype.kind == "U"

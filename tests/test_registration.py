@@ -1,4 +1,4 @@
-"""Measures and layer rules of a user's own work like built-in ones."""
+"""A user's own measures and layer rules work like built-in ones."""
 
 import keras
 import numpy as np
@@ -33,7 +33,7 @@ def hellinger_of_numpy(before, after):
 
 
 def top_margin(change):
-    """Change of the gap between the two largest outputs before the update."""
+    """Return the change of the gap between the two outputs that were largest before the update."""
     order = tf.argsort(change.before, direction="DESCENDING")[..., :2]
     first, second = tf.unstack(
         tf.gather(change.difference, order, batch_dims=len(order.shape) - 1), axis=-1

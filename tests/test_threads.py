@@ -1,4 +1,4 @@
-"""With other numbers of threads sums are taken in another order: the same numbers within the contract, not more."""
+"""The number of threads changes the order of sums. Results agree within the guaranteed tolerance, but not exactly."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ ESTIMATORS = ("exact", "limit")
 
 
 def measure(directory):
-    """Frames of both estimators, by this process with the threads that it has."""
+    """Write the frames of both estimators, measured by this process with its own number of threads."""
     x, y = digits(per_class=8)
     model = classifier("cnn")
     probe = srel_tf.ProbeSet(x, y, sources=range(0, 24, 3))
@@ -26,7 +26,7 @@ def measure(directory):
 
 
 def test_other_numbers_of_threads_change_nothing_beyond_the_contract(tmp_path):
-    """Here, where TensorFlow has a thread a core, and in a process of one thread (two, where there is one core)."""
+    """This process has one thread per core. The other process has one thread, or two if there is only one core."""
     here, there = tmp_path / "here", tmp_path / "there"
     here.mkdir()
     there.mkdir()

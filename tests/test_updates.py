@@ -1,4 +1,4 @@
-"""Fictitious update rules against really stepping a clone with a real optimizer."""
+"""Fictitious update rules compared with a real step of a real optimizer on a clone."""
 
 import functools
 
@@ -22,7 +22,7 @@ def decaying():
     return Opt.schedules.ExponentialDecay(0.02, 2, 0.5)
 
 
-# Every optimizer of Keras, and every option of them, each at least once.
+# Every optimizer of Keras, and every option of these optimizers, at least once.
 OPTIMIZERS = {
     "SGD": lambda: Opt.SGD(ETA),
     "SGD momentum, clipnorm": lambda: Opt.SGD(ETA, momentum=0.9, clipnorm=0.01),
@@ -42,7 +42,7 @@ OPTIMIZERS = {
     "Adafactor": lambda: Opt.Adafactor(2.0),
     "Adafactor schedule": lambda: Opt.Adafactor(
         lambda: 2.0
-    ),  # Adafactor asks whether its rate is callable.
+    ),  # Adafactor checks whether its learning rate is callable.
     "Adagrad": lambda: Opt.Adagrad(ETA),
     "Adadelta": lambda: Opt.Adadelta(ETA),
     "RMSprop": lambda: Opt.RMSprop(ETA, momentum=0.5, centered=True),
@@ -58,7 +58,7 @@ OPTIMIZERS = {
 
 
 def small_net(optimizer, dtype="float32"):
-    """A net with weights of 1, 2 and 4 axes, a constraint, and a layer whose name Muon looks at."""
+    """Return a net with weights of 1, 2 and 4 axes, a constraint, and a layer whose name affects Muon."""
     keras.utils.set_random_seed(0)
     layers = [
         keras.layers.Conv2D(2, 2, dtype=dtype, name="conv"),
@@ -81,7 +81,7 @@ def small_net(optimizer, dtype="float32"):
 
 
 def gradients(model, example):
-    """Made-up ones: a rule is asked what it does with a gradient, wherever that comes from."""
+    """Return random gradients: for the test of a rule it does not matter where a gradient comes from."""
     random = np.random.default_rng(example)
     return [
         tf.constant(random.normal(size=v.shape) * 0.1, v.dtype)
@@ -91,7 +91,7 @@ def gradients(model, example):
 
 @functools.cache
 def trained(name, steps=2):
-    """A small net after a few updates of an optimizer; no test may change it."""
+    """Return a small net after a few updates of an optimizer. It is cached, so no test may change it."""
     model = small_net(OPTIMIZERS[name]())
     for step in range(steps):
         model.optimizer.apply_gradients(
@@ -101,7 +101,7 @@ def trained(name, steps=2):
 
 
 def copy_of(model, make, dtype="float32"):
-    """Another net with another optimizer of the same kind, in the same state."""
+    """Return another net with an optimizer of the same kind, both in the same state as `model`."""
     copy = small_net(make(), dtype)
     copy.set_weights(model.get_weights())
     if model.optimizer.built:
@@ -114,13 +114,13 @@ def copy_of(model, make, dtype="float32"):
 
 
 def really_stepped(copy, gradient):
-    """The weights of a copy after one real step of its optimizer."""
+    """Return the weights of a copy after one real step of its optimizer."""
     copy.optimizer.apply_gradients(zip(gradient, copy.trainable_variables, strict=True))
     return [v.numpy() for v in copy.trainable_variables]
 
 
 def by_rule(model, gradient, dtype=tf.float32):
-    """The same of `update="optimizer"`, which gets weights, gradients and η in `dtype`."""
+    """Return the weights after a step of `update="optimizer"`, which gets weights, gradients and η in `dtype`."""
     rule = OptimizerStep(Network(model))
     weights = [tf.cast(v.value, dtype) for v in model.trainable_variables]
     eta = tf.constant(
@@ -159,7 +159,7 @@ def test_optimizer_rule_in_float64_is_the_step_of_a_float64_copy(name):
     model = trained(name)
     gradient = [
         tf.cast(g, tf.float64) * (1 + 1e-9) for g in gradients(model, 10)
-    ]  # No float32 numbers.
+    ]  # These numbers cannot be represented in float32.
     dtypes = [a.dtype for a in state_of(model)]
     ours = by_rule(model, gradient, tf.float64)
     with double_precision():
@@ -169,7 +169,7 @@ def test_optimizer_rule_in_float64_is_the_step_of_a_float64_copy(name):
     assert keras.config.floatx() == "float32"
 
 
-# The state of a new one: zeros, a constant, the weights; and what is decided when it is built.
+# State of a new optimizer: zeros, a constant, or the weights. Some options take effect when it is built.
 @pytest.mark.parametrize(
     "name",
     [
@@ -217,7 +217,7 @@ def test_each_source_of_a_loop_in_a_graph_starts_from_the_same_state(name):
         theirs = really_stepped(copy_of(model, OPTIMIZERS[name]), gradient)
         assert_same(
             [w[row].numpy() for w in ours], theirs, rtol=1e-6
-        )  # A graph may order products otherwise.
+        )  # A graph may compute products in another order.
     assert_same(state_of(model), before)
 
 
@@ -225,7 +225,10 @@ def test_each_source_of_a_loop_in_a_graph_starts_from_the_same_state(name):
 def test_with_gradient_accumulation_the_gradient_stands_for_the_mean_of_a_complete_accumulation(
     parts,
 ):
-    """Keras takes k times the same gradient, and updates once. What is collected by now does not count."""
+    """In the reference, Keras gets the same gradient k times, and updates once.
+
+    Gradients that the model's optimizer has already collected do not count.
+    """
 
     def make():
         return Opt.Adam(ETA, gradient_accumulation_steps=3, clipnorm=0.5)
@@ -265,7 +268,7 @@ def test_a_loss_scale_does_not_change_the_step():
 
 
 def test_weights_without_a_gradient_and_rows_of_a_table_are_updated_as_in_training():
-    """Keras lets weights without a gradient be, weight decay included, and Adagrad squares each row that it gets."""
+    """Keras does not change weights without a gradient, not even by decay. Adagrad squares each row that it gets."""
     keras.utils.set_random_seed(0)
     layers = [
         keras.layers.Embedding(5, 3),
@@ -316,7 +319,7 @@ class Counting(Opt.SGD):
 
 
 class Hidden(Opt.SGD):
-    """It writes to a Keras variable where nobody finds it."""
+    """An optimizer that writes to a Keras variable that the instrument cannot find."""
 
     def __init__(self):
         super().__init__(ETA)
@@ -389,7 +392,7 @@ def matrix_of(model, data, **settings):
 
 
 def naive_matrix(model, data):
-    """S_rel by `train_on_batch` on the model itself, which is put back after each source."""
+    """Return S_rel by `train_on_batch` on the model itself, whose state is restored after each source."""
     (x, y), variables = data, [*model.variables, *model.optimizer.variables]
     state, after = [v.numpy() for v in variables], reference.clone(model)
     matrix = np.empty((len(SOURCES), len(TARGETS)))
@@ -411,9 +414,9 @@ def naive_matrix(model, data):
 def test_a_word_that_occurs_twice_and_a_weight_outside_the_loss_are_updated_as_in_training(
     loop,
 ):
-    """The loss has no gradient by the weights of `fixed`, whose decay would move the predictions.
+    """The loss has no gradient with respect to the weights of `fixed`. Their decay would change the predictions.
 
-    loop: one backward pass a source, for the model has a loss of its own besides.
+    If `loop` is True, there is one backward pass per source, because the model has an activity regulariser.
     """
     x, y = (
         np.array([[1, 1, 2, 1], [0, 2, 3, 3], [4, 0, 1, 2]]),
@@ -495,7 +498,7 @@ def test_a_schedule_gives_its_present_rate_unless_another_is_given():
     assert learning_rate_now(model) == pytest.approx(0.025, rel=1e-6)
     assert learning_rate_now(model, 0.2) == 0.2
     weights = [tf.convert_to_tensor(v.value) for v in model.trainable_variables]
-    free = slice(4, None)  # The kernel before has a constraint.
+    free = slice(4, None)  # Leave out the weights up to the kernel with a constraint.
     ours = OptimizerStep(Network(model)).updated(weights, gradient, tf.constant(0.2))[
         free
     ]
@@ -512,7 +515,7 @@ def test_rows_of_an_optimizer_that_accumulates_gradients_are_those_of_its_update
     expected = reference.srel(model, *data, SOURCES, TARGETS, 0.1, reference.kl)
     np.testing.assert_allclose(
         matrix_of(model, data, update="optimizer"), expected, rtol=1e-6
-    )  # 0.1 in float32.
+    )  # The learning rate 0.1 is rounded to float32.
 
 
 @pytest.mark.usefixtures("in_double_precision")
@@ -530,7 +533,7 @@ def test_fresh_adam_is_the_first_step_of_a_new_adam(data):
     )
     np.testing.assert_allclose(
         matrix, expected, rtol=1e-6
-    )  # Keras forms 1 − β₂ᵗ in float32.
+    )  # Keras computes 1 − β₂ᵗ in float32.
 
 
 def test_learning_rate_defaults_to_the_optimizers_and_can_be_set(data):

@@ -1,1 +1,1 @@
-"""Compute how the update on each source changes all predictions. This room knows gradients and update rules."""
+"""Compute how the update on each source changes all predictions. The engines use gradients and update rules."""

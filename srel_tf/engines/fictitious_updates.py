@@ -1,4 +1,4 @@
-"""The fictitious update on each source (Definition 1): f after w⁺ = w − η ∇ℓ, or another update rule."""
+"""The outputs f after the fictitious update on each source: w⁺ = w − η ∇ℓ (Definition 1), or another rule."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
@@ -18,7 +18,8 @@ class Update(NamedTuple):
     Attributes:
         outputs: the network after the update, x [n, ...] -> f [n, C].
         before: f at the source before the update, [C].
-        zero: 0 if the gradient is finite, else NaN. It is kept because the outputs of a saturated net would hide a NaN.
+        zero: 0 if the gradient is finite, else NaN. It is added to the outputs after the update, because a saturated
+            net may return finite outputs in spite of a NaN in the gradient.
     """
 
     outputs: Callable[[tf.Tensor], tf.Tensor]
@@ -33,7 +34,7 @@ class Updates(Protocol):
 
 
 class LayerwiseUpdates:
-    """Updates from one forward and one backward pass of all sources; a new weight is formed when its layer is called.
+    """Updates from one forward and one backward pass of all sources. A new weight is formed when its layer is called.
 
     Args:
         backprop: the forward and backward passes of the network.
@@ -84,10 +85,12 @@ class WholeUpdates:
 
     Args:
         network: the network.
-        read_outputs: (x, weights) -> f [n, C] as D reads it.
-        backprop: the passes of the network, or None for one backward pass per source.
-        rule, x, y, learning_rates, weights: as for `LayerwiseUpdates`.
-        move: replaces ∂ℓ/∂f in back-propagation, to see what rounding does.
+        read_outputs: a function (x, weights) -> f [n, C], as D reads it.
+        backprop: the passes of the network; None means one forward and one backward pass per source.
+        rule: an update rule.
+        x, y, learning_rates, weights: as for `LayerwiseUpdates`.
+        move: a function that perturbs ∂ℓ/∂f in back-propagation, to imitate rounding. It is used only if `backprop` is
+            None.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
 """The finite-step engine: outputs before and after each source's fictitious update (Definitions 1 and 2).
 
-A loop over sources inside one `tf.function`: the gradient of one example, the updated weights as tensors, one forward
-pass over the targets. Nothing is assigned to the model, nothing returns to Python between sources, and the memory does
-not depend on the number of sources.
+A loop over the sources runs inside one `tf.function`. For each source it computes the gradient, the updated weights as
+tensors, and the outputs at all targets. Nothing is assigned to the model, and nothing returns to Python between
+sources. Apart from the results, the memory does not depend on the number of sources.
 """
 
 import math
@@ -26,26 +26,29 @@ from srel_tf.numerics.rounding import (
 from srel_tf.updates import UpdateRule
 
 SOURCE_BATCH = 32  # Sources whose layer inputs and output gradients are held at a time.
-LANES = 2  # Independent loops over half of the sources each: they overlap each other's serial parts.
+# Number of loops that run in parallel, each over half of the sources. One can compute while the other is in a serial
+# part.
+LANES = 2
 SAMPLE = (
-    2  # Smallest number of targets per source at which its update is evaluated again.
+    2  # Smallest number of targets per source at which the perturbed update is read.
 )
-SAMPLES = 32  # Smallest number of targets, all sources together, at which updates are evaluated again.
+SAMPLES = 32  # Smallest total number of such targets, over all sources.
 
 
 class Outputs(NamedTuple):
-    """Outputs f, as `LossBackprop.read` returns them, around each source's update.
+    """Outputs f before and after each source's update, as `LossBackprop.read` returns them.
 
-    n_s sources, n_t targets, C outputs.
+    There are n_s sources, n_t targets and C outputs.
 
     Attributes:
-        before: at the targets, [n_t, C].
+        before: at the targets before any update, [n_t, C].
         after: at the targets after each source's update, [n_s, n_t, C].
-        before_at_source, after_at_source: at each source itself, [n_s, C].
-        noisy, noisy_at_source: before any update, at weights perturbed by rounding, [2, n_t or n_s, C].
-        sample: m columns of each source, [n_s, m].
-        sampled, sampled_at_source: outputs at these columns and at the source, with gradient and update computed at the
-            perturbed weights, [2, n_s, m, C] and [2, n_s, C].
+        before_at_source, after_at_source: at each source, before and after its own update, [n_s, C].
+        noisy, noisy_at_source: at the targets and at the sources before any update, for two perturbations of weights
+            and inputs that imitate rounding, [2, n_t, C] and [2, n_s, C].
+        sample: the indices of m targets for each source, [n_s, m].
+        sampled, sampled_at_source: at these targets and at the source, after an update that is computed with the same
+            two perturbations, [2, n_s, m, C] and [2, n_s, C].
     """
 
     before: tf.Tensor
@@ -67,10 +70,10 @@ class FiniteStepEngine:
     Args:
         network: the network.
         rule: the update rule.
-        source_column: int [n_s], the column of each source among the targets, −1 if it is not a target. A source that
-            is a target is read from its column, so that S_rel(x, x) is 1 exactly.
+        source_column: int [n_s], the column of each source among the targets, −1 if it is not a target. The outputs of
+            a source that is a target are taken from its column, so that S_rel(x, x) is exactly 1.
         batch_size: number of examples per forward pass.
-        backprop: the passes of the network, or None for one forward and one backward pass per source.
+        backprop: the passes of the network; None means one forward and one backward pass per source.
     """
 
     def __init__(
@@ -126,7 +129,7 @@ class FiniteStepEngine:
         )
 
     def _sample(self, n_t: int) -> np.ndarray:
-        """Choose the columns [n_s, m] for the noise of each source's update, spread evenly over the targets."""
+        """Choose m targets for each source, evenly spaced, at which the noise of its update is read, int [n_s, m]."""
         n_s = len(self._source_column)
         m = min(n_t, max(SAMPLE, math.ceil(SAMPLES / n_s)))
         start = np.where(
@@ -136,7 +139,10 @@ class FiniteStepEngine:
         return (start[:, None] + np.arange(m) * spacing) % n_t
 
     def _around_updates(self, sources: tuple, x_targets: tf.Tensor) -> list[tf.Tensor]:
-        """Return outputs after each update at the targets, and before and after it at its source."""
+        """Return `after`, `before_at_source` and `after_at_source` of `Outputs`.
+
+        For sources that are targets, `_run` replaces the last two by the outputs in their columns.
+        """
 
         def rows(
             x: tf.Tensor, y: tf.Tensor, learning_rates: tf.Tensor
@@ -154,8 +160,7 @@ class FiniteStepEngine:
             return self._for_each_source(of_source, learning_rates, 3)
 
         n = sources[0].shape[0]
-        # parallel_iterations is not used: it runs one convolution kernel twice at a time, which crashes TensorFlow on a
-        # CPU.
+        # `parallel_iterations` stays 1: TensorFlow crashes on a CPU if it runs one convolution kernel twice at a time.
         lanes = LANES if self._rule.elementwise and n > 1 else 1
         if not tf.executing_eagerly():
             rows = tf.function(
@@ -171,7 +176,10 @@ class FiniteStepEngine:
     def _perturbed_outputs(
         self, sources: tuple, x_targets: tf.Tensor, sample: np.ndarray, after: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Return the noisy outputs of `Outputs`: at targets, at sources, and after updates [2, n_s, 1 + m, C]."""
+        """Return outputs with both perturbations: `noisy`, `noisy_at_source`, and those after updates.
+
+        The outputs after updates, [2, n_s, 1 + m, C], begin with the source, followed by its m sampled targets.
+        """
         sources_are_targets = np.array_equal(
             self._source_column, np.arange(x_targets.shape[0])
         )
@@ -198,7 +206,7 @@ class FiniteStepEngine:
                 learning_rates: tf.Tensor,
                 columns: tf.Tensor,
             ) -> tuple:
-                x = tf.identity(x)  # Layers must see a tensor of this loop.
+                x = tf.identity(x)  # `LayerIO` accepts only tensors of this loop.
                 updates = self._updates(x, y, learning_rates, weights, moved_gradient)
 
                 def of_source(i: tf.Tensor) -> tuple[tf.Tensor, ...]:
@@ -230,7 +238,7 @@ class FiniteStepEngine:
 
         with tf.control_dependencies(
             [after]
-        ):  # One lane after the other: memory suffices for one lane at a time.
+        ):  # Start after the unperturbed updates, because both at once would need more memory.
             signs = tf.identity(tf.constant(SIGNS))
         signature = (self._network.dtype,) * 3
         return tf.map_fn(
@@ -264,7 +272,7 @@ class FiniteStepEngine:
     def _for_each_source(
         self, function: Callable, learning_rates: tf.Tensor, num_outputs: int
     ) -> tuple:
-        """Stack the tensors of function(i); NaN for a source that is left out."""
+        """Stack the tensors of function(i) for all sources i. A source that is left out gets NaN."""
         n = learning_rates.shape[0]
         wanted = tf.where(~tf.math.is_nan(learning_rates))
         if (
@@ -296,7 +304,7 @@ class FiniteStepEngine:
 
 
 def _lanes_of_equal_length(sources: tuple, lanes: int) -> zip:
-    """Split x, y and η of all sources; the last lane is padded with a source whose η is NaN."""
+    """Split x, y and η of all sources into equal lanes. The last lane is padded with sources whose η is NaN."""
     x, y, learning_rates = sources
     n = x.shape[0]
     indices = np.arange(lanes * math.ceil(n / lanes))

@@ -2,9 +2,10 @@
 
     δ_ij = −J(x_j) ∇ℓ(w, x_i)
 
-J is the Jacobian of the outputs with respect to the trainable weights. Both factors are sums over layers of products of
-layer inputs and gradients at layer outputs, for all examples of a batch at once (`srel_tf.gradients.layer_io`). δ is
-contracted layer by layer (`srel_tf.gradients.factored`), so that neither J nor a gradient of all weights is held.
+J is the Jacobian of the outputs with respect to the trainable weights. For each layer, J and ∇ℓ are products of the
+layer's inputs and the gradients at its outputs, which are computed for all examples of a batch at once
+(`srel_tf.gradients.layer_io`). δ is contracted layer by layer (`srel_tf.gradients.factored`), so that neither J nor the
+gradient of all weights is ever held in memory.
 """
 
 import numpy as np
@@ -19,14 +20,14 @@ from srel_tf.gradients.factored import FactoredGradient, inner
 class FirstOrderEngine:
     """Callable engine, traced once: `engine(x_sources, y_sources, x_targets, weights) -> FirstOrder`.
 
-    `weights` are those of the network, or other tensors of the same shapes.
+    `weights` are the network's trainable weights, or other tensors of the same shapes.
 
     Args:
         backprop: the forward and backward passes of the network.
         source_column: int [n_s], the column of each source among the targets, −1 if it is not a target.
-        batch_size: examples whose layer inputs and output gradients are held at a time.
-        differences: whether only differences between outputs count. The engine then computes differences from the last
-            output.
+        batch_size: number of examples whose layer inputs and output gradients are held at a time.
+        differences: whether only differences between outputs matter. If so, the change of the last output is subtracted
+            from all changes.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class FirstOrderEngine:
         x_targets: tf.Tensor,
         weights: list,
     ) -> FirstOrder:
-        # For a softmax `read` returns the logits u themselves.
+        # If the model ends in a softmax, `backprop.read` returns its logits, so the link is the identity.
         link = "sigmoid" if self._backprop.link == "sigmoid" else "identity"
         return FirstOrder(
             link, *self._compiled(x_sources, y_sources, x_targets, weights)
@@ -71,9 +72,10 @@ class FirstOrderEngine:
     def _one_batch(
         self, x: tf.Tensor, y: tf.Tensor, weights: list
     ) -> tuple[tf.Tensor, ...]:
-        """Return f, df/du and δ if the sources are the targets, which saves one backward pass.
+        """Return f, df/du and δ for sources that are also the targets, in the same order.
 
-        The gradients of the loss are those of the first direction, which points along ∂ℓ/∂u.
+        The first direction at each example is along ∂ℓ/∂u, so that the gradient along it also gives that of the loss.
+        This saves one backward pass.
         """
         forward_pass = self._backprop.forward(x, weights)
         unit, length = self._unit_output_gradient(forward_pass, y)
@@ -120,7 +122,11 @@ class FirstOrderEngine:
         return self._backprop.read(outputs), self._backprop.link_derivative(outputs)
 
     def _basis(self, forward_pass: ForwardPass) -> tf.Tensor:
-        """Orthonormal directions of u as rows [M, C]: a basis, or one of the directions that sum to zero."""
+        """Return orthonormal directions of u as rows [M, C].
+
+        They are a basis of all directions. If only differences matter, they are a basis of those whose entries sum to
+        zero.
+        """
         n_outputs = forward_pass.u.shape[-1]
         identity = np.eye(n_outputs)
         if not self._differences:
@@ -131,13 +137,16 @@ class FirstOrderEngine:
     def _gradients_along(
         self, forward_pass: ForwardPass, directions: tf.Tensor
     ) -> list[list[FactoredGradient]]:
-        """Per-example gradients of ⟨direction, u⟩ for each of the directions [n, M, C]."""
+        """Return the per-example gradients of ⟨direction, u⟩ for each of the directions [n, M, C]."""
         return self._backprop.gradients(forward_pass, tf.unstack(directions, axis=1))
 
     def _unit_output_gradient(
         self, forward_pass: ForwardPass, y: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Split ∂ℓ/∂u of each example into a unit vector [n, C] and a length [n] (possibly too small for float32)."""
+        """Split ∂ℓ/∂u of each example into a unit vector [n, C] and a length [n].
+
+        The length is in float64, because it may be too small for float32.
+        """
         gradient = self._backprop.output_gradient(forward_pass, y)
         length = tf.norm(gradient, axis=-1)
         return tf.math.divide_no_nan(gradient, length[:, None]), length
@@ -150,14 +159,14 @@ class FirstOrderEngine:
         directions: tf.Tensor,
         weights: list,
     ) -> tf.Tensor:
-        """δ, float64 [n_s, n_t, C].
+        """Return δ, float64 [n_s, n_t, C].
 
         Args:
-            sources: gradients of each weight; only the first function of each source is used.
-            length: factor of the gradients of each source, [n_s].
-            targets: gradients along the directions.
-            directions: [n_t, M, C].
-            weights: weights at which the regularisers' penalty is taken.
+            sources: gradients of each weight at the sources. Only those of the first function are used.
+            length: factor by which the gradients of each source are multiplied, [n_s].
+            targets: gradients of each weight at the targets, along each direction.
+            directions: directions of u at each target, [n_t, M, C].
+            weights: weights at which the gradient of the regularisers' penalty is computed.
         """
         products = [
             inner(source, target)
@@ -180,10 +189,10 @@ class FirstOrderEngine:
 
 
 def directions_from(unit: tf.Tensor, basis: tf.Tensor) -> tf.Tensor:
-    """Return orthonormal rows [n, M, C] with the span of `basis` [M, C] whose first row is ± a unit vector of the span.
+    """Return n orthonormal bases [n, M, C] of the span of `basis` [M, C]; the first row of each is ± a unit vector.
 
-    The basis is reflected (Householder) for each of the unit vectors [n, C]. Any reflection is correct for a vector
-    that is zero or not finite.
+    The unit vectors [n, C] lie in this span. Each basis is a Householder reflection of `basis`. For a vector that is
+    zero or not finite, any reflection is correct.
     """
     coordinates = unit @ tf.transpose(basis)
     finite = tf.reduce_all(tf.math.is_finite(coordinates), axis=-1, keepdims=True)

@@ -1,7 +1,7 @@
-"""The limit η → 0 for any model: each source's gradient is pushed forward through the targets, one after the other.
+"""The limit η → 0 for any model, by forward-mode differentiation, one source after the other.
 
-δ_i = −J ∇ℓ(w, x_i) is the derivative of the outputs along −∇ℓ. Forward-mode differentiation gives it for all targets in
-one pass and needs no knowledge of the model's layers.
+δ_i = −J ∇ℓ(w, x_i) is the derivative of the outputs along −∇ℓ. Forward-mode differentiation computes it for all targets
+in one pass, and uses no knowledge of the model's layers.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from srel_tf.gradients.batching import map_batches
 from srel_tf.gradients.network import Network
 from srel_tf.gradients.output_gradients import LINKS, link_derivative, link_of
 
-# Of TensorFlow's forward mode: it knows no `tf.map_fn` and no `tf.ensure_shape`, for example.
+# Errors of TensorFlow's forward mode for operations that it does not support, such as `tf.map_fn`, `tf.ensure_shape`.
 FORWARD_MODE_ERRORS = (LookupError, NotImplementedError, TypeError, ValueError)
 
 
@@ -69,7 +69,7 @@ class ForwardModeEngine:
     def _moved(
         self, x_sources: tf.Tensor, y_sources: tf.Tensor, x: tf.Tensor, weights: list
     ) -> tf.Tensor:
-        """δ of u, float64 [n_s, n, C]."""
+        """Return δ, the first-order change of u, float64 [n_s, n, C]."""
         network = self._network
 
         def of_source(i: tf.Tensor) -> tf.Tensor:
@@ -129,7 +129,10 @@ def along(
 def _along_by_two_reverses(
     u_at: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor, weights: list, tangents: list
 ) -> tf.Tensor:
-    """Return the derivative of u_at(x) along the tangents: that of ⟨Jᵀv, tangents⟩, which is linear in v, along v."""
+    """Return J t, the derivative of u_at(x) along the tangents t.
+
+    Two reverse passes are used: J t is the gradient of ⟨Jᵀv, t⟩ with respect to v.
+    """
     zero = tf.UnconnectedGradients.ZERO
     with tf.GradientTape(watch_accessed_variables=False) as outer:
         with tf.GradientTape(watch_accessed_variables=False) as inner:

@@ -7,13 +7,13 @@ import tensorflow as tf
 
 
 class FirstOrder(NamedTuple):
-    """First-order changes per unit of η of n_t targets by the updates on n_s sources; C outputs.
+    """First-order changes of C outputs at n_t targets by the updates on n_s sources, per unit of η.
 
     Attributes:
-        link: name of the link of `output_gradients.LINKS` whose u was differentiated.
-        before, before_at_source: outputs f at targets [n_t, C] and at sources [n_s, C].
-        moved, moved_at_source: δ, the change of u, [n_s, n_t, C] and [n_s, C].
-        link_derivative, link_derivative_at_source: df/du, [n_t, C] and [n_s, C].
+        link: name of the link from the differentiated variable u to the outputs f (`output_gradients.LINKS`).
+        before, before_at_source: f at the targets [n_t, C] and at the sources [n_s, C].
+        moved, moved_at_source: δ, the change of u, at the targets [n_s, n_t, C] and at the sources [n_s, C].
+        link_derivative, link_derivative_at_source: df/du at the targets [n_t, C] and at the sources [n_s, C].
     """
 
     link: str
@@ -26,7 +26,7 @@ class FirstOrder(NamedTuple):
 
 
 class JoinedExamples(NamedTuple):
-    """The targets, followed by the sources that are not targets. Every source is then a target.
+    """The targets, followed by the sources that are not targets, so that all sources are included.
 
     Attributes:
         x: [n, ...].
@@ -42,7 +42,7 @@ class JoinedExamples(NamedTuple):
     def of(
         cls, x_sources: tf.Tensor, x_targets: tf.Tensor, source_column: np.ndarray
     ) -> "JoinedExamples":
-        """Join the examples; source_column: int [n_s], the column of each source, −1 if the source is not a target."""
+        """Join the examples. `source_column`, int [n_s], is each source's column, −1 if the source is not a target."""
         n_t = x_targets.shape[0]
         no_target = source_column < 0
         x = tf.concat(
@@ -53,7 +53,7 @@ class JoinedExamples(NamedTuple):
 
     @property
     def are_the_sources(self) -> bool:
-        """Return whether x holds the sources alone, in their order."""
+        """Return whether x holds exactly the sources, in the same order."""
         return np.array_equal(self.column, np.arange(self.x.shape[0]))
 
     def split(

@@ -1,1 +1,1 @@
-"""Compute S_rel from changes of predictions: by the finite step, by its limit, or by both."""
+"""Compute S_rel from changes of predictions: for the finite step, for its limit, or for both."""

@@ -15,7 +15,8 @@ from srel_tf.numerics.rounding import (
 )
 from srel_tf.result import Matrices
 
-NEIGHBOURS = 8  # Number of examples whose noise is added to each example: its own noise may be small by chance.
+# Number of examples whose noise is tried at each example, itself included: its own noise may be small by chance.
+NEIGHBOURS = 8
 
 
 def from_finite_steps(
@@ -25,13 +26,13 @@ def from_finite_steps(
     source_column: np.ndarray,
     method: str,
 ) -> dict[str, Matrices]:
-    """Return the `Matrices` of each measure from outputs around each update.
+    """Return the `Matrices` of each measure from outputs before and after each update.
 
     Args:
         outputs: outputs of the finite-step engine.
-        kinds: readings of outputs; kinds[True] is for measures of raw outputs, kinds[False] for the others.
+        kinds: readings of outputs. kinds[True] is for measures of raw outputs, kinds[False] for the others.
         measures: measures by name.
-        source_column: int [n_s], the column of each source or −1.
+        source_column: int [n_s], the column of each source among the targets, −1 if it is not a target.
         method: value of `Matrices.method`.
     """
     reader = FiniteStepReader(outputs, kinds)
@@ -48,7 +49,7 @@ def from_finite_steps(
 
 
 class FiniteStepReader:
-    """Computes D, and the noise of D, from the outputs of the finite-step engine."""
+    """Compute D and its noise from the outputs of the finite-step engine."""
 
     def __init__(self, outputs: Outputs, kinds: dict[bool, str]) -> None:
         self._outputs, self._kinds = outputs, kinds
@@ -112,7 +113,7 @@ class FiniteStepReader:
         size = np.abs(denominator) ** (1 / measure.degree)
         with np.errstate(divide="ignore", invalid="ignore"):
             share = np.maximum(at_source, at_sample.max(axis=1, initial=0)) / size
-        # The few evaluations of a row may agree by chance: its noise is at least the median of all rows.
+        # By chance the few evaluations of a row may agree. Its noise is therefore at least the median of all rows.
         known = np.isfinite(denominator) & (denominator != 0)
         return np.maximum(share, np.median(share[known]) if known.any() else 0)
 
@@ -123,7 +124,7 @@ class FiniteStepReader:
         outputs: tf.Tensor,
         outputs_again: tf.Tensor,
     ) -> np.ndarray:
-        """Return the largest distance (as a norm) between outputs [..., C] and noisy outputs [draws, ..., C], [...]."""
+        """Return the largest distance, as a norm, between outputs [..., C] and noisy outputs [draws, ..., C]."""
         of_nothing = self._between(measure, distance, outputs, outputs)
         of_noise = self._between(measure, distance, outputs, outputs_again)
         return noise_between(measure.degree, of_nothing, of_noise).max(axis=0)
@@ -137,12 +138,17 @@ class FiniteStepReader:
 
 
 def _with_noise(before: tf.Tensor, noisy: tf.Tensor, kind: str) -> tf.Tensor:
-    """Return outputs before any update with rounding noise, [draws, n, C].
+    """Return several versions of the outputs before any update, with rounding noise, [draws, n, C].
+
+    The versions are:
+
+    - The outputs at perturbed weights.
+    - The outputs plus the noise of other examples. If the outputs are probabilities, the noise is relative to them.
+    - The outputs with their last digits changed (`last_places_moved`).
 
     Args:
         before: outputs [n, C].
-        noisy: at perturbed weights [2, n, C]. The noise of some other examples is also added to each example, as a
-            share of the outputs if these are probabilities. Further evaluations move the last digits of the outputs.
+        noisy: outputs at perturbed weights, [2, n, C].
         kind: reading of the outputs.
     """
     scale = before if kind == "probabilities" else tf.ones_like(before)
@@ -164,12 +170,13 @@ def from_first_order(
     source_column: np.ndarray,
     method: str,
 ) -> dict[str, Matrices]:
-    """Return the `Matrices` of each measure from first-order changes; D is per unit of η (KL: of η²).
+    """Return the `Matrices` of each measure from first-order changes. D is per unit of η (KL: of η²).
 
     Args:
         changes: first-order changes from an engine.
         changes_again: the same changes at perturbed weights, which give the noise. Empty if `relative_noise` is given.
-        relative_noise: [n_s], noise as a share of the largest change that each source causes.
+        relative_noise: [n_s], noise as a share of the largest change that each source causes. None if `changes_again`
+            gives the noise.
         kinds, measures, source_column, method: as for `from_finite_steps`.
     """
     matrices = {}
@@ -232,7 +239,11 @@ def _noise_of_repetitions(
     denominator: np.ndarray,
     again: list[tuple[np.ndarray, np.ndarray]],
 ) -> Noise:
-    """Return the noise from repetitions: at least the smaller of the largest values in the entry's row and column."""
+    """Return the noise from repeated evaluations.
+
+    By chance an entry may hardly differ between evaluations. Its noise is therefore at least the smaller of two maxima:
+    over its row, and over its column.
+    """
     entries = np.max(
         [noise_between(measure.degree, numerator, other) for other, _ in again], axis=0
     )
@@ -256,9 +267,9 @@ def assembled(
     source_column: np.ndarray,
     method: str,
 ) -> Matrices:
-    """Return the `Matrices` of one measure: entries whose error is bounded by tolerance · (1 + S) are valid."""
+    """Return the `Matrices` of one measure. Entries whose error is at most tolerance · (1 + S) are valid."""
     if measure.numerator is measure.denominator:
-        # S_rel(x, x) is set to exactly 1 for every update.
+        # Set S_rel(x, x) to exactly 1.
         rows = np.flatnonzero(source_column >= 0)
         diagonal = rows, source_column[rows]
         numerator, of_updates = np.array(numerator), np.array(noise.of_updates)

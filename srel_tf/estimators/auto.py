@@ -1,4 +1,4 @@
-"""The finite step in float32, in float64 for rows that float32 does not resolve, and the limit for the others."""
+"""The finite step in float32, then in float64, then the limit, each for the rows that are still unresolved."""
 
 import functools
 import warnings
@@ -15,14 +15,15 @@ from srel_tf.result import Matrices
 LONGER = (
     1e3,
     1e5,
-)  # Lengths, in units of the step, of the steps that the limit is compared with.
+)  # The limit is compared with steps that are longer by these factors.
 
 
 class AutoEstimator:
     """The finite step in float32, and in float64 for the rows that float32 does not resolve.
 
-    A row that float64 does not resolve either gets the S_rel of its limit, if a step that is `LONGER` times as long
-    agrees with the limit within the tolerance. For each row, the method with the most valid entries is used.
+    For a row that is not resolved in float64, the limit is tried. An entry of the limit is valid only if a step that is
+    `LONGER` times as long agrees with it within the tolerance. For each row, the method with the most valid entries is
+    used.
     """
 
     def __init__(self, plan: MeasurementPlan) -> None:
@@ -54,7 +55,7 @@ class AutoEstimator:
 
     @functools.cached_property
     def _plan_in_float64(self) -> MeasurementPlan | None:
-        """Return the float64 estimator; None, with a warning, if the model does not run in float64."""
+        """The plan in float64. None, with a warning, if the model does not run in float64."""
         try:
             return self._plan.in_precision("float64")
         except ModelError as error:
@@ -66,7 +67,7 @@ class AutoEstimator:
 
     @functools.cached_property
     def _exact_in_float64(self) -> ExactEstimator | None:
-        """Made when first needed."""
+        """The finite step in float64, made when first needed. None if the model does not run in float64."""
         return (
             None
             if self._plan_in_float64 is None
@@ -75,7 +76,7 @@ class AutoEstimator:
 
     @functools.cached_property
     def _limit(self) -> LimitEstimator | None:
-        """The limit in float64, made when first needed; None for rules and measures that have no limit."""
+        """The limit in float64, made when first needed. None for update rules and measures that have no limit."""
         assert self._plan_in_float64 is not None
         try:
             check_limit(self._plan_in_float64)
@@ -85,12 +86,12 @@ class AutoEstimator:
 
 
 def _only(rows: np.ndarray, rates: np.ndarray) -> np.ndarray:
-    """Return η of these rows, and NaN for the other rows, which leaves them out."""
+    """Return η for these rows, and NaN for the others, so that the engine leaves them out."""
     return np.where(rows, rates, np.nan)
 
 
 def agreeing(measure: Measure, limit: Matrices, step: Matrices) -> Matrices:
-    """Return the limit's matrices, valid where a finite step is valid and agrees within the measure's tolerance."""
+    """Return the limit's matrices. An entry is valid only if the finite step is valid and agrees within tolerance."""
     with np.errstate(invalid="ignore"):
         agree = np.abs(limit.srel - step.srel) <= measure.tolerance * (
             1 + np.abs(limit.srel)
@@ -100,7 +101,7 @@ def agreeing(measure: Measure, limit: Matrices, step: Matrices) -> Matrices:
 
 
 def _unresolved_rows(matrices: dict[str, Matrices]) -> np.ndarray:
-    """Select the rows [n_s] in which an entry of any measure is a number but not valid."""
+    """Return which rows have an entry that is finite but not valid, for any measure, bool [n_s]."""
     of_measures = []
     for m in matrices.values():
         numbers = np.isfinite(m.numerator) & np.isfinite(m.denominator)[:, None]
@@ -111,7 +112,7 @@ def _unresolved_rows(matrices: dict[str, Matrices]) -> np.ndarray:
 def row_by_row(
     first: dict[str, Matrices], second: dict[str, Matrices]
 ) -> dict[str, Matrices]:
-    """Return matrices that take a source's row from the second argument if it has more valid entries there."""
+    """For each measure and source, return the row of `second` if it has more valid entries, else that of `first`."""
     return {
         name: _better_rows(matrices, second[name]) for name, matrices in first.items()
     }

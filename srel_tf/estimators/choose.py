@@ -21,11 +21,11 @@ Estimator: TypeAlias = Callable[[float], dict[str, Matrices]]
 def make_estimator(plan: MeasurementPlan) -> Estimator:
     """Return the estimator that the settings ask for.
 
-    precision="auto" is the model's own precision for "exact", float64 for "limit", and for "auto" float64 for rows that
-    the model's own precision does not resolve.
+    precision="auto" means the model's own precision for the estimator "exact", and float64 for "limit". The estimator
+    "auto" then uses the model's own precision, and float64 for rows that this precision does not resolve.
 
     Raises:
-        OptionError: if a measure or rule has no limit, or the precision does not suit the model.
+        OptionError: if a measure or update rule has no limit, or if the precision does not suit the model.
         ModelError: if precision="float64" and the model does not run in float64.
     """
     settings, own = plan.settings, plan.network.dtype.name
@@ -37,7 +37,7 @@ def make_estimator(plan: MeasurementPlan) -> Estimator:
         wanted = {"exact": own, "limit": "float64", "auto": "auto"}[settings.estimator]
     if own == "float64" and wanted == "float32":
         raise OptionError(
-            "precision='float32': the model's weights are in float64, of which float32 loses digits"
+            "precision='float32' would lose digits, because the model's weights are in float64: use precision='auto'"
         )
     if wanted == own or own == "float64":
         return make(plan)

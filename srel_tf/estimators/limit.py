@@ -31,8 +31,8 @@ from srel_tf.result import Matrices
 
 FURTHER_DIGITS = (
     2.0**7
-)  # Assumed ratio of a derivative's rounding noise to that of the outputs. Float64 has digits to spare for it.
-# Relative lengths of the steps, and the tolerance, with which derivatives are compared with differences.
+)  # Assumed ratio of a derivative's rounding noise to that of the outputs. Float64 has enough digits for it.
+# Check of derivatives by finite differences: lengths of the steps relative to the weights, and tolerance.
 CHECK_IN_FLOAT64 = (1e-7, 1e-6, 1e-5), 1e-2
 CHECK_IN_FLOAT32 = (1e-4, 1e-3, 1e-2), 1e-1
 
@@ -40,9 +40,9 @@ CHECK_IN_FLOAT32 = (1e-4, 1e-3, 1e-2), 1e-1
 class LimitEstimator:
     """S_rel in the limit η → 0. Numerators and denominators are per unit of η (`kl`: of η²).
 
-    In float32 the whole measurement is repeated at perturbed weights: rounding can move a unit across a kink, which
-    changes some derivatives and leaves the outputs unchanged. In float64 no unit is that close to a kink, and enough
-    digits remain: only outputs and output gradients are repeated.
+    In float32 the whole measurement is repeated at perturbed weights, because rounding can move a unit across a kink.
+    This changes derivatives even if the outputs stay the same. In float64 no unit is so close to a kink, and enough
+    digits remain, so that only outputs and output gradients are evaluated again.
     """
 
     def __init__(self, plan: MeasurementPlan) -> None:
@@ -54,7 +54,7 @@ class LimitEstimator:
         if self._backprop is None:
             warnings.warn(
                 f"model {model.name!r}: {reason}; the limit is taken source by source by forward-mode "
-                "differentiation, which costs a few forward passes of all targets for each",
+                "differentiation, which costs a few forward passes of all targets for each source",
                 stacklevel=5,
             )
             self._engine = ForwardModeEngine(
@@ -80,7 +80,7 @@ class LimitEstimator:
         if slow:
             warnings.warn(
                 f"srel_tf has no gradient rule for layers of type {', '.join(slow)}: their gradients are formed "
-                "example by example, which is correct but slower; srel_tf.register_layer_rule adds a rule",
+                "example by example, which is correct but slower; add a rule with srel_tf.register_layer_rule",
                 stacklevel=6,
             )
 
@@ -106,7 +106,7 @@ class LimitEstimator:
         kinds = plan.kinds(changes.before, self._backprop)
         if (
             changes.link == "softmax"
-        ):  # u are the logits of a softmax, and D acts on its outputs as they are.
+        ):  # u holds the logits behind the softmax, but the outputs are probabilities.
             kinds = dict.fromkeys(kinds, "probabilities")
         return from_first_order(
             changes,
@@ -119,7 +119,10 @@ class LimitEstimator:
         )
 
     def _with_sign(self, sign: float) -> FirstOrder:
-        """Return the changes at weights and inputs that are moved by rounding one way or the other; 0 for neither."""
+        """Return the changes at weights and inputs perturbed with this sign; 0 means no perturbation.
+
+        In float64 nothing is perturbed here.
+        """
         plan, network = self._plan, self._plan.network
         (x, y, x_targets), weights = plan.data, network.weights
         if plan.in_float64:
@@ -127,15 +130,16 @@ class LimitEstimator:
         if sign:
             weights = perturbed(weights, sign)
             x, x_targets = (perturbed_inputs(array, sign) for array in (x, x_targets))
-        self._sign.assign(sign)  # The engine, which is traced once, reads it.
+        self._sign.assign(sign)  # The engine is traced once, and reads this variable.
         with network.frozen_as(lambda k, w: perturbed_frozen(k, w, self._sign)):
             return self._engine(x, y, x_targets, weights)
 
 
 class RelativeNoise:
-    """Return the rounding noise of each source's derivatives as a share of the largest derivative, [n_s].
+    """Callable: the rounding noise of each source's derivatives, as a share of the largest derivative, [n_s].
 
-    The noise is read from outputs and ∂ℓ/∂u at perturbed weights, or from outputs and ∇ℓ without a `LossBackprop`.
+    The noise is found by evaluating outputs and ∂ℓ/∂u again at perturbed weights. Without a `LossBackprop`, ∇ℓ is
+    evaluated in the place of ∂ℓ/∂u.
     """
 
     def __init__(self, plan: MeasurementPlan, backprop: LossBackprop | None) -> None:
@@ -154,19 +158,27 @@ class RelativeNoise:
         with np.errstate(divide="ignore", invalid="ignore"):
             changes = np.maximum(
                 changes, np.nanmedian(changes)
-            )  # By chance, rounding leaves some gradients unchanged.
+            )  # Use at least the median, because rounding leaves some gradients unchanged by chance.
             of_gradients = changes / lengths
         of_gradients = np.where(np.isnan(of_gradients), 0, of_gradients)
         return FURTHER_DIGITS * np.maximum(of_gradients, of_outputs)
 
     def _evaluate(self, weights: list, noisy_weights: list) -> tuple[tf.Tensor, ...]:
-        """Return outputs [n_t, C] with both weights, and lengths of gradients and of their changes, [n_s]."""
+        """Evaluate outputs and gradients at both weights.
+
+        Returns:
+            The outputs at `weights` and at `noisy_weights`, [n_t, C] each. Then the norms of the gradients, and the
+            norms of their changes, [n_s] each.
+        """
         (x, y, x_targets), network = self._plan.data, self._plan.network
         batch_size = self._plan.settings.batch_size
         backprop, dtypes = self._backprop, (network.dtype, network.dtype)
 
         def twice(function: Callable, x: tf.Tensor, *move: Callable) -> list:
-            """Return function(x, weights), and the same with what rounding moves; `move` is for the second alone."""
+            """Return function(x, weights), and its value at perturbed weights and inputs.
+
+            `move` is passed to the second call only.
+            """
             first = function(x, weights)
             moved = perturbed_inputs(x, SIGNS[0])
             with network.frozen_as(lambda k, w: perturbed_frozen(k, w, SIGNS[0])):
@@ -192,7 +204,7 @@ class RelativeNoise:
             return *map_batches(at_targets, dtypes, batch_size, x_targets), *lengths
 
         def at_sources(x: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            x = tf.identity(x)  # Layers must see a tensor of this loop.
+            x = tf.identity(x)  # `LayerIO` accepts only tensors of this loop.
             passes = twice(backprop.forward, x)
             gradient, noisy = (backprop.output_gradient(one, y) for one in passes)
             outputs = [one.outputs for one in passes]
@@ -216,10 +228,11 @@ class RelativeNoise:
 def check_derivative(
     plan: MeasurementPlan, backprop: LossBackprop | None, changes: FirstOrder
 ) -> None:
-    """Compare the derivative with finite differences over several step lengths, for the source that moves most.
+    """Compare the derivative with finite differences, for the source whose update changes the outputs most.
 
     Raises:
-        ModelError: if the two disagree: the predictions then depend on something that the derivative does not include.
+        ModelError: if they disagree at each of several step lengths. The predictions then depend on the weights in a
+            way that the derivative does not include.
     """
     network, (x, y, x_targets) = plan.network, plan.data
     weights = [tf.convert_to_tensor(w) for w in network.weights]
@@ -259,8 +272,8 @@ def check_derivative(
         f" (operation {network.opaque!r} has no derivative)" if network.opaque else ""
     )
     raise ModelError(
-        f"the predictions of model {network.model.name!r} do not follow their derivative{cause}: it has no limit "
-        "η → 0 that differentiation gives; use estimator='exact'"
+        f"the predictions of model {network.model.name!r} do not follow their derivative{cause}, so that "
+        "differentiation does not give the limit η → 0: use estimator='exact'"
     )
 
 
@@ -270,21 +283,20 @@ def check_limit(plan: MeasurementPlan) -> None:
     if settings.update != "sgd":
         raise OptionError(
             f"update={settings.update!r} with estimator={settings.estimator!r}: the limit is defined for the plain "
-            f"step "
-            "w − η∇ℓ; use update='sgd', or estimator='exact'"
+            "step w − η∇ℓ; use update='sgd', or estimator='exact'"
         )
     without = [
         name for name, measure in plan.measures.items() if measure.first_order is None
     ]
     if without:
         raise OptionError(
-            f"measures {without} have no first-order form, and so no limit: use estimator='exact', or give first_order "
-            "to register_measure"
+            f"measures {without} have no first-order form, and therefore no limit: use estimator='exact', or pass "
+            "first_order=... to register_measure"
         )
 
 
 def _has_layers_of_ones_own(model: keras.Model) -> bool:
-    """Return whether a model has layers that do not come from Keras, so that their derivatives are not tested."""
+    """Return whether a model has layers that do not come from Keras, so that `check_derivative` is needed."""
     layers = [
         layer for layer in layers_within(model) if not isinstance(layer, keras.Model)
     ]
@@ -292,6 +304,9 @@ def _has_layers_of_ones_own(model: keras.Model) -> bool:
 
 
 def _largest_differences(moved: tf.Tensor) -> np.ndarray:
-    """Return the largest change of a difference of two outputs, or of a single output: [...] from [..., C]."""
+    """Return the largest change of a difference between two outputs, [...], from changes [..., C].
+
+    For C = 1 it is the size of the change.
+    """
     array = np.asarray(moved)
     return np.abs(array[..., 0]) if array.shape[-1] == 1 else np.ptp(array, axis=-1)

@@ -49,7 +49,9 @@ class MeasurementPlan:
     def in_precision(self, dtype: str) -> "MeasurementPlan":
         """Return the same plan in another precision.
 
-        Raises `ModelError` if a part of the model computes in lower precision.
+        Raises:
+            ModelError: if the model or its loss does not run in this precision, or if a part of it computes in a lower
+                precision.
         """
         network = self.network.in_precision(dtype)
         x, y, x_targets = (network.cast(tensor) for tensor in self.data)
@@ -60,17 +62,18 @@ class MeasurementPlan:
             raise
         except (tf.errors.OpError, TypeError, ValueError) as error:
             raise ModelError(
-                f"model {network.model.name!r} or its loss does not run in {dtype} ({reason_of(error)}): let numbers "
-                "of your own take the type of the tensors that they meet"
+                f"model {network.model.name!r} or its loss does not run in {dtype} ({reason_of(error)}): in your own "
+                "layers and losses, give constants the dtype of the tensors with which they are combined"
             ) from error
         return replace(self, network=network, data=(x, y, x_targets))
 
     def kinds(
         self, outputs: tf.Tensor, backprop: LossBackprop | None
     ) -> dict[bool, str]:
-        """Return how to read outputs [n_t, C] of an engine: kinds[True] for measures of raw outputs.
+        """Return how to read outputs [n_t, C] of an engine.
 
-        The raw outputs of a model that ends in a softmax are its probabilities.
+        kinds[True] is for measures of raw outputs, kinds[False] for the others. The raw outputs of a model that ends in
+        a softmax are its probabilities.
         """
         has_softmax_link = backprop is not None and backprop.link == "softmax"
         if has_softmax_link:

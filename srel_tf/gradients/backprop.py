@@ -1,4 +1,4 @@
-"""A forward pass of a batch, and gradients of any function of its outputs at every layer's output."""
+"""Forward pass of a batch, and back-propagation from its outputs to the output of every layer."""
 
 from typing import Any, NamedTuple
 
@@ -109,7 +109,10 @@ class BatchBackprop:
     def backward(
         self, forward_pass: ForwardPass, seeds: list[tf.Tensor]
     ) -> list[tf.Tensor]:
-        """Return gradients of M functions of u at the output of each call, [n, M, ...]; seeds: M times ∂/∂u [n, C]."""
+        """Return the gradients of M functions of u at the output of each layer call, [n, M, ...].
+
+        `seeds` holds the derivative of each function with respect to u, M tensors [n, C].
+        """
         tape, u = forward_pass.tape, forward_pass.u
         layer_outputs = [call.output for call in forward_pass.calls]
         zero = tf.UnconnectedGradients.ZERO
@@ -130,9 +133,9 @@ class BatchBackprop:
 
 
 class LossBackprop(BatchBackprop):
-    """`BatchBackprop` of a network whose compiled loss depends on outputs and targets alone, apart from regularisers.
+    """`BatchBackprop` for a compiled loss that depends only on outputs and targets, apart from regularisers.
 
-    Derivatives are with respect to u, from which Keras computes the loss.
+    Derivatives are with respect to u, the variable from which Keras computes the loss.
 
     Args:
         network: the network.
@@ -158,7 +161,10 @@ class LossBackprop(BatchBackprop):
         self.link = self._find_link(x, y)
 
     def read(self, outputs: tf.Tensor) -> tf.Tensor:
-        """Return outputs [n, C] as D reads them: the logits of a softmax, which resolve probabilities near 0 and 1."""
+        """Return outputs [n, C] as D reads them.
+
+        If the model ends in a softmax, these are its logits, which resolve probabilities near 0 and 1.
+        """
         return (
             LINKS["softmax"].of_outputs(outputs) if self.link == "softmax" else outputs
         )
@@ -185,7 +191,7 @@ class LossBackprop(BatchBackprop):
         )
 
     def penalty_gradient(self, weights: list | None = None) -> list[tf.Tensor] | None:
-        """Return ∇ of the regularisers' penalty, one tensor per weight; None without regularisers."""
+        """Return the gradient of the regularisers' penalty, one tensor per weight. None without regularisers."""
         variables = self.network.variables
         if all(v.regularizer is None for v in variables):
             return None
@@ -209,13 +215,13 @@ class SourceGradients:
     Args:
         backprop: the passes of the network.
         x, y: examples [n, ...].
-        factor: [n], by which the gradients are multiplied at the start of back-propagation.
-        weights: the trainable weights; None means the present weights of the network.
+        factor: [n], factors of the gradients, which are applied at the start of back-propagation.
+        weights: the trainable weights; None means the current weights of the network.
 
     Attributes:
         outputs: f [n, C] as D reads it.
-        zero: float64 [n], 0 for examples whose gradient is finite, else NaN, which the outputs of a saturated net would
-            hide.
+        zero: float64 [n], 0 for examples whose gradient is finite, else NaN. It is needed because a saturated net may
+            return finite outputs after an update that contains NaN.
     """
 
     def __init__(
@@ -241,7 +247,7 @@ class SourceGradients:
         self.zero = _zero_if_finite(self._gradients)
 
     def rank_one_step(self, k: int, i: tf.Tensor) -> OuterProductGradient | None:
-        """Return factor · ∂ℓ_i/∂(the k-th weight) in factored form if it is one outer product, else None."""
+        """Return factor · ∂ℓ_i/∂(the k-th weight) in factored form if it is a single outer product, else None."""
         of_calls = self._gradients[k]
         if self._penalty is not None or len(of_calls) != 1:
             return None

@@ -1,4 +1,4 @@
-"""Apply a function to many examples, a batch at a time inside one graph."""
+"""Apply a function to many examples, one batch at a time, inside one graph."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -7,7 +7,7 @@ import tensorflow as tf
 
 
 def row(array: tf.Tensor, i: tf.Tensor | int) -> tf.Tensor:
-    """Return array[i : i + 1]: `tf.gather` takes a fifth of the graph operations of a slice."""
+    """Return array[i : i + 1]. `tf.gather` needs a fifth of the graph operations that a slice needs."""
     return tf.expand_dims(tf.gather(array, i), 0)
 
 
@@ -16,12 +16,12 @@ def map_batches(
 ) -> tuple[tf.Tensor, ...]:
     """Return the tensors [n, ...] of function(*arrays), computed in batches of equal size.
 
-    Equal sizes let all rows go through the same kernels. The last batch is filled with copies of the last example.
+    Batches of equal size go through the same kernels. The last batch is filled with copies of the last example.
 
     Args:
-        function: takes the arrays' rows of one batch and returns a tuple of tensors with as many rows.
+        function: takes the rows of one batch from each array, and returns a tuple of tensors with as many rows.
         dtypes: dtypes of these tensors.
-        batch_size: largest number of rows at a time.
+        batch_size: largest number of rows in a batch.
         arrays: tensors with n rows each.
     """
     n = arrays[0].shape[0]

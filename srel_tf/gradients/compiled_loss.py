@@ -1,4 +1,4 @@
-"""The compiled loss of a model: its kind among Keras's losses, and its options."""
+"""The compiled loss of a model: its kind and its options."""
 
 import functools
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import keras
 
-# Keras's functions behind its losses for labels. A function of another name is "other".
+# The kinds of Keras's loss functions for class labels. All other loss functions of Keras are "other".
 KINDS = {
     "sparse_categorical_crossentropy": "sparse",
     "categorical_generalized_cross_entropy": "sparse",
@@ -24,9 +24,14 @@ class CompiledLoss(NamedTuple):
     """A model's loss.
 
     Attributes:
-        kind: "sparse" or "categorical" for losses of one class among several, given as an index or as a row; "binary"
-            for a loss of each output separately; "other" for any other Keras loss; "own" for the user's function
-            or class, `add_loss` or `compute_loss` without a compiled loss, or several losses.
+        kind: the kind of the loss:
+
+            - "sparse": a loss of one class among several, where y holds class indices.
+            - "categorical": the same, where y holds rows.
+            - "binary": a loss of each output separately.
+            - "other": any other loss of Keras.
+            - "own": the user's function or class, or several losses. Also a model without a compiled loss, which has
+              `add_loss` or its own `compute_loss`.
         name: the name of the loss in messages.
         from_logits: whether the loss takes logits; None if it has no such option.
         ignore_class: the label whose loss is ignored; None if every label counts.
@@ -39,7 +44,7 @@ class CompiledLoss(NamedTuple):
 
 
 def compiled_loss(model: keras.Model, y_shape: tuple, num_outputs: int) -> CompiledLoss:
-    """Return the `CompiledLoss` of a model of `num_outputs` outputs for targets of shape `y_shape`."""
+    """Return the `CompiledLoss` of a model with `num_outputs` outputs, for targets of shape `y_shape`."""
     loss = single_loss(model, y_shape, num_outputs)
     if loss is None:
         return CompiledLoss("own", "of your own")
@@ -59,7 +64,7 @@ def compiled_loss(model: keras.Model, y_shape: tuple, num_outputs: int) -> Compi
 def single_loss(
     model: keras.Model, y_shape: tuple | None = None, num_outputs: int | None = None
 ) -> keras.losses.Loss | Callable | None:
-    """Return the compiled loss of a model: a `keras.losses.Loss`, a function, or None if the model has no loss.
+    """Return the compiled loss of a model, a `keras.losses.Loss` or a function. None if it has no or several losses.
 
     "crossentropy" and "ce" name a loss that Keras chooses by the shapes of targets and outputs. Without these shapes
     the result is None.
@@ -83,7 +88,7 @@ def _crossentropy(y_shape: tuple, num_outputs: int | None) -> Callable:
 
 
 def function_and_options(loss: Any) -> tuple[Any, dict]:
-    """Return the function behind a loss (or the class of a loss without a function) and the loss's options."""
+    """Return the function behind a loss, or the loss's class if there is no function; and the loss's options."""
     if isinstance(loss, FunctionLoss):
         # Keras keeps all options for the function here, but not all of them in `get_config`.
         options = vars(loss).get("_fn_kwargs", {})

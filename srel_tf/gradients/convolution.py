@@ -1,4 +1,4 @@
-"""Geometry of convolutions, and a product of matrices that replaces slow convolutions."""
+"""Geometry of convolutions, and matrix products that replace slow convolutions."""
 
 import contextlib
 import functools
@@ -14,13 +14,13 @@ from srel_tf.gradients.factored import under_windows
 LAYERS = (
     keras.layers.Conv2D,
     keras.layers.Conv3D,
-)  # Conv1D does not call its `convolution_op`.
+)  # Conv1D is left out, because it does not call its `convolution_op`.
 
 
 def windows(layer: keras.Layer, x: tf.Tensor) -> np.ndarray:
-    """Return the pixel under each kernel entry at each position, int32 [T, J].
+    """Return the index of the pixel under each of the J kernel entries at each of the T positions, int32 [T, J].
 
-    The P pixels of x [n, ..., channels] are numbered in C order; P means padding.
+    The P pixels of x [n, ..., channels] are numbered in C order from 0. The index P stands for padding.
     """
     pixels = np.arange(math.prod(x.shape[1:-1]), dtype=np.int32).reshape(x.shape[1:-1])
     spans = [
@@ -39,7 +39,7 @@ def windows(layer: keras.Layer, x: tf.Tensor) -> np.ndarray:
 
 
 def convolutions_of(layers: Iterable[keras.Layer]) -> list[keras.Layer]:
-    """Return the layers that `quick_convolutions` may serve: Keras's own, channels last, without groups."""
+    """Return the layers that `quick_convolutions` can replace: Keras's own, channels last, without groups."""
     return [
         v
         for v in layers
@@ -51,7 +51,7 @@ def convolutions_of(layers: Iterable[keras.Layer]) -> list[keras.Layer]:
 def quick_convolutions(layers: Iterable[keras.Layer]) -> Iterator[None]:
     """Replace convolutions of few pixels or examples by matrix products within the context. Only rounding differs.
 
-    TensorFlow's CPU kernels are slow for these, above all its float64 backward kernels.
+    TensorFlow's CPU kernels are slow for such convolutions, above all in float64 and in the backward pass.
     """
     replaced = [v for v in layers if "convolution_op" not in vars(v)]
     if tf.config.get_visible_devices("GPU"):
@@ -70,7 +70,7 @@ def quick_convolutions(layers: Iterable[keras.Layer]) -> Iterator[None]:
 def _convolved(
     layer: keras.Layer, convolution_op: Callable, x: tf.Tensor, kernel: tf.Tensor
 ) -> tf.Tensor:
-    """Compute x ⋆ W, as a matrix product if x has few pixels, or fewer patches than W has outputs."""
+    """Compute x ⋆ W. It is a matrix product if x has few pixels, or if it has fewer patches than W has outputs."""
     n, *pixels, _ = x.shape
     if math.prod(layer.kernel_size) == 1:
         return convolution_op(x, kernel)
@@ -96,7 +96,10 @@ def _output_pixels(layer: keras.Layer, x: tf.Tensor) -> tuple:
 
 
 def _product(layer: keras.Layer, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-    """Compute z[n, t, o] = Σ_{p, k} x[n, p, k] M[p, k, t, o]; M holds the kernel entry over pixel p at position t."""
+    """Compute z[n, t, o] = Σ_{p, k} x[n, p, k] M[p, k, t, o].
+
+    M[p, k, t, o] is the kernel's entry that lies over pixel p at position t; it is 0 if there is none.
+    """
     n, *pixels, inputs = x.shape
     outputs = kernel.shape[-1]
     under = windows(layer, x)

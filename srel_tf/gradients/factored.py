@@ -1,8 +1,8 @@
 """Per-example gradients of one weight in factored form, and their inner products without forming the gradients.
 
-Back-propagation gives the gradient of a weight as a sum of outer products over positions (pixels, tokens): inputs of
-the layer times gradients at its output. Letters: n examples, M functions each (the C outputs, or one loss), G groups,
-T positions, K inputs and O outputs of the map.
+Back-propagation gives the gradient of a weight as a sum over positions (pixels, tokens). Each term is the outer product
+of the layer's input and the gradient at its output. Letters in shapes: n examples, M functions of each example (the C
+outputs, or one loss), G groups, T positions, K inputs and O outputs of the map.
 """
 
 import math
@@ -22,11 +22,12 @@ class OuterProductGradient(NamedTuple):
     """∇[g, k, o] = Σ_t a[g, t, k] · s[g, t, o]: gradients of a weight that maps K inputs to O outputs at T positions.
 
     Attributes:
-        inputs: a [n, G, T, K]; or, with `windows`, pixels [n, G, P, K/J].
+        inputs: a [n, G, T, K]; with `windows`, the P pixels [n, G, P, K/J] from which a is formed.
         output_grads: s [n, M, G, T, O], gradients of M functions at the layer's output.
-        dims: sizes of G, K and O as axes of the variable, each a tuple.
-        order: the permutation of the axes (*G, *K, *O) that gives the variable's own.
-        windows: int [T, J], the pixels in the window of each position, where P means a zero. If None, `inputs` is a.
+        dims: three tuples, the sizes of the variable's axes that form G, K and O.
+        order: the permutation that brings the axes (*G, *K, *O) into the order of the variable's axes.
+        windows: int [T, J], the indices of the J pixels in the window at each position; the index P stands for zeros.
+            None means that `inputs` is a itself.
     """
 
     inputs: tf.Tensor
@@ -45,7 +46,7 @@ class OuterProductGradient(NamedTuple):
         )
 
     def parts(self, targets: "OuterProductGradient") -> tuple[int, int]:
-        """Return the numbers of sources and targets per product that keep intermediates below `ENTRIES`."""
+        """Return how many sources and targets to multiply at a time, so that intermediates stay below `ENTRIES`."""
         sizes = self._sizes(targets)
         if sizes.gram > sizes.explicit:
             return max(1, ENTRIES // self._entries(1)), max(
@@ -57,7 +58,10 @@ class OuterProductGradient(NamedTuple):
         return max(1, pairs // n_targets), n_targets
 
     def inner(self, targets: "OuterProductGradient") -> tf.Tensor:
-        """Return ⟨∇ of each source's first function, ∇ of each target's M functions⟩, [n_s, n_t, M]."""
+        """Return the inner products ⟨∇ of each source's first function, ∇ of each target's M functions⟩, [n_s, n_t, M].
+
+        The cheaper of two methods is used.
+        """
         sizes = self._sizes(targets)
         return (
             self._by_gram(targets)
@@ -86,14 +90,14 @@ class OuterProductGradient(NamedTuple):
     def _entries(self, functions: int) -> int:
         """Return the number of array entries held per example while its gradients are computed.
 
-        These are the entries of the gradients or of all patches.
+        These are the entries of the gradients or of all patches, whichever are more.
         """
         groups, inputs, outputs = (math.prod(side) for side in self.dims)
         positions = self.output_grads.shape[3]
         return groups * inputs * max(functions * outputs, positions)
 
     def _by_gram(self, targets: "OuterProductGradient") -> tf.Tensor:
-        """Σ_{t,s} ⟨a_it, a_js⟩ ⟨s_it, s_js⟩: products of inputs times products of output gradients."""
+        """Return the inner products as Σ_{t,t'} ⟨a_it, a_jt'⟩ ⟨s_it, s_jt'⟩, without forming the gradients."""
         of_inputs = self._input_products(targets)
         of_output_grads = tf.einsum(
             "igto,jmgso->ijmgts", self.output_grads[:, 0], targets.output_grads
@@ -101,7 +105,7 @@ class OuterProductGradient(NamedTuple):
         return tf.reduce_sum(of_inputs[:, :, None] * of_output_grads, axis=[3, 4, 5])
 
     def _input_products(self, targets: "OuterProductGradient") -> tf.Tensor:
-        """⟨a_it, a_js⟩ for each pair and group, [n_s, n_t, G, T, S]."""
+        """Return ⟨a_it, a_jt'⟩ for each source i, target j and group, [n_s, n_t, G, T, T']."""
         sizes, equation = self._sizes(targets), "igtk,jgsk->ijgts"
         if sizes.patch_products <= sizes.pixel_products:
             return tf.einsum(equation, self.patches, targets.patches)
@@ -119,7 +123,7 @@ class OuterProductGradient(NamedTuple):
         columns = targets.materialize()
         same = self.output_grads is targets.output_grads
         rows = columns[0] if same else self.only(0).materialize()[0]
-        # The batch of one is deliberate: TensorFlow's batched product is faster for long rows.
+        # A batch of one product, because TensorFlow's batched product is faster for long rows.
         product = tf.matmul(
             rows[None], tf.reshape(columns, [1, functions * n_t, -1]), transpose_b=True
         )
@@ -132,7 +136,7 @@ class OuterProductGradient(NamedTuple):
         return tf.reshape(kernels, [*kernels.shape[:2], -1])
 
     def along(self, direction: tf.Tensor) -> tf.Tensor:
-        """Return ⟨∇ of each function, a tensor of the variable's shape⟩, [n, M]."""
+        """Return the inner product of each gradient with `direction`, a tensor of the variable's shape, [n, M]."""
         sizes = [size for side in self.dims for size in side]
         inverse = [self.order.index(axis) for axis in range(len(sizes))]
         ordered = tf.transpose(
@@ -143,7 +147,7 @@ class OuterProductGradient(NamedTuple):
         return tf.reduce_sum(outputs[:, None] * self.output_grads, axis=[2, 3, 4])
 
     def gradient(self, i: tf.Tensor | int) -> tf.Tensor:
-        """Return ∇ of example i's only function, in the variable's shape."""
+        """Return the gradient of example i in the variable's shape. There must be one function (M = 1)."""
         one = self.example(i)
         grads = tf.squeeze(one.output_grads, 1)
         kernel = tf.matmul(one.patches, grads, transpose_a=True)
@@ -153,7 +157,10 @@ class OuterProductGradient(NamedTuple):
 
     @property
     def is_rank_one(self) -> bool:
-        """Return whether each gradient is one outer product: applying it to inputs is then cheaper than forming it."""
+        """Return whether each gradient is a single outer product.
+
+        Applying such a gradient to inputs is cheaper than forming it.
+        """
         return self.output_grads.shape[2:4] == [1, 1]
 
     def example(self, i: tf.Tensor | int) -> "OuterProductGradient":
@@ -163,7 +170,10 @@ class OuterProductGradient(NamedTuple):
         )
 
     def applied_to(self, other: "OuterProductGradient") -> tf.Tensor:
-        """Return the map's output [n·T, O] at the inputs of `other` if its weight is this gradient of one example."""
+        """Return the output [n·T, O] of the map whose weight is this gradient, at the inputs of `other`.
+
+        This gradient must be of one example and of rank one.
+        """
         inputs, outputs = math.prod(self.dims[1]), self.output_grads.shape[-1]
         products = tf.matmul(
             tf.reshape(other.patches, [-1, inputs]),
@@ -228,16 +238,16 @@ class EmbeddingGradient(NamedTuple):
 
 
 class ExplicitGradient(NamedTuple):
-    """∇ itself, explicitly.
+    """Gradients in explicit form.
 
     Attributes:
-        gradients: [n, M, *shape of the variable].
+        gradients: ∇, [n, M, *shape of the variable].
     """
 
     gradients: tf.Tensor
 
     def parts(self, targets: "ExplicitGradient") -> tuple[int, int]:
-        """See `OuterProductGradient.parts`. No intermediate is formed, so that all examples are multiplied at once."""
+        """See `OuterProductGradient.parts`. There are no intermediates, so that all examples are multiplied at once."""
         return self.gradients.shape[0], targets.gradients.shape[0]
 
     def inner(self, targets: "ExplicitGradient") -> tf.Tensor:
@@ -269,9 +279,9 @@ FactoredGradient: TypeAlias = (
 
 
 def inner(sources: FactoredGradient, targets: FactoredGradient) -> tf.Tensor:
-    """Return ⟨∇ of each source's first function, ∇ of each target's M functions⟩, [n_s, n_t, M].
+    """Return the inner products ⟨∇ of each source's first function, ∇ of each target's M functions⟩, [n_s, n_t, M].
 
-    Sources and targets have gradients of the same class, as gradients of one layer do. Large products are computed in
+    Sources and targets must be of the same class, as the gradients of one layer are. Large products are computed in
     parts.
     """
     first: Any = sources
@@ -289,7 +299,7 @@ def inner(sources: FactoredGradient, targets: FactoredGradient) -> tf.Tensor:
 def map_parts(
     factored: FactoredGradient, part_size: int, function: Callable[..., tf.Tensor]
 ) -> tf.Tensor:
-    """Apply a function to some of the examples at a time; return function(factored) [n, ...]."""
+    """Return function(factored), [n, ...], computed for `part_size` examples at a time."""
     fields = [
         name for name in factored._fields if tf.is_tensor(getattr(factored, name))
     ]
@@ -303,7 +313,10 @@ def map_parts(
 
 
 def under_windows(pixels: tf.Tensor, windows: np.ndarray) -> tf.Tensor:
-    """Return the patch that each window selects, [n, G, T, J·k], of pixels [n, G, P, k]; see `windows` above."""
+    """Return the patches [n, G, T, J·k] that windows [T, J] select from pixels [n, G, P, k].
+
+    `OuterProductGradient` describes the windows.
+    """
     n, groups, n_pixels, _ = pixels.shape
     if (windows == n_pixels).any():
         pixels = tf.pad(pixels, [[0, 0], [0, 0], [0, 1], [0, 0]])
@@ -313,7 +326,7 @@ def under_windows(pixels: tf.Tensor, windows: np.ndarray) -> tf.Tensor:
 def _pixel_pairs_of_positions(
     sources: OuterProductGradient, targets: OuterProductGradient
 ) -> tf.Tensor:
-    """Count how often one kernel entry lies over pixels p and q at positions t and s, [P·Q, T·S]."""
+    """Count the kernel entries that lie over pixel p at position t and over pixel q at position s, [P·Q, T·S]."""
     of_sources, of_targets = (
         tf.one_hot(f.windows, f.inputs.shape[2], dtype=sources.inputs.dtype)
         for f in (sources, targets)

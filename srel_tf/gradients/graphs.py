@@ -1,4 +1,4 @@
-"""How the functions of a measurement are traced and run as graphs."""
+"""Trace the functions of a measurement, and run them as graphs."""
 
 import contextlib
 import functools
@@ -9,9 +9,10 @@ import tensorflow as tf
 
 
 def compiled(function: Callable) -> Callable:
-    """Trace a function of tensors once for each shape.
+    """Return a function of tensors as a graph that is traced once for each shape of its arguments.
 
-    XLA is slow for convolutions on a CPU, and one setting everywhere gives one answer everywhere.
+    XLA is always off: it is slow for convolutions on a CPU, and a setting that depended on the machine could change the
+    results.
     """
     traced = tf.function(function, jit_compile=False, autograph=False)
 
@@ -25,10 +26,10 @@ def compiled(function: Callable) -> Callable:
 
 @contextlib.contextmanager
 def unoptimized_graphs() -> Iterator[None]:
-    """Switch TensorFlow's graph optimizer off on a machine without a GPU.
+    """Switch TensorFlow's graph optimizer off within the context, on a machine without a GPU.
 
-    It takes a fifth of the first call. Later calls take as long without it, for their time goes into large kernels.
-    On a GPU it chooses the layout of convolutions.
+    The optimizer takes a fifth of the time of the first call. It does not make later calls faster, because they spend
+    their time in large kernels. On a GPU it stays on, because it chooses the layout of convolutions.
     """
     if tf.config.list_logical_devices("GPU"):
         yield
@@ -44,9 +45,10 @@ def unoptimized_graphs() -> Iterator[None]:
 
 @contextlib.contextmanager
 def restored_variable_scope() -> Iterator[None]:
-    """Put the caching device of TensorFlow's variable scope back, also after an error.
+    """Restore the caching device of TensorFlow's variable scope at the end of the context, also after an error.
 
-    `tf.map_fn` sets one while it traces and keeps it if its function raises. Later `tf.distribute` scopes then fail.
+    `tf.map_fn` sets a caching device while it traces. If its function raises an error, it does not reset the device,
+    and later `tf.distribute` scopes fail.
     """
     scope = tf.compat.v1.get_variable_scope()
     device = scope.caching_device
@@ -54,5 +56,7 @@ def restored_variable_scope() -> Iterator[None]:
         yield
     finally:
         if scope.caching_device is not device:
-            with tf.Graph().as_default():  # It cannot be set in eager execution.
+            with (
+                tf.Graph().as_default()
+            ):  # The device cannot be set in eager execution.
                 scope.set_caching_device(device)

@@ -20,10 +20,10 @@ class LayerCall(NamedTuple):
 
     Attributes:
         layer: the layer.
-        call: its original `call`.
+        call: the layer's original method `call`.
         arguments, keywords: positional and keyword arguments of the call.
-        output: its output before the activation, [n, ...].
-        batched: one flag per leaf of the arguments, True if the leaf has one entry per example.
+        output: the layer's output before the activation, [n, ...].
+        batched: one flag per leaf of the arguments. It is True if the leaf has one entry per example.
     """
 
     layer: keras.Layer
@@ -41,8 +41,8 @@ def gradients_of_call(
 
     Args:
         call: the layer call.
-        output_grads: gradients of M functions at its output, [n, M, ...].
-        scope: opens `Network.scope` with the weights of the call.
+        output_grads: gradients of M functions at the call's output, [n, M, ...].
+        scope: a function that opens `Network.scope` with the weights of the call.
     """
     rule = rule_of(call.layer)
 
@@ -69,7 +69,7 @@ def gradients_of_call(
 def by_differentiation(
     call: LayerCall, output_grads: tf.Tensor, scope: OpenScope
 ) -> WeightGradients:
-    """Call any layer on each example alone and differentiate it there; return [(variable, ExplicitGradient)]."""
+    """Call the layer on each example alone and differentiate this call. Returns [(variable, ExplicitGradient)]."""
     variables = call.layer.trainable_variables
     n, functions = output_grads.shape[:2]
     zero = tf.UnconnectedGradients.ZERO

@@ -1,8 +1,8 @@
-"""Record the inputs and outputs of layers in a forward pass, and replace their weights.
+"""Record the inputs and outputs of layers in a forward pass, and replace the layers' weights.
 
-The `call` of each layer that owns trainable weights is replaced while the model runs, then restored. This needs no
-graph of the model. It works for functional, subclassed and nested models, for shared layers and for layers within
-layers.
+The method `call` of each layer that owns trainable weights is replaced while the model runs, then restored. No graph of
+the model's layers is needed. This works for functional, subclassed and nested models, for shared layers and for layers
+within layers.
 """
 
 import contextlib
@@ -19,7 +19,10 @@ from srel_tf.gradients.layer_gradients import LayerCall, gradients_of_call
 from srel_tf.gradients.model_layers import observed, weight_owners, without_activation
 from srel_tf.gradients.network import Network, Scope, agree
 
-TRIAL_SIZES = (7, 5)  # Two batch sizes: one of them may equal another axis by chance.
+TRIAL_SIZES = (
+    7,
+    5,
+)  # Two batch sizes, because one may by chance be the size of another axis.
 
 
 class NotSeparable(Exception):
@@ -29,12 +32,13 @@ class NotSeparable(Exception):
 class LayerIO:
     """Records the layer calls of a network's forward pass.
 
-    If all examples share a layer's inputs (for example position ids), the layer gets one copy per example, so that each
-    example has a separate output gradient.
+    If all examples share a layer's input (for example position ids), this input and the layer's output are repeated for
+    each example after the call. Each example then has a separate output gradient.
 
     Raises:
-        NotSeparable: if a weight is used outside the layer that owns it, or belongs to two layers, or if the first axis
-            of a layer's input is not the batch axis.
+        NotSeparable: if the layers' inputs and outputs do not determine the gradients of single examples. Examples are
+            a weight that is used outside of its layer or belongs to two layers, and an input whose first axis is not
+            the batch axis.
     """
 
     def __init__(self, network: Network, x: tf.Tensor) -> None:
@@ -78,9 +82,9 @@ class LayerIO:
         return calls
 
     def _check_copies(self, x: tf.Tensor) -> None:
-        """Raise `NotSeparable` unless copies of shared inputs leave the outputs as they are.
+        """Raise `NotSeparable` if the outputs change when shared inputs are copied for each example.
 
-        The weights are perturbed, since a table of positions may be initialised to zeros.
+        The weights are perturbed for this check, because a table of positions may be initialised to zeros.
         """
         weights = [
             w + tf.random.stateless_normal(w.shape, [k, 0], 0.0, 0.1, w.dtype)
@@ -110,8 +114,8 @@ class LayerIO:
 
         Args:
             x: inputs.
-            tape: a tape that watches each layer's output before its activation, or None.
-            weights: the trainable weights; None means the present weights of the network.
+            tape: a tape that will watch each layer's output before its activation, or None.
+            weights: the trainable weights; None means the current weights of the network.
 
         Returns:
             The predictions of the model, and the calls in order.
@@ -151,7 +155,10 @@ class LayerIO:
         return predictions, calls
 
     def _with_batch_axis(self, k: int, arguments: tuple, n: int) -> tuple:
-        """Return whether the first axis of each leaf of the k-th call's arguments had size n in every pass so far."""
+        """Return one flag per leaf of the k-th call's arguments: whether its first axis was the batch in all passes.
+
+        A first input that all examples share counts as well, because it is copied for each example.
+        """
         leaves = keras.tree.flatten(arguments)
         batched = tuple(
             tf.is_tensor(t) and len(t.shape) > 0 and t.shape[0] == n for t in leaves
@@ -184,14 +191,14 @@ class LayerIO:
         rank_one_step: Callable[[int], OuterProductGradient | None],
         weights: list | None = None,
     ) -> tf.Tensor:
-        """Return f(x) [n, C] with other weights, each formed when its layer is called.
+        """Return f(x) [n, C] with other weights. Each new weight is formed when its layer is called.
 
         Args:
             x: inputs [n, ...].
-            new_weight: k -> the tensor that replaces the k-th weight.
-            rank_one_step: k -> the decrease of the k-th weight, if it is one outer product. It is applied to the
-                layer's inputs, and the new weight is not formed. Otherwise None.
-            weights: the weights that the steps start from; None means the present weights of the network.
+            new_weight: a function k -> the tensor that replaces the k-th weight.
+            rank_one_step: a function k -> the decrease of the k-th weight if it is a single outer product, else None.
+                Such a decrease is applied to the layer's inputs, and the new weight is not formed.
+            weights: the weights from which the steps start; None means the current weights of the network.
         """
         formed = set()
 
@@ -203,7 +210,7 @@ class LayerIO:
                 k = self._trained.get(id(v))
                 if k is None:
                     continue
-                # A separable convolution applies its kernels in sequence, so that their updates must be formed.
+                # Only `kernel`: a separable convolution applies two kernels in sequence, whose updates must be formed.
                 step = rank_one_step(k) if v is getattr(layer, "kernel", None) else None
                 if step is not None:
                     steps.append((v, step))
@@ -215,7 +222,7 @@ class LayerIO:
             with without_activation(layer) as activation:
                 output = call(*arguments, **keywords)
             layer_call = LayerCall(layer, call, arguments, keywords, output)
-            # Only the layer's inputs are used of these gradients.
+            # Of these gradients, only the layer's inputs that they contain are used.
             by_variable = gradients_of_call(
                 layer_call, output[:, None], lambda: self._network.scope(weights)
             )
@@ -224,8 +231,8 @@ class LayerIO:
                     gradient for variable, gradient in by_variable if variable is v
                 )
                 assert isinstance(layer_inputs, OuterProductGradient)
-                # The difference is deliberate: TensorFlow's graph optimiser turns a ReLU of the sum into an invalid
-                # node.
+                # Subtract the step: if its negative were added, TensorFlow's graph optimizer would turn a ReLU of the
+                # sum into an invalid node.
                 output = output - tf.reshape(
                     step.applied_to(layer_inputs), output.shape
                 )
@@ -240,12 +247,12 @@ class LayerIO:
         output_grads: list[tf.Tensor],
         weights: list | None = None,
     ) -> list[list[FactoredGradient]]:
-        """Return the per-example gradients of each weight of the network, one list per weight, one entry per call.
+        """Return the per-example gradients of the network's weights: one list per weight, one entry per call.
 
         Args:
             calls: layer calls of a forward pass of n examples.
             output_grads: for each call, gradients of M functions at its output, [n, M, ...].
-            weights: the weights of that pass; None means the present weights of the network.
+            weights: the weights of that pass; None means the current weights of the network.
         """
 
         def scope() -> contextlib.AbstractContextManager[Scope]:
@@ -260,11 +267,11 @@ class LayerIO:
 
 
 class OwnerScope(Scope):
-    """A `Scope` that records a trainable weight if it is read outside a call of the layer that owns it.
+    """A `Scope` that notices if a trainable weight is read outside of the calls of the layer that owns it.
 
     Attributes:
         active: the layers that are being called, outermost first.
-        stray: path of a weight that was read outside its layer, or None.
+        stray: path of a weight that was read outside of its layer, or None.
     """
 
     def __init__(self, network: Network, owner: dict[int, keras.Layer]) -> None:
@@ -287,7 +294,7 @@ def _first(arguments: tuple) -> Any:
 
 @contextlib.contextmanager
 def _not_separable(what: str) -> Iterator[None]:
-    """Turn any exception of a user's layer into `NotSeparable`, which selects the per-source loop instead."""
+    """Turn any exception of a user's layer into `NotSeparable`. The caller then loops over the sources instead."""
     try:
         yield
     except NotSeparable as error:
@@ -324,6 +331,6 @@ def _calls_with_shared_inputs(calls: dict[int, list[LayerCall]]) -> set[int]:
 
 
 def _copied(tensor: tf.Tensor, n: int) -> tf.Tensor:
-    """Copy a tensor that all examples share for each of n examples; its batch axis has size 1 or is missing."""
+    """Return n copies, along the batch axis, of a tensor whose batch axis has size 1 or is missing."""
     with_batch_axis = tensor if tensor.shape[0] == 1 else tensor[None]
     return tf.repeat(with_batch_axis, n, axis=0)

@@ -1,15 +1,15 @@
-"""Per-example gradients of a layer's weights, from the layer's input and the gradients at its output.
+"""Per-example gradients of a layer's weights, computed from the layer's input and the gradients at its output.
 
 A rule is one function, `(layer, call, x, output_grads) -> [(variable, gradients), ...]`:
 
     layer         the Keras layer
-    call          the layer as it was called: call(x), or call(x, replaced=[(variable, value)]) with other weights
+    call          repeats the layer's call: call(x), or call(x, replaced=[(variable, value)]) with other weights
     x             the layer's input [n, ...]
     output_grads  ∂(M functions)/∂(the layer's output before its activation), [n, M, ...]
-    gradients     of each example, as one of the forms of `srel_tf.gradients.factored`
+    gradients     the gradients of all examples, in one of the forms of `srel_tf.gradients.factored`
 
-Each rule implements the equation above it. `register_layer_rule` adds a rule. A layer without a rule is
-differentiated example by example (`layer_gradients.by_differentiation`), which is as exact but slower.
+Each rule implements the equation in the comment above it. `register_layer_rule` adds a rule. A layer without a rule is
+differentiated example by example (`layer_gradients.by_differentiation`), which is equally exact but slower.
 """
 
 import math
@@ -36,7 +36,7 @@ LayerRule: TypeAlias = Callable[
 
 RULES: dict[type[keras.Layer], LayerRule] = {}
 
-# A subclass may override these methods without changing how its output depends on its weights.
+# A subclass may override these methods: they do not change how the output depends on the weights.
 _HARMLESS = {
     "build",
     "get_config",
@@ -49,10 +49,10 @@ _HARMLESS = {
 def register_layer_rule(
     *layer_classes: type[keras.Layer],
 ) -> Callable[[LayerRule], LayerRule]:
-    """Register the gradient rule of one or more layer classes; use it as a decorator.
+    """Register the gradient rule of one or more layer classes. Use it as a decorator.
 
-    The rule also applies to subclasses that do not override the computation of the class. It may return None for a
-    layer that it does not cover.
+    The rule also applies to subclasses, unless they override methods that compute the output. A rule may return None
+    for a layer that it does not cover.
 
     Args:
         layer_classes: subclasses of `keras.Layer`.
@@ -141,10 +141,14 @@ def dense(
 
 
 class EinsumAxes(NamedTuple):
-    """The letters of an equation z = einsum(x, W), each list without the letter of the batch axis.
+    """The letters of an equation z = einsum(x, W).
 
-    groups: letters in x, W and z. inputs: letters in x and W. outputs: letters in W and z. positions: letters in x and
-    z.
+    Attributes:
+        of_x, of_w, of_z: all letters of x, W and z, in order.
+        groups: letters in x, W and z.
+        inputs: letters in x and W only.
+        outputs: letters in W and z only.
+        positions: letters in x and z only, except for the batch axis.
     """
 
     of_x: list[str]
@@ -198,12 +202,12 @@ _ALPHABET = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def _rearranged(tensor: tf.Tensor, axes: list[str], wanted: list[str]) -> tf.Tensor:
-    """Permute axes that are named by letters."""
+    """Permute the axes of a tensor, which are named by letters, into the wanted order."""
     return tf.einsum(f"{''.join(axes)}->{''.join(wanted)}", tensor)
 
 
 def _einsum_axes(equation: str, rank: int) -> EinsumAxes | None:
-    """Parse an equation, with "..." written out for an x of this rank; None if the rule does not cover it."""
+    """Parse an equation. "..." is replaced by letters for an x of this rank. None if the rule does not cover it."""
     equation = equation.replace(" ", "")
     if "..." in equation:
         named = len(equation.split(",")[0].replace("...", ""))
@@ -226,7 +230,7 @@ def _einsum_axes(equation: str, rank: int) -> EinsumAxes | None:
     return EinsumAxes(list(x), list(w), list(z), groups, inputs, outputs, positions)
 
 
-# z = x ⋆ W + b: a dense map of the patch under the kernel at each position, one for each group of channels.
+# z = x ⋆ W + b: at each position, a dense map of the patch under the kernel. Each group of channels has its own map.
 @register_layer_rule(keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
 def conv(
     layer: keras.Layer, call: Callable, x: tf.Tensor, output_grads: tf.Tensor
@@ -352,7 +356,7 @@ def normalization(
 
 
 def _bias(layer: keras.Layer, output_grads: tf.Tensor) -> WeightGradients:
-    """Return [(b, Σ of the output gradients over the axes along which b is broadcast)]; empty without a bias."""
+    """Return [(b, ∇b)] with ∇b = Σ s over the axes along which b is broadcast; [] without a bias."""
     bias = getattr(layer, "bias", None)
     if bias is None:
         return []
@@ -389,7 +393,10 @@ def _depthwise(
 
 
 def _groups_before_outputs(window: Sequence[int]) -> tuple[int, ...]:
-    """The permutation from (groups, *window, inputs, outputs) to a kernel's (*window, inputs, groups, outputs)."""
+    """Return the permutation from (groups, *window, inputs, outputs) to (*window, inputs, groups, outputs).
+
+    The latter is the order of a kernel's axes.
+    """
     last = len(window) + 1
     return (*range(1, last + 1), 0, last + 1)
 

@@ -1,4 +1,4 @@
-"""Checks of a model before it is measured: what is refused, and what is warned of."""
+"""Checks of a model before it is measured, with errors and warnings."""
 
 import warnings
 from typing import Any
@@ -28,11 +28,11 @@ def check_model(model: Any, needs_loss: bool = True) -> None:
         )
     if not model.trainable_variables:
         raise ModelError(
-            f"model {model.name!r} has no trainable weights: an update moves nothing"
+            f"model {model.name!r} has no trainable weights, so that no update changes it: make a layer trainable"
         )
     if model.distribute_strategy is not tf.distribute.get_strategy():
         raise ModelError(
-            f"model {model.name!r} was built in the scope of a tf.distribute strategy: build it outside"
+            f"model {model.name!r} was built in the scope of a tf.distribute strategy: build it outside of the scope"
         )
 
 
@@ -41,6 +41,6 @@ def warn_of_batch_norm(model: keras.Model) -> None:
     if any(v.path.endswith("moving_mean") for v in model.non_trainable_variables):
         warnings.warn(
             f"model {model.name!r} has batch normalisation: S_rel is measured in inference mode, so the fictitious "
-            "update uses the moving statistics and leaves them as they are; training itself uses batch statistics",
+            "update uses the moving statistics and does not change them; training itself uses batch statistics",
             stacklevel=3,
         )

@@ -1,4 +1,4 @@
-"""The layers of a model that own weights, and observation of their calls."""
+"""Find the layers of a model that own weights, and observe their calls."""
 
 import contextlib
 import functools
@@ -10,14 +10,14 @@ import tensorflow as tf
 
 from srel_tf.gradients.layer_rules import rule_of
 
-# Layers that call other layers in loops or on slices of the batch: each is treated as one layer.
+# Layers that call other layers in loops or on slices of the batch. Each is treated as one layer.
 CLOSED = (keras.layers.RNN, keras.layers.Bidirectional, keras.layers.TimeDistributed)
 
 Observer: TypeAlias = Callable[[keras.Layer, Callable, tuple, dict], tf.Tensor]
 
 
 def weight_owners(model: keras.Model) -> list[keras.Layer]:
-    """Return the innermost layers that own trainable weights, each once, also within nested models and layers."""
+    """Return the innermost layers that own trainable weights, each once. Nested models and layers are searched."""
     owners = {}
 
     def visit(layer: keras.Layer, outer_layers: list[keras.Layer]) -> None:
@@ -51,7 +51,7 @@ def _parts_of(layer: keras.Layer) -> list[keras.Layer]:
 
 @contextlib.contextmanager
 def observed(layers: Sequence[keras.Layer], observer: Observer) -> Iterator[None]:
-    """Send every call of these layers through `observer(layer, call, arguments, keywords)` within the context."""
+    """Within the context, replace every call of these layers by `observer(layer, call, arguments, keywords)`."""
 
     def through(
         layer: keras.Layer, call: Callable, *arguments: Any, **keywords: Any
@@ -73,7 +73,10 @@ def observed(layers: Sequence[keras.Layer], observer: Observer) -> Iterator[None
 
 @contextlib.contextmanager
 def without_activation(layer: keras.Layer) -> Iterator[Callable | None]:
-    """Make a layer with a rule return its output before the activation within the context; yield the activation."""
+    """Within the context, make a layer that has a rule return its output before the activation.
+
+    Yields the activation. Yields None, and changes nothing, if there is no rule or no activation.
+    """
     activation = getattr(layer, "activation", None) if rule_of(layer) else None
     if activation is None:
         yield None

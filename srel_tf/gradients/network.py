@@ -1,7 +1,7 @@
 """A Keras model as a pure function of its trainable weights.
 
-Every call runs inside `keras.StatelessScope`: all writes of layers and metrics (batch-norm statistics, seeds,
-losses) are dropped, so that measuring leaves the model unchanged.
+Every call runs inside a `keras.StatelessScope`. It drops all writes of layers and metrics (batch-norm statistics,
+seeds, losses), so that a measurement leaves the model unchanged.
 """
 
 import contextlib
@@ -25,8 +25,9 @@ from srel_tf.gradients.precision import (
     switches_to,
 )
 
-COMPANIONS = 3  # Examples beside which another one is evaluated, at most.
-SAME = 1e-6  # Share of the largest output by which equal batches may differ: sums may be taken in another order.
+COMPANIONS = 3  # Largest number of other examples in a batch with which one example is evaluated.
+# Largest difference of outputs between equal batches, relative to the largest output. The order of sums may differ.
+SAME = 1e-6
 
 
 class Network:
@@ -34,7 +35,7 @@ class Network:
 
     Args:
         model: a built Keras model, which is not changed.
-        needs_loss: whether it must be compiled.
+        needs_loss: whether the model must be compiled.
         dtype: the precision to compute in; None means the precision of the weights.
         loss: a function (y, outputs) -> [n] or scalar that replaces the compiled loss, or None.
 
@@ -64,7 +65,7 @@ class Network:
         floating = [
             v for v in self.model.variables if keras.backend.is_float_dtype(v.dtype)
         ]
-        # The variables of TensorFlow behind Keras's own, whose values a `StatelessScope` replaces.
+        # The TensorFlow variables inside Keras's variables. Within a `Scope`, `v.value` is the cast value instead.
         self.to_be_cast = {
             id(v): v.value for v in floating if v.dtype != self.dtype.name
         }
@@ -92,12 +93,12 @@ class Network:
 
     @property
     def frozen_weights(self) -> list:
-        """The current values of the weights that no update changes, such as batch-norm statistics, as for `weights`."""
+        """The current values of weights that are not trained, for example batch-norm statistics; see `weights`."""
         return [self.cast(v.value) for v in self.frozen]
 
     @contextlib.contextmanager
     def frozen_as(self, value_of: Callable[[int, tf.Tensor], tf.Tensor]) -> Iterator:
-        """Replace the k-th of `frozen_weights` by value_of(k, weight) where the model reads it, while it is open."""
+        """Within the context, the model reads value_of(k, weight) in the place of the k-th of `frozen_weights`."""
         self._frozen_as = value_of
         try:
             yield
@@ -116,29 +117,30 @@ class Network:
         )
 
     def outputs(self, x: tf.Tensor, weights: list | None = None) -> tf.Tensor:
-        """Return f(x; weights) [n, C] with `training=False` for x [n, ...]; None means the current weights."""
+        """Return f(x; weights) [n, C] for x [n, ...], with `training=False`. None means the current weights."""
         with self.scope(weights):
             return self.as_outputs(self.model(x, training=False))
 
     def compiled(self, function: Callable) -> Callable:
-        """Return the function as a graph (`graphs.compiled`), or as it is for a model that runs eagerly."""
+        """Return the function as a graph (`graphs.compiled`). For a model that runs eagerly, return it unchanged."""
         return function if self.model.run_eagerly else compiled(function)
 
     def num_outputs(self, x: tf.Tensor) -> int:
-        """Return C, from a forward pass of one example, after which all layers have created their weights."""
+        """Return C, from a forward pass of one example. In this pass, layers also create weights that are missing."""
         num_outputs = self.outputs(x[:1]).shape[-1]
         self._look_at_model()
         return num_outputs
 
     def inspect(self, x: tf.Tensor, y: tf.Tensor) -> None:
-        """Trace the forward pass and the loss of one example x, y [1, ...] and inspect the operations.
+        """Trace the forward pass and the loss of one example x, y [1, ...], and inspect their operations.
 
-        Sets `opaque`, the name of an operation without a derivative, or None; and `activation`, "softmax",
-        "log_softmax" or "sigmoid" if that is the model's last operation, else None. The operations of a model that
-        runs eagerly cannot be inspected.
+        Two attributes are set. `opaque` is the name of an operation without a derivative, or None. `activation` is
+        "softmax", "log_softmax" or "sigmoid" if this is the model's last operation, else None. The operations of a
+        model that runs eagerly cannot be inspected.
 
         Raises:
-            ModelError: if outputs or loss draw random numbers, or are computed in lower precision than the network's.
+            ModelError: if the outputs or the loss depend on random numbers, or are computed in lower precision than
+                that of the network.
         """
         self.opaque: str | None = None
         self.activation: str | None = None
@@ -164,13 +166,12 @@ class Network:
         if found.random:
             raise ModelError(
                 f"model {name!r} draws random numbers in inference mode (operation {found.random!r}), so that its "
-                "predictions move without any update: draw only if training=True"
+                "predictions change without any update: draw random numbers only if training=True"
             )
         if found.coarse:
             raise ModelError(
                 f"operation {found.coarse!r} of model {name!r} computes in lower precision than {self.dtype.name}, "
-                f"whatever its "
-                "layers' precision is: take the cast out of it, or let it cast to the type of its input"
+                "whatever the precision of its layers is: remove the cast, or cast to the dtype of the layer's input"
             )
 
     def loss_gradient(
@@ -188,8 +189,8 @@ class Network:
         Args:
             x, y: the example [1, ...].
             factor: multiplies the gradient.
-            weights: the trainable weights; None takes the present ones.
-            move: replaces ∂ℓ/∂f in back-propagation, to see what rounding does.
+            weights: the trainable weights; None means the current ones.
+            move: a function that perturbs ∂ℓ/∂f in back-propagation, to imitate rounding, or None.
         """
         weights = [tf.convert_to_tensor(w) for w in weights or self.weights]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -212,14 +213,15 @@ class Network:
             loss, sources, seed, unconnected_gradients=tf.UnconnectedGradients.ZERO
         )
         gradients = [tf.convert_to_tensor(g) for g in gradients]
-        # The factor has the network's dtype: a float32 loss of a float64 net would round η.
+        # If the loss has another dtype, the factor is applied afterwards: in a float32 seed, η would be rounded.
         return gradients if same else [g * tf.cast(factor, g.dtype) for g in gradients]
 
     def check_examples_apart(self, x: tf.Tensor) -> None:
         """Raise `ModelError` if outputs at an example depend on chance, or on the other examples of its batch.
 
-        The first of the examples x [n, ...] is evaluated beside others, beside copies of itself, and in the last place.
-        Batches of one size go through the same kernels, so that rounding in one place is the same, too.
+        The first of the examples x [n, ...] is evaluated in batches of equal size: twice before other examples, among
+        copies of itself, and after other examples. Batches of equal size go through the same kernels, so that rounding
+        at one place of the batch is also the same.
         """
         others = _different(x)[:COMPANIONS]
         orders = [0, *others], [0, *others], [0] * (1 + len(others)), [*others, 0]
@@ -229,19 +231,19 @@ class Network:
         if not agree(first, again, SAME):
             raise ModelError(
                 f"model {self.model.name!r} gives another prediction each time in inference mode, without any update: "
-                "it draws random numbers, or keeps a state; do so only if training=True"
+                "it draws random numbers, or changes a state; do so only if training=True"
             )
         if not agree(alone[0], first[0], SAME) or not agree(last[-1], first[0]):
             raise ModelError(
                 f"the outputs of model {self.model.name!r} at an example depend on the other examples of the batch, or "
-                "on its place there, so that S_rel of two examples is not defined: take statistics of the batch, and "
-                "draws, out of inference mode"
+                "on its place in the batch, so that S_rel of two examples is not defined: use batch statistics and "
+                "random numbers only if training=True"
             )
 
     def has_added_losses(self, x: tf.Tensor, but_penalties: bool = False) -> bool:
-        """Return whether regularisers, activity regularisers or `add_loss` add to the compiled loss at x.
+        """Return whether regularisers of weights, activity regularisers or `add_loss` add to the compiled loss at x.
 
-        If `but_penalties` is True, regularisers of weights are left out.
+        If `but_penalties` is True, regularisers of weights do not count.
         """
         penalties = (
             sum(v.regularizer is not None for v in self.variables)
@@ -265,7 +267,7 @@ class Network:
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Return the model's predictions for x and the loss of these examples, with these weights.
 
-        `move` replaces ∂ℓ/∂f in back-propagation.
+        `move` perturbs ∂ℓ/∂f in back-propagation.
         """
         with self.scope(weights):
             predictions = self.model(x, training=False)
@@ -279,7 +281,7 @@ class Network:
             )
 
     def _loss_of_settings(self, y: tf.Tensor, predictions: tf.Tensor) -> tf.Tensor:
-        """Return the loss given by the user plus penalties, as `compute_loss` adds them."""
+        """Return the loss given by the user, plus penalties as in `compute_loss`."""
         assert self.loss is not None
         loss = self.loss(y, predictions)
         if not tf.is_tensor(loss) or len(loss.shape) > 1:
@@ -300,11 +302,11 @@ class Network:
         weights: list | None = None,
         kind: Callable[["Network"], "Scope"] | None = None,
     ) -> Iterator:
-        """Make the model compute in the network's precision within the context, and drop all its writes.
+        """Within the context, make the model compute in the network's precision, and drop all its writes.
 
         Args:
-            weights: the trainable weights to use, in that precision; None means the model's own.
-            kind: function that makes the yielded `Scope`, for example a subclass.
+            weights: the trainable weights to use, in the network's precision; None means the model's own.
+            kind: a function that makes the yielded `Scope`, for example a subclass of `Scope`.
         """
         scope = (kind or Scope)(self)
         for update in (
@@ -312,7 +314,7 @@ class Network:
         ):
             scope.add_update(
                 update
-            )  # A mapping given to the constructor would be cast to the variables' own precision.
+            )  # The constructor would cast the weights to the variables' own precision.
         with (
             computing_in(self.dtype, self._switches),
             quick_convolutions(self._convolutions),
@@ -324,14 +326,14 @@ class Network:
 def _with_gradient_moved(
     predictions: tf.Tensor, move: Callable[[tf.Tensor], tf.Tensor]
 ) -> tf.Tensor:
-    """Return the same predictions, whose gradient goes through `move`."""
+    """Return predictions with the same values. In back-propagation, their gradient is passed through `move`."""
 
     @tf.custom_gradient
     def same(tensor: tf.Tensor) -> tuple[tf.Tensor, Callable]:
         return tf.identity(tensor), move
 
     moved = same(predictions)
-    # Keras computes the loss of a softmax from the logits that it attaches to the probabilities.
+    # Keras attaches the logits of a softmax to the probabilities, and computes the loss from the logits.
     for name in ("_keras_logits", "_keras_mask"):
         attached = getattr(predictions, name, None)
         if attached is not None:
@@ -367,7 +369,10 @@ def activation_of(output: tf.Tensor) -> str | None:
 
 
 def eager_activation(outputs: tf.Tensor) -> str | None:
-    """Return the activation of an eager tensor, to which Keras attaches the logits of a softmax or sigmoid."""
+    """Return the activation that produced an eager tensor: "softmax", "sigmoid", or None if this is not clear.
+
+    It is recognised by the logits that Keras attaches to the tensor.
+    """
     logits = getattr(outputs, "_keras_logits", None)
     if logits is None:
         return None

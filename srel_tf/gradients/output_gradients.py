@@ -1,7 +1,7 @@
 """Gradient ∂ℓ/∂f of each example's loss with respect to the network's outputs, in float64.
 
-In a converged net float32 loses p − y, the gradient of the cross-entropy, although the outputs are exact to the last
-place. Keras's losses are therefore evaluated in float64, on the outputs cast to it.
+In a converged net float32 loses the digits of p − y, the gradient of the cross-entropy, even if the outputs are exact
+to the last bit. Keras's losses are therefore evaluated in float64, on outputs that are cast to float64.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,10 @@ MEANS = {
 
 
 class Link(NamedTuple):
-    """The link between outputs f and the variable u of differentiation: u = of_outputs(f) and f = to_outputs(u)."""
+    """The link between outputs f and the variable u with respect to which the loss is differentiated.
+
+    u = of_outputs(f) and f = to_outputs(u).
+    """
 
     of_outputs: Callable[[tf.Tensor], tf.Tensor]
     to_outputs: Callable[[tf.Tensor], tf.Tensor]
@@ -41,7 +44,7 @@ OPERATIONS = {
 
 
 def operation(f: tf.Tensor) -> tf.Operation | None:
-    """Return the operation that produced a graph's tensor, without identities; None for an eager tensor."""
+    """Return the operation that produced a graph's tensor; identities are skipped. None for an eager tensor."""
     while tf.is_symbolic_tensor(f) and f.op.type == "Identity":
         f = f.op.inputs[0]
     return f.op if tf.is_symbolic_tensor(f) else None
@@ -60,8 +63,8 @@ def link_of(f: tf.Tensor) -> str:
 def link_derivative(link: str, f: tf.Tensor) -> tf.Tensor:
     """Return df/du of outputs f [n, C], float64.
 
-    It is computed from u: near one, a float32 sigmoid f has lost the digits of 1 − f. For a softmax it is 1, since
-    `outputs.first_order_change` takes changes of u itself.
+    It is computed from u, because a float32 sigmoid f close to one has lost the digits of 1 − f. For a softmax it is 1,
+    because `outputs.first_order_change` takes changes of the logits u.
     """
     u = tf.cast(LINKS[link].of_outputs(f), tf.float64)
     return tf.sigmoid(u) * tf.sigmoid(-u) if link == "sigmoid" else tf.ones_like(u)
@@ -83,7 +86,7 @@ def _logits(
     return of_outputs
 
 
-# Keras computes the cross-entropy of a softmax or sigmoid from its logits, since probabilities may round to 0 or 1.
+# Keras computes the cross-entropy of a softmax or sigmoid from its logits, because probabilities may round to 0 or 1.
 LINKS = {
     "identity": Link(lambda f: f, lambda u: u),
     "softmax": Link(_logits("softmax", tf.math.log), keras.activations.softmax),
@@ -95,9 +98,10 @@ LINKS = {
 
 
 class OutputGradients:
-    """∂ℓ/∂u of a network whose compiled loss depends on outputs and targets alone.
+    """∂ℓ/∂u of a network whose compiled loss depends only on outputs and targets.
 
-    Keras's losses that are a mean over examples are evaluated on a batch, any other loss on each example alone.
+    Losses of Keras that are a mean over examples are evaluated on a batch. Any other loss is evaluated on each example
+    alone.
     """
 
     def __init__(self, network: Network) -> None:
@@ -105,16 +109,17 @@ class OutputGradients:
         self._loss = _mean_over_examples(network.model)
 
     def ignores_shifts_of(self, link: str) -> bool:
-        """Return whether a common shift of u leaves ℓ unchanged, as for the cross-entropy of a class index.
+        """Return whether a common shift of all entries of u leaves ℓ unchanged.
 
-        The cross-entropy of a row y ignores shifts only if y sums to one, which is not known here.
+        This holds for the cross-entropy of a class index. For a row y it holds only if y sums to one, which cannot be
+        known here.
         """
         return isinstance(
             self._loss, losses.SparseCategoricalCrossentropy
         ) and self._takes_logits(link)
 
     def _takes_logits(self, link: str) -> bool:
-        """Return whether u are the logits of a cross-entropy that has a softmax inside."""
+        """Return whether u holds the logits of a softmax whose cross-entropy is the loss."""
         if not isinstance(self._loss, SOFTMAX_LOSSES):
             return False
         return link == "softmax" or (link == "identity" and self._loss.from_logits)
@@ -148,8 +153,8 @@ class OutputGradients:
             u: float64 [n, C].
             y: targets [n, ...].
             link: name of the link between u and the outputs.
-            mask: Keras's mask of the outputs, bool [n, ...]. The loss ignores entries that are False, so that
-                an example whose entries are all False has the loss zero.
+            mask: Keras's mask of the outputs, bool [n, ...]. The loss ignores outputs where it is False. An example
+                whose mask is all False has the loss zero.
         """
         if self._loss is None:
             return self._example_by_example(u, y, link, mask)
@@ -157,7 +162,7 @@ class OutputGradients:
         if self._takes_logits(link):
             gradient = tf.where(self._sums_to_zero(y), _balanced(gradient, u), gradient)
         if mask is not None:
-            # Keras averages over the unmasked entries, so that an example counts with weight one or not at all.
+            # Keras averages over the unmasked entries. The weight of an example is therefore one or zero.
             counts = tf.reduce_any(
                 tf.reshape(tf.cast(mask, tf.bool), [u.shape[0], -1]),
                 axis=1,
@@ -169,15 +174,15 @@ class OutputGradients:
     def _of_examples(self, y: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
         """Return the loss of each example, [n].
 
-        A y [n] gets a second axis, because it would be broadcast along the outputs.
+        If y has the shape [n], it gets a second axis. Otherwise it would be broadcast along the outputs.
         """
         assert self._loss is not None
         return self._loss.call(y[:, None] if len(y.shape) == 1 else y, outputs)
 
     def _sums_to_zero(self, y: tf.Tensor) -> tf.Tensor | bool:
-        """Return whether Σ_c (p − y)_c = 0 for each example, bool [] or [n, 1]: its labels sum to one.
+        """Return whether Σ_c (p − y)_c = 0, that is, whether the labels y of an example sum to one, bool [] or [n, 1].
 
-        For other rows TensorFlow's gradient is p − y, or p Σ_c y_c − y under `enable_op_determinism`. Neither form
+        For other rows y, TensorFlow's gradient is p − y, or p Σ_c y_c − y under `enable_op_determinism`. Neither form
         suffers from cancellation.
         """
         if isinstance(self._loss, losses.SparseCategoricalCrossentropy):
@@ -211,7 +216,7 @@ class OutputGradients:
     def _compute_loss(
         self, y: tf.Tensor, predictions: tf.Tensor, mask: tf.Tensor | None = None
     ) -> tf.Tensor:
-        """The model's own `compute_loss`. It includes regularisers, whose gradient at the predictions is 0."""
+        """Return the model's own `compute_loss`. It includes regularisers, which do not depend on the predictions."""
         if mask is not None:
             predictions._keras_mask = (
                 mask  # Keras's losses read the mask from this attribute.
@@ -223,9 +228,9 @@ class OutputGradients:
 
 
 def _balanced(gradient: tf.Tensor, u: tf.Tensor) -> tf.Tensor:
-    """Compute the gradient's entry at the largest u from the other entries, because all entries sum to zero.
+    """Replace the gradient's entry at the largest u by minus the sum of the other entries, because all sum to zero.
 
-    p − 1 loses its digits if p is close to one.
+    This entry is p − 1, which loses its digits if p is close to one.
     """
     largest = tf.one_hot(
         tf.argmax(u, axis=-1), tf.shape(u)[-1], on_value=True, off_value=False
@@ -235,7 +240,7 @@ def _balanced(gradient: tf.Tensor, u: tf.Tensor) -> tf.Tensor:
 
 
 def _mean_over_examples(model: keras.Model) -> keras.losses.Loss | None:
-    """Return the compiled loss if it is a class of `MEANS` that averages over examples, else None."""
+    """Return the compiled loss if its class is in `MEANS` and it averages over examples, else None."""
     loss: Any = single_loss(model)
     loss = MEANS[loss]() if loss in MEANS else loss
     if type(loss) not in MEANS.values() or loss.reduction not in (
@@ -256,5 +261,5 @@ def _mean_over_examples(model: keras.Model) -> keras.losses.Loss | None:
 def _may_have_loss_weights(model: keras.Model) -> bool:
     try:
         return bool((model.get_compile_config() or {}).get("loss_weights"))
-    except Exception:  # A user's optimizer or metric may lack a configuration, and raise any exception.
+    except Exception:  # A user's optimizer or metric may have no configuration, and may raise any exception.
         return True

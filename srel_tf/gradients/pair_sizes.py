@@ -1,11 +1,14 @@
-"""Sizes and costs of the inner products of factored gradients, from which the cheaper way is chosen."""
+"""Sizes and costs of the inner products of factored gradients. They decide which of two methods is used."""
 
 import math
 from typing import NamedTuple
 
 
 class PairSizes(NamedTuple):
-    """Sizes of the inner products of sources and targets; pixels and patch are those that `windows` selects from."""
+    """Sizes of the inner products of sources and targets.
+
+    Pixels and channels are those of the inputs from which `windows` selects patches.
+    """
 
     sources: int
     targets: int
@@ -31,19 +34,22 @@ class PairSizes(NamedTuple):
 
     @property
     def patch_products(self) -> int:
-        """Multiply-adds of ⟨a_t, a_s⟩ for all positions of one pair and group, from whole patches."""
+        """Multiply-adds of ⟨a_it, a_jt'⟩ at all positions of one pair and group, from whole patches."""
         return self.position_pairs * self.inputs
 
     @property
     def pixel_products(self) -> float:
-        """The same from products of pixels, each used by all patches that contain it."""
+        """Multiply-adds of the same inner products if they are summed from products of pixels.
+
+        Each product of pixels serves all patches that contain these pixels.
+        """
         if not self.has_windows:
             return math.inf
         return self.pixel_pairs * (self.channels + self.position_pairs)
 
     @property
     def gram(self) -> float:
-        """Multiply-adds of all pairs by products of positions; each function costs an elementwise pass as well."""
+        """Multiply-adds of all pairs by products of positions, including an elementwise pass for each function."""
         by_functions = self.functions * self.position_pairs * (self.outputs + 4)
         one_pair = self.groups * (
             min(self.patch_products, self.pixel_products) + by_functions
@@ -52,7 +58,7 @@ class PairSizes(NamedTuple):
 
     @property
     def explicit(self) -> int:
-        """Multiply-adds of all pairs if the gradients are formed."""
+        """Multiply-adds of all pairs from explicitly formed gradients, including their formation."""
         forming = (
             self.sources * self.source_positions
             + self.targets * self.functions * self.target_positions

@@ -1,8 +1,8 @@
-"""Run a model in another precision than it was built in, without rebuilding the model.
+"""Run a model in a precision other than the one that it was built in, without rebuilding the model.
 
 The layers' dtype policies are replaced while the model runs, then restored. The weights are cast where the model reads
-them (`srel_tf.gradients.network.Network.scope`). Therefore layers, activations, losses and subclasses that a user has
-written work, too.
+them (`srel_tf.gradients.network.Network.scope`). This also works for layers, activations, losses and subclasses that a
+user has written.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ COARSER_THAN = {
     tf.float64: (tf.float32, tf.float16, tf.bfloat16),
     tf.float32: (tf.float16, tf.bfloat16),
 }
-# Parts of the names of TensorFlow's operations that draw, or that move the state of a generator.
+# Parts of the names of TensorFlow's operations that draw random numbers, or that advance the state of a generator.
 RANDOM = (
     "Random",
     "Rng",
@@ -44,7 +44,7 @@ def own_precision(model: keras.Model) -> str:
 
 
 def layers_within(layer: keras.Layer) -> list[keras.Layer]:
-    """Return a layer and all layers within it, each once, including layers in lists, dicts and nested models."""
+    """Return a layer and all layers within it, each once. Lists, dicts and nested models are searched."""
     found: dict[int, keras.Layer] = {}
     waiting = [layer]
     while waiting:
@@ -66,7 +66,7 @@ def _layers_among(values: Iterable) -> Iterator[keras.Layer]:
 
 
 class Switch(NamedTuple):
-    """The attribute of an object that sets its precision, and the temporary value of the attribute."""
+    """An object, its attribute that sets the precision, and a temporary value of this attribute."""
 
     owner: Any
     name: str
@@ -99,7 +99,7 @@ def switches_to(dtype: tf.DType, model: keras.Model) -> list[Switch]:
 
 
 def _typed(model: keras.Model) -> Iterator[Any]:
-    """Yield the objects with a dtype: variables, and symbolic inputs, to whose dtype a model casts its data."""
+    """Yield the objects with a dtype: variables and symbolic inputs. A model casts its data to the inputs' dtype."""
     yield from model.variables
     for layer in layers_within(model):
         if isinstance(layer, keras.layers.InputLayer):
@@ -114,7 +114,7 @@ def _is_other_float(dtype: str, name: str) -> bool:
 
 @contextlib.contextmanager
 def computing_in(dtype: tf.DType, switches: list[Switch]) -> Iterator[None]:
-    """Make the owners of these switches, and all of Keras's losses, compute in `dtype` within the context."""
+    """Within the context, make the owners of these switches and all of Keras's losses compute in `dtype`."""
     name = tf.as_dtype(dtype).name
     before = [vars(switch.owner)[switch.name] for switch in switches]
     loss_dtype = keras.losses.Loss.dtype
@@ -130,11 +130,11 @@ def computing_in(dtype: tf.DType, switches: list[Switch]) -> Iterator[None]:
 
 
 class Inspection(NamedTuple):
-    """Names of the first operation of each kind in the graph of a forward pass; None if no such operation exists.
+    """Names of the first operation of each kind in the graph of a forward pass; None if there is no such operation.
 
     Attributes:
-        coarse: an operation that casts a tensor that depends on the weights to lower precision. Other tensors are the
-            same before and after an update, so that casting them makes no error.
+        coarse: an operation that casts a tensor to lower precision, if this tensor depends on the weights. Other
+            tensors are the same before and after an update, so that a cast does no harm.
         random: an operation that draws random numbers.
         opaque: an operation without a derivative (stop_gradient, Python functions).
     """
@@ -153,7 +153,7 @@ def inspection(graph: Any, weights: list[tf.Tensor], dtype: tf.DType) -> Inspect
     }
 
     def first(operations: Iterable[Any], kind: Callable[[Any], bool]) -> str | None:
-        """Return the name of the first operation of a kind, or of a call (function, loop, branch) that contains it."""
+        """Return the name of the first operation that is of a kind, or that calls a function with such an operation."""
         return next(
             (
                 op.name
@@ -193,7 +193,7 @@ def _with_called(node: Any, bodies: dict) -> Iterator[Any]:
 
 
 def _is_coarse(node: Any, types: tuple) -> bool:
-    """Return whether a node casts floating-point numbers to one of these types. Casts of integers are exact."""
+    """Return whether a node casts floating-point numbers to one of these types. Casts of integers do not count."""
     from_floating = (
         node.op == "Cast" and tf.as_dtype(node.attr["SrcT"].type).is_floating
     )
@@ -205,7 +205,7 @@ def _is_random(node: Any) -> bool:
 
 
 def _is_opaque(node: Any) -> bool:
-    # TensorFlow's variance stops the gradient of the mean, with respect to which its derivative is zero.
+    # TensorFlow's variance stops the gradient at the mean. Its derivative with respect to the mean is zero anyway.
     of_variance = node.name.endswith("moments/StopGradient")
     opaque = (
         "StopGradient",

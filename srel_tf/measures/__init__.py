@@ -1,1 +1,4 @@
-"""Measures of how far an update moves a prediction: the reading of outputs, and the distances D. Knows tensors only."""
+"""Measure how far an update moves a prediction: read the model's outputs, and compute distances D.
+
+These modules depend on tensors only, not on models.
+"""

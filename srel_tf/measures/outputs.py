@@ -1,4 +1,4 @@
-"""The reading of a model's outputs (as probabilities, logits or raw values) and their change under an update."""
+"""How a model's outputs are read (as probabilities, logits or raw values), and how an update changes them."""
 
 import warnings
 from typing import Any, TypeAlias
@@ -27,7 +27,9 @@ OWN_LOSS = (
 def read_as(
     choice: str, loss: Loss, activation: str | None, y: np.ndarray, num_outputs: int
 ) -> tuple[str, str]:
-    """Decide how to read outputs [n, C]. The values of outputs and of y have no influence.
+    """Decide how to read outputs [n, C].
+
+    Of y only the shape and dtype are used. The values of the outputs are not read here.
 
     Args:
         choice: the user's `predictions`.
@@ -37,10 +39,16 @@ def read_as(
         num_outputs: C.
 
     Returns:
-        kind: "raw" if D acts on the outputs as they are, "logits" if D acts on their softmax, "probabilities" if they
-            are the softmax, "softmax" if only the values of the outputs decide between the last two
-            (`kind_of_predictions`).
-        reason: why D does not act on a softmax; "" if it does.
+        kind:
+
+            - "raw" if D acts on the outputs as they are.
+            - "logits" if D acts on the softmax of the outputs.
+            - "probabilities" if the outputs already are the softmax on which D acts.
+            - "softmax" if D acts on a softmax, but the values of the outputs must show whether they are logits or
+              probabilities (`kind_of_predictions`).
+        reason: why D acts on raw outputs; "" if it acts on a softmax.
+
+    The column "compiled loss" of this table is `CompiledLoss.kind`:
 
     | predictions | C  | compiled loss       | last activation       | y                      | D acts on   |
     |-------------|----|---------------------|-----------------------|------------------------|-------------|
@@ -55,8 +63,8 @@ def read_as(
     | "auto"      | ≥2 | own                 | any other             | rows [n, C], floats    | raw outputs |
     | "auto"      | ≥2 | other               | any other             | any                    | raw outputs |
 
-    A softmax is the model's last operation, so that its outputs are probabilities by construction; a cross-entropy
-    with from_logits=True says that they are logits. In both cases no value of an output can change the reading.
+    If the model's last operation is a softmax, its outputs are probabilities. Otherwise a cross-entropy with
+    from_logits=True shows that they are logits. In both cases the values of the outputs are not needed.
     """
     reason = (
         ""
@@ -96,10 +104,10 @@ def _reason_for_raw(
 def kind_of_predictions(
     kind: str, loss: Loss, model_name: str, outputs: np.ndarray
 ) -> str:
-    """Return "raw", "logits" or "probabilities": `kind` of `read_as`, decided by values if it is "softmax".
+    """Return "raw", "logits" or "probabilities". If `kind` is "softmax", the values of the outputs decide.
 
-    Values decide for a classifier whose last operation is unknown or does not directly return probabilities, such as a
-    mean of several softmaxes.
+    `kind` is "softmax" for a classifier whose last operation does not show what it returns, such as a mean of several
+    softmaxes.
 
     Args:
         kind: result of `read_as`.
@@ -116,14 +124,14 @@ def kind_of_predictions(
     if finite.any():
         outputs = outputs[
             finite
-        ]  # One target whose prediction is NaN does not change how the others are read.
+        ]  # A target whose prediction is NaN must not change how the others are read.
     if _on_simplex(outputs):
         return "probabilities"
     if finite.any() and loss.from_logits is False:
         raise ModelError(
             f"the loss {loss.name} of model {model_name!r} expects probabilities that sum to one (from_logits=False), "
-            "but its outputs do not: end the model in a softmax, compile with from_logits=True, or measure with "
-            "predictions='raw'"
+            "but the outputs of the model do not sum to one: end the model in a softmax, compile with "
+            "from_logits=True, or measure with predictions='raw'"
         )
     return "logits"
 
@@ -134,7 +142,7 @@ def _on_simplex(outputs: np.ndarray) -> bool:
 
 
 def change_of_outputs(kind: str, before: tf.Tensor, after: tf.Tensor) -> Change:
-    """Return the `Change` from outputs `before` to `after` [..., C]; the shapes are broadcast."""
+    """Return the `Change` from outputs `before` to `after` [..., C]. The shapes are broadcast."""
     if kind == "raw":
         return raw_change(before, after)
     are_probabilities = kind == "probabilities"
@@ -150,17 +158,17 @@ def first_order_change(
     moved: tf.Tensor,
     link_derivative: tf.Tensor | float,
 ) -> Change:
-    """Return the `Change` of predictions to first order in the change of u.
+    """Return the `Change` of predictions to first order in the change of u, the argument of the link.
 
-    For a classifier only differences of `moved` count: a softmax ignores a common shift of logits, and changes of
-    probabilities sum to zero.
+    For a classifier only differences between the entries of `moved` matter: a softmax ignores a common shift of logits,
+    and changes of probabilities sum to zero.
 
     Args:
         kind: reading of the outputs.
-        link: name of the link between u and the outputs (`output_gradients.LINKS`).
+        link: name of the link from u to the outputs (`output_gradients.LINKS`).
         before: outputs f [..., C].
         moved: the change of u [..., C].
-        link_derivative: df/du.
+        link_derivative: df/du at `before`.
     """
     before, moved = (
         tf.cast(before, tf.float64),
@@ -173,14 +181,14 @@ def first_order_change(
     if kind == "probabilities" and link == "identity":
         difference = moved - tf.reduce_mean(moved, axis=-1, keepdims=True)
         return Change(g, g, difference, log_g, tf.math.divide_no_nan(difference, g))
-    # δ_c − Σ_k g_k δ_k without cancellation for a class of probability one.
+    # d_c = δ_c − Σ_k g_k δ_k, computed without cancellation for a class whose probability is close to one.
     others = tf.reduce_sum(g * moved, axis=-1, keepdims=True) - g * moved
     d = -tf.math.expm1(log_g) * moved - others
     return Change(g, g, g * d, log_g, d)
 
 
 def holds_class_indices(y: np.ndarray) -> bool:
-    """Return whether y has one integer for each example, by its shape and type."""
+    """Return whether y has one integer for each example, judged by its shape and dtype."""
     return y.dtype.kind in "biu" and y.size == len(y)
 
 
@@ -218,7 +226,7 @@ def check_fit(
         )
     if kind != "raw" and num_outputs < 2:
         raise OptionError(
-            "predictions='softmax' needs two outputs or more, but this model has one: use 'raw'"
+            "predictions='softmax' needs two outputs or more, but this model has one: use predictions='raw'"
         )
     if probe.labels is None or (kind == "raw" and loss.kind != "sparse"):
         return
@@ -227,24 +235,26 @@ def check_fit(
     if len(outside):
         raise ProbeError(
             f"label {probe.labels[outside[0]]} of example {probe.ids[outside[0]]} is out of range: the model has "
-            f"{num_outputs} outputs"
+            f"{num_outputs} outputs; give non-negative labels below this number"
         )
 
 
 def warn_of_unclear_targets(reason: str, probe: Probe, num_outputs: int) -> None:
-    """Warn that D acts on raw outputs under a custom loss if the y of this probe could be labels."""
+    """Warn that D acts on raw outputs if the loss is custom and the y of this probe could be class labels."""
     y = probe.y.reshape(len(probe), -1)
     indices = y.shape[1] == 1 and bool(np.isin(y, np.arange(num_outputs)).all())
     if reason == OWN_LOSS and (indices or probe.labels is not None):
         warnings.warn(
             "D acts on the raw outputs: the loss is custom, and only the labels of this probe suggest that the "
-            "model is a classifier; give predictions='softmax' if it is a classifier, else predictions='raw'",
+            "model is a classifier; give predictions='softmax' if it is one, else predictions='raw'",
             stacklevel=4,
         )
 
 
 def labelled(probe: Probe, loss: Loss) -> Probe:
-    """Return the probe with the class labels that the loss reads from y; Keras accepts float class indices.
+    """Return the probe with the class labels that the loss reads from y.
+
+    Floating-point class indices are accepted, because Keras accepts them.
 
     Raises:
         ProbeError: if y holds class indices but the loss needs one-hot rows, or the reverse, or if an index is not an
@@ -253,12 +263,14 @@ def labelled(probe: Probe, loss: Loss) -> Probe:
     rows = probe.y.ndim == 2 and probe.y.shape[1] > 1
     if loss.kind == "categorical" and not rows:
         raise ProbeError(
-            f"y has the shape {probe.y.shape}, but the loss {loss.name} needs one-hot rows [n, C]"
+            f"y has the shape {probe.y.shape}, but the loss {loss.name} needs one-hot rows [n, C]: give such rows, or "
+            "compile with a loss for class indices"
         )
     if loss.kind != "sparse":
         return probe
     if rows or probe.y.ndim > 2:
         raise ProbeError(
-            f"y has the shape {probe.y.shape}, but the loss {loss.name} needs class indices [n]"
+            f"y has the shape {probe.y.shape}, but the loss {loss.name} needs class indices [n]: give such indices, or "
+            "compile with a loss for one-hot rows"
         )
     return probe.with_class_indices() if probe.labels is None else probe

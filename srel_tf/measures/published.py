@@ -1,16 +1,18 @@
 """The measures of the authors' published code, separate from the definitions.
 
 `published_kl` is not a KL divergence. `torch.nn.functional.kl_div(input, target)` expects *log*-probabilities as its
-input and computes the mean of target · (log target − input). The code passed probabilities, so that the result is
+input and computes the mean of target · (log target − input). The published code passes probabilities, so that the
+result is
 
     numerator   mean_c p_c (log p_c − p⁺_c)  at x'
     denominator mean_c p_c (log p_c − p⁺_c)  at x, plus 1e-8
 
-with p before and p⁺ after the update. Without any update this is −(H(p) + ‖p‖²)/C, H the entropy: at initialisation,
-where p is nearly uniform, the ratio is close to 1 for every pair, even if the update changed nothing.
+with p before and p⁺ after the update. If the update changes nothing, the mean is −(H(p) + ‖p‖²)/C, where H is the
+entropy. At initialisation p is nearly uniform for all examples. The ratio is then close to 1 for every pair, even if
+the update changes nothing.
 
-`published_l2` is the counterpart of Definition 1 in that code: the mean absolute change of the probabilities at x',
-over their root-mean-square change at x plus 1e-8. The text says ℓ1 for both.
+`published_l2` is the counterpart of Definition 1 in the published code. It divides the mean absolute change of the
+probabilities at x' by their root-mean-square change at x plus 1e-8. The text of the paper has ℓ1 in both places.
 """
 
 import math
@@ -34,7 +36,7 @@ def mean_absolute_change(change: Change) -> tf.Tensor:
 
 
 def root_mean_square_change(change: Change) -> tf.Tensor:
-    """(mean_c (p⁺_c − p_c)²)^½."""
+    """Compute (mean_c (p⁺_c − p_c)²)^½."""
     return l2(change) / math.sqrt(change.difference.shape[-1])
 
 

@@ -23,18 +23,20 @@ def register_measure(
     S_rel(x', x) = D at x' / D at x, where D is a function of a `Change`: float64 predictions `before` and `after` of
     shape [..., C], their `difference`, and for probabilities `log_before` and `log_ratio` = log g⁺ − log g.
 
-    An entry is valid if the rounding error of S is shown to be at most tolerance · (1 + S). For this D to the power
-    1/degree must obey the triangle inequality to leading order, as norms (degree 1) and squares of norms (degree 2) do.
+    An entry is valid if the rounding error of S is at most tolerance · (1 + S). The bound on this error needs the
+    triangle inequality for D^(1/degree), at least for small changes. Norms (degree 1) and squares of norms (degree 2)
+    satisfy it.
 
     Args:
         name: name of the measure. A registered name is replaced, unless it is built in.
         distance: D, a function from a `Change` [..., C] to a float64 tensor [...]. It is zero if nothing changes.
-        first_order: D of a first-order change, homogeneous of the given degree; for most norms `distance` itself. If
-            None, the measure has no limit η → 0, and `estimator="limit"` refuses it.
+        first_order: D of a first-order change, for the limit η → 0. It must be homogeneous of the given degree. For
+            most norms it is `distance` itself. If None, the measure has no limit, and `estimator="limit"` raises an
+            error.
         probabilities: whether D is defined for probability vectors only.
-        raw: whether D acts on the model's raw outputs, whatever `predictions` says.
-        degree: D of a small change grows as its size to this power.
-        tolerance: the largest error of a valid entry, in units of 1 + S.
+        raw: whether D always acts on the model's raw outputs, whatever `predictions` is set to.
+        degree: the power p in D ∝ ‖change‖^p for small changes: 1 for norms, 2 for squares of norms.
+        tolerance: the largest rounding error of a valid entry, in units of 1 + S.
 
     Raises:
         OptionError: if the name is built in, or an argument has the wrong type or value.

@@ -1,1 +1,1 @@
-"""Separation of numbers from rounding noise. This room knows arrays only."""
+"""Separate results from rounding noise. These modules depend on arrays and tensors only, not on models."""

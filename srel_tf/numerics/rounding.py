@@ -1,16 +1,16 @@
-"""Find the entries of S_rel that the arithmetic resolves; the others are rounding noise.
+"""Find the entries of S_rel that the arithmetic resolves. The other entries are dominated by rounding noise.
 
-The noise is measured in each measurement. Rounding inside a net acts like a relative change of each weight by about
-one unit in the last place (ULP; this is backward error analysis). Gradients, updated weights and predictions are
-therefore evaluated once more at weights that are perturbed by several ULP, those that are not trained and the inputs
-included. D between the two predictions is the noise of D. It includes rounding of gradients, units that rounding may
-move over a kink, and what a far step amplifies. The perturbation is larger than one ULP, since a factor on the noise
-of a small one would move no more units over kinks.
+The noise is estimated anew in each measurement. By backward error analysis, rounding inside a net acts like a relative
+change of each weight by about one unit in the last place (ULP). Gradients, updated weights and predictions are
+therefore evaluated again with all weights (frozen ones, too) and inputs perturbed by several ULP. D between the two
+predictions is the noise of D. It includes three effects: rounding of gradients, units that rounding may move across a
+kink, and the amplification of rounding by a large step. The perturbation is larger than one ULP so that it moves enough
+units across kinks. A smaller perturbation would move fewer units, even if its noise were multiplied by a factor.
 
-D is a norm of the change (KL: the square of one, to leading order). With noise N at the target and N₀ at the source,
-the triangle inequality bounds the error of S = D/D₀ by (N + S·N₀)/D₀. N is read twice: at all targets without any
-update, and at the source and some targets after the update. An entry is valid if both bounds are within the measure's
-tolerance · (1 + S).
+D is a norm of the change (for KL: the square of a norm, to leading order). With noise N at the target and N₀ at the
+source, the triangle inequality bounds the error of S = D/D₀ by (N + S·N₀)/D₀. The noise is evaluated in two ways: at
+all targets without any update, and at the source and some targets after the update. An entry is valid if both bounds
+are within the measure's tolerance · (1 + S).
 """
 
 import warnings
@@ -19,19 +19,19 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-SIGNS = (1.0, -1.0)  # Of the perturbed evaluations: two opposite ones.
-UNITS = 8.0  # ULP by which weights and outputs are perturbed.
-# Seeds of the changes of inputs and frozen weights; those of trained weights are 0, 1, …
+SIGNS = (1.0, -1.0)  # Signs of the two perturbed evaluations.
+UNITS = 8.0  # Number of ULP by which weights and outputs are perturbed.
+# Seeds of the perturbations of inputs and frozen weights. Trained weights have the seeds 0, 1, …
 OF_INPUTS, OF_FROZEN = 10**6, 10**6 + 1
 
 
 class Noise(NamedTuple):
-    """Noise of one measure's D as a norm: of its square root if D is the square of a norm.
+    """Noise of one measure's D. If D is the square of a norm, it is the noise of the norm, √D.
 
     Attributes:
         at_targets: noise at each target, [n_s, n_t].
         at_sources: noise at each source, [n_s].
-        of_updates: noise of each source's update, as a share of D at the source, [n_s, n_t].
+        of_updates: noise of each source's update, divided by the norm at the source, [n_s, n_t].
     """
 
     at_targets: np.ndarray
@@ -40,7 +40,7 @@ class Noise(NamedTuple):
 
 
 def precision(dtype: tf.DType) -> float:
-    """Return the spacing of numbers just above 1 in products of this type; TensorFloat-32 keeps 10 bits on a GPU."""
+    """Return the machine epsilon of matrix products in this dtype. With TensorFloat-32 on a GPU it is 2^−10."""
     tensor_float_32 = (
         dtype == tf.float32
         and tf.config.get_visible_devices("GPU")
@@ -57,17 +57,17 @@ def precision(dtype: tf.DType) -> float:
 
 
 def perturbed(weights: list, sign: tf.Tensor | float) -> list[tf.Tensor]:
-    """Return weights in which the factors of each layer input are changed by ±`UNITS` ULP.
+    """Return weights perturbed by ±`UNITS` ULP. Weights that multiply the same layer input are perturbed alike.
 
-    This imitates rounding of the layer's inputs. One change for all outputs of a layer takes a fraction of the
-    memory of one change per weight. The changes are fixed, except for `sign`: if rounding may push a ReLU input either
-    way, each sign pushes it one way.
+    This imitates rounding of the layer's inputs. It takes a fraction of the memory of one random sign per weight. The
+    perturbations are fixed up to `sign`. Rounding may push the input of a ReLU up or down, and the two signs push it in
+    opposite directions.
     """
     return [_perturbed(tf.convert_to_tensor(w), k, sign) for k, w in enumerate(weights)]
 
 
 def perturbed_inputs(x: tf.Tensor, sign: tf.Tensor | float) -> tf.Tensor:
-    """Return examples [n, ...] with each feature changed by 0.5 to 1.5 times ±`UNITS` ULP, the same in all examples.
+    """Return examples [n, ...] with each feature changed by 0.5 to 1.5 times ±`UNITS` ULP, alike in all examples.
 
     This imitates rounding in layers without weights. Whole numbers may be ids or categories. They are only moved away
     from zero, by 0 to 3 times `UNITS` ULP, so that a cast to integers gives the same id. Integers are not changed.
@@ -75,7 +75,7 @@ def perturbed_inputs(x: tf.Tensor, sign: tf.Tensor | float) -> tf.Tensor:
     if not x.dtype.is_floating:
         return x
     generator, shape = np.random.default_rng(OF_INPUTS), (1, *x.shape[1:])
-    # Moves of equal size would often cancel those of the first layer's weights.
+    # Perturbations of equal size would often cancel those of the first layer's weights.
     of_feature = generator.choice([-1.0, 1.0], shape) * generator.uniform(
         0.5, 1.5, shape
     )
@@ -87,7 +87,7 @@ def perturbed_inputs(x: tf.Tensor, sign: tf.Tensor | float) -> tf.Tensor:
 def perturbed_frozen(
     k: int, weight: tf.Tensor, sign: tf.Tensor | tf.Variable | float
 ) -> tf.Tensor:
-    """Return the k-th frozen weight, changed as `perturbed` changes the trained weights."""
+    """Return the k-th frozen weight, perturbed as `perturbed` perturbs the trained weights."""
     return _perturbed(weight, OF_FROZEN + k, sign)
 
 
@@ -99,10 +99,10 @@ def _perturbed(w: tf.Tensor, seed: int, sign: tf.Tensor | float) -> tf.Tensor:
 
 
 def moved_gradient(gradient: tf.Tensor) -> tf.Tensor:
-    """Return ∂ℓ/∂f [..., C] with its entries moved by −`UNITS` to `UNITS` ULP.
+    """Return ∂ℓ/∂f [..., C] with its entries changed by −`UNITS` to `UNITS` ULP.
 
-    This is the effect of rounding in back-propagation. If the terms of several outputs cancel in ∇ℓ, so that it is zero
-    but for rounding, it moves by its own size.
+    This imitates rounding in back-propagation. If the contributions of the outputs to ∇ℓ cancel and leave only rounding
+    noise, this perturbation changes ∇ℓ by as much as its own size.
     """
     shares = np.linspace(-1, 1, gradient.shape[-1])
     return gradient * tf.constant(
@@ -111,10 +111,10 @@ def moved_gradient(gradient: tf.Tensor) -> tf.Tensor:
 
 
 def last_places_moved(outputs: tf.Tensor) -> tf.Tensor:
-    """Return outputs [n, C] with each entry changed by ±`UNITS` ULP, [⌈log₂ C⌉, n, C]; the sign is a bit of its index.
+    """Return copies of outputs [n, C] in which each entry is changed by ±`UNITS` ULP, [⌈log₂ C⌉, n, C].
 
-    In one of these patterns, any two outputs change in opposite directions. A few random draws, rounded to the grid,
-    could leave a difference of two outputs unchanged by chance.
+    In copy b, the sign is + for outputs whose index has bit b set, else −. Any two outputs thus change in opposite
+    directions in at least one copy. With a few random signs, the difference of two outputs could by chance not change.
     """
     n_outputs = outputs.shape[-1]
     n_bits = max(1, (n_outputs - 1).bit_length())
@@ -126,7 +126,7 @@ def last_places_moved(outputs: tf.Tensor) -> tf.Tensor:
 def noise_between(
     degree: int, values: np.ndarray, values_again: np.ndarray
 ) -> np.ndarray:
-    """Return the absolute difference of D^(1/degree), which is a norm, between two evaluations.
+    """Return the absolute difference between two evaluations of the norm D^(1/degree).
 
     The difference is infinite if only the second value is not finite. It is zero if the first value is not finite,
     because such an entry is invalid anyway.
@@ -142,9 +142,10 @@ def noise_between(
 def error_bound(
     degree: int, srel: np.ndarray, denominator: np.ndarray, noise: Noise
 ) -> np.ndarray:
-    """Return a bound on the error of S, [n_s, n_t]; denominator: D at the sources [n_s].
+    """Return a bound on the error of S, [n_s, n_t], where `denominator` is D at the sources [n_s].
 
-    For degree 2, D is the square of a norm: the triangle inequality holds for S^½.
+    For degree 2, D is the square of a norm. The triangle inequality bounds the error of S^½, from which the bound on
+    the error of S follows.
     """
     root = 1 / degree
     s = np.abs(srel) ** root

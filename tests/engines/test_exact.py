@@ -1,4 +1,4 @@
-"""measure() against the naive version of tests/reference.py, and invariances of the matrix."""
+"""measure() compared with the naive reference (tests/reference.py), and invariances of the matrix."""
 
 import keras
 import numpy as np
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("in_double_precision")
 SOURCES, TARGETS = (
     [0, 3, 7, 11, 2],
     [5, 3, 1],
-)  # of different number; 3 is both, the other sources are no targets
+)  # Their numbers differ. Only example 3 is both a source and a target.
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def data():
 
 @pytest.fixture(scope="module")
 def all_pairs(data):
-    """(net, result of all pairs): what parts, other orders and repeated examples must agree with."""
+    """(net, result of all pairs), with which results of parts, other orders and repeated examples are compared."""
     with double_precision():
         net = classifier("cnn")
         yield (
@@ -81,7 +81,7 @@ def at_one_position(*layers):
     return model
 
 
-ONE_POSITION = {  # Changes of their kernels act on what they see.
+ONE_POSITION = {  # Layers whose kernel changes by an outer product, which is applied to the layer's inputs.
     "einsum that turns its axes": lambda: [
         keras.layers.Flatten(),
         keras.layers.EinsumDense("ab,bcd->adc", (3, 2)),
@@ -168,7 +168,7 @@ def test_penalties_of_the_loss_enter_the_fictitious_gradient(data):
     )
     expected = reference.srel(model, x, y, SOURCES, TARGETS, 0.3, reference.kl)
     np.testing.assert_allclose(matrix, expected, rtol=1e-10)
-    dense.kernel_regularizer = None  # Which a clone is made by.
+    dense.kernel_regularizer = None  # A clone is made without it.
     without = reference.srel(model, x, y, SOURCES, TARGETS, 0.3, reference.kl)
     assert not np.allclose(matrix, without, rtol=1e-3)
 
@@ -201,7 +201,8 @@ def test_a_duplicated_example_repeats_a_row_and_a_column(data, all_pairs):
     assert matrix[1, 4] == pytest.approx(1, rel=1e-10)
 
 
-# Of the 12 targets 5 make three batches of 4, and 11 two of 6; 7 sources in batches of 5 are filled up.
+# There are 12 targets and 7 sources. A batch_size of 5 gives three batches of 4 targets, 11 gives two batches of 6.
+# The sources do not fill their last batch.
 @pytest.mark.parametrize(
     "batch_size", [1, 5, *(pytest.param(b, marks=pytest.mark.slow) for b in (11, 12))]
 )
@@ -216,7 +217,7 @@ def test_batch_size_does_not_matter(batch_size, data, all_pairs):
 
 
 def test_ridge_regression_as_a_keras_layer_gives_theorem_3_2(data):
-    """Eq. 4 with the coefficient λ of the layer's own penalty λ/2 ‖W‖² in place of Nλ₁/K, for a one-hot target."""
+    """Check eq. 4 for a one-hot target. The layer's own penalty is λ/2 ‖W‖², and λ takes the place of Nλ₁/K."""
     rng = np.random.default_rng(0)
     h, labels, penalty = rng.normal(size=(9, 6)), np.arange(9) % 3, 0.75
     keras.utils.set_random_seed(0)
@@ -227,7 +228,7 @@ def test_ridge_regression_as_a_keras_layer_gives_theorem_3_2(data):
 
     class HalfSquaredError(
         keras.losses.Loss
-    ):  # ½ ‖e_k − W h‖²: Keras's own divides by the number of classes.
+    ):  # ½ ‖e_k − W h‖². Keras's own loss divides by the number of classes.
         def call(self, y, f):
             return keras.ops.sum(keras.ops.square(y - f), axis=-1) / 2
 
@@ -259,7 +260,7 @@ def test_ridge_regression_as_a_keras_layer_gives_theorem_3_2(data):
 def test_a_source_that_moves_nothing_is_undefined(data):
     x, y = data
     x = x.copy()
-    x[0] = 0  # A bias-free linear net on the zero image: gradient zero.
+    x[0] = 0  # The gradient of a linear net without bias is zero for this image.
     inputs = keras.Input((8, 8, 1))
     model = keras.Model(
         inputs, keras.layers.Dense(3, use_bias=False)(keras.layers.Flatten()(inputs))
@@ -285,7 +286,7 @@ def test_a_source_that_moves_nothing_is_undefined(data):
     ("wanted", "layerwise"), each_of_both([[2], [0, 1, 4], []], [True, False])
 )
 def test_sources_without_a_learning_rate_are_left_out(wanted, layerwise, data):
-    """The others' outputs are the same to the bit, as `auto` relies on."""
+    """The outputs of the other sources are bit for bit the same. `auto` relies on this."""
     net = classifier("cnn")
     x, y = (tf.constant(a) for a in data)
     x = tf.cast(x, tf.float64)
@@ -302,7 +303,7 @@ def test_sources_without_a_learning_rate_are_left_out(wanted, layerwise, data):
     some = engine(*arguments, tf.constant(rates))
     for name in ("after", "after_at_source", "sampled", "sampled_at_source"):
         whole, part = (getattr(outputs, name).numpy() for outputs in (every, some))
-        if name.startswith("sampled"):  # The first axis is that of draws.
+        if name.startswith("sampled"):  # The first axis holds the two perturbations.
             whole, part = (np.moveaxis(a, 0, 1) for a in (whole, part))
         np.testing.assert_array_equal(part[wanted], whole[wanted])
         assert np.isnan(np.delete(part, wanted, axis=0)).all()
@@ -316,7 +317,7 @@ def test_one_trace_serves_all_measurements(data):
 
     class Counting(keras.layers.Layer):
         def call(self, inputs):
-            traces.append(1)  # Python runs when a graph is traced.
+            traces.append(1)  # This line runs only while a graph is traced.
             return inputs
 
     inputs = keras.Input((8, 8, 1))

@@ -1,4 +1,4 @@
-"""The limit η → 0 against J g from `tape.jacobian`, layer by layer, in float64."""
+"""The limit η → 0 compared with J g from `tape.jacobian`, for each kind of layer, in float64."""
 
 import keras
 import numpy as np
@@ -18,7 +18,7 @@ double = pytest.mark.usefixtures("in_double_precision")
 
 
 def jacobian_times_gradient(model, x, y, factor=-1.0):
-    """−J(x_j) ∇ℓ(x_i) for all pairs, [n, n, C], by brute force; the loss as compiled, of each example alone."""
+    """Return −J(x_j) ∇ℓ(x_i) for all pairs, [n, n, C], by brute force. ℓ is the compiled loss of one example alone."""
     weights = model.trainable_variables
     values = [v.value for v in weights]
     with tf.GradientTape(persistent=True) as tape:
@@ -62,7 +62,7 @@ def net(*layers, shape=(6, 6, 2), loss=None):
     model.compile("sgd", loss or CROSS_ENTROPY(from_logits=True))
     for v in (
         model.trainable_variables
-    ):  # Biases and normalisation weights away from 0 and 1.
+    ):  # Move biases and normalisation weights away from 0 and 1.
         v.assign(v + 0.1 * np.random.default_rng(len(v.shape)).normal(size=v.shape))
     return model
 
@@ -82,7 +82,7 @@ class Block(L.Layer):
 
 
 class Scaled(L.Layer):
-    """A layer that no rule knows."""
+    """A layer without a rule."""
 
     def build(self, shape):
         self.scale = self.add_weight(shape=(shape[-1],), initializer="ones")
@@ -92,7 +92,7 @@ class Scaled(L.Layer):
 
 
 class Standardised(L.Conv2D):
-    """What Keras has `convolution_op` for."""
+    """A convolution that overrides `convolution_op`, as Keras intends."""
 
     def convolution_op(self, inputs, kernel):
         return super().convolution_op(
@@ -109,14 +109,17 @@ class Masked(L.Dense):
 
 
 def adapted():
-    """Some of whose channels never vary: their spread is clipped, a kink that no example is at."""
+    """Return a normalisation of two channels. One never varies, so that its spread is clipped.
+
+    This clipping is a kink, but no example is at it.
+    """
     layer = L.Normalization()
     layer.adapt(np.random.default_rng(1).normal(size=(20, 6, 6, 2)) * [1.0, 0.0])
     return layer
 
 
 class Folded(L.Layer):
-    """A ReLU of the pixels of all examples in one axis."""
+    """A ReLU for which the pixels of all examples are in one axis."""
 
     def call(self, x):
         return keras.ops.reshape(
@@ -214,7 +217,7 @@ def test_equals_jacobian_times_gradient(name, images):
 
 
 class Shifted(L.Layer):
-    """A layer that no rule knows, with a second argument that all examples share."""
+    """A layer without a rule, with a second argument that all examples share."""
 
     def build(self, *shapes):
         self.scale = self.add_weight(shape=(2,), initializer="ones")
@@ -300,7 +303,7 @@ def test_residual_net_in_batches_and_by_differences():
 def test_directions_turned_to_each_loss_signal(differences):
     rng = np.random.default_rng(0)
     basis = np.linalg.qr(rng.normal(size=(4, 4)))[0]
-    if differences:  # Those of the first three, so that r must lie in their span.
+    if differences:  # Only three directions. r lies in their span.
         basis = basis[:3]
     r = rng.normal(size=(6, len(basis))) @ basis
     r /= np.linalg.norm(r, axis=1, keepdims=True)
@@ -347,7 +350,7 @@ def test_contraction_in_parts(name, images, monkeypatch):
 
 
 def test_convolution_with_channels_first(images):
-    """In float32, for TensorFlow has no such convolution in float64 on a CPU; beside the same with channels last."""
+    """Compare with channels last, in float32: on a CPU TensorFlow has no channels-first convolution in float64."""
     first = net(
         L.Permute((3, 1, 2)),
         L.Conv2D(4, 3, data_format="channels_first"),
@@ -365,7 +368,7 @@ def test_convolution_with_channels_first(images):
 @double
 @pytest.mark.filterwarnings("ignore:.*forward-mode")
 def test_weights_that_a_layer_makes_when_first_called_count_from_the_first_measurement_on():
-    """An activation that is a layer is not built with the layer that calls it."""
+    """If an activation is a layer, it is not built together with the layer that calls it."""
     keras.utils.set_random_seed(0)
     inputs = keras.Input((4,))
     model = keras.Model(inputs, L.Dense(3)(L.Dense(6, activation=L.PReLU())(inputs)))

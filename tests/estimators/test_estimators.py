@@ -1,4 +1,4 @@
-"""The three estimators side by side: exact tends to limit, limit is what theory says, auto keeps the contract."""
+"""The three estimators: exact tends to limit, limit agrees with the theory, and auto keeps the numerics contract."""
 
 import itertools
 
@@ -61,7 +61,7 @@ def test_exact_tends_to_limit_with_an_error_in_proportion_to_the_step(softmax, p
         L.Conv2D(3, 3, activation="tanh"),
         *([L.Flatten(), L.Dense(3), L.Softmax()] if softmax else []),
     )
-    if softmax:  # The last layer of `net` would follow it.
+    if softmax:  # Without the last layer of `net`, which would follow the softmax.
         model = compiled(
             model.inputs,
             model.layers[-3].output,
@@ -107,7 +107,7 @@ def test_limit_is_a_contraction_of_the_empirical_kernel(data, probe):
 
 
 def pairs(function, x):
-    """function(x_target, x_source) over all pairs, [n_s, n_t]."""
+    """Return function(x_target, x_source) for all pairs, [n_s, n_t]."""
     sources, targets = np.divmod(np.arange(len(x) ** 2), len(x))
     return np.asarray(function(x[targets], x[sources])).reshape(len(x), len(x))
 
@@ -153,11 +153,11 @@ def test_theorem_5_2(t):
     np.testing.assert_allclose(result.matrix("l2"), expected, rtol=1e-9)
 
 
-# --- models that need another way --------------------------------------------------------------------------------
+# --- models whose layers cannot be observed ----------------------------------------------------------------------
 
 
 class Tied(keras.Model):
-    """The decoder is the encoder's kernel, used outside the layer that owns it."""
+    """A model whose decoder uses the encoder's kernel outside of the layer that owns it."""
 
     def __init__(self):
         super().__init__()
@@ -202,7 +202,7 @@ class AcrossExamples(L.Layer):
 
 
 class PairsOfPositions(L.Layer):
-    """A bias of pairs of positions, zero at first, for each of two heads alike: [8, 8] added to [n, 2, 8, 8]."""
+    """A bias for pairs of positions, initialised to zeros: [8, 8] is added to each of two heads in [n, 2, 8, 8]."""
 
     def __init__(self):
         super().__init__()
@@ -256,7 +256,7 @@ def test_models_whose_layers_cannot_be_watched_go_source_by_source(name, data):
 
 
 class Scaled(L.Layer):
-    """A layer that no rule knows, and that can be made to fail."""
+    """A layer without a rule, which can be made to fail."""
 
     fail = False
 
@@ -270,7 +270,7 @@ class Scaled(L.Layer):
 
 
 class Positions(L.Layer):
-    """Adds to rows of pixels what a layer makes of their numbers, which are the same for all examples."""
+    """A layer that adds another layer's output for the row numbers, which are the same for all examples."""
 
     def __init__(self, layer, numbers):
         super().__init__()
@@ -304,7 +304,10 @@ POSITIONS = {
     ],
 )
 def test_layers_called_on_the_same_for_all_examples(kind, data):
-    """As in a transformer's embedding of positions. A warning that it goes source by source would be an error."""
+    """Such a layer is, for instance, the position embedding of a transformer.
+
+    A warning that the limit is taken source by source would be an error.
+    """
     model, x, y = (
         net(POSITIONS[kind](), L.Dense(4, activation="tanh")),
         data[0][:5].astype("float64"),
@@ -316,7 +319,7 @@ def test_layers_called_on_the_same_for_all_examples(kind, data):
     )
     result = limit(model, probe, measures="raw_l2")
     np.testing.assert_allclose(result.numerator("raw_l2"), moved, rtol=1e-9)
-    unwatched = keras.Model(model.inputs, model.outputs)  # The plain loop.
+    unwatched = keras.Model(model.inputs, model.outputs)  # Measured source by source.
     unwatched.compile("sgd", model.loss, run_eagerly=True)
     finite, expected = (
         srel_tf.measure(m, probe, measures="raw_l2", learning_rate=0.1)
@@ -339,7 +342,7 @@ def test_layers_without_a_rule_are_said_once(data):
     assert instrument().valid("l1").any()  # A warning here would be an error.
 
 
-# --- nothing of the probe or of the model's form matters ---------------------------------------------------------
+# --- the form of the model and of the probe does not matter ------------------------------------------------------
 
 
 @double
@@ -384,7 +387,7 @@ def test_sources_targets_and_batches_do_not_matter(data):
             )
 
 
-# --- the model stays as it is ------------------------------------------------------------------------------------
+# --- the model does not change -----------------------------------------------------------------------------------
 
 
 def state(model):
@@ -418,7 +421,7 @@ def test_the_model_is_left_as_it_was_by_an_exception(probe):
     layer.fail = False
     ready = srel_tf.Instrument(
         model, probe, srel_tf.Settings(estimator="limit")
-    )  # Fails when it is traced.
+    )  # The error is raised while the instrument traces its graph.
     layer.fail = True
     with pytest.raises(ArithmeticError, match="on purpose"):
         ready()
@@ -465,7 +468,7 @@ def mlp():
 
 @pytest.fixture(scope="module")
 def at(mlp, data):
-    """eta -> results of exact, in float32 and float64, and auto for the same net."""
+    """Return a function of η that returns the results of exact in float32, exact in float64, and auto."""
     settings = (
         {"estimator": "exact"},
         {"estimator": "exact", "precision": "float64"},
@@ -517,7 +520,7 @@ def test_frame_says_what_was_asked_and_how_each_row_was_computed(at):
 
 
 def in_float64(model, probe, eta, dtype="float64"):
-    """S_rel of the l1 norm by the naive version in float64."""
+    """Return S_rel of the ℓ1 norm from the naive reference in float64."""
     with double_precision():
         every = np.arange(len(probe))
         copy = reference.clone(model, dtype)
@@ -527,7 +530,7 @@ def in_float64(model, probe, eta, dtype="float64"):
 
 
 class Own(keras.Model):
-    """A subclass with a layer and an activation of its own, that a configuration does not describe."""
+    """A subclass with a custom layer and a custom activation, which its configuration does not describe."""
 
     def __init__(self):
         super().__init__()
@@ -547,7 +550,7 @@ class Own(keras.Model):
     ),
 )
 def test_models_of_ones_own_are_run_in_float64_as_they_are(policy, estimator, data):
-    """Beside the same class built in float64 with the same weights."""
+    """The results are compared with those of the same class, built in float64 with the same weights."""
     x, y = data
     models = []
     for name in (policy, "float64"):
@@ -596,7 +599,7 @@ def test_mixed_precision_is_measured_in_float32_with_the_weights_it_holds(policy
 
 
 class Casting(L.Layer):
-    """A layer that computes in a precision of its own."""
+    """A layer that computes in a fixed precision, whatever its dtype policy is."""
 
     def __init__(self, dtype):
         super().__init__()
@@ -642,7 +645,7 @@ def test_casts_that_no_weight_reaches_are_no_fault(data):
 
 
 class Mapped(L.Layer):
-    """What TensorFlow's forward mode cannot differentiate."""
+    """A layer with an operation that TensorFlow's forward mode does not support."""
 
     def __init__(self, kind):
         super().__init__()
@@ -677,7 +680,7 @@ def test_limit_of_what_forward_mode_cannot_differentiate(kind, data):
 
 @pytest.mark.filterwarnings("ignore:.*forward-mode")
 def test_a_fallback_leaves_the_variable_scope_of_tensorflow_alone(data):
-    """`tf.map_fn` leaves a caching device behind if forward mode fails. Later scopes of `tf.distribute` then fail."""
+    """If forward mode fails, `tf.map_fn` does not reset its caching device. Later `tf.distribute` scopes would fail."""
     model = net(L.Flatten(), Mapped("map_fn"), L.Dense(4))
     limit(model, srel_tf.ProbeSet(*data))
     with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
@@ -695,7 +698,7 @@ def squared(y, outputs):
 
 @pytest.mark.parametrize("kind", ["layer", "loss"])
 def test_numbers_in_float32_of_ones_own_are_said_and_measured_in_float32(kind, data):
-    """TensorFlow multiplies no float64 by a float32: such a model does not run in float64 at all."""
+    """TensorFlow cannot multiply float64 by float32, so that such a model does not run in float64 at all."""
     model = net(Masked()) if kind == "layer" else net(L.Dense(4), loss=squared)
     probe, measures = srel_tf.ProbeSet(*data), ("raw_l1",)
     with pytest.raises(srel_tf.ModelError, match=r"does not run in float64.*float32"):
@@ -722,7 +725,7 @@ class Noisy(L.Layer):
 
 
 class Sorting(L.Layer):
-    """Draws classes."""
+    """A layer that draws classes."""
 
     def call(self, x):
         logits = tf.reshape(x, [-1, 2])
@@ -731,7 +734,7 @@ class Sorting(L.Layer):
 
 
 class OfNumpy(L.Layer):
-    """Draws where TensorFlow does not see it."""
+    """A layer that draws in NumPy, where TensorFlow cannot see it."""
 
     def call(self, x):
         drawn = tf.numpy_function(lambda: np.float32(np.random.normal()), [], "float32")
@@ -764,7 +767,7 @@ def test_draws_that_tensorflow_does_not_see_are_refused(sources, data):
 
 
 class InNumpy(L.Layer):
-    """What only runs eagerly, and hides a derivative."""
+    """A layer that only runs eagerly, and whose derivative TensorFlow cannot see."""
 
     def call(self, x):
         return x + keras.ops.convert_to_tensor(np.tanh(3 * np.asarray(x)), x.dtype)
@@ -809,9 +812,10 @@ def test_a_derivative_that_does_not_see_all_is_refused_and_the_finite_step_is_no
 @pytest.mark.filterwarnings("ignore:.*forward-mode")
 @pytest.mark.parametrize("penalty", [None, pytest.param("l2", marks=pytest.mark.slow)])
 def test_auto_takes_the_finite_step_where_the_function_is_not_differentiable(penalty):
-    """A background of zeros under a bias of zero: any step takes the units off their kink, and no limit is near.
+    """Some units are at their kink, because the background and the bias are zero.
 
-    With a penalty on activities each source goes by itself.
+    Any step moves these units off their kink, so that the finite step is far from the limit. With a penalty on
+    activities, the sources are measured one by one.
     """
     model = net(L.Conv2D(3, 3, activation="relu", activity_regularizer=penalty))
     x, y = digits(per_class=2)
@@ -873,7 +877,10 @@ def test_auto_serves_every_rule_and_measure(update, mlp, data):
 
 
 def check_contract(name, result, expected, resolved):
-    """No valid entry of `result` outside the tolerance around `expected`, where that is resolved; the valid share."""
+    """Assert that all valid entries are within tolerance of `expected`, and return the share of valid entries.
+
+    Entries of `expected` that are not `resolved` are not compared.
+    """
     valid = result.valid(name) & resolved
     error = np.abs(result.matrix(name) - expected)[valid]
     assert (error <= MEASURES[name].tolerance * (1 + expected[valid])).all()
@@ -898,7 +905,7 @@ def test_limit_and_auto_in_float32_keep_the_contract_at_every_stage(body, softma
     singles = None
     for stage, model in stages(body, softmax, data):
         with double_precision():
-            if singles is None:  # The same model at every stage.
+            if singles is None:  # `model` is the same object at every stage.
                 twin = reference.clone(model, "float64")
                 doubles = [ready(twin, "limit"), ready(twin, "exact")]
             twin.set_weights(model.get_weights())
@@ -916,7 +923,7 @@ def test_limit_and_auto_in_float32_keep_the_contract_at_every_stage(body, softma
 
 
 def saturated():
-    """Probabilities from 1e-7 to 1 − 1e-7 out of a sigmoid."""
+    """Return a model that ends in a sigmoid, with probabilities from 1e-7 to 1 − 1e-7."""
     inputs = keras.Input((2,))
     model = compiled(
         inputs,
@@ -928,7 +935,7 @@ def saturated():
 
 
 def sure_softmax(model_class=keras.Model):
-    """A softmax that is trained on squares, with probabilities up to 1 − 1e-6."""
+    """Return a model that ends in a softmax under a squared loss, with probabilities up to 1 − 1e-6."""
     inputs = keras.Input((3,))
     model = compiled(
         inputs,
@@ -943,7 +950,7 @@ def sure_softmax(model_class=keras.Model):
 
 
 class SourceBySource(keras.Model):
-    """Whose limit is taken source by source, for its loss may be anything."""
+    """A model that computes its loss itself, so that its limit is taken source by source."""
 
     def compute_loss(
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
@@ -964,7 +971,7 @@ def test_limit_of_a_sure_softmax_keeps_the_contract_under_any_loss(model_class):
         double = limit(sure_softmax(model_class), probe)
     least = (
         0.9 if model_class is keras.Model else 0.2
-    )  # Source by source 1 − p is lost, and so are the rows that need it.
+    )  # Source by source, the digits of 1 − p are lost, and the rows that need them are not valid.
     for name in DEFINITIONS:
         assert (
             check_contract(name, single, double.matrix(name), double.valid(name))
@@ -974,14 +981,14 @@ def test_limit_of_a_sure_softmax_keeps_the_contract_under_any_loss(model_class):
 
 @pytest.mark.filterwarnings(
     "ignore:the update of .* changes nothing"
-)  # Where it is zero to the bit.
+)  # Some gradients are exactly zero.
 @pytest.mark.filterwarnings("ignore:model .*forward-mode")
 @pytest.mark.parametrize(
     ("estimator", "own"),
     each_of_both(["exact", "limit", "auto"], [keras.losses.mean_absolute_error, None]),
 )
 def test_a_gradient_that_is_zero_but_for_rounding_is_no_gradient(estimator, own):
-    """Mean absolute errors from targets of zero: their sum is that of the probabilities, one whatever the weights."""
+    """The loss is the mean absolute error to targets of zero. It is constant, because the probabilities sum to one."""
     inputs = keras.Input((3,))
     model = compiled(
         inputs,
@@ -998,7 +1005,7 @@ def test_a_gradient_that_is_zero_but_for_rounding_is_no_gradient(estimator, own)
 
 
 def test_limit_of_a_sure_sigmoid_keeps_the_contract():
-    """Where f is close to one, float32 has lost the digits of 1 − f, on which df depends."""
+    """If f is close to one, float32 has lost the digits of 1 − f, on which df depends."""
     x = np.stack([np.linspace(-16, 16, 12), np.arange(12) % 5], axis=1).astype(
         "float32"
     )
@@ -1012,7 +1019,7 @@ def test_limit_of_a_sure_sigmoid_keeps_the_contract():
 @double
 @pytest.mark.parametrize("softmax", [False, True], ids=["logits", "softmax"])
 def test_limit_of_raw_outputs_is_what_exact_tends_to(softmax, probe):
-    """f = softmax or logits; the gap shrinks in proportion to η. The common shift of logits counts here."""
+    """The gap between exact and limit shrinks in proportion to η. For raw logits, a common shift counts, too."""
     model, names = classifier("mlp", softmax=softmax), ("l1", "raw_l1", "raw_l2")
     at_zero = limit(model, probe, measures=names)
     steps = [

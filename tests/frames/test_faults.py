@@ -248,7 +248,7 @@ def test_memory_that_runs_out_in_fit_reduces_the_chunk_for_good(
     fit(expected, epochs=2)
     model, tried = probed_net(estimator="limit"), memory_for(2)
     with pytest.warns(
-        UserWarning, match=r"batch_size=128: from now on it is 1,"
+        UserWarning, match=r"batch_size=128: from now on batch_size is 1,"
     ) as said:
         fit(model, epochs=2)
     assert len([w for w in said if "out of memory" in str(w.message)]) == 1
@@ -295,7 +295,7 @@ def test_memory_that_runs_out_in_measure_reduces_the_chunk(
     instrument = srel_tf.Instrument(
         model, probe, srel_tf.Settings(learning_rate=0.01, estimator=estimator)
     )
-    with pytest.warns(UserWarning, match="from now on it is 3,"):
+    with pytest.warns(UserWarning, match="from now on batch_size is 3,"):
         result = instrument()
     np.testing.assert_allclose(result.matrix("kl"), expected.matrix("kl"), rtol=1e-9)
     assert instrument.settings.batch_size == 3

@@ -1,4 +1,4 @@
-"""Convolutions of few pixels as products of matrices: outputs and derivatives are those of Keras."""
+"""Convolutions of few pixels as matrix products have the same outputs and derivatives as those of Keras."""
 
 import sys
 
@@ -12,7 +12,7 @@ from srel_tf.gradients.convolution import convolutions_of, quick_convolutions
 L = keras.layers
 operations = sys.modules[
     L.Conv2D.__mro__[1].__module__
-].ops  # Where Keras's convolutional layers find them.
+].ops  # The module from which Keras's convolutional layers take their operations.
 CASES = {
     "one pixel": (lambda: L.Conv2D(4, 3, padding="same"), (1, 1)),
     "2 × 2": (lambda: L.Conv2D(4, 3, padding="same", activation="relu"), (2, 2)),
@@ -62,7 +62,7 @@ def test_outputs_and_derivatives_are_those_of_keras(name, monkeypatch):
     z = layer(x)
     seed = tf.random.normal(z.shape, dtype=tf.float64)
     expected = derivatives(layer, x, seed)
-    monkeypatch.setattr(operations, "conv", None)  # It is not called.
+    monkeypatch.setattr(operations, "conv", None)  # A call of it would fail.
     with quick_convolutions(convolutions_of([layer])):
         found = derivatives(layer, x, seed)
     assert "convolution_op" not in vars(layer)
@@ -71,7 +71,10 @@ def test_outputs_and_derivatives_are_those_of_keras(name, monkeypatch):
 
 
 def test_what_is_replaced():
-    """Few pixels only; and no subclass, no groups, no layer whose convolution is the user's own."""
+    """Only convolutions of few pixels are replaced.
+
+    Subclasses, grouped convolutions, and layers with the user's own convolution are left alone.
+    """
 
     class Own(L.Conv2D):
         pass

@@ -1,4 +1,4 @@
-"""Factored per-example gradients against the gradients themselves, formed by NumPy."""
+"""Factored per-example gradients compared with explicit gradients, which NumPy forms."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ RNG = np.random.default_rng(0)
 
 
 def outer(n, m, positions, groups=2, k=3, o=4):
-    """Gradients of n examples, M signals each, of a variable [K, G, O]."""
+    """Return gradients of a variable [K, G, O] for n examples and M functions, factored and explicit."""
     inputs, signals = (
         RNG.normal(size=(n, groups, positions, k)),
         RNG.normal(size=(n, m, groups, positions, o)),
@@ -26,7 +26,7 @@ def outer(n, m, positions, groups=2, k=3, o=4):
 
 
 def windowed(n, m, pixels, positions, groups=2, k=6, o=4):
-    """The same where each position sees three of the pixels, or zeros (index P)."""
+    """Return the same for windows: the input at each position consists of three pixels, or zeros (index P)."""
     windows = RNG.integers(0, pixels + 1, size=(positions, 3), dtype=np.int32)
     inputs, signals = (
         RNG.normal(size=(n, groups, pixels, k)),
@@ -46,7 +46,7 @@ def windowed(n, m, pixels, positions, groups=2, k=6, o=4):
 
 
 def lookup(n, m, positions=5, rows=6, o=4):
-    """Gradients of a table [V, O]; tokens occur more than once."""
+    """Return gradients of a table [V, O], factored and explicit. Tokens occur more than once."""
     ids, signals = (
         RNG.integers(0, rows, size=(n, positions)),
         RNG.normal(size=(n, m, positions, o)),
@@ -95,7 +95,7 @@ def test_both_ways_of_an_outer_product_agree(positions):
 
 
 def test_the_cheaper_way_is_taken(monkeypatch):
-    """Few positions and many weights: products of positions. Many positions and few weights: kernels."""
+    """With few positions and many weights, products of positions are cheaper. In the opposite case, kernels are."""
     taken = []
     for way in ("_by_gram", "_by_kernel"):
         monkeypatch.setattr(
@@ -111,7 +111,7 @@ def test_the_cheaper_way_is_taken(monkeypatch):
 
 
 def test_parts_hold_what_is_seen_at_all_positions(monkeypatch):
-    """Many positions and few weights: the patches are larger than the gradients that are formed of them."""
+    """With many positions and few weights, the patches are larger than the gradients that are formed from them."""
     monkeypatch.setattr("srel_tf.gradients.factored.ENTRIES", 3000)
     factor, _ = outer(20, 2, 100, groups=1, k=8, o=2)
     sizes = factor._sizes(factor)
@@ -121,7 +121,7 @@ def test_parts_hold_what_is_seen_at_all_positions(monkeypatch):
 
 @pytest.mark.parametrize("pixels", [2, 40])
 def test_products_by_pixels_agree_with_kernels_formed(pixels):
-    """Few pixels: products of these are summed; many: products of what is seen."""
+    """With few pixels, products of pixels are summed. With many pixels, products of patches are summed."""
     (sources, a), (targets, b) = windowed(3, 1, pixels, 3), windowed(4, 2, pixels, 3)
     sizes = sources._sizes(targets)
     assert (sizes.pixel_products < sizes.patch_products) == (pixels == 2)

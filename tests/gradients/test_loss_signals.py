@@ -1,4 +1,4 @@
-"""Losses of every kind under the limit: the changes are J g of the tape, with the loss as compiled."""
+"""The limit under losses of every kind: the changes equal J g from a tape, with the loss as it is compiled."""
 
 import functools
 
@@ -24,13 +24,13 @@ PAIRS = np.stack([VALUES, VALUES**2], axis=1)
 ONE_HOT = np.eye(3)[LABELS]
 SEVERAL = np.array(
     [[1, 0, 1], [0, 0, 1], [1, 1, 0], [0, 1, 0], [1, 1, 1], [0, 0, 0]], dtype=float
-)  # labels a row
+)  # Several labels in a row.
 SOFT = np.random.default_rng(3).dirichlet([1, 1, 1], 6)
 REAL = np.random.default_rng(4).normal(size=(6, 3))
 
 
 def quartic(y, f):
-    """A user's own."""
+    """A user's own loss."""
     return keras.ops.mean(
         (f - keras.ops.one_hot(keras.ops.cast(y, "int32"), 3)) ** 4, axis=-1
     )
@@ -42,7 +42,8 @@ class Pinball(losses.Loss):
         return keras.ops.mean(keras.ops.maximum(0.3 * d, -0.7 * d), axis=-1)
 
 
-# (loss, y, outputs, activation of the last layer, further options of compile); losses take floatx when they are made.
+# (loss, y, outputs, activation of the last layer, further options of compile). They are functions, because a loss
+# takes its dtype from floatx when it is made.
 SPARSE, CATEGORICAL = (
     losses.SparseCategoricalCrossentropy,
     losses.CategoricalCrossentropy,
@@ -164,7 +165,7 @@ def test_changes_are_those_of_the_tape(name):
 @double
 @pytest.mark.usefixtures("deterministic_operations")
 def test_rows_of_several_labels_with_deterministic_operations():
-    """Their gradient is p Σ y − y there, and p − y by the usual operation."""
+    """The gradient is p Σ y − y by the deterministic operation, and p − y by the usual one."""
     loss, y, outputs, activation = CASES["categorical, rows of several labels"]()
     signals = check_signals(loss, y, outputs, activation)
     assert np.allclose(signals.sum(axis=1), 0)
@@ -199,7 +200,7 @@ def test_derivatives_are_taken_of_what_keras_computes_the_loss_from(name, link):
     [("binary_crossentropy", "softmax"), ("categorical_crossentropy", "sigmoid")],
 )
 def test_a_loss_that_takes_the_logits_of_another_activation(loss, activation):
-    """Keras puts the logits of any softmax or sigmoid into either cross-entropy."""
+    """Keras passes the logits of any softmax or sigmoid to both cross-entropies."""
     model, x = (
         make(loss, 3, activation, {}),
         np.random.default_rng(0).normal(size=(6, 5)),
@@ -214,14 +215,15 @@ def test_a_loss_that_takes_the_logits_of_another_activation(loss, activation):
 
 
 def forms(name, tried, options):
-    """(loss, y, outputs, activation): a loss of Keras as its class on all that it is tried on; by name, as a function,
-    and with other options on one of them.
+    """Yield (loss, y, outputs, activation) for a loss of Keras.
+
+    An object of its class is tried on all cases. The name, the function, and other options are tried on one case.
     """
     make = getattr(losses, name)
     yield from ((make(), *one) for one in tried)
     if (
         name != "CategoricalGeneralizedCrossEntropy"
-    ):  # The function has an option without a default.
+    ):  # The function of this loss has an option without a default.
         yield from ((loss, *tried[0]) for loss in (make().fn, make().fn.__name__))
     yield from (
         (make(**o), *tried[-1])
@@ -261,7 +263,7 @@ REGRESSIONS = [
 ]
 OVERLAPS = [(SEVERAL, 3, "sigmoid"), (ONE_HOT, 3, "softmax"), (BINARY, 1, "sigmoid")]
 OF_LOGITS = {"from_logits": True}
-EVERY = {  # name of a loss: what it is tried on, and options beside the reductions
+EVERY = {  # {name of a loss: (its cases, options to try in addition to the reductions)}
     "MeanSquaredError": (REGRESSIONS, []),
     "MeanAbsoluteError": (REGRESSIONS, []),
     "MeanAbsolutePercentageError": (REGRESSIONS, []),
@@ -300,15 +302,15 @@ EVERY = {  # name of a loss: what it is tried on, and options beside the reducti
     "CategoricalGeneralizedCrossEntropy": (INDICES, [{"q": 0.7}]),
     "Dice": (OVERLAPS, [{"axis": 1}]),
     "Tversky": (OVERLAPS, [{"alpha": 0.3, "beta": 0.7, "axis": -1}]),
-    "Circle": ([(LABELS, 3, None)], []),  # Of one example it is constant.
+    "Circle": ([(LABELS, 3, None)], []),  # For a single example it is constant.
 }
 EVERY = {
     k: v for k, v in EVERY.items() if hasattr(losses, k)
-}  # Older versions of Keras have fewer.
+}  # Older versions of Keras have fewer losses.
 
 
 def signals_of_keras(model, u, y, activation, mask=None):
-    """∂ℓ_i/∂u_i [n, C] from the compiled loss of each example alone."""
+    """Return ∂ℓ_i/∂u_i [n, C] from the compiled loss of each example alone."""
     rows = []
     for i in range(len(u)):
         one = tf.constant(u[i : i + 1])
@@ -333,12 +335,12 @@ def signals_of_keras(model, u, y, activation, mask=None):
 
 
 def check_signals(loss, y, outputs, activation, mask=None):
-    """That our signals are those of Keras; returns them."""
+    """Assert that our output gradients are those of Keras, and return them."""
     model = make(loss, outputs, activation, {})
     u = np.random.default_rng(1).normal(size=(len(y), outputs))
     expected = signals_of_keras(model, u, y, activation, mask)
     link = {"softmax": "softmax", "sigmoid": "sigmoid"}.get(activation, "identity")
-    if link == "identity" and activation is not None:  # u are the outputs then.
+    if link == "identity" and activation is not None:  # Then u is the output itself.
         u = keras.activations.get(activation)(tf.constant(u))
         expected = signals_of_keras(model, u.numpy(), y, None, mask)
     mask = None if mask is None else tf.constant(mask)
@@ -353,7 +355,7 @@ def check_signals(loss, y, outputs, activation, mask=None):
 @pytest.mark.filterwarnings("ignore:.*received `from_logits=True`")
 @pytest.mark.parametrize("name", EVERY)
 def test_signals_of_every_loss_of_keras_are_those_of_its_examples_alone(name):
-    """Of as many examples as outputs, which might be taken for each other."""
+    """There are as many examples as outputs, so that a confusion of the two axes would show."""
     some = [0, 1, 3]
     signals = [
         check_signals(loss, y[some], *rest)
@@ -390,7 +392,7 @@ def test_signals_of_losses_that_keras_looks_up(loss, y, outputs, activation):
 )
 @pytest.mark.parametrize("reduction", ["sum_over_batch_size", "sum", "none"])
 def test_an_example_that_is_masked_has_no_signal(loss, reduction):
-    """Whatever axes the mask has: Keras averages over what is left of an example."""
+    """This holds for masks [n] and [n, 1]. Keras averages over the unmasked entries of an example."""
     left = np.array([True, False, True, True, False, True])
     for mask in (left, left[:, None]):
         signals = check_signals(loss(reduction=reduction), LABELS, 3, "softmax", mask)
@@ -403,7 +405,7 @@ def passes_of(model, x, y):
 
 
 def test_a_converged_float32_net_keeps_the_digits_of_its_signal():
-    """p − y in float32 would be zero for the likeliest class; the signal is that of the same logits in float64."""
+    """In float32, p − y would be zero for the likeliest class. Ours is that of the same logits in float64."""
     x, y = digits(per_class=2)
     model = classifier("mlp")
     logits = np.array([[40.0, 3.0, 1.0], [1.5, 39.0, -2.0]], dtype="float32")

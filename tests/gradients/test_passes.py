@@ -1,4 +1,4 @@
-"""Gradients of single examples out of one batched backward pass, against one backward pass each."""
+"""Gradients of single examples from one batched backward pass, compared with one backward pass for each example."""
 
 import keras
 import numpy as np
@@ -36,7 +36,7 @@ def net(*layers, loss=None, units=3):
 
 
 def two_paths(model, x, y, factor=0.7):
-    """Gradients and outputs of each example: from the batch, and one after the other."""
+    """Yield gradients and outputs of each example twice: from the batch, and from the example alone."""
     network = Network(model)
     x, y = tf.constant(x, tf.float64), tf.constant(y)
     backprop = LossBackprop(network, x[:2], y[:2])
@@ -53,7 +53,7 @@ def two_paths(model, x, y, factor=0.7):
     gradients, outputs = of_batch()
     for i in range(len(x)):
         alone, output = network.loss_gradient(x[i, None], y[i, None], factor)
-        if backprop.link == "softmax":  # The logits stand for the softmax.
+        if backprop.link == "softmax":  # `outputs` holds the logits of the softmax.
             np.testing.assert_allclose(
                 tf.nn.softmax(outputs[i, None]), output, rtol=1e-10
             )
@@ -88,7 +88,7 @@ def with_operation():
 
 
 class Tied(keras.Model):
-    """An autoencoder whose decoder is the encoder's kernel."""
+    """An autoencoder whose decoder uses the encoder's kernel."""
 
     def __init__(self):
         super().__init__()
@@ -106,7 +106,7 @@ def tied():
 
 
 class WithoutCorrect(keras.losses.Loss):
-    """Leaves out examples that are right, and divides by the number of the others."""
+    """A loss that depends on which examples are wrong, and on their number in the batch."""
 
     def call(self, y, p):
         labels = keras.ops.cast(y, "int32")
@@ -139,7 +139,7 @@ def overridden():
 def of_another_graph():
     inputs, layer = keras.Input((8, 8, 1)), L.Dense(64)
     flat = L.Flatten()(inputs)
-    layer(flat)  # Its first call, which is not the model's.
+    layer(flat)  # The layer's first call is not part of the model.
     return compiled(inputs, L.Dense(3)(layer(L.Dense(64)(flat))))
 
 
@@ -245,7 +245,10 @@ def test_models_that_mix_the_batch_are_refused(make, estimator, data):
 def test_models_that_mix_the_batch_are_refused_whatever_the_probe(
     case, estimator, data
 ):
-    """`limit` once took one source for a batch of its own, and 1 part in 1000 of the outputs for rounding."""
+    """These cases once went unnoticed.
+
+    With one source, the batch had one example. With large outputs, a difference of 1/1000 counted as rounding.
+    """
     x, y = data[0].copy(), data[1]
     sources = [0] if case == "one source" else None
     if case == "first two alike":

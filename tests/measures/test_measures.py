@@ -1,4 +1,4 @@
-"""D of Definitions 1 and 2 against mpmath, SciPy and NumPy."""
+"""D of Definitions 1 and 2 compared with mpmath, SciPy and NumPy."""
 
 import mpmath
 import numpy as np
@@ -28,7 +28,7 @@ def mp_softmax(logits):
 
 
 def mp_distances(before, after):
-    """{measure: D} of two softmax outputs from their logits, Definitions 1 and 2 word by word."""
+    """Return {measure: D} of two softmax outputs from their logits, literally as in Definitions 1 and 2."""
     g, g_plus = mp_softmax(before), mp_softmax(after)
     difference = [a - b for a, b in zip(g_plus, g, strict=True)]
     return {
@@ -49,7 +49,7 @@ def test_measures_keep_their_digits_from_perturbations_of_1_to_1e12(size):
     rng = np.random.default_rng(0)
     before = rng.normal(size=5) * 3
     after = before + size * rng.normal(size=5)
-    # The logits are spaced by about 4e-16, which is the only error that the formulas may have.
+    # The spacing of the logits is about 4e-16. No other error is allowed.
     tolerance = 1e-13 + 2e-15 / size
     for distance, value in mp_distances(before, after).items():
         assert float(distance(change_of_logits(before, after))) == pytest.approx(
@@ -59,7 +59,7 @@ def test_measures_keep_their_digits_from_perturbations_of_1_to_1e12(size):
 
 @pytest.mark.parametrize("ahead", [1.0, 10.0, 20.0, 35.0, 300.0])
 def test_log_probabilities_of_a_sure_prediction_keep_their_digits(ahead):
-    """log g of the largest is about −e^−ahead: f − log Σ e^f has none of its digits from 35 on."""
+    """log g of the largest class is about −e^−ahead. From ahead = 35 on, f − log Σ e^f has none of its digits."""
     logits = np.array([[0.25, ahead, -1.5], [ahead, ahead, 0.0]])
     with mpmath.workdps(200):
         expected = [
@@ -69,7 +69,7 @@ def test_log_probabilities_of_a_sure_prediction_keep_their_digits(ahead):
     np.testing.assert_allclose(found[:1], expected, rtol=4e-15)
     np.testing.assert_allclose(
         np.exp(found[1]).sum(), 1, rtol=1e-15
-    )  # Of two that are largest either will do.
+    )  # Two logits are largest here, and either may be taken.
 
 
 @pytest.mark.parametrize("ahead", [10.0, 20.0, 35.0])
@@ -81,7 +81,7 @@ def test_measures_of_a_sure_prediction_keep_their_digits(ahead):
     for (
         distance,
         value,
-    ) in expected.items():  # The logits' spacing of up to 7e-15, over a change of 1e-3.
+    ) in expected.items():  # The logits are spaced by up to 7e-15, and change by 1e-3.
         assert float(distance(change_of_logits(before, after))) == pytest.approx(
             float(value), rel=2e-11
         )
@@ -95,7 +95,7 @@ def test_kl_is_scipys_relative_entropy_of_the_new_distribution_to_the_old():
     np.testing.assert_allclose(kl(change), rel_entr(g_plus, g).sum(-1), rtol=1e-12)
     assert not np.allclose(
         kl(change), rel_entr(g, g_plus).sum(-1), rtol=1e-3
-    )  # the reverse divergence is another number
+    )  # The reverse divergence has another value.
 
 
 def test_kl_is_continuous_where_the_series_takes_over():

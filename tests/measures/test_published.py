@@ -1,4 +1,4 @@
-"""What the published code computed, against torch's formula written out in NumPy."""
+"""The measures of the published code, compared with torch's formula written out in NumPy."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from tests.nets import classifier, digits
 
 @pytest.fixture
 def predictions():
-    """Probabilities before and after, [2, n, C]."""
+    """Probabilities before and after an update, [2, n, C]."""
     logits = np.random.default_rng(0).normal(size=(2, 6, 3))
     return np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
 
@@ -24,7 +24,7 @@ def change(before, after):
 
 
 def torch_kl_div(log_input, target):
-    """torch.nn.functional.kl_div(input, target, reduction="mean") of each row: its input is a log-probability."""
+    """Compute torch.nn.functional.kl_div(input, target, reduction="mean") of each row; input: log-probabilities."""
     return (target * (np.log(target) - log_input)).mean(axis=-1)
 
 
@@ -70,7 +70,7 @@ def test_published_kl_is_near_one_at_initialisation_however_small_the_step():
     model = classifier("mlp")
     model.layers[-1].kernel.assign(
         model.layers[-1].kernel * 1e-3
-    )  # nearly uniform predictions
+    )  # Predictions are nearly uniform.
     probe = srel_tf.ProbeSet(x, y)
     for learning_rate in (1e-12, 1e-4):
         result = srel_tf.measure(

@@ -1,4 +1,4 @@
-"""How targets and outputs are read: by the compiled loss and the model's last operation, not by their values."""
+"""How targets and outputs are read. The compiled loss and the model's last operation decide, not the values."""
 
 import functools
 
@@ -24,7 +24,7 @@ double, slow = pytest.mark.usefixtures("in_double_precision"), pytest.mark.slow
 ONE_LABEL = np.eye(3)[[0, 2, 1, 2]]
 SEVERAL = np.array(
     [[1.0, 0, 1], [0, 0, 1], [1, 1, 0], [0, 0, 1]]
-)  # The second and the last have one label, too.
+)  # The second row and the last row have one label only.
 X = np.random.default_rng(0).normal(size=(4, 3))
 
 
@@ -38,7 +38,7 @@ def net(loss, activation=None, outputs=3, seed=0, **options):
 
 
 def matrix(model, y, measure="l1", **options):
-    """S_rel as measured, all of it valid."""
+    """Measure S_rel, and assert that all entries are valid."""
     result = srel_tf.measure(
         model, srel_tf.ProbeSet(X, y), measures=measure, learning_rate=0.1, **options
     )
@@ -47,7 +47,7 @@ def matrix(model, y, measure="l1", **options):
 
 
 def naive(model, y, distance, x=X, still=()):
-    """S_rel of real steps; NaN in the rows of sources that are `still`, whose step is seen to move nothing."""
+    """Return S_rel of real steps. The rows of the sources `still` are NaN: the steps on them must change nothing."""
     sources = np.setdiff1d(np.arange(len(x)), still)
     expected = np.full((len(x), len(x)), np.nan)
     expected[sources] = reference.srel(
@@ -64,7 +64,7 @@ def own(y, f):
 
 
 class Weighted(CATEGORICAL):
-    """Of the user's, and still a categorical cross-entropy."""
+    """A user's class that is still a categorical cross-entropy."""
 
     def call(self, y, f):
         return 2 * super().call(y, f)
@@ -165,7 +165,7 @@ def test_a_model_that_computes_its_loss_itself_may_be_compiled_with_another():
 
 
 class Nested(keras.Model):
-    """A subclass, whose last operation is that of a model within it."""
+    """A subclass whose last operation is inside a nested model."""
 
     def __init__(self, activation):
         super().__init__()
@@ -199,12 +199,12 @@ def test_the_last_activation_of_a_model(activation):
         assert last_activation(model) == known
     known = (
         None if known == "log_softmax" else known
-    )  # Keras keeps the logits of the others alone.
+    )  # In eager mode Keras keeps the logits of softmax and sigmoid only.
     assert last_activation(net("mse", activation, run_eagerly=True)) == known
 
 
 def test_an_eager_activation_that_two_functions_give_is_not_known():
-    """The softmax of two zeros is their sigmoid."""
+    """For two logits of zero, softmax and sigmoid give the same outputs."""
     model = net("mse", "softmax", outputs=2, run_eagerly=True)
     assert last_activation(model, outputs=2) == "softmax"
     model.layers[-1].set_weights([np.zeros((3, 2)), np.zeros(2)])
@@ -273,7 +273,7 @@ def test_how_outputs_are_read(choice, loss, activation, y, outputs, kind):
     [("binary_crossentropy", "sigmoid"), pytest.param(BINARY, None, marks=slow)],
 )
 def test_rows_of_one_label_and_of_several_are_read_alike(loss, activation):
-    """A binary cross-entropy takes each output by itself; the rows with one label keep the names of their classes."""
+    """A binary cross-entropy treats each output separately. Rows with one label keep the names of their classes."""
     model = net(loss if activation else loss(from_logits=True), activation)
     one, several = (
         srel_tf.ProbeSet(X, y, class_names=["a", "b", "c"])
@@ -357,7 +357,7 @@ def test_a_classifier_is_one_whatever_its_rows_are(loss, activation, y):
 
 @double
 def test_logits_that_look_like_probabilities_are_logits():
-    """At one moment of a training they may sum to one at all targets."""
+    """At some moment of a training, the logits may by chance sum to one at all targets."""
     model = net(SPARSE(from_logits=True))
     model.layers[-1].set_weights([np.zeros((3, 3)), np.array([0.2, 0.3, 0.5])])
     np.testing.assert_allclose(
@@ -374,7 +374,7 @@ class DividedBySum(L.Layer):
 @double
 @pytest.mark.parametrize("eagerly", [False, True])
 def test_probabilities_that_only_their_values_tell(eagerly):
-    """Where the last operation is not known to make them."""
+    """The last operation does not show that the outputs are probabilities."""
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((3,)), L.Dense(3), DividedBySum()])
     model.compile("sgd", SPARSE(), run_eagerly=eagerly)
@@ -458,7 +458,7 @@ def test_a_loss_of_ones_own_that_may_be_a_classifiers_is_asked_about():
             UserWarning, match="the loss is custom.*give predictions='softmax'"
         ):
             matrix(net(loss, run_eagerly=True), y)
-        for predictions in ("raw", "softmax"):  # No warning, which would be an error.
+        for predictions in ("raw", "softmax"):  # A warning here would be an error.
             matrix(net(loss, run_eagerly=True), y, predictions=predictions)
     matrix(net(Own(), run_eagerly=True), np.random.default_rng(0).normal(size=(4, 3)))
 
@@ -493,7 +493,7 @@ def test_one_sigmoid_takes_targets_without_an_axis(loss, estimator):
         np.testing.assert_allclose(
             found, naive(model, y, reference.raw_norm(1)), rtol=1e-9
         )
-    else:  # w·x + b: the slope at the target, times the inner product, over the same at the source.
+    else:  # For f = σ(w·x + b), δ ∝ σ'(target) · (x·x' + 1). S_rel divides this by its value at the source.
         p = model.predict(X, verbose=0)[:, 0]
         rise = p * (1 - p) * (X @ X.T + 1)
         np.testing.assert_allclose(
@@ -527,7 +527,7 @@ def test_a_source_that_the_mask_leaves_out_of_the_loss_moves_nothing(
     assert result.denominator("l1")[2] == 0
     if estimator == "exact":
         expected = naive(model, y, reference.norm(1), x, still=[2])
-    else:  # Without the layer there is no mask, and the other rows are the same.
+    else:  # Without the masking layer, the other rows are the same.
         bare = keras.Sequential([keras.Input((3,)), *layers[1:]])
         bare.compile("sgd", SPARSE(from_logits=True))
         probe = srel_tf.ProbeSet(x, y)
@@ -554,7 +554,7 @@ def test_a_source_with_a_zero_gradient_is_named_once():
     ):
         result = instrument()
     np.testing.assert_array_equal(result.valid("l1").any(axis=1), ~satisfied)
-    instrument()  # No warning, which would be an error.
+    instrument()  # A second warning would be an error.
 
 
 def test_a_step_that_is_too_small_to_move_anything_is_not_said_to_have_a_zero_gradient():

@@ -1,6 +1,6 @@
-"""The contract on nets that are hard on float32: random ones, deep ones, ill-conditioned on purpose.
+"""The numerics contract on nets that are difficult for float32: random, deep and ill-conditioned nets.
 
-The reference is the naive version on a net that is built again in float64 (tests/reference.py).
+The reference is the naive computation on a net that is built again in float64 (tests/reference.py).
 """
 
 import keras
@@ -42,7 +42,7 @@ def normalised(kind):
 
 
 def net(widths, normalisation, activation, residual=False, inputs=6, classes=3):
-    """A net of dense blocks that returns logits, in Keras's present precision."""
+    """Return a net of dense blocks that returns logits, in Keras's current precision."""
     x = given_x = keras.Input((inputs,))
     for width in widths:
         y = L.Activation(activation)(normalised(normalisation)(L.Dense(width)(x)))
@@ -61,7 +61,7 @@ def compiled(model):
 
 
 def with_statistics(model, x):
-    """The moving statistics of all batch normalisations are those of x: by one pass each, from the first on."""
+    """Set the moving statistics of all batch normalisations to those of x, layer by layer from the first one."""
     for layer in model.layers:
         if isinstance(layer, L.BatchNormalization):
             seen = keras.Model(model.inputs, layer.input)(x).numpy().astype("float64")
@@ -71,7 +71,7 @@ def with_statistics(model, x):
 
 
 def first_order(model, x, y, sources):
-    """First-order changes of the logits [n_s, n, C] per unit of η, by the Jacobian in float64."""
+    """Return the logits, and their first-order changes [n_s, n, C] per unit of η, by the Jacobian in float64."""
     values = [v.value for v in model.trainable_variables]
     with tf.GradientTape(persistent=True) as tape:
         outputs = model(x, training=False)
@@ -93,10 +93,10 @@ def first_order(model, x, y, sources):
 
 
 def limits(model, x, y, sources):
-    """{measure: S_rel [n_s, n]} in the limit."""
+    """Return {measure: S_rel [n_s, n]} in the limit."""
     outputs, moved = first_order(model, x, y, sources)
     p = np.exp(reference.log_softmax(outputs)).astype(float)
-    d = moved - (p * moved).sum(-1, keepdims=True)  # Of log p.
+    d = moved - (p * moved).sum(-1, keepdims=True)  # The change of log p.
     sizes = {
         "kl": 0.5 * (p * d**2).sum(-1),
         "l1": np.abs(p * d).sum(-1),
@@ -112,7 +112,7 @@ def limits(model, x, y, sources):
 
 
 def check(build, x, y, weights, etas, estimators=("exact", "limit", "auto")):
-    """Assert that no valid entry is outside; the valid share by (estimator, η)."""
+    """Assert that all valid entries are within tolerance. Returns the valid share, {(estimator, η): share}."""
     model = build()
     model.set_weights(weights)
     with double_precision():
@@ -153,7 +153,7 @@ def check(build, x, y, weights, etas, estimators=("exact", "limit", "auto")):
 
 
 def of_large_mean(n=12, inputs=20, classes=3):
-    """Inputs of 1000 ± 0.1, whose mean a first batch normalisation takes away."""
+    """Return inputs of 1000 ± 0.1, from which a first batch normalisation subtracts the mean, and labels."""
     rng = np.random.default_rng(0)
     return (1000 + 0.1 * rng.normal(size=(n, inputs))).astype("float32"), np.arange(
         n
@@ -161,7 +161,7 @@ def of_large_mean(n=12, inputs=20, classes=3):
 
 
 def test_batch_normalisation_of_inputs_with_a_large_mean():
-    """Rounding before the ReLUs is a thousand units of the last place; so is that of the gradient."""
+    """The rounding errors before the ReLUs, and those of the gradient, are about a thousand ULP."""
 
     def build():
         return net((256, 64), "batch", "relu", inputs=20)
@@ -232,7 +232,7 @@ def test_deep_nets_whose_units_rounding_moves_over_their_kinks(
 
 @st.composite
 def hard_nets(draw):
-    """(options of `net`, scale of the inputs' spread, their mean, scale of the weights, seed)."""
+    """Draw (options of `net`, spread of the inputs, mean of the inputs, scale of the weights, seed)."""
     width = draw(st.integers(2, 24))
     depth = draw(st.integers(1, 10))
     options = {
@@ -282,7 +282,7 @@ OPTIONS = {
         Phase.explicit,
         Phase.reuse,
         Phase.generate,
-    ),  # To shrink an example takes a graph a step.
+    ),  # Shrinking is left out: each of its steps would trace a graph.
     "derandomize": True,
 }
 

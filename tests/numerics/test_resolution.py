@@ -1,4 +1,4 @@
-"""The numerics contract: what float32 calls valid is what float64 gives, at any stage of training and any η."""
+"""The numerics contract: valid entries in float32 agree with float64, at any stage of training and for any η."""
 
 import itertools
 
@@ -37,7 +37,7 @@ class StopBelow(keras.callbacks.Callback):
 
 
 def stages(body, softmax, data):
-    """The same net at initialisation, in mid-training, and converged to a loss below 1e-4."""
+    """Yield the same net at initialisation, in mid-training, and converged to a loss below 1e-4."""
     x, y = data
     model = classifier(body, CLASSES, softmax, optimizer=keras.optimizers.Adam(1e-2))
     yield "init", model
@@ -50,7 +50,7 @@ def stages(body, softmax, data):
 
 
 def in_float64(model, probe, eta):
-    """S_rel {measure: [n, n]} by the naive version in float64, for the weights that the float32 net has."""
+    """Return S_rel {measure: [n, n]} from the naive reference in float64, with the weights of the float32 net."""
     with double_precision():
         net = reference.clone(model, "float64")
         softmax = isinstance(model.layers[-1], keras.layers.Softmax)
@@ -74,7 +74,7 @@ SLOWER = [
 def test_valid_entries_are_within_the_contract(body, softmax, data, probe):
     instrument = None
     for stage, model in stages(body, softmax, data):
-        # The same model at every stage, so that one graph serves them all.
+        # `model` is the same object at every stage, so that one graph is enough.
         instrument = instrument or srel_tf.Instrument(
             model,
             probe,
@@ -95,8 +95,8 @@ def test_valid_entries_are_within_the_contract(body, softmax, data, probe):
                 assert np.isnan(result.matrix(name)[~valid]).all()
                 shares[eta, name] = valid.mean()
         model.optimizer.learning_rate = trained
-        # The contract is not kept by calling nothing valid: a healthy step is resolved, one below the grid is not.
-        # In a converged net float32 has lost p − y itself, whatever η is.
+        # The contract must not be kept by calling all entries invalid: a large step is resolved, and a step below the
+        # spacing of float32 is not. In a converged net, float32 has lost the digits of p − y, whatever η is.
         for name in exact:
             assert shares[1e-8, name] < 0.1, (stage, name)
             assert (
@@ -115,7 +115,7 @@ def test_float64_resolves_what_float32_does_not(data, probe):
 
 
 def test_noise_of_a_sum_that_cancels_is_seen():
-    """f = 1000 w₁ − 1000 w₂ + x·w₃ in float32 has noise of about 1e-4; a change below that is invalid."""
+    """f = 1000 w₁ − 1000 w₂ + x·w₃ has noise of about 1e-4 in float32. An entry with a smaller change is invalid."""
     inputs = keras.Input((3,))
     model = keras.Model(inputs, keras.layers.Dense(1, use_bias=False)(inputs))
     model.layers[-1].set_weights([np.array([[1.0], [1.0], [0.5]], dtype="float32")])
@@ -125,12 +125,12 @@ def test_noise_of_a_sum_that_cancels_is_seen():
         model, srel_tf.ProbeSet(x, np.zeros(3)), measures="l1", learning_rate=1e-5
     )
     valid = result.valid("l1")
-    assert not valid[2].any()  # moves f(x₂) by 1e-5
-    assert valid[1, 1]  # moves f(x₁) by 20
+    assert not valid[2].any()  # The update on x₂ changes f(x₂) by 1e-5.
+    assert valid[1, 1]  # The update on x₁ changes f(x₁) by 20.
 
 
 def test_error_bound_contains_the_error_of_a_perturbed_ratio():
-    """The triangle inequality behind the bound, on random norms and squares of norms."""
+    """Check the bound, which rests on the triangle inequality, on random norms and squares of norms."""
     rng = np.random.default_rng(0)
     d, d0 = rng.uniform(0.1, 10, size=(2, 1000))
     n, n0 = rng.uniform(0, 1e-3, size=(2, 1000))
@@ -153,7 +153,7 @@ def test_error_bound_contains_the_error_of_a_perturbed_ratio():
 
 
 def test_noise_of_what_is_no_number():
-    """An entry that is a number once and none at perturbed weights is not known at all; of others nothing is said."""
+    """If only the value at perturbed weights is not finite, the noise is infinite. If the first is not, it is zero."""
     first, second = (
         np.array([1.0, np.nan, np.inf, 2.0]),
         np.array([np.nan, 1.0, 1.0, np.inf]),
@@ -163,7 +163,7 @@ def test_noise_of_what_is_no_number():
 
 
 def test_a_relu_at_its_kink_is_not_resolved():
-    """The second example's first hidden unit is at 2⁻²³, where the next rounding error decides its gradient."""
+    """At the second example, the input of a hidden unit is 2⁻²³, so that a rounding error decides its gradient."""
     first = np.array([1, -1, 0.5, -0.5, 2, -2, 0.25, -0.25])
     second = np.array([1, 0.5, 0, 0.25, 0, 0.5, 1, 0])
     x = np.array(
@@ -182,4 +182,4 @@ def test_a_relu_at_its_kink_is_not_resolved():
     assert result.valid("kl")[[0, 2]].all()
     assert not result.valid("kl")[
         1, [0, 2]
-    ].any()  # S_rel(x, x) is 1 whatever the gradient is.
+    ].any()  # S_rel(x, x) is 1, whatever the gradient is.
