@@ -21,7 +21,6 @@ from srel_tf.gradients import layer_rules
 from srel_tf.measures.registry import MEASURES
 from tests.nets import double_precision, graph_optimizer
 
-
 # The longest modules. They begin first, so that no worker is left alone with one of them at the end.
 LONGEST = (
     "test_estimators",
