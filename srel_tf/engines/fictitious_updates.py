@@ -89,8 +89,6 @@ class WholeUpdates:
         backprop: the passes of the network; None means one forward and one backward pass per source.
         rule: an update rule.
         x, y, learning_rates, weights: as for `LayerwiseUpdates`.
-        move: a function that perturbs ∂ℓ/∂f in back-propagation, to imitate rounding. It is used only if `backprop` is
-            None.
     """
 
     def __init__(
@@ -103,10 +101,8 @@ class WholeUpdates:
         y: tf.Tensor,
         learning_rates: tf.Tensor,
         weights: list,
-        move: Callable[[tf.Tensor], tf.Tensor] | None = None,
     ) -> None:
         self._network, self._read_outputs, self._rule = network, read_outputs, rule
-        self._move = move
         self._x, self._y, self._learning_rates, self._weights = (
             x,
             y,
@@ -124,7 +120,7 @@ class WholeUpdates:
         x, y = row(self._x, i), row(self._y, i)
         if self._gradients is None:
             gradients, outputs = self._network.loss_gradient(
-                x, y, tf.gather(self._factor, i), self._weights, self._move
+                x, y, tf.gather(self._factor, i), self._weights
             )
             before = outputs[0]
         else:

@@ -18,9 +18,8 @@ from srel_tf.gradients.batching import map_batches, row
 from srel_tf.gradients.network import Network
 from srel_tf.numerics.rounding import (
     SIGNS,
-    moved_gradient,
+    PerturbedRounding,
     perturbed,
-    perturbed_frozen,
     perturbed_inputs,
 )
 from srel_tf.updates import UpdateRule
@@ -185,11 +184,8 @@ class FiniteStepEngine:
         )
 
         def with_sign(sign: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            frozen = [
-                perturbed_frozen(k, w, sign)
-                for k, w in enumerate(self._network.frozen_weights)
-            ]
-            with self._network.frozen_as(lambda k, weight: frozen[k]):
+            rounding = PerturbedRounding(sign, self._network.frozen_weights)
+            with self._network.rounded_by(rounding):
                 return at_weights(
                     perturbed(self._network.weights, sign),
                     perturbed_inputs(sources[0], sign),
@@ -207,7 +203,7 @@ class FiniteStepEngine:
                 columns: tf.Tensor,
             ) -> tuple:
                 x = tf.identity(x)  # `LayerIO` accepts only tensors of this loop.
-                updates = self._updates(x, y, learning_rates, weights, moved_gradient)
+                updates = self._updates(x, y, learning_rates, weights)
 
                 def of_source(i: tf.Tensor) -> tuple[tf.Tensor, ...]:
                     source_and_sample = tf.concat(
@@ -251,7 +247,6 @@ class FiniteStepEngine:
         y: tf.Tensor,
         learning_rates: tf.Tensor,
         weights: list,
-        move: Callable[[tf.Tensor], tf.Tensor] | None = None,
     ) -> Updates:
         if self._backprop is not None and self._rule.elementwise:
             return LayerwiseUpdates(
@@ -266,7 +261,6 @@ class FiniteStepEngine:
             y,
             learning_rates,
             weights,
-            move,
         )
 
     def _for_each_source(

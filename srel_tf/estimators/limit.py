@@ -21,9 +21,8 @@ from srel_tf.gradients.output_gradients import LINKS
 from srel_tf.gradients.precision import layers_within
 from srel_tf.numerics.rounding import (
     SIGNS,
-    moved_gradient,
+    PerturbedRounding,
     perturbed,
-    perturbed_frozen,
     perturbed_inputs,
     precision,
 )
@@ -131,7 +130,7 @@ class LimitEstimator:
             weights = perturbed(weights, sign)
             x, x_targets = (perturbed_inputs(array, sign) for array in (x, x_targets))
         self._sign.assign(sign)  # The engine is traced once, and reads this variable.
-        with network.frozen_as(lambda k, w: perturbed_frozen(k, w, self._sign)):
+        with network.rounded_by(PerturbedRounding(self._sign)):
             return self._engine(x, y, x_targets, weights)
 
 
@@ -174,15 +173,12 @@ class RelativeNoise:
         batch_size = self._plan.settings.batch_size
         backprop, dtypes = self._backprop, (network.dtype, network.dtype)
 
-        def twice(function: Callable, x: tf.Tensor, *move: Callable) -> list:
-            """Return function(x, weights), and its value at perturbed weights and inputs.
-
-            `move` is passed to the second call only.
-            """
+        def twice(function: Callable, x: tf.Tensor) -> list:
+            """Return function(x, weights), and its value at perturbed weights and inputs."""
             first = function(x, weights)
             moved = perturbed_inputs(x, SIGNS[0])
-            with network.frozen_as(lambda k, w: perturbed_frozen(k, w, SIGNS[0])):
-                return [first, function(moved, noisy_weights, *move)]
+            with network.rounded_by(PerturbedRounding(SIGNS[0])):
+                return [first, function(moved, noisy_weights)]
 
         def at_targets(x: tf.Tensor) -> tuple[tf.Tensor, ...]:
             return tuple(twice(network.outputs, x))
@@ -190,10 +186,10 @@ class RelativeNoise:
         def of_loss(i: tf.Tensor) -> tuple[tf.Tensor, ...]:
             y_i = row(y, i)
 
-            def gradient_at(x: tf.Tensor, w: list, *move: Callable) -> list:
-                return network.loss_gradient(x, y_i, 1.0, w, *move)[0]
+            def gradient_at(x: tf.Tensor, w: list) -> list:
+                return network.loss_gradient(x, y_i, 1.0, w)[0]
 
-            gradient, noisy = twice(gradient_at, row(x, i), moved_gradient)
+            gradient, noisy = twice(gradient_at, row(x, i))
             change = [b - a for a, b in zip(gradient, noisy, strict=True)]
             return tf.linalg.global_norm(gradient), tf.linalg.global_norm(change)
 

@@ -151,8 +151,8 @@ def _check_classes(frame: pd.DataFrame) -> None:
     classes = frame[["source_class", "target_class"]]
     if (classes.isna() | (classes.astype(str) == "")).any(axis=None):
         raise FrameError(
-            "source_class or target_class is empty in some rows, but separation compares classes: measure a ProbeSet with "
-            "class labels y"
+            "source_class or target_class is empty in some rows, but separation compares classes: measure a ProbeSet "
+            "with class labels y"
         )
 
 

@@ -113,13 +113,13 @@ class BatchBackprop:
 
         `seeds` holds the derivative of each function with respect to u, M tensors [n, C].
         """
-        tape, u = forward_pass.tape, forward_pass.u
+        tape, u, rounding = forward_pass.tape, forward_pass.u, self.network.rounding
+        seeds = [tf.cast(seed, u.dtype) for seed in seeds]
+        if rounding is not None:
+            seeds = [rounding.gradient(seed) for seed in seeds]
         layer_outputs = [call.output for call in forward_pass.calls]
         zero = tf.UnconnectedGradients.ZERO
-        by_seed = [
-            tape.gradient(u, layer_outputs, tf.cast(seed, u.dtype), zero)
-            for seed in seeds
-        ]
+        by_seed = [tape.gradient(u, layer_outputs, seed, zero) for seed in seeds]
         return [tf.stack(of_layer, axis=1) for of_layer in zip(*by_seed, strict=True)]
 
     def gradients(

@@ -7,7 +7,7 @@ seeds, losses), so that a measurement leaves the model unchanged.
 import contextlib
 import inspect
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import keras
 import numpy as np
@@ -28,6 +28,16 @@ from srel_tf.gradients.precision import (
 COMPANIONS = 3  # Largest number of other examples in a batch with which one example is evaluated.
 # Largest difference of outputs between equal batches, relative to the largest output. The order of sums may differ.
 SAME = 1e-6
+
+
+class Rounding(Protocol):
+    """An imitation of rounding where the model reads frozen weights and where back-propagation begins."""
+
+    def frozen(self, k: int, weight: tf.Tensor) -> tf.Tensor:
+        """Return the perturbed k-th of `Network.frozen_weights`."""
+
+    def gradient(self, gradient: tf.Tensor) -> tf.Tensor:
+        """Return a perturbed gradient of a function of the outputs with respect to the outputs, [..., C]."""
 
 
 class Network:
@@ -56,7 +66,7 @@ class Network:
         self._loss_takes_training = (
             "training" in inspect.signature(model.compute_loss).parameters
         )
-        self._frozen_as: Callable[[int, tf.Tensor], tf.Tensor] | None = None
+        self.rounding: Rounding | None = None
         self._look_at_model()
 
     def _look_at_model(self) -> None:
@@ -97,22 +107,22 @@ class Network:
         return [self.cast(v.value) for v in self.frozen]
 
     @contextlib.contextmanager
-    def frozen_as(self, value_of: Callable[[int, tf.Tensor], tf.Tensor]) -> Iterator:
-        """Within the context, the model reads value_of(k, weight) in the place of the k-th of `frozen_weights`."""
-        self._frozen_as = value_of
+    def rounded_by(self, rounding: Rounding) -> Iterator:
+        """Within the context, frozen weights and output gradients are perturbed, to imitate rounding."""
+        self.rounding = rounding
         try:
             yield
         finally:
-            self._frozen_as = None
+            self.rounding = None
 
     def value_of_frozen(self, variable: keras.Variable) -> tf.Tensor | None:
         """Return the value that replaces a frozen variable; None if the variable keeps its value."""
         value = self.to_be_cast.get(id(variable))
         value = None if value is None else self.cast(value)
         k = self._place.get(id(variable))
-        if self._frozen_as is None or k is None:
+        if self.rounding is None or k is None:
             return value
-        return self._frozen_as(
+        return self.rounding.frozen(
             k, tf.convert_to_tensor(variable._value) if value is None else value
         )
 
@@ -180,7 +190,6 @@ class Network:
         y: tf.Tensor,
         factor: tf.Tensor | float,
         weights: list | None = None,
-        move: Callable[[tf.Tensor], tf.Tensor] | None = None,
     ) -> tuple[list[tf.Tensor], tf.Tensor]:
         """Return factor · ∇_w ℓ(w, (x, y)), one tensor per variable, and f(x; w) [1, C], for one example.
 
@@ -190,12 +199,11 @@ class Network:
             x, y: the example [1, ...].
             factor: multiplies the gradient.
             weights: the trainable weights; None means the current ones.
-            move: a function that perturbs ∂ℓ/∂f in back-propagation, to imitate rounding, or None.
         """
         weights = [tf.convert_to_tensor(w) for w in weights or self.weights]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(weights)
-            predictions, loss = self.predictions_and_loss(x, y, weights, move)
+            predictions, loss = self.predictions_and_loss(x, y, weights)
         return self.backward(tape, loss, weights, factor), self.as_outputs(predictions)
 
     def backward(
@@ -259,20 +267,15 @@ class Network:
         return tf.cast(as_matrix(predictions, self.model), self.dtype)
 
     def predictions_and_loss(
-        self,
-        x: tf.Tensor,
-        y: tf.Tensor,
-        weights: list,
-        move: Callable[[tf.Tensor], tf.Tensor] | None = None,
+        self, x: tf.Tensor, y: tf.Tensor, weights: list
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Return the model's predictions for x and the loss of these examples, with these weights.
-
-        `move` perturbs ∂ℓ/∂f in back-propagation.
-        """
+        """Return the model's predictions for x and the loss of these examples, with these weights."""
         with self.scope(weights):
             predictions = self.model(x, training=False)
-            if move is not None:
-                predictions = _with_gradient_moved(predictions, move)
+            if self.rounding is not None:
+                predictions = _with_gradient_through(
+                    self.rounding.gradient, predictions
+                )
             if self.loss is not None:
                 return predictions, self._loss_of_settings(y, predictions)
             training = {"training": False} if self._loss_takes_training else {}
@@ -323,14 +326,14 @@ class Network:
             yield scope
 
 
-def _with_gradient_moved(
-    predictions: tf.Tensor, move: Callable[[tf.Tensor], tf.Tensor]
+def _with_gradient_through(
+    function: Callable[[tf.Tensor], tf.Tensor], predictions: tf.Tensor
 ) -> tf.Tensor:
-    """Return predictions with the same values. In back-propagation, their gradient is passed through `move`."""
+    """Return predictions with the same values. In back-propagation, their gradient is passed through `function`."""
 
     @tf.custom_gradient
     def same(tensor: tf.Tensor) -> tuple[tf.Tensor, Callable]:
-        return tf.identity(tensor), move
+        return tf.identity(tensor), function
 
     moved = same(predictions)
     # Keras attaches the logits of a softmax to the probabilities, and computes the loss from the logits.

@@ -21,8 +21,8 @@ import tensorflow as tf
 
 SIGNS = (1.0, -1.0)  # Signs of the two perturbed evaluations.
 UNITS = 8.0  # Number of ULP by which weights and outputs are perturbed.
-# Seeds of the perturbations of inputs and frozen weights. Trained weights have the seeds 0, 1, …
-OF_INPUTS, OF_FROZEN = 10**6, 10**6 + 1
+# Seeds of the perturbations of output gradients, inputs and frozen weights. Trained weights have the seeds 0, 1, …
+OF_GRADIENTS, OF_INPUTS, OF_FROZEN = 10**6 - 1, 10**6, 10**6 + 1
 
 
 class Noise(NamedTuple):
@@ -84,11 +84,46 @@ def perturbed_inputs(x: tf.Tensor, sign: tf.Tensor | float) -> tf.Tensor:
     return x * (1 + UNITS * precision(x.dtype) * shift)
 
 
-def perturbed_frozen(
-    k: int, weight: tf.Tensor, sign: tf.Tensor | tf.Variable | float
-) -> tf.Tensor:
-    """Return the k-th frozen weight, perturbed as `perturbed` perturbs the trained weights."""
-    return _perturbed(weight, OF_FROZEN + k, sign)
+class PerturbedRounding:
+    """Perturbations of frozen weights and of output gradients (`Network.rounded_by`).
+
+    Args:
+        sign: their sign; 0 means no perturbation.
+        frozen_weights: frozen weights that are perturbed at once, before a loop that reads them. Without them, each
+            one is perturbed when it is read.
+    """
+
+    def __init__(
+        self, sign: tf.Tensor | tf.Variable | float, frozen_weights: list | None = None
+    ) -> None:
+        self._sign = sign
+        self._frozen = [
+            _perturbed(w, OF_FROZEN + k, sign)
+            for k, w in enumerate(frozen_weights or [])
+        ]
+
+    def frozen(self, k: int, weight: tf.Tensor) -> tf.Tensor:
+        """Return the k-th frozen weight, perturbed as `perturbed` perturbs the trained weights."""
+        if self._frozen:
+            return self._frozen[k]
+        return _perturbed(weight, OF_FROZEN + k, self._sign)
+
+    def gradient(self, gradient: tf.Tensor) -> tf.Tensor:
+        """Return ∂ℓ/∂f [..., C] with its entries changed by 0.5 to 1.5 times ±`UNITS` ULP.
+
+        This imitates rounding in back-propagation. If the contributions of the outputs to ∇ℓ cancel and leave only
+        rounding noise, this perturbation changes ∇ℓ by as much as its own size. Each sign has a pattern of its own,
+        because the contributions of outputs that change alike would still cancel.
+        """
+        outputs = np.arange(gradient.shape[-1])
+        sizes = np.random.default_rng(OF_GRADIENTS).uniform(0.5, 1.5, len(outputs))
+        by_output, by_pair = (
+            tf.constant(sizes * (-1.0) ** (outputs // width), gradient.dtype)
+            for width in (1, 2)
+        )
+        sign = tf.cast(self._sign, gradient.dtype)
+        pattern = tf.where(sign > 0, by_output, by_pair)
+        return gradient * (1 + sign * UNITS * precision(gradient.dtype) * pattern)
 
 
 def _perturbed(w: tf.Tensor, seed: int, sign: tf.Tensor | float) -> tf.Tensor:
@@ -96,18 +131,6 @@ def _perturbed(w: tf.Tensor, seed: int, sign: tf.Tensor | float) -> tf.Tensor:
     direction = np.random.default_rng(seed).choice([-1.0, 1.0], tuple(per_input))
     move = tf.constant(UNITS * precision(w.dtype) * direction, w.dtype)
     return w * (1 + tf.cast(sign, w.dtype) * move)
-
-
-def moved_gradient(gradient: tf.Tensor) -> tf.Tensor:
-    """Return ∂ℓ/∂f [..., C] with its entries changed by −`UNITS` to `UNITS` ULP.
-
-    This imitates rounding in back-propagation. If the contributions of the outputs to ∇ℓ cancel and leave only rounding
-    noise, this perturbation changes ∇ℓ by as much as its own size.
-    """
-    shares = np.linspace(-1, 1, gradient.shape[-1])
-    return gradient * tf.constant(
-        1 + UNITS * precision(gradient.dtype) * shares, gradient.dtype
-    )
 
 
 def last_places_moved(outputs: tf.Tensor) -> tf.Tensor:

@@ -111,7 +111,9 @@ def limits(model, x, y, sources):
         }
 
 
-def check(build, x, y, weights, etas, estimators=("exact", "limit", "auto")):
+def check(
+    build, x, y, weights, etas, estimators=("exact", "limit", "auto"), precision="auto"
+):
     """Assert that all valid entries are within tolerance. Returns the valid share, {(estimator, η): share}."""
     model = build()
     model.set_weights(weights)
@@ -126,7 +128,9 @@ def check(build, x, y, weights, etas, estimators=("exact", "limit", "auto")):
     )
     for estimator in estimators:
         instrument = srel_tf.Instrument(
-            model, probe, srel_tf.Settings(NAMES, estimator=estimator)
+            model,
+            probe,
+            srel_tf.Settings(NAMES, estimator=estimator, precision=precision),
         )
         for eta in etas if estimator != "limit" else etas[:1]:
             model.optimizer.learning_rate = eta
@@ -201,6 +205,23 @@ def test_rounding_in_layers_that_no_update_moves(kind):
             layer.moving_variance.assign(layer.moving_variance + spread**2)
     shares = check(build, x, np.arange(12) % 3, model.get_weights(), (1e-1,))
     assert shares["auto", 1e-1] == 1
+
+
+def test_rounding_where_back_propagation_begins():
+    """The columns of the last kernel are nearly equal: the entries of ∂ℓ/∂f, whose sum is zero, cancel behind it."""
+    rng = np.random.default_rng(3)
+    x, y = rng.normal(size=(12, 8)).astype("float32"), np.arange(12) % 3
+    kernel = (1 + 3e-4 * rng.normal(size=(16, 3))).astype("float32")
+
+    def build():
+        inputs = keras.Input((8,))
+        hidden = L.Dense(16, activation="tanh")(inputs)
+        return compiled(keras.Model(inputs, L.Dense(3, trainable=False)(hidden)))
+
+    keras.utils.set_random_seed(0)
+    weights = build().get_weights()
+    weights[2] = kernel
+    check(build, x, y, weights, (1.0,), ("exact", "limit"), precision="float32")
 
 
 @pytest.mark.parametrize(
