@@ -19,7 +19,7 @@ from tensorflow.python.framework.config import (
 from srel_tf import updates
 from srel_tf.gradients import layer_rules
 from srel_tf.measures.registry import MEASURES
-from tests.nets import double_precision, graph_optimizer
+from tests.nets import double_precision
 
 # The longest modules. They begin first, so that no worker is left alone with one of them at the end.
 LONGEST = (
@@ -59,12 +59,6 @@ def _without_graphs_of_other_modules():
     yield
     gc.collect()
     gc.freeze()
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _quick_traces():
-    with graph_optimizer(on=False):
-        yield
 
 
 @pytest.fixture(autouse=True)

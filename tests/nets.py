@@ -7,7 +7,6 @@ import itertools
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from sklearn.datasets import load_digits
 
 
@@ -21,18 +20,6 @@ def double_precision():
     finally:
         keras.config.set_floatx("float32")
         keras.config.set_dtype_policy("float32")
-
-
-@contextlib.contextmanager
-def graph_optimizer(on):
-    """TensorFlow's optimizer of graphs. Most nets of the tests run so briefly that it costs more than it saves."""
-    name = "disable_meta_optimizer"
-    before = tf.config.optimizer.get_experimental_options().get(name, False)
-    tf.config.optimizer.set_experimental_options({name: not on})
-    try:
-        yield
-    finally:
-        tf.config.optimizer.set_experimental_options({name: before})
 
 
 def each_of_both(first, second):

@@ -31,7 +31,7 @@ import keras, numpy as np, srel_tf
 x = np.random.default_rng(0).normal(size=(96, 64, 64, 1)).astype("float32")
 inputs = keras.Input((64, 64, 1))
 hidden = keras.layers.Conv2D(16, 3, padding="same", activation="tanh")(inputs)
-hidden = keras.layers.Conv2D(16, 7, padding="same", activation="tanh")(hidden)
+hidden = keras.layers.Conv2D(4, 7, padding="same", activation="tanh")(hidden)
 model = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(hidden)))
 model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
 model.predict(x, batch_size=32, verbose=0)

@@ -8,16 +8,9 @@ import pytest
 import tensorflow as tf
 
 import srel_tf
-from tests.nets import digits, graph_optimizer
+from tests.nets import digits
 
-pytestmark = pytest.mark.usefixtures("deterministic_operations", "_graph_optimizer")
-
-
-@pytest.fixture(scope="module")
-def _graph_optimizer():
-    """As in a user's training."""
-    with graph_optimizer(on=True):
-        yield
+pytestmark = pytest.mark.usefixtures("deterministic_operations")
 
 
 def plain(x):

@@ -46,9 +46,7 @@ class Watch(keras.callbacks.Callback):
         engine = self.model._srel_callbacks[0]._instrument._estimator._engine
         if epoch % 3 == 2:
             self.memory.append(self._memory())
-        self.traces.append(
-            engine._compiled.__wrapped__.experimental_get_tracing_count()
-        )
+        self.traces.append(engine._compiled.experimental_get_tracing_count())
 
 
 def long_fit(store, epochs, memory, estimator):
