@@ -97,6 +97,12 @@ class SRelMixin(_Base):
                 Rows of two probes would agree in run, seed, name, measure, update, estimator and ids, so that the frame
                 could not distinguish them: give one of the probes a name.
         """
+        bases, name = type(self).__mro__, type(self).__name__
+        if bases.index(keras.Model) < bases.index(SRelMixin):
+            raise ModelError(
+                f"{name} inherits from keras.Model before SRelMixin, and fit would not measure: write "
+                f"class {name}(SRelMixin, keras.Model)"
+            )
         if not isinstance(probe, ProbeSet):
             raise ProbeError(
                 f"attach_probe expects a srel_tf.ProbeSet, got {type(probe).__name__}"

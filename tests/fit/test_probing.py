@@ -451,3 +451,19 @@ def test_an_unbuilt_model_is_built():
     assert model.built
     fit(model, epochs=1)
     assert steps_of(model.srel_frame()) == [0]
+
+
+def test_a_mixin_behind_the_model_is_refused():
+    """Keras's `fit` would be called in the place of the mixin's."""
+
+    class Behind(keras.Model, srel_tf.SRelMixin):
+        pass
+
+    inputs = keras.Input((3,))
+    model = Behind(inputs, keras.layers.Dense(2)(inputs))
+    model.compile("sgd", "mse")
+    probe = srel_tf.ProbeSet(np.eye(3), np.eye(3, 2))
+    with pytest.raises(
+        srel_tf.ModelError, match=r"class Behind\(SRelMixin, keras.Model\)"
+    ):
+        model.attach_probe(probe)
