@@ -27,7 +27,7 @@ def lemma_c1_bound(
     q_squared: float,
     t2_star: float | None = None,
 ) -> tf.Tensor:
-    """Lemma C.1: a lower bound of f(t) that rises with t. It holds for t >= max(t₁*, t₂*).
+    """Lemma C.1: a lower bound of f(t) that rises with t. The bound holds for t >= max(t₁*, t₂*).
 
     f(t) = |α² + b₁e^{−p²t} + (β² − b₁)e^{−q²t}| / |α² + b₂e^{−p²t} + (β² − b₂)e^{−q²t}|
     bound(t) = (α² − b₁e^{−q²t₂*}) / (α² + b₂e^{−p²t} + β²e^{−q²t})
@@ -171,7 +171,7 @@ def theorem_5_3_bound(
         ShapeError: A vector does not have shape [2].
 
     Example:
-        With α² = β² = 1 and equal features the bound tends to S_rel(x, x)/2.
+        With α² = β² = 1 and β(x') = β(x), the bound tends to 1/2. S_rel is 1 in this case.
 
         >>> from srel_tf import theory
         >>> w0 = [0.5**0.5, 0.5**0.5]

@@ -91,9 +91,9 @@ class HomogeneousPredictor:
     ) -> tf.Tensor:
         """Eq. 31: S_rel in the limit of a small fictitious step.
 
-        lim S_rel = |Σ_r ⟨β_r(x') ⊙ β_r(x), w_r^{2(d−1)}⟩| / |Σ_r ⟨β_r(x)², w_r^{2(d−1)}⟩|. Both changes have the
-        residual y − f as a common factor, which tends to zero as training ends. The factor is left out, so the label
-        is not needed.
+        lim S_rel = |Σ_r ⟨β_r(x') ⊙ β_r(x), w_r^{2(d−1)}⟩| / |Σ_r ⟨β_r(x)², w_r^{2(d−1)}⟩|. The changes of the
+        predictions at x' and at x have a common factor, the residual y − f at the source. The residual tends to zero as
+        training ends. It is left out of both changes, so the label is not needed.
 
         Args:
             weights: W, [..., r, n], for example [T, r, n].
