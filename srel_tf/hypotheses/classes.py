@@ -28,7 +28,7 @@ def class_claim(
     """Check the claim on classifiers: one row per measure, update rule, estimator and part of the claim.
 
     Each effect is one number per seed. For a source class c, intra is S(c, c), and inter is S(c', c) for each other
-    class c'. Here S is S^{k,smooth}, computed as in `srel_tf.smooth`. It counts as missing if less than half of its
+    class c'. Here S is S^{k,smooth}, computed as in `srel_tf.smooth`. S counts as missing if less than half of its
     entries are valid. A change in time is the least-squares slope of log₂ S times the measured span, averaged over
     classes (intra) or class pairs (inter). The bounds of each claim are given in `claim_low` and `claim_high`.
 
