@@ -6,8 +6,8 @@ python -m train.theory --variant published  Figures 6–9 as the published scrip
 python -m train.theory --rise               check over ten seeds whether S_rel of Figures 6–9 rises (half a minute)
 python -m train.theory --benchmark          time eq. 4 and the published procedure
 
-All figures in a folder have the same settings (settings.json). Figures can be added or made again, but not with another
-seed.
+All figures in a folder have the same settings (settings.json). Figures can be added to a folder or made again, but only
+with the seed of the folder.
 """
 
 import argparse
