@@ -55,7 +55,7 @@ def load(path: Path) -> dict[str, Case]:
     frame = _of_all_seeds(finished, "frame.parquet")
     if frame is None:
         raise OptionError(
-            f"{path} holds neither a finished seed nor the settings.json of train.theory: run its command again"
+            f"{path} holds neither a finished seed nor the settings.json of train.theory: complete the run first"
         )
     if saved.get("experiment") == "regression":
         # The three probes of the run measure the same pairs at different steps.
@@ -147,7 +147,7 @@ def run_directories(path: Path) -> list[Path]:
     runs = sorted({mark.parents[1] for mark in path.glob("*/seed-*/seed.json")})
     if not runs:
         raise OptionError(
-            f"{path} holds no finished seed (seed-*/seed.json): complete its command first"
+            f"{path} holds no finished seed (seed-*/seed.json): complete the run first"
         )
     return runs
 

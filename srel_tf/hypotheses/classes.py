@@ -72,7 +72,7 @@ def class_claim(
     check_confidence(confidence)
     rows: list[Row] = []
     generator = np.random.default_rng(seed)
-    # `groups` checks the frame. Its rows are not used, because they lack the diagonal.
+    # `groups` checks the frame. The rows that it returns are not used, because they lack the diagonal.
     for key, _ in groups(frame):
         part = _rows_of_group(frame, key, diagonal)
         class_of = _classes(part)

@@ -67,7 +67,7 @@ def proximity_trend(
     Each effect is one number per seed, namely the mean over targets x' of one of two quantities:
 
     - "S_rel falls with distance": Spearman's rank correlation of S_rel and distance over the sources x. The claim is
-      that it is negative.
+      that the correlation is negative.
     - "a nearer x_l has a higher S_rel": the share of sources x_h for which some nearer source x_l has a higher S_rel.
       The nearest source is left out, because no source is nearer. The column `effect` says how many x_h have no such
       x_l. According to the hypothesis every x_h has such an x_l, but x_l may be any point of ℝⁿ. A finite set of
@@ -251,7 +251,7 @@ def _all_steps(
     are_all_supported = all(row["verdict"] == "supported" for row in rows)
     if verdict == "supported" and not are_all_supported:
         together["verdict"] = "undecided"
-        together["reason"] = "not every step is supported"
+        together["reason"] = "the claim is not supported at every step"
     elif verdict == "contradicted" and not contradicted:
         alone = f"contradicted at one of {len(rows)} steps alone"
         together["verdict"] = "undecided"

@@ -99,7 +99,9 @@ def risk_rows(
 
 
 def rapid_fall(steps: np.ndarray, log_risk: np.ndarray) -> tuple[float, float]:
-    """Find the first step at which half of the fall of log₂ risk is done, and the first at which `RAPID` of it is done.
+    """Find the first step at which half of the fall of log₂ risk is done, and the end of the rapid phase.
+
+    The rapid phase ends at the first step at which the share `RAPID` of the fall is done.
 
     Args:
         steps: [n].

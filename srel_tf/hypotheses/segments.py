@@ -1,4 +1,4 @@
-"""The times t₁, t₂ and t* of Hypothesis 1.2, by change-point detection in log S_rel of all pairs together."""
+"""The times t₁, t₂ and t* of Hypothesis 1.2, found by change-point detection in log S_rel of all pairs together."""
 
 from itertools import pairwise
 from typing import NamedTuple
@@ -107,7 +107,7 @@ def on_grid(logs: np.ndarray, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray
     edges = np.linspace(steps[0], steps[-1], n + 1)
     middles = (edges[1:] + edges[:-1]) / 2
     interval = np.searchsorted(edges, steps, side="right") - 1
-    interval = np.minimum(interval, n - 1)  # The last step is the last edge.
+    interval = np.minimum(interval, n - 1)  # The last step lies on the last edge.
     is_in_interval = np.eye(n)[interval]  # [step, n]
     means = []
     for row in logs:

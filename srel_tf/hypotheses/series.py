@@ -45,7 +45,7 @@ class Cube(NamedTuple):
 def groups(frame: pd.DataFrame) -> Iterator[tuple[dict[str, str], pd.DataFrame]]:
     """Check a frame, leave out its diagonal, and split it by probe, measure, update rule and estimator.
 
-    Rows may come in any order. A replicate is a run with its own seed.
+    Rows may come in any order. A replicate is one run with one seed.
 
     Args:
         frame: S_rel frame with the columns `NEEDED`. If there is no column `name`, the name of every row is "".
@@ -319,11 +319,11 @@ def series(whole: Cube, least: int = 12) -> Cube | str:
     share_of_seed = is_known.mean(axis=(1, 2))
     seeds = share_of_seed >= 0.5
     if not seeds.any():
-        return "less than half of the entries are valid in every seed"
+        return "in every seed, less than half of the entries are valid"
     share_of_pair = is_known[seeds].mean(axis=2)  # [seed, pair]
     pairs = (share_of_pair >= 0.5).all(axis=0)
     if not pairs.any():
-        return "no pair has half of its entries valid in every seed"
+        return "no pair has at least half of its entries valid in every seed"
 
     logs = logs[seeds][:, pairs]
     return Cube(

@@ -1,4 +1,7 @@
-"""Statistics on how S_rel falls with distance: a rank correlation, a share of sources, and their permutations."""
+"""Statistics on how S_rel falls with distance: a rank correlation and a share of sources.
+
+Both are also computed for permuted sources.
+"""
 
 import warnings
 from dataclasses import dataclass

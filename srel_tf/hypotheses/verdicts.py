@@ -82,7 +82,8 @@ def interval(
         confidence: Level of the interval.
         shared: (below, above): how much the choice of examples adds to the error of the mean on each side, as computed
             by `of_permutations`, `of_jackknife` or `of_bootstrap`. All seeds have the same examples, so this error is
-            not part of the spread over seeds. The two errors are independent and are added in quadrature.
+            not part of the spread over seeds. It is independent of the error over seeds, so the two errors are added in
+            quadrature.
 
     Returns:
         Mean, low and high; low and high are NaN for one seed.
@@ -186,9 +187,9 @@ def decide(
     The verdict is "supported" if the whole interval fulfils the claim, "contradicted" if no part of it does, and
     "undecided" otherwise.
 
-    If the effects of all n seeds are equal, the interval has no width, which would make any verdict look certain. But n
-    effects may lie on one side of a bound by chance: with probability 2^−n if the bound is the median effect. If this
-    probability is above (1 − confidence)/2, the verdict is "undecided".
+    If the effects of all n seeds are equal, the interval has no width, and would lead to a verdict however small n is.
+    But if the true median of the effect is equal to a bound, all n effects lie above the bound with probability 2^−n,
+    just by chance. If this probability is above (1 − confidence)/2, the verdict is "undecided".
 
     Args:
         about: Values of the columns hypothesis, claim, scope, name, measure, update, estimator and effect.

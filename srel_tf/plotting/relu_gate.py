@@ -1,4 +1,4 @@
-"""Figure 10 of the paper, about the ReLU gate. Does not import TensorFlow."""
+"""Figure 10 of the paper, about the ReLU gate. This module does not import TensorFlow."""
 
 import numpy as np
 import pandas as pd

@@ -1,4 +1,4 @@
-"""Figures 6–13 of the paper, about exactly solvable models. Does not import TensorFlow."""
+"""Figures 6–13 of the paper, about exactly solvable models. This module does not import TensorFlow."""
 
 import pandas as pd
 from matplotlib.axes import Axes

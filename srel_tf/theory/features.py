@@ -14,7 +14,7 @@ def random_relu_features(
     seed: int = 0,
     variance: float = 2.0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Sample h = ReLU(W_r x), with W_r entries from N(0, 1) and x from two isotropic Gaussians (Section 3.1).
+    """Sample h = ReLU(W_r x), with W_r from N(0, 1) and x from two isotropic Gaussians (Section 3.1).
 
     Args:
         width: p, the number of features.

@@ -117,7 +117,7 @@ def penalized_network(
         learning_rate: η of the model's SGD.
 
     Returns:
-        Compiled model. Its inputs are rows of features [B, p], its labels are one-hot rows [B, K].
+        Compiled model. Its inputs are rows of features [B, p], and its labels are one-hot rows [B, K].
 
     Raises:
         ShapeError: `w0` has the wrong shape.
@@ -196,7 +196,7 @@ def relu_gate_network(
         learning_rate: η of the model's SGD.
 
     Returns:
-        Compiled model. Its inputs are [B, n], its labels are max(0, ⟨w*, x⟩).
+        Compiled model. Its inputs are x, [B, n], and its labels are max(0, ⟨w*, x⟩).
 
     Raises:
         ShapeError: `w0` has the wrong shape.

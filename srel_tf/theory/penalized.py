@@ -208,7 +208,7 @@ class PenalizedRegression:
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Compute the changes of the outputs at target and source in eq. 4, up to a common factor.
 
-        The gradient of the loss at the source is its value at W* plus a transient that decays with time:
+        The gradient of the loss of the source is the gradient at W* plus a transient that decays with time:
         change at h' = ⟨∇ℓ(W*), h'⟩ + c (W − W*) h' + ⟨h', h⟩ (W − W*) h.
 
         Args:

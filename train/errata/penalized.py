@@ -100,7 +100,7 @@ def differentiated_coefficient(
 
 
 def stray_one_over_n(evidence: Evidence) -> Findings:
-    """Check item 11: with a factor 1/N of T in the numerator only, S(x, x) is not 1, and S_rel rises (Figures 6–9)."""
+    """Check item 11: if T has a factor 1/N in the numerator only, S(x, x) is not 1, and S_rel rises (Figures 6–9)."""
     findings: Findings = {}
     for width in (10, 100):
         model, labels, w0 = set_up(width, variants.published_features)

@@ -298,6 +298,6 @@ def perfect_accuracy(
 
 
 def multiples(values: pd.Series, n: int, digits: int = 6) -> int:
-    """Count the values that are multiples of 1/n, if the values are rounded to `digits` decimal places."""
+    """Count the values that may be multiples of 1/n, given that they are rounded to `digits` decimal places."""
     remainders = np.abs(values * n - np.round(values * n))
     return int((remainders <= n * 0.51 * 10.0**-digits).sum())

@@ -185,7 +185,7 @@ def lost_choices(evidence: Evidence) -> Findings:
 
 
 def all_pairs(evidence: Evidence) -> Findings:
-    """Check item 21: four statements of the text on all pairs, or on the plotted times."""
+    """Check item 21: four statements that the text makes about all pairs or about the plotted times."""
     return (
         phases_of_all_pairs()
         | falling_pairs()

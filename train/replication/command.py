@@ -6,8 +6,8 @@ python -m train.replication                reads results/*-{defined,published,cr
     claims.csv     the paper's claims, one verdict per dataset, measure and rule (as in `srel_tf.hypotheses`)
     moves.csv      size of the change of predictions by one fictitious step, for runs with matrices.parquet
     adjusted.csv   AUC from matrices.parquet: over all pairs, within rows, and without the scales of sources and targets
-    published.csv  the published CIFAR-10 curves compared with ours of the protocol "published", one row per measure
-                   and class pair; written if --published is given
+    published.csv  the published CIFAR-10 curves compared with our curves of the protocol "published", one row per
+                   measure and class pair; written if --published is given
 """
 
 import argparse
