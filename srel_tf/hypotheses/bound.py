@@ -77,9 +77,9 @@ def bounded_by_proximity(
 
     - α is the exponent in S_rel ~ P^α. It is estimated as the least-squares slope of log S_rel on log P over pairs,
       where S_rel of a pair is its highest value in time. The claim "S_rel rises with P" is α > 0. The claim
-      "S_rel = O(P)" is α >= 1, because S_rel/P then stays bounded as P falls. The check has a
-      tolerance of 0.1: it tests α > 0.9. Whatever α is, "S_rel = O(P)" is contradicted if at least three seeds were
-      measured and a pair with P = 0 has S_rel > 0 in every seed.
+      "S_rel = O(P)" is α >= 1, because S_rel/P then stays bounded as P falls. The check has a tolerance
+      of 0.1: it tests α > 0.9. Whatever α is, "S_rel = O(P)" is contradicted if at least three seeds were measured and
+      a pair with P = 0 has S_rel > 0 in every seed.
     - The claim "max S_rel/P does not grow" is that this maximum grows by less than a tenth over the second half of the
       time.
 

@@ -148,8 +148,8 @@ def theorem_5_3_bound(
     - E[β₁₁β₂₂] = 0. The theorem does not state this assumption, but eq. 37 uses it.
 
     The bound is |⟨β(x'), β(x)⟩| / ‖β(x)‖² times the bound of Lemma C.1 for b₁ = β² k₁ and b₂ = β² k₂. Here
-    k₁ = β₁₁(x') β₁₁(x) / ⟨β(x'), β(x)⟩ and k₂ = β₁₁(x)² / ‖β(x)‖². If k₁ < 0, the proof replaces them
-    by 1 − k₁ and 1 − k₂.
+    k₁ = β₁₁(x') β₁₁(x) / ⟨β(x'), β(x)⟩ and k₂ = β₁₁(x)² / ‖β(x)‖². If k₁ < 0, the proof replaces k₁ and
+    k₂ by 1 − k₁ and 1 − k₂.
 
     As in eq. 37, ‖β(x)‖² contains β₂₂(x)². The paper prints β₂₂(x')² instead, in Theorem 5.3 and in eqs. 38 and 39 (see
     `train.errata`).

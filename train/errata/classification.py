@@ -29,7 +29,7 @@ RULES = (SMALL_STEP, "fresh_adam")
 
 
 def published_kl(evidence: Evidence) -> Findings:
-    """Check item 1: without any update, `published_kl` depends only on the confidence of the predictions at x and x'."""
+    """Check item 1: without an update, `published_kl` depends only on the confidence of the predictions at x and x'."""
     p = simplex(200)
     at_rest = unmoved_published_kl(p)
     differences = np.abs(3 * at_rest + entropy_and_square(p))

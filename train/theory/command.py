@@ -89,8 +89,8 @@ def prepare(out: Path, suffix: str, new: Mapping[str, Any]) -> None:
     """Write the settings `new` to the folder `out`, or refuse the folder if its figures have other settings.
 
     The figures of the variant "published" (suffix "_published") have their own settings file, so that they can share a
-    folder with the figures of the text. The settings are written before the first figure, so that an interrupted command leaves no figure
-    without settings.
+    folder with the figures of the text. The settings are written before the first figure, so that an interrupted
+    command leaves no figure without settings.
 
     Raises:
         RunDirectoryError: If the folder holds figures with other settings, or cannot be written.

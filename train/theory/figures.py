@@ -27,8 +27,8 @@ GATE_TARGETS = {
     "x' = (14, 14, …, 14)": np.full(10, 14.0),
     "x' = (30, −2, …, 30, −2)": np.tile([30.0, -2.0], 5),
 }
-# Figures 11–13: eq. 14. The paper's pairs of Figures 12 and 13 are lost. Our pair (c) is a
-# counterexample to the text's statement that S_rel is non-decreasing at late times.
+# Figures 11–13: eq. 14. The paper's pairs of Figures 12 and 13 are lost. Our pair (c) is a counterexample to the text's
+# statement that S_rel is non-decreasing at late times.
 MOMENTS = ([1.0, 4.0, 9.0], [1.0, 1.0, 1.0])
 START, W_STAR = np.sqrt([0.5, 2.0, 4.0]), np.array([1.0, 2.0, 3.0])
 PAIRS = {
