@@ -33,7 +33,7 @@ expected to be wrong. The rates assume that seeds are independent and that their
 seeds cannot show that one training in twenty behaves differently. `python -m tests.hypotheses.calibrate` counts the
 wrong verdicts on simulated frames (results/hypotheses).
 
-A valid S_rel of 0 counts as the lowest value. Where logarithms are averaged, it is replaced by 2⁻⁶⁴. Only invalid
+A valid S_rel of 0 counts as the lowest value. Where logarithms are averaged, 0 is replaced by 2⁻⁶⁴. Only invalid
 entries count as missing.
 """
 

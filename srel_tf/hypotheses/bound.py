@@ -298,7 +298,7 @@ def _growth(whole: Cube, p: np.ndarray) -> np.ndarray:
     middle = (whole.steps[0] + whole.steps[-1]) / 2
     is_late = whole.steps >= middle
     late = whole.srel[:, :, is_late]
-    # The maxima of all steps and seeds are taken over the same pairs: those with finite values at all late steps.
+    # The maxima of all steps and seeds are taken over the same pairs: the pairs with finite values at all late steps.
     is_known = np.isfinite(late).all(axis=(0, 2))
     is_followed = (p > 0) & is_known
     if is_late.sum() < 3 or not is_followed.any():

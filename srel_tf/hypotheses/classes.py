@@ -39,8 +39,8 @@ def class_claim(
         frame: S_rel frame of several seeds with classes (`srel_tf.frames.COLUMNS`).
         confidence: Level of the intervals.
         diagonal: Whether to include the pairs of an example with itself, as Definition 3 of the paper does. By default
-            they are left out. Their S_rel is 1 for every network. If the S_rel of other pairs is below 1, the pairs on
-            the diagonal alone raise intra above inter.
+            they are left out. Their S_rel is 1 for every network. If the S_rel of all other pairs is below 1, the
+            pairs on the diagonal are enough to make intra higher than inter.
         resamples: Number of resamples of the bootstrap over examples.
         seed: Seed of the bootstrap.
 

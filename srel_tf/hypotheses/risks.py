@@ -221,7 +221,7 @@ def _curve_of_seed(
     name: str,
     span: np.ndarray,
 ) -> RiskCurve:
-    """Return the risk of one seed, interpolated so that its first and last steps are those of S_rel.
+    """Return the risk of one seed, interpolated to begin and end at the first and last step of S_rel.
 
     Args:
         risks: Rows of one kind of risk.

@@ -132,7 +132,7 @@ def _column(
         ax.set_title(f"{measure_name(measure)}, source: {source}")
         ax.set_xlabel("")
     column[-1].set_xlabel("epochs")
-    # The panels of a column share the y-axis, so it is scaled after all curves have been drawn.
+    # The panels of a column share the y-axis, so the axis is scaled after all curves have been drawn.
     _scale(column[0], wide)
 
 

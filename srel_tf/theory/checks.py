@@ -211,7 +211,7 @@ def as_indices(
     indices = np.asarray(value)
     if indices.ndim > 1:
         raise ShapeError(
-            f"{name} must be one index or a list of them, but has shape {indices.shape}."
+            f"{name} must be one index or a list of indices, but has shape {indices.shape}."
         )
     if not np.issubdtype(indices.dtype, np.integer):
         raise ShapeError(f"{name} must hold integers, but has dtype {indices.dtype}.")

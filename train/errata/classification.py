@@ -203,8 +203,8 @@ def _l1_beside_published_l2(path: Path) -> Findings:
 def diagonal_of_published_l2(directions: int) -> tuple[float, float]:
     """Return the range of S(x, x) of `published_l2` for three classes.
 
-    S(x, x) is mean |Δ| / (mean Δ²)^½ for a change Δ of the probabilities. It depends only on the direction of Δ in the
-    plane Σ_c Δ_c = 0.
+    S(x, x) is mean |Δ| / (mean Δ²)^½ for a change Δ of the probabilities. This ratio depends only on the direction of Δ
+    in the plane Σ_c Δ_c = 0.
 
     Args:
         directions: Number of directions, evenly spaced.
