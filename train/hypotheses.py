@@ -37,12 +37,13 @@ def load(path: Path) -> dict[str, Case]:
         path: Directory of a trained net, or of the figures of `train.theory`.
 
     Returns:
-        {name: case}. A run of a trained net has the case "". A regression also has the case `FIGURE_4`. The theory has
-        one case for each model.
+        {name: case}. The name of the case of a trained net is "". A regression also has the case `FIGURE_4`. The
+        figures of `train.theory` have one case for each model.
 
     Raises:
         FrameError: If only some of the seeds have a file.
-        OptionError: If the figures of the theory do not have the settings of the text, or if there is no finished seed.
+        OptionError: If the settings of the theory's figures are not those of the paper's text, or if there is no
+            finished seed.
     """
     settings = path / "settings.json"
     saved = read_json(settings) if settings.is_file() else {}
@@ -54,7 +55,7 @@ def load(path: Path) -> dict[str, Case]:
     frame = _of_all_seeds(finished, "frame.parquet")
     if frame is None:
         raise OptionError(
-            f"{path} holds neither a finished seed nor the settings.json of train.theory: run its command again"
+            f"{path} holds neither a finished seed nor the settings.json of train.theory: complete the run first"
         )
     if saved.get("experiment") == "regression":
         # The three probes of the run measure the same pairs at different steps.
@@ -135,7 +136,7 @@ def run_directories(path: Path) -> list[Path]:
         The run directories.
 
     Raises:
-        OptionError: If none holds a finished seed.
+        OptionError: If `path` is not a directory, or if no run directory holds a finished seed.
     """
     if not path.is_dir():
         raise OptionError(
@@ -146,7 +147,7 @@ def run_directories(path: Path) -> list[Path]:
     runs = sorted({mark.parents[1] for mark in path.glob("*/seed-*/seed.json")})
     if not runs:
         raise OptionError(
-            f"{path} holds no finished seed (seed-*/seed.json): complete its command first"
+            f"{path} holds no finished seed (seed-*/seed.json): complete the run first"
         )
     return runs
 
@@ -207,7 +208,7 @@ def in_steps(
     if first_risk > first_step:
         return None, (
             f"the risks begin at step {first_risk:g} (epoch {history['epoch'].min():g}), S_rel at "
-            f"{first_step:g}: how they fell before is not known"
+            f"step {first_step:g}: how the risks fell before is unknown"
         )
     return risks, ""
 

@@ -27,13 +27,13 @@ All checks return one row per claim and measure, with the same `COLUMNS`:
 
 Error rate: if the true effect is outside the bounds of the claim, the probability of "supported" is at most
 (1 − confidence)/2. If the true effect is between the bounds, the probability of "contradicted" is at most
-(1 − confidence)/2. If the true effect is exactly on a bound, both verdicts are wrong, and the probability of one or the
-other is 1 − confidence. These rates hold for a single row: at 95%, up to one in forty rows on true claims is expected
-to be wrong. The rates assume that seeds are independent and that their effects are approximately normal. Five seeds
-cannot show that one training in twenty behaves differently. `python -m tests.hypotheses.calibrate` counts the wrong
-verdicts on simulated frames (results/hypotheses).
+(1 − confidence)/2. If the true effect is exactly on a bound, both verdicts are wrong, and one of them is given with
+probability 1 − confidence. These rates hold for a single row: at 95%, up to one in forty rows on true claims is
+expected to be wrong. The rates assume that seeds are independent and that their effects are approximately normal. Five
+seeds cannot show that one training in twenty behaves differently. `python -m tests.hypotheses.calibrate` counts the
+wrong verdicts on simulated frames (results/hypotheses).
 
-A valid S_rel of 0 counts as the lowest value. Where logarithms are averaged, it is replaced by 2⁻⁶⁴. Only invalid
+A valid S_rel of 0 counts as the lowest value. Where logarithms are averaged, 0 is replaced by 2⁻⁶⁴. Only invalid
 entries count as missing.
 """
 

@@ -77,9 +77,9 @@ def bounded_by_proximity(
 
     - α is the exponent in S_rel ~ P^α. It is estimated as the least-squares slope of log S_rel on log P over pairs,
       where S_rel of a pair is its highest value in time. The claim "S_rel rises with P" is α > 0. The claim
-      "S_rel = O(P)" is α >= 1, because S_rel/P then stays bounded as P falls. It has a tolerance of 0.1. If at least
-      three seeds were measured and a pair with P = 0 has S_rel > 0 in all of them, the claim "S_rel = O(P)" is
-      contradicted, whatever α is.
+      "S_rel = O(P)" is α >= 1, because S_rel/P then stays bounded as P falls. The check has a tolerance
+      of 0.1: it tests α > 0.9. Whatever α is, "S_rel = O(P)" is contradicted if at least three seeds were measured and
+      a pair with P = 0 has S_rel > 0 in every seed.
     - The claim "max S_rel/P does not grow" is that this maximum grows by less than a tenth over the second half of the
       time.
 
@@ -262,7 +262,7 @@ def _effects(
 
 
 def _refutation(highest: np.ndarray, p: np.ndarray) -> Row:
-    """Return the columns of a contradiction if a pair with P = 0 has S_rel > 0 in all seeds.
+    """Return the verdict "contradicted" and its reason if a pair with P = 0 has S_rel > 0 in all seeds.
 
     Args:
         highest: Highest S_rel in time, [seed, pair].
@@ -277,7 +277,7 @@ def _refutation(highest: np.ndarray, p: np.ndarray) -> Row:
     n_refuting = is_refuting.sum()
     if n_seeds < MIN_SEEDS or not n_refuting:
         return {}
-    reason = f"{n_refuting} pairs have P = 0, and S_rel > 0 in all {n_seeds} seeds: no C bounds them"
+    reason = f"{n_refuting} pairs have P = 0, and S_rel > 0 in all {n_seeds} seeds: no C gives S_rel <= C·P"
     return {
         "verdict": "contradicted",
         "reason": reason,
@@ -285,7 +285,7 @@ def _refutation(highest: np.ndarray, p: np.ndarray) -> Row:
 
 
 def _growth(whole: Cube, p: np.ndarray) -> np.ndarray:
-    """Compute the log₂ change of max S_rel/P over the second half of the time; the maximum is over pairs.
+    """Compute by how much log₂ (max S_rel/P over pairs) changes over the second half of the time.
 
     Args:
         whole: S_rel.
@@ -298,7 +298,7 @@ def _growth(whole: Cube, p: np.ndarray) -> np.ndarray:
     middle = (whole.steps[0] + whole.steps[-1]) / 2
     is_late = whole.steps >= middle
     late = whole.srel[:, :, is_late]
-    # The maxima of all steps and seeds are taken over the same pairs: those with finite values at all late steps.
+    # The maxima of all steps and seeds are taken over the same pairs: the pairs with finite values at all late steps.
     is_known = np.isfinite(late).all(axis=(0, 2))
     is_followed = (p > 0) & is_known
     if is_late.sum() < 3 or not is_followed.any():

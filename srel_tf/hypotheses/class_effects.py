@@ -1,4 +1,7 @@
-"""Effects of the claim on classifiers: intra- and inter-class S^{k,smooth} of each seed, and their bootstrap."""
+"""Effects that decide the claim on classifiers, computed from intra- and inter-class S^{k,smooth} of each seed.
+
+A bootstrap over the examples computes the same effects in resamples.
+"""
 
 import warnings
 from collections.abc import Sequence
@@ -11,8 +14,9 @@ from scipy.stats import DegenerateDataWarning, bootstrap
 from srel_tf.hypotheses.series import NEGLIGIBLE, Cube, log2, slopes
 from srel_tf.hypotheses.verdicts import Claim
 
-MIN_STEPS = 3  # Fewest steps of a curve whose change is judged.
-CONSTANT = 0.5  # A curve is "relatively constant" if its log₂ changes by less than this, a factor of √2.
+MIN_STEPS = 3  # The change in time is computed only for curves with at least this many finite values.
+# A curve is "relatively constant" if its log₂ changes by less than this number, that is, by less than a factor of √2.
+CONSTANT = 0.5
 ALMOST_ALWAYS = Claim(
     "intra above inter at (almost) all times",
     "5% quantile of log₂ (intra / inter)",
@@ -70,7 +74,7 @@ def class_effects(
         runs: S_rel of each seed.
         class_of: Class of each example id.
         resamples: Number of resamples. Examples are drawn within classes, so each class keeps its size.
-        generator: Source of the resamples.
+        generator: Random generator that draws the resamples.
 
     Returns:
         The effects [claim, seed], and their means in the resamples [claim, resamples]. The means are empty,
@@ -88,7 +92,7 @@ def class_effects(
     effects = effects_of_draws(*(rows[None] for rows in members))[:, :, 0]
     if min(len(rows) for rows in members) < 2:
         return effects, np.empty((len(CLAIMS), 0))
-    # In every resample, the mean is over the same seeds: those whose effect on the original examples is finite.
+    # In every resample, the mean is over the same seeds: the seeds whose effect on the original examples is finite.
     is_judged = np.isfinite(effects)
     n_judged = np.maximum(is_judged.sum(axis=1), 1)
 
@@ -100,7 +104,7 @@ def class_effects(
         return means if drawn[0].ndim == 2 else means[:, 0]
 
     with warnings.catch_warnings():
-        # A resample without an effect is NaN; `of_bootstrap` leaves it out.
+        # If an effect cannot be computed in a resample, it is NaN, and `of_bootstrap` ignores it.
         warnings.simplefilter("ignore", DegenerateDataWarning)
         result = bootstrap(
             members,

@@ -28,7 +28,7 @@ def class_claim(
     """Check the claim on classifiers: one row per measure, update rule, estimator and part of the claim.
 
     Each effect is one number per seed. For a source class c, intra is S(c, c), and inter is S(c', c) for each other
-    class c'. Here S is S^{k,smooth}, computed as in `srel_tf.smooth`. It counts as missing if less than half of its
+    class c'. Here S is S^{k,smooth}, computed as in `srel_tf.smooth`. S counts as missing if less than half of its
     entries are valid. A change in time is the least-squares slope of log₂ S times the measured span, averaged over
     classes (intra) or class pairs (inter). The bounds of each claim are given in `claim_low` and `claim_high`.
 
@@ -39,8 +39,8 @@ def class_claim(
         frame: S_rel frame of several seeds with classes (`srel_tf.frames.COLUMNS`).
         confidence: Level of the intervals.
         diagonal: Whether to include the pairs of an example with itself, as Definition 3 of the paper does. By default
-            they are left out. Their S_rel is 1 for every network. If the S_rel of other pairs is below 1, the pairs on
-            the diagonal alone raise intra above inter.
+            they are left out. Their S_rel is 1 for every network. If the S_rel of all other pairs is below 1, the
+            pairs on the diagonal are enough to make intra higher than inter.
         resamples: Number of resamples of the bootstrap over examples.
         seed: Seed of the bootstrap.
 
@@ -72,7 +72,7 @@ def class_claim(
     check_confidence(confidence)
     rows: list[Row] = []
     generator = np.random.default_rng(seed)
-    # `groups` checks the frame. Its rows are not used, because they lack the diagonal.
+    # `groups` checks the frame. The rows that it returns are not used, because they lack the diagonal.
     for key, _ in groups(frame):
         part = _rows_of_group(frame, key, diagonal)
         class_of = _classes(part)

@@ -12,11 +12,11 @@ def join(
     values: pd.DataFrame,
     column: str,
 ) -> pd.DataFrame:
-    """Add a column to the rows of a group, matched by all identifying columns that `values` has.
+    """Add a column of `values` to the rows of a group. Rows are matched by all identifying columns that `values` has.
 
     Args:
         part: Rows of a group.
-        values: Frame with this column and some of the columns `run`, `seed`, `step`, `source_id`, `target_id`.
+        values: Frame with the column to add and some of the columns `run`, `seed`, `step`, `source_id`, `target_id`.
         column: Name of the column.
 
     Returns:

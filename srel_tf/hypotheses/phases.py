@@ -40,7 +40,7 @@ from srel_tf.hypotheses.verdicts import (
     table,
 )
 
-WINDOWS = 10  # Number of windows of the late phase. C(t) is the minimum of each window.
+WINDOWS = 10  # The late phase is divided into this many windows. C(t) is the lowest S_rel of each window.
 # Fewest measured steps in each phase of a seed that is judged.
 LEAST = {"start": 1, "early": 2, "rise": 3, "late": 12}
 
@@ -100,10 +100,10 @@ def two_phases(
     "(a) all pairs" checks it in this form. The other rows are about the median of the measured pairs. Their `scope`
     says for how many pairs the median over seeds agrees with the claim.
 
-    - "(a) all pairs": log₂ of a ratio, the lowest late value over the higher of the values at two consecutive earlier
-      steps, t₁ and t₂. The effect of a seed is that of the pair with the lowest ratio, at the t₁ that favours the
-      hypothesis most. The late phase is the last tenth of the steps. Because t₁ is chosen on the seed itself, this row
-      can contradict the claim, but never support it.
+    - "(a) all pairs": log₂ of the ratio of two values, the lowest late value and the higher of the values at two
+      consecutive earlier steps, t₁ and t₂. For each t₁, the pair with the lowest ratio counts. The effect of a seed is
+      the highest of these ratios over t₁, so t₁ is chosen in favour of the hypothesis. The late phase is the last tenth
+      of the steps. Because t₁ is chosen on the seed itself, this row can contradict the claim, but never support it.
     - "(a) late level above that of [t₁, t₂]": log₂ of the late median over the median in [t₁, t₂].
     - "(a) late level above the start": log₂ of the late median over the median of the first segment.
     - "rises from t₁ to t*": the least-squares slope of log₂ S_rel from t₁ to t*, times the measured span.
@@ -251,7 +251,7 @@ def _effects(
     lowest = np.min(late, axis=1, initial=np.inf, where=is_known)
     lowest_known = np.where(np.isfinite(lowest), lowest, np.nan)
     change_of_bound = _change_of_minima(late, steps[is_late])
-    is_bound_zero = lowest <= FLOOR  # A lower bound of 0 carries no information.
+    is_bound_zero = lowest <= FLOOR  # A lower bound of 0 counts as a fall.
     return {
         LATE_ABOVE_EARLY: late_level - median(early),
         LATE_ABOVE_START: late_level - median(start),
@@ -263,7 +263,7 @@ def _effects(
 
 
 def _change_of_minima(late: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """Compute the change of C(t) over the late phase: the slope of the minima of its windows, times its length.
+    """Compute the change of C(t) over the late phase: the slope of the minima of the windows, times the phase's length.
 
     Args:
         late: Log₂ S_rel in the late phase, [pair, step].
@@ -288,7 +288,7 @@ def _all_pairs(
     about: Mapping[str, str],
     confidence: float,
 ) -> Row:
-    """Make the row on Hypothesis 1.2(a) in its literal form. The data can only contradict it.
+    """Make the row on Hypothesis 1.2(a) in its literal form. The data can contradict this form, but not support it.
 
     Args:
         followed: Log₂ S_rel.

@@ -67,7 +67,7 @@ def proximity_trend(
     Each effect is one number per seed, namely the mean over targets x' of one of two quantities:
 
     - "S_rel falls with distance": Spearman's rank correlation of S_rel and distance over the sources x. The claim is
-      that it is negative.
+      that the correlation is negative.
     - "a nearer x_l has a higher S_rel": the share of sources x_h for which some nearer source x_l has a higher S_rel.
       The nearest source is left out, because no source is nearer. The column `effect` says how many x_h have no such
       x_l. According to the hypothesis every x_h has such an x_l, but x_l may be any point of ℝⁿ. A finite set of
@@ -76,18 +76,18 @@ def proximity_trend(
       nearer than x_h. For 200 sources this is 0.975.
 
     The sources are the same in all seeds. Therefore the interval combines Student's t over seeds with permutations of
-    the sources: an effect must exceed the random variation over both. Each permutation is the same in all seeds and for
-    all targets. The interval says nothing about other targets.
+    the sources: an effect must exceed the random variation over seeds and over sources. Each permutation is the same in
+    all seeds and for all targets. The interval says nothing about other targets.
 
     The row "at all steps" is "supported" if the claim is supported at every step. The row is "contradicted" if the
     claim is contradicted at one step with an interval widened for the number of steps (Bonferroni). Otherwise the row
-    is "undecided". The numbers in the row are those of the least favourable step.
+    is "undecided". The numbers in the row are those of the step that is least favourable to the claim.
 
     Args:
         frame: S_rel frame of several seeds (`srel_tf.frames.COLUMNS`).
         distances: Columns target_id, source_id, distance. Add a column seed (or run) if distances differ between seeds,
-            step if they differ between steps, and metric (a name, for example "input") if there are several metrics.
-            Pairs and steps without a distance are left out.
+            and a column step if distances differ between steps. If there are several metrics, add a column metric with
+            their names, for example "input". Pairs and steps without a distance are left out.
         confidence: Level of the intervals.
         min_sources: Targets with fewer valid sources are left out.
         resamples: Number of permutations of the sources.
@@ -172,7 +172,7 @@ def _effects(
         step: The step.
         min_sources: Fewest valid sources of a target.
         resamples: Number of permutations.
-        generator: Source of the permutations.
+        generator: Random generator that draws the permutations.
 
     Returns:
         The effects; None if no target has enough sources.
@@ -251,11 +251,13 @@ def _all_steps(
     are_all_supported = all(row["verdict"] == "supported" for row in rows)
     if verdict == "supported" and not are_all_supported:
         together["verdict"] = "undecided"
-        together["reason"] = "not every step is supported"
+        together["reason"] = "the claim is not supported at every step"
     elif verdict == "contradicted" and not contradicted:
         alone = f"contradicted at one of {len(rows)} steps alone"
         together["verdict"] = "undecided"
-        together["reason"] = f"{alone}, not with intervals widened for their number"
+        together["reason"] = (
+            f"{alone}, but not with intervals widened for the number of steps"
+        )
     else:
         prefix = f"{metric}, "
         step = together["scope"].removeprefix(prefix)

@@ -1,15 +1,16 @@
 """Figure 5's claim: the initial rise of S_rel coincides with the phase in which the risks fall rapidly.
 
 This phase is defined by the risk: it lasts from the start until 90% of the fall of log risk is done. There is no
-verdict on whether S_rel and the risk settle at the same time. Such a verdict would compare two change points, and a
-change point can be computed for any series, even for a series that has none.
+verdict on whether S_rel and the risk settle at the same time. Such a verdict would compare a change point of S_rel with
+a change point of the risk. It would not be reliable, because change-point detection returns a point for every series,
+even for a series without a change.
 
 - "S_rel rises while the risk falls rapidly": the least-squares slope of log₂ S_rel in this phase, times the length of
   the phase;
 - "S_rel rises faster then than after": the slope in the phase minus the slope after it, times the measured span;
 - "S_rel rises from the start on": log₂ S_rel when half of the fall of log risk is done, minus log₂ S_rel at the start.
 
-A seed is judged only if its risk falls to less than half, and if S_rel was measured at 3 or more steps in the phase and
+A seed is judged only if its risk falls to half or less, and if S_rel was measured at 3 or more steps in the phase and
 at 12 or more steps after it.
 """
 
@@ -41,8 +42,8 @@ RISES_FIRST = Claim(
 )
 CLAIMS = (RISES, RISES_FASTER, RISES_FIRST)
 RAPID = 0.9  # The phase ends when this share of the fall of log₂ risk is done.
-LEAST_FALL = 1.0  # Smallest fall of log₂ risk: the risk must fall to less than half.
-LEAST_IN, LEAST_AFTER = 3, 12  # Fewest measured steps in the phase, and after it.
+LEAST_FALL = 1.0  # Smallest fall of log₂ risk that is judged: the risk must fall to half or less.
+LEAST_IN, LEAST_AFTER = 3, 12  # Fewest measured steps in the phase and after it.
 
 
 class RiskCurve(NamedTuple):
@@ -98,7 +99,9 @@ def risk_rows(
 
 
 def rapid_fall(steps: np.ndarray, log_risk: np.ndarray) -> tuple[float, float]:
-    """Find the first step at which half of the fall of log₂ risk is done, and the first at which `RAPID` of it is done.
+    """Find the first step at which half of the fall of log₂ risk is done, and the end of the rapid phase.
+
+    The rapid phase ends at the first step at which the share `RAPID` of the fall is done.
 
     Args:
         steps: [n].
@@ -218,7 +221,7 @@ def _curve_of_seed(
     name: str,
     span: np.ndarray,
 ) -> RiskCurve:
-    """Return the risk of one seed, interpolated so that its first and last steps are those of S_rel.
+    """Return the risk of one seed, interpolated to begin and end at the first and last step of S_rel.
 
     Args:
         risks: Rows of one kind of risk.

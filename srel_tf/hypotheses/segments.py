@@ -1,4 +1,4 @@
-"""The times t₁, t₂ and t* of Hypothesis 1.2, by change-point detection in log S_rel of all pairs together."""
+"""The times t₁, t₂ and t* of Hypothesis 1.2, found by change-point detection in log S_rel of all pairs together."""
 
 from itertools import pairwise
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from srel_tf.hypotheses.series import GROUP, Cube, groups, pairs_in_time, series
 from srel_tf.hypotheses.verdicts import Row
 
 GRID = 200  # Largest number of equally long time intervals. Change points are edges of these intervals.
-# Fewest steps for which every other step is enough for four segments of two steps.
+# With at least this many steps, every other step still leaves enough steps for four segments of two steps.
 LEAST_FOR_HALVES = 16
 
 
@@ -48,7 +48,7 @@ class Times(NamedTuple):
         t1: First step of the early interval.
         t2: Last step of the early interval.
         t_star: First step of the late phase.
-        t_star_low: Lowest t* of several fits: with all data, without each seed, and with every other step.
+        t_star_low: Lowest t* of several fits: with all data, with one seed left out, and with every other step.
         t_star_high: Highest t* of these fits.
     """
 
@@ -64,8 +64,9 @@ def find_phases(logs: np.ndarray, steps: np.ndarray) -> Phases:
 
     The change points are those of the least-squares segmentation into four segments (ruptures, `KernelCPD` with a
     linear kernel). The segmentation is computed from means over time intervals of equal length, so that it does not
-    depend on how densely S_rel was measured at different times. The last segment begins at t*. Of the other three, the
-    segment with the lowest mean is [t₁, t₂). It need not be the first, because Hypothesis 1.2(a) allows t₁ > 0.
+    depend on how densely S_rel was measured at different times. The last segment begins at t*. Of the other three
+    segments, the one with the lowest mean is [t₁, t₂). This need not be the first segment, because Hypothesis 1.2(a)
+    allows t₁ > 0.
 
     Args:
         logs: Log S_rel, [pair, step].
@@ -106,7 +107,7 @@ def on_grid(logs: np.ndarray, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray
     edges = np.linspace(steps[0], steps[-1], n + 1)
     middles = (edges[1:] + edges[:-1]) / 2
     interval = np.searchsorted(edges, steps, side="right") - 1
-    interval = np.minimum(interval, n - 1)  # The last step is the last edge.
+    interval = np.minimum(interval, n - 1)  # The last step lies on the last edge.
     is_in_interval = np.eye(n)[interval]  # [step, n]
     means = []
     for row in logs:
@@ -128,7 +129,7 @@ def change_points(frame: pd.DataFrame) -> pd.DataFrame:
     Returns:
         Columns name, measure, update, estimator, t1, t2, t_star, t_star_low, t_star_high, n_pairs. The times are
         measured steps. `t_star_low` and `t_star_high` are the lowest and highest t* of several fits: with all data,
-        without each seed, and with every other step. A group whose pairs cannot be followed in time has no row.
+        with one seed left out, and with every other step. A group whose pairs cannot be followed in time has no row.
 
     Raises:
         FrameError: As in `srel_tf.hypotheses.series.groups`.
@@ -147,7 +148,7 @@ def change_points(frame: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for key, part in groups(frame):
         followed = series(pairs_in_time(part))
-        if isinstance(followed, str):  # The reason why the group cannot be followed.
+        if isinstance(followed, str):  # The reason why no pair can be followed.
             continue
         times = times_of_mean(followed)._asdict()
         n_pairs = len(followed.pairs)

@@ -15,10 +15,11 @@ NEEDED = [
     *("run", "seed", "step", "measure", "update", "estimator"),
     *("source_id", "target_id", "srel", "valid"),
 ]
-NEGLIGIBLE = 0.01  # Negligible change of log₂ S_rel: 0.7% of the value.
+# A change of log₂ S_rel by at most this number is negligible: S_rel changes by 0.7% or less.
+NEGLIGIBLE = 0.01
 # A lower bound that falls by less than a tenth counts as non-decreasing.
 FALL = np.log2(1.1)
-FLOOR = -64.0  # Lowest log₂ S_rel, also of a valid S_rel of 0: it counts as the lowest value, not as missing.
+FLOOR = -64.0  # Lowest log₂ S_rel. A valid S_rel of 0 gets this value and does not count as missing.
 
 _ENTRY = ["replicate", "step", "source_id", "target_id"]
 
@@ -44,7 +45,7 @@ class Cube(NamedTuple):
 def groups(frame: pd.DataFrame) -> Iterator[tuple[dict[str, str], pd.DataFrame]]:
     """Check a frame, leave out its diagonal, and split it by probe, measure, update rule and estimator.
 
-    Rows may come in any order. A replicate is a run with its own seed.
+    Rows may come in any order. A replicate is one run with one seed.
 
     Args:
         frame: S_rel frame with the columns `NEEDED`. If there is no column `name`, the name of every row is "".
@@ -207,7 +208,7 @@ def _check_learning_rates(rows: pd.DataFrame) -> None:
 def _may_agree(run: pd.DataFrame) -> bool:
     """Return whether S_rel of a run is constant in time, as for linear models.
 
-    Seeds with equal values are then plausible, and no sign of a copied run.
+    Different seeds may then have equal values, so equal values do not show that a run was copied.
     """
     if run["srel"].nunique() < 2:
         return True
@@ -288,7 +289,7 @@ def log2(srel: np.ndarray) -> np.ndarray:
 
 
 def series(whole: Cube, least: int = 12) -> Cube | str:
-    """Select the pairs that every seed measured at `least` steps or more, at the steps common to all of them.
+    """Select the pairs measured at `least` steps or more in every seed, and the steps common to these pairs and seeds.
 
     First, seeds with less than half of their entries valid are left out. Then pairs are left out if less than half of
     their entries are valid in one of the remaining seeds. Late in a float32 training, the valid entries of such seeds
@@ -296,7 +297,7 @@ def series(whole: Cube, least: int = 12) -> Cube | str:
 
     Args:
         whole: S_rel of a group.
-        least: Number of steps.
+        least: Fewest steps.
 
     Returns:
         Cube of log₂ S_rel, or the reason why there is none.
@@ -318,11 +319,11 @@ def series(whole: Cube, least: int = 12) -> Cube | str:
     share_of_seed = is_known.mean(axis=(1, 2))
     seeds = share_of_seed >= 0.5
     if not seeds.any():
-        return "less than half of the entries are valid in every seed"
+        return "in every seed, less than half of the entries are valid"
     share_of_pair = is_known[seeds].mean(axis=2)  # [seed, pair]
     pairs = (share_of_pair >= 0.5).all(axis=0)
     if not pairs.any():
-        return "no pair has half of its entries valid in every seed"
+        return "no pair has at least half of its entries valid in every seed"
 
     logs = logs[seeds][:, pairs]
     return Cube(
@@ -351,7 +352,7 @@ def slopes(values: np.ndarray, at: np.ndarray) -> np.ndarray:
     """
     at = np.where(np.isfinite(values), at, np.nan)
     with warnings.catch_warnings():
-        # The mean of a row with NaN only is undefined.
+        # NumPy warns if a row holds only NaN. The mean and the slope are then NaN.
         warnings.simplefilter("ignore", RuntimeWarning)
         at = at - np.nanmean(at, axis=-1, keepdims=True)
         values = values - np.nanmean(values, axis=-1, keepdims=True)

@@ -1,4 +1,7 @@
-"""Statistics on how S_rel falls with distance: a rank correlation, a share of sources, and their permutations."""
+"""Statistics on how S_rel falls with distance: a rank correlation and a share of sources.
+
+Both are also computed for permuted sources.
+"""
 
 import warnings
 from dataclasses import dataclass
@@ -17,7 +20,7 @@ class Trend:
     Attributes:
         rank: Rank correlation of S_rel and distance.
         shuffled_rank: `rank` in each permutation of the sources, [resamples].
-        share: Share of x_h with a nearer x_l of higher S_rel.
+        share: Share of the sources x_h for which a nearer source x_l has a higher S_rel.
         shuffled_share: `share` in each permutation of the sources, [resamples].
         n_without: Number of x_h without such an x_l.
     """
@@ -47,7 +50,7 @@ def trends_of_seeds(
         rows: Rows of one step with distances.
         min_sources: Targets with fewer valid sources are left out.
         resamples: Number of permutations of the sources, the same in all seeds and for all targets.
-        generator: Source of the permutations.
+        generator: Random generator that draws the permutations.
 
     Returns:
         One entry per seed; None if no target has enough sources.
@@ -110,7 +113,7 @@ def shuffled_correlation(
 ) -> np.ndarray:
     """Compute Spearman's rank correlation of distance and permutations of S_rel.
 
-    A permutation of S_rel permutes its ranks, so S_rel and distance are ranked only once. The function
+    A permutation of S_rel only permutes the ranks, so S_rel and distance are ranked once. In contrast,
     `scipy.stats.permutation_test` would rank every permutation. A missing entry gets the middle rank.
 
     Args:

@@ -44,7 +44,7 @@ class Effect:
     Attributes:
         claim: The claim.
         of_seeds: One number per seed, [seed].
-        shared: Error due to the shared examples, as in `interval`.
+        shared: Error of the mean that comes from the choice of examples, as in `interval`.
     """
 
     claim: Claim
@@ -52,7 +52,7 @@ class Effect:
     shared: Bounds = (0.0, 0.0)
 
     def row(self, about: Mapping[str, str], confidence: float, reason: str = "") -> Row:
-        """Make the row of the claim; `about` holds the other columns, `reason` is as in `decide`."""
+        """Make the row of the claim; `about` (without claim and effect) and `reason` are as in `decide`."""
         names = {**about, "claim": self.claim.name, "effect": self.claim.effect}
         return decide(
             names, self.of_seeds, self.claim.bounds, confidence, self.shared, reason
@@ -80,9 +80,10 @@ def interval(
     Args:
         effects: One number per seed, [n].
         confidence: Level of the interval.
-        shared: Error below and above the mean due to the sample of examples, which is the same in all seeds
-            (`of_permutations`, `of_jackknife`, `of_bootstrap`). It is independent of the error over seeds, so the two
-            errors are added in quadrature.
+        shared: (below, above): how much the choice of examples adds to the error of the mean on each side, as computed
+            by `of_permutations`, `of_jackknife` or `of_bootstrap`. All seeds have the same examples, so this error is
+            not part of the spread over seeds. It is independent of the error over seeds, so the two errors are added in
+            quadrature.
 
     Returns:
         Mean, low and high; low and high are NaN for one seed.
@@ -103,7 +104,7 @@ def interval(
 
     deviation = effects.std(ddof=1)
     half = _student_quantile(confidence, n - 1) * deviation / np.sqrt(n)
-    # The error over seeds and the error due to the examples are independent.
+    # The error over seeds and the error from the choice of examples are independent.
     below, above = np.hypot(half, shared)
     return mean, mean - below, mean + above
 
@@ -114,13 +115,13 @@ def _student_quantile(confidence: float, degrees: int) -> float:
 
 
 def of_permutations(draws: np.ndarray, confidence: float) -> Bounds:
-    """Estimate the error of a mean effect due to the sample of examples, from permutations.
+    """Estimate by permutations how much the choice of examples adds to the error of a mean effect.
 
-    With this error alone, the interval excludes the mean of the shuffled values exactly if less than
-    (1 − confidence)/2 of the shuffled values lie beyond the effect.
+    If there were no error over seeds, the interval would agree with a permutation test: it would exclude the mean of
+    the shuffled values exactly if less than the share (1 − confidence)/2 of the shuffled values lies beyond the effect.
 
     Args:
-        draws: The effect with shuffled examples, [resamples].
+        draws: The mean effect with shuffled examples, [resamples].
         confidence: Level of the interval.
 
     Returns:
@@ -132,10 +133,10 @@ def of_permutations(draws: np.ndarray, confidence: float) -> Bounds:
 
 
 def of_jackknife(draws: np.ndarray, confidence: float) -> Bounds:
-    """Estimate the error of a mean effect due to the sample of examples, from the jackknife.
+    """Estimate by the jackknife how much the choice of examples adds to the error of a mean effect.
 
     Args:
-        draws: The effect with each example left out in turn, [n].
+        draws: The mean effect with each example left out in turn, [n].
         confidence: Level of the interval.
 
     Returns:
@@ -152,10 +153,10 @@ def of_bootstrap(
     count: int,
     confidence: float,
 ) -> Bounds:
-    """Estimate the error of a mean effect due to the sample of examples, from the bootstrap.
+    """Estimate by the bootstrap how much the choice of examples adds to the error of a mean effect.
 
     Args:
-        draws: The effect in resamples of the examples, [resamples]. NaN is ignored.
+        draws: The mean effect in resamples of the examples, [resamples]. NaN is ignored.
         count: Number of examples.
         confidence: Level of the interval.
 
@@ -165,8 +166,8 @@ def of_bootstrap(
     draws = draws[np.isfinite(draws)]
     if count < 2 or len(draws) < 2:
         return np.nan, np.nan
-    # Resamples of n examples have only (n - 1)/n of the variance. Student's t accounts for the n - 1 degrees of freedom
-    # from which the variance is estimated.
+    # The variance over resamples of n examples is too small by the factor (n - 1)/n. Student's t is used because the
+    # variance is estimated with n - 1 degrees of freedom.
     correction = np.sqrt(count / (count - 1))
     quantile = _student_quantile(confidence, count - 1)
     half = quantile * draws.std(ddof=1) * correction
@@ -184,12 +185,14 @@ def decide(
     """Make one row of the verdict table from one effect per seed.
 
     The verdict is "supported" if the whole interval fulfils the claim, "contradicted" if no part of it does, and
-    "undecided" otherwise. If the effects of all n seeds are equal, they have no spread, and the interval has no width.
-    By chance, n effects all lie on a given side of a bound with probability 2^−n. If this probability is above
-    (1 − confidence)/2, the verdict is "undecided".
+    "undecided" otherwise.
+
+    If the effects of all n seeds are equal, the interval has no width, and would lead to a verdict however small n is.
+    But if the true median of the effect is equal to a bound, all n effects lie above the bound with probability 2^−n,
+    just by chance. If this probability is above (1 − confidence)/2, the verdict is "undecided".
 
     Args:
-        about: The columns hypothesis, claim, scope, measure, update, estimator, effect.
+        about: Values of the columns hypothesis, claim, scope, name, measure, update, estimator and effect.
         effects: One number per seed. Seeds whose effect is not finite are left out.
         claim: (low, high), where the hypothesis is low < effect < high.
         confidence: Level of the interval.
@@ -241,7 +244,7 @@ def _why_undecided(
     error_rate = (1 - confidence) / 2
     are_equal = np.ptp(usable) == 0
     if are_equal and 0.5**n > error_rate:
-        return f"the same in all {n} seeds: that says nothing of how much seeds differ"
+        return f"the effect is equal in all {n} seeds: so few seeds do not show how much it can vary"
     if not np.isfinite(ci).all():
         return "too few examples for an interval"
     return ""
@@ -272,7 +275,7 @@ def rows_of_median_pair(
 ) -> list[Row]:
     """Make one row per claim on the median over pairs.
 
-    The scope of the row says how many pairs agree with the claim in the median over seeds.
+    The scope of each row says for how many pairs the median over seeds agrees with the claim.
 
     Args:
         about: As in `decide`, without claim and effect.

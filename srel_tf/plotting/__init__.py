@@ -1,4 +1,4 @@
-"""Figures of S_rel frames. Each function returns a matplotlib Figure. Does not import TensorFlow."""
+"""Figures of S_rel frames. Each function returns a matplotlib Figure. This package does not import TensorFlow."""
 
 from srel_tf.plotting.class_pairs import plot_class_pairs
 from srel_tf.plotting.comparison import plot_beside

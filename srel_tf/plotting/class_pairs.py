@@ -32,7 +32,8 @@ def plot_class_pairs(
 
     Each panel has one line per target class: solid for intra-class pairs, dashed for inter-class pairs. Lines are means
     over runs. Bands are ± one population standard deviation over runs. If the highest mean in a column is more than
-    `WIDE` times the lowest, its axes are logarithmic and its bands reach from the lowest run to the highest run.
+    `WIDE` times the lowest mean, the axes of the column are logarithmic, and the bands reach from the lowest run to the
+    highest run.
 
     Args:
         pairs: Result of `srel_tf.smooth` for one update rule. An optional column `rule` contains the name of the rule.
@@ -131,7 +132,7 @@ def _column(
         ax.set_title(f"{measure_name(measure)}, source: {source}")
         ax.set_xlabel("")
     column[-1].set_xlabel("epochs")
-    # The panels of a column share the y-axis, so it is scaled after all curves have been drawn.
+    # The panels of a column share the y-axis, so the axis is scaled after all curves have been drawn.
     _scale(column[0], wide)
 
 
@@ -150,7 +151,7 @@ def _describe_bands(pairs: pd.DataFrame, axes: np.ndarray) -> str:
 
 
 def _scale(ax: Axes, wide: bool) -> None:
-    """Make the axis logarithmic if `wide`. Otherwise let it start at 0, if 0 is near its lower limit."""
+    """Make the axis logarithmic if `wide`. Otherwise let the axis start at 0 if 0 is near the lower limit."""
     if wide:
         ax.set_yscale("log")
         return

@@ -1,4 +1,4 @@
-"""Figure 10 of the paper, about the ReLU gate. Does not import TensorFlow."""
+"""Figure 10 of the paper, about the ReLU gate. This module does not import TensorFlow."""
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,7 @@ from srel_tf.plotting.style import PALETTE, check_rows, new_figure
 def plot_relu_gate(frame: pd.DataFrame) -> Figure:
     """Plot Figure 10: S_rel and ‖w − w*‖ along mini-batch SGD on the ℓ2 risk of a ReLU gate.
 
-    The same quantities along the gradient flow are drawn for comparison.
+    For comparison, the same two quantities along the gradient flow are drawn.
 
     Args:
         frame: Columns pair, bound (Theorem 4.3), step (>= 1), run, srel_sgd, resolved, srel_flow, distance_sgd,

@@ -209,5 +209,5 @@ def _spread_panel(
         xlabel="epochs",
     )
     ax.yaxis.set_major_formatter("{x:g}")
-    # If the axis spans less than two decades, minor ticks also have labels.
+    # Minor ticks are labelled, too, if the axis spans less than two decades.
     ax.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.4)))

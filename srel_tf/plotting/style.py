@@ -33,9 +33,8 @@ MEASURE_NAMES = {
 WIDE = 100  # An axis is logarithmic if highest mean / lowest mean is above this number.
 
 _DOTS_PER_INCH = 130
-_COLOURS_OF_FILE = (
-    256  # A PNG file with a palette has a third of the size of an RGB file.
-)
+# A PNG file with a palette of 256 colours is about a third as large as an RGB file.
+_COLOURS_OF_FILE = 256
 
 
 def check_rows(frame: pd.DataFrame, *columns: str) -> None:
@@ -46,7 +45,7 @@ def check_rows(frame: pd.DataFrame, *columns: str) -> None:
 
 
 def class_palette(classes: Sequence[str]) -> dict[str, Colour]:
-    """Assign a colour to each class. Figures with the same list of classes have the same colours."""
+    """Assign a colour to each class. Equal lists of classes give equal colours."""
     return dict(
         zip(classes, sns.color_palette("colorblind", len(classes)), strict=True)
     )
@@ -154,7 +153,7 @@ def legend_below(
 
 
 def population_deviation(values: pd.Series) -> tuple[float, float]:
-    """Return the mean ± one population standard deviation, as in the paper's figures. Used as seaborn's `errorbar`."""
+    """Return the mean ± one population standard deviation, as in the paper's figures, for seaborn's `errorbar`."""
     mean = values.mean()
     deviation = values.std(ddof=0)
     return mean - deviation, mean + deviation

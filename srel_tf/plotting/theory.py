@@ -1,4 +1,4 @@
-"""Figures 6–13 of the paper, about exactly solvable models. Does not import TensorFlow."""
+"""Figures 6–13 of the paper, about exactly solvable models. This module does not import TensorFlow."""
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -41,7 +41,7 @@ def plot_penalized(frame: pd.DataFrame) -> Figure:
 
     Args:
         frame: Columns figure, variant, ridge, quantity ("loss" or "srel"), time, mean, low, high, pairs, width. Mean,
-            low and high describe the distribution over the initial W.
+            low and high are the mean and the 10% and 90% quantiles over the initial W.
 
     Returns:
         The figure.
@@ -183,8 +183,8 @@ def plot_sgd_pairs(frame: pd.DataFrame) -> Figure:
     There is one panel per pair.
 
     Args:
-        frame: Columns pair, step, mean, sd, limit, finite, runs. Mean and sd are taken over the runs of SGD. Limit is
-            eq. 13, and finite is eqs. 26 and 28, both along the flow.
+        frame: Columns pair, step, mean, sd, limit, finite, runs. Mean and sd are taken over the runs of SGD. Limit
+            and finite are S_rel along the flow: limit is computed by eq. 13, and finite by eqs. 26 and 28.
 
     Returns:
         The figure.

@@ -27,7 +27,7 @@ def lemma_c1_bound(
     q_squared: float,
     t2_star: float | None = None,
 ) -> tf.Tensor:
-    """Lemma C.1: a lower bound of f(t) that rises with t. It holds for t >= max(t₁*, t₂*).
+    """Lemma C.1: a lower bound of f(t) that rises with t. The bound holds for t >= max(t₁*, t₂*).
 
     f(t) = |α² + b₁e^{−p²t} + (β² − b₁)e^{−q²t}| / |α² + b₂e^{−p²t} + (β² − b₂)e^{−q²t}|
     bound(t) = (α² − b₁e^{−q²t₂*}) / (α² + b₂e^{−p²t} + β²e^{−q²t})
@@ -148,7 +148,8 @@ def theorem_5_3_bound(
     - E[β₁₁β₂₂] = 0. The theorem does not state this assumption, but eq. 37 uses it.
 
     The bound is |⟨β(x'), β(x)⟩| / ‖β(x)‖² times the bound of Lemma C.1 for b₁ = β² k₁ and b₂ = β² k₂. Here
-    k₁ = β₁₁(x') β₁₁(x) / ⟨β(x'), β(x)⟩ and k₂ = β₁₁(x)² / ‖β(x)‖². If k₁ < 0, the proof uses 1 − k₁ and 1 − k₂ instead.
+    k₁ = β₁₁(x') β₁₁(x) / ⟨β(x'), β(x)⟩ and k₂ = β₁₁(x)² / ‖β(x)‖². If k₁ < 0, the proof replaces k₁ and
+    k₂ by 1 − k₁ and 1 − k₂.
 
     As in eq. 37, ‖β(x)‖² contains β₂₂(x)². The paper prints β₂₂(x')² instead, in Theorem 5.3 and in eqs. 38 and 39 (see
     `train.errata`).
@@ -164,14 +165,14 @@ def theorem_5_3_bound(
         t2_star: As in `lemma_c1_bound`.
 
     Returns:
-        The bound, [T]; NaN before max(t₁*, t₂*). It rises with t.
+        The bound, [T]; NaN before max(t₁*, t₂*). The bound rises with t.
 
     Raises:
         AssumptionError: One of the first three assumptions does not hold, or an argument is outside its range.
         ShapeError: A vector does not have shape [2].
 
     Example:
-        With α² = β² = 1 and equal features the bound tends to S_rel(x, x)/2.
+        With α² = β² = 1 and β(x') = β(x), the bound tends to 1/2. S_rel is 1 in this case.
 
         >>> from srel_tf import theory
         >>> w0 = [0.5**0.5, 0.5**0.5]

@@ -83,7 +83,7 @@ def as_times(t: ArrayLike) -> tf.Tensor:
     """Convert times to a float64 tensor [T]; a scalar gives T = 1.
 
     Args:
-        t: [T] or a scalar. Every closed form starts at t = 0.
+        t: Times, [T] or a scalar.
 
     Returns:
         [T].
@@ -183,7 +183,7 @@ def _as_whole_number(value: ArrayLike) -> int | None:
     if isinstance(value, bool):
         return None
     try:
-        number = int(value)  # type: ignore[arg-type]  # Arrays and text raise, and are caught below.
+        number = int(value)  # type: ignore[arg-type]  # Errors of int() are caught below.
         return number if number == value else None
     except (TypeError, ValueError, OverflowError):
         return None
@@ -211,7 +211,7 @@ def as_indices(
     indices = np.asarray(value)
     if indices.ndim > 1:
         raise ShapeError(
-            f"{name} must be one index or a list of them, but has shape {indices.shape}."
+            f"{name} must be one index or a list of indices, but has shape {indices.shape}."
         )
     if not np.issubdtype(indices.dtype, np.integer):
         raise ShapeError(f"{name} must hold integers, but has dtype {indices.dtype}.")
@@ -228,7 +228,10 @@ def check_last_axis(
     name: str,
     meaning: str,
 ) -> None:
-    """Raise `ShapeError` unless the last axis of `tensor` has `size` entries; `meaning` explains the size."""
+    """Raise `ShapeError` unless the last axis of `tensor` has `size` entries.
+
+    The message gives `meaning` as the reason for this size.
+    """
     if tensor.shape[-1] != size:
         raise ShapeError(
             f"The last axis of {name} must have {size} entries ({meaning}); the shape given is {tuple(tensor.shape)}."

@@ -40,7 +40,7 @@ class DiagonalQuadratic:
     t by η/θ.
 
     The methods raise `ShapeError` for vectors of the wrong shape, and `AssumptionError` for negative times and for a
-    w(0) outside the range of `initial`.
+    w(0) that `initial` does not allow.
 
     Args:
         a: E[(y − α(x)) β_rr(x)], [n], each > 0.
@@ -53,7 +53,7 @@ class DiagonalQuadratic:
     Raises:
         AssumptionError: An entry of a or b, or θ, is not positive.
         ShapeError: a and b have different shapes, or are empty.
-        OptionError: `initial` does not exist.
+        OptionError: `initial` is neither "theorem" nor "any".
 
     Example:
         The squares of the weights tend to a_r/b_r.
@@ -108,7 +108,7 @@ class DiagonalQuadratic:
         return self._magnitudes(self._initial(w0), as_times(t)).values ** 2
 
     def weights(self, w0: ArrayLike, t: ArrayLike) -> tf.Tensor:
-        """Eq. 36 with the sign of w(0), which the flow keeps.
+        """The weights w(t): the square root of eq. 36, with the sign of w(0), because the flow keeps the sign.
 
         Args:
             w0: w(0), [n].
@@ -118,7 +118,7 @@ class DiagonalQuadratic:
             [T, n].
 
         Raises:
-            AssumptionError: w(0) is outside the range of `initial`, or a time is negative.
+            AssumptionError: `initial` does not allow w(0), or a time is negative.
             ShapeError: `w0` has the wrong shape.
         """
         w0 = self._initial(w0)
@@ -187,7 +187,7 @@ class DiagonalQuadratic:
     ) -> tf.Tensor:
         """S_rel of a finite step η along the flow, for realisable labels (eqs. 26 and 28 with d = 2).
 
-        The common factor 2η(y − f) of both changes cancels and is left out.
+        The changes at x' and x have the common factor 2η(y − f). It cancels in S_rel and is left out.
 
         Args:
             w0: w(0), [n].
@@ -234,7 +234,7 @@ class DiagonalQuadratic:
         )
 
     def _initial(self, w0: ArrayLike) -> tf.Tensor:
-        """Check w(0), [n], against the shape of `a` and the range of `initial`."""
+        """Check w(0), [n], against the shape of `a` and the values that `initial` allows."""
         w0 = as_tensor(w0, "w0", 1)
         check_last_axis(w0, self.a.shape[0], "w0", "as many as a")
         if self.initial == "theorem" and tf.executing_eagerly():

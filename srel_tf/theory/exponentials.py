@@ -36,7 +36,8 @@ def exponential_sum(
     magnitude = tf.abs(coefficients)
     is_present = magnitude > 0
     infinity = tf.constant(np.inf, tf.float64)
-    # Factor out the decay of the slowest mode first: log c would lose its digits if a large r t were added to it.
+    # Factor out the decay of the slowest mode first. Otherwise a large r t would be added to log c, which would lose
+    # the last digits of log c.
     present_rates = tf.where(is_present, rates, infinity)
     slowest = _finite_or_zero(tf.reduce_min(present_rates, -1))  # [P]
     relative_rates = rates - slowest[:, None]
@@ -66,7 +67,7 @@ def with_start(
 ) -> ScaledValues:
     """Replace the values at t = 0 by `start`, which was computed directly.
 
-    A value that is exactly zero at t = 0 may be a small number in the sum over modes, because of rounding.
+    If the exact value at t = 0 is zero, rounding may make the sum over modes a small number that is not zero.
 
     Args:
         times: [T].

@@ -14,14 +14,14 @@ def random_relu_features(
     seed: int = 0,
     variance: float = 2.0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Sample h = ReLU(W_r x), with W_r entries from N(0, 1) and x from two isotropic Gaussians (Section 3.1).
+    """Sample h = ReLU(W_r x), with W_r from N(0, 1) and x from two isotropic Gaussians (Section 3.1).
 
     Args:
         width: p, the number of features.
         dimension: Dimension of x.
         per_class: Number of examples of each class.
         seed: Seed of the generator.
-        variance: Variance of the class with mean 1 in each coordinate. The class with mean 9 has variance 1.
+        variance: Variance of each coordinate in the class with mean 1. The class with mean 9 has variance 1.
 
     Returns:
         Features [2·per_class, p] and labels [2·per_class]: 0 for e₁ (mean 1), 1 for e₂ (mean 9).
@@ -63,8 +63,8 @@ def sample_pairs(
 
     Args:
         labels: 0 or 1 for each example, [N].
-        kind: "inter": the sources have label 0 (e₁), the targets have label 1 (e₂). "intra": all have label 0, and no
-            row occurs twice.
+        kind: "inter": the sources have label 0 (e₁), and the targets have label 1 (e₂). "intra": sources and targets
+            have label 0, and no row occurs twice.
         count: Number of pairs.
         seed: Seed of the generator.
 
@@ -73,7 +73,7 @@ def sample_pairs(
 
     Raises:
         ShapeError: `labels` is not a list of 0 and 1, or `count` is not a whole number >= 1.
-        OptionError: `kind` does not exist.
+        OptionError: `kind` is neither "inter" nor "intra".
         AssumptionError: A class has too few examples.
 
     Example:

@@ -1,11 +1,16 @@
-"""Section 4 in the modes of M: ⟨w(t), x⟩ and ⟨w* − w(t), x⟩ without cancellation, underflow or overflow."""
+"""The flow of Section 4 in the eigenbasis of M.
+
+⟨w(t), x⟩ and ⟨w* − w(t), x⟩ are computed without cancellation, underflow or overflow.
+"""
 
 import tensorflow as tf
 
 from srel_tf.theory.checks import inner
 from srel_tf.theory.exponentials import ScaledValues, exponential_sum, with_start
 
-_LARGEST_EXPONENT = 700.0  # e^700 is finite in float64, and larger than any ratio that affects the clipping.
+# Logarithms of ratios are clipped to ±700. e^700 is finite in float64. A larger ratio would give the same share φ in
+# `passed_share`.
+_LARGEST_EXPONENT = 700.0
 
 
 class GateModes:
@@ -49,11 +54,11 @@ class GateModes:
         times: tf.Tensor,
         x: tf.Tensor,
     ) -> ScaledValues:
-        """Compute α₁ = ⟨w(t), x⟩ (eq. 20), [T, P], in the one of two forms that has the smaller terms.
+        """Compute α₁ = ⟨w(t), x⟩ (eq. 20), [T, P], from one of two forms: the form with the smaller terms.
 
-        The late form is ⟨w*, x⟩, which does not decay, minus the decaying modes of ⟨w* − w(t), x⟩. If w(0) is much
+        The late form is ⟨w*, x⟩ − ⟨w* − w(t), x⟩, where the second term is a sum of decaying modes. If w(0) is much
         smaller than w*, the late form subtracts nearly equal numbers at early times. The early form is
-        ⟨e^{−βMt} w(0) − expm1(−βMt) w*, x⟩ (Theorem 4.1). It has the smaller terms in this case.
+        ⟨e^{−βMt} w(0) − expm1(−βMt) w*, x⟩ (Theorem 4.1). In this case, the early form has the smaller terms.
 
         Args:
             w0: w(0), [n].

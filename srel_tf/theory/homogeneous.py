@@ -91,9 +91,9 @@ class HomogeneousPredictor:
     ) -> tf.Tensor:
         """Eq. 31: S_rel in the limit of a small fictitious step.
 
-        lim S_rel = |Σ_r ⟨β_r(x') ⊙ β_r(x), w_r^{2(d−1)}⟩| / |Σ_r ⟨β_r(x)², w_r^{2(d−1)}⟩|. Both changes have the
-        residual y − f as a common factor, which tends to zero as training ends. The factor is left out, so the label
-        is not needed.
+        lim S_rel = |Σ_r ⟨β_r(x') ⊙ β_r(x), w_r^{2(d−1)}⟩| / |Σ_r ⟨β_r(x)², w_r^{2(d−1)}⟩|. The changes of the
+        predictions at x' and at x have a common factor, the residual y − f at the source. The residual tends to zero as
+        training ends. It is left out of both changes, so the label is not needed.
 
         Args:
             weights: W, [..., r, n], for example [T, r, n].
@@ -276,9 +276,9 @@ class HomogeneousPredictor:
         """Compute |f(W⁺, x') − f(W, x')| / |f(W⁺, x) − f(W, x)|, or its limit (eq. 31) if the step is zero.
 
         A weight whose feature at x is zero contributes to neither change and is set to zero. The other weights are
-        divided by the largest magnitude s among them, so that no power underflows. This divides the k-th term of
-        eq. 26 by s^{2(d−1)} s^{(k−1)(d−2)}. The first factor cancels in the ratio. The second factor is restored by
-        multiplying g by s^{d−2}.
+        divided by the largest magnitude s among them, so that no power underflows. As a result, the k-th term of
+        eq. 26 is divided by s^{2(d−1)} and by s^{(k−1)(d−2)}. The first of these factors cancels in the ratio. The
+        second factor is restored by multiplying g by s^{d−2}.
 
         Args:
             weights: W, [..., r, n].

@@ -1,7 +1,8 @@
 """The solvable models as compiled float64 Keras models, for use with `srel_tf.measure` and `fit`.
 
-Each model has the per-example loss ℓ of its section and plain SGD. `fit` converts NumPy arrays to Keras's default
-precision. To train in double precision, pass float64 tensors or call `keras.config.set_floatx("float64")`.
+Each model uses plain SGD and the per-example loss ℓ of its section of the paper. `fit` converts NumPy arrays to the
+default precision of Keras. To train in double precision, pass float64 tensors or call
+`keras.config.set_floatx("float64")`.
 """
 
 from typing import Any
@@ -16,7 +17,7 @@ from srel_tf.theory.relu_gate import ReLUGate
 
 
 class HalfSquaredError(keras.losses.Loss):
-    """½ (y − f)² summed over outputs and averaged over the batch (eq. 10).
+    """The loss ½ (y − f)² of eq. 10, summed over outputs and averaged over the batch.
 
     Keras's mean squared error is 2/K times this loss, for K outputs.
 
@@ -105,7 +106,7 @@ def penalized_network(
     w0: ArrayLike,
     learning_rate: float,
 ) -> PenalizedModel:
-    """Build the Keras model of a `PenalizedRegression`, with the penalty of its `ridge`.
+    """Build the Keras model of a `PenalizedRegression`, with the penalty that its option `ridge` selects.
 
     Full-batch training follows the flow of Definition 4: one step η advances the time of the flow by η/θ². To measure
     the S_rel of Theorem 3.2, use the measure "l2" with `predictions="raw"`.
@@ -116,7 +117,7 @@ def penalized_network(
         learning_rate: η of the model's SGD.
 
     Returns:
-        Compiled model. Its inputs are rows of features [B, p], its labels are one-hot rows [B, K].
+        Compiled model. Its inputs are rows of features [B, p], and its labels are one-hot rows [B, K].
 
     Raises:
         ShapeError: `w0` has the wrong shape.
@@ -187,7 +188,7 @@ def relu_gate_network(
 ) -> ReLUGateModel:
     """Build the Keras model of a `ReLUGate`.
 
-    One step η of its SGD advances the time of the flow by η on average.
+    One step of the model's SGD advances the time of the flow by η on average.
 
     Args:
         gate: The closed form.
@@ -195,7 +196,7 @@ def relu_gate_network(
         learning_rate: η of the model's SGD.
 
     Returns:
-        Compiled model. Its inputs are [B, n], its labels are max(0, ⟨w*, x⟩).
+        Compiled model. Its inputs are x, [B, n], and its labels are max(0, ⟨w*, x⟩).
 
     Raises:
         ShapeError: `w0` has the wrong shape.

@@ -23,15 +23,16 @@ from srel_tf.theory.ridge_modes import RidgeModes
 
 @dataclass(frozen=True)
 class _Pairs:
-    """P pairs of a source and a target, as rows of the features.
+    """P pairs of a source and a target, given by row indices of the features.
 
-    Each row is replaced by the first row with identical features, so that S_rel of two identical rows is exactly 1.
-    The original rows of the sources are kept, because their labels may differ.
+    Several rows may have identical features. Each such row is replaced by the first of them, so that S_rel of two
+    identical rows is exactly 1. The original rows of the sources are also kept, because identical rows may have
+    different labels.
 
     Attributes:
-        examples: Rows of the sources as given, [P].
-        sources: First row with the features of the source, [P].
-        targets: First row with the features of the target, [P].
+        examples: Row index of each source as given, [P].
+        sources: Index of the first row with the same features as the source, [P].
+        targets: Index of the first row with the same features as the target, [P].
         single: Whether one pair was given as two integers.
     """
 
@@ -51,9 +52,9 @@ class PenalizedRegression:
     of H (`srel_tf.theory.ridge_modes`).
 
     Precision: the least accurate case is ridge="loss" with a tiny λ₁ and labels that W h fits exactly. Late in
-    training, S_rel is then a ratio of two changes of the order of c. It is accurate to 4e-11 at λ₁ = 1e-4, but only to
-    about 1e-7 at λ₁ = 1e-8. In the second case, changing a feature by one unit in the last place already changes the
-    true value by 6e-9.
+    training, S_rel is then a ratio of two tiny changes, both of the order of c. This ratio is accurate to 4e-11 at
+    λ₁ = 1e-4, but only to about 1e-7 at λ₁ = 1e-8. At λ₁ = 1e-8 the problem itself is sensitive to rounding: changing
+    a feature by one unit in the last place changes the true S_rel by 6e-9.
 
     The methods raise `ShapeError` for arrays of the wrong shape, and `AssumptionError` for negative times or values
     that are not finite.
@@ -64,14 +65,14 @@ class PenalizedRegression:
         num_classes: K.
         lam: λ₁ > 0 of eq. 3.
         theta: θ > 0 of Definition 4.
-        ridge: Choice of the coefficient c in the per-example loss ℓ(W; h) = ½‖e_k − W h‖² + (c/2)‖W‖². "paper":
+        ridge: Selects the coefficient c in the per-example loss ℓ(W; h) = ½‖e_k − W h‖² + (c/2)‖W‖². "paper":
             c = Nλ₁/K, as in the definitions of M, T and h̃ in the paper. "loss": c = λ₁/K, as in the gradient of
             eq. 3. The two values of c differ by the factor N.
 
     Raises:
         AssumptionError: λ₁ or θ is not positive (Theorem 3.1 needs M positive definite).
         ShapeError: Features or labels have wrong shapes or values, or `num_classes` is not a whole number.
-        OptionError: `ridge` does not exist.
+        OptionError: `ridge` is neither "paper" nor "loss".
 
     Example:
         >>> from srel_tf import theory
@@ -185,10 +186,10 @@ class PenalizedRegression:
             target: Row index of the target in `features`, an integer or a list [P]; (c, j) in the paper.
 
         Returns:
-            [T], with a first axis I if `w0` has one, and a last axis P if `source` and `target` have one. NaN where
-            the prediction at the source does not change, for example for a zero feature vector. If source and target
-            have equal features, S_rel is 1. With one feature (p = 1), S_rel is |h'|/|h| for every W, even where the
-            gradient is zero.
+            [T]. There is a first axis I if `w0` has an axis I, and a last axis P if `source` and `target` are lists.
+            NaN where the prediction at the source does not change, for example for a zero feature vector. If source and
+            target have equal features, S_rel is 1. With one feature (p = 1), S_rel is |h'|/|h| for every W, even where
+            the gradient is zero.
 
         Raises:
             AssumptionError: A time is negative.
@@ -207,7 +208,7 @@ class PenalizedRegression:
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Compute the changes of the outputs at target and source in eq. 4, up to a common factor.
 
-        The gradient of the loss at the source is its value at W* plus a transient that decays with time:
+        The gradient of the loss of the source is the gradient at W* plus a transient that decays with time:
         change at h' = ⟨∇ℓ(W*), h'⟩ + c (W − W*) h' + ⟨h', h⟩ (W − W*) h.
 
         Args:
@@ -223,8 +224,8 @@ class PenalizedRegression:
         stationary_target = modes.stationary_change(pairs.examples, pairs.targets)
         transient_source = modes.transient(w0, elapsed, pairs.sources)
         transient_target = modes.transient(w0, elapsed, pairs.targets)
-        # If the stationary gradient is exactly zero (a single training example), both changes have the factor
-        # e^{−μτ} of the slowest mode. The factor is then left out, so that it cannot underflow.
+        # If the stationary gradient is exactly zero (a single training example), both changes contain the decay
+        # e^{−μτ} of the slowest mode as a common factor. This factor is then left out, so that it cannot underflow.
         stationary = tf.concat([stationary_source, stationary_target], -1)  # [P, 2K]
         is_zero = tf.reduce_all(stationary == 0, -1)  # [P]
         slowest = tf.exp(-elapsed * modes.rates[-1])[:, None]  # [T, 1]
@@ -241,7 +242,10 @@ class PenalizedRegression:
         return change_target, change_source
 
     def _exact_for_multiples(self, srel: tf.Tensor, pairs: _Pairs) -> tf.Tensor:
-        """Replace S_rel [..., P] by |h'|/|h| if h' = h or p = 1, because W then cancels, but its rounding does not."""
+        """Replace S_rel [..., P] by |h'|/|h| if h' = h or p = 1.
+
+        In these cases W cancels in the exact S_rel, but the rounding errors of the general formula do not cancel.
+        """
         size_target = tf.reduce_max(tf.abs(self._rows(pairs.targets)), -1)
         size_source = tf.reduce_max(tf.abs(self._rows(pairs.sources)), -1)
         is_same = tf.constant((pairs.sources == pairs.targets) | (self.width == 1))
@@ -260,7 +264,7 @@ class PenalizedRegression:
         return w0
 
     def _pairs(self, source: npt.ArrayLike, target: npt.ArrayLike) -> _Pairs:
-        """Check that sources and targets are row indices of the features, and equally many."""
+        """Check that sources and targets are row indices of the features, and that there are equally many of both."""
         sources = as_indices(source, "source", self.size)
         targets = as_indices(target, "target", self.size)
         if sources.shape != targets.shape:
@@ -310,7 +314,7 @@ class PenalizedRegression:
 
 
 def _first_equal_rows(features: np.ndarray) -> np.ndarray:
-    """For each row of features [N, p], the index of the first row that is equal to it, [N]."""
+    """Return, for each row of features [N, p], the index of the first row that is equal to it, [N]."""
     _, first, inverse = np.unique(
         features, axis=0, return_index=True, return_inverse=True
     )
@@ -319,7 +323,8 @@ def _first_equal_rows(features: np.ndarray) -> np.ndarray:
 
 def _ratio_of_norms(change_target: tf.Tensor, change_source: tf.Tensor) -> tf.Tensor:
     """Compute the ratio of the ℓ2 norms of two changes, [..., K]; NaN where the change at the source is zero."""
-    # Both are divided by the largest entry at the source first, so that no square underflows or overflows.
+    # Both changes are first divided by the largest entry of the change at the source, so that no square underflows or
+    # overflows.
     largest = tf.reduce_max(tf.abs(change_source), -1, keepdims=True)
     relative_target = tf.math.divide_no_nan(change_target, largest)
     relative_source = tf.math.divide_no_nan(change_source, largest)

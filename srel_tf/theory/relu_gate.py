@@ -121,7 +121,7 @@ class ReLUGate:
         With α₁ = ⟨w(t), x'⟩ and α₂ = η β ⟨w* − w(t), x⟩ ⟨x, x'⟩, the prediction at x' changes by
         max(0, α₁ + α₂) − max(0, α₁) = φ' α₂, where φ' ∈ [0, 1] is the share of α₂ that passes the ReLU at x'. The
         share at x is φ. The factor ηβ⟨w* − w(t), x⟩ is common to the changes at x' and x, and tends to zero as training
-        ends. It is left out: S_rel = φ' |⟨x, x'⟩| / (φ ‖x‖²).
+        ends. This factor is left out: S_rel = φ' |⟨x, x'⟩| / (φ ‖x‖²).
 
         Args:
             w0: w(0), [n].
@@ -131,8 +131,8 @@ class ReLUGate:
             learning_rate: Length η > 0 of the fictitious step.
 
         Returns:
-            [T], or [T, P]. NaN where the prediction at the source does not change. This is the case where
-            ⟨w*, x⟩ <= 0, where ⟨w* − w(t), x⟩ = 0, and where the gate is shut at x before and after the step.
+            [T], or [T, P]. NaN where the prediction at the source does not change: if ⟨w*, x⟩ <= 0, if
+            ⟨w* − w(t), x⟩ = 0, or if the gate is shut at x before and after the step.
 
         Raises:
             AssumptionError: A time is negative, or η is not positive.
@@ -168,7 +168,7 @@ class ReLUGate:
         x_source: ArrayLike,
         learning_rate: float,
     ) -> tf.Tensor:
-        """Lemma 4.2 (eq. 18): a bound on the change of the prediction at x' due to the update on x.
+        """Lemma 4.2 (eq. 18): a bound on how much the update on x changes the prediction at x'.
 
         |max(0, ⟨w⁺, x'⟩) − max(0, ⟨w, x'⟩)| <= ηβ 1{⟨w*, x⟩ > 0} |⟨x, x'⟩| |⟨e^{−βMt}(w(0) − w*), x⟩|.
 
@@ -180,7 +180,7 @@ class ReLUGate:
             learning_rate: Length η > 0 of the fictitious step.
 
         Returns:
-            [T], or [T, P], in units of the prediction.
+            The bound, [T] or [T, P].
         """
         checked = self._arguments(w0, x_target, x_source)
         step = self.beta * as_learning_rate(learning_rate)
@@ -230,7 +230,7 @@ class ReLUGate:
             learning_rate: Length η > 0 of the fictitious step.
 
         Returns:
-            A scalar, or [P], in units of time.
+            The time, a scalar or [P].
 
         Raises:
             AssumptionError: ⟨w*, x⟩ or ⟨w*, x'⟩ is not positive; Theorem 4.3 makes no claim in this case.

@@ -24,7 +24,7 @@ def relu_risk_srel(
     """Compute S_rel of Definition 1 for a ReLU gate trained on its ℓ2 risk, by differences of predictions.
 
     The loss is ℓ(w, x) = ½(max(0, ⟨w*, x⟩) − max(0, ⟨w, x⟩))², and the step is w⁺ = w − η∇ℓ, not the update of
-    Algorithm 1. Differences of predictions lose their digits as w converges. An entry counts as resolved if the
+    Algorithm 1. As w converges, differences of predictions become inaccurate. An entry counts as resolved if the
     relative rounding error of both differences is at most `tolerance`.
 
     Args:
@@ -82,7 +82,7 @@ def _change_and_rounding(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Compute the size of the change of the prediction at x, and a bound on its rounding error, [...] each.
 
-    The bound allows one rounding of the weights and one of their product with x. If the gate is shut before and after
+    The bound allows for one rounding of the weights and one rounding of ⟨w, x⟩. If the gate is shut before and after
     the step, both predictions are exactly zero, and so is the bound.
     """
     before = _predict(weights, x)

@@ -1,4 +1,4 @@
-"""The modes in which the ridge-penalised flow of Definition 4 relaxes, each at its own rate."""
+"""Modes of the ridge-penalised flow of Definition 4. Each mode relaxes at its own rate."""
 
 import numpy as np
 import tensorflow as tf
@@ -7,8 +7,9 @@ import tensorflow as tf
 class RidgeModes:
     """Singular vectors H = U S Vᵀ of the features, and the flow of Definition 4 in this basis.
 
-    Every mode relaxes independently with rate μ = c + s²/N. The basis is that of the eigendecomposition
-    M = V diag(c + s²/N) Vᵀ, but M is not formed, because this would square the condition number of H.
+    Every mode relaxes independently with rate μ = c + s²/N, where s is the singular value of the mode. The columns of V
+    are also eigenvectors of M: M V = V diag(c + s²/N). M itself is not formed, because this would square the condition
+    number of H.
 
     Args:
         features: H, [N, p].
@@ -110,12 +111,12 @@ class RidgeModes:
         return tf.reshape(flat_sums, [*flat_sums.shape[:-1], count, classes])
 
     def stationary_change(self, examples: np.ndarray, rows: np.ndarray) -> tf.Tensor:
-        """Compute ⟨∇ℓ(W*; example), h⟩ for every class and the h of the given rows.
+        """Compute ⟨∇ℓ(W*; example), h⟩ for every class, where h are the features of the given rows.
 
         The direct form of the gradient of example i at W* is ρ*_i h_i + c W*. The mean gradient at W* is zero, so
-        another form is mean_j (ρ*_i h_i − ρ*_j h_j). The second form is accurate if the examples are nearly equal, and
-        it is exactly zero for a single example. The direct form is used if its terms are clearly smaller than those of
-        the second form, because it then keeps more digits.
+        a second form is mean_j (ρ*_i h_i − ρ*_j h_j). The second form is accurate if the examples are nearly equal, and
+        it is exactly zero for a single example. The direct form is used if its terms are clearly smaller than the terms
+        of the second form, because rounding then loses fewer digits.
 
         Args:
             examples: Row indices of the examples, [P].

@@ -1,8 +1,8 @@
 """Stochastic gradient descent of Sections 4 and 5.
 
 The flows of these sections are the small-step limits of `modified_sgd` and `diagonal_sgd`. All runs start from the same
-w(0), or each run starts from its own row of w(0). If no inputs are given, each run draws its own. The draws of step k
-depend only on `seed` and k, not on global random state.
+w(0), or each run starts from its own row of w(0). If no inputs are given, each run draws its own random inputs. The
+random inputs of step k depend only on `seed` and k, not on a global random state.
 """
 
 from collections.abc import Callable
@@ -42,14 +42,14 @@ def modified_sgd(
 
     Args:
         w_star: w*, [n].
-        w0: Start, [n], or [R, n] with one start per run.
+        w0: w(0), [n], or [R, n] with one row per run.
         learning_rate: η > 0. With β = 1 in Definition 5, step k corresponds to time kη of the flow.
         steps: Number of updates.
         runs: Number R of independent runs. None means one run, without the axis R.
         batch_size: Examples per step; 1 in the paper.
         inputs: The x of every step, [steps, batch, n] (the same for all runs) or [steps, R, batch, n]. If None, the
             inputs are drawn from N(0, I).
-        seed: Seed of the draws.
+        seed: Seed of the random inputs; unused if `inputs` is given.
 
     Returns:
         Iterates w_0, …, w_steps: [steps + 1, n], or [steps + 1, R, n].
@@ -95,7 +95,7 @@ def relu_sgd(
     `modified_sgd`.
 
     Example:
-        At w(0) = −1 the gate is shut at x = 1, so its gradient is zero.
+        At w(0) = −1 the gate is shut at x = 1, so the gradient of the risk is zero.
 
         >>> from srel_tf import theory
         >>> iterates = theory.relu_sgd([1.0], [-1.0], learning_rate=0.5, steps=1, inputs=[[[1.0]]])
@@ -150,7 +150,7 @@ def diagonal_sgd_srel(
 ) -> tf.Tensor:
     """S_rel of Definition 1 on the risk of eq. 15 at given iterates, from eqs. 26 and 28 with d = 2.
 
-    The changes of predictions are computed from these equations, not as differences of two predictions.
+    The change of a prediction is computed from these equations, not as the difference of two predictions.
 
     Args:
         weights: Iterates, [..., n].
@@ -272,7 +272,7 @@ def _scan(
         steps: Number of updates, a scalar.
         inputs: x, [steps, batch, n] or [steps, R, batch, n]. If None, x is drawn from N(0, I).
         batch_size: Examples per step.
-        seed: Seed of the draws, a scalar.
+        seed: Seed of the random inputs, a scalar.
     """
     shape = [start.shape[0], batch_size, start.shape[1]]
 

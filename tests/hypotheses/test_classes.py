@@ -197,7 +197,7 @@ def test_three_seeds_that_agree_are_no_support():
         class_claim(frame)
         .set_index("claim")
         .loc[ABOVE, "reason"]
-        .startswith("the same in all 3 seeds")
+        .startswith("the effect is equal in all 3 seeds")
     )
 
 

@@ -29,7 +29,7 @@ RULES = (SMALL_STEP, "fresh_adam")
 
 
 def published_kl(evidence: Evidence) -> Findings:
-    """Check item 1: without any update, `published_kl` depends on the confidence of the two predictions alone."""
+    """Check item 1: without an update, `published_kl` depends only on the confidence of the predictions at x and x'."""
     p = simplex(200)
     at_rest = unmoved_published_kl(p)
     differences = np.abs(3 * at_rest + entropy_and_square(p))
@@ -187,8 +187,8 @@ def first_adam_step(gradient: np.ndarray, learning_rate: float) -> np.ndarray:
 def published_l2(evidence: Evidence) -> Findings:
     """Check item 3: the published form of Definition 1.
 
-    It is the mean |Δp| at x' divided by the root mean square of Δp at x. This is S_rel of ℓ1 times
-    ‖Δp‖₁/(√C ‖Δp‖₂) at x.
+    The published form is the mean |Δp| at x' divided by the root mean square of Δp at x. This equals S_rel of ℓ1 times
+    the factor ‖Δp‖₁/(√C ‖Δp‖₂), where Δp is the change at x.
     """
     findings = extremes("S(x, x), C = 3", diagonal_of_published_l2(3600))
     return findings | evidence.of_runs("crossed", _l1_beside_published_l2)
@@ -203,8 +203,8 @@ def _l1_beside_published_l2(path: Path) -> Findings:
 def diagonal_of_published_l2(directions: int) -> tuple[float, float]:
     """Return the range of S(x, x) of `published_l2` for three classes.
 
-    S(x, x) is mean |Δ| / (mean Δ²)^½ for a change Δ of the probabilities. It depends only on the direction of Δ in the
-    plane Σ_c Δ_c = 0.
+    S(x, x) is mean |Δ| / (mean Δ²)^½ for a change Δ of the probabilities. This ratio depends only on the direction of Δ
+    in the plane Σ_c Δ_c = 0.
 
     Args:
         directions: Number of directions, evenly spaced.
@@ -219,20 +219,20 @@ def diagonal_of_published_l2(directions: int) -> tuple[float, float]:
 
 
 def epsilon(evidence: Evidence) -> Findings:
-    """Check item 4: the effect of adding 1e-8 to denominators alone.
+    """Check item 4: the effect of adding 1e-8 to denominators, but not to numerators.
 
-    `published_l2` changes if the prediction at x hardly changes. `published_kl` never changes noticeably.
+    This lowers `published_l2` noticeably if the prediction at x hardly changes. It never changes `published_kl`
+    noticeably.
     """
-    denominators = (
-        np.array([np.log(3) + 1 / 3, 1]) / 3
-    )  # Of published_kl without an update.
+    # The largest and the smallest denominator of published_kl without an update, in absolute value.
+    denominators = np.array([np.log(3) + 1 / 3, 1]) / 3
     name = "relative change of published_kl's denominator by 1e-8, without an update"
     findings = extremes(name, EPSILON / denominators)
     return findings | evidence.of_runs("crossed", _lowest_denominators)
 
 
 def _lowest_denominators(path: Path) -> Findings:
-    """Return the smallest root mean square of Δp at each step, and by how much 1e-8 changes `published_l2` there."""
+    """Return, for each step, a lower bound of the root mean square of Δp, and the effect of 1e-8 at this bound."""
     file = path / "matrices.parquet"
     if not file.exists():
         return {f"not measured: {file} is missing": np.nan}

@@ -3,12 +3,13 @@
 python -m train.errata                       reads results/, writes results/replication/errata.csv
 python -m train.errata --published-dir DIR   also reads the published curves cifar10_srel.csv, cifar10_history.csv
 
-`items.csv` has one row per item: what the text says, what the code does (or, for items 16–22, what follows from the
-text), and the effect. Items 1–9 are on classification, 10–15 on penalised regression, 16–22 on the text itself.
+`items.csv` has one row per item: what the text says, what the published code does (or, for items 16–22, what follows
+from the text), and the effect. Items 1–9 are on classification, items 10–15 on penalised regression, and items 16–22 on
+the text itself.
 
 Each item has a check, which returns findings. A finding is a number with a name. The findings on classification are
-read from the results of `train.condense`. If such a result is missing, the command prints "not measured" and what is
-missing. `results/REPLICATION.md` explains each item.
+read from the results of `train.condense`. If such a result is missing, the command prints "not measured" and names the
+missing result. `results/REPLICATION.md` explains each item.
 """
 
 import argparse

@@ -82,7 +82,7 @@ def differentiated_coefficient(
 ) -> float:
     """Return the coefficient of W in the gradient of eq. 3, by automatic differentiation.
 
-    It is the median over the entries of (∂(eq. 3)/∂W − (1/N) Σ (W h − e) hᵀ) / W.
+    The coefficient is the median over the entries of (∂(eq. 3)/∂W − (1/N) Σ (W h − e) hᵀ) / W.
 
     Args:
         model: The penalised regression.
@@ -100,7 +100,7 @@ def differentiated_coefficient(
 
 
 def stray_one_over_n(evidence: Evidence) -> Findings:
-    """Check item 11: if T has a factor 1/N in the numerator alone, S(x, x) is not 1, and S_rel rises (Figures 6–9)."""
+    """Check item 11: if T has a factor 1/N in the numerator only, S(x, x) is not 1, and S_rel rises (Figures 6–9)."""
     findings: Findings = {}
     for width in (10, 100):
         model, labels, w0 = set_up(width, variants.published_features)
@@ -130,7 +130,7 @@ def divided_by_400(evidence: Evidence) -> Findings:
 
 
 def variance_and_classes(evidence: Evidence) -> Findings:
-    """Check item 13: the code has standard deviation 2 instead of variance 2, and samples from the other class."""
+    """Check item 13: the published code uses standard deviation 2, not variance 2, and samples the mean-9 class."""
     findings = {}
     for sample, spread in (
         (theory.random_relu_features, "variance 2"),
@@ -187,7 +187,7 @@ def pairs_of_both_classes(evidence: Evidence) -> Findings:
 
 
 def loss_of_both_labels(evidence: Evidence) -> Findings:
-    """Check item 15: the published "empirical loss" adds up the errors to both labels."""
+    """Check item 15: the published "empirical loss" sums the squared errors of each example to both labels."""
     model, _, w0 = set_up()
     weights = model.weights(w0, ENDS)
     return (

@@ -26,7 +26,7 @@ SIZES = {
 
 
 def leaked_test_set(evidence: Evidence) -> Findings:
-    """Check item 5: the "test" images are training images, cropped and flipped by another draw."""
+    """Check item 5: the published "test" images are training images, cropped and flipped at random a second time."""
     names = {"as in the code": "train", "the set's own": "test"}
     findings = {
         f"share of digits' test images that are training images, {name}": share_trained_on(
@@ -57,7 +57,8 @@ def _leaked_and_real(path: Path, evidence: Evidence) -> Findings:
 
     Args:
         path: Directory of a condensed run of the protocol "published".
-        evidence: Directories of the other protocols. Their runs repeat the same trainings with the real test images.
+        evidence: Gives the directories of the protocols "crossed" and "defined". These protocols repeat the same
+            trainings with the real test images.
 
     Returns:
         The findings.
@@ -149,8 +150,8 @@ def separated(pairs: pd.DataFrame, factor: float | None) -> float:
 
     Args:
         pairs: Class pairs of one measure and rule, of several runs.
-        factor: The width in population standard deviations over the runs. None: the half-width of the 95% t-interval
-            of their mean.
+        factor: The width in population standard deviations over the runs. If None, the width is half of the 95%
+            t-interval of the mean over the runs.
 
     Returns:
         The share among all (source class, other class, step). NaN if there is only one run.
@@ -189,7 +190,7 @@ def diagonal(evidence: Evidence) -> Findings:
 
 
 def epochs_axis(evidence: Evidence) -> Findings:
-    """Check item 8: SVHN's 6 records per epoch are drawn as 7, and the first record is after one update."""
+    """Check item 8: SVHN has 6 records per epoch but is drawn as if it had 7; the first record is after one update."""
     findings: Findings = {}
     for name, (train, _, batch) in SIZES.items():
         steps = 3 * train // batch
@@ -247,7 +248,7 @@ def _first_means(path: Path) -> dict[tuple[str, str], float]:
 
 
 def class_accuracies(evidence: Evidence) -> Findings:
-    """Check item 9: class-wise accuracies are divided by the class size, although the last batch is not counted."""
+    """Check item 9: correct answers of a class are divided by the class size, but the last batch is not counted."""
     cases = {
         f"{name} {split}": (size, 3, batch)
         for name, (train, test, batch) in SIZES.items()
@@ -297,6 +298,6 @@ def perfect_accuracy(
 
 
 def multiples(values: pd.Series, n: int, digits: int = 6) -> int:
-    """Count the values that are multiples of 1/n, if the values are rounded to `digits` decimal places."""
+    """Count the values that may be multiples of 1/n, given that they are rounded to `digits` decimal places."""
     remainders = np.abs(values * n - np.round(values * n))
     return int((remainders <= n * 0.51 * 10.0**-digits).sum())

@@ -58,7 +58,9 @@ def theorem_5_3_case(
 
 
 def shares_beyond_the_bound(count: int) -> list[float]:
-    """Return the shares of random pairs whose S_rel at t = 60 is below the two lower bounds, by more than 1e-12.
+    """Return, for each of two lower bounds, the share of random pairs whose S_rel at t = 60 is below the bound.
+
+    Relative differences up to 1e-12 count as rounding.
 
     Args:
         count: Number of pairs of β(x') and β(x), drawn from N(0, I).
@@ -92,7 +94,7 @@ def srel_of_correlated_features(
 
 
 def absolute_values(evidence: Evidence) -> Findings:
-    """Check item 17: eq. 14, which has no absolute values, can be negative."""
+    """Check item 17: eq. 14 can be negative, because it is printed without absolute values."""
     targets, sources = np.random.default_rng(0).normal(size=(2, 10_000, 3))
     times = [0.0, 500.0]
     random = variants.printed_eq_14(EQ_14, figures.START, times, targets, sources)
@@ -183,7 +185,7 @@ def lost_choices(evidence: Evidence) -> Findings:
 
 
 def all_pairs(evidence: Evidence) -> Findings:
-    """Check item 21: four statements of the text on all pairs, or on the plotted times."""
+    """Check item 21: four statements that the text makes about all pairs or about the plotted times."""
     return (
         phases_of_all_pairs()
         | falling_pairs()
@@ -195,7 +197,7 @@ def all_pairs(evidence: Evidence) -> Findings:
 def phases_of_all_pairs() -> Findings:
     """Check Hypothesis 1.2(a) on two pairs with S_rel(e₁, x) + S_rel(e₃, x) = 1.
 
-    Because of the constant sum, S_rel cannot be lower early than late for both pairs.
+    If S_rel of one pair rises, S_rel of the other pair falls. So S_rel cannot be lower early than late for both pairs.
     """
     source, targets = [1.0, 0.0, 1.0], [[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
     times = np.linspace(0, 5000, 400)

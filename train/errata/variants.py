@@ -1,6 +1,6 @@
-"""Formulas as misprinted in the paper or as its scripts compute them (items 11–17 of `train.errata`).
+"""Formulas as misprinted in the paper, or as computed by the published scripts (items 11–17 of `train.errata`).
 
-`srel_tf.theory` has the formulas of the theorems.
+`srel_tf.theory` has the correct formulas.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,10 @@ def published_features(
 def published_pairs(
     labels: npt.ArrayLike, count: int = 20, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw sources from the mean-9 class and targets from the mean-1 class, as both notebooks do (items 13 and 14)."""
+    """Draw sources from the mean-9 class and targets from the mean-1 class (items 13 and 14).
+
+    Both published notebooks draw the pairs in this way.
+    """
     return theory.sample_pairs(1 - np.asarray(labels), "inter", count, seed)
 
 
@@ -72,7 +75,10 @@ def published_average(srel: npt.ArrayLike) -> np.ndarray:
 def published_loss(
     model: theory.PenalizedRegression, weights: npt.ArrayLike
 ) -> np.ndarray:
-    """Compute eq. 3 with the errors of each example to all K labels added up, as broadcasting does (item 15).
+    """Compute eq. 3 as the published code does (item 15).
+
+    Because of broadcasting, the published code sums the squared errors of each example to all K one-hot labels, instead
+    of the squared error to the example's own label alone.
 
     Args:
         model: The penalised regression.

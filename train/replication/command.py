@@ -5,9 +5,9 @@ python -m train.replication                reads results/*-{defined,published,cr
     central.csv    AUC, ratio of medians, Definition 3, trends and shares of valid entries, with intervals over seeds
     claims.csv     the paper's claims, one verdict per dataset, measure and rule (as in `srel_tf.hypotheses`)
     moves.csv      size of the change of predictions by one fictitious step, for runs with matrices.parquet
-    adjusted.csv   AUC of the same matrices: pooled, within rows, and after removing the scales of sources and targets
-    published.csv  the published CIFAR-10 curves compared with ours of the protocol "published", one row per measure
-                   and class pair; written if --published is given
+    adjusted.csv   AUC from matrices.parquet: over all pairs, within rows, and without the scales of sources and targets
+    published.csv  the published CIFAR-10 curves compared with our curves of the protocol "published", one row per
+                   measure and class pair; written if --published is given
 """
 
 import argparse
@@ -112,13 +112,13 @@ def read_published(path: Path) -> pd.DataFrame:
     missing = [name for name in PUBLISHED_COLUMNS if name not in curves]
     if missing:
         raise FrameError(
-            f"{path} lacks the columns {missing}: --published takes the table of the published curves"
+            f"{path} lacks the columns {missing}: give the table of the published curves to --published"
         )
     return curves
 
 
 def as_ours(published: pd.DataFrame) -> pd.DataFrame:
-    """Convert the published curves to our class names and step numbers. Published step s is after s + 1 updates."""
+    """Convert the published curves to our class names and step numbers. The published step s is after s + 1 updates."""
     ends = ["source_class", "target_class"]
     names = {end: published[end].replace(PUBLISHED_NAMES) for end in ends}
     return published.assign(step=published["step"] + 1, **names)
@@ -137,8 +137,9 @@ def beside_published(pairs: pd.DataFrame, published: pd.DataFrame) -> pd.DataFra
 
         - log2_ratio: mean over steps of log₂ (our mean / published mean).
         - correlation: correlation of the two mean curves over time.
-        - overlap: share of steps at which the range of our runs overlaps with the range of the published runs. If both
-          sets have three runs of the same experiment, they overlap at a step with probability 1 − 2·3!·3!/6! = 0.9.
+        - overlap: share of steps at which the range of our runs overlaps with the range of the published runs. If our
+          runs and the published runs are three repetitions each of the same experiment, the ranges overlap at a step
+          with probability 1 − 2·3!·3!/6! = 0.9.
 
     Raises:
         OptionError: If our curves and the published curves have no step in common.

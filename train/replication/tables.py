@@ -136,7 +136,7 @@ def claims(directories: Directories) -> pd.DataFrame:
 def _of_selections(verdicts: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
     """Add `valid_last`, and mark trends as undecided if too few entries are valid at the last step.
 
-    For a claim that compares two measures, `valid_last` is the lower one of their shares.
+    For a claim that compares two measures, `valid_last` is the lower of the shares of the two measures.
     """
     last = pairs[pairs["step"] == pairs.groupby(KEY)["step"].transform("max")]
     counts = last.groupby(KEY)[["off_n_valid", "off_n_pairs"]].sum()
@@ -168,7 +168,7 @@ def load_matrices(directories: Directories) -> Iterator[tuple[str, str, pd.DataF
 
 
 def moves(directories: Directories) -> pd.DataFrame:
-    """Compute medians of ‖Δp‖₁ (at most 2) for one finite step.
+    """Compute how much one finite step changes predictions: medians of ‖Δp‖₁, which is at most 2.
 
     Returns:
         One row per (data, protocol, rule, step), with the medians at the source itself (column source), at the other
@@ -196,7 +196,7 @@ def adjusted(directories: Directories) -> pd.DataFrame:
         - auc: all pairs are ranked together, as in `srel_tf.separation`.
         - auc_rows: AUC within the row of each source, mean over sources.
         - auc_two_way: AUC of the residuals of log S, after a least-squares fit of a source effect plus a target effect.
-          It shows whether a source moves targets of its own class more than the two effects predict.
+          This AUC shows whether a source moves targets of its own class more than the two effects predict.
     """
     rows = []
     for data, protocol, entries in load_matrices(directories):

@@ -87,7 +87,7 @@ def penalized(
 
 
 def relu_gate(seed: int = 0) -> Case:
-    """Figure 10: S_rel of its two pairs along the flow of a ReLU gate (eqs. 9, 19, 20), from its 10 initial w."""
+    """Figure 10: S_rel of the figure's two pairs along the flow of a ReLU gate (eqs. 9, 19, 20), from 10 initial w."""
     n, step, last = (
         figures.GATE[name] for name in ("dimension", "learning_rate", "steps")
     )

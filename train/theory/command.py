@@ -4,10 +4,10 @@ python -m train.theory                      all figures, in results/theory
 python -m train.theory --figure 7           one figure
 python -m train.theory --variant published  Figures 6–9 as the published scripts compute them
 python -m train.theory --rise               check over ten seeds whether S_rel of Figures 6–9 rises (half a minute)
-python -m train.theory --benchmark          time eq. 4 and the published procedure
+python -m train.theory --benchmark          measure the time of eq. 4 and of the published procedure
 
-All figures in a folder have the same settings (settings.json). Figures can be added or made again, but not with another
-seed.
+All figures in a folder have the same settings (settings.json). Figures can be added to a folder or made again, but only
+with the seed of the folder.
 """
 
 import argparse
@@ -88,9 +88,9 @@ def settings(variant: str, seed: int) -> dict[str, Any]:
 def prepare(out: Path, suffix: str, new: Mapping[str, Any]) -> None:
     """Write the settings `new` to the folder `out`, or refuse the folder if its figures have other settings.
 
-    The figures of the text and the published ones (suffix "_published") have separate settings files, so that they can
-    share a folder. The settings are written before the first figure, so that an interrupted command leaves no figure
-    without settings.
+    The figures of the variant "published" (suffix "_published") have their own settings file, so that they can share a
+    folder with the figures of the text. The settings are written before the first figure, so that an interrupted
+    command leaves no figure without settings.
 
     Raises:
         RunDirectoryError: If the folder holds figures with other settings, or cannot be written.
@@ -181,7 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--benchmark",
         action="store_true",
-        help="make no figures; time eq. 4 and the published procedure",
+        help="make no figures; measure the time of eq. 4 and of the published procedure",
     )
     parser.add_argument(
         "--rise",

@@ -13,7 +13,7 @@ from train.errata import variants
 PENALIZED = {6: ("inter", 10), 7: ("inter", 100), 8: ("intra", 10), 9: ("intra", 100)}
 LAST_TIME, LAMBDA, THETA = 8000, 1.0, 0.001
 # Figure 10: the text gives w*, x and "mini-batch SGD in 10 dimensions". We chose the learning rate, the batch size, the
-# initial w and the targets. Both targets have the stated bound 1.4. The first is parallel to x, so that its S_rel is
+# initial w and the targets. Both targets have the stated bound 1.4. The first target is parallel to x, so its S_rel is
 # constant.
 GATE: dict[str, Any] = {
     "dimension": 10,
@@ -27,7 +27,8 @@ GATE_TARGETS = {
     "x' = (14, 14, …, 14)": np.full(10, 14.0),
     "x' = (30, −2, …, 30, −2)": np.tile([30.0, -2.0], 5),
 }
-# Figures 11–13: eq. 14. The paper's pairs of Figures 12 and 13 are lost. Our pair (c) is a counterexample to the text.
+# Figures 11–13: eq. 14. The paper's pairs of Figures 12 and 13 are lost. Our pair (c) is a counterexample to the text's
+# statement that S_rel is non-decreasing at late times.
 MOMENTS = ([1.0, 4.0, 9.0], [1.0, 1.0, 1.0])
 START, W_STAR = np.sqrt([0.5, 2.0, 4.0]), np.array([1.0, 2.0, 3.0])
 PAIRS = {
@@ -63,8 +64,8 @@ def penalized(
     Args:
         number: Number of the figure.
         variant: "text" for the definitions of the text, with both ridge coefficients. "published" for the computation
-            of the published scripts, which differs from the text in the data, the pairs, the numerator, the average and
-            the loss.
+            of the published scripts, which differs from the text in the data, the pairs, the numerator of S_rel, the
+            average and the loss.
         seed: Seed of the features. seed + 1 is the seed of the pairs, and seed + 2 is the seed of the initial W.
         starts: Number of initial W.
         pairs: Number of pairs.
