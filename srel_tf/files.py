@@ -62,7 +62,7 @@ def cannot_write(path: AnyPath, error: Exception) -> StorageError:
     """Return a `StorageError` that says why `path` cannot be written, and gives a remedy."""
     number = getattr(error, "errno", None) or 0
     remedy = REMEDIES.get(number, "choose another directory")
-    # The text of pyarrow's errors names the temporary file, so the system's text is used if there is one.
+    # pyarrow's error messages name the temporary file, so the operating system's message is used if there is one.
     reason = os.strerror(number) if number else error
     return StorageError(
         f"cannot write {path}: {reason}; {remedy}; earlier saves are complete"

@@ -27,7 +27,7 @@ class OnCopies(keras.StatelessScope):
         if value is None:
             with (
                 keras.StatelessScope()
-            ):  # A new scope in which `value` is the variable's own.
+            ):  # In a new scope, `variable.value` is the variable's own value.
                 # Return a tensor, because nothing can be assigned to a tensor.
                 value = tf.convert_to_tensor(variable.value)
         return value
@@ -66,7 +66,7 @@ def in_precision_of(copies: list, variables: list) -> Iterator[None]:
 class _Given(keras.optimizers.schedules.LearningRateSchedule):
     """A schedule that returns a given variable at every step.
 
-    The copy of an optimizer with a schedule has a schedule, too, because optimizers may check for one.
+    If an optimizer has a schedule, its copy gets this one, because the optimizer's code may require a schedule.
     """
 
     def __init__(self, learning_rate: keras.Variable) -> None:
@@ -166,8 +166,8 @@ def check_weights_are_known(
 def copy_of_variable(variable: keras.Variable, dtype: tf.DType) -> tf.Variable:
     """Return a TensorFlow variable that can replace the one inside a Keras variable.
 
-    It has the same name and identity. Its dtype is `dtype` if the original is floating-point, else that of the
-    original.
+    The copy has the same name and identity. If the original is floating-point, the copy has the dtype `dtype`, else the
+    dtype of the original.
     """
     original = variable.value
     dtype = dtype if original.dtype.is_floating else original.dtype

@@ -88,8 +88,8 @@ class ProbeSet:
             x: Examples, [n, ...].
             y: Labels, as for `ProbeSet`, except that whole floating-point numbers are class indices here.
             per_class: Number of examples of each class.
-            seed: Seed of the draw. The draw of a class depends only on `seed` and the class index, so that adding a
-                class does not change the draws of the others.
+            seed: Random seed. The examples drawn from a class depend only on `seed` and the class index, so that adding
+                a class does not change the examples of the other classes.
             classes: Names or indices of the classes, in the wanted order; default all classes in y.
             class_names: As for `ProbeSet`.
             name: As for `ProbeSet`.
@@ -137,7 +137,7 @@ class ProbeSet:
         return probe
 
     def with_class_indices(self) -> ProbeSet:
-        """Return the same probe with its floating-point y read as class indices.
+        """Return the same probe with its floating-point y interpreted as class indices.
 
         Raises:
             ProbeError: If one of the numbers is not a whole number.
@@ -211,7 +211,9 @@ def _as_array(name: str, values: ArrayLike) -> np.ndarray:
     try:
         array = np.asarray(values)
     except ValueError as error:
-        raise ProbeError(f"{name} is no array ({error}): give one array") from error
+        raise ProbeError(
+            f"{name} cannot be converted to an array ({error}): give one array"
+        ) from error
     if array.dtype == object:
         raise ProbeError(
             f"{name} has dtype object (a {type(values).__name__} was given): give one numeric array [n, ...]"
@@ -237,14 +239,14 @@ def _check_values(name: str, values: np.ndarray) -> None:
     broken = ~np.isfinite(rows).all(axis=1)
     if broken.any():
         raise ProbeError(
-            f"{name} is NaN or infinite in example {broken.argmax()}: remove it"
+            f"{name} is NaN or infinite in example {broken.argmax()}: remove this example"
         )
 
 
 def _class_of_each(
     labels: np.ndarray | None, class_names: tuple[str, ...] | None, n: int
 ) -> np.ndarray:
-    """Return the class name of each example, str [n]; "" without labels, the index without class names."""
+    """Return the class name of each example, str [n]: "" without labels, the class index without class names."""
     if labels is None:
         return np.full(n, "", dtype=object)
     if class_names is None:
@@ -264,7 +266,7 @@ def _check_label_range(labels: np.ndarray, num_names: int) -> None:
 
 
 def _as_class_names(names: Iterable[object]) -> tuple[str, ...]:
-    """Return the names as strings. Two classes of one name would be one class in the frame."""
+    """Return the names as strings. Raise `ProbeError` if two are equal: their classes would be one in the frame."""
     as_text = tuple(str(name) for name in names)
     repeated = [name for name in as_text if as_text.count(name) > 1]
     if repeated:
@@ -293,7 +295,7 @@ def _as_ids(ids: ArrayLike | None, n: int) -> np.ndarray:
 
 
 def _as_int64_or_str(ids: np.ndarray) -> np.ndarray:
-    """Convert ids to int64 or str. With only two types, frames of several probes can be joined."""
+    """Convert ids to int64 or str. No other types are used, so that frames of several probes can be joined."""
     if _are_strings(ids):
         return ids.astype(str)
     if _fit_int64(ids):

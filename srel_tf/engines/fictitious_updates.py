@@ -85,7 +85,7 @@ class WholeUpdates:
 
     Args:
         network: the network.
-        read_outputs: a function (x, weights) -> f [n, C], as D reads it.
+        read_outputs: a function (x, weights) -> f [n, C] that returns the values from which D is computed.
         backprop: the passes of the network; None means one forward and one backward pass per source.
         rule: an update rule.
         x, y, learning_rates, weights: as for `LayerwiseUpdates`.

@@ -74,8 +74,8 @@ class FirstOrderEngine:
     ) -> tuple[tf.Tensor, ...]:
         """Return f, df/du and δ for sources that are also the targets, in the same order.
 
-        The first direction at each example is along ∂ℓ/∂u, so that the gradient along it also gives that of the loss.
-        This saves one backward pass.
+        The first direction at each example is parallel to ∂ℓ/∂u. The gradient along this direction is therefore also
+        the gradient of the loss, up to a factor. This saves one backward pass.
         """
         forward_pass = self._backprop.forward(x, weights)
         unit, length = self._unit_output_gradient(forward_pass, y)
@@ -124,8 +124,8 @@ class FirstOrderEngine:
     def _basis(self, forward_pass: ForwardPass) -> tf.Tensor:
         """Return orthonormal directions of u as rows [M, C].
 
-        They are a basis of all directions. If only differences matter, they are a basis of those whose entries sum to
-        zero.
+        They are a basis of all directions. If only differences matter, they are a basis of the directions whose entries
+        sum to zero.
         """
         n_outputs = forward_pass.u.shape[-1]
         identity = np.eye(n_outputs)

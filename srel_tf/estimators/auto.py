@@ -91,7 +91,7 @@ def _only(rows: np.ndarray, rates: np.ndarray) -> np.ndarray:
 
 
 def agreeing(measure: Measure, limit: Matrices, step: Matrices) -> Matrices:
-    """Return the limit's matrices. An entry is valid only if the finite step is valid and agrees within tolerance."""
+    """Return the matrices of the limit. Only entries at which `step` is valid and agrees within tolerance are valid."""
     with np.errstate(invalid="ignore"):
         agree = np.abs(limit.srel - step.srel) <= measure.tolerance * (
             1 + np.abs(limit.srel)

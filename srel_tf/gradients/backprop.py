@@ -13,9 +13,8 @@ from srel_tf.gradients.layer_rules import has_registered_rule
 from srel_tf.gradients.network import Network, as_matrix
 from srel_tf.gradients.output_gradients import LINKS, OutputGradients, link_derivative
 
-RULE_TOLERANCE = (
-    0.01  # Relative difference of gradients by rules and by differentiation in float32.
-)
+# Largest accepted relative difference between the gradients of a rule and those of differentiation in float32.
+RULE_TOLERANCE = 0.01
 
 
 class ForwardPass(NamedTuple):
@@ -71,7 +70,10 @@ class BatchBackprop:
         )
 
     def _check_rules(self, x: tf.Tensor) -> None:
-        """Compare the gradients of a weighted sum of the outputs, at the first example, with differentiation."""
+        """Compare the gradients by the layers' rules with differentiation; raise `ModelError` if they differ.
+
+        Both are gradients of a weighted sum of the outputs at the first example.
+        """
         network = self.network
 
         @network.compiled
@@ -149,7 +151,7 @@ class LossBackprop(BatchBackprop):
         super().__init__(network, x)
         model = network.model
         if network.loss is not None:
-            raise NotSeparable("the loss is a function of the user's own")
+            raise NotSeparable("the loss is the user's own function")
         if (
             type(model).compute_loss is not keras.Model.compute_loss
             or model.loss is None
@@ -161,9 +163,10 @@ class LossBackprop(BatchBackprop):
         self.link = self._find_link(x, y)
 
     def read(self, outputs: tf.Tensor) -> tf.Tensor:
-        """Return outputs [n, C] as D reads them.
+        """Return the values [n, C] from which D is computed.
 
-        If the model ends in a softmax, these are its logits, which resolve probabilities near 0 and 1.
+        If the model ends in a softmax, these are the logits, because logits resolve probabilities near 0 and 1. For any
+        other model they are the outputs.
         """
         return (
             LINKS["softmax"].of_outputs(outputs) if self.link == "softmax" else outputs
@@ -219,9 +222,9 @@ class SourceGradients:
         weights: the trainable weights; None means the current weights of the network.
 
     Attributes:
-        outputs: f [n, C] as D reads it.
-        zero: float64 [n], 0 for examples whose gradient is finite, else NaN. It is needed because a saturated net may
-            return finite outputs after an update that contains NaN.
+        outputs: f [n, C], as `LossBackprop.read` returns it.
+        zero: float64 [n], 0 for examples whose gradient is finite, else NaN. It marks invalid updates, because a
+            saturated net may return finite outputs even after an update that contains NaN.
     """
 
     def __init__(

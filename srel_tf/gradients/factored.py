@@ -123,7 +123,7 @@ class OuterProductGradient(NamedTuple):
         columns = targets.materialize()
         same = self.output_grads is targets.output_grads
         rows = columns[0] if same else self.only(0).materialize()[0]
-        # A batch of one product, because TensorFlow's batched product is faster for long rows.
+        # The product is computed as a batch of one, because TensorFlow is faster at batched products of long rows.
         product = tf.matmul(
             rows[None], tf.reshape(columns, [1, functions * n_t, -1]), transpose_b=True
         )

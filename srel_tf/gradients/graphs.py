@@ -9,7 +9,8 @@ import tensorflow as tf
 def compiled(function: Callable) -> Callable:
     """Trace a function of tensors once for each shape.
 
-    XLA is slow for convolutions on a CPU, and one setting everywhere gives one answer everywhere.
+    XLA is not used, because it is slow for convolutions on a CPU. All functions have the same setting, so that their
+    results agree.
     """
     return tf.function(function, jit_compile=False, autograph=False)
 

@@ -207,7 +207,7 @@ def _rearranged(tensor: tf.Tensor, axes: list[str], wanted: list[str]) -> tf.Ten
 
 
 def _einsum_axes(equation: str, rank: int) -> EinsumAxes | None:
-    """Parse an equation. "..." is replaced by letters for an x of this rank. None if the rule does not cover it."""
+    """Parse an equation, with letters for "..." as an x of this rank needs. None if the rule does not cover it."""
     equation = equation.replace(" ", "")
     if "..." in equation:
         named = len(equation.split(",")[0].replace("...", ""))

@@ -7,12 +7,12 @@ result is
     numerator   mean_c p_c (log p_c − p⁺_c)  at x'
     denominator mean_c p_c (log p_c − p⁺_c)  at x, plus 1e-8
 
-with p before and p⁺ after the update. If the update changes nothing, the mean is −(H(p) + ‖p‖²)/C, where H is the
-entropy. At initialisation p is nearly uniform for all examples. The ratio is then close to 1 for every pair, even if
-the update changes nothing.
+where p are the probabilities before the update, and p⁺ the probabilities after it. If the update changes nothing, the
+mean is −(H(p) + ‖p‖²)/C, where H is the entropy. At initialisation p is nearly uniform for all examples. The ratio is
+then close to 1 for every pair, even if the update changes nothing.
 
-`published_l2` is the counterpart of Definition 1 in the published code. It divides the mean absolute change of the
-probabilities at x' by their root-mean-square change at x plus 1e-8. The text of the paper has ℓ1 in both places.
+`published_l2` is the counterpart of Definition 1 in the published code: the mean absolute change of the probabilities
+at x', divided by (the root-mean-square change at x, plus 1e-8). The text of the paper has ℓ1 twice.
 """
 
 import math

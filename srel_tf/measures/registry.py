@@ -28,11 +28,12 @@ def register_measure(
     satisfy it.
 
     Args:
-        name: name of the measure. A registered name is replaced, unless it is built in.
-        distance: D, a function from a `Change` [..., C] to a float64 tensor [...]. It is zero if nothing changes.
-        first_order: D of a first-order change, for the limit η → 0. It must be homogeneous of the given degree. For
-            most norms it is `distance` itself. If None, the measure has no limit, and `estimator="limit"` raises an
-            error.
+        name: name of the measure. If a custom measure of this name exists, it is replaced. Names of built-in measures
+            are not allowed.
+        distance: D, a function from a `Change` [..., C] to a float64 tensor [...]. D is zero if nothing changes.
+        first_order: D of a first-order change, for the limit η → 0. This function must be homogeneous of degree
+            `degree`. For most norms it is `distance` itself. If None, the measure has no limit, and
+            `estimator="limit"` raises an error.
         probabilities: whether D is defined for probability vectors only.
         raw: whether D always acts on the model's raw outputs, whatever `predictions` is set to.
         degree: the power p in D ∝ ‖change‖^p for small changes: 1 for norms, 2 for squares of norms.
