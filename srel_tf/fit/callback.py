@@ -84,7 +84,7 @@ class SRelCallback(ClockedCallback):
         self._optimizer_check = OptimizerCheck()
         # Checksum of the weights at the end of an epoch whose last step was measured, else None.
         self._checksum: int | None = None
-        self._times_gone_back = 0  # The clock's number when this callback last read it.
+        self._times_gone_back = 0  # `clock.times_gone_back` when it was last read.
         self._seconds: list[
             float
         ] = []  # Duration of each measurement since the last report.
@@ -267,7 +267,7 @@ class SRelCallback(ClockedCallback):
         }
 
     def differences(self, state: JsonObject) -> list[str]:
-        """Return one line for each option that differs from `state`. The probe's fingerprint counts as an option."""
+        """Return one line for each option that has another value in `state`. The probe's fingerprint is an option."""
         return differences(state["about"], self._metadata)
 
     def resume(self, state: JsonObject, step: int) -> None:

@@ -24,7 +24,9 @@ class Position(NamedTuple):
 
 @dataclass(eq=False)
 class Epoch:
-    """An epoch of `fit`. All `Place` objects within it share this object, so a length that is set later applies to all.
+    """An epoch of `fit`.
+
+    All `Place` objects within an epoch share one `Epoch`. If its length is set later, it is set for all of them.
 
     Attributes:
         length: Number of batches; None while it is unknown. It stays None if an epoch of unknown length is interrupted.
@@ -159,8 +161,8 @@ class TrainingClock:
             # The former epoch was interrupted before its length was known: its batches are not counted.
             start = self._place.start
         # Keras counts the epochs of each fit from initial_epoch, and does not notice if a callback restores an earlier
-        # state. Its number is used if the clock's number is unknown, or if it is ahead of the clock's number and the
-        # training has not gone back in this fit.
+        # state. Keras's number is used in two cases: if the clock's number is unknown, or if Keras's number is larger
+        # and the training has not gone back in this fit.
         is_ahead = epoch > start and not self._went_back_in_fit
         if np.isnan(start) or is_ahead:
             start = float(epoch)
@@ -186,7 +188,7 @@ class TrainingClock:
 
     def end_epoch(self, optimizer: keras.optimizers.Optimizer) -> None:
         """Note that `fit` ends the epoch, after its last batch or earlier."""
-        # A batch that began and did not end: Keras found no data for it.
+        # If a batch has begun and not ended, Keras found no data for this batch.
         data_ended, self._within_batch = self._within_batch, False
         if data_ended and self._place.epoch.length is None:
             self._place.epoch.length = self.position.batch or None
@@ -262,7 +264,7 @@ class TrainingClock:
         self.step = updates - self.count_offset
 
     def _change_optimizer(self, optimizer: keras.optimizers.Optimizer | None) -> None:
-        """Continue to count with another optimizer. Its own count may begin at any number."""
+        """Continue to count with another optimizer, whose own count may begin at any number."""
         self.optimizer = optimizer
         self.count_offset = _counts(optimizer).updates - self.step
         self._read_counts()

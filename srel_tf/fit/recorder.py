@@ -37,7 +37,7 @@ class Recorder:
 
     Attributes:
         name: Unique name of the recorder, by which a store identifies the results that it holds.
-        stored_step: The latest step whose rows are in a store; None if no rows are.
+        stored_step: The latest step whose rows are in a store; None if no rows are in a store.
     """
 
     def __init__(self, run: str, seed: int | None) -> None:

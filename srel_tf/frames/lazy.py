@@ -1,4 +1,4 @@
-"""A frame on disk that is read in pieces, so that memory use is bounded. Does not import TensorFlow."""
+"""A frame on disk that is read in pieces, so that memory use is bounded. This module does not import TensorFlow."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ ROWS_AT_A_TIME = 2**17
 class StoredFrame:
     """The rows of Parquet files, one file after the other. `srel_tf.smooth` and `separation` accept it as a frame.
 
-    Files of an earlier version lack the column `name` or `method`. These columns are filled in as by
-    `srel_tf.read_frame`.
+    Files of an earlier version lack the column `name` or `method`. Methods of this class add these columns, with the
+    same values as `srel_tf.read_frame`.
 
     Args:
         files: Paths of Parquet files with the same columns.
 
     Attributes:
-        dataset: The `pyarrow.dataset.Dataset`, for custom queries; None without files. In the dataset, a missing `name`
-            or `method` is null, not filled in.
+        dataset: The `pyarrow.dataset.Dataset`, for custom queries; None without files. In the dataset, a missing column
+            `name` or `method` holds null.
 
     Raises:
         FrameError: If a file is not a frame.

@@ -1,6 +1,6 @@
 """Statistics of S_rel frames: Definition 3, and intra-class compared with inter-class pairs.
 
-Does not import TensorFlow.
+This module does not import TensorFlow.
 """
 
 from collections.abc import Sized
@@ -106,7 +106,8 @@ def separation(frame: pd.DataFrame | StoredFrame) -> pd.DataFrame:
         - `ratio_of_medians`: `median_intra` / `median_inter`; NaN if `median_inter` is 0
         - `n_intra`, `n_inter`: numbers of valid entries
 
-        Only valid entries count. If one of the two kinds has none, all statistics except the numbers are NaN.
+        Only valid entries count. If there are no valid entries of one kind (intra-class or inter-class), all statistics
+        except `n_intra` and `n_inter` are NaN.
 
     Raises:
         FrameError: If columns are missing, or the frame has no classes.

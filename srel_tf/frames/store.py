@@ -1,4 +1,4 @@
-"""Frames on disk that grow during a training, saved together with its state. Does not import TensorFlow.
+"""Frames on disk that grow during a training, saved together with its state. This module does not import TensorFlow.
 
     DIR/index.sqlite               the parts in order and the state, each with its size and SHA-256 (`.index`)
     DIR/part-000000.parquet …      rows
@@ -284,7 +284,7 @@ class FrameStore:
         remove(self.path / INDEX)
         remove(
             self.path / ".lock"
-        )  # Delete the lock file while the lock is held: a new writer creates its own file.
+        )  # While the lock is still held; a later writer makes a new lock file.
         self.close()
         remove_directory(self.path)
 
