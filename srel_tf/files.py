@@ -147,7 +147,7 @@ def as_json(content: Any) -> Any:
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return one line for each name whose value differs between `saved` and `now`."""
     different = [n for n in sorted({*saved, *now}) if saved.get(n) != now.get(n)]
-    return [f"  {n}: {saved.get(n)!r} there, {now.get(n)!r} now" for n in different]
+    return [f"  {n}: {saved.get(n)!r} saved, {now.get(n)!r} now" for n in different]
 
 
 def sha256(path: AnyPath) -> str:

@@ -50,7 +50,7 @@ def measure(
     """Measure S_rel(x', x) between all sources x and targets x' of a probe. The model is not changed.
 
     Args:
-        model: a built, compiled `keras.Model`. ℓ is its compiled loss on one source, including regularisation.
+        model: a built, compiled `keras.Model`. The loss ℓ is its compiled loss on one source, with regularisation.
         probe: n_s sources and n_t targets.
         measures: names of the distances D:
 
@@ -79,9 +79,9 @@ def measure(
 
             Of y only the shape and the dtype are used. One-hot and multi-hot rows are therefore interpreted alike.
             `srel_tf.measures.outputs.read_as` has a table of all cases.
-        batch_size: examples per forward pass. If memory runs out, it is halved as often as needed, with a warning.
-            Another batch size may change the order of sums, and thus the last bits of a result. Valid entries stay
-            within their tolerance.
+        batch_size: examples per forward pass. If memory runs out, this number is halved as often as needed, with a
+            warning. Another batch size may change the order of sums, and thus the last bits of a result. Valid entries
+            stay within their tolerance.
         precision: "float32" or "float64": the precision in which a model with float32 weights is run, without a copy
             of the model. "auto": float32 for the estimator "exact", and float64 for "limit". The estimator "auto" runs
             in float32, and in float64 for rows with entries that are unresolved in float32. Models of half or mixed

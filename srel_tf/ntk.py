@@ -91,7 +91,7 @@ def _examples(x: ArrayLike, network: Network) -> tf.Tensor:
 
 
 def _by_layers(backprop: BatchBackprop, num_outputs: int, batch_size: int) -> Callable:
-    """Return Θ as a function of x1 and x2, contracted layer by layer."""
+    """Return a function that computes Θ of x1 and x2 layer by layer."""
     dtype = backprop.network.dtype
     unit_vectors = np.eye(num_outputs)
 
@@ -132,7 +132,7 @@ def _by_layers(backprop: BatchBackprop, num_outputs: int, batch_size: int) -> Ca
 
 
 def _by_forward_mode(network: Network, num_outputs: int, batch_size: int) -> Callable:
-    """Return Θ as a function of x1 and x2, for any model.
+    """Return a function that computes Θ of x1 and x2, for any model.
 
     The gradient of each output at each example of x1 is a direction in weight space. Forward-mode differentiation
     gives the derivative of the outputs at x2 along this direction.

@@ -1,4 +1,4 @@
-"""Copies of a model's optimizer and its variables. `updates.OptimizerStep` runs the optimizer's own code on them."""
+"""Copies of a model's optimizer and its variables, on which `updates.OptimizerStep` runs the optimizer's own code."""
 
 import contextlib
 from collections.abc import Iterator
@@ -37,12 +37,12 @@ class OnCopies(keras.StatelessScope):
         if id(variable) in self._copies:
             self._copies[id(variable)].assign(value)
         else:
-            super().add_update(update)  # Dropped when the scope ends.
+            super().add_update(update)  # This update is dropped when the scope ends.
 
 
 @contextlib.contextmanager
 def in_precision_of(copies: list, variables: list) -> Iterator[None]:
-    """Give the variables and Keras's floatx the dtype of the copies within the context.
+    """Within the context, give the variables and Keras's floatx the dtype of the copies.
 
     Otherwise Keras would round assigned values to the variable's dtype, and Python numbers to floatx.
     """
@@ -124,7 +124,7 @@ def copy_of_optimizer(
 def check_alone(optimizer: keras.optimizers.Optimizer) -> None:
     """Raise `ModelError` if the optimizer has state that the copies do not protect.
 
-    Such state is held by other optimizers inside it, or by TensorFlow variables.
+    Such state is held by other optimizers inside the optimizer, or by TensorFlow variables.
     """
     if not hasattr(optimizer, "learning_rate") or objects_held(
         optimizer, keras.optimizers.Optimizer

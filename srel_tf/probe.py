@@ -16,7 +16,8 @@ from srel_tf.errors import ProbeError
 class ProbeSet:
     """Examples with labels, between which S_rel is measured.
 
-    An update is made on each source, and predictions are read at the targets. An example may be both.
+    A fictitious update is made on each source, and its effect on the predictions is measured at the targets. An example
+    may be both.
 
     Args:
         x: Examples, [n, ...].
@@ -24,8 +25,8 @@ class ProbeSet:
             the model's loss unchanged. Integers [n] are class indices. Floating-point numbers [n] are class indices if
             the model's loss takes class indices (a sparse cross-entropy), else regression targets.
         class_names: Names of class 0, 1, …; without them a class is named by its index. If all rows of y are one-hot,
-            each example belongs to the class of its 1. With multi-hot rows or regression targets, no example has a
-            class.
+            each example belongs to the class whose entry is 1. With multi-hot rows or regression targets, no example
+            has a class.
         ids: Unique integers or strings that name the examples in frames, [n]; default 0 … n−1.
         sources: Indices into x of the sources, [n_s]; default all examples.
         targets: Indices into x of the targets, [n_t]; default all examples.
@@ -191,7 +192,7 @@ def class_labels(y: ArrayLike) -> np.ndarray | None:
 
 
 def _is_one_hot(rows: np.ndarray) -> bool:
-    """Return whether each row of [n, C] is a single 1 among zeros."""
+    """Return whether each row of [n, C] holds a single 1, and otherwise zeros."""
     is_binary = ((rows == 0) | (rows == 1)).all()
     return bool(is_binary and (rows.sum(axis=1) == 1).all())
 
@@ -266,7 +267,7 @@ def _check_label_range(labels: np.ndarray, num_names: int) -> None:
 
 
 def _as_class_names(names: Iterable[object]) -> tuple[str, ...]:
-    """Return the names as strings. Raise `ProbeError` if two are equal: their classes would be one in the frame."""
+    """Return the names as strings. Raise `ProbeError` if a name occurs twice: the two classes would become one."""
     as_text = tuple(str(name) for name in names)
     repeated = [name for name in as_text if as_text.count(name) > 1]
     if repeated:

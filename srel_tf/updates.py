@@ -31,7 +31,7 @@ class UpdateRule(Protocol):
 
     Attributes:
         elementwise: whether the rule can update one weight without the others. A rule that is not elementwise needs
-            all weights at once. It also holds variables, so that it serves one source at a time.
+            all weights at once. Such a rule also holds variables, so that it can process only one source at a time.
         is_gradient: whether w⁺ = w − g for the `gradients` g that `updated` receives.
     """
 

@@ -63,7 +63,7 @@ class Outputs(NamedTuple):
 class FiniteStepEngine:
     """Callable engine, traced once: `engine(x_sources, y_sources, x_targets, learning_rates) -> Outputs`.
 
-    learning_rates [n_s] holds η of each source. NaN leaves a source out; its outputs are then NaN.
+    learning_rates [n_s] holds η of each source. A source whose η is NaN is left out, and its outputs are NaN.
 
     Args:
         network: the network.

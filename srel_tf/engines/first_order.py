@@ -192,7 +192,7 @@ def directions_from(unit: tf.Tensor, basis: tf.Tensor) -> tf.Tensor:
     """Return n orthonormal bases [n, M, C] of the span of `basis` [M, C]; the first row of each is ± a unit vector.
 
     The unit vectors [n, C] lie in this span. Each basis is a Householder reflection of `basis`. For a vector that is
-    zero or not finite, any reflection is correct.
+    zero or not finite, any of these reflections may be returned.
     """
     coordinates = unit @ tf.transpose(basis)
     finite = tf.reduce_all(tf.math.is_finite(coordinates), axis=-1, keepdims=True)

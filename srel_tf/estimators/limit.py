@@ -41,7 +41,7 @@ class LimitEstimator:
 
     In float32 the whole measurement is repeated at perturbed weights, because rounding can move a unit across a kink.
     This changes derivatives even if the outputs stay the same. In float64 it is assumed that no unit is so close to a
-    kink, and enough digits remain. Only outputs and output gradients are therefore evaluated again.
+    kink, and that enough digits remain. Only outputs and output gradients are therefore evaluated again.
     """
 
     def __init__(self, plan: MeasurementPlan) -> None:

@@ -22,7 +22,7 @@ class MeasurementPlan:
 
     Attributes:
         network: the model.
-        data: tensors x and y of the sources, x of the targets.
+        data: tensors: x of the sources, y of the sources, and x of the targets.
         probe: the probe set.
         measures: measures by name.
         settings: the user's `Settings`.

@@ -115,7 +115,8 @@ class Checkpoint(ClockedCallback):
         self._fingerprint: JsonObject | None = (
             None  # Fingerprint of the model as it was compiled.
         )
-        self._restored = False  # Whether the store belongs to this training: restore() matched them, or it was empty.
+        # Whether the store belongs to this training: `restore` has matched the two, or the store was empty.
+        self._restored = False
         self._restored_metrics: Arrays = ()  # Saved values of the metrics, for the epoch that is continued.
         self._saved_place: tuple[Position, int] | None = None  # Place of the last save.
         self._saved_step = (
@@ -150,7 +151,7 @@ class Checkpoint(ClockedCallback):
             if lines:
                 raise StorageError(
                     f"the state saved in {self._store.path} belongs to another training: use the model and the options "
-                    "of that training, or start again without the state; the differences are\n"
+                    "of that training, or start again without this state; the differences are\n"
                     + "\n".join(lines)
                 )
             self._apply(model, state, example)
@@ -159,7 +160,7 @@ class Checkpoint(ClockedCallback):
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise StorageError(
                 f"the state saved in {self._store.path} does not belong to model {model.name!r} with its optimizer and "
-                f"probes ({type(error).__name__}: {error}): start again without it"
+                f"probes ({type(error).__name__}: {error}): start again without this state"
             ) from error
         self._restored = True
         return state.position

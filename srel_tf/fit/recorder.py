@@ -26,7 +26,7 @@ class Record(NamedTuple):
 
 
 class Recorder:
-    """Results in the order they were measured, each with its step and its place in the training.
+    """Results in the order in which they were measured, each with its step and its place in the training.
 
     The epoch of a result is the number of epochs done, with a fraction within an epoch. It is NaN while the length of
     the epoch is unknown (for example, if the data are a generator).

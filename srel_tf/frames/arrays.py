@@ -44,5 +44,5 @@ def read_arrays(file: Path) -> dict[str, np.ndarray]:
         return safetensors.numpy.load_file(file)
     except Exception as error:  # Malformed files raise many exception types.
         raise StorageError(
-            f"{file} holds no arrays ({error}): start again without it"
+            f"{file} holds no arrays ({error}): start again without this file"
         ) from error

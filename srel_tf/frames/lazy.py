@@ -27,8 +27,8 @@ ROWS_AT_A_TIME = 2**17
 class StoredFrame:
     """The rows of Parquet files, one file after the other. `srel_tf.smooth` and `separation` accept it as a frame.
 
-    Files of an earlier version lack the column `name` or `method`. Methods of this class add these columns, with the
-    same values as `srel_tf.read_frame`.
+    Files of an earlier version lack the column `name` or `method`. When rows are read, these columns are added, with
+    the same values as by `srel_tf.read_frame`.
 
     Args:
         files: Paths of Parquet files with the same columns.

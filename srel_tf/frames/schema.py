@@ -42,7 +42,10 @@ MATRIX = [
 
 
 class Measurement(Protocol):
-    """The fields of a `srel_tf.SRelResult` that `tidy` reads. That class is not imported: its module imports this one."""
+    """The fields of a `srel_tf.SRelResult` that `tidy` reads.
+
+    The class itself cannot be imported here, because its module imports this one.
+    """
 
     @property
     def probe(self) -> Any: ...
@@ -208,7 +211,7 @@ def _with_integer_ids(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _are_integers(text: pd.Series) -> bool:
-    """Return whether all ids are written as integers. "007" does not count, because the integer 7 has no zeros."""
+    """Return whether all ids are written as integers. "007" is not, because the integer 7 is written without zeros."""
     return bool(text.drop_duplicates().str.fullmatch("0|-?[1-9][0-9]{0,17}").all())
 
 

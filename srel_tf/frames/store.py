@@ -181,7 +181,9 @@ class FrameStore:
         file = self.path / entry.file
         damage = find_damage(file, entry.bytes, entry.sha256)
         if damage:
-            raise StorageError(f"the state {file} {damage}: start again without it")
+            raise StorageError(
+                f"the state {file} {damage}: start again without this state"
+            )
         return read_arrays(file), json.loads(entry.metadata)
 
     def scan(self, skip_damaged: bool = False) -> StoredFrame:

@@ -25,7 +25,7 @@ class ForwardPass(NamedTuple):
         u: the argument of the link function that gives f, [n, C].
         calls: the recorded layer calls.
         tape: a persistent gradient tape that watches the outputs of the calls.
-        weights: the trainable weights of the pass; None means the model's own.
+        weights: the trainable weights of the pass; None means the model's own weights.
         mask: Keras's mask of the outputs, or None.
     """
 
@@ -144,7 +144,7 @@ class LossBackprop(BatchBackprop):
         x, y: two examples [2, ...] for a trial run.
 
     Raises:
-        NotSeparable: if the loss depends on more than outputs and targets, or for the reasons of `BatchBackprop`.
+        NotSeparable: if the loss depends on more than outputs and targets, or if `BatchBackprop` raises this error.
     """
 
     def __init__(self, network: Network, x: tf.Tensor, y: tf.Tensor) -> None:

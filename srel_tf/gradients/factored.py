@@ -172,7 +172,7 @@ class OuterProductGradient(NamedTuple):
     def applied_to(self, other: "OuterProductGradient") -> tf.Tensor:
         """Return the output [n·T, O] of the map whose weight is this gradient, at the inputs of `other`.
 
-        This gradient must be of one example and of rank one.
+        This gradient must belong to one example, and be of rank one.
         """
         inputs, outputs = math.prod(self.dims[1]), self.output_grads.shape[-1]
         products = tf.matmul(

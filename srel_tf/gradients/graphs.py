@@ -19,7 +19,7 @@ def compiled(function: Callable) -> Callable:
 def restored_variable_scope() -> Iterator[None]:
     """Restore the caching device of TensorFlow's variable scope at the end of the context, also after an error.
 
-    `tf.map_fn` sets a caching device while it traces. If its function raises an error, it does not reset the device,
+    `tf.map_fn` sets a caching device while it traces. If the mapped function raises an error, the device is not reset,
     and later `tf.distribute` scopes fail.
     """
     scope = tf.compat.v1.get_variable_scope()

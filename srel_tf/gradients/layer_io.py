@@ -268,7 +268,7 @@ class LayerIO:
 
 
 class OwnerScope(Scope):
-    """A `Scope` that notices if a trainable weight is read outside of the calls of the layer that owns it.
+    """A `Scope` that records whether a trainable weight is read outside of the calls of the layer that owns it.
 
     Attributes:
         active: the layers that are being called, outermost first.

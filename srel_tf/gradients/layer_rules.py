@@ -207,7 +207,10 @@ def _rearranged(tensor: tf.Tensor, axes: list[str], wanted: list[str]) -> tf.Ten
 
 
 def _einsum_axes(equation: str, rank: int) -> EinsumAxes | None:
-    """Parse an equation, with letters for "..." as an x of this rank needs. None if the rule does not cover it."""
+    """Parse the equation for an x with `rank` axes. Return None if the rule does not cover the equation.
+
+    If the equation contains "...", the axes of x that "..." stands for get unused letters.
+    """
     equation = equation.replace(" ", "")
     if "..." in equation:
         named = len(equation.split(",")[0].replace("...", ""))

@@ -32,7 +32,7 @@ SAME = 1e-6
 
 
 class Rounding(Protocol):
-    """An imitation of rounding where the model reads frozen weights and where back-propagation begins."""
+    """Perturbations that imitate rounding: of frozen weights, and of the gradient where back-propagation begins."""
 
     def frozen(self, k: int, weight: tf.Tensor) -> tf.Tensor:
         """Return the k-th of `Network.frozen_weights`, perturbed."""
@@ -401,7 +401,10 @@ def _different(x: tf.Tensor) -> list[int]:
 
 
 def agree(ours: np.ndarray, theirs: np.ndarray, share: float = 1e-3) -> bool:
-    """Return whether outputs differ by at most `share` of the largest entry of `theirs`, as they may by rounding."""
+    """Return whether `ours` and `theirs` differ by at most `share` of the largest entry of `theirs`.
+
+    Such small differences may be due to rounding.
+    """
     largest = np.abs(theirs).max(initial=0, where=np.isfinite(theirs))
     return np.allclose(ours, theirs, rtol=0, atol=share * largest, equal_nan=True)
 

@@ -184,7 +184,7 @@ class OutputGradients:
         """Return whether Σ_c (p − y)_c = 0, that is, whether the labels y of an example sum to one, bool [] or [n, 1].
 
         For other rows y, TensorFlow's gradient is p − y, or p Σ_c y_c − y under `enable_op_determinism`. Neither form
-        suffers from cancellation.
+        suffers from cancellation, so `_balanced` is not needed for them.
         """
         if isinstance(self._loss, losses.SparseCategoricalCrossentropy):
             return True

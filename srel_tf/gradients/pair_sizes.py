@@ -1,4 +1,4 @@
-"""Sizes and costs of the inner products of factored gradients. They decide which of two methods is used."""
+"""Sizes and costs of the inner products of factored gradients. The costs decide which of two methods is used."""
 
 import math
 from typing import NamedTuple

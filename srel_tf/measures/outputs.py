@@ -46,7 +46,7 @@ def read_as(
             - "probabilities" if the outputs already are the softmax on which D acts.
             - "softmax" if D acts on a softmax, but the values of the outputs must show whether they are logits or
               probabilities (`kind_of_predictions`).
-        reason: why D acts on raw outputs; "" if it acts on a softmax.
+        reason: why D acts on raw outputs; "" if D acts on a softmax.
 
     The column "compiled loss" of this table is `CompiledLoss.kind`:
 
@@ -211,7 +211,7 @@ def check_fit(
         loss: the `CompiledLoss`.
 
     Raises:
-        OptionError: if a measure of probabilities would act on raw outputs.
+        OptionError: if a measure of probabilities would act on raw outputs, or a softmax on one output.
         ProbeError: if a label is out of range.
     """
     unfit = [
@@ -252,9 +252,9 @@ def warn_of_unclear_targets(reason: str, probe: Probe, num_outputs: int) -> None
 
 
 def labelled(probe: Probe, loss: Loss) -> Probe:
-    """Return the probe with class labels as the loss interprets y.
+    """Check that y has the form that the loss needs, and return the probe.
 
-    Floating-point class indices are accepted, because Keras accepts them.
+    If the loss takes class indices, floating-point y are interpreted as class indices, as Keras does.
 
     Raises:
         ProbeError: if the loss needs one-hot rows, and y has another shape; if the loss needs class indices, and y

@@ -1,4 +1,4 @@
-"""The measures of the authors' published code, separate from the definitions.
+"""The measures of the authors' published code, which differ from the definitions in the paper.
 
 `published_kl` is not a KL divergence. `torch.nn.functional.kl_div(input, target)` expects *log*-probabilities as its
 input and computes the mean of target · (log target − input). The published code passes probabilities, so that the
@@ -12,7 +12,7 @@ mean is −(H(p) + ‖p‖²)/C, where H is the entropy. At initialisation p is 
 then close to 1 for every pair, even if the update changes nothing.
 
 `published_l2` is the counterpart of Definition 1 in the published code: the mean absolute change of the probabilities
-at x', divided by (the root-mean-square change at x, plus 1e-8). The text of the paper has ℓ1 twice.
+at x', divided by (the root-mean-square change at x, plus 1e-8). In the text of the paper, both are ℓ1.
 """
 
 import math

@@ -23,9 +23,9 @@ def register_measure(
     S_rel(x', x) = D at x' / D at x, where D is a function of a `Change`: float64 predictions `before` and `after` of
     shape [..., C], their `difference`, and for probabilities `log_before` and `log_ratio` = log g⁺ − log g.
 
-    An entry is valid if the rounding error of S is at most tolerance · (1 + S). The bound on this error needs the
-    triangle inequality for D^(1/degree), at least for small changes. Norms (degree 1) and squares of norms (degree 2)
-    satisfy it.
+    An entry is valid if the rounding error of S is at most tolerance · (1 + S). The bound on this error is derived from
+    the triangle inequality for D^(1/degree), which must hold at least for small changes. It holds for norms (degree 1)
+    and for squares of norms (degree 2).
 
     Args:
         name: name of the measure. If a custom measure of this name exists, it is replaced. Names of built-in measures

@@ -3,10 +3,10 @@
 The noise is estimated anew in each measurement. By backward error analysis, rounding inside a net acts like a relative
 change of each weight by about one unit in the last place (ULP). Gradients, updated weights and predictions are
 therefore evaluated again with all weights (frozen ones, too) and inputs perturbed by several ULP. The noise of D is the
-distance D between a prediction and its repetition. It includes three effects: rounding of gradients, units that
+distance D between a prediction and its repetition. This noise includes three effects: rounding of gradients, units that
 rounding may move across a kink, and the amplification of rounding by a large step. The perturbation is larger than one
-ULP so that it moves enough units across kinks. Multiplying the noise of a smaller perturbation by a factor would not
-replace this.
+ULP so that it moves enough units across kinks. A smaller perturbation would move fewer units, even if its noise were
+multiplied by a factor.
 
 D is a norm of the change (for KL: the square of a norm, to leading order). With noise N at the target and N₀ at the
 source, the triangle inequality bounds the error of S = D/D₀ by (N + S·N₀)/D₀. The noise is evaluated in two ways: at
@@ -27,7 +27,7 @@ OF_GRADIENTS, OF_INPUTS, OF_FROZEN = 10**6 - 1, 10**6, 10**6 + 1
 
 
 class Noise(NamedTuple):
-    """Noise of one measure's D. If D is the square of a norm, it is the noise of the norm, √D.
+    """Noise of one measure's D. If D is the square of a norm, all fields are about the norm √D instead of D.
 
     Attributes:
         at_targets: noise at each target, [n_s, n_t].
