@@ -39,7 +39,7 @@ def replacing(path: AnyPath) -> Iterator[Path]:
     If the block or the disk fails, the old file stays.
 
     Raises:
-        StorageError: If the file cannot be written. This error replaces the `OSError`; it names the reason and a
+        StorageError: If the file cannot be written. This error replaces the `OSError`, and names the reason and a
             remedy.
     """
     path = Path(path)

@@ -65,8 +65,8 @@ def measure(
         estimator: how S_rel is computed. An entry is called unresolved if its rounding error is too large.
 
             - "exact": the finite step as defined.
-            - "limit": the limit η → 0 (Section 5), only for update="sgd". It takes far less time than "exact". Its
-              numerators and denominators are per unit of η (`kl`: of η²).
+            - "limit": the limit η → 0 (Section 5), only for update="sgd". It takes far less time than "exact". The
+              numerators and denominators of the limit are per unit of η (`kl`: of η²).
             - "auto": the finite step in float32. Rows with unresolved entries are computed again in float64. If a row
               then still has unresolved entries, it gets the limit, provided that a longer step confirms the limit.
         predictions: what D acts on: "softmax", "raw" (the outputs as they are) or "auto". The outputs of a model may be
@@ -75,7 +75,7 @@ def measure(
             - A model with one output, with a binary cross-entropy, or with a sigmoid at its end is not a classifier.
             - Any other model is a classifier if its loss is a categorical cross-entropy (sparse or not, focal,
               generalized), or if it ends in a softmax.
-            - With a custom loss, it is also a classifier if y holds class indices (integers [n]).
+            - With a custom loss, such a model is also a classifier if y holds class indices (integers [n]).
 
             Of y only the shape and the dtype are used. One-hot and multi-hot rows are therefore interpreted alike.
             `srel_tf.measures.outputs.read_as` has a table of all cases.
@@ -350,7 +350,7 @@ class Instrument:
 
 
 def _has_loss(model: keras.Model) -> bool:
-    """Return whether a model is compiled with a loss. If it is not, `model.loss` may be a method of Keras."""
+    """Return whether a model is compiled with a loss. Without a loss, `model.loss` may be a method of Keras."""
     function = getattr(model.loss, "__func__", model.loss)
     return function is not None and function is not getattr(keras.Model, "loss", None)
 

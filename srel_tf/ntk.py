@@ -29,7 +29,7 @@ def empirical_ntk(
     δ_ij = −Θ(x_j, x_i) ∂ℓ/∂f(x_i).
 
     Args:
-        model: a built model with one output of shape [n, C], or [n] for C = 1. It need not be compiled.
+        model: a built model with one output of shape [n, C], or [n] for C = 1. The model need not be compiled.
         x1: examples [n1, ...].
         x2: examples [n2, ...]; None means x1.
         batch_size: number of examples that are evaluated at once.

@@ -44,7 +44,7 @@ class OnCopies(keras.StatelessScope):
 def in_precision_of(copies: list, variables: list) -> Iterator[None]:
     """Within the context, give the variables and Keras's floatx the dtype of the copies.
 
-    Otherwise Keras would round assigned values to the variable's dtype, and Python numbers to floatx.
+    Without this change, Keras would round assigned values to the variable's dtype, and Python numbers to floatx.
     """
     changed = [
         (v, v._dtype, copy.dtype.name)
@@ -77,7 +77,7 @@ class _Given(keras.optimizers.schedules.LearningRateSchedule):
 
 
 def own_optimizer(model: keras.Model) -> keras.optimizers.Optimizer:
-    """Return the model's optimizer. If it is a `LossScaleOptimizer`, return the optimizer inside."""
+    """Return the model's optimizer. If this is a `LossScaleOptimizer`, return the optimizer that it wraps."""
     optimizer = model.optimizer
     if optimizer is None:
         raise ModelError(

@@ -21,17 +21,17 @@ class ProbeSet:
 
     Args:
         x: Examples, [n, ...].
-        y: Class indices [n], one-hot or multi-hot rows [n, C], or regression targets [n] or [n, C]. They are passed to
-            the model's loss unchanged. Integers [n] are class indices. Floating-point numbers [n] are class indices if
-            the model's loss takes class indices (a sparse cross-entropy), else regression targets.
+        y: Class indices [n], one-hot or multi-hot rows [n, C], or regression targets [n] or [n, C]. These values are
+            passed to the model's loss unchanged. Integers [n] are class indices. Floating-point numbers [n] are class
+            indices if the model's loss takes class indices (a sparse cross-entropy), else regression targets.
         class_names: Names of class 0, 1, …; without them a class is named by its index. If all rows of y are one-hot,
             each example belongs to the class whose entry is 1. With multi-hot rows or regression targets, no example
             has a class.
         ids: Unique integers or strings that name the examples in frames, [n]; default 0 … n−1.
         sources: Indices into x of the sources, [n_s]; default all examples.
         targets: Indices into x of the targets, [n_t]; default all examples.
-        name: Name of the probe, stored in the column `name` of frames. It distinguishes the rows of two probes that
-            agree in all other columns.
+        name: Name of the probe, stored in the column `name` of frames. By this name the rows of two probes can be
+            distinguished, even if all other columns are equal.
 
     Attributes:
         labels: Class indices, int64 [n]; None if the examples have no class.
@@ -83,7 +83,7 @@ class ProbeSet:
         class_names: Sequence[object] | None = None,
         name: str = "",
     ) -> ProbeSet:
-        """Draw `per_class` examples of each class without replacement. Their ids are their positions in x.
+        """Draw `per_class` examples of each class without replacement. The id of an example is its position in x.
 
         Args:
             x: Examples, [n, ...].

@@ -65,7 +65,7 @@ class _Elementwise:
 
 
 class Sgd(_Elementwise):
-    """w⁺ = w − η ∇ℓ: the update of Definitions 1 and 2."""
+    """The update of Definitions 1 and 2, w⁺ = w − η ∇ℓ."""
 
     is_gradient = True
 

@@ -18,8 +18,8 @@ class Update(NamedTuple):
     Attributes:
         outputs: the network after the update, x [n, ...] -> f [n, C].
         before: f at the source before the update, [C].
-        zero: 0 if the gradient is finite, else NaN. It is added to the outputs after the update, because a saturated
-            net may return finite outputs in spite of a NaN in the gradient.
+        zero: 0 if the gradient is finite, else NaN. This number is added to the outputs after the update, because a
+            saturated net may return finite outputs in spite of a NaN in the gradient.
     """
 
     outputs: Callable[[tf.Tensor], tf.Tensor]

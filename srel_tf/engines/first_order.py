@@ -124,8 +124,8 @@ class FirstOrderEngine:
     def _basis(self, forward_pass: ForwardPass) -> tf.Tensor:
         """Return orthonormal directions of u as rows [M, C].
 
-        They are a basis of all directions. If only differences matter, they are a basis of the directions whose entries
-        sum to zero.
+        The rows are a basis of all directions. If only differences matter, they are a basis of the directions whose
+        entries sum to zero.
         """
         n_outputs = forward_pass.u.shape[-1]
         identity = np.eye(n_outputs)
@@ -162,7 +162,7 @@ class FirstOrderEngine:
         """Return δ, float64 [n_s, n_t, C].
 
         Args:
-            sources: gradients of each weight at the sources. Only those of the first function are used.
+            sources: gradients of each weight at the sources. Only the gradients of the first function are used.
             length: factor by which the gradients of each source are multiplied, [n_s].
             targets: gradients of each weight at the targets, along each direction.
             directions: directions of u at each target, [n_t, M, C].

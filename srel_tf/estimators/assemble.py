@@ -126,7 +126,7 @@ class FiniteStepReader:
         outputs: tf.Tensor,
         outputs_again: tf.Tensor,
     ) -> np.ndarray:
-        """Return the largest distance, as a norm, between outputs [..., C] and noisy outputs [draws, ..., C]."""
+        """Return the largest distance D^(1/degree) from outputs [..., C] to noisy outputs [draws, ..., C]."""
         of_nothing = self._between(measure, distance, outputs, outputs)
         of_noise = self._between(measure, distance, outputs, outputs_again)
         return noise_between(measure.degree, of_nothing, of_noise).max(axis=0)
@@ -145,7 +145,7 @@ def _with_noise(before: tf.Tensor, noisy: tf.Tensor, kind: str) -> tf.Tensor:
     The versions are:
 
     - The outputs at perturbed weights.
-    - The outputs plus the noise of other examples. If the outputs are probabilities, the noise is relative to them.
+    - The outputs plus the noise of other examples. For probabilities, the relative noise is used.
     - The outputs with their last digits changed (`last_places_moved`).
 
     Args:

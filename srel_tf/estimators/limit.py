@@ -31,7 +31,7 @@ from srel_tf.result import Matrices
 FURTHER_DIGITS = (
     2.0**7
 )  # Assumed ratio of the rounding noise of derivatives to the noise of outputs. Float64 has enough digits for this.
-# Check of derivatives by finite differences: lengths of the steps relative to the weights, and tolerance.
+# Check of derivatives by finite differences: (lengths of the steps relative to the weights), relative tolerance.
 CHECK_IN_FLOAT64 = (1e-7, 1e-6, 1e-5), 1e-2
 CHECK_IN_FLOAT32 = (1e-4, 1e-3, 1e-2), 1e-1
 
@@ -40,8 +40,8 @@ class LimitEstimator:
     """S_rel in the limit η → 0. Numerators and denominators are per unit of η (`kl`: of η²).
 
     In float32 the whole measurement is repeated at perturbed weights, because rounding can move a unit across a kink.
-    This changes derivatives even if the outputs stay the same. In float64 it is assumed that no unit is so close to a
-    kink, and that enough digits remain. Only outputs and output gradients are therefore evaluated again.
+    Such a move changes derivatives even if the outputs stay the same. In float64 it is assumed that no unit is so close
+    to a kink, and that enough digits remain. Only outputs and output gradients are therefore evaluated again.
     """
 
     def __init__(self, plan: MeasurementPlan) -> None:
@@ -135,7 +135,7 @@ class LimitEstimator:
 
 
 class RelativeNoise:
-    """Callable: the rounding noise of each source's derivatives, as a share of the largest derivative, [n_s].
+    """Callable that returns the rounding noise of each source's derivatives, divided by the largest derivative, [n_s].
 
     The noise is found by evaluating outputs and ∂ℓ/∂u again at perturbed weights and inputs. Without a `LossBackprop`,
     ∇ℓ is evaluated instead of ∂ℓ/∂u.

@@ -54,15 +54,16 @@ class Checkpoint(ClockedCallback):
     removed from `srel_frame()`, so that memory use does not grow.
 
     A state is saved without the rows of its own step, because their η is the rate of the next update, which is not
-    decided yet. These rows are saved with the next state. At the end of a `fit`, however, they are saved at once, with
-    the current η. They then stay in the store, even if a later `fit` begins with another rate.
+    decided yet. These rows are saved with the next state. At the end of a `fit`, however, the rows of the last step are
+    saved at once, with the current η. These rows stay in the store, even if a later `fit` begins with another rate.
 
     If Keras does not know the length of an epoch, states are saved at the end of this epoch only, or at the step where
-    training is stopped. In the latter case the rows of this epoch have NaN in the column `epoch`. With `use_ema`,
-    states are saved at epoch ends only, because `fit` overwrites the weights with their averages when it ends.
+    training is stopped. If training is stopped there, the rows of this epoch have NaN in the column `epoch`. With
+    `use_ema`, states are saved at epoch ends only, because `fit` overwrites the weights with their averages when `fit`
+    ends.
 
-    The checkpoint must be the last callback, so that it saves the effects of the others. `fit` of a model with probes
-    moves it to the end of the list.
+    The checkpoint must be the last callback, so that it saves the effects of all other callbacks. `fit` of a model with
+    probes moves the checkpoint to the end of the list.
 
     A store holds one training. If the training goes back to a step before the saved rows (for example through Keras's
     `BackupAndRestore`), saving its rows raises `StorageError`. Call `restore` to return to the saved state.
@@ -76,8 +77,8 @@ class Checkpoint(ClockedCallback):
     Raises:
         OptionError: If `every` is neither a positive integer nor None.
         StorageError: During `fit`, if the disk fails. When `fit` begins, if the store holds a training that was not
-            restored, or rows of steps that the training has not reached yet. Otherwise one frame would mix two
-            trainings.
+            restored, or rows of steps that the training has not reached yet. Without this error, one frame would mix
+            two trainings.
 
     Example:
         >>> import tempfile, keras, numpy as np, srel_tf

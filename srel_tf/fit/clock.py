@@ -26,10 +26,11 @@ class Position(NamedTuple):
 class Epoch:
     """An epoch of `fit`.
 
-    All `Place` objects within an epoch share one `Epoch`. If its length is set later, it is set for all of them.
+    All `Place` objects within an epoch share one `Epoch`, so that a length that is set later applies to all of them.
 
     Attributes:
-        length: Number of batches; None while it is unknown. It stays None if an epoch of unknown length is interrupted.
+        length: Number of batches; None while unknown. The length of an epoch that was interrupted before its length was
+            known stays None.
     """
 
     length: int | None = None
@@ -50,7 +51,7 @@ class Place(NamedTuple):
 
     @property
     def epochs(self) -> float:
-        """Number of epochs done, fractional within an epoch; NaN while unknown."""
+        """Number of epochs done, with a fraction within an epoch; NaN while this number is unknown."""
         if not self.batches:
             return self.start
         if self.epoch.length is None:
@@ -80,7 +81,7 @@ class Counts(NamedTuple):
 
 
 class TrainingClock:
-    """Counts optimizer updates and epochs. It uses the optimizer's own count and Keras's calls of a callback.
+    """Counts optimizer updates and epochs, by the optimizer's own count and by Keras's calls of a callback.
 
     Attributes:
         step: Updates applied to the weights, by any optimizer.
@@ -213,7 +214,7 @@ class TrainingClock:
         """Read the counts of the model's optimizer.
 
         Args:
-            optimizer: The model's current optimizer. It may be another one than at the last observation.
+            optimizer: The model's current optimizer, which may be another one than at the last observation.
             batches: Batches trained since the last observation.
         """
         epoch, batches_before = self.position
@@ -271,7 +272,7 @@ class TrainingClock:
         self._waypoints = [self._waypoint()]
 
     def _go_back(self) -> None:
-        """Set the clock back to the place at which the optimizer had this count, interpolated between waypoints."""
+        """Set the clock back to the place at which the optimizer had its current count, by interpolating waypoints."""
         waypoints = [*self._waypoints, self._waypoint()]
         self.batches = _counts(self.optimizer).batches
         batches_per_update = _batches_per_update(self.optimizer)

@@ -73,8 +73,9 @@ class SRelMixin(_Base):
         same as in `srel_tf.measure`.
 
         Args:
-            probe: The examples, n_s sources and n_t targets. Its name is the value of the frame's column `name`. If it
-                has no name and `learning_rate` is given, it is named after this rate, for example "η=0.001".
+            probe: The examples, n_s sources and n_t targets. The probe's name is the value of the frame's column
+                `name`. If `learning_rate` is given, a probe without a name is named after this rate, for example
+                "η=0.001".
             every: The steps to measure: an int for its multiples (0 included), or any function `step -> bool`. Step n
                 means that n optimizer updates have been applied. The count continues after a new `compile`.
             measures: One or more measures of the change of predictions.

@@ -28,8 +28,8 @@ class Record(NamedTuple):
 class Recorder:
     """Results in the order in which they were measured, each with its step and its place in the training.
 
-    The epoch of a result is the number of epochs done, with a fraction within an epoch. It is NaN while the length of
-    the epoch is unknown (for example, if the data are a generator).
+    The epoch of a result is the number of epochs done, with a fraction within an epoch. This number is NaN while the
+    length of the epoch is unknown (for example, if the data are a generator).
 
     Args:
         run: Value of the frame's column `run`.

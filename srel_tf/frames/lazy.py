@@ -180,7 +180,7 @@ def _start_of_last_measurement(frame: pd.DataFrame) -> int:
 
 
 def _finish(piece: pd.DataFrame, finished: set[str]) -> pd.DataFrame:
-    """Add the measurements of `piece` to `finished`. Raise `FrameError` if one of them is already in `finished`."""
+    """Add the measurements of `piece` to `finished`. Raise `FrameError` if `finished` already holds one of them."""
     names = {
         str(row) for row in piece[MATRIX].drop_duplicates().itertuples(index=False)
     }

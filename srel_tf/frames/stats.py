@@ -44,8 +44,8 @@ def smooth(frame: pd.DataFrame | StoredFrame, diagonal: bool = True) -> pd.DataF
 
     Args:
         frame: A DataFrame, or a `StoredFrame` (`scan_frame`), which is read in pieces.
-        diagonal: Whether to include the pairs of an example with itself, as the paper does. Their S_rel is 1 by
-            definition.
+        diagonal: Whether to include the pairs of an example with itself, as the paper does. S_rel of such a pair is 1
+            by definition.
 
     Returns:
         One row for each measurement, source class and target class. A measurement is identified by run, seed, name,

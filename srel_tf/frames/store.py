@@ -47,8 +47,8 @@ class FrameStore:
 
     Args:
         path: The directory.
-        write: Whether to open the store for writing. This makes the directory, and locks it until `close` is called or
-            the process ends.
+        write: Whether to open the store for writing. If True, the directory is made if necessary, and locked until
+            `close` is called or the process ends.
         anew: With `write`, whether to discard the rows and the state in the directory, even if they are damaged.
 
     Raises:
@@ -250,7 +250,7 @@ class FrameStore:
 
         Args:
             path: The Parquet file.
-            more: Rows to write after the saved rows. They are not added to the store.
+            more: Rows to write to the file after the saved rows. These rows are not added to the store.
 
         Returns:
             The path.
@@ -319,7 +319,7 @@ class FrameStore:
         )
 
     def _stored_schema(self) -> pa.Schema | None:
-        """Read the columns and types from the first part; None without parts. Raise `FrameError` if it is damaged."""
+        """Read the columns and types from the first part; None without parts. A damaged part raises `FrameError`."""
         first = self._parts()[:1]
         return self._stored_frame(first).schema if first else None
 

@@ -13,7 +13,7 @@ from srel_tf.gradients.layer_rules import has_registered_rule
 from srel_tf.gradients.network import Network, as_matrix
 from srel_tf.gradients.output_gradients import LINKS, OutputGradients, link_derivative
 
-# Largest accepted relative difference between the gradients of a rule and those of differentiation in float32.
+# Largest accepted relative difference between gradients by a rule and gradients by differentiation, in float32.
 RULE_TOLERANCE = 0.01
 
 
@@ -223,8 +223,8 @@ class SourceGradients:
 
     Attributes:
         outputs: f [n, C], as `LossBackprop.read` returns it.
-        zero: float64 [n], 0 for examples whose gradient is finite, else NaN. It marks invalid updates, because a
-            saturated net may return finite outputs even after an update that contains NaN.
+        zero: float64 [n], 0 for examples whose gradient is finite, else NaN. This number is added to the outputs after
+            the update, because a saturated net may return finite outputs even after an update that contains NaN.
     """
 
     def __init__(

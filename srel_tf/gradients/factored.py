@@ -19,7 +19,7 @@ ENTRIES = 2**26  # Limit on the size of intermediate tensors: 256 MB in float32.
 
 
 class OuterProductGradient(NamedTuple):
-    """∇[g, k, o] = Σ_t a[g, t, k] · s[g, t, o]: gradients of a weight that maps K inputs to O outputs at T positions.
+    """Gradients of a weight that maps K inputs to O outputs at T positions: ∇[g, k, o] = Σ_t a[g, t, k] · s[g, t, o].
 
     Attributes:
         inputs: a [n, G, T, K]; with `windows`, the P pixels [n, G, P, K/J] from which a is formed.
@@ -90,7 +90,7 @@ class OuterProductGradient(NamedTuple):
     def _entries(self, functions: int) -> int:
         """Return the number of array entries held per example while its gradients are computed.
 
-        These are the entries of the gradients or of all patches, whichever are more.
+        This is the number of entries of the gradients or of all patches, whichever number is larger.
         """
         groups, inputs, outputs = (math.prod(side) for side in self.dims)
         positions = self.output_grads.shape[3]
@@ -188,7 +188,7 @@ class OuterProductGradient(NamedTuple):
 
 
 class EmbeddingGradient(NamedTuple):
-    """∇[v, o] = Σ_t [ids_t = v] · s[t, o]: gradients of a table of V rows that is looked up at T positions.
+    """Gradients of a table of V rows that is looked up at T positions: ∇[v, o] = Σ_t [ids_t = v] · s[t, o].
 
     Attributes:
         ids: int [n, T], the rows that are looked up.

@@ -26,8 +26,8 @@ from srel_tf.gradients.precision import (
 )
 
 COMPANIONS = 3  # Largest number of other examples in a batch with which one example is evaluated.
-# Largest difference of outputs between equal batches, relative to the largest output. It is not 0, because the order of
-# sums may differ.
+# Largest accepted difference of outputs between equal batches, relative to the largest output. Outputs may differ,
+# because the order of sums may differ.
 SAME = 1e-6
 
 

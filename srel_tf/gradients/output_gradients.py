@@ -111,8 +111,8 @@ class OutputGradients:
     def ignores_shifts_of(self, link: str) -> bool:
         """Return whether a common shift of all entries of u leaves ℓ unchanged.
 
-        This is true for the cross-entropy of a class index. For a row y it is true only if y sums to one. The values of
-        y are not available here, so that the result for rows is False.
+        A shift leaves the cross-entropy of a class index unchanged. For a row y, this holds only if y sums to one. The
+        values of y are not available here, so that the result for rows is False.
         """
         return isinstance(
             self._loss, losses.SparseCategoricalCrossentropy
@@ -175,7 +175,7 @@ class OutputGradients:
     def _of_examples(self, y: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
         """Return the loss of each example, [n].
 
-        If y has the shape [n], it gets a second axis. Without this axis, y would be broadcast along the outputs.
+        A y of shape [n] gets a second axis. Without this axis, y would be broadcast along the outputs.
         """
         assert self._loss is not None
         return self._loss.call(y[:, None] if len(y.shape) == 1 else y, outputs)
@@ -217,7 +217,7 @@ class OutputGradients:
     def _compute_loss(
         self, y: tf.Tensor, predictions: tf.Tensor, mask: tf.Tensor | None = None
     ) -> tf.Tensor:
-        """Return the model's own `compute_loss`. It includes regularisers, which do not depend on the predictions."""
+        """Return the model's own `compute_loss`, with regularisers, which do not depend on the predictions."""
         if mask is not None:
             predictions._keras_mask = (
                 mask  # Keras's losses read the mask from this attribute.

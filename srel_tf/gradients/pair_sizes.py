@@ -7,7 +7,7 @@ from typing import NamedTuple
 class PairSizes(NamedTuple):
     """Sizes of the inner products of sources and targets.
 
-    Pixels and channels are those of the inputs from which `windows` selects patches.
+    Pixels and channels refer to the inputs from which `windows` selects patches.
     """
 
     sources: int

@@ -41,7 +41,7 @@ class Noise(NamedTuple):
 
 
 def precision(dtype: tf.DType) -> float:
-    """Return the machine epsilon of matrix products in this dtype. With TensorFloat-32 on a GPU it is 2^−10."""
+    """Return the machine epsilon of matrix products in this dtype; 2^−10 with TensorFloat-32 on a GPU."""
     tensor_float_32 = (
         dtype == tf.float32
         and tf.config.get_visible_devices("GPU")
@@ -70,9 +70,9 @@ def perturbed(weights: list, sign: tf.Tensor | float) -> list[tf.Tensor]:
 def perturbed_inputs(x: tf.Tensor, sign: tf.Tensor | float) -> tf.Tensor:
     """Return examples [n, ...] with each feature changed by 0.5 to 1.5 times ±`UNITS` ULP, alike in all examples.
 
-    This imitates rounding in layers without weights. Whole numbers may be ids or categories. They are only moved away
-    from zero, by 0 to 3 times `UNITS` ULP, so that a cast to integers gives the same id. Examples with an integer dtype
-    are not changed.
+    This imitates rounding in layers without weights. Whole numbers may be ids or categories. Whole numbers are
+    therefore only moved away from zero, by 0 to 3 times `UNITS` ULP, so that a cast to integers gives the same id.
+    Examples with an integer dtype are not changed.
     """
     if not x.dtype.is_floating:
         return x
@@ -153,8 +153,8 @@ def noise_between(
 ) -> np.ndarray:
     """Return the absolute difference between two evaluations of the norm D^(1/degree).
 
-    The difference is infinite if only the second value is not finite. It is zero if the first value is not finite,
-    because such an entry is invalid anyway.
+    The difference is infinite if only the second value is not finite. If the first value is not finite, the result is
+    zero, because such an entry is invalid anyway.
     """
     root = 1 / degree
     with np.errstate(invalid="ignore"):
