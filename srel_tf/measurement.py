@@ -120,7 +120,7 @@ def measure(
 
 
 class Instrument:
-    """`measure` for custom training loops: each call measures the model in its current state, without tracing again.
+    """`measure` for custom training loops. Each call measures the model in its current state, without tracing again.
 
     Make a new instrument after `compile` or a change of `trainable`.
 

@@ -145,7 +145,7 @@ class TrainingClock:
     def begin_fit(self, optimizer: keras.optimizers.Optimizer) -> None:
         """Note that `fit` begins."""
         if self._within_batch:
-            # An exception ended the former fit within a batch, possibly after the update of this batch.
+            # An exception ended the previous fit within a batch, possibly after the update of this batch.
             has_counted = _counts(self.optimizer).batches > self.batches
             self.observe(self.optimizer, int(has_counted))
             self._within_batch = False
@@ -159,7 +159,7 @@ class TrainingClock:
         self.observe(optimizer)
         start = self._place.epochs
         if np.isnan(start):
-            # The former epoch was interrupted before its length was known: its batches are not counted.
+            # The previous epoch was interrupted before its length was known: its batches are not counted.
             start = self._place.start
         # Keras counts the epochs of each fit from initial_epoch, and does not notice if a callback restores an earlier
         # state. Keras's number is used in two cases: if the clock's number is unknown, or if Keras's number is larger
@@ -223,7 +223,7 @@ class TrainingClock:
         self._within_batch = was_within_batch and not batches
         if self.optimizer is not None and optimizer is not self.optimizer:
             if was_within_batch:
-                # The former optimizer may have applied the update of this batch.
+                # The previous optimizer may have applied the update of this batch.
                 self._count(self.optimizer, batches)
                 batches = 0
             self._change_optimizer(optimizer)

@@ -106,7 +106,7 @@ def warn_of_stale_trace(model: keras.Model) -> None:
         warn_once(
             model,
             "learning_rate was set to another schedule after Keras had traced the training step: Keras continues with "
-            "the former rate, but S_rel is measured with the new one; call model.compile(...) after the change",
+            "the previous rate, but S_rel is measured with the new one; call model.compile(...) after the change",
         )
 
 

@@ -119,7 +119,7 @@ class Index:
         ]
         try:
             with replacing(self._file) as new:
-                # Otherwise SQLite would apply the journal of the former index to the new index.
+                # Otherwise SQLite would apply the journal of the previous index to the new index.
                 self._journal.unlink(missing_ok=True)
                 with contextlib.closing(sqlite3.connect(new)) as database:
                     database.executescript("; ".join(statements))
@@ -129,7 +129,7 @@ class Index:
     def save(self, *entries: Entry) -> None:
         """Save entries in one transaction.
 
-        A part replaces the part with the same number. A state replaces the former state.
+        A part replaces the part with the same number. A state replaces the previous state.
         """
         values = ", ".join("?" * (len(Entry._fields) + 1))
         with self._opened(write=True) as database:

@@ -398,7 +398,7 @@ def _depthwise(
 def _groups_before_outputs(window: Sequence[int]) -> tuple[int, ...]:
     """Return the permutation from (groups, *window, inputs, outputs) to (*window, inputs, groups, outputs).
 
-    The latter is the order of a kernel's axes.
+    The second order is the order of a kernel's axes.
     """
     last = len(window) + 1
     return (*range(1, last + 1), 0, last + 1)
