@@ -67,6 +67,6 @@ def named(ids: np.ndarray) -> str:
 def _faulty_sources(matrices: Matrices) -> np.ndarray:
     """Return the sources whose denominator is not finite, or whose numerators are all NaN, bool [n_s].
 
-    A source whose update changes nothing is not among them: its numerators and denominator are 0.
+    A source whose update changes nothing is not returned, because its numerators and denominator are 0.
     """
     return ~np.isfinite(matrices.denominator) | np.isnan(matrices.numerator).all(axis=1)

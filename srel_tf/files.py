@@ -39,7 +39,7 @@ def replacing(path: AnyPath) -> Iterator[Path]:
     If the block or the disk fails, the old file stays.
 
     Raises:
-        StorageError: If the file cannot be written. This error replaces the `OSError`; it names the reason and a
+        StorageError: If the file cannot be written. This error replaces the `OSError`, and names the reason and a
             remedy.
     """
     path = Path(path)
@@ -62,7 +62,7 @@ def cannot_write(path: AnyPath, error: Exception) -> StorageError:
     """Return a `StorageError` that says why `path` cannot be written, and gives a remedy."""
     number = getattr(error, "errno", None) or 0
     remedy = REMEDIES.get(number, "choose another directory")
-    # The text of pyarrow's errors names the temporary file, so the system's text is used if there is one.
+    # pyarrow's error messages name the temporary file, so the operating system's message is used if there is one.
     reason = os.strerror(number) if number else error
     return StorageError(
         f"cannot write {path}: {reason}; {remedy}; earlier saves are complete"
@@ -147,7 +147,7 @@ def as_json(content: Any) -> Any:
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return one line for each name whose value differs between `saved` and `now`."""
     different = [n for n in sorted({*saved, *now}) if saved.get(n) != now.get(n)]
-    return [f"  {n}: {saved.get(n)!r} there, {now.get(n)!r} now" for n in different]
+    return [f"  {n}: {saved.get(n)!r} saved, {now.get(n)!r} now" for n in different]
 
 
 def sha256(path: AnyPath) -> str:

@@ -50,7 +50,7 @@ def measure(
     """Measure S_rel(x', x) between all sources x and targets x' of a probe. The model is not changed.
 
     Args:
-        model: a built, compiled `keras.Model`. ℓ is its compiled loss on one source, including regularisation.
+        model: a built, compiled `keras.Model`. The loss ℓ is its compiled loss on one source, with regularisation.
         probe: n_s sources and n_t targets.
         measures: names of the distances D:
 
@@ -62,27 +62,31 @@ def measure(
         update: "sgd": w⁺ = w − η∇ℓ, as in the definition. "optimizer": the next step of the model's own optimizer.
             "fresh_adam": the first step of a new Adam.
         learning_rate: η; None means the current learning rate of the optimizer.
-        estimator: "exact": the finite step as defined. "limit": η → 0 (Section 5), only for update="sgd". It is far
-            cheaper, and its numerators and denominators are per unit of η (`kl`: of η²). "auto": the finite step,
-            repeated in float64 for rows that float32 does not resolve. A row that is not resolved in float64 gets its
-            limit, if a longer step confirms the limit.
-        predictions: what D acts on. "auto": the softmax of a classifier, else the raw outputs. "softmax" or "raw"
-            force one of the two. The outputs of a model may be logits or probabilities. The rules of "auto" are:
+        estimator: how S_rel is computed. An entry is called unresolved if its rounding error is too large.
+
+            - "exact": the finite step as defined.
+            - "limit": the limit η → 0 (Section 5), only for update="sgd". It takes far less time than "exact". The
+              numerators and denominators of the limit are per unit of η (`kl`: of η²).
+            - "auto": the finite step in float32. Rows with unresolved entries are computed again in float64. If a row
+              then still has unresolved entries, it gets the limit, provided that a longer step confirms the limit.
+        predictions: what D acts on: "softmax", "raw" (the outputs as they are) or "auto". The outputs of a model may be
+            logits or probabilities. "auto" means the softmax for a classifier, else the raw outputs. The rules are:
 
             - A model with one output, with a binary cross-entropy, or with a sigmoid at its end is not a classifier.
             - Any other model is a classifier if its loss is a categorical cross-entropy (sparse or not, focal,
               generalized), or if it ends in a softmax.
-            - With a custom loss, it is also a classifier if y holds class indices (integers [n]).
+            - With a custom loss, such a model is also a classifier if y holds class indices (integers [n]).
 
-            Only the shape and the dtype of y are used, so that one-hot and multi-hot rows give the same reading.
+            Of y only the shape and the dtype are used. One-hot and multi-hot rows are therefore interpreted alike.
             `srel_tf.measures.outputs.read_as` has a table of all cases.
-        batch_size: examples per forward pass. If memory runs out, it is halved as often as needed, with a warning.
-            Another batch size may change the order of sums, and thus the last bits of a result. Valid entries stay
-            within their tolerance.
+        batch_size: examples per forward pass. If memory runs out, this number is halved as often as needed, with a
+            warning. Another batch size may change the order of sums, and thus the last bits of a result. Valid entries
+            stay within their tolerance.
         precision: "float32" or "float64": the precision in which a model with float32 weights is run, without a copy
             of the model. "auto": float32 for the estimator "exact", and float64 for "limit". The estimator "auto" runs
-            in float32, and in float64 for rows that float32 does not resolve. Models of half or mixed precision run in
-            float32 or float64, too, with their master weights. Models with float64 weights run in float64.
+            in float32, and in float64 for rows with entries that are unresolved in float32. Models of half or mixed
+            precision also run in float32 or float64, with their master weights. Models with float64 weights run in
+            float64.
         loss: a function (y_true [n, ...], y_pred) -> [n] or scalar that replaces the compiled loss, for a model whose
             own `train_step` minimises another loss. Penalties of the model and its layers are added as in training.
 
@@ -116,7 +120,7 @@ def measure(
 
 
 class Instrument:
-    """`measure` for custom training loops: each call measures the model in its current state, without tracing again.
+    """`measure` for custom training loops. Each call measures the model in its current state, without tracing again.
 
     Make a new instrument after `compile` or a change of `trainable`.
 
@@ -169,7 +173,7 @@ class Instrument:
             self._make_estimator()
 
     def _make_plan(self, model: keras.Model) -> MeasurementPlan:
-        """Inspect the model and decide how its outputs are read."""
+        """Inspect the model and decide how its outputs are interpreted."""
         settings, num_outputs = self.settings, self._num_outputs(model)
         loss = CompiledLoss("own", "given")
         if settings.loss is None:
@@ -193,8 +197,8 @@ class Instrument:
     def _make_estimator(self) -> None:
         """Make the estimator.
 
-        It is made again after training has built the optimizer: a graph that was traced before cannot read the
-        optimizer's state.
+        If training builds the optimizer later, the estimator is made again. A graph that was traced before cannot read
+        the optimizer's state.
         """
         optimizer = self._network.model.optimizer
         self._optimizer_built = optimizer is not None and optimizer.built
@@ -346,13 +350,13 @@ class Instrument:
 
 
 def _has_loss(model: keras.Model) -> bool:
-    """Return whether a model is compiled with a loss. If it is not, `model.loss` may be a method of Keras."""
+    """Return whether a model is compiled with a loss. Without a loss, `model.loss` may be a method of Keras."""
     function = getattr(model.loss, "__func__", model.loss)
     return function is not None and function is not getattr(keras.Model, "loss", None)
 
 
 def _warn_of_own_train_step(model: keras.Model) -> None:
-    """Warn that the model's own `train_step` may minimise a loss other than the compiled one, which is measured."""
+    """Warn if the model has its own `train_step`, which may minimise another loss than the loss that S_rel uses."""
     owners = [
         c
         for c in type(model).__mro__

@@ -29,7 +29,7 @@ def empirical_ntk(
     δ_ij = −Θ(x_j, x_i) ∂ℓ/∂f(x_i).
 
     Args:
-        model: a built model with one output of shape [n, C], or [n] for C = 1. It need not be compiled.
+        model: a built model with one output of shape [n, C], or [n] for C = 1. The model need not be compiled.
         x1: examples [n1, ...].
         x2: examples [n2, ...]; None means x1.
         batch_size: number of examples that are evaluated at once.
@@ -91,7 +91,7 @@ def _examples(x: ArrayLike, network: Network) -> tf.Tensor:
 
 
 def _by_layers(backprop: BatchBackprop, num_outputs: int, batch_size: int) -> Callable:
-    """Return Θ as a function of x1 and x2, contracted layer by layer."""
+    """Return a function that computes Θ of x1 and x2 layer by layer."""
     dtype = backprop.network.dtype
     unit_vectors = np.eye(num_outputs)
 
@@ -132,7 +132,7 @@ def _by_layers(backprop: BatchBackprop, num_outputs: int, batch_size: int) -> Ca
 
 
 def _by_forward_mode(network: Network, num_outputs: int, batch_size: int) -> Callable:
-    """Return Θ as a function of x1 and x2, for any model.
+    """Return a function that computes Θ of x1 and x2, for any model.
 
     The gradient of each output at each example of x1 is a direction in weight space. Forward-mode differentiation
     gives the derivative of the outputs at x2 along this direction.

@@ -1,4 +1,4 @@
-"""Copies of a model's optimizer and its variables. `updates.OptimizerStep` runs the optimizer's own code on them."""
+"""Copies of a model's optimizer and its variables, on which `updates.OptimizerStep` runs the optimizer's own code."""
 
 import contextlib
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ class OnCopies(keras.StatelessScope):
         if value is None:
             with (
                 keras.StatelessScope()
-            ):  # A new scope in which `value` is the variable's own.
+            ):  # In a new scope, `variable.value` is the variable's own value.
                 # Return a tensor, because nothing can be assigned to a tensor.
                 value = tf.convert_to_tensor(variable.value)
         return value
@@ -37,14 +37,14 @@ class OnCopies(keras.StatelessScope):
         if id(variable) in self._copies:
             self._copies[id(variable)].assign(value)
         else:
-            super().add_update(update)  # Dropped when the scope ends.
+            super().add_update(update)  # This update is dropped when the scope ends.
 
 
 @contextlib.contextmanager
 def in_precision_of(copies: list, variables: list) -> Iterator[None]:
-    """Give the variables and Keras's floatx the dtype of the copies within the context.
+    """Within the context, give the variables and Keras's floatx the dtype of the copies.
 
-    Otherwise Keras would round assigned values to the variable's dtype, and Python numbers to floatx.
+    Without this change, Keras would round assigned values to the variable's dtype, and Python numbers to floatx.
     """
     changed = [
         (v, v._dtype, copy.dtype.name)
@@ -66,7 +66,7 @@ def in_precision_of(copies: list, variables: list) -> Iterator[None]:
 class _Given(keras.optimizers.schedules.LearningRateSchedule):
     """A schedule that returns a given variable at every step.
 
-    The copy of an optimizer with a schedule has a schedule, too, because optimizers may check for one.
+    If an optimizer has a schedule, its copy gets this one, because the optimizer's code may require a schedule.
     """
 
     def __init__(self, learning_rate: keras.Variable) -> None:
@@ -77,7 +77,7 @@ class _Given(keras.optimizers.schedules.LearningRateSchedule):
 
 
 def own_optimizer(model: keras.Model) -> keras.optimizers.Optimizer:
-    """Return the model's optimizer. If it is a `LossScaleOptimizer`, return the optimizer inside."""
+    """Return the model's optimizer. If this is a `LossScaleOptimizer`, return the optimizer that it wraps."""
     optimizer = model.optimizer
     if optimizer is None:
         raise ModelError(
@@ -124,7 +124,7 @@ def copy_of_optimizer(
 def check_alone(optimizer: keras.optimizers.Optimizer) -> None:
     """Raise `ModelError` if the optimizer has state that the copies do not protect.
 
-    Such state is held by other optimizers inside it, or by TensorFlow variables.
+    Such state is held by other optimizers inside the optimizer, or by TensorFlow variables.
     """
     if not hasattr(optimizer, "learning_rate") or objects_held(
         optimizer, keras.optimizers.Optimizer
@@ -166,8 +166,8 @@ def check_weights_are_known(
 def copy_of_variable(variable: keras.Variable, dtype: tf.DType) -> tf.Variable:
     """Return a TensorFlow variable that can replace the one inside a Keras variable.
 
-    It has the same name and identity. Its dtype is `dtype` if the original is floating-point, else that of the
-    original.
+    The copy has the same name and identity. If the original is floating-point, the copy has the dtype `dtype`, else the
+    dtype of the original.
     """
     original = variable.value
     dtype = dtype if original.dtype.is_floating else original.dtype

@@ -16,21 +16,22 @@ from srel_tf.errors import ProbeError
 class ProbeSet:
     """Examples with labels, between which S_rel is measured.
 
-    An update is made on each source, and predictions are read at the targets. An example may be both.
+    A fictitious update is made on each source, and its effect on the predictions is measured at the targets. An example
+    may be both.
 
     Args:
         x: Examples, [n, ...].
-        y: Class indices [n], one-hot or multi-hot rows [n, C], or regression targets [n] or [n, C]. They are passed to
-            the model's loss unchanged. Integers [n] are class indices. Floating-point numbers [n] are class indices if
-            the model's loss takes class indices (a sparse cross-entropy), else regression targets.
+        y: Class indices [n], one-hot or multi-hot rows [n, C], or regression targets [n] or [n, C]. These values are
+            passed to the model's loss unchanged. Integers [n] are class indices. Floating-point numbers [n] are class
+            indices if the model's loss takes class indices (a sparse cross-entropy), else regression targets.
         class_names: Names of class 0, 1, …; without them a class is named by its index. If all rows of y are one-hot,
-            each example belongs to the class of its 1. With multi-hot rows or regression targets, no example has a
-            class.
+            each example belongs to the class whose entry is 1. With multi-hot rows or regression targets, no example
+            has a class.
         ids: Unique integers or strings that name the examples in frames, [n]; default 0 … n−1.
         sources: Indices into x of the sources, [n_s]; default all examples.
         targets: Indices into x of the targets, [n_t]; default all examples.
-        name: Name of the probe, stored in the column `name` of frames. It distinguishes the rows of two probes that
-            agree in all other columns.
+        name: Name of the probe, stored in the column `name` of frames. By this name the rows of two probes can be
+            distinguished, even if all other columns are equal.
 
     Attributes:
         labels: Class indices, int64 [n]; None if the examples have no class.
@@ -82,14 +83,14 @@ class ProbeSet:
         class_names: Sequence[object] | None = None,
         name: str = "",
     ) -> ProbeSet:
-        """Draw `per_class` examples of each class without replacement. Their ids are their positions in x.
+        """Draw `per_class` examples of each class without replacement. The id of an example is its position in x.
 
         Args:
             x: Examples, [n, ...].
             y: Labels, as for `ProbeSet`, except that whole floating-point numbers are class indices here.
             per_class: Number of examples of each class.
-            seed: Seed of the draw. The draw of a class depends only on `seed` and the class index, so that adding a
-                class does not change the draws of the others.
+            seed: Random seed. The examples drawn from a class depend only on `seed` and the class index, so that adding
+                a class does not change the examples of the other classes.
             classes: Names or indices of the classes, in the wanted order; default all classes in y.
             class_names: As for `ProbeSet`.
             name: As for `ProbeSet`.
@@ -137,7 +138,7 @@ class ProbeSet:
         return probe
 
     def with_class_indices(self) -> ProbeSet:
-        """Return the same probe with its floating-point y read as class indices.
+        """Return the same probe with its floating-point y interpreted as class indices.
 
         Raises:
             ProbeError: If one of the numbers is not a whole number.
@@ -191,7 +192,7 @@ def class_labels(y: ArrayLike) -> np.ndarray | None:
 
 
 def _is_one_hot(rows: np.ndarray) -> bool:
-    """Return whether each row of [n, C] is a single 1 among zeros."""
+    """Return whether each row of [n, C] holds a single 1, and otherwise zeros."""
     is_binary = ((rows == 0) | (rows == 1)).all()
     return bool(is_binary and (rows.sum(axis=1) == 1).all())
 
@@ -211,7 +212,9 @@ def _as_array(name: str, values: ArrayLike) -> np.ndarray:
     try:
         array = np.asarray(values)
     except ValueError as error:
-        raise ProbeError(f"{name} is no array ({error}): give one array") from error
+        raise ProbeError(
+            f"{name} cannot be converted to an array ({error}): give one array"
+        ) from error
     if array.dtype == object:
         raise ProbeError(
             f"{name} has dtype object (a {type(values).__name__} was given): give one numeric array [n, ...]"
@@ -237,14 +240,14 @@ def _check_values(name: str, values: np.ndarray) -> None:
     broken = ~np.isfinite(rows).all(axis=1)
     if broken.any():
         raise ProbeError(
-            f"{name} is NaN or infinite in example {broken.argmax()}: remove it"
+            f"{name} is NaN or infinite in example {broken.argmax()}: remove this example"
         )
 
 
 def _class_of_each(
     labels: np.ndarray | None, class_names: tuple[str, ...] | None, n: int
 ) -> np.ndarray:
-    """Return the class name of each example, str [n]; "" without labels, the index without class names."""
+    """Return the class name of each example, str [n]: "" without labels, the class index without class names."""
     if labels is None:
         return np.full(n, "", dtype=object)
     if class_names is None:
@@ -264,7 +267,7 @@ def _check_label_range(labels: np.ndarray, num_names: int) -> None:
 
 
 def _as_class_names(names: Iterable[object]) -> tuple[str, ...]:
-    """Return the names as strings. Two classes of one name would be one class in the frame."""
+    """Return the names as strings. Raise `ProbeError` if a name occurs twice: the two classes would become one."""
     as_text = tuple(str(name) for name in names)
     repeated = [name for name in as_text if as_text.count(name) > 1]
     if repeated:
@@ -293,7 +296,7 @@ def _as_ids(ids: ArrayLike | None, n: int) -> np.ndarray:
 
 
 def _as_int64_or_str(ids: np.ndarray) -> np.ndarray:
-    """Convert ids to int64 or str. With only two types, frames of several probes can be joined."""
+    """Convert ids to int64 or str. No other types are used, so that frames of several probes can be joined."""
     if _are_strings(ids):
         return ids.astype(str)
     if _fit_int64(ids):

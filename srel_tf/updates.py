@@ -31,8 +31,8 @@ class UpdateRule(Protocol):
 
     Attributes:
         elementwise: whether the rule can update one weight without the others. A rule that is not elementwise needs
-            all weights at once. It also holds variables, so that it serves one source at a time.
-        is_gradient: whether w⁺ − w is minus the `gradients` that `updated` receives.
+            all weights at once. Such a rule also holds variables, so that it can process only one source at a time.
+        is_gradient: whether w⁺ = w − g for the `gradients` g that `updated` receives.
     """
 
     elementwise: bool
@@ -51,7 +51,7 @@ class UpdateRule(Protocol):
     ) -> list:
         """Return the gradients of an example [1, ...] in the form that the optimizer gets in training.
 
-        Elementwise rules do not need this form.
+        Elementwise rules return `gradients` unchanged.
         """
 
 
@@ -65,7 +65,7 @@ class _Elementwise:
 
 
 class Sgd(_Elementwise):
-    """w⁺ = w − η ∇ℓ: the update of Definitions 1 and 2."""
+    """The update of Definitions 1 and 2, w⁺ = w − η ∇ℓ."""
 
     is_gradient = True
 
@@ -85,7 +85,8 @@ class Sgd(_Elementwise):
 class FreshAdam(_Elementwise):
     """The first step of a new Adam (Kingma & Ba, Algorithm 1, ε = 1e-8), as in the published code.
 
-    With both moments at zero the bias corrections give m̂ = g and v̂ = g², so that w⁺ = w − η g / (|g| + ε).
+    Before the first step both moments are zero. The bias-corrected moments are then m̂ = g and v̂ = g², so that
+    w⁺ = w − η g / (|g| + ε).
     """
 
     is_gradient = False
@@ -225,5 +226,5 @@ def learning_rate_now(model: keras.Model, fixed: float | None = None) -> float:
         return float(keras.ops.convert_to_numpy(model.optimizer.learning_rate))
     except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
         raise ModelError(
-            f"{label_of(model.optimizer)} has no single learning rate to take η from ({error}): pass learning_rate=..."
+            f"{label_of(model.optimizer)} has no single learning rate to use as η ({error}): pass learning_rate=..."
         ) from error

@@ -206,7 +206,10 @@ BAD_VALUES[17] = np.nan
             lambda: ProbeSet({"a": X}, Y),
             "x has dtype object.*dict.*give one numeric array",
         ),
-        (lambda: ProbeSet([[1.0], [1.0, 2.0]], [0, 1]), "x is no array.*inhomogeneous"),
+        (
+            lambda: ProbeSet([[1.0], [1.0, 2.0]], [0, 1]),
+            "x cannot be converted to an array.*inhomogeneous",
+        ),
     ],
 )
 def test_refused_with_the_value_named(make, message):

@@ -18,8 +18,8 @@ class Update(NamedTuple):
     Attributes:
         outputs: the network after the update, x [n, ...] -> f [n, C].
         before: f at the source before the update, [C].
-        zero: 0 if the gradient is finite, else NaN. It is added to the outputs after the update, because a saturated
-            net may return finite outputs in spite of a NaN in the gradient.
+        zero: 0 if the gradient is finite, else NaN. This number is added to the outputs after the update, because a
+            saturated net may return finite outputs in spite of a NaN in the gradient.
     """
 
     outputs: Callable[[tf.Tensor], tf.Tensor]
@@ -85,7 +85,7 @@ class WholeUpdates:
 
     Args:
         network: the network.
-        read_outputs: a function (x, weights) -> f [n, C], as D reads it.
+        read_outputs: a function (x, weights) -> f [n, C] that returns the values from which D is computed.
         backprop: the passes of the network; None means one forward and one backward pass per source.
         rule: an update rule.
         x, y, learning_rates, weights: as for `LayerwiseUpdates`.

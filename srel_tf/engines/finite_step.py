@@ -24,13 +24,12 @@ from srel_tf.numerics.rounding import (
 )
 from srel_tf.updates import UpdateRule
 
-SOURCE_BATCH = 32  # Sources whose layer inputs and output gradients are held at a time.
-# Number of loops that run in parallel, each over half of the sources. One can compute while the other is in a serial
-# part.
+# Number of sources whose layer inputs and output gradients are held at a time.
+SOURCE_BATCH = 32
+# Number of loops that run in parallel, each over half of the sources. One loop can compute while the other one is in a
+# serial part.
 LANES = 2
-SAMPLE = (
-    2  # Smallest number of targets per source at which the perturbed update is read.
-)
+SAMPLE = 2  # Smallest number of targets per source at which outputs after perturbed updates are computed.
 SAMPLES = 32  # Smallest total number of such targets, over all sources.
 
 
@@ -64,7 +63,7 @@ class Outputs(NamedTuple):
 class FiniteStepEngine:
     """Callable engine, traced once: `engine(x_sources, y_sources, x_targets, learning_rates) -> Outputs`.
 
-    learning_rates [n_s] holds η of each source. NaN leaves a source out; its outputs are then NaN.
+    learning_rates [n_s] holds η of each source. A source whose η is NaN is left out, and its outputs are NaN.
 
     Args:
         network: the network.
@@ -128,7 +127,7 @@ class FiniteStepEngine:
         )
 
     def _sample(self, n_t: int) -> np.ndarray:
-        """Choose m targets for each source, evenly spaced, at which the noise of its update is read, int [n_s, m]."""
+        """Choose m evenly spaced targets per source, at which the noise of its update is estimated, int [n_s, m]."""
         n_s = len(self._source_column)
         m = min(n_t, max(SAMPLE, math.ceil(SAMPLES / n_s)))
         start = np.where(
@@ -175,9 +174,9 @@ class FiniteStepEngine:
     def _perturbed_outputs(
         self, sources: tuple, x_targets: tf.Tensor, sample: np.ndarray, after: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Return outputs with both perturbations: `noisy`, `noisy_at_source`, and those after updates.
+        """Return `noisy`, `noisy_at_source`, and the outputs after perturbed updates, [2, n_s, 1 + m, C].
 
-        The outputs after updates, [2, n_s, 1 + m, C], begin with the source, followed by its m sampled targets.
+        In the last array, the axis of length 1 + m holds the source, followed by its m sampled targets.
         """
         sources_are_targets = np.array_equal(
             self._source_column, np.arange(x_targets.shape[0])
@@ -266,7 +265,7 @@ class FiniteStepEngine:
     def _for_each_source(
         self, function: Callable, learning_rates: tf.Tensor, num_outputs: int
     ) -> tuple:
-        """Stack the tensors of function(i) for all sources i. A source that is left out gets NaN."""
+        """Stack the tensors of function(i) for all sources i. A source whose η is NaN is left out, and gets NaN."""
         n = learning_rates.shape[0]
         wanted = tf.where(~tf.math.is_nan(learning_rates))
         if (
@@ -292,7 +291,7 @@ class FiniteStepEngine:
         return self._outputs(x, None)
 
     def _outputs(self, x: tf.Tensor, weights: list | None) -> tf.Tensor:
-        """Evaluate f(x; weights) as D reads it; None means the current weights."""
+        """Return the values from which D is computed, at x and these weights; None means the current weights."""
         outputs = self._network.outputs(x, weights)
         return outputs if self._backprop is None else self._backprop.read(outputs)
 

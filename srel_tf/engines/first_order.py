@@ -74,8 +74,8 @@ class FirstOrderEngine:
     ) -> tuple[tf.Tensor, ...]:
         """Return f, df/du and δ for sources that are also the targets, in the same order.
 
-        The first direction at each example is along ∂ℓ/∂u, so that the gradient along it also gives that of the loss.
-        This saves one backward pass.
+        The first direction at each example is parallel to ∂ℓ/∂u. The gradient along this direction is therefore also
+        the gradient of the loss, up to a factor. This saves one backward pass.
         """
         forward_pass = self._backprop.forward(x, weights)
         unit, length = self._unit_output_gradient(forward_pass, y)
@@ -124,8 +124,8 @@ class FirstOrderEngine:
     def _basis(self, forward_pass: ForwardPass) -> tf.Tensor:
         """Return orthonormal directions of u as rows [M, C].
 
-        They are a basis of all directions. If only differences matter, they are a basis of those whose entries sum to
-        zero.
+        The rows are a basis of all directions. If only differences matter, they are a basis of the directions whose
+        entries sum to zero.
         """
         n_outputs = forward_pass.u.shape[-1]
         identity = np.eye(n_outputs)
@@ -162,7 +162,7 @@ class FirstOrderEngine:
         """Return δ, float64 [n_s, n_t, C].
 
         Args:
-            sources: gradients of each weight at the sources. Only those of the first function are used.
+            sources: gradients of each weight at the sources. Only the gradients of the first function are used.
             length: factor by which the gradients of each source are multiplied, [n_s].
             targets: gradients of each weight at the targets, along each direction.
             directions: directions of u at each target, [n_t, M, C].
@@ -192,7 +192,7 @@ def directions_from(unit: tf.Tensor, basis: tf.Tensor) -> tf.Tensor:
     """Return n orthonormal bases [n, M, C] of the span of `basis` [M, C]; the first row of each is ± a unit vector.
 
     The unit vectors [n, C] lie in this span. Each basis is a Householder reflection of `basis`. For a vector that is
-    zero or not finite, any reflection is correct.
+    zero or not finite, any of these reflections may be returned.
     """
     coordinates = unit @ tf.transpose(basis)
     finite = tf.reduce_all(tf.math.is_finite(coordinates), axis=-1, keepdims=True)

@@ -1,7 +1,7 @@
 """The limit η → 0 for any model, by forward-mode differentiation, one source after the other.
 
-δ_i = −J ∇ℓ(w, x_i) is the derivative of the outputs along −∇ℓ. Forward-mode differentiation computes it for all targets
-in one pass, and uses no knowledge of the model's layers.
+δ_i = −J ∇ℓ(w, x_i) is the derivative of the outputs along −∇ℓ. Forward-mode differentiation computes δ_i for all
+targets in one pass, and does not depend on the types of the model's layers.
 """
 
 from collections.abc import Callable

@@ -42,7 +42,10 @@ class JoinedExamples(NamedTuple):
     def of(
         cls, x_sources: tf.Tensor, x_targets: tf.Tensor, source_column: np.ndarray
     ) -> "JoinedExamples":
-        """Join the examples. `source_column`, int [n_s], is each source's column, −1 if the source is not a target."""
+        """Join the examples.
+
+        `source_column`, int [n_s], is the column of each source among the targets, −1 if the source is not a target.
+        """
         n_t = x_targets.shape[0]
         no_target = source_column < 0
         x = tf.concat(

@@ -15,7 +15,8 @@ from srel_tf.numerics.rounding import (
 )
 from srel_tf.result import Matrices
 
-# Number of examples whose noise is tried at each example, itself included: its own noise may be small by chance.
+# Number of examples whose noise is applied to the outputs at each example: its own noise, which may be small by chance,
+# and the noise of other examples.
 NEIGHBOURS = 8
 
 
@@ -30,7 +31,7 @@ def from_finite_steps(
 
     Args:
         outputs: outputs of the finite-step engine.
-        kinds: readings of outputs. kinds[True] is for measures of raw outputs, kinds[False] for the others.
+        kinds: how the outputs are interpreted: kinds[True] for measures of raw outputs, kinds[False] for all others.
         measures: measures by name.
         source_column: int [n_s], the column of each source among the targets, −1 if it is not a target.
         method: value of `Matrices.method`.
@@ -98,7 +99,7 @@ class FiniteStepReader:
         )
 
     def _noise_of_updates(self, measure: Measure) -> np.ndarray:
-        """Return the noise of each source's update as a share of D at the source, [n_s]."""
+        """Return the noise of each source's update, as a share of the norm D^(1/degree) at the source, [n_s]."""
         outputs = self._outputs
         at_source = self._noise_of(
             measure,
@@ -113,7 +114,8 @@ class FiniteStepReader:
         size = np.abs(denominator) ** (1 / measure.degree)
         with np.errstate(divide="ignore", invalid="ignore"):
             share = np.maximum(at_source, at_sample.max(axis=1, initial=0)) / size
-        # By chance the few evaluations of a row may agree. Its noise is therefore at least the median of all rows.
+        # The few evaluations of a row may agree by chance, and its noise would then be underestimated. So the median
+        # noise over all rows is used as a lower limit.
         known = np.isfinite(denominator) & (denominator != 0)
         return np.maximum(share, np.median(share[known]) if known.any() else 0)
 
@@ -124,7 +126,7 @@ class FiniteStepReader:
         outputs: tf.Tensor,
         outputs_again: tf.Tensor,
     ) -> np.ndarray:
-        """Return the largest distance, as a norm, between outputs [..., C] and noisy outputs [draws, ..., C]."""
+        """Return the largest distance D^(1/degree) from outputs [..., C] to noisy outputs [draws, ..., C]."""
         of_nothing = self._between(measure, distance, outputs, outputs)
         of_noise = self._between(measure, distance, outputs, outputs_again)
         return noise_between(measure.degree, of_nothing, of_noise).max(axis=0)
@@ -143,13 +145,13 @@ def _with_noise(before: tf.Tensor, noisy: tf.Tensor, kind: str) -> tf.Tensor:
     The versions are:
 
     - The outputs at perturbed weights.
-    - The outputs plus the noise of other examples. If the outputs are probabilities, the noise is relative to them.
+    - The outputs plus the noise of other examples. For probabilities, the relative noise is used.
     - The outputs with their last digits changed (`last_places_moved`).
 
     Args:
         before: outputs [n, C].
         noisy: outputs at perturbed weights, [2, n, C].
-        kind: reading of the outputs.
+        kind: how the outputs are interpreted: "raw", "logits" or "probabilities".
     """
     scale = before if kind == "probabilities" else tf.ones_like(before)
     noise = tf.math.divide_no_nan(noisy - before, scale)
@@ -241,8 +243,8 @@ def _noise_of_repetitions(
 ) -> Noise:
     """Return the noise from repeated evaluations.
 
-    By chance an entry may hardly differ between evaluations. Its noise is therefore at least the smaller of two maxima:
-    over its row, and over its column.
+    The evaluations of an entry may agree by chance, and its noise would then be underestimated. So a lower limit is
+    used: the largest noise in its row or the largest noise in its column, whichever is smaller.
     """
     entries = np.max(
         [noise_between(measure.degree, numerator, other) for other, _ in again], axis=0
@@ -267,7 +269,7 @@ def assembled(
     source_column: np.ndarray,
     method: str,
 ) -> Matrices:
-    """Return the `Matrices` of one measure. Entries whose error is at most tolerance · (1 + S) are valid."""
+    """Return the `Matrices` of one measure. An entry is valid if its error bound is at most tolerance · (1 + S)."""
     if measure.numerator is measure.denominator:
         # Set S_rel(x, x) to exactly 1.
         rows = np.flatnonzero(source_column >= 0)

@@ -91,7 +91,7 @@ def _only(rows: np.ndarray, rates: np.ndarray) -> np.ndarray:
 
 
 def agreeing(measure: Measure, limit: Matrices, step: Matrices) -> Matrices:
-    """Return the limit's matrices. An entry is valid only if the finite step is valid and agrees within tolerance."""
+    """Return the matrices of the limit, valid only where limit and `step` are valid and agree within the tolerance."""
     with np.errstate(invalid="ignore"):
         agree = np.abs(limit.srel - step.srel) <= measure.tolerance * (
             1 + np.abs(limit.srel)
@@ -112,7 +112,7 @@ def _unresolved_rows(matrices: dict[str, Matrices]) -> np.ndarray:
 def row_by_row(
     first: dict[str, Matrices], second: dict[str, Matrices]
 ) -> dict[str, Matrices]:
-    """For each measure and source, return the row of `second` if it has more valid entries, else that of `first`."""
+    """For each measure and source, return the row with more valid entries; the row of `first` if both have as many."""
     return {
         name: _better_rows(matrices, second[name]) for name, matrices in first.items()
     }

@@ -25,7 +25,7 @@ def make_estimator(plan: MeasurementPlan) -> Estimator:
     "auto" then uses the model's own precision, and float64 for rows that this precision does not resolve.
 
     Raises:
-        OptionError: if a measure or update rule has no limit, or if the precision does not suit the model.
+        OptionError: if a measure or update rule has no limit, or if precision="float32" and the weights are in float64.
         ModelError: if precision="float64" and the model does not run in float64.
     """
     settings, own = plan.settings, plan.network.dtype.name
@@ -48,5 +48,5 @@ def make_estimator(plan: MeasurementPlan) -> Estimator:
     except ModelError as error:
         if settings.precision == "float64":
             raise
-        warnings.warn(f"the limit is taken in float32: {error}", stacklevel=5)
+        warnings.warn(f"the limit is computed in float32: {error}", stacklevel=5)
     return make(plan)

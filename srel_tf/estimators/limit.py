@@ -30,8 +30,8 @@ from srel_tf.result import Matrices
 
 FURTHER_DIGITS = (
     2.0**7
-)  # Assumed ratio of a derivative's rounding noise to that of the outputs. Float64 has enough digits for it.
-# Check of derivatives by finite differences: lengths of the steps relative to the weights, and tolerance.
+)  # Assumed ratio of the rounding noise of derivatives to the noise of outputs. Float64 has enough digits for this.
+# Check of derivatives by finite differences: (lengths of the steps relative to the weights), relative tolerance.
 CHECK_IN_FLOAT64 = (1e-7, 1e-6, 1e-5), 1e-2
 CHECK_IN_FLOAT32 = (1e-4, 1e-3, 1e-2), 1e-1
 
@@ -40,8 +40,8 @@ class LimitEstimator:
     """S_rel in the limit η → 0. Numerators and denominators are per unit of η (`kl`: of η²).
 
     In float32 the whole measurement is repeated at perturbed weights, because rounding can move a unit across a kink.
-    This changes derivatives even if the outputs stay the same. In float64 no unit is so close to a kink, and enough
-    digits remain, so that only outputs and output gradients are evaluated again.
+    Such a move changes derivatives even if the outputs stay the same. In float64 it is assumed that no unit is so close
+    to a kink, and that enough digits remain. Only outputs and output gradients are therefore evaluated again.
     """
 
     def __init__(self, plan: MeasurementPlan) -> None:
@@ -52,8 +52,8 @@ class LimitEstimator:
         self._engine: FirstOrderEngine | ForwardModeEngine
         if self._backprop is None:
             warnings.warn(
-                f"model {model.name!r}: {reason}; the limit is taken source by source by forward-mode "
-                "differentiation, which costs a few forward passes of all targets for each source",
+                f"model {model.name!r}: {reason}; the limit is therefore computed for one source after the other, by "
+                "forward-mode differentiation, which costs a few forward passes of all targets for each source",
                 stacklevel=5,
             )
             self._engine = ForwardModeEngine(
@@ -135,10 +135,10 @@ class LimitEstimator:
 
 
 class RelativeNoise:
-    """Callable: the rounding noise of each source's derivatives, as a share of the largest derivative, [n_s].
+    """Callable that returns the rounding noise of each source's derivatives, divided by the largest derivative, [n_s].
 
-    The noise is found by evaluating outputs and ∂ℓ/∂u again at perturbed weights. Without a `LossBackprop`, ∇ℓ is
-    evaluated in the place of ∂ℓ/∂u.
+    The noise is found by evaluating outputs and ∂ℓ/∂u again at perturbed weights and inputs. Without a `LossBackprop`,
+    ∇ℓ is evaluated instead of ∂ℓ/∂u.
     """
 
     def __init__(self, plan: MeasurementPlan, backprop: LossBackprop | None) -> None:
@@ -163,7 +163,7 @@ class RelativeNoise:
         return FURTHER_DIGITS * np.maximum(of_gradients, of_outputs)
 
     def _evaluate(self, weights: list, noisy_weights: list) -> tuple[tf.Tensor, ...]:
-        """Evaluate outputs and gradients at both weights.
+        """Evaluate outputs and gradients at `weights`, and again with `noisy_weights` and perturbed inputs.
 
         Returns:
             The outputs at `weights` and at `noisy_weights`, [n_t, C] each. Then the norms of the gradients, and the
@@ -300,9 +300,9 @@ def _has_layers_of_ones_own(model: keras.Model) -> bool:
 
 
 def _largest_differences(moved: tf.Tensor) -> np.ndarray:
-    """Return the largest change of a difference between two outputs, [...], from changes [..., C].
+    """Return by how much the difference of two outputs changes at most, [...], from changes of the outputs [..., C].
 
-    For C = 1 it is the size of the change.
+    For C = 1, return the size of the output's change.
     """
     array = np.asarray(moved)
     return np.abs(array[..., 0]) if array.shape[-1] == 1 else np.ptp(array, axis=-1)

@@ -22,12 +22,12 @@ class MeasurementPlan:
 
     Attributes:
         network: the model.
-        data: tensors x and y of the sources, x of the targets.
+        data: tensors: x of the sources, y of the sources, and x of the targets.
         probe: the probe set.
         measures: measures by name.
         settings: the user's `Settings`.
         loss: the compiled loss.
-        kind: reading of the outputs (`outputs.read_as`).
+        kind: how the outputs are interpreted: "raw", "logits", "probabilities" or "softmax" (see `outputs.read_as`).
     """
 
     network: Network
@@ -43,15 +43,19 @@ class MeasurementPlan:
         return self.network.dtype == tf.float64
 
     def method(self, name: str) -> str:
-        """Return the frame's name of a method: "finite_step" or "limit", with "_float64" if it runs in float64."""
+        """Return the entry for the frame's column `method`: `name`, with the ending "_float64" if run in float64.
+
+        Args:
+            name: "finite_step" or "limit".
+        """
         return f"{name}_float64" if self.in_float64 else name
 
     def in_precision(self, dtype: str) -> "MeasurementPlan":
         """Return the same plan in another precision.
 
         Raises:
-            ModelError: if the model or its loss does not run in this precision, or if a part of it computes in a lower
-                precision.
+            ModelError: if the model or its loss does not run in this precision, or if an operation in them computes in
+                a lower precision.
         """
         network = self.network.in_precision(dtype)
         x, y, x_targets = (network.cast(tensor) for tensor in self.data)
@@ -70,10 +74,10 @@ class MeasurementPlan:
     def kinds(
         self, outputs: tf.Tensor, backprop: LossBackprop | None
     ) -> dict[bool, str]:
-        """Return how to read outputs [n_t, C] of an engine.
+        """Return how the outputs [n_t, C] of an engine are interpreted: {whether the measure is of raw outputs: kind}.
 
-        kinds[True] is for measures of raw outputs, kinds[False] for the others. The raw outputs of a model that ends in
-        a softmax are its probabilities.
+        A kind is "raw", "logits" or "probabilities". The raw outputs of a model that ends in a softmax are its
+        probabilities.
         """
         has_softmax_link = backprop is not None and backprop.link == "softmax"
         if has_softmax_link:

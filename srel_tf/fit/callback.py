@@ -1,6 +1,6 @@
 """The Keras callback that measures on schedule, between the training steps of `model.fit`.
 
-It runs outside the training graph. Therefore the graph is exactly the same as without a probe.
+The callback runs outside the training graph. Therefore the graph is exactly the same as without a probe.
 
 Step n is measured just before the batch of update n+1, after all other callbacks, so that η is the rate that this
 update uses. The last step of an epoch is measured at the end of its last batch, because `fit` may end there. If a
@@ -47,8 +47,8 @@ class SRelCallback(ClockedCallback):
     """Measures a probe at each scheduled step. At step n the model has received n updates; step 0 is before the first.
 
     Args:
-        probe: The examples. If η is given and the probe has no name, it is named after η, for example "η=0.001". The
-            frame can then distinguish the rows of several η in one training.
+        probe: The examples. If η is given, a probe without a name is named after η, for example "η=0.001". The frame
+            can then distinguish the rows of several η in one training.
         every: The schedule: a number of steps, or a function from step to bool.
         settings: Options of the measurement.
         run: Value of the frame's column `run`.
@@ -84,7 +84,7 @@ class SRelCallback(ClockedCallback):
         self._optimizer_check = OptimizerCheck()
         # Checksum of the weights at the end of an epoch whose last step was measured, else None.
         self._checksum: int | None = None
-        self._times_gone_back = 0  # The clock's number when this callback last read it.
+        self._times_gone_back = 0  # `clock.times_gone_back` when it was last read.
         self._seconds: list[
             float
         ] = []  # Duration of each measurement since the last report.
@@ -245,7 +245,7 @@ class SRelCallback(ClockedCallback):
     def _is_outdated(self) -> bool:
         """Return whether the newest result was measured with another η or other weights than the next update will use.
 
-        False if the newest result is already in a store.
+        Return False if the newest result is already in a store.
         """
         result = self.recorder.newest
         if result is None:
@@ -267,7 +267,7 @@ class SRelCallback(ClockedCallback):
         }
 
     def differences(self, state: JsonObject) -> list[str]:
-        """Return one line for each option that differs from `state`. The probe's fingerprint counts as an option."""
+        """Return one line for each option that has another value in `state`. The probe's fingerprint is an option."""
         return differences(state["about"], self._metadata)
 
     def resume(self, state: JsonObject, step: int) -> None:

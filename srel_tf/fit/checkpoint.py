@@ -13,10 +13,11 @@ The state consists of all variables of the model (batch statistics and dropout s
 state saved within an epoch also contains the variables of the metrics.
 
 The caller provides the data in a reproducible order. Here `data_of` yields the batches that follow the given position,
-without end (use fit(..., steps_per_epoch=n)). Their order within an epoch depends only on the number of the epoch.
+without end (use fit(..., steps_per_epoch=n)). The order of the batches within an epoch must depend only on the number
+of the epoch.
 
-Keras callbacks that remember earlier epochs (`ReduceLROnPlateau`, `EarlyStopping`) are not part of the state. They
-start afresh with each `fit`.
+Keras callbacks that remember earlier epochs (`ReduceLROnPlateau`, `EarlyStopping`) are not part of the state. Such a
+callback starts afresh with each `fit`.
 """
 
 from __future__ import annotations
@@ -52,16 +53,17 @@ class Checkpoint(ClockedCallback):
     Each save writes the state and the rows that the probes have measured since the last save. These rows are then
     removed from `srel_frame()`, so that memory use does not grow.
 
-    The rows of the step at which a state is saved are saved with the next state: their η is the rate of the next
-    update, which is not decided yet. Only at the end of a `fit` they are saved at once, with the current η. They then
-    stay in the store, even if a later `fit` begins with another rate.
+    A state is saved without the rows of its own step, because their η is the rate of the next update, which is not
+    decided yet. These rows are saved with the next state. At the end of a `fit`, however, the rows of the last step are
+    saved at once, with the current η. These rows stay in the store, even if a later `fit` begins with another rate.
 
     If Keras does not know the length of an epoch, states are saved at the end of this epoch only, or at the step where
-    training is stopped. In the latter case the rows of this epoch have NaN in the column `epoch`. With `use_ema`,
-    states are saved at epoch ends only, because `fit` overwrites the weights with their averages when it ends.
+    training is stopped. If training is stopped there, the rows of this epoch have NaN in the column `epoch`. With
+    `use_ema`, states are saved at epoch ends only, because `fit` overwrites the weights with their averages when `fit`
+    ends.
 
-    The checkpoint must be the last callback, so that it saves the effects of the others. `fit` of a model with probes
-    moves it to the end of the list.
+    The checkpoint must be the last callback, so that it saves the effects of all other callbacks. `fit` of a model with
+    probes moves the checkpoint to the end of the list.
 
     A store holds one training. If the training goes back to a step before the saved rows (for example through Keras's
     `BackupAndRestore`), saving its rows raises `StorageError`. Call `restore` to return to the saved state.
@@ -75,7 +77,8 @@ class Checkpoint(ClockedCallback):
     Raises:
         OptionError: If `every` is neither a positive integer nor None.
         StorageError: During `fit`, if the disk fails. When `fit` begins, if the store holds a training that was not
-            restored, or rows of steps that the training has not reached yet. One frame would then mix two trainings.
+            restored, or rows of steps that the training has not reached yet. Without this error, one frame would mix
+            two trainings.
 
     Example:
         >>> import tempfile, keras, numpy as np, srel_tf
@@ -113,7 +116,8 @@ class Checkpoint(ClockedCallback):
         self._fingerprint: JsonObject | None = (
             None  # Fingerprint of the model as it was compiled.
         )
-        self._restored = False  # Whether the store belongs to this training: restore() matched them, or it was empty.
+        # Whether the store belongs to this training: `restore` has matched the two, or the store was empty.
+        self._restored = False
         self._restored_metrics: Arrays = ()  # Saved values of the metrics, for the epoch that is continued.
         self._saved_place: tuple[Position, int] | None = None  # Place of the last save.
         self._saved_step = (
@@ -148,7 +152,7 @@ class Checkpoint(ClockedCallback):
             if lines:
                 raise StorageError(
                     f"the state saved in {self._store.path} belongs to another training: use the model and the options "
-                    "of that training, or start again without the state; the differences are\n"
+                    "of that training, or start again without this state; the differences are\n"
                     + "\n".join(lines)
                 )
             self._apply(model, state, example)
@@ -157,7 +161,7 @@ class Checkpoint(ClockedCallback):
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise StorageError(
                 f"the state saved in {self._store.path} does not belong to model {model.name!r} with its optimizer and "
-                f"probes ({type(error).__name__}: {error}): start again without it"
+                f"probes ({type(error).__name__}: {error}): start again without this state"
             ) from error
         self._restored = True
         return state.position
@@ -231,7 +235,7 @@ class Checkpoint(ClockedCallback):
     def on_train_batch_end(self, batch: int, logs: JsonObject | None = None) -> None:
         super().on_train_batch_end(batch, logs)
         batches_left = self.clock.batches_left
-        # on_epoch_end saves after the last step of an epoch, and all states under `use_ema`.
+        # `on_epoch_end` saves after the last step of an epoch. With `use_ema` it saves all states.
         if batches_left == 0 or self.model.optimizer.use_ema:
             return
         is_due = self._is_due and batches_left is not None
@@ -281,7 +285,7 @@ class Checkpoint(ClockedCallback):
         metadata = self._metadata(len(state), len(metrics))
         try:
             self._store.commit(frame, arrays, metadata)
-        finally:  # Ctrl-C may arrive after the commit has succeeded.
+        finally:  # Also after Ctrl-C, which may arrive when the commit has succeeded.
             self._forget_saved(self.model)
         self._saved_place, self._saved_step = self._place, self.clock.step
 

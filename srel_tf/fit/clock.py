@@ -24,10 +24,13 @@ class Position(NamedTuple):
 
 @dataclass(eq=False)
 class Epoch:
-    """An epoch of `fit`. All `Place` objects within it share this object, so a length that is set later applies to all.
+    """An epoch of `fit`.
+
+    All `Place` objects within an epoch share one `Epoch`, so that a length that is set later applies to all of them.
 
     Attributes:
-        length: Number of batches; None while it is unknown. It stays None if an epoch of unknown length is interrupted.
+        length: Number of batches; None while unknown. The length of an epoch that was interrupted before its length was
+            known stays None.
     """
 
     length: int | None = None
@@ -48,7 +51,7 @@ class Place(NamedTuple):
 
     @property
     def epochs(self) -> float:
-        """Number of epochs done, fractional within an epoch; NaN while unknown."""
+        """Number of epochs done, with a fraction within an epoch; NaN while this number is unknown."""
         if not self.batches:
             return self.start
         if self.epoch.length is None:
@@ -78,7 +81,7 @@ class Counts(NamedTuple):
 
 
 class TrainingClock:
-    """Counts optimizer updates and epochs. It uses the optimizer's own count and Keras's calls of a callback.
+    """Counts optimizer updates and epochs, by the optimizer's own count and by Keras's calls of a callback.
 
     Attributes:
         step: Updates applied to the weights, by any optimizer.
@@ -142,7 +145,7 @@ class TrainingClock:
     def begin_fit(self, optimizer: keras.optimizers.Optimizer) -> None:
         """Note that `fit` begins."""
         if self._within_batch:
-            # An exception ended the former fit within a batch, possibly after the update of this batch.
+            # An exception ended the previous fit within a batch, possibly after the update of this batch.
             has_counted = _counts(self.optimizer).batches > self.batches
             self.observe(self.optimizer, int(has_counted))
             self._within_batch = False
@@ -156,11 +159,11 @@ class TrainingClock:
         self.observe(optimizer)
         start = self._place.epochs
         if np.isnan(start):
-            # The former epoch was interrupted before its length was known: its batches are not counted.
+            # The previous epoch was interrupted before its length was known: its batches are not counted.
             start = self._place.start
         # Keras counts the epochs of each fit from initial_epoch, and does not notice if a callback restores an earlier
-        # state. Its number is used if the clock's number is unknown, or if it is ahead of the clock's number and the
-        # training has not gone back in this fit.
+        # state. Keras's number is used in two cases: if the clock's number is unknown, or if Keras's number is larger
+        # and the training has not gone back in this fit.
         is_ahead = epoch > start and not self._went_back_in_fit
         if np.isnan(start) or is_ahead:
             start = float(epoch)
@@ -186,7 +189,7 @@ class TrainingClock:
 
     def end_epoch(self, optimizer: keras.optimizers.Optimizer) -> None:
         """Note that `fit` ends the epoch, after its last batch or earlier."""
-        # A batch that began and did not end: Keras found no data for it.
+        # If a batch has begun and not ended, Keras found no data for this batch.
         data_ended, self._within_batch = self._within_batch, False
         if data_ended and self._place.epoch.length is None:
             self._place.epoch.length = self.position.batch or None
@@ -211,7 +214,7 @@ class TrainingClock:
         """Read the counts of the model's optimizer.
 
         Args:
-            optimizer: The model's current optimizer. It may be another one than at the last observation.
+            optimizer: The model's current optimizer, which may be another one than at the last observation.
             batches: Batches trained since the last observation.
         """
         epoch, batches_before = self.position
@@ -220,7 +223,7 @@ class TrainingClock:
         self._within_batch = was_within_batch and not batches
         if self.optimizer is not None and optimizer is not self.optimizer:
             if was_within_batch:
-                # The former optimizer may have applied the update of this batch.
+                # The previous optimizer may have applied the update of this batch.
                 self._count(self.optimizer, batches)
                 batches = 0
             self._change_optimizer(optimizer)
@@ -262,14 +265,14 @@ class TrainingClock:
         self.step = updates - self.count_offset
 
     def _change_optimizer(self, optimizer: keras.optimizers.Optimizer | None) -> None:
-        """Continue to count with another optimizer. Its own count may begin at any number."""
+        """Continue to count with another optimizer, whose own count may begin at any number."""
         self.optimizer = optimizer
         self.count_offset = _counts(optimizer).updates - self.step
         self._read_counts()
         self._waypoints = [self._waypoint()]
 
     def _go_back(self) -> None:
-        """Set the clock back to the place at which the optimizer had this count, interpolated between waypoints."""
+        """Set the clock back to the place at which the optimizer had its current count, by interpolating waypoints."""
         waypoints = [*self._waypoints, self._waypoint()]
         self.batches = _counts(self.optimizer).batches
         batches_per_update = _batches_per_update(self.optimizer)

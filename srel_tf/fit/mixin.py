@@ -73,8 +73,9 @@ class SRelMixin(_Base):
         same as in `srel_tf.measure`.
 
         Args:
-            probe: The examples, n_s sources and n_t targets. Its name is the value of the frame's column `name`. If it
-                has no name and `learning_rate` is given, it is named after this rate, for example "η=0.001".
+            probe: The examples, n_s sources and n_t targets. The probe's name is the value of the frame's column
+                `name`. If `learning_rate` is given, a probe without a name is named after this rate, for example
+                "η=0.001".
             every: The steps to measure: an int for its multiples (0 included), or any function `step -> bool`. Step n
                 means that n optimizer updates have been applied. The count continues after a new `compile`.
             measures: One or more measures of the change of predictions.
@@ -82,7 +83,7 @@ class SRelMixin(_Base):
             learning_rate: η of the fictitious step. None means the rate of the next update, even if a callback or a
                 schedule sets it.
             estimator: "exact", "limit" or "auto".
-            predictions: How the outputs are read: "auto", "softmax" or "raw".
+            predictions: What the measures act on: "auto", "softmax" or "raw".
             batch_size: Examples per forward pass.
             run: Value of the frame's column `run`.
             seed: Value of the frame's column `seed`.
@@ -93,9 +94,9 @@ class SRelMixin(_Base):
         Raises:
             OptionError: If an option has a wrong value.
             ModelError: If the model cannot be measured.
-            ProbeError: In three cases. The model does not accept the probe. The ids of two probes have different types.
-                Rows of two probes would agree in run, seed, name, measure, update, estimator and ids, so that the frame
-                could not distinguish them: give one of the probes a name.
+            ProbeError: If the model does not accept the probe, or if the ids of two probes have different types. Also
+                if rows of two probes would agree in run, seed, name, measure, update, estimator and ids: the frame
+                could not distinguish such rows. Give one of these probes another name.
         """
         bases, name = type(self).__mro__, type(self).__name__
         if bases.index(keras.Model) < bases.index(SRelMixin):
@@ -105,7 +106,7 @@ class SRelMixin(_Base):
             )
         if not isinstance(probe, ProbeSet):
             raise ProbeError(
-                f"attach_probe expects a srel_tf.ProbeSet, got {type(probe).__name__}"
+                f"attach_probe expects a srel_tf.ProbeSet, got {type(probe).__name__}: make one with ProbeSet(x, y)"
             )
         settings = Settings(
             measures,
@@ -165,7 +166,7 @@ class SRelMixin(_Base):
                 )
             if isinstance(callbacks, keras.callbacks.CallbackList):
                 raise OptionError(
-                    "fit with a probe takes a list of callbacks, not a keras.callbacks.CallbackList"
+                    "fit with a probe does not take a keras.callbacks.CallbackList: pass a list of callbacks"
                 )
             callbacks = self._with_srel_callbacks(keras.tree.flatten(callbacks or []))
         weighs_examples = any(

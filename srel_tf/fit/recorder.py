@@ -26,10 +26,10 @@ class Record(NamedTuple):
 
 
 class Recorder:
-    """Results in the order they were measured, each with its step and its place in the training.
+    """Results in the order in which they were measured, each with its step and its place in the training.
 
-    The epoch of a result is the number of epochs done, with a fraction within an epoch. It is NaN while the length of
-    the epoch is unknown (for example, if the data are a generator).
+    The epoch of a result is the number of epochs done, with a fraction within an epoch. This number is NaN while the
+    length of the epoch is unknown (for example, if the data are a generator).
 
     Args:
         run: Value of the frame's column `run`.
@@ -37,7 +37,7 @@ class Recorder:
 
     Attributes:
         name: Unique name of the recorder, by which a store identifies the results that it holds.
-        stored_step: The latest step whose rows are in a store; None if no rows are.
+        stored_step: The latest step whose rows are in a store; None if no rows are in a store.
     """
 
     def __init__(self, run: str, seed: int | None) -> None:

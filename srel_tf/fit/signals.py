@@ -8,7 +8,7 @@ from typing import Any
 
 @contextlib.contextmanager
 def first_signal_calls(function: Callable[[], None]) -> Iterator[None]:
-    """Within this block, call `function` at the first SIGINT or SIGTERM. Later signals go to the former handlers.
+    """Within this block, call `function` at the first SIGINT or SIGTERM. Later signals go to the previous handlers.
 
     Python allows this in the main thread only.
     """

@@ -1,4 +1,4 @@
-"""Warnings if Keras's traced training step differs from the step that a measurement takes.
+"""Warnings if Keras's traced training step differs from the step that is measured.
 
 Keras traces `train_step` when a batch of a new shape comes, and keeps the graph until `compile` is called. Changes of
 the model after the trace (`trainable`, the learning rate schedule) have no effect on that graph.
@@ -15,7 +15,8 @@ from srel_tf.errors import ModelError
 
 WEIGHTED = (
     "fit weighs the examples (class_weight, sample_weight, or weights in the data), but S_rel measures a step on one "
-    "example with weight 1, which differs from the step of the training; train without weights, so that the two agree"
+    "example with weight 1, which differs from the step of the training; to make the two steps agree, train without "
+    "weights"
 )
 
 
@@ -105,7 +106,7 @@ def warn_of_stale_trace(model: keras.Model) -> None:
         warn_once(
             model,
             "learning_rate was set to another schedule after Keras had traced the training step: Keras continues with "
-            "the former rate, but S_rel is measured with the new one; call model.compile(...) after the change",
+            "the previous rate, but S_rel is measured with the new one; call model.compile(...) after the change",
         )
 
 
@@ -158,7 +159,7 @@ def _norms(model: keras.Model) -> np.ndarray:
 
 
 def _changed_layers(model: keras.Model, traced: Traced) -> list[str]:
-    """List the paths of layers with a weight whose `trainable` is not the same in all traces and now."""
+    """List the paths of layers with a weight that is trained in some trace or now, but not in all traces and now."""
     trained_now = {id(v): v for v in model.trainable_variables}
     variables = {**traced.variables, **trained_now}
     unchanged = traced.common & trained_now.keys()

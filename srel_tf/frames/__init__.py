@@ -1,4 +1,4 @@
-"""Tables of S_rel, in memory and on disk. Does not import TensorFlow."""
+"""Tables of S_rel, in memory and on disk. This package does not import TensorFlow."""
 
 from srel_tf.frames.schema import COLUMNS
 

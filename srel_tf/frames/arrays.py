@@ -1,4 +1,4 @@
-"""Named arrays in one file, in the format safetensors. Does not import TensorFlow."""
+"""Named arrays in one file, in the format safetensors. This module does not import TensorFlow."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +22,8 @@ def write_arrays(file: Path, arrays: Mapping[str, ArrayLike]) -> None:
     Raises:
         StorageError: If the disk fails, or if safetensors does not support the type of an array, for example objects.
     """
-    # safetensors copies the memory, so arrays must be in C order. Machines that run TensorFlow are little-endian.
+    # safetensors copies the memory, so arrays must be in C order. The byte order needs no conversion, because machines
+    # that run TensorFlow are little-endian.
     converted = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     rejected = [
         f"{name} ({array.dtype})"
@@ -31,7 +32,7 @@ def write_arrays(file: Path, arrays: Mapping[str, ArrayLike]) -> None:
     ]
     if rejected:
         raise StorageError(
-            f"arrays of such types cannot be saved: {', '.join(rejected)}; convert them to numbers"
+            f"arrays of these types cannot be saved: {', '.join(rejected)}; convert them to numbers"
         )
     with replacing(file) as part:
         part.write_bytes(safetensors.numpy.save(converted))
@@ -43,5 +44,5 @@ def read_arrays(file: Path) -> dict[str, np.ndarray]:
         return safetensors.numpy.load_file(file)
     except Exception as error:  # Malformed files raise many exception types.
         raise StorageError(
-            f"{file} holds no arrays ({error}): start again without it"
+            f"{file} holds no arrays ({error}): start again without this file"
         ) from error

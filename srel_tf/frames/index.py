@@ -1,4 +1,6 @@
-"""The index of a `FrameStore`: a list of its parts (files of rows) and its state. Does not import TensorFlow.
+"""The index of a `FrameStore`, which lists the parts (files of rows) and the state.
+
+This module does not import TensorFlow.
 
 The index is a SQLite database with a rollback journal. SQLite ends a transaction by deleting the journal and flushing
 the deletion to the disk. Thus a crash or a power cut leaves either the old index or the new one, and between two
@@ -29,8 +31,8 @@ OWN = re.compile(
 GIVE_UP = "give the rows up: FrameStore(path, write=True, anew=True)"
 SECONDS_TO_WAIT = 60  # How long to wait if another process uses the index.
 
-# A transaction over several databases has journals that end with the name of another file and these bytes. SQLite would
-# delete that file.
+# If a transaction covers several databases, each journal ends with the name of another file and these bytes. SQLite
+# would delete the file of that name.
 NAMES_ANOTHER_FILE = b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7"
 
 
@@ -109,7 +111,7 @@ class Index:
         self.latest("state")
 
     def create(self) -> None:
-        """Write an empty index. It replaces any existing one, even if that is damaged."""
+        """Write an empty index. An existing index is replaced, even if it is damaged."""
         statements = [
             "PRAGMA journal_mode=OFF",
             SCHEMA,
@@ -117,7 +119,7 @@ class Index:
         ]
         try:
             with replacing(self._file) as new:
-                # Without this, SQLite would apply the journal of the former index to the new one.
+                # Otherwise SQLite would apply the journal of the previous index to the new index.
                 self._journal.unlink(missing_ok=True)
                 with contextlib.closing(sqlite3.connect(new)) as database:
                     database.executescript("; ".join(statements))
@@ -127,7 +129,7 @@ class Index:
     def save(self, *entries: Entry) -> None:
         """Save entries in one transaction.
 
-        A part replaces the part with the same number. A state replaces the former state.
+        A part replaces the part with the same number. A state replaces the previous state.
         """
         values = ", ".join("?" * (len(Entry._fields) + 1))
         with self._opened(write=True) as database:
@@ -170,8 +172,8 @@ class Index:
     def _opened(self, write: bool = False) -> Iterator[sqlite3.Connection]:
         """Open the database and yield it within a transaction. An exception undoes the transaction.
 
-        If a killed process has left a transaction unfinished, SQLite undoes that one first. Only in this case does a
-        reader need permission to write.
+        If a killed process has left a transaction unfinished, SQLite first undoes that transaction. A reader needs
+        permission to write only in this case.
 
         Raises:
             StorageError: If the file is not an index, or the disk fails.

@@ -1,4 +1,4 @@
-"""A frame on disk that is read in pieces, so that memory use is bounded. Does not import TensorFlow."""
+"""A frame on disk that is read in pieces, so that memory use is bounded. This module does not import TensorFlow."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ ROWS_AT_A_TIME = 2**17
 class StoredFrame:
     """The rows of Parquet files, one file after the other. `srel_tf.smooth` and `separation` accept it as a frame.
 
-    Files of an earlier version lack the column `name` or `method`. These columns are filled in as by
-    `srel_tf.read_frame`.
+    Files of an earlier version lack the column `name` or `method`. When rows are read, these columns are added, with
+    the same values as by `srel_tf.read_frame`.
 
     Args:
         files: Paths of Parquet files with the same columns.
 
     Attributes:
-        dataset: The `pyarrow.dataset.Dataset`, for custom queries; None without files. In the dataset, a missing `name`
-            or `method` is null, not filled in.
+        dataset: The `pyarrow.dataset.Dataset`, for custom queries; None without files. In the dataset, a missing column
+            `name` or `method` holds null.
 
     Raises:
         FrameError: If a file is not a frame.
@@ -180,7 +180,7 @@ def _start_of_last_measurement(frame: pd.DataFrame) -> int:
 
 
 def _finish(piece: pd.DataFrame, finished: set[str]) -> pd.DataFrame:
-    """Add the measurements of `piece` to `finished`. Raise `FrameError` if one of them is already in `finished`."""
+    """Add the measurements of `piece` to `finished`. Raise `FrameError` if `finished` already holds one of them."""
     names = {
         str(row) for row in piece[MATRIX].drop_duplicates().itertuples(index=False)
     }

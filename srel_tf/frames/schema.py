@@ -1,4 +1,4 @@
-"""Tidy frames of measurements: columns and files. Does not import TensorFlow."""
+"""Tidy frames of measurements: columns and files. This module does not import TensorFlow."""
 
 import contextlib
 import functools
@@ -19,8 +19,8 @@ COLUMNS = (
     "source_id", "source_class", "target_id", "target_class", "numerator", "denominator", "srel", "valid",
 )  # fmt: skip
 
-# Methods by which a row can be computed: a finite step or the limit η → 0. Rows of the estimator "auto" may have any of
-# them. The ending _float64 marks rows that were computed in float64.
+# Methods by which a row can be computed: a finite step or the limit η → 0. Rows of the estimator "auto" may be computed
+# by any of these methods. The ending _float64 marks rows that were computed in float64.
 METHODS = ("finite_step", "finite_step_float64", "limit", "limit_float64")
 
 # Earlier versions had no column `method` and wrote the method into the column `estimator`.
@@ -42,7 +42,10 @@ MATRIX = [
 
 
 class Measurement(Protocol):
-    """The fields of a `srel_tf.SRelResult` that `tidy` reads. This package must not import the class."""
+    """The fields of a `srel_tf.SRelResult` that `tidy` reads.
+
+    The class itself cannot be imported here, because its module imports this one.
+    """
 
     @property
     def probe(self) -> Any: ...
@@ -208,7 +211,7 @@ def _with_integer_ids(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _are_integers(text: pd.Series) -> bool:
-    """Return whether all ids are written as integers. 007 is not: as the integer 7 it would lose its zeros."""
+    """Return whether all ids are written as integers. "007" is not, because the integer 7 is written without zeros."""
     return bool(text.drop_duplicates().str.fullmatch("0|-?[1-9][0-9]{0,17}").all())
 
 
@@ -224,7 +227,8 @@ def _write_parquet(frame: pd.DataFrame, file: Path) -> None:
 def parquet_options(schema: pa.Schema) -> dict[str, Any]:
     """Return pyarrow's options for writing Parquet files.
 
-    Floating-point columns get no dictionary, because their values are rarely equal. This makes files a quarter smaller.
+    Floating-point columns are written without a dictionary, because their values are rarely equal. This makes files a
+    quarter smaller.
     """
     dictionary_columns = [
         column.name for column in schema if not pa.types.is_floating(column.type)
@@ -245,7 +249,7 @@ _READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
 def missing_columns(names: Iterable[str]) -> list[str]:
     """List which of `name` and `method` a measurement frame lacks because an earlier version wrote it.
 
-    The list is empty for other tables, such as statistics. They are recognized by missing columns, such as `source_id`.
+    The list is empty for other tables, such as statistics, which lack `source_id` or another column of measurements.
 
     Args:
         names: The columns of the frame.
@@ -310,18 +314,18 @@ def arrow_errors() -> Iterator[None]:
         yield
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise FrameError(
-            f"a column holds values of several types, which cannot be written to a file ({error}): are the ids of one "
-            "probe numbers, and the ids of another one text? Give ProbeSet(ids=...) of one type to all"
+            f"a column holds values of several types, which cannot be written to a file ({error}): if the ids of one "
+            "probe are numbers, and the ids of another one are text, give ProbeSet(ids=...) of one type to all probes"
         ) from error
 
 
 def read_frame(path: AnyPath) -> pd.DataFrame:
     """Read a frame that `write_frame` wrote.
 
-    Frames of earlier versions may lack two columns, which are then added. `name` is "". `method` follows from the
-    estimator: "finite_step" for "exact", and "limit" for "limit". For the estimator "auto", earlier versions wrote the
-    method of each row ("exact" or "limit") into the column `estimator`. These rows keep that value, and it is unknown
-    which of them were computed in float64.
+    Frames of earlier versions may lack two columns, which are then added. The column `name` is filled with "". The
+    column `method` follows from the estimator: "finite_step" for "exact", and "limit" for "limit". For the estimator
+    "auto", earlier versions wrote the method of each row ("exact" or "limit") into the column `estimator`. This column
+    is not changed, and it is unknown which of these rows were computed in float64.
 
     Args:
         path: A `.parquet` or `.csv` file. A `.parquet` file keeps the type of ids. From a `.csv` file, ids are read as

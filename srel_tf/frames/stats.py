@@ -1,6 +1,6 @@
 """Statistics of S_rel frames: Definition 3, and intra-class compared with inter-class pairs.
 
-Does not import TensorFlow.
+This module does not import TensorFlow.
 """
 
 from collections.abc import Sized
@@ -44,8 +44,8 @@ def smooth(frame: pd.DataFrame | StoredFrame, diagonal: bool = True) -> pd.DataF
 
     Args:
         frame: A DataFrame, or a `StoredFrame` (`scan_frame`), which is read in pieces.
-        diagonal: Whether to include the pairs of an example with itself, as the paper does. Their S_rel is 1 by
-            definition.
+        diagonal: Whether to include the pairs of an example with itself, as the paper does. S_rel of such a pair is 1
+            by definition.
 
     Returns:
         One row for each measurement, source class and target class. A measurement is identified by run, seed, name,
@@ -106,7 +106,8 @@ def separation(frame: pd.DataFrame | StoredFrame) -> pd.DataFrame:
         - `ratio_of_medians`: `median_intra` / `median_inter`; NaN if `median_inter` is 0
         - `n_intra`, `n_inter`: numbers of valid entries
 
-        Only valid entries count. If one of the two kinds has none, all statistics except the numbers are NaN.
+        Only valid entries count. If there are no valid entries of one kind (intra-class or inter-class), all statistics
+        except `n_intra` and `n_inter` are NaN.
 
     Raises:
         FrameError: If columns are missing, or the frame has no classes.

@@ -1,4 +1,4 @@
-"""Frames on disk that grow during a training, saved together with its state. Does not import TensorFlow.
+"""Frames on disk that grow during a training, saved together with its state. This module does not import TensorFlow.
 
     DIR/index.sqlite               the parts in order and the state, each with its size and SHA-256 (`.index`)
     DIR/part-000000.parquet …      rows
@@ -47,8 +47,8 @@ class FrameStore:
 
     Args:
         path: The directory.
-        write: Whether to open the store for writing. This makes the directory, and locks it until `close` is called or
-            the process ends.
+        write: Whether to open the store for writing. If True, the directory is made if necessary, and locked until
+            `close` is called or the process ends.
         anew: With `write`, whether to discard the rows and the state in the directory, even if they are damaged.
 
     Raises:
@@ -181,7 +181,9 @@ class FrameStore:
         file = self.path / entry.file
         damage = find_damage(file, entry.bytes, entry.sha256)
         if damage:
-            raise StorageError(f"the state {file} {damage}: start again without it")
+            raise StorageError(
+                f"the state {file} {damage}: start again without this state"
+            )
         return read_arrays(file), json.loads(entry.metadata)
 
     def scan(self, skip_damaged: bool = False) -> StoredFrame:
@@ -248,7 +250,7 @@ class FrameStore:
 
         Args:
             path: The Parquet file.
-            more: Rows to write after the saved rows. They are not added to the store.
+            more: Rows to write to the file after the saved rows. These rows are not added to the store.
 
         Returns:
             The path.
@@ -284,7 +286,7 @@ class FrameStore:
         remove(self.path / INDEX)
         remove(
             self.path / ".lock"
-        )  # Delete the lock file while the lock is held: a new writer creates its own file.
+        )  # While the lock is still held; a later writer makes a new lock file.
         self.close()
         remove_directory(self.path)
 
@@ -317,7 +319,7 @@ class FrameStore:
         )
 
     def _stored_schema(self) -> pa.Schema | None:
-        """Read the columns and types from the first part; None without parts. Raise `FrameError` if it is damaged."""
+        """Read the columns and types from the first part; None without parts. A damaged part raises `FrameError`."""
         first = self._parts()[:1]
         return self._stored_frame(first).schema if first else None
 

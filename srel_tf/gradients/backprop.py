@@ -13,9 +13,8 @@ from srel_tf.gradients.layer_rules import has_registered_rule
 from srel_tf.gradients.network import Network, as_matrix
 from srel_tf.gradients.output_gradients import LINKS, OutputGradients, link_derivative
 
-RULE_TOLERANCE = (
-    0.01  # Relative difference of gradients by rules and by differentiation in float32.
-)
+# Largest accepted relative difference between gradients by a rule and gradients by differentiation, in float32.
+RULE_TOLERANCE = 0.01
 
 
 class ForwardPass(NamedTuple):
@@ -26,7 +25,7 @@ class ForwardPass(NamedTuple):
         u: the argument of the link function that gives f, [n, C].
         calls: the recorded layer calls.
         tape: a persistent gradient tape that watches the outputs of the calls.
-        weights: the trainable weights of the pass; None means the model's own.
+        weights: the trainable weights of the pass; None means the model's own weights.
         mask: Keras's mask of the outputs, or None.
     """
 
@@ -71,7 +70,10 @@ class BatchBackprop:
         )
 
     def _check_rules(self, x: tf.Tensor) -> None:
-        """Compare the gradients of a weighted sum of the outputs, at the first example, with differentiation."""
+        """Compare the gradients by the layers' rules with differentiation; raise `ModelError` if they differ.
+
+        Both are gradients of a weighted sum of the outputs at the first example.
+        """
         network = self.network
 
         @network.compiled
@@ -142,14 +144,14 @@ class LossBackprop(BatchBackprop):
         x, y: two examples [2, ...] for a trial run.
 
     Raises:
-        NotSeparable: if the loss depends on more than outputs and targets, or for the reasons of `BatchBackprop`.
+        NotSeparable: if the loss depends on more than outputs and targets, or if `BatchBackprop` raises this error.
     """
 
     def __init__(self, network: Network, x: tf.Tensor, y: tf.Tensor) -> None:
         super().__init__(network, x)
         model = network.model
         if network.loss is not None:
-            raise NotSeparable("the loss is a function of the user's own")
+            raise NotSeparable("the loss is the user's own function")
         if (
             type(model).compute_loss is not keras.Model.compute_loss
             or model.loss is None
@@ -161,9 +163,10 @@ class LossBackprop(BatchBackprop):
         self.link = self._find_link(x, y)
 
     def read(self, outputs: tf.Tensor) -> tf.Tensor:
-        """Return outputs [n, C] as D reads them.
+        """Return the values [n, C] from which D is computed.
 
-        If the model ends in a softmax, these are its logits, which resolve probabilities near 0 and 1.
+        If the model ends in a softmax, these are the logits, because logits resolve probabilities near 0 and 1. For any
+        other model they are the outputs.
         """
         return (
             LINKS["softmax"].of_outputs(outputs) if self.link == "softmax" else outputs
@@ -219,9 +222,9 @@ class SourceGradients:
         weights: the trainable weights; None means the current weights of the network.
 
     Attributes:
-        outputs: f [n, C] as D reads it.
-        zero: float64 [n], 0 for examples whose gradient is finite, else NaN. It is needed because a saturated net may
-            return finite outputs after an update that contains NaN.
+        outputs: f [n, C], as `LossBackprop.read` returns it.
+        zero: float64 [n], 0 for examples whose gradient is finite, else NaN. This number is added to the outputs after
+            the update, because a saturated net may return finite outputs even after an update that contains NaN.
     """
 
     def __init__(

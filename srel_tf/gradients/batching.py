@@ -16,7 +16,8 @@ def map_batches(
 ) -> tuple[tf.Tensor, ...]:
     """Return the tensors [n, ...] of function(*arrays), computed in batches of equal size.
 
-    Batches of equal size go through the same kernels. The last batch is filled with copies of the last example.
+    With equal sizes, all batches are computed by the same kernels. The last batch is filled with copies of the last
+    example.
 
     Args:
         function: takes the rows of one batch from each array, and returns a tuple of tensors with as many rows.

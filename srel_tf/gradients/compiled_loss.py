@@ -17,7 +17,7 @@ KINDS = {
 }
 FunctionLoss = (
     keras.losses.MeanSquaredError.__base__
-)  # Keras's wrapper class around a loss function, which has no public name.
+)  # The class in which Keras wraps a loss function. This class has no public name.
 
 
 class CompiledLoss(NamedTuple):
@@ -26,12 +26,12 @@ class CompiledLoss(NamedTuple):
     Attributes:
         kind: the kind of the loss:
 
-            - "sparse": a loss of one class among several, where y holds class indices.
-            - "categorical": the same, where y holds rows.
-            - "binary": a loss of each output separately.
+            - "sparse": a loss for one class among several, where y holds class indices.
+            - "categorical": a loss for one class among several, where y holds a row of C numbers for each example.
+            - "binary": a loss that treats each output separately.
             - "other": any other loss of Keras.
-            - "own": the user's function or class, or several losses. Also a model without a compiled loss, which has
-              `add_loss` or its own `compute_loss`.
+            - "own": the user's function or class, or several losses. A model without a compiled loss, which uses
+              `add_loss` or its own `compute_loss`, also has this kind.
         name: the name of the loss in messages.
         from_logits: whether the loss takes logits; None if it has no such option.
         ignore_class: the label whose loss is ignored; None if every label counts.
@@ -64,10 +64,10 @@ def compiled_loss(model: keras.Model, y_shape: tuple, num_outputs: int) -> Compi
 def single_loss(
     model: keras.Model, y_shape: tuple | None = None, num_outputs: int | None = None
 ) -> keras.losses.Loss | Callable | None:
-    """Return the compiled loss of a model, a `keras.losses.Loss` or a function. None if it has no or several losses.
+    """Return the compiled loss, a `keras.losses.Loss` or a function. None if the model has no loss or several losses.
 
-    "crossentropy" and "ce" name a loss that Keras chooses by the shapes of targets and outputs. Without these shapes
-    the result is None.
+    For the names "crossentropy" and "ce", Keras chooses the loss by the shapes of targets and outputs. Without these
+    shapes the result is None.
     """
     losses = keras.tree.flatten(model.loss)
     if len(losses) != 1 or losses[0] is None:

@@ -49,9 +49,10 @@ def convolutions_of(layers: Iterable[keras.Layer]) -> list[keras.Layer]:
 
 @contextlib.contextmanager
 def quick_convolutions(layers: Iterable[keras.Layer]) -> Iterator[None]:
-    """Replace convolutions of few pixels or examples by matrix products within the context. Only rounding differs.
+    """Within the context, replace convolutions of few pixels or examples by matrix products.
 
-    TensorFlow's CPU kernels are slow for such convolutions, above all in float64 and in the backward pass.
+    TensorFlow's CPU kernels are slow for such convolutions, above all in float64 and in the backward pass. The results
+    differ only by rounding.
     """
     replaced = [v for v in layers if "convolution_op" not in vars(v)]
     if tf.config.get_visible_devices("GPU"):
@@ -70,7 +71,7 @@ def quick_convolutions(layers: Iterable[keras.Layer]) -> Iterator[None]:
 def _convolved(
     layer: keras.Layer, convolution_op: Callable, x: tf.Tensor, kernel: tf.Tensor
 ) -> tf.Tensor:
-    """Compute x ⋆ W. It is a matrix product if x has few pixels, or if it has fewer patches than W has outputs."""
+    """Compute x ⋆ W, as a matrix product if x has few pixels, or if it has no more patches than W has outputs."""
     n, *pixels, _ = x.shape
     if math.prod(layer.kernel_size) == 1:
         return convolution_op(x, kernel)
@@ -98,7 +99,7 @@ def _output_pixels(layer: keras.Layer, x: tf.Tensor) -> tuple:
 def _product(layer: keras.Layer, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
     """Compute z[n, t, o] = Σ_{p, k} x[n, p, k] M[p, k, t, o].
 
-    M[p, k, t, o] is the kernel's entry that lies over pixel p at position t; it is 0 if there is none.
+    M[p, k, t, o] is the kernel entry that lies over pixel p at position t; 0 if no entry lies over this pixel.
     """
     n, *pixels, inputs = x.shape
     outputs = kernel.shape[-1]

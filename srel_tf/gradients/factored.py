@@ -19,7 +19,7 @@ ENTRIES = 2**26  # Limit on the size of intermediate tensors: 256 MB in float32.
 
 
 class OuterProductGradient(NamedTuple):
-    """∇[g, k, o] = Σ_t a[g, t, k] · s[g, t, o]: gradients of a weight that maps K inputs to O outputs at T positions.
+    """Gradients of a weight that maps K inputs to O outputs at T positions: ∇[g, k, o] = Σ_t a[g, t, k] · s[g, t, o].
 
     Attributes:
         inputs: a [n, G, T, K]; with `windows`, the P pixels [n, G, P, K/J] from which a is formed.
@@ -90,7 +90,7 @@ class OuterProductGradient(NamedTuple):
     def _entries(self, functions: int) -> int:
         """Return the number of array entries held per example while its gradients are computed.
 
-        These are the entries of the gradients or of all patches, whichever are more.
+        This is the number of entries of the gradients or of all patches, whichever number is larger.
         """
         groups, inputs, outputs = (math.prod(side) for side in self.dims)
         positions = self.output_grads.shape[3]
@@ -123,7 +123,7 @@ class OuterProductGradient(NamedTuple):
         columns = targets.materialize()
         same = self.output_grads is targets.output_grads
         rows = columns[0] if same else self.only(0).materialize()[0]
-        # A batch of one product, because TensorFlow's batched product is faster for long rows.
+        # The product is computed as a batch of one, because TensorFlow is faster at batched products of long rows.
         product = tf.matmul(
             rows[None], tf.reshape(columns, [1, functions * n_t, -1]), transpose_b=True
         )
@@ -172,7 +172,7 @@ class OuterProductGradient(NamedTuple):
     def applied_to(self, other: "OuterProductGradient") -> tf.Tensor:
         """Return the output [n·T, O] of the map whose weight is this gradient, at the inputs of `other`.
 
-        This gradient must be of one example and of rank one.
+        This gradient must belong to one example, and be of rank one.
         """
         inputs, outputs = math.prod(self.dims[1]), self.output_grads.shape[-1]
         products = tf.matmul(
@@ -188,7 +188,7 @@ class OuterProductGradient(NamedTuple):
 
 
 class EmbeddingGradient(NamedTuple):
-    """∇[v, o] = Σ_t [ids_t = v] · s[t, o]: gradients of a table of V rows that is looked up at T positions.
+    """Gradients of a table of V rows that is looked up at T positions: ∇[v, o] = Σ_t [ids_t = v] · s[t, o].
 
     Attributes:
         ids: int [n, T], the rows that are looked up.

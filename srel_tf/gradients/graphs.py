@@ -9,7 +9,8 @@ import tensorflow as tf
 def compiled(function: Callable) -> Callable:
     """Trace a function of tensors once for each shape.
 
-    XLA is slow for convolutions on a CPU, and one setting everywhere gives one answer everywhere.
+    XLA is not used, because it is slow for convolutions on a CPU. All functions have the same setting, so that their
+    results agree.
     """
     return tf.function(function, jit_compile=False, autograph=False)
 
@@ -18,7 +19,7 @@ def compiled(function: Callable) -> Callable:
 def restored_variable_scope() -> Iterator[None]:
     """Restore the caching device of TensorFlow's variable scope at the end of the context, also after an error.
 
-    `tf.map_fn` sets a caching device while it traces. If its function raises an error, it does not reset the device,
+    `tf.map_fn` sets a caching device while it traces. If the mapped function raises an error, the device is not reset,
     and later `tf.distribute` scopes fail.
     """
     scope = tf.compat.v1.get_variable_scope()

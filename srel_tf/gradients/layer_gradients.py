@@ -23,7 +23,7 @@ class LayerCall(NamedTuple):
         call: the layer's original method `call`.
         arguments, keywords: positional and keyword arguments of the call.
         output: the layer's output before the activation, [n, ...].
-        batched: one flag per leaf of the arguments. It is True if the leaf has one entry per example.
+        batched: one flag per leaf of the arguments. The flag is True if the leaf has one entry per example.
     """
 
     layer: keras.Layer

@@ -1,8 +1,8 @@
 """Record the inputs and outputs of layers in a forward pass, and replace the layers' weights.
 
-The method `call` of each layer that owns trainable weights is replaced while the model runs, then restored. No graph of
-the model's layers is needed. This works for functional, subclassed and nested models, for shared layers and for layers
-within layers.
+The method `call` of each layer that owns trainable weights is replaced while the model runs, then restored. A graph of
+the model's layers is not needed. Functional, subclassed and nested models, shared layers and layers within layers are
+therefore supported.
 """
 
 import contextlib
@@ -36,9 +36,9 @@ class LayerIO:
     each example after the call. Each example then has a separate output gradient.
 
     Raises:
-        NotSeparable: if the layers' inputs and outputs do not determine the gradients of single examples. Examples are
-            a weight that is used outside of its layer or belongs to two layers, and an input whose first axis is not
-            the batch axis.
+        NotSeparable: if the layers' inputs and outputs do not determine the gradients of single examples. This is so,
+            for example, if a weight is used outside of its layer, if a weight belongs to two layers, or if the first
+            axis of a layer's input is not the batch axis.
     """
 
     def __init__(self, network: Network, x: tf.Tensor) -> None:
@@ -155,9 +155,9 @@ class LayerIO:
         return predictions, calls
 
     def _with_batch_axis(self, k: int, arguments: tuple, n: int) -> tuple:
-        """Return one flag per leaf of the k-th call's arguments: whether its first axis was the batch in all passes.
+        """Return one flag per leaf of the k-th call's arguments: True if its first axis always was the batch axis.
 
-        A first input that all examples share counts as well, because it is copied for each example.
+        The flag is also True for a first input that all examples share, because it is copied for each example.
         """
         leaves = keras.tree.flatten(arguments)
         batched = tuple(
@@ -210,7 +210,8 @@ class LayerIO:
                 k = self._trained.get(id(v))
                 if k is None:
                     continue
-                # Only `kernel`: a separable convolution applies two kernels in sequence, whose updates must be formed.
+                # Other weights than `kernel` are always formed. For example, a separable convolution applies two
+                # kernels in sequence, so that a step cannot be applied to the layer's inputs.
                 step = rank_one_step(k) if v is getattr(layer, "kernel", None) else None
                 if step is not None:
                     steps.append((v, step))
@@ -267,7 +268,7 @@ class LayerIO:
 
 
 class OwnerScope(Scope):
-    """A `Scope` that notices if a trainable weight is read outside of the calls of the layer that owns it.
+    """A `Scope` that records whether a trainable weight is read outside of the calls of the layer that owns it.
 
     Attributes:
         active: the layers that are being called, outermost first.
@@ -306,7 +307,7 @@ def _not_separable(what: str) -> Iterator[None]:
 
 
 def _calls_with_shared_inputs(calls: dict[int, list[LayerCall]]) -> set[int]:
-    """Return the indices of calls whose input and output have the same first axis for every batch size.
+    """Return the indices of calls in which the first axes of input and output do not depend on the batch size.
 
     Args:
         calls: the calls of one pass for each batch size.

@@ -207,7 +207,10 @@ def _rearranged(tensor: tf.Tensor, axes: list[str], wanted: list[str]) -> tf.Ten
 
 
 def _einsum_axes(equation: str, rank: int) -> EinsumAxes | None:
-    """Parse an equation. "..." is replaced by letters for an x of this rank. None if the rule does not cover it."""
+    """Parse the equation for an x with `rank` axes. Return None if the rule does not cover the equation.
+
+    If the equation contains "...", the axes of x that "..." stands for get unused letters.
+    """
     equation = equation.replace(" ", "")
     if "..." in equation:
         named = len(equation.split(",")[0].replace("...", ""))
@@ -395,7 +398,7 @@ def _depthwise(
 def _groups_before_outputs(window: Sequence[int]) -> tuple[int, ...]:
     """Return the permutation from (groups, *window, inputs, outputs) to (*window, inputs, groups, outputs).
 
-    The latter is the order of a kernel's axes.
+    The second order is the order of a kernel's axes.
     """
     last = len(window) + 1
     return (*range(1, last + 1), 0, last + 1)

@@ -37,7 +37,7 @@ def check_model(model: Any, needs_loss: bool = True) -> None:
 
 
 def warn_of_batch_norm(model: keras.Model) -> None:
-    """Warn that the fictitious update of a model with batch normalisation differs from that of its training."""
+    """Warn if a model has batch normalisation, because its fictitious update then differs from a training step."""
     if any(v.path.endswith("moving_mean") for v in model.non_trainable_variables):
         warnings.warn(
             f"model {model.name!r} has batch normalisation: S_rel is measured in inference mode, so the fictitious "

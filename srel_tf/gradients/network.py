@@ -1,7 +1,7 @@
 """A Keras model as a pure function of its trainable weights.
 
-Every call runs inside a `keras.StatelessScope`. It drops all writes of layers and metrics (batch-norm statistics,
-seeds, losses), so that a measurement leaves the model unchanged.
+Every call runs inside a `keras.StatelessScope`. This scope drops all writes of layers and metrics (batch-norm
+statistics, seeds, losses), so that a measurement leaves the model unchanged.
 """
 
 import contextlib
@@ -26,18 +26,19 @@ from srel_tf.gradients.precision import (
 )
 
 COMPANIONS = 3  # Largest number of other examples in a batch with which one example is evaluated.
-# Largest difference of outputs between equal batches, relative to the largest output. The order of sums may differ.
+# Largest accepted difference of outputs between equal batches, relative to the largest output. Outputs may differ,
+# because the order of sums may differ.
 SAME = 1e-6
 
 
 class Rounding(Protocol):
-    """An imitation of rounding where the model reads frozen weights and where back-propagation begins."""
+    """Perturbations that imitate rounding: of frozen weights, and of the gradient where back-propagation begins."""
 
     def frozen(self, k: int, weight: tf.Tensor) -> tf.Tensor:
-        """Return the perturbed k-th of `Network.frozen_weights`."""
+        """Return the k-th of `Network.frozen_weights`, perturbed."""
 
     def gradient(self, gradient: tf.Tensor) -> tf.Tensor:
-        """Return a perturbed gradient of a function of the outputs with respect to the outputs, [..., C]."""
+        """Return `gradient`, a gradient with respect to the outputs [..., C], perturbed."""
 
 
 class Network:
@@ -70,7 +71,10 @@ class Network:
         self._look_at_model()
 
     def _look_at_model(self) -> None:
-        """Collect the current weights and layers. A layer may create its weights when it is first called."""
+        """Collect the current weights and layers.
+
+        This is repeated after a first forward pass, because layers may create weights when they are first called.
+        """
         self.variables = list(self.model.trainable_variables)
         floating = [
             v for v in self.model.variables if keras.backend.is_float_dtype(v.dtype)
@@ -103,7 +107,7 @@ class Network:
 
     @property
     def frozen_weights(self) -> list:
-        """The current values of weights that are not trained, for example batch-norm statistics; see `weights`."""
+        """The current values of weights that are not trained, for example batch-norm statistics, as for `weights`."""
         return [self.cast(v.value) for v in self.frozen]
 
     @contextlib.contextmanager
@@ -150,7 +154,7 @@ class Network:
 
         Raises:
             ModelError: if the outputs or the loss depend on random numbers, or are computed in lower precision than
-                that of the network.
+                `dtype`, the precision of the network.
         """
         self.opaque: str | None = None
         self.activation: str | None = None
@@ -213,7 +217,10 @@ class Network:
         sources: list,
         factor: tf.Tensor | float,
     ) -> list[tf.Tensor]:
-        """Return factor · ∂loss/∂source for each source, zeros if unconnected; the factor has the network's dtype."""
+        """Return factor · ∂loss/∂source for each of the tensors `sources`; zeros if the loss does not depend on it.
+
+        The factor is cast to the network's dtype.
+        """
         factor = tf.convert_to_tensor(factor, self.dtype)
         same = loss.dtype == self.dtype
         seed = factor if same else None
@@ -221,15 +228,15 @@ class Network:
             loss, sources, seed, unconnected_gradients=tf.UnconnectedGradients.ZERO
         )
         gradients = [tf.convert_to_tensor(g) for g in gradients]
-        # If the loss has another dtype, the factor is applied afterwards: in a float32 seed, η would be rounded.
+        # If the loss has another dtype, the factor is applied afterwards, because a float32 seed would round η.
         return gradients if same else [g * tf.cast(factor, g.dtype) for g in gradients]
 
     def check_examples_apart(self, x: tf.Tensor) -> None:
         """Raise `ModelError` if outputs at an example depend on chance, or on the other examples of its batch.
 
-        The first of the examples x [n, ...] is evaluated in batches of equal size: twice before other examples, among
-        copies of itself, and after other examples. Batches of equal size go through the same kernels, so that rounding
-        at one place of the batch is also the same.
+        The first of the examples x [n, ...] is evaluated in four batches of equal size: in two equal batches before
+        other examples, in a batch of copies of itself, and in a batch after other examples. With equal sizes, all
+        batches are computed by the same kernels, so that rounding at the same place of a batch is also the same.
         """
         others = _different(x)[:COMPANIONS]
         orders = [0, *others], [0, *others], [0] * (1 + len(others)), [*others, 0]
@@ -360,7 +367,7 @@ ACTIVATIONS = {
     "Softmax": "softmax",
     "LogSoftmax": "log_softmax",
     "Sigmoid": "sigmoid",
-}  # The activation of each TensorFlow operation.
+}  # {TensorFlow operation: the activation that it computes}.
 
 
 def activation_of(output: tf.Tensor) -> str | None:
@@ -374,7 +381,7 @@ def activation_of(output: tf.Tensor) -> str | None:
 def eager_activation(outputs: tf.Tensor) -> str | None:
     """Return the activation that produced an eager tensor: "softmax", "sigmoid", or None if this is not clear.
 
-    It is recognised by the logits that Keras attaches to the tensor.
+    The activation is recognised by the logits that Keras attaches to the tensor.
     """
     logits = getattr(outputs, "_keras_logits", None)
     if logits is None:
@@ -394,13 +401,16 @@ def _different(x: tf.Tensor) -> list[int]:
 
 
 def agree(ours: np.ndarray, theirs: np.ndarray, share: float = 1e-3) -> bool:
-    """Return whether outputs are equal apart from rounding, relative to the largest entry of `theirs`."""
+    """Return whether `ours` and `theirs` differ by at most `share` of the largest entry of `theirs`.
+
+    Such small differences may be due to rounding.
+    """
     largest = np.abs(theirs).max(initial=0, where=np.isfinite(theirs))
     return np.allclose(ours, theirs, rtol=0, atol=share * largest, equal_nan=True)
 
 
 def as_matrix(outputs: Any, model: keras.Model) -> tf.Tensor:
-    """Return one output tensor as [n, C]; a model that returns [n] has C = 1. `ModelError` for anything else."""
+    """Return one output tensor as [n, C]; [n] becomes [n, 1]. Raise `ModelError` for outputs of any other form."""
     if not tf.is_tensor(outputs) or not 1 <= len(outputs.shape) <= 2:
         shape = getattr(outputs, "shape", f"a {type(outputs).__name__}")
         raise ModelError(

@@ -63,8 +63,8 @@ def link_of(f: tf.Tensor) -> str:
 def link_derivative(link: str, f: tf.Tensor) -> tf.Tensor:
     """Return df/du of outputs f [n, C], float64.
 
-    It is computed from u, because a float32 sigmoid f close to one has lost the digits of 1 − f. For a softmax it is 1,
-    because `outputs.first_order_change` takes changes of the logits u.
+    The derivative of a sigmoid is computed from u, because a float32 f close to one has lost the digits of 1 − f. For a
+    softmax the result is 1, because `outputs.first_order_change` takes changes of the logits u.
     """
     u = tf.cast(LINKS[link].of_outputs(f), tf.float64)
     return tf.sigmoid(u) * tf.sigmoid(-u) if link == "sigmoid" else tf.ones_like(u)
@@ -111,8 +111,8 @@ class OutputGradients:
     def ignores_shifts_of(self, link: str) -> bool:
         """Return whether a common shift of all entries of u leaves ℓ unchanged.
 
-        This holds for the cross-entropy of a class index. For a row y it holds only if y sums to one, which cannot be
-        known here.
+        A shift leaves the cross-entropy of a class index unchanged. For a row y, this holds only if y sums to one. The
+        values of y are not available here, so that the result for rows is False.
         """
         return isinstance(
             self._loss, losses.SparseCategoricalCrossentropy
@@ -153,8 +153,8 @@ class OutputGradients:
             u: float64 [n, C].
             y: targets [n, ...].
             link: name of the link between u and the outputs.
-            mask: Keras's mask of the outputs, bool [n, ...]. The loss ignores outputs where it is False. An example
-                whose mask is all False has the loss zero.
+            mask: Keras's mask of the outputs, bool [n, ...]. The loss ignores outputs where the mask is False. The loss
+                of an example whose mask is False everywhere is zero.
         """
         if self._loss is None:
             return self._example_by_example(u, y, link, mask)
@@ -162,7 +162,8 @@ class OutputGradients:
         if self._takes_logits(link):
             gradient = tf.where(self._sums_to_zero(y), _balanced(gradient, u), gradient)
         if mask is not None:
-            # Keras averages over the unmasked entries. The weight of an example is therefore one or zero.
+            # Keras averages over the unmasked entries. The loss of a single example is therefore not scaled; it is zero
+            # if all entries are masked.
             counts = tf.reduce_any(
                 tf.reshape(tf.cast(mask, tf.bool), [u.shape[0], -1]),
                 axis=1,
@@ -174,7 +175,7 @@ class OutputGradients:
     def _of_examples(self, y: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
         """Return the loss of each example, [n].
 
-        If y has the shape [n], it gets a second axis. Otherwise it would be broadcast along the outputs.
+        A y of shape [n] gets a second axis. Without this axis, y would be broadcast along the outputs.
         """
         assert self._loss is not None
         return self._loss.call(y[:, None] if len(y.shape) == 1 else y, outputs)
@@ -183,7 +184,7 @@ class OutputGradients:
         """Return whether Σ_c (p − y)_c = 0, that is, whether the labels y of an example sum to one, bool [] or [n, 1].
 
         For other rows y, TensorFlow's gradient is p − y, or p Σ_c y_c − y under `enable_op_determinism`. Neither form
-        suffers from cancellation.
+        suffers from cancellation, so `_balanced` is not needed for them.
         """
         if isinstance(self._loss, losses.SparseCategoricalCrossentropy):
             return True
@@ -216,7 +217,7 @@ class OutputGradients:
     def _compute_loss(
         self, y: tf.Tensor, predictions: tf.Tensor, mask: tf.Tensor | None = None
     ) -> tf.Tensor:
-        """Return the model's own `compute_loss`. It includes regularisers, which do not depend on the predictions."""
+        """Return the model's own `compute_loss`, with regularisers, which do not depend on the predictions."""
         if mask is not None:
             predictions._keras_mask = (
                 mask  # Keras's losses read the mask from this attribute.
@@ -228,9 +229,10 @@ class OutputGradients:
 
 
 def _balanced(gradient: tf.Tensor, u: tf.Tensor) -> tf.Tensor:
-    """Replace the gradient's entry at the largest u by minus the sum of the other entries, because all sum to zero.
+    """Replace the gradient's entry at the largest u by minus the sum of the other entries.
 
-    This entry is p − 1, which loses its digits if p is close to one.
+    The two are equal, because the sum of all entries is zero. The original entry is p − 1, which loses its digits if p
+    is close to one.
     """
     largest = tf.one_hot(
         tf.argmax(u, axis=-1), tf.shape(u)[-1], on_value=True, off_value=False

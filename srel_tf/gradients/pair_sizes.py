@@ -1,4 +1,4 @@
-"""Sizes and costs of the inner products of factored gradients. They decide which of two methods is used."""
+"""Sizes and costs of the inner products of factored gradients. The costs decide which of two methods is used."""
 
 import math
 from typing import NamedTuple
@@ -7,7 +7,7 @@ from typing import NamedTuple
 class PairSizes(NamedTuple):
     """Sizes of the inner products of sources and targets.
 
-    Pixels and channels are those of the inputs from which `windows` selects patches.
+    Pixels and channels refer to the inputs from which `windows` selects patches.
     """
 
     sources: int
@@ -34,14 +34,14 @@ class PairSizes(NamedTuple):
 
     @property
     def patch_products(self) -> int:
-        """Multiply-adds of ⟨a_it, a_jt'⟩ at all positions of one pair and group, from whole patches."""
+        """Multiply-adds of ⟨a_it, a_jt'⟩ at all positions of one pair and group, if whole patches are multiplied."""
         return self.position_pairs * self.inputs
 
     @property
     def pixel_products(self) -> float:
-        """Multiply-adds of the same inner products if they are summed from products of pixels.
+        """Multiply-adds of the inner products of `patch_products`, if they are summed from products of pixels.
 
-        Each product of pixels serves all patches that contain these pixels.
+        Each product of two pixels is computed once, and used for all patches that contain these pixels.
         """
         if not self.has_windows:
             return math.inf
@@ -49,7 +49,7 @@ class PairSizes(NamedTuple):
 
     @property
     def gram(self) -> float:
-        """Multiply-adds of all pairs by products of positions, including an elementwise pass for each function."""
+        """Multiply-adds of all pairs, if products of positions are summed, with one elementwise pass per function."""
         by_functions = self.functions * self.position_pairs * (self.outputs + 4)
         one_pair = self.groups * (
             min(self.patch_products, self.pixel_products) + by_functions
@@ -58,7 +58,7 @@ class PairSizes(NamedTuple):
 
     @property
     def explicit(self) -> int:
-        """Multiply-adds of all pairs from explicitly formed gradients, including their formation."""
+        """Multiply-adds of all pairs, if the gradients are formed and multiplied. Includes forming the gradients."""
         forming = (
             self.sources * self.source_positions
             + self.targets * self.functions * self.target_positions

@@ -1,8 +1,8 @@
 """Run a model in a precision other than the one that it was built in, without rebuilding the model.
 
 The layers' dtype policies are replaced while the model runs, then restored. The weights are cast where the model reads
-them (`srel_tf.gradients.network.Network.scope`). This also works for layers, activations, losses and subclasses that a
-user has written.
+them (`srel_tf.gradients.network.Network.scope`). Layers, activations, losses and subclasses that a user has written are
+supported, too.
 """
 
 import contextlib
@@ -145,7 +145,7 @@ class Inspection(NamedTuple):
 
 
 def inspection(graph: Any, weights: list[tf.Tensor], dtype: tf.DType) -> Inspection:
-    """Inspect a graph whose tensors `weights` are the trainable weights."""
+    """Inspect a graph in which the tensors `weights` are the trainable weights."""
     coarse_types = COARSER_THAN.get(tf.as_dtype(dtype), ())
     bodies = {
         body.signature.name: body.node_def
@@ -153,7 +153,7 @@ def inspection(graph: Any, weights: list[tf.Tensor], dtype: tf.DType) -> Inspect
     }
 
     def first(operations: Iterable[Any], kind: Callable[[Any], bool]) -> str | None:
-        """Return the name of the first operation that is of a kind, or that calls a function with such an operation."""
+        """Name the first operation that `kind` accepts, or that calls a function with such an operation."""
         return next(
             (
                 op.name

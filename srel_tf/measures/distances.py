@@ -1,6 +1,7 @@
 """Distances D between predictions before and after an update (Definitions 1 and 2).
 
-Each distance takes a `Change` in float64 and returns one number per prediction. The last axis holds the C outputs.
+Each distance takes a `Change` in float64 and returns one number per prediction. In a `Change`, the last axis holds the
+C outputs.
 """
 
 import math
@@ -17,7 +18,7 @@ class Change:
 
     Attributes:
         before, after: the predictions that D acts on, which are probabilities (g and g⁺) or raw outputs.
-        difference: after − before. For probabilities it is computed without cancellation.
+        difference: after − before. For probabilities this difference is computed without cancellation.
         log_before, log_ratio: log g and d = log g⁺ − log g. None for raw outputs.
     """
 
@@ -62,8 +63,8 @@ def log_probabilities(outputs: tf.Tensor, are_probabilities: bool) -> tf.Tensor:
     """Return log g [..., C], float64, of outputs that are logits or probabilities.
 
     log g_c = f_c − f_max − log(1 + Σ e^(f_k − f_max)), where the sum leaves out the largest logit, and `log1p` computes
-    the logarithm. If the largest probability is close to one, its logarithm is close to zero. A difference of logits
-    would then lose small changes to rounding.
+    the logarithm. If the largest probability is close to one, its logarithm is close to zero. The usual formula
+    f_c − log Σ e^(f_k) would then lose small changes to rounding.
     """
     outputs = tf.cast(outputs, tf.float64)
     f = tf.math.log(outputs) if are_probabilities else outputs
@@ -85,8 +86,9 @@ _SERIES_RADIUS = 0.25
 def kl(change: Change) -> tf.Tensor:
     """Return KL(g⁺, g) = Σ_c g⁺_c log(g⁺_c / g_c) of Definition 2, in nats.
 
-    It is computed as Σ g φ(d) with φ(d) = e^d d − e^d + 1 ≥ 0, which is equal because Σ g⁺ = Σ g. No two terms cancel,
-    because all are non-negative. For small d, φ(d) is evaluated by its series, so that nothing cancels within a term.
+    The divergence is computed as Σ g φ(d) with φ(d) = e^d d − e^d + 1 ≥ 0, which is equal because Σ g⁺ = Σ g. The terms
+    do not cancel each other, because all are non-negative. For small d, φ(d) is evaluated by its series, so that
+    nothing cancels within a term.
     """
     g, g_plus, d = change.before, change.after, change.log_ratio
     small = tf.abs(d) < _SERIES_RADIUS
@@ -100,12 +102,12 @@ def kl(change: Change) -> tf.Tensor:
 
 
 def l1(change: Change) -> tf.Tensor:
-    """Return ‖f⁺ − f‖₁, Definition 1 as the paper reports it for classifiers. For a scalar output it is |f⁺ − f|."""
+    """Return ‖f⁺ − f‖₁, the norm that the paper reports for classifiers. For a scalar output this is |f⁺ − f|."""
     return tf.reduce_sum(tf.abs(change.difference), axis=-1)
 
 
 def l2(change: Change) -> tf.Tensor:
-    """Return ‖f⁺ − f‖₂, Definition 1 with the ℓ2 norm. For a scalar output it is |f⁺ − f|."""
+    """Return ‖f⁺ − f‖₂, for Definition 1 with the ℓ2 norm. For a scalar output this is |f⁺ − f|."""
     # Scale by the largest entry first, because squares of changes below 1e-154 would underflow.
     largest = tf.reduce_max(tf.abs(change.difference), axis=-1, keepdims=True)
     scaled = tf.math.divide_no_nan(change.difference, largest)
@@ -159,7 +161,7 @@ DEFINITIONS = {
     "l2": _definition(l2, l2, probabilities=False),
 }
 
-# Definition 1 on the outputs before the softmax, which the paper also tried (Section 2).
+# Definition 1, applied to the outputs before the softmax. The paper tried this, too (Section 2).
 RAW = {
     "raw_l1": _definition(l1, l1, probabilities=False, raw=True),
     "raw_l2": _definition(l2, l2, probabilities=False, raw=True),

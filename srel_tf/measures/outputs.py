@@ -1,4 +1,4 @@
-"""How a model's outputs are read (as probabilities, logits or raw values), and how an update changes them."""
+"""How a model's outputs are interpreted (as probabilities, logits or raw values), and how an update changes them."""
 
 import warnings
 from typing import Any, TypeAlias
@@ -20,19 +20,19 @@ Loss: TypeAlias = Any  # A `CompiledLoss`.
 
 CHOICES = ("auto", "softmax", "raw")
 OWN_LOSS = (
-    "the loss is your own, and y holds no class indices"  # A reason for raw outputs.
+    "the loss is your own, and y holds no class indices"  # Why D acts on raw outputs.
 )
 
 
 def read_as(
     choice: str, loss: Loss, activation: str | None, y: np.ndarray, num_outputs: int
 ) -> tuple[str, str]:
-    """Decide how to read outputs [n, C].
+    """Decide how outputs [n, C] are interpreted.
 
-    Of y only the shape and dtype are used. The values of the outputs are not read here.
+    Of y only the shape and dtype are used. The values of the outputs are not used here.
 
     Args:
-        choice: the user's `predictions`.
+        choice: the option `predictions` of `measure`.
         loss: the `CompiledLoss`.
         activation: `Network.activation`.
         y: targets of the probe.
@@ -46,7 +46,7 @@ def read_as(
             - "probabilities" if the outputs already are the softmax on which D acts.
             - "softmax" if D acts on a softmax, but the values of the outputs must show whether they are logits or
               probabilities (`kind_of_predictions`).
-        reason: why D acts on raw outputs; "" if it acts on a softmax.
+        reason: why D acts on raw outputs; "" if D acts on a softmax.
 
     The column "compiled loss" of this table is `CompiledLoss.kind`:
 
@@ -63,8 +63,8 @@ def read_as(
     | "auto"      | ≥2 | own                 | any other             | rows [n, C], floats    | raw outputs |
     | "auto"      | ≥2 | other               | any other             | any                    | raw outputs |
 
-    If the model's last operation is a softmax, its outputs are probabilities. Otherwise a cross-entropy with
-    from_logits=True shows that they are logits. In both cases the values of the outputs are not needed.
+    If the model's last operation is a softmax, the outputs are probabilities. Otherwise a cross-entropy with
+    from_logits=True shows that the outputs are logits. In both cases the values of the outputs are not needed.
     """
     reason = (
         ""
@@ -106,8 +106,8 @@ def kind_of_predictions(
 ) -> str:
     """Return "raw", "logits" or "probabilities". If `kind` is "softmax", the values of the outputs decide.
 
-    `kind` is "softmax" for a classifier whose last operation does not show what it returns, such as a mean of several
-    softmaxes.
+    `kind` is "softmax" for a classifier whose last operation does not show whether its outputs are logits or
+    probabilities. An example of such an operation is a mean of several softmaxes.
 
     Args:
         kind: result of `read_as`.
@@ -124,7 +124,7 @@ def kind_of_predictions(
     if finite.any():
         outputs = outputs[
             finite
-        ]  # A target whose prediction is NaN must not change how the others are read.
+        ]  # A target whose prediction is NaN must not change how the other outputs are interpreted.
     if _on_simplex(outputs):
         return "probabilities"
     if finite.any() and loss.from_logits is False:
@@ -164,7 +164,7 @@ def first_order_change(
     and changes of probabilities sum to zero.
 
     Args:
-        kind: reading of the outputs.
+        kind: how the outputs are interpreted: "raw", "logits" or "probabilities".
         link: name of the link from u to the outputs (`output_gradients.LINKS`).
         before: outputs f [..., C].
         moved: the change of u [..., C].
@@ -211,7 +211,7 @@ def check_fit(
         loss: the `CompiledLoss`.
 
     Raises:
-        OptionError: if a measure of probabilities would act on raw outputs.
+        OptionError: if a measure of probabilities would act on raw outputs, or a softmax on one output.
         ProbeError: if a label is out of range.
     """
     unfit = [
@@ -252,13 +252,13 @@ def warn_of_unclear_targets(reason: str, probe: Probe, num_outputs: int) -> None
 
 
 def labelled(probe: Probe, loss: Loss) -> Probe:
-    """Return the probe with the class labels that the loss reads from y.
+    """Check that y has the form that the loss needs, and return the probe.
 
-    Floating-point class indices are accepted, because Keras accepts them.
+    If the loss takes class indices, floating-point y are interpreted as class indices, as Keras does.
 
     Raises:
-        ProbeError: if y holds class indices but the loss needs one-hot rows, or the reverse, or if an index is not an
-            integer.
+        ProbeError: if the loss needs one-hot rows, and y has another shape; if the loss needs class indices, and y
+            holds rows; or if a class index is not a whole number.
     """
     rows = probe.y.ndim == 2 and probe.y.shape[1] > 1
     if loss.kind == "categorical" and not rows:

@@ -1,4 +1,4 @@
-"""The measures of the authors' published code, separate from the definitions.
+"""The measures of the authors' published code, which differ from the definitions in the paper.
 
 `published_kl` is not a KL divergence. `torch.nn.functional.kl_div(input, target)` expects *log*-probabilities as its
 input and computes the mean of target · (log target − input). The published code passes probabilities, so that the
@@ -7,12 +7,12 @@ result is
     numerator   mean_c p_c (log p_c − p⁺_c)  at x'
     denominator mean_c p_c (log p_c − p⁺_c)  at x, plus 1e-8
 
-with p before and p⁺ after the update. If the update changes nothing, the mean is −(H(p) + ‖p‖²)/C, where H is the
-entropy. At initialisation p is nearly uniform for all examples. The ratio is then close to 1 for every pair, even if
-the update changes nothing.
+where p are the probabilities before the update, and p⁺ the probabilities after it. If the update changes nothing, the
+mean is −(H(p) + ‖p‖²)/C, where H is the entropy. At initialisation p is nearly uniform for all examples. The ratio is
+then close to 1 for every pair, even if the update changes nothing.
 
-`published_l2` is the counterpart of Definition 1 in the published code. It divides the mean absolute change of the
-probabilities at x' by their root-mean-square change at x plus 1e-8. The text of the paper has ℓ1 in both places.
+`published_l2` is the counterpart of Definition 1 in the published code: the mean absolute change of the probabilities
+at x', divided by (the root-mean-square change at x, plus 1e-8). In the text of the paper, both are ℓ1.
 """
 
 import math

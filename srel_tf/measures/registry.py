@@ -23,16 +23,17 @@ def register_measure(
     S_rel(x', x) = D at x' / D at x, where D is a function of a `Change`: float64 predictions `before` and `after` of
     shape [..., C], their `difference`, and for probabilities `log_before` and `log_ratio` = log g⁺ − log g.
 
-    An entry is valid if the rounding error of S is at most tolerance · (1 + S). The bound on this error needs the
-    triangle inequality for D^(1/degree), at least for small changes. Norms (degree 1) and squares of norms (degree 2)
-    satisfy it.
+    An entry is valid if the rounding error of S is at most tolerance · (1 + S). The bound on this error is derived from
+    the triangle inequality for D^(1/degree), which must hold at least for small changes. Norms (degree 1) and squares
+    of norms (degree 2) satisfy this inequality.
 
     Args:
-        name: name of the measure. A registered name is replaced, unless it is built in.
-        distance: D, a function from a `Change` [..., C] to a float64 tensor [...]. It is zero if nothing changes.
-        first_order: D of a first-order change, for the limit η → 0. It must be homogeneous of the given degree. For
-            most norms it is `distance` itself. If None, the measure has no limit, and `estimator="limit"` raises an
-            error.
+        name: name of the measure. A custom measure that already has this name is replaced. Names of built-in measures
+            are not allowed.
+        distance: D, a function from a `Change` [..., C] to a float64 tensor [...]. D is zero if nothing changes.
+        first_order: D of a first-order change, for the limit η → 0. This function must be homogeneous of degree
+            `degree`. For most norms, pass `distance` again. If None, the measure has no limit, and `estimator="limit"`
+            raises an error.
         probabilities: whether D is defined for probability vectors only.
         raw: whether D always acts on the model's raw outputs, whatever `predictions` is set to.
         degree: the power p in D ∝ ‖change‖^p for small changes: 1 for norms, 2 for squares of norms.

@@ -2,10 +2,11 @@
 
 The noise is estimated anew in each measurement. By backward error analysis, rounding inside a net acts like a relative
 change of each weight by about one unit in the last place (ULP). Gradients, updated weights and predictions are
-therefore evaluated again with all weights (frozen ones, too) and inputs perturbed by several ULP. D between the two
-predictions is the noise of D. It includes three effects: rounding of gradients, units that rounding may move across a
-kink, and the amplification of rounding by a large step. The perturbation is larger than one ULP so that it moves enough
-units across kinks. A smaller perturbation would move fewer units, even if its noise were multiplied by a factor.
+therefore evaluated again with all weights (frozen ones, too) and inputs perturbed by several ULP. The noise of D is the
+distance D between a prediction and its repetition. This noise includes three effects: rounding of gradients, units that
+rounding may move across a kink, and the amplification of rounding by a large step. The perturbation is larger than one
+ULP so that it moves enough units across kinks. A smaller perturbation would move fewer units, even if its noise were
+multiplied by a factor.
 
 D is a norm of the change (for KL: the square of a norm, to leading order). With noise N at the target and N₀ at the
 source, the triangle inequality bounds the error of S = D/D₀ by (N + S·N₀)/D₀. The noise is evaluated in two ways: at
@@ -26,7 +27,7 @@ OF_GRADIENTS, OF_INPUTS, OF_FROZEN = 10**6 - 1, 10**6, 10**6 + 1
 
 
 class Noise(NamedTuple):
-    """Noise of one measure's D. If D is the square of a norm, it is the noise of the norm, √D.
+    """Noise of one measure's D. If D is the square of a norm, all fields are about the norm √D instead of D.
 
     Attributes:
         at_targets: noise at each target, [n_s, n_t].
@@ -40,7 +41,7 @@ class Noise(NamedTuple):
 
 
 def precision(dtype: tf.DType) -> float:
-    """Return the machine epsilon of matrix products in this dtype. With TensorFloat-32 on a GPU it is 2^−10."""
+    """Return the machine epsilon of matrix products in this dtype; 2^−10 with TensorFloat-32 on a GPU."""
     tensor_float_32 = (
         dtype == tf.float32
         and tf.config.get_visible_devices("GPU")
@@ -59,9 +60,9 @@ def precision(dtype: tf.DType) -> float:
 def perturbed(weights: list, sign: tf.Tensor | float) -> list[tf.Tensor]:
     """Return weights perturbed by ±`UNITS` ULP. Weights that multiply the same layer input are perturbed alike.
 
-    This imitates rounding of the layer's inputs. It takes a fraction of the memory of one random sign per weight. The
-    perturbations are fixed up to `sign`. Rounding may push the input of a ReLU up or down, and the two signs push it in
-    opposite directions.
+    This imitates rounding of the layer's inputs, and takes a fraction of the memory that one random sign per weight
+    would take. Two calls differ only by `sign`. Rounding may push the input of a ReLU up or down, and the two signs
+    push it in opposite directions.
     """
     return [_perturbed(tf.convert_to_tensor(w), k, sign) for k, w in enumerate(weights)]
 
@@ -69,8 +70,9 @@ def perturbed(weights: list, sign: tf.Tensor | float) -> list[tf.Tensor]:
 def perturbed_inputs(x: tf.Tensor, sign: tf.Tensor | float) -> tf.Tensor:
     """Return examples [n, ...] with each feature changed by 0.5 to 1.5 times ±`UNITS` ULP, alike in all examples.
 
-    This imitates rounding in layers without weights. Whole numbers may be ids or categories. They are only moved away
-    from zero, by 0 to 3 times `UNITS` ULP, so that a cast to integers gives the same id. Integers are not changed.
+    This imitates rounding in layers without weights. Whole numbers may be ids or categories. Whole numbers are
+    therefore only moved away from zero, by 0 to 3 times `UNITS` ULP, so that a cast to integers gives the same id.
+    Examples with an integer dtype are not changed.
     """
     if not x.dtype.is_floating:
         return x
@@ -89,8 +91,8 @@ class PerturbedRounding:
 
     Args:
         sign: their sign; 0 means no perturbation.
-        frozen_weights: frozen weights that are perturbed at once, before a loop that reads them. Without them, each
-            one is perturbed when it is read.
+        frozen_weights: the frozen weights. If they are given, they are perturbed now, before a loop reads them.
+            Otherwise each frozen weight is perturbed when it is read.
     """
 
     def __init__(
@@ -112,8 +114,8 @@ class PerturbedRounding:
         """Return ∂ℓ/∂f [..., C] with its entries changed by 0.5 to 1.5 times ±`UNITS` ULP.
 
         This imitates rounding in back-propagation. If the contributions of the outputs to ∇ℓ cancel and leave only
-        rounding noise, this perturbation changes ∇ℓ by as much as its own size. Each sign has a pattern of its own,
-        because the contributions of outputs that change alike would still cancel.
+        rounding noise, this perturbation changes ∇ℓ by as much as ∇ℓ itself. The two signs use different patterns of
+        changes, because the contributions of two outputs that change alike would still cancel.
         """
         outputs = np.arange(gradient.shape[-1])
         sizes = np.random.default_rng(OF_GRADIENTS).uniform(0.5, 1.5, len(outputs))
@@ -151,8 +153,8 @@ def noise_between(
 ) -> np.ndarray:
     """Return the absolute difference between two evaluations of the norm D^(1/degree).
 
-    The difference is infinite if only the second value is not finite. It is zero if the first value is not finite,
-    because such an entry is invalid anyway.
+    The difference is infinite if only the second value is not finite. If the first value is not finite, the result is
+    zero, because such an entry is invalid anyway.
     """
     root = 1 / degree
     with np.errstate(invalid="ignore"):

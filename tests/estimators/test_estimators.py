@@ -617,7 +617,7 @@ def test_layers_that_compute_in_float32_by_themselves_are_refused_or_said(data):
         ):
             srel_tf.measure(model, probe, estimator=estimator, precision="float64")
     with pytest.warns(
-        UserWarning, match=r"limit is taken in float32: operation .*casting"
+        UserWarning, match=r"limit is computed in float32: operation .*casting"
     ):
         assert set(limit(model, probe).matrices["l1"].method) == {"limit"}
     with pytest.warns(UserWarning, match=r"stay invalid: operation .*casting"):
@@ -703,7 +703,7 @@ def test_numbers_in_float32_of_ones_own_are_said_and_measured_in_float32(kind, d
     probe, measures = srel_tf.ProbeSet(*data), ("raw_l1",)
     with pytest.raises(srel_tf.ModelError, match=r"does not run in float64.*float32"):
         srel_tf.measure(model, probe, measures, precision="float64")
-    with pytest.warns(UserWarning, match=r"limit is taken in float32.*float64"):
+    with pytest.warns(UserWarning, match=r"limit is computed in float32.*float64"):
         result = limit(model, probe, measures=measures)
     assert set(result.matrices["raw_l1"].method) == {"limit"}
     with pytest.warns(UserWarning, match=r"stay invalid.*float64"):

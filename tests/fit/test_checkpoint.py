@@ -91,27 +91,27 @@ def test_a_learning_rate_that_training_changed_is_no_difference(saved):
             "probe 0, probe: '",
         ),
         ({"probe": srel_tf.ProbeSet(X[:2], Y[:2], sources=[1])}, "probe 0, probe: '"),
-        ({"update": "fresh_adam"}, "probe 0, update: 'sgd' there, 'fresh_adam' now"),
-        ({"learning_rate": 0.1}, "probe 0, learning_rate: None there, 0.1 now"),
+        ({"update": "fresh_adam"}, "probe 0, update: 'sgd' saved, 'fresh_adam' now"),
+        ({"learning_rate": 0.1}, "probe 0, learning_rate: None saved, 0.1 now"),
         (
             {"measures": ["l1"]},
-            r"probe 0, measures: \['kl', 'l1'\] there, \['l1'\] now",
+            r"probe 0, measures: \['kl', 'l1'\] saved, \['l1'\] now",
         ),
         (
             {"probe": srel_tf.ProbeSet(X[:2], Y[:2], name="a")},
-            "probe 0, name: '' there, 'a' now",
+            "probe 0, name: '' saved, 'a' now",
         ),
-        ({"every": 2}, "probe 0, every: 1 there, 2 now"),
-        ({"run": "b"}, "probe 0, run: '' there, 'b' now"),
-        ({"seed": 4}, "probe 0, seed: 3 there, 4 now"),
+        ({"every": 2}, "probe 0, every: 1 saved, 2 now"),
+        ({"run": "b"}, "probe 0, run: '' saved, 'b' now"),
+        ({"seed": 4}, "probe 0, seed: 3 saved, 4 now"),
         ({"activation": "relu"}, "architecture: "),
         (
             {"optimizer": keras.optimizers.Adam(0.1)},
-            "optimizer learning_rate: 0.001.* there, 0.1.* now",
+            "optimizer learning_rate: 0.001.* saved, 0.1.* now",
         ),
         (
             {"optimizer": keras.optimizers.Adam(beta_1=0.5)},
-            "optimizer beta_1: 0.9 there, 0.5 now",
+            "optimizer beta_1: 0.9 saved, 0.5 now",
         ),
         (
             {
@@ -300,7 +300,8 @@ def test_numbers_that_no_training_can_have_left_are_refused(saved, name, values)
         (changed if name in changed else changed["probes"][0])[name] = value
         saved.commit(arrays=arrays, about=changed)
         with pytest.raises(
-            StorageError, match=r"does not belong to model .*: start again without it"
+            StorageError,
+            match=r"does not belong to model .*: start again without this state",
         ):
             Checkpoint(saved).restore(model)
     saved.commit(arrays=arrays, about=about)

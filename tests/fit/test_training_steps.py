@@ -437,7 +437,7 @@ def with_penalties(cls, loss):
     return model
 
 
-@pytest.mark.filterwarnings("ignore:.*source by source by forward-mode")
+@pytest.mark.filterwarnings("ignore:.*one source after the other, by forward-mode")
 @pytest.mark.parametrize(
     ("loss", "estimator"),
     [
@@ -475,7 +475,7 @@ def test_a_loss_of_the_users_is_what_fit_minimises():
         np.testing.assert_allclose(result.numerator("l1")[i], change, rtol=1e-3)
 
 
-@pytest.mark.filterwarnings("ignore:.*source by source by forward-mode")
+@pytest.mark.filterwarnings("ignore:.*one source after the other, by forward-mode")
 def test_a_loss_of_the_users_in_fit():
     """The model is compiled without a loss. The saved state contains the function's name, but no memory address."""
     model = OwnLoss([keras.Input((5,)), *layers()])

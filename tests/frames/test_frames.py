@@ -319,7 +319,8 @@ def test_ids_of_two_types_are_no_column(tmp_path):
         for ids in (range(4), list("abcd"))
     ]
     with pytest.raises(
-        FrameError, match="ids of one probe numbers, and the ids of another one text"
+        FrameError,
+        match="ids of one probe are numbers, and the ids of another one are text",
     ):
         write_frame(frames.merged(made), tmp_path / "frame.parquet")
     assert not list(tmp_path.iterdir())

@@ -178,9 +178,9 @@ def test_rows_of_other_types_are_refused(store):
     named = result(probe(3, 2, ids=list("uvwxyz")), step=9).to_frame(
         run="a", seed=5, epoch=1
     )
-    with pytest.raises(FrameError, match=r"source_id: 'int64' there, .*string' now"):
+    with pytest.raises(FrameError, match=r"source_id: 'int64' saved, .*string' now"):
         store.append(named)
-    with pytest.raises(FrameError, match="srel: 'double' there, None now"):
+    with pytest.raises(FrameError, match="srel: 'double' saved, None now"):
         store.append(rows(9).drop(columns="srel"))
     check_rows(store, 0, 3, 6)
 
@@ -266,7 +266,7 @@ def test_damage_is_named_and_damaged_parts_are_left_out_if_asked(store, damage):
     damage(store.path / "state-000003.safetensors")
     with pytest.raises(
         StorageError,
-        match=rf"state-000003\.safetensors {DAMAGE[damage]}: start again without it",
+        match=rf"state-000003\.safetensors {DAMAGE[damage]}: start again without this state",
     ):
         store.state()
 

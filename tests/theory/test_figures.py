@@ -129,9 +129,9 @@ def test_folder_of_other_settings_is_refused_and_left_as_it_was(tmp_path, capsys
     assert refused.err.startswith(
         f"error: {tmp_path} holds figures with other settings"
     )
-    assert refused.err.splitlines()[1:] == ["  seed: 0 there, 3 now"]
+    assert refused.err.splitlines()[1:] == ["  seed: 0 saved, 3 now"]
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
-    with pytest.raises(RunDirectoryError, match="variant: 'text' there, 'other' now"):
+    with pytest.raises(RunDirectoryError, match="variant: 'text' saved, 'other' now"):
         command.prepare(tmp_path, "", command.settings("other", 0))
     # The published figures have a separate settings file.
     command.prepare(tmp_path, "_published", command.settings("published", 3))

@@ -223,7 +223,7 @@ def test_a_finished_seed_is_kept_and_another_added(done):
 def test_other_settings_are_refused(done):
     refused = command(done.path, "--seeds", 0, "--epochs", 2)
     assert refused.status == 1
-    assert "epochs: 1 there, 2 now" in refused.err
+    assert "epochs: 1 saved, 2 now" in refused.err
     assert len(done.frame()) == 432
 
 
@@ -291,7 +291,7 @@ def test_an_interrupted_selection_goes_on_and_chooses_the_same(
     assert refused.status == 1
     assert "the selection of classes was interrupted; 7 updates" in refused.err
     other = command(tmp_path, *SELECT[2:], "--seeds", 1, "--resume")
-    assert "seed of the selection: 0 there, 1 now" in other.err
+    assert "seed of the selection: 0 saved, 1 now" in other.err
     assert command(tmp_path, *SELECT, "--resume").status == 0
     assert updates == list(range(1, len(updates) + 1))
     assert len(updates) > 10

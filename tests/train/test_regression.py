@@ -211,7 +211,7 @@ def test_the_command_keeps_what_is_finished(done):
 def test_other_settings_are_refused(done):
     status, _, err, _ = command(done[3], "--seeds", 0, "--batch-size", 16)
     assert status == 1
-    assert "batch_size: 32 there, 16 now" in err
+    assert "batch_size: 32 saved, 16 now" in err
 
 
 def test_a_sweep_has_a_directory_a_net_and_a_table(tmp_path):

@@ -63,20 +63,20 @@ def test_the_same_settings_reopen_it(used):
 @pytest.mark.parametrize(
     ("other", "shown", "not_shown"),
     [
-        ({**SETTINGS, "epochs": 3}, ["epochs: 2 there, 3 now"], "dataset"),
+        ({**SETTINGS, "epochs": 3}, ["epochs: 2 saved, 3 now"], "dataset"),
         (
             {**SETTINGS, "classes": ["5", "3"]},
-            [r"classes: \['3', '5'\] there, \['5', '3'\] now"],
+            [r"classes: \['3', '5'\] saved, \['5', '3'\] now"],
             "epochs",
         ),
         (
             {**SETTINGS, "every": 9, "epochs": 1},
-            ["epochs: 2 there, 1 now", "every: None there, 9 now"],
+            ["epochs: 2 saved, 1 now", "every: None saved, 9 now"],
             "classes",
         ),
         (
             {"dataset": "digits", "epochs": 2},
-            [r"classes: \['3', '5'\] there, None now"],
+            [r"classes: \['3', '5'\] saved, None now"],
             "epochs",
         ),
     ],
@@ -115,13 +115,13 @@ def test_a_seed_of_another_run_is_refused(used, tmp_path):
     shutil.copytree(other.seed_path(1), used.seed_path(1))
     with pytest.raises(
         RunDirectoryError,
-        match=r"seed-1 is not a seed of this run.*\n  epochs: 3 there, 2 now",
+        match=r"seed-1 is not a seed of this run.*\n  epochs: 3 saved, 2 now",
     ):
         used.is_complete(1)
     write_json(used.path / "settings.json", {**SETTINGS, "epochs": 3})
     with pytest.raises(
         RunDirectoryError,
-        match=r"seed-0 is not a seed of this run.*\n  epochs: 2 there, 3 now",
+        match=r"seed-0 is not a seed of this run.*\n  epochs: 2 saved, 3 now",
     ):
         RunDirectory(used.path, {**SETTINGS, "epochs": 3}).is_complete(0)
 
@@ -130,7 +130,7 @@ def test_a_seed_under_another_number_is_refused(used):
     shutil.copytree(used.seed_path(0), used.seed_path(1))
     with pytest.raises(
         RunDirectoryError,
-        match=r"seed-1 is not a seed of this run.*\n  seed: 0 there, 1 now",
+        match=r"seed-1 is not a seed of this run.*\n  seed: 0 saved, 1 now",
     ):
         used.is_complete(1)
 
@@ -271,7 +271,7 @@ def test_settings_cannot_lead_outside(used, tmp_path):
     stranger = {**SETTINGS, "dataset": "folder:/etc", "out": "../elsewhere"}
     write_json(used.path / "settings.json", stranger)
     with pytest.raises(
-        RunDirectoryError, match=r"dataset: 'folder:/etc' there, 'digits' now"
+        RunDirectoryError, match=r"dataset: 'folder:/etc' saved, 'digits' now"
     ):
         RunDirectory(used.path, SETTINGS)
     assert [p.name for p in tmp_path.iterdir()] == ["deep"]
@@ -294,7 +294,7 @@ def test_a_seed_goes_on_only_as_it_was_begun(interrupted, change):
     (name,) = change
     with pytest.raises(
         RunDirectoryError,
-        match=rf"return to those.* the differences are:\n  {name}: .* there, .* now",
+        match=rf"return to those.* the differences are:\n  {name}: .* saved, .* now",
     ):
         interrupted.store(1, note, resume=True)
     with interrupted.store(1, interrupted.note(ABOUT), resume=True) as store:
@@ -315,14 +315,14 @@ def test_what_was_measured_is_not_forgotten_without_a_word(interrupted):
 
 def test_another_number_of_threads_does_not_go_on_with_a_seed(interrupted, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "77")
-    with pytest.raises(RunDirectoryError, match=r"OMP_NUM_THREADS: .* there, '77' now"):
+    with pytest.raises(RunDirectoryError, match=r"OMP_NUM_THREADS: .* saved, '77' now"):
         interrupted.store(1, interrupted.note(ABOUT), resume=True)
 
 
 def test_other_sources_do_not_go_on_with_a_seed(interrupted, monkeypatch):
     monkeypatch.setattr("train.common.environment._sources", lambda: "other")
     with pytest.raises(
-        RunDirectoryError, match=r"sources: '[0-9a-f]{64}' there, 'other' now"
+        RunDirectoryError, match=r"sources: '[0-9a-f]{64}' saved, 'other' now"
     ):
         interrupted.store(1, interrupted.note(ABOUT), resume=True)
 
@@ -330,7 +330,7 @@ def test_other_sources_do_not_go_on_with_a_seed(interrupted, monkeypatch):
 def test_a_state_that_tells_nothing_of_its_origin_is_not_gone_on_with(used):
     with used.store(1, used.note(ABOUT)) as store:
         store.commit(table(), {"w": np.ones(2)}, {"note": None})
-    with pytest.raises(RunDirectoryError, match=r"settings epochs: None there, 2 now"):
+    with pytest.raises(RunDirectoryError, match=r"settings epochs: None saved, 2 now"):
         used.store(1, used.note(ABOUT), resume=True)
 
 
