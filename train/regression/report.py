@@ -57,7 +57,7 @@ def figures(
     risks: pd.DataFrame,
     settings: Mapping[str, Any],
 ) -> Iterator[tuple[str, Figure]]:
-    """Draw Figures 3–5 from the frames of all seeds. Figure 3 is left out if `distances` has none of its steps."""
+    """Draw Figures 3–5 from the frames of all seeds. Without distances at a step, Figure 3 is left out."""
     if distances["step"].notna().any():
         yield (
             "figure_03.png",
@@ -97,7 +97,7 @@ def _table(pairs: pd.DataFrame, risks: pd.DataFrame) -> pd.DataFrame:
 
 
 def summary(columns: Sequence[pd.Series], out: Path) -> None:
-    """Print and write a table of all nets of a sweep, with the quantities of `report` at the last step."""
+    """Print and write a table of all nets of a sweep, with the results of `report` at the last step."""
     table = pd.concat(columns, axis=1)
     last = table.index.get_level_values(1).max()
     table = table.xs(last, level=1).T.rename_axis("net").reset_index()
