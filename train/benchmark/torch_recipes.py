@@ -1,4 +1,4 @@
-"""Recipes with torch.func for S_rel of the same net. The module needs PyTorch (`pip install -e '.[torch]'`).
+"""S_rel of a Keras net with torch.func, for comparison. The module needs PyTorch (`pip install -e '.[torch]'`).
 
 The recipes follow PyTorch's tutorials on per-sample gradients and neural tangent kernels. The exact recipes take a
 fictitious step for each source with `grad`. The recipe for the limit forms the Jacobians by `vmap` of `jacrev` and
@@ -117,7 +117,7 @@ def recipes(
         return torch_outputs(model, stepped, probe)
 
     def limit() -> torch.Tensor:
-        """Compute the limit. The gradients of all sources are in memory, but the Jacobians of only CHUNK targets."""
+        """Compute the limit. Memory holds the gradients of all sources, and the Jacobians of CHUNK targets at a time."""
         gradients = vmap(grad(loss), (None, 0, 0), chunk_size=CHUNK)(
             weights, probe, labels
         )

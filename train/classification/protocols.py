@@ -2,7 +2,7 @@
 
     defined     the definitions of the paper
     published   the procedure of the published code
-    crossed     each measure of both with each update rule
+    crossed     all measures of the paper and of the published code, each with all update rules
 
 `--protocol NAME` sets the defaults of other options; options on the command line override them.
 """

@@ -7,7 +7,7 @@ from srel_tf import OptionError
 
 
 class Rule(NamedTuple):
-    """Arguments of `attach_probe` for a fictitious step. If `learning_rate` is None, the step uses the training's."""
+    """Arguments of `attach_probe` for a fictitious step. A `learning_rate` of None means the η of the training."""
 
     update: str
     learning_rate: float | None

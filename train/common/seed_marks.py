@@ -1,4 +1,4 @@
-"""The file seed.json, which marks a seed as finished and holds its settings and the checksums of its other files."""
+"""The file seed.json marks a seed as finished. It holds the settings of the seed and the checksums of its files."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

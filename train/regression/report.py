@@ -57,7 +57,7 @@ def figures(
     risks: pd.DataFrame,
     settings: Mapping[str, Any],
 ) -> Iterator[tuple[str, Figure]]:
-    """Draw Figures 3–5 from the frames of all seeds. Without distances at a step, Figure 3 is left out."""
+    """Draw Figures 3–5 from the frames of all seeds. Figure 3 is left out if `distances` contains no step."""
     if distances["step"].notna().any():
         yield (
             "figure_03.png",
