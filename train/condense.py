@@ -61,14 +61,14 @@ def condense(path: Path, out: Path, steps: Sequence[int] = ()) -> list[str]:
 
     Args:
         path: A run directory of `train.classification`.
-        out: The directory to write.
+        out: The directory for the summaries.
         steps: Steps whose matrices are written to matrices.parquet. If empty, this file is not written.
 
     Returns:
         The names of the files written.
 
     Raises:
-        FrameError: If no seed is finished or a step was not measured.
+        FrameError: If no seed is finished, or if one of `steps` was not measured.
         RunDirectoryError: If files of a seed have changed since the seed ended.
     """
     seeds = finished_seeds(path)

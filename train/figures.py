@@ -90,7 +90,7 @@ def of_classification(path: Path, protocol: str) -> Iterator[Drawing]:
 
 
 def _smallest_steps(frame: pd.DataFrame) -> pd.DataFrame:
-    """Select the rows of update `sgd` with the smallest η, and all rows of update `fresh_adam`."""
+    """Select the rows of the finite `sgd` step with the smallest η, and all rows of update `fresh_adam`."""
     sgd = frame[(frame["update"] == "sgd") & (frame["estimator"] != "limit")]
     smallest = sgd[sgd["learning_rate"] == sgd["learning_rate"].min()]
     return pd.concat([smallest, frame[frame["update"] == "fresh_adam"]])

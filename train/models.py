@@ -42,7 +42,7 @@ def _conv(
 
 
 def _dense(x: keras.KerasTensor, units: int) -> keras.KerasTensor:
-    """Apply a dense layer with PyTorch's default initialisation: uniform in [−1/√fan_in, 1/√fan_in]."""
+    """Apply a dense layer initialised as in PyTorch: weights and biases uniform in [−1/√fan_in, 1/√fan_in]."""
     limit = 1 / math.sqrt(x.shape[-1])
     return layers.Dense(
         units,

@@ -2,7 +2,7 @@
 
     python -m train.benchmark                     the published ResNet-18, 60 sources x 60 targets, 32 x 32 images
     python -m train.benchmark --growth            time and memory from 30 to 1,000 probe points, with exponents
-    python -m train.benchmark --training          `fit` with a measurement at each ninth step, compared with plain `fit`
+    python -m train.benchmark --training          `fit` with a measurement every 9 steps, compared with plain `fit`
     python -m train.benchmark --all --out DIR     all of these; writes tables and a picture to DIR
 
 If PyTorch is installed, the first command also times the torch.func recipes. Times depend on the machine. Only their

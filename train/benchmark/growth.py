@@ -17,10 +17,10 @@ from train.classification.experiment import make_repeatable
 
 SIZES = (30, 60, 120, 240, 480, 1000)
 QUANTITIES = {"seconds": "time", "memory": "memory above the forward pass"}
-# At most 3 measurements are timed. No further one is made when their total time reaches this number of seconds.
+# At most 3 measurements are timed, and no further one after their total time has reached this number of seconds.
 LONG = 20.0
-# The first measurement does not count, because it includes tracing. But if it takes more seconds than this, it is the
-# only measurement: tracing is then only a few percent of its time.
+# The first measurement is not counted, because it includes tracing. But if it takes more seconds than this, it is the
+# only measurement and is counted, because tracing is then only a few percent of its time.
 VERY_LONG = 200.0
 Row = dict[str, Any]
 

@@ -13,7 +13,7 @@ from train.models import build_model
 
 CLASSES = 3
 LEARNING_RATE = 1e-4
-# A learning rate so small that float32 does not resolve the changes of the outputs by a step on resnet18.
+# A learning rate so small that float32 does not resolve how a step changes the outputs of resnet18.
 SMALL = 1e-6
 
 
@@ -39,7 +39,7 @@ class Setup(NamedTuple):
 def setup(
     name: str = "resnet18", points: int = 60, shape: tuple[int, ...] = (32, 32, 3)
 ) -> Setup:
-    """Make a net of `train.models` and its probe of random normal images, in Keras's floatx."""
+    """Make a net of `train.models`, and images of normally distributed pixels in Keras's floatx."""
     generator = np.random.default_rng(0)
     x = generator.normal(size=(points, *shape)).astype(keras.config.floatx())
     model = build_model(name, shape, CLASSES)

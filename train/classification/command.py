@@ -183,7 +183,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Train and measure each seed that the run directory does not hold yet, then report on all of them."""
+    """Train and measure the seeds that are not complete in the run directory, then report on all of `args.seeds`."""
     # Raise an error for wrong options before a run directory is made.
     parse_rules(
         args.update,

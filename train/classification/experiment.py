@@ -28,7 +28,7 @@ class DivergedError(SRelError, ArithmeticError):
 
 
 def _within_epochs(every: int, steps_per_epoch: int) -> Callable[[int], bool]:
-    """Make the published schedule: measure after the updates number 1, 1 + every, 1 + 2·every, … of each epoch."""
+    """Make the published schedule: measure after updates 1, 1 + every, 1 + 2·every, … of each epoch, counted from 1."""
     if every < 1:
         raise srel_tf.OptionError(f"--every {every}: give at least 1")
     return lambda step: step > 0 and (step - 1) % steps_per_epoch % every == 0
@@ -123,7 +123,7 @@ def train(
         log_dir: TensorBoard directory, or None.
         verbose: As for `fit`, or "lines" for one line per epoch.
         resume: Continue from the saved state. The results are bitwise equal to those of a run without interruption.
-        restart: Discard the saved state.
+        restart: Discard the saved state and start again.
         skip_damaged: Leave out damaged parts of the saved frame.
         checkpoint_every: Number of optimizer updates between two saves; None means one epoch.
         orphaned: Function that is called after each update. If it returns True, the training saves and stops.
@@ -292,7 +292,7 @@ def select_top(
 ) -> None:
     """Train on all classes of `settings` without a probe and select the `count` classes with the highest test accuracy.
 
-    selection.json gets the names of these classes in the order of their labels, and {class: accuracy} of all classes.
+    selection.json lists the names of these classes in the order of their labels, and {class: accuracy} of all classes.
     The training state is saved in `directory`/selection.parts until the selection is written. Raises the same errors
     as `train`.
     """

@@ -1,4 +1,4 @@
-"""Exit status, error lines and number options that all commands share."""
+"""Functions that all commands share: exit status, error messages, options with numbers, printed tables."""
 
 import argparse
 import contextlib

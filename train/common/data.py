@@ -26,7 +26,7 @@ PUBLISHED_STD = np.array([0.2023, 0.1994, 0.2010])
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Examples of the training or the test images, in the order of the data set.
+    """Examples for training or for testing, in the order of the data set.
 
     Attributes:
         x: float32 [N, H, W, C], standardised per channel.
@@ -199,7 +199,8 @@ def draw_fifth(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         members = np.flatnonzero(labels == label)
         if members.size < 5:
             raise DatasetError(
-                f"class {label} has {members.size} training images: drawing a fifth for testing needs at least 5"
+                f"class {label} has {members.size} training images, but drawing a fifth for testing needs at least 5: "
+                'choose other classes, or test_images="test"'
             )
         drawn.append(rng.choice(members, members.size // 5, replace=False))
     return np.sort(np.concatenate(drawn))
@@ -215,7 +216,7 @@ def _splits(image_set: ImageSet, is_leaked: bool) -> list[str]:
     if not set(needed) <= set(image_set.splits):
         raise DatasetError(
             f"{image_set.name!r} in {image_set.where} has splits {', '.join(image_set.splits)}; "
-            f"needed are train{', and test or validation' if len(needed) > 1 else ''}"
+            f"it needs train{', and test or validation' if len(needed) > 1 else ''}"
         )
     return needed
 
@@ -232,7 +233,7 @@ def _choose(classes: Sequence[str | int] | str, image_set: ImageSet) -> list[int
             )
         if label in labels:
             raise DatasetError(
-                f"class {names[label]!r} (label {label}) is chosen twice in {list(classes)}"
+                f"class {names[label]!r} (label {label}) is chosen twice in {list(classes)}: name it only once"
             )
         labels.append(label)
     if not labels:
@@ -261,13 +262,13 @@ def _read(
     examples = image_set.read(split, labels, image_size)
     there = f"split {split!r} of {image_set.name!r} in {image_set.where}"
     if labels is None and not examples.labels.size:
-        raise DatasetError(f"{there} has no images")
+        raise DatasetError(f"{there} has no images: choose another set")
     known = (examples.labels >= 0) & (examples.labels < len(image_set.class_names))
     if not known.all():
         at = int(np.argmin(known))
         raise DatasetError(
             f"example {examples.ids[at]} of {there} has label {examples.labels[at]}, "
-            f"out of range 0 .. {len(image_set.class_names) - 1}"
+            f"out of range 0 .. {len(image_set.class_names) - 1}: correct the label, or prepare the set again"
         )
     if examples.images.dtype.kind == "f":
         finite = np.isfinite(examples.images).reshape(len(examples.images), -1)
@@ -283,7 +284,7 @@ def _read(
 def _renumber(
     image_set: ImageSet, split: str, examples: Examples, labels: Sequence[int]
 ) -> Examples:
-    """Replace `labels` by 0 .. K-1 in the given order. Each of them must occur in the split."""
+    """Replace `labels` by 0 .. K-1 in the given order. Every label in `labels` must occur in the split."""
     for label in labels:
         if label not in examples.labels:
             found = set(examples.labels) & set(labels)

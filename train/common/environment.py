@@ -1,4 +1,4 @@
-"""Properties of software and machine. They are saved with results, and compared with those of a continued run."""
+"""Properties of software and machine, which are saved with the results and compared before a run continues."""
 
 import functools
 import hashlib

@@ -31,19 +31,19 @@ def run_in_processes(
     """Call work(seed, orphaned=...) for each seed in a new process, with at most `jobs` processes at a time.
 
     Args:
-        work: A function that can be pickled. The new process does not receive Ctrl-C or SIGTERM. Instead orphaned()
-            returns True when the command was killed or interrupted, and `work` must then save and stop.
+        work: A function that can be pickled. The new process does not receive Ctrl-C or SIGTERM. If the command is
+            killed or interrupted, orphaned() returns True. Then `work` must save and stop.
         seeds: The seeds.
         jobs: Largest number of processes at a time.
         again: Advice on how to continue, for the error message.
 
     Raises:
-        JobError: If a seed failed. It is raised after all seeds have ended.
+        JobError: If the process of a seed failed. The error is raised after all processes have ended.
         KeyboardInterrupt: On Ctrl-C or SIGTERM, after all seeds have saved.
     """
     context = multiprocessing.get_context("spawn")  # TensorFlow fails after a fork.
     stop = context.RawValue("b", 0)
-    # Start the tracker now. Its start unblocks signals, and would do so within `signals_blocked` below.
+    # Start the tracker now. Otherwise it would start within `signals_blocked` below, and its start unblocks signals.
     multiprocessing.resource_tracker.ensure_running()
     waiting, failed = list(seeds), {}
     running: dict[int, Any] = {}
@@ -81,7 +81,7 @@ def signals_blocked() -> Iterator[None]:
 
 
 def _wait_for(processes: list[Any]) -> None:
-    """Wait until the processes have saved. Kill them at a second interrupt."""
+    """Wait until the processes have saved. A second interrupt kills them."""
     if processes:
         print(
             f"{len(processes)} seeds finish their current step and then save; interrupt again to end them at once",

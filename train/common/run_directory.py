@@ -5,8 +5,8 @@
 
 All seeds of a directory have the same settings. Seeds may be added later. While a seed is trained, its rows and its
 training state are kept in `seed-0/frame.parts/` (`srel_tf.FrameStore`). `seed.json` holds the checksums of the other
-files and is written last. A seed without `seed.json` was interrupted; its measurements are kept. Only one process at a
-time holds the lock of the directory.
+files and is written last. A seed without `seed.json` is not complete; its measurements so far are kept. Only one
+process at a time holds the lock of the directory.
 """
 
 import contextlib
@@ -135,7 +135,7 @@ class RunDirectory:
     def _note_environment(self) -> None:
         """Print the differences between this environment and the environment in which the directory was begun.
 
-        Each seed records its own environment in seed.json.
+        The environment of each seed is recorded in seed.json of this seed.
         """
         file = self.path / "environment.json"
         begun_in = ours(read_json, file) if file.exists() else environment()
@@ -168,8 +168,8 @@ class RunDirectory:
 
         Raises:
             RunDirectoryError: If a file of the seed has changed since the seed ended; if seed.json is damaged; or if
-                seed.json names another seed or other settings. Such a seed is not run again, because the run would
-                replace files that the user may want to keep or restore.
+                seed.json names another seed or other settings. Such a seed is not run again, because a new run would
+                replace results that the user may be able to restore.
         """
         path = self.seed_path(seed)
         if not is_finished(path):

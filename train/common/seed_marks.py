@@ -63,7 +63,8 @@ def check_mark(path: Path, expected: Mapping[str, Any]) -> None:
 def is_finished(path: Path, names: Sequence[str] = ()) -> bool:
     """Return whether the seed is finished, which means that seed.json exists.
 
-    If it exists, also compare its checksums with the files `names` (if empty, with all files of the seed).
+    If seed.json exists, its checksums are also compared with the files `names`. If `names` is empty, they are compared
+    with all files of the seed.
 
     Raises:
         RunDirectoryError: If a file has changed or seed.json is damaged.

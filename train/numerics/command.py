@@ -190,7 +190,7 @@ class Table:
         """Print and write the summary of these nets.
 
         Returns:
-            Whether there are rows and no entry is outside the contract.
+            True if there are rows of these nets and no entry is outside the contract.
         """
         rows = self.rows[self.rows["net"].isin(names)] if len(self.rows) else self.rows
         if not len(rows):

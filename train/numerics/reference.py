@@ -1,10 +1,10 @@
 """Reference S_rel of a net rebuilt in float64: one gradient, one assigned step, two forward passes, D in NumPy.
 
-This module is deliberately simple and slow. It and `distances` import nothing from srel_tf.
+The code is deliberately simple and slow. This module and `distances` import nothing from srel_tf.
 
-S_rel is computed a second time with weights that differ from the first by a few units in the last place. The difference
-between the two results shows the error of the reference itself. If a step is too small for float64, the change of the
-outputs is computed as an integral of derivatives along the step, in which no digits cancel:
+S_rel is computed twice, the second time with weights that are changed by a few units in the last place. The difference
+between the two results shows the error of the reference itself. If float64 does not resolve how a step changes the
+outputs, this change is computed as an integral of derivatives along the step, in which no digits cancel:
 f(w − ηg) − f(w) = −η ∫₀¹ J(w − tηg) g dt.
 """
 

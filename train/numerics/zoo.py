@@ -1,7 +1,7 @@
 """Nets on which `train.numerics` tests S_rel: keras.applications, small nets, ill-conditioned nets.
 
 Each `Net` holds a constructor, images, labels and the stages of its training. The constructor uses Keras's current
-dtype policy. All nets learn scikit-learn's digits.
+dtype policy. All nets are trained on scikit-learn's digits.
 """
 
 import functools
@@ -17,8 +17,8 @@ from sklearn.datasets import load_digits
 
 from train.models import build_model
 
-# {stage: loss (nats)}. A stage is reached if the loss on the whole training set is lower than this loss. None means no
-# training.
+# {stage: loss (nats)}. A stage is reached if the loss on the whole training set is below the given value. None means
+# that the net is not trained.
 LOSSES = {"initialisation": None, "mid-training": 0.3, "converged": 1e-4}
 UNTRAINED, STATISTICS, TRAINED = "untrained", "statistics", "accuracy 1.0"
 
@@ -104,7 +104,7 @@ def shifted() -> tuple[np.ndarray, np.ndarray]:
 
 
 def batch_norm() -> keras.Model:
-    """Make a net of dense layers with batch normalisation, for the data `shifted`: large mean, small spread."""
+    """Make a net of dense layers with batch normalisation, for `shifted`: data of large mean and small spread."""
     inputs = keras.Input((64,))
     x = inputs
     for units in (256, 64):
@@ -215,7 +215,10 @@ def _deep(
 
 
 def _small(build: Callable[[], keras.Model], **options: Any) -> Net:
-    """Make the `Net` of a small net that is measured at all stages of `LOSSES`. `options` are further fields."""
+    """Make the `Net` of a small net that is measured at all stages of `LOSSES`.
+
+    `options` are the fields of `Net` that are not set here.
+    """
     return Net(
         build=build,
         data=functools.partial(digits, 10, 30),

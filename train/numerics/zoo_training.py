@@ -28,7 +28,7 @@ class Training:
         name: Name of the net in `NETS`.
         seed: Seed of the weights and of the training.
         cache: Directory in which the weights are kept. None means that they are not kept.
-        minutes: Time limit for the training to each stage.
+        minutes: Time limit in minutes for the training from one stage to the next.
     """
 
     def __init__(

@@ -89,7 +89,7 @@ def followed(distances: np.ndarray) -> np.ndarray:
 
 
 def in_time(step: int) -> bool:
-    """Return whether the `followed` sources are measured: at every 5th step up to 200, then at every 25th."""
+    """Return whether the `followed` sources are measured at this step: every 5th step up to 200, then every 25th."""
     return step % (5 if step <= 200 else 25) == 0
 
 
@@ -113,7 +113,8 @@ def attach(model: srel_tf.SRelModel, settings: Mapping[str, Any], seed: int) -> 
     """Attach three probes. At each step exactly one of them measures.
 
     "figure 3" measures all targets and sources at the steps of Figure 3. "followed" measures all targets and the
-    `followed` sources at the steps of `in_time`. "near and far" measures x' and two sources at all other steps.
+    `followed` sources at the other steps for which `in_time` is true. "near and far" measures x', its nearest source
+    and its farthest source at all remaining steps.
     """
     x, y, distances = probe_points(settings)
     everything, last = np.arange(len(x)), settings["iterations"]

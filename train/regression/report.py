@@ -57,7 +57,7 @@ def figures(
     risks: pd.DataFrame,
     settings: Mapping[str, Any],
 ) -> Iterator[tuple[str, Figure]]:
-    """Draw Figures 3–5 from the frames of all seeds. Figure 3 is left out if `distances` contains no step."""
+    """Draw Figures 3–5 from the frames of all seeds. Figure 3 is left out if the runs do not reach its first step."""
     if distances["step"].notna().any():
         yield (
             "figure_03.png",
@@ -69,7 +69,10 @@ def figures(
 
 
 def pair_curves(frame: pd.DataFrame, distances: np.ndarray) -> pd.DataFrame:
-    """Select S_rel of the near and the far pair at each step: columns pair, seed, run, step, srel, valid."""
+    """Select S_rel at each step of two pairs: x' and its nearest source, x' and its farthest source.
+
+    The columns are pair, run, seed, step, srel and valid.
+    """
     parts = []
     for name, source in zip(("near", "far"), near_and_far(distances), strict=True):
         part = frame[(frame["target_id"] == TARGET) & (frame["source_id"] == source)]
