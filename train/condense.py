@@ -1,17 +1,20 @@
-"""Summaries of a classification run for results/: class pairs, separation, quantiles, verdicts, a few matrices.
+"""Summary tables of a classification run, for results/: class pairs, separation, quantiles, verdicts, a few matrices.
 
 python -m train.condense RUN_DIR --out results/cifar10-crossed --matrices 0 198 396
 
 The frames of a run have millions of rows, one for each (step, measure, source, target). The command writes
 smaller tables, most of them with one row per measurement or class pair:
 
-    pairs.parquet       Definition 3: mean, median, … with the diagonal; `off_mean`, `off_median`, … without it
+    pairs.parquet       Definition 3 for each class pair: `mean`, `median`, … with the diagonal (source = target);
+                        `off_mean`, `off_median`, … without the diagonal
     separation.parquet  AUC and ratio of medians of intra- and inter-class pairs, without the diagonal
     quantiles.parquet   quantiles and mean of intra- and inter-class S_rel, without the diagonal
-    agreement.parquet   rank correlation of two measures over the pairs of one measurement
+    agreement.parquet   rank correlation and log-log slope of every two measures, over the pairs of one measurement
     verdicts.csv        `srel_tf.hypotheses.class_claim` for each measure and rule
     matrices.parquet    all entries of the first seed for kl and l1, at the steps of --matrices
-    history.csv settings.json environment.json seeds.json
+    history.csv         loss and accuracy of each epoch and seed
+    seeds.json          duration, number of updates, checksums and probe of each seed
+    settings.json, environment.json     copied from the run directory
 """
 
 import argparse
@@ -58,20 +61,20 @@ def condense(path: Path, out: Path, steps: Sequence[int] = ()) -> list[str]:
 
     Args:
         path: A run directory of `train.classification`.
-        out: The directory to write.
-        steps: Steps of matrices.parquet.
+        out: The directory for the summaries.
+        steps: Steps whose matrices are written to matrices.parquet. If empty, this file is not written.
 
     Returns:
         The names of the files written.
 
     Raises:
-        FrameError: If no seed is finished or a step was not measured.
+        FrameError: If no seed is finished, or if one of `steps` was not measured.
         RunDirectoryError: If files of a seed have changed since the seed ended.
     """
     seeds = finished_seeds(path)
     if not seeds:
         raise FrameError(
-            f"{path} has no finished seed (seed-*/seed.json): complete train.classification first"
+            f"{path} has no finished seed (seed-*/seed.json): run train.classification to the end of a seed first"
         )
     frame = StoredFrame([seed / "frame.parquet" for seed in seeds])
     tables = {"matrices.parquet": matrices(frame, steps)} if steps else {}
@@ -91,7 +94,7 @@ def condense(path: Path, out: Path, steps: Sequence[int] = ()) -> list[str]:
             ignore_index=True,
         ),
     }
-    # A matrices.parquet from an earlier call would not belong to these tables.
+    # Delete a matrices.parquet from an earlier call, because it would not belong to these tables.
     (out / "matrices.parquet").unlink(missing_ok=True)
     for name, table in tables.items():
         srel_tf.write_frame(table, out / name)
@@ -110,7 +113,10 @@ def _with_rules(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def quantiles(frame: StoredFrame) -> pd.DataFrame:
-    """Compute `QUANTILES` and mean of valid S_rel, with one row per measurement and kind of pairs (intra, inter)."""
+    """Compute the quantiles `QUANTILES` and the mean of the valid off-diagonal S_rel.
+
+    One row per measurement and kind of class pairs: "intra" or "inter".
+    """
     rows = []
     for piece in frame.pieces([*PAIR, "source_id", "target_id", "srel", "valid"]):
         kept = piece[(piece["source_id"] != piece["target_id"]) & piece["valid"]]
@@ -126,15 +132,15 @@ def quantiles(frame: StoredFrame) -> pd.DataFrame:
 
 
 def agreement(frame: StoredFrame) -> pd.DataFrame:
-    """Compare the measures two by two, on the valid off-diagonal pairs of each measurement.
+    """Compare every two measures over the valid off-diagonal (source, target) pairs of each measurement.
 
     Returns:
         One row per run, step, rule and two measures, with the columns
 
         spearman: rank correlation, which does not change under monotone transformations of S;
         slope: least-squares slope of log S of the second measure against log S of the first, over the pairs where both
-            are positive (it is 2 if the second is the square of the first);
-        n_valid: number of these pairs.
+            S are positive (the slope is 2 if the second S is the square of the first);
+        n_valid: number of pairs where both S are positive.
     """
     rows = []
     for key in _keys(frame, [*RULE, "rule", "run"]):
@@ -166,7 +172,7 @@ def agreement(frame: StoredFrame) -> pd.DataFrame:
 
 
 def verdicts(frame: StoredFrame) -> pd.DataFrame:
-    """Check `class_claim` for each measure and rule, with one rule in memory at a time."""
+    """Evaluate `hypotheses.class_claim` for each measure and rule, with the rows of one rule in memory at a time."""
     tables = []
     for key in _keys(frame, ["rule", *RULE]):
         rows = _rows(frame, {name: key[name] for name in RULE})
@@ -175,7 +181,7 @@ def verdicts(frame: StoredFrame) -> pd.DataFrame:
 
 
 def _keys(frame: StoredFrame, names: Sequence[str]) -> list[dict[str, Any]]:
-    """List the combinations of values of the columns `names` that occur, as dicts."""
+    """List the distinct combinations of values in the columns `names`, each as a dict."""
     columns = ["run", "step", "measure", *RULE]
     found = pd.concat(
         piece[columns].drop_duplicates() for piece in frame.pieces(MATRIX)
@@ -184,13 +190,13 @@ def _keys(frame: StoredFrame, names: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _rows(frame: StoredFrame, key: Mapping[str, Any]) -> pd.DataFrame:
-    """Read all rows with these values."""
+    """Read all rows that have the values {column: value} of `key`."""
     stored = {name: value for name, value in key.items() if name != "name"}
     wanted = functools.reduce(
         operator.and_, (pc.field(name) == value for name, value in stored.items())
     )
     rows = frame.read(wanted)
-    # The name is compared here, because files of earlier versions lack the column `name`.
+    # Compare the name after reading, because files of earlier versions lack the column `name`.
     return rows[rows["name"] == key["name"]]
 
 
@@ -228,7 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         nargs="*",
         default=[],
         metavar="STEP",
-        help="steps of matrices.parquet",
+        help="steps whose matrices are written to matrices.parquet",
     )
     options = parser.parse_args(arguments)
     written = condense(options.run_dir, options.out, options.matrices)

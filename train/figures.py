@@ -1,10 +1,13 @@
-"""Draw all pictures of results/ again from the frames in results/. No training or measurement takes place.
+"""Draw all pictures in results/ again from the saved frames. No training or measurement takes place.
 
 python -m train.figures [--results results] [--published CSV]
 
-    DATA-PROTOCOL/figures/  class pairs (Figures 1, 2, 14), loss and accuracy (15–17), separation, spread, matrices
-    replication/            our curves and the published ones; needs --published, a CSV of the authors' values
-    regression/figures/     Figures 3–5          theory/  Figures 6–13          benchmarks/  growth
+    DATA-PROTOCOL/figures/  S_rel of class pairs (Figures 1, 2, 14), loss and accuracy (Figures 15–17), separation of
+                            classes, spread of S_rel, matrices
+    replication/            our curves and the published curves; only with --published, a CSV of the authors' values
+    regression/figures/     Figures 3–5
+    theory/                 Figures 6–13
+    benchmarks/             growth of time and memory with the number of probe points
 """
 
 import argparse
@@ -64,7 +67,7 @@ def of_classification(path: Path, protocol: str) -> Iterator[Drawing]:
             plotting.plot_class_pairs(shown, classes),
         )
     if protocol == "published":
-        # The same trainings are also measured by Definitions 1 and 2.
+        # This protocol also measures S_rel of Definitions 1 and 2.
         rows = _smallest_steps(frames["pairs"]).query(
             "update == 'sgd' and measure in ('kl', 'l1')"
         )
@@ -87,14 +90,14 @@ def of_classification(path: Path, protocol: str) -> Iterator[Drawing]:
 
 
 def _smallest_steps(frame: pd.DataFrame) -> pd.DataFrame:
-    """Select the rows of the plain SGD step with the smallest η, and the rows of a fresh Adam."""
+    """Select the rows of the finite `sgd` step with the smallest η, and all rows of update `fresh_adam`."""
     sgd = frame[(frame["update"] == "sgd") & (frame["estimator"] != "limit")]
     smallest = sgd[sgd["learning_rate"] == sgd["learning_rate"].min()]
     return pd.concat([smallest, frame[frame["update"] == "fresh_adam"]])
 
 
 def side_by_side(pairs: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
-    """Join our curves of rule fresh_adam and the published curves into one frame for `plot_beside`."""
+    """Join our curves for update `fresh_adam` and the published curves into one frame for `plot_beside`."""
     theirs = as_ours(published)
     theirs = theirs.assign(mean=theirs["srel"], origin="published")
     ours = pairs[
@@ -109,7 +112,7 @@ def side_by_side(pairs: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
 
 
 def of_theory(path: Path) -> Iterator[Drawing]:
-    """Draw the frames in results/theory."""
+    """Draw Figures 6–13 from the frames in results/theory."""
     for frame in sorted(path.glob("figure_*.parquet")):
         yield (
             frame.with_suffix(".png").name,
@@ -118,7 +121,7 @@ def of_theory(path: Path) -> Iterator[Drawing]:
 
 
 def of_regression(path: Path) -> Iterator[Drawing]:
-    """Draw the seeds in results/regression."""
+    """Draw Figures 3–5 from the finished seeds in results/regression."""
     seeds = finished_seeds(path)
     frame, distances = (
         pd.concat(

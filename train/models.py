@@ -15,7 +15,7 @@ from srel_tf.errors import OptionError
 
 
 def _he_fan_out() -> keras.initializers.Initializer:
-    """Return He's initialiser N(0, 2 / fan_out), not truncated: PyTorch's kaiming_normal_(mode="fan_out")."""
+    """Return He's initialiser: the untruncated N(0, 2 / fan_out), as in PyTorch's kaiming_normal_(mode="fan_out")."""
     return keras.initializers.VarianceScaling(
         2.0, mode="fan_out", distribution="untruncated_normal"
     )
@@ -42,7 +42,7 @@ def _conv(
 
 
 def _dense(x: keras.KerasTensor, units: int) -> keras.KerasTensor:
-    """Apply a dense layer with weights and biases uniform in ±1/√fan_in, as is the default of PyTorch."""
+    """Apply a dense layer initialised as in PyTorch: weights and biases uniform in [−1/√fan_in, 1/√fan_in]."""
     limit = 1 / math.sqrt(x.shape[-1])
     return layers.Dense(
         units,
@@ -68,7 +68,7 @@ def _resnet18(
         x = layers.ReLU()(_conv(x, 64, 3))
     else:
         x = layers.ReLU()(_conv(x, 64, 7, strides=2))
-        # Padding with zeros equals padding with minus infinity, because the input is the output of a ReLU.
+        # PyTorch pads with minus infinity. Zeros have the same effect, because outputs of a ReLU are not negative.
         x = layers.MaxPooling2D(3, strides=2)(layers.ZeroPadding2D(1)(x))
     for stage, filters in enumerate((64, 128, 256, 512)):
         x = _basic_block(x, filters, strides=1 if stage == 0 else 2)
@@ -111,11 +111,16 @@ ARCHITECTURES = {
 def build_model(
     name: str, input_shape: tuple[int, ...], num_classes: int
 ) -> srel_tf.SRelModel:
-    """Build an uncompiled `srel_tf.SRelModel` from images of `input_shape` (H, W, channels) to `num_classes` logits.
+    """Build an uncompiled `srel_tf.SRelModel` that maps images [H, W, channels] to `num_classes` logits.
 
-    Names: `resnet18` (published net: 7×7 stem with stride 2, 3×3 max pooling with stride 2; 11,168,451 parameters for
-    RGB images and 3 classes), `resnet18_cifar` (3×3 stem, no pooling), `cnn`, `mlp`. Raises `OptionError` for any other
-    name.
+    Args:
+        name: One of `resnet18` (the published net: 7×7 stem with stride 2, 3×3 max pooling with stride 2; 11,168,451
+            parameters for RGB images and 3 classes), `resnet18_cifar` (3×3 stem, no pooling), `cnn` and `mlp`.
+        input_shape: (H, W, channels).
+        num_classes: Number of classes.
+
+    Raises:
+        OptionError: If the name is unknown.
     """
     if name not in ARCHITECTURES:
         raise OptionError(

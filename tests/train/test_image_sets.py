@@ -79,7 +79,7 @@ def test_splits(tmp_path):
     )
     with pytest.raises(
         DatasetError,
-        match="has splits train, extra; needed are train, and test or validation",
+        match="has splits train, extra; it needs train, and test or validation",
     ):
         load("untested", tmp_path)
     assert len(load("untested", tmp_path, test_images="train").test.y) == 3
@@ -303,5 +303,5 @@ def test_folder_layout(tmp_path):
     ):
         load(f"folder:{tmp_path}")
     write_folder(tmp_path, {"train": {"x": IMAGES[:3]}})
-    with pytest.raises(DatasetError, match="needed are train, and test or validation"):
+    with pytest.raises(DatasetError, match="it needs train, and test or validation"):
         load(f"folder:{tmp_path}")

@@ -58,7 +58,7 @@ def test_all_are_asked_to_save_when_the_first_is_stopped(tmp_path, number):
         wait_for(tmp_path, {"0 begun", "1 begun", "0 saved", "1 saved"})
         errors = first.stderr.read()
     assert first.returncode == (130 if number == signal.SIGTERM else -number)
-    assert ("2 seeds finish their step and save" in errors) == (
+    assert ("2 seeds finish their current step and then save" in errors) == (
         number == signal.SIGTERM
     )
     assert "Traceback" not in errors

@@ -2,8 +2,8 @@
 
     python -m train.benchmark                     the published ResNet-18, 60 sources x 60 targets, 32 x 32 images
     python -m train.benchmark --growth            time and memory from 30 to 1,000 probe points, with exponents
-    python -m train.benchmark --training          `fit` with a measurement every ninth step, compared with plain `fit`
-    python -m train.benchmark --all --out DIR     all three; writes tables and a picture to DIR
+    python -m train.benchmark --training          `fit` with a measurement every 9 steps, compared with plain `fit`
+    python -m train.benchmark --all --out DIR     all of these; writes tables and a picture to DIR
 
 If PyTorch is installed, the first command also times the torch.func recipes. Times depend on the machine. Only their
 ratios carry over to another machine.
@@ -130,8 +130,8 @@ def _comparison(args: argparse.Namespace) -> Result:
     torch_repeats = args.torch_repeats if has_torch() else 0
     table = comparison(args.model, args.points, args.repeats, torch_repeats)
     cli.show(
-        f"{args.model}, {args.points} sources × {args.points} targets; medians of calls in turn; the published "
-        "procedure was timed on some (source, class) pairs and is scaled up to all of them",
+        f"{args.model}, {args.points} sources × {args.points} targets; median times, with the procedures called in "
+        "turn; the published procedure was timed on some (source, class) pairs, and its time is scaled up to all pairs",
         table,
     )
     loops = table.set_index("procedure")["forward_passes"] / args.points
@@ -169,7 +169,7 @@ def _training(args: argparse.Namespace) -> Result:
     table = training(args.model, args.points, args.batch_size, args.rounds)
     medians = overhead(table).reset_index()
     cli.show(
-        f"medians of blocks of {EVERY} steps in `fit`, batch size {args.batch_size}, with one measurement or none",
+        f"median times of blocks of {EVERY} steps in `fit`, batch size {args.batch_size}, with one measurement or none",
         medians,
     )
     return {"training": table, "training_overhead": medians}, {}

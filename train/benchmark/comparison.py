@@ -1,4 +1,4 @@
-"""Times of all procedures, which are called in turn in one process.
+"""Times of all procedures of the benchmark. They are called in turn in one process.
 
 Times depend on the machine. Only their ratios carry over to another machine.
 """
@@ -45,17 +45,17 @@ def comparison(
 ) -> pd.DataFrame:
     """Time all procedures; `torch_repeats=0` leaves the torch.func recipes out.
 
-    The published procedure is scaled up from the (source, class) pairs that were timed. Each procedure is called once
-    before it is timed, which traces the graphs of srel_tf and of the loop.
+    The time of the published procedure is scaled up from the timed (source, class) pairs to all pairs. Each procedure
+    is called once before it is timed. This first call traces the graphs of srel_tf and of the naive loop.
 
     Returns:
         One row per procedure, with the columns
 
-        procedure: its name;
+        procedure: name of the procedure;
         timings: number of timed calls;
-        seconds: median time;
-        forward_passes: seconds divided by the seconds of one forward pass;
-        published_over_it: seconds of the published procedure divided by seconds.
+        seconds: median time of a call;
+        forward_passes: `seconds` divided by the seconds of one forward pass;
+        published_over_it: seconds of the published procedure divided by `seconds`.
     """
     it = setup(name, points, shape)
     procedures = _in_tensorflow(it)

@@ -17,9 +17,10 @@ from train.classification.experiment import make_repeatable
 
 SIZES = (30, 60, 120, 240, 480, 1000)
 QUANTITIES = {"seconds": "time", "memory": "memory above the forward pass"}
-# A measurement is repeated, up to 3 times in all, until the sum of the times reaches this number of seconds.
+# At most 3 measurements are timed, and no further one after their total time has reached this number of seconds.
 LONG = 20.0
-# If the first measurement takes more seconds than this, it is the only one: tracing is only a few percent of it.
+# The first measurement is not counted, because it includes tracing. But if it takes more seconds than this, it is the
+# only measurement and is counted, because tracing is then only a few percent of its time.
 VERY_LONG = 200.0
 Row = dict[str, Any]
 
@@ -36,7 +37,7 @@ def growth(
         model: A net of `train.models`.
         sizes: Numbers of probe points.
         exact_up_to: Largest size at which `exact` is measured.
-        report: Function that is called with each row as soon as it is measured.
+        report: Function that is called with each row as soon as the row is measured.
 
     Returns:
         One row per estimator and size. The columns, in addition to `estimator` and `points`, are
@@ -104,7 +105,7 @@ def measure_one(estimator: str, points: int, model: str) -> Row:
     make_repeatable(0)
     it = setup(model, points)
     forward = forward_pass(it.model)
-    # The forward pass uses the batch size of a measurement.
+    # Use the same batch size as a measurement.
     batches = np.array_split(it.x, -(-points // srel_tf.Settings().batch_size))
 
     def forward_all() -> None:
@@ -135,7 +136,7 @@ def measure_one(estimator: str, points: int, model: str) -> Row:
 def peak_memory() -> int:
     """Read the largest resident size of this process so far, in bytes.
 
-    On Linux, /proc is read, because the value of `getrusage` starts from the peak of the parent process.
+    On Linux, the value is read from /proc, because the value of `getrusage` includes the peak of the parent process.
     """
     status = Path("/proc/self/status")
     if status.exists():

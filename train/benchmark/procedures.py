@@ -1,4 +1,4 @@
-"""The net, the probe and the procedures whose cost `train.benchmark` compares."""
+"""The net and the probe of `train.benchmark`, and the procedures whose times it compares."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -13,7 +13,8 @@ from train.models import build_model
 
 CLASSES = 3
 LEARNING_RATE = 1e-4
-SMALL = 1e-6  # Learning rate whose steps float32 does not resolve on this net.
+# A learning rate so small that float32 does not resolve how a step changes the outputs of resnet18.
+SMALL = 1e-6
 
 
 class Setup(NamedTuple):
@@ -38,7 +39,7 @@ class Setup(NamedTuple):
 def setup(
     name: str = "resnet18", points: int = 60, shape: tuple[int, ...] = (32, 32, 3)
 ) -> Setup:
-    """Make a net of `train.models` and its probe of random normal images, in Keras's floatx."""
+    """Make a net of `train.models`, and images of normally distributed pixels in Keras's floatx."""
     generator = np.random.default_rng(0)
     x = generator.normal(size=(points, *shape)).astype(keras.config.floatx())
     model = build_model(name, shape, CLASSES)
@@ -60,8 +61,8 @@ def forward_pass(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
 class NaiveLoop:
     """A well-written plain TensorFlow loop: for each source a gradient, an updated copy of the net, and a forward pass.
 
-    The loop body is traced once. The weights of the copy are variables, which are assigned anew for each source. The
-    loop does not check which entries float32 resolves. Calling it returns {"kl": S_rel, "l1": S_rel}, each [n, n],
+    The loop body is traced once. For each source, new values are assigned to the weights of the copy. Unlike srel_tf,
+    the loop does not check which entries float32 resolves. A call returns {"kl": S_rel, "l1": S_rel}, each [n, n],
     computed from the logits as in the definitions.
     """
 
@@ -127,7 +128,7 @@ def published_pair(
 ) -> np.ndarray:
     """Measure one (source, class) pair as the published code does.
 
-    It makes a new net and a new Adam, takes one step, and runs forward passes before and after this step.
+    The procedure makes a new net and a new Adam, takes one step, and runs forward passes before and after this step.
     """
     targets = tf.constant(x[y == target_class])
     xs, ys = tf.constant(x[[source]]), tf.constant(y[[source]])

@@ -29,7 +29,7 @@ def machine() -> dict[str, Any]:
 
 
 def processor() -> str:
-    """Return the name of the processor, or of its architecture if the system does not provide the name."""
+    """Return the name of the processor, or the name of its architecture if the processor's name is unknown."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(
@@ -52,7 +52,7 @@ def show_machine(about: Mapping[str, Any]) -> None:
 
 
 def plot_growth(table: pd.DataFrame, fitted: pd.DataFrame) -> Figure:
-    """Plot time and memory by the number of probe points, log-log, with the fitted powers as thin lines."""
+    """Plot time and memory against the number of probe points, log-log, with the fitted powers as thin lines."""
     with sns.axes_style("whitegrid"):
         figure = Figure(figsize=(8.4, 3.4), layout="constrained")
         time, memory = figure.subplots(1, 2)

@@ -1,9 +1,9 @@
-"""Peak memory of long frames: write simulated measurements in parts, then summarise them from the disk.
+"""Peak memory with long frames: write simulated measurements in parts, then summarise them from the disk.
 
     python -m train.benchmark.storage --rows 1e8 --dir DIR        10⁸ rows need 3 GB in DIR
 
-The command prints rows, bytes and times, and the peak memory after a tenth of the writing, after the writing and after
-the summary. Memory is bounded if the peak hardly grows.
+The command prints times and the numbers of rows and bytes. It also prints the peak memory three times: when a tenth of
+the rows is written, when all rows are written, and after the summary. Memory is bounded if the peak hardly grows.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Speed of eq. 4 in srel_tf, compared with the procedure of the published scripts in NumPy and SciPy."""
+"""Time that srel_tf needs for eq. 4, compared with the procedure of the published scripts in NumPy and SciPy."""
 
 import os
 
@@ -22,7 +22,10 @@ def published_srel(
     source: int,
     target: int,
 ) -> float:
-    """Compute one value of eq. 4 as the published procedure does: with M, its inverse and exponential computed anew."""
+    """Compute one value of eq. 4 as the published procedure does.
+
+    The matrix M, its inverse and its exponential are computed again for each value.
+    """
     size, width = features.shape
     second = coefficient * np.eye(width) + features.T @ features / size
     inverse, decay = np.linalg.inv(second), expm(-(theta**2) * second * t)

@@ -1,8 +1,8 @@
-"""Recipes with torch.func for S_rel of the same net. The module needs PyTorch (`pip install -e '.[torch]'`).
+"""S_rel of a Keras net with torch.func, for comparison. The module needs PyTorch (`pip install -e '.[torch]'`).
 
-The recipes follow PyTorch's tutorials on per-sample gradients and neural tangent kernels. The exact recipes take a
-fictitious step for each source with `grad`. The recipe for the limit forms the Jacobians by `vmap` of `jacrev` and
-multiplies them with the gradients of the sources.
+The recipes follow PyTorch's tutorials on per-sample gradients and neural tangent kernels. The exact recipes compute the
+gradient of each source with `grad`, and take a fictitious step. The recipe for the limit forms the Jacobians by `vmap`
+of `jacrev` and multiplies them with the gradients of the sources.
 """
 
 from collections.abc import Callable
@@ -117,7 +117,7 @@ def recipes(
         return torch_outputs(model, stepped, probe)
 
     def limit() -> torch.Tensor:
-        """Compute the limit. The gradients of all sources are in memory, but the Jacobians of only CHUNK targets."""
+        """Compute the limit. All gradients are kept in memory, but the Jacobians of only CHUNK targets at a time."""
         gradients = vmap(grad(loss), (None, 0, 0), chunk_size=CHUNK)(
             weights, probe, labels
         )

@@ -1,4 +1,4 @@
-"""The cost of measuring during `fit`: blocks of steps with and without a measurement, timed in turn."""
+"""Cost of measuring during `fit`: blocks of steps with and blocks without a measurement are timed in turn."""
 
 import time
 from collections.abc import Callable
@@ -43,13 +43,15 @@ def training(
     rounds: int = 5,
     shape: tuple[int, ...] = (32, 32, 3),
 ) -> pd.DataFrame:
-    """Time blocks of EVERY steps: one row per block with kind and seconds.
+    """Time blocks of EVERY steps in two calls of `fit`.
 
-    There are two calls of `fit`. The first has no probes; its blocks are of the kind "plain fit". The second has a
-    probe for each estimator. Its blocks take turns: one without a measurement, one with a measurement of `limit`, one
-    with a measurement of `exact`. This is repeated `rounds` times. Consecutive blocks therefore run under about the
-    same load. Blocks without a measurement show, compared with "plain fit", what a probe costs while it does not
-    measure.
+    The first `fit` has no probes; its blocks are of the kind "plain fit". The second `fit` has a probe for each
+    estimator. Its blocks are, in turn, without a measurement, with a measurement of `limit`, and with a measurement of
+    `exact`. This is repeated `rounds` times, so that other load on the machine affects the three kinds alike. The
+    difference between blocks without a measurement and "plain fit" is the cost of a probe that does not measure.
+
+    Returns:
+        One row per block, with its kind and its seconds.
     """
     it = setup(name, points, shape)
     plain = _fit(it.model, batch_size, 1 + rounds, shape)
@@ -67,7 +69,8 @@ def training(
 def due(estimator: str, start: int) -> Callable[[int], bool]:
     """Make the schedule of an estimator.
 
-    The estimator measures at step `start`, where its graph is traced, and then at the first step of each of its blocks.
+    The estimator measures at step `start`, where its graph is traced, and then at the first step of each block of its
+    kind.
     """
     turn = KINDS.index(estimator)
 

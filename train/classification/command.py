@@ -1,6 +1,6 @@
-"""S_rel while a classifier trains (Section 2.1 and Appendix D of the paper).
+"""Measure S_rel during the training of a classifier (Section 2.1 and Appendix D of the paper).
 
-python -m train.classification                     scikit-learn's digits, nothing to download
+python -m train.classification                     scikit-learn's digits, without a download
 python -m train.classification --dataset cifar10 --classes airplane automobile ship --model resnet18 ...
 python -m train.classification --dataset cifar10 --protocol defined       a preset of the replication (`protocols.py`)
 """
@@ -22,7 +22,7 @@ from train.common.parallel import run_in_processes
 from train.common.run_directory import RunDirectory, RunDirectoryError, remove_store
 
 DIGITS = ["3", "5", "8"]
-# Options that do not change numbers; and --protocol, which only sets the defaults of other options.
+# Options that do not change the results of a seed. (--protocol only sets the defaults of other options.)
 NOT_SETTINGS = "protocol seeds out log_dir jobs checkpoint_every resume restart skip_damaged".split()  # noqa: SIM905
 
 
@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
         "--select-top",
         type=int,
         metavar="K",
-        help="first train on all classes, then use the K classes of best test accuracy",
+        help="first train on all classes, then use the K classes with the best test accuracy",
     )
     p.add_argument(
         "--no-download",
@@ -67,13 +67,13 @@ def parser() -> argparse.ArgumentParser:
         "--augment",
         choices=["none", "frozen"],
         default="none",
-        help="frozen: the published augmentation",
+        help="frozen: random crop and flip, drawn once for each training image, as published",
     )
     p.add_argument(
         "--test-images",
         choices=["test", "train"],
         default="test",
-        help="train: a part of the training images, as in the published code",
+        help="train: a fifth of the training images, as in the published code",
     )
     p.add_argument(
         "--image-size", type=cli.at_least(1), help="resize images to this side length"
@@ -118,13 +118,13 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         default=["sgd"],
         metavar="RULE[@η]",
-        help="fictitious steps, all measured in one training: sgd, optimizer, fresh_adam, each with an optional η "
-        "(sgd@1e-3), and limit (η → 0 of sgd)",
+        help="fictitious steps, all measured during the same training: sgd, optimizer or fresh_adam, each with an "
+        "optional η (sgd@1e-3), and limit (sgd with η → 0)",
     )
     p.add_argument(
         "--srel-learning-rate",
         type=float,
-        help="η of the fictitious step (default: η of the training)",
+        help="η of the fictitious steps without @η (default: η of the training)",
     )
     p.add_argument("--estimator", default="exact")
     p.add_argument(
@@ -140,18 +140,18 @@ def parser() -> argparse.ArgumentParser:
         "--checkpoint-every",
         type=cli.at_least(1),
         metavar="STEPS",
-        help="save every STEPS updates (default: epoch)",
+        help="number of updates between two saves (default: one epoch)",
     )
     interrupted = p.add_mutually_exclusive_group()
     interrupted.add_argument(
         "--resume",
         action="store_true",
-        help="interrupted seeds continue from their last saved state",
+        help="continue interrupted seeds from their last saved state",
     )
     interrupted.add_argument(
         "--restart",
         action="store_true",
-        help="interrupted seeds discard their saved state and start again",
+        help="discard the saved state of interrupted seeds and start them again",
     )
     p.add_argument(
         "--skip-damaged",
@@ -183,8 +183,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Train and measure each seed that the run directory does not hold yet, then report on all of them."""
-    # Bad options are refused before a run directory is made.
+    """Train and measure the seeds that are not complete in the run directory, then report on all of `args.seeds`."""
+    # Raise an error for wrong options before a run directory is made.
     parse_rules(
         args.update,
         args.measures,
@@ -225,7 +225,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _out(args: argparse.Namespace) -> Path:
-    """Name the run directory. Each protocol has its own, because protocols have different settings."""
+    """Return the run directory. Each protocol has a separate one by default, because their settings differ."""
     return Path(
         args.out
         or f"runs/{re.sub('[:/]+', '-', args.dataset)}-{args.protocol or args.model}"
@@ -268,12 +268,12 @@ def _selected(
     seed: int,
     options: Mapping[str, Any],
 ) -> list[str]:
-    """Return the classes of --select-top. They are chosen once for each run directory."""
+    """Return the classes that --select-top chooses. They are chosen once for each run directory."""
     file = directory.path / "selection.json"
     if not file.exists():
         select_top(settings, settings["select_top"], seed, directory, **options)
     selection = read_selection(file)
-    # A killed process may have left its store.
+    # A process that was killed after the selection may have left its store behind.
     remove_store(directory.path / "selection.parts")
     for name, value in selection["test_accuracy"].items():
         print(

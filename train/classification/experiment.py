@@ -28,7 +28,7 @@ class DivergedError(SRelError, ArithmeticError):
 
 
 def _within_epochs(every: int, steps_per_epoch: int) -> Callable[[int], bool]:
-    """Make the published schedule: measure after updates 0, every, 2·every, … of each epoch, counted from 0."""
+    """Make the published schedule: measure after updates 1, 1 + every, 1 + 2·every, … of each epoch, counted from 1."""
     if every < 1:
         raise srel_tf.OptionError(f"--every {every}: give at least 1")
     return lambda step: step > 0 and (step - 1) % steps_per_epoch % every == 0
@@ -67,9 +67,10 @@ def order(count: int, seed: int, epoch: int) -> np.ndarray:
 def batches(
     split: Split, batch_size: int, seed: int, epoch: int = 0, skip: int = 0
 ) -> tf.data.Dataset:
-    """Make an endless stream of batches, reshuffled in each epoch. It begins in `epoch` after the first `skip` batches.
+    """Make an endless stream of batches, reshuffled in each epoch.
 
-    The last, incomplete batch of an epoch is dropped, as in the published code.
+    The stream begins in `epoch` after the first `skip` batches. The last batch of an epoch is dropped if it is
+    incomplete, as in the published code.
     """
     x, y = tf.constant(split.x), tf.constant(split.y)
     steps = len(split.y) // batch_size
@@ -113,16 +114,16 @@ def train(
     checkpoint_every: int | None = None,
     orphaned: Callable[[], bool] | None = None,
 ) -> None:
-    """Train and measure one seed into a `RunDirectory`.
+    """Train and measure one seed, and write the results to a `RunDirectory`.
 
     Args:
-        settings: Options of the command that affect numbers.
+        settings: Options of the command that affect the results.
         seed: Seed of data, weights, order and probe.
         directory: Run directory for rows and training state.
         log_dir: TensorBoard directory, or None.
         verbose: As for `fit`, or "lines" for one line per epoch.
-        resume: Continue from the saved state, bit for bit as if the seed had not been interrupted.
-        restart: Discard the saved state.
+        resume: Continue from the saved state. The results are bitwise equal to those of a run without interruption.
+        restart: Discard the saved state and start again.
         skip_damaged: Leave out damaged parts of the saved frame.
         checkpoint_every: Number of optimizer updates between two saves; None means one epoch.
         orphaned: Function that is called after each update. If it returns True, the training saves and stops.
@@ -289,10 +290,11 @@ def select_top(
     restart: bool = False,
     checkpoint_every: int | None = None,
 ) -> None:
-    """Train on all classes of `settings` without a probe and select the `count` classes of highest test accuracy.
+    """Train on all classes of `settings` without a probe and select the `count` classes with the highest test accuracy.
 
-    The result is written to selection.json: class names in the order of their labels, and {class: accuracy}. During
-    the training, its state is saved in `directory`/selection.parts, as in `train`. Raises the errors of `train`.
+    selection.json lists the names of these classes in the order of their labels, and {class: accuracy} of all classes.
+    The training state is saved in `directory`/selection.parts until the selection is written. Raises the same errors
+    as `train`.
     """
     make_repeatable(seed)
     images = load_data(settings, seed)
@@ -329,7 +331,7 @@ def select_top(
         ]
         best = sorted(
             sorted(range(images.num_classes), key=lambda k: -accuracy[k])[:count]
-        )  # Ties go to the lower label.
+        )  # Of classes with equal accuracy, prefer the lower label.
         of_class = dict(zip(images.class_names, accuracy, strict=True))
         chosen = {
             "seed": seed,

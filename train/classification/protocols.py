@@ -1,4 +1,8 @@
-"""Presets of `python -m train.classification`: the paper's definitions, the published procedure, and both crossed.
+"""Presets of `python -m train.classification`.
+
+    defined     the definitions of the paper
+    published   the procedure of the published code
+    crossed     all measures of the paper and of the published code, each with all update rules
 
 `--protocol NAME` sets the defaults of other options; options on the command line override them.
 """
@@ -8,8 +12,8 @@ from typing import Any
 from srel_tf import OptionError
 
 # The classification recipe of the published code: ResNet-18 without normalisation, Adam with L2 decay, 7 epochs, images
-# cropped and flipped once, 20 probe images per class. The paper's own table of recipes is missing in the text that we
-# have; presumably it says the same.
+# cropped and flipped once, 20 probe images per class. The table of recipes in the paper is missing in the text that we
+# have; presumably it has the same values.
 PUBLISHED_RECIPE = {
     "model": "resnet18",
     "epochs": 7,
@@ -26,8 +30,8 @@ DATASETS: dict[str, dict[str, Any]] = {
     "cifar100": {"classes": ["motorcycle", "orange", "wardrobe"], "batch_size": 25},
     "svhn": {"classes": ["0", "2", "4"]},
     "svhn_cropped": {"classes": ["0", "2", "4"]},
-    # The paper does not use digits. They run within minutes and without a download. They are not augmented, because
-    # a shift by up to 4 of 8 pixels would destroy a digit.
+    # The paper does not use this set. A run on digits takes minutes and needs no download. The images are not
+    # augmented, because a shift by up to 4 of 8 pixels would destroy a digit.
     "digits": {
         "classes": ["3", "5", "8"],
         "model": "cnn",
@@ -48,8 +52,8 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
         "every": 9,
         "seeds": [0, 1, 2, 3, 4],
     },
-    # The published code: the step of a fresh Adam, the code's measures and schedule, "test" images from the training
-    # set, three runs. The same runs are also measured with sgd and by Definitions 1 and 2.
+    # The published code: the step of a fresh Adam, the measures and the schedule of that code, "test" images from the
+    # training set, three runs. The same runs are also measured with update sgd and with Definitions 1 and 2.
     "published": {
         "measures": [*PUBLISHED, *DEFINED],
         "update": ["fresh_adam", "sgd"],
@@ -58,7 +62,8 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
         "test_images": "train",
         "seeds": [0, 1, 2],
     },
-    # Each measure under each update rule, so that the cause of each difference can be identified.
+    # Each measure with each update rule. This shows whether a difference between `defined` and `published` comes from
+    # the measure or from the update rule.
     "crossed": {
         "measures": [*DEFINED, "raw_l1", "raw_l2", *PUBLISHED],
         "update": [
@@ -78,9 +83,10 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
 def preset(
     protocol: str, dataset: str, select_top: int | None = None
 ) -> dict[str, Any]:
-    """Look up {option: value} of a protocol for a dataset, without classes if --select-top selects them.
+    """Return {option: value} of a protocol for a dataset, without classes if --select-top selects them.
 
-    A dataset that is not in `DATASETS` has no options of its own. Raises `OptionError` for an unknown protocol.
+    A dataset that is not in `DATASETS` gets only the options of the recipe and of the protocol. Raises `OptionError`
+    for an unknown protocol.
     """
     if protocol not in PROTOCOLS:
         raise OptionError(

@@ -7,7 +7,7 @@ from srel_tf import OptionError
 
 
 class Rule(NamedTuple):
-    """Arguments of `attach_probe` for a fictitious step. A learning_rate of None means the rate of the training."""
+    """Arguments of `attach_probe` for a fictitious step. A `learning_rate` of None means the η of the training."""
 
     update: str
     learning_rate: float | None
@@ -25,16 +25,16 @@ def parse_rules(
     """Parse the names of rules.
 
     Args:
-        names: RULE, or RULE@η for another η. "limit" means sgd with η → 0. It leaves out the `published_` measures, for
-            which the limit is undefined.
+        names: Each name is RULE, or RULE@η for a step with this η. "limit" means sgd with η → 0. The `published_`
+            measures are left out for "limit", because their limit is undefined.
         measures: Measures for each rule.
         training_rate: The η of the training.
         learning_rate: The η of rules without @η; None means the η of the training.
-        estimator: Estimator of all rules but "limit".
+        estimator: Estimator of all rules except "limit".
 
     Raises:
-        OptionError: If an η is not a positive number; if two names mean the same rule; if limit has an η; or if none of
-            the measures has a limit.
+        OptionError: If an η is not a positive number; if two names mean the same rule; if "limit" is given with an η;
+            or if "limit" is given and none of the measures has a limit.
     """
     rules = {}
     for name in names:

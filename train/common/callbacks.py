@@ -1,4 +1,4 @@
-"""Clock and callbacks of a training: history, one line of progress per epoch, a stop condition."""
+"""A clock and callbacks for `fit`: loss and accuracy, one line of progress per epoch, and a stop condition."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -27,7 +27,10 @@ class Clock:
 
 
 class StopWhen(keras.callbacks.Callback):
-    """Calls condition() after each update and stops the training if it is true. A condition of None never stops."""
+    """Calls `condition` after each update, and stops the training if the condition is true.
+
+    If `condition` is None, this callback never stops the training.
+    """
 
     def __init__(
         self, condition: Callable[[], bool] | None, checkpoint: Checkpoint
@@ -43,7 +46,7 @@ class StopWhen(keras.callbacks.Callback):
 
 
 class Lines(keras.callbacks.Callback):
-    """Prints one line per epoch. It is used while several seeds are trained at the same time."""
+    """Prints one line per epoch. This callback is used when several seeds are trained at the same time."""
 
     def __init__(self, seed: int, epochs: int) -> None:
         super().__init__()

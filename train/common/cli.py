@@ -1,4 +1,4 @@
-"""Exit status, error lines and number options that all commands share."""
+"""Functions that all commands share: exit status, error messages, options with numbers, printed tables."""
 
 import argparse
 import contextlib
@@ -18,7 +18,7 @@ Main = Callable[[Sequence[str] | None], int | None]
 
 
 def command(goes_on: str = "") -> Callable[[Main], Callable[..., int]]:
-    """Decorate the function `main(arguments)` of a command. If `arguments` is None, those of the process are used.
+    """Decorate the function `main(arguments)` of a command. If `arguments` is None, `main` reads the command line.
 
     Errors that a user can fix, Ctrl-C and SIGTERM become one line on standard error and an exit status.
 
@@ -72,12 +72,12 @@ def interruptible() -> Iterator[None]:
 
 
 def interrupt(*_: object) -> None:
-    """Raise KeyboardInterrupt (a signal handler)."""
+    """Signal handler that raises KeyboardInterrupt."""
     raise KeyboardInterrupt
 
 
 def at_least(least: int, below: float = float("inf")) -> Callable[[str], int]:
-    """Make the `type` of an argparse option: a whole number >= `least` and < `below`."""
+    """Make a `type` for argparse that accepts only whole numbers ≥ `least` and < `below`."""
 
     def whole_number(text: str) -> int:
         value = int(text)

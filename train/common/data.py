@@ -1,4 +1,4 @@
-"""Image classification sets as arrays: chosen classes, standardised, augmented once on request, with a fingerprint.
+"""Load image classification sets as arrays: choose classes, standardise, optionally augment once, and fingerprint.
 
 data = load("cifar10", classes=["airplane", "automobile", "ship"], augment="frozen")
 data.train.x, data.train.y, data.train.ids, data.class_names, data.fingerprint
@@ -26,13 +26,13 @@ PUBLISHED_STD = np.array([0.2023, 0.1994, 0.2010])
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Examples in the order of their set.
+    """Examples for training or for testing, in the order of the data set.
 
     Attributes:
         x: float32 [N, H, W, C], standardised per channel.
-        y: int64 [N], 0 .. K-1 in the order of `ImageData.class_names`.
-        ids: int64 [N], the position of each example in the original split (digits: in the whole set), counted before
-            classes are chosen. It does not depend on classes, augmentation or seed.
+        y: int64 [N], labels 0 .. K-1, which are positions in `ImageData.class_names`.
+        ids: int64 [N], the position of each example in the original split (for digits, in the whole set), counted
+            before classes are chosen. The ids of an image do not depend on classes, augmentation or seed.
     """
 
     x: np.ndarray
@@ -51,9 +51,9 @@ class ImageData:
         test: Examples to test on.
         mean: float64 [C], the mean in x = (intensity - mean) / std, where intensities are in [0, 1].
         std: float64 [C], the standard deviation in the same formula.
-        fingerprint: Hex SHA-256 of images, labels and ids as read, including their types, shapes and order. It does not
-            depend on augmentation, standardisation or seed. It covers only the training split if the test split is not
-            read (test_images="train").
+        fingerprint: Hex SHA-256 of images, labels 0 .. K-1 and ids, including their types, shapes and order. The hash
+            is computed before augmentation and standardisation, so it does not depend on the seed. With
+            test_images="train" the test split is not read, and the hash covers only the training split.
     """
 
     name: str
@@ -92,19 +92,21 @@ def load(
 
     Args:
         name: `digits`: scikit-learn's digits, without a download. Every fourth image of a class is a test image.
-            `folder:DIR`: the images in DIR/train/CLASS/*.png and DIR/test/CLASS/*.png. All other names: image
-            classification sets of TFDS, for example `cifar10`, `cifar100`, `svhn_cropped` (short: `svhn`) or
-            `fashion_mnist`; `NAME/CONFIG:VERSION` works, too.
+            `folder:DIR`: the images in DIR/train/CLASS/*.png and DIR/test/CLASS/*.png. Any other name: an image
+            classification set of TFDS, for example `cifar10`, `cifar100`, `svhn_cropped` (short: `svhn`) or
+            `fashion_mnist`. To choose a configuration or a version, give `NAME/CONFIG:VERSION`.
         data_dir: Directory of prepared TFDS sets; None means the default of TFDS. Reading a prepared set does not need
             a network.
-        classes: Class names, or integer labels of the set. In the given order they get new labels 0 .. K-1. A string
-            that is not a class name is read as an integer label. None means every class that has images.
+        classes: Class names, or integer labels of the set. The classes get new labels 0 .. K-1 in the given order. A
+            string that is not a class name is read as an integer label. None means every class that has images.
         augment: "none", or "frozen" for the published augmentation: a random crop from the image padded by 4 black
-            pixels, and a random horizontal flip. They are drawn once for each training image and kept for all epochs.
-        test_images: "test": the split `test` of the set, or else `validation`, never augmented. "train": as in the
-            published code, a fifth of the *training* images of each class, with a second draw of the augmentation. THIS
-            IS LEAKED DATA: the net is trained on these images. The option exists for the replication only.
-        seed: Seed of the augmentation and of the draw of the fifth.
+            pixels on each side, and a random horizontal flip. Crop and flip are drawn once for each training image and
+            stay the same in all epochs.
+        test_images: "test": the split `test` of the set, or the split `validation` if there is no `test`. These images
+            are never augmented. "train": a random fifth of the *training* images of each class, as in the published
+            code. If `augment` is "frozen", they get a second, independent crop and flip. THIS IS LEAKED DATA: the net
+            is trained on these images. The option exists only for the replication.
+        seed: Seed of the augmentation and, with test_images="train", of the choice of the test images.
         image_size: Side length, or (height, width), to which images are resized (bilinear, antialiased). Required if
             images have different sizes.
         download: Whether TFDS may download and prepare a missing set.
@@ -113,7 +115,7 @@ def load(
         DatasetError: If the set cannot be found, downloaded or read; if a class is unknown, is chosen twice or has no
             images; if a label is out of range; if a pixel is not finite; if a channel is constant; or if images have
             different sizes and `image_size` is not given.
-        KeyError: If `augment` or `test_images` has another value.
+        KeyError: If `augment` or `test_images` is not one of the values above.
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     augmented = AUGMENTATIONS[augment]
@@ -159,12 +161,12 @@ def crop_and_flip(
 ) -> np.ndarray:
     """Crop each image at random from the image padded with zeros, and flip it with probability 1/2.
 
-    This equals torchvision's RandomCrop(size, padding) and RandomHorizontalFlip, drawn once for each image.
+    The transformation is that of torchvision's RandomCrop(size, padding) and RandomHorizontalFlip.
 
     Args:
         images: [N, H, W, C] of any type, before standardisation.
-        rng: Generator. It draws first the rows and columns [N, 2], then the flips [N].
-        padding: Number of pixels on each side.
+        rng: Random generator. It draws first the row and column offsets of the crops [N, 2], then the flips [N].
+        padding: Number of zeros that are added on each side.
     """
     count, height, width, _ = images.shape
     row, column = rng.integers(0, 2 * padding + 1, size=(count, 2)).T
@@ -180,11 +182,11 @@ def crop_and_flip(
 
 
 def draw_fifth(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Draw a fifth (rounded down) of the examples of each class without replacement.
+    """Draw without replacement a fifth of the examples of each class (rounded down).
 
     Args:
         labels: Labels [N] of the examples.
-        rng: Generator of the draw.
+        rng: Random generator.
 
     Returns:
         Positions of the drawn examples in ascending order.
@@ -197,7 +199,8 @@ def draw_fifth(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         members = np.flatnonzero(labels == label)
         if members.size < 5:
             raise DatasetError(
-                f"class {label} has {members.size} training images: drawing a fifth for testing needs at least 5"
+                f"class {label} has {members.size} training images, but drawing a fifth for testing needs at least 5: "
+                'choose other classes, or test_images="test"'
             )
         drawn.append(rng.choice(members, members.size // 5, replace=False))
     return np.sort(np.concatenate(drawn))
@@ -213,13 +216,13 @@ def _splits(image_set: ImageSet, is_leaked: bool) -> list[str]:
     if not set(needed) <= set(image_set.splits):
         raise DatasetError(
             f"{image_set.name!r} in {image_set.where} has splits {', '.join(image_set.splits)}; "
-            f"needed are train{', and test or validation' if len(needed) > 1 else ''}"
+            f"it needs train{', and test or validation' if len(needed) > 1 else ''}"
         )
     return needed
 
 
 def _choose(classes: Sequence[str | int] | str, image_set: ImageSet) -> list[int]:
-    """Look up the set's own label of each of `classes`, in the given order."""
+    """Return the label that each of `classes` has in the image set, in the given order."""
     names = image_set.class_names
     labels = []
     for wanted in [classes] if isinstance(classes, str) else classes:
@@ -230,7 +233,7 @@ def _choose(classes: Sequence[str | int] | str, image_set: ImageSet) -> list[int
             )
         if label in labels:
             raise DatasetError(
-                f"class {names[label]!r} (label {label}) is chosen twice in {list(classes)}"
+                f"class {names[label]!r} (label {label}) is chosen twice in {list(classes)}: name it only once"
             )
         labels.append(label)
     if not labels:
@@ -259,13 +262,13 @@ def _read(
     examples = image_set.read(split, labels, image_size)
     there = f"split {split!r} of {image_set.name!r} in {image_set.where}"
     if labels is None and not examples.labels.size:
-        raise DatasetError(f"{there} has no images")
+        raise DatasetError(f"{there} has no images: choose another set")
     known = (examples.labels >= 0) & (examples.labels < len(image_set.class_names))
     if not known.all():
         at = int(np.argmin(known))
         raise DatasetError(
             f"example {examples.ids[at]} of {there} has label {examples.labels[at]}, "
-            f"out of range 0 .. {len(image_set.class_names) - 1}"
+            f"out of range 0 .. {len(image_set.class_names) - 1}: correct the label, or prepare the set again"
         )
     if examples.images.dtype.kind == "f":
         finite = np.isfinite(examples.images).reshape(len(examples.images), -1)
@@ -273,7 +276,7 @@ def _read(
             at = int(np.argmin(finite.all(axis=1)))
             value = examples.images[at].reshape(-1)[np.argmin(finite[at])]
             raise DatasetError(
-                f"example {examples.ids[at]} of {there} has a pixel of value {value}"
+                f"example {examples.ids[at]} of {there} has a pixel of value {value}: repair or remove it"
             )
     return examples
 
@@ -281,14 +284,14 @@ def _read(
 def _renumber(
     image_set: ImageSet, split: str, examples: Examples, labels: Sequence[int]
 ) -> Examples:
-    """Replace labels by 0 .. K-1 in the order of `labels`. Each of `labels` must occur in the split."""
+    """Replace `labels` by 0 .. K-1 in the given order. Every label in `labels` must occur in the split."""
     for label in labels:
         if label not in examples.labels:
             found = set(examples.labels) & set(labels)
             names = [image_set.class_names[label] for label in sorted(found)]
             raise DatasetError(
                 f"class {image_set.class_names[label]!r} (label {label}) has no images in split {split!r} of "
-                f"{image_set.name!r} in {image_set.where}; of the wanted classes it has {_listed(names) or 'none'}"
+                f"{image_set.name!r} in {image_set.where}; chosen classes with images there: {_listed(names) or 'none'}"
             )
     number = np.empty(len(image_set.class_names), np.int64)
     number[labels] = np.arange(len(labels))
@@ -306,13 +309,13 @@ def _fingerprint(read: Sequence[Examples]) -> str:
 def _statistics(images: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Compute mean and standard deviation [C] of intensities in [0, 1], in float64.
 
-    `PUBLISHED_SETS` get the published constants instead.
+    For sets in `PUBLISHED_SETS` with 3 channels, return the published constants instead.
     """
     if re.split("[/:]", name)[0] in PUBLISHED_SETS and images.shape[-1] == 3:
         return PUBLISHED_MEAN.copy(), PUBLISHED_STD.copy()
     full = _full_intensity(images)
     mean = images.mean(axis=(0, 1, 2), dtype=np.float64) / full
-    # Parts of 1,024 images keep the memory small.
+    # Process 1,024 images at a time to limit memory.
     parts = (images[start : start + 1024] for start in range(0, len(images), 1024))
     square = sum(np.square(part / full - mean).sum(axis=(0, 1, 2)) for part in parts)
     std = np.sqrt(square / (images.size / images.shape[-1]))
@@ -320,7 +323,7 @@ def _statistics(images: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
         constant = np.flatnonzero(std == 0).tolist()
         raise DatasetError(
             f"channels {constant} of the training images of {name!r} are constant, so they cannot be divided by their "
-            "standard deviation: remove these channels"
+            "standard deviation, which is 0: remove these channels"
         )
     return mean, std
 

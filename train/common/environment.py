@@ -1,4 +1,4 @@
-"""Versions, numbers of threads and devices. They are saved with the results and compared before a run continues."""
+"""Properties of software and machine, which are saved with the results and compared before a run continues."""
 
 import functools
 import hashlib
@@ -33,7 +33,10 @@ VARIABLES = (
 
 
 def versions() -> dict[str, Any]:
-    """Collect versions of packages, the hash of the sources, and numbers of threads, on which rounding depends."""
+    """Collect package versions, a hash of the source code, and numbers of processors and threads.
+
+    The numbers of processors and threads are included because rounding depends on them.
+    """
     return {
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in PACKAGES},

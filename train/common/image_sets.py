@@ -1,7 +1,7 @@
-"""Sources of images: scikit-learn's digits, any image classification set of TFDS, a folder of images.
+"""Image sets: scikit-learn's digits, any image classification set of TFDS, or a folder of images.
 
 Each set has the attributes `name`, `where`, `splits` and `class_names` (all classes, in the order of the set's labels).
-Its method `read(split, keep, image_size)` decodes only the images whose label is in `keep`.
+The method `read(split, keep, image_size)` of a set decodes only the images whose label is in `keep`.
 """
 
 from collections.abc import Sequence
@@ -24,12 +24,12 @@ class DatasetError(SRelError, ValueError):
 
 
 class Examples(NamedTuple):
-    """Examples of a split, in their stored form and order.
+    """Examples of a split, in the order of the data set and before standardisation.
 
     Attributes:
         images: [N, H, W, C]. Integers use the full range of their type; floats are intensities in [0, 1].
-        labels: int64 [N], labels of the set.
-        ids: int64 [N], positions in the split.
+        labels: int64 [N], the labels that the image set uses.
+        ids: int64 [N], positions in the split (`Digits`: in the whole set).
     """
 
     images: np.ndarray
@@ -40,7 +40,7 @@ class Examples(NamedTuple):
 def open_set(
     name: str, data_dir: str | Path | None = None, download: bool = True
 ) -> "ImageSet":
-    """Find an image set: `digits`, `folder:DIR`, or a name of TFDS (see `data.load`)."""
+    """Open an image set. `name` is `digits`, `folder:DIR` or the name of a TFDS set (see `data.load`)."""
     if name == "digits":
         return Digits()
     if name.startswith("folder:"):
@@ -51,8 +51,8 @@ def open_set(
 class Digits:
     """scikit-learn's 1,797 handwritten digits, 8 x 8 x 1, intensities in [0, 1].
 
-    The set is not split. Every fourth image of each class, in the order of the set, is a test image;
-    `ids` are positions in the whole set.
+    scikit-learn has no training and test split of this set. Here every fourth image of each class, in the order of the
+    set, is a test image. `ids` are positions in the whole set.
     """
 
     name = "digits"
@@ -128,11 +128,11 @@ class TFDSImages:
 
         records = self._records(split).enumerate()
         if keep is not None:
-            records = records.filter(wanted)  # Before images are decoded.
+            records = records.filter(wanted)  # Filter before images are decoded.
         examples = records.map(
             decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
         )
-        # Images of unknown size are not batched, so that different sizes can be reported.
+        # If images may have different sizes, use batches of one image, so that the sizes can be reported below.
         same_size = image_size is not None or None not in image_feature.shape
         batches = self._collect(
             examples.batch(512 if same_size else 1).prefetch(2), split
@@ -154,7 +154,7 @@ class TFDSImages:
         )
 
     def _records(self, split: str) -> Any:
-        """Open a split in the order of its files, with images still encoded and without other features."""
+        """Open a split in the order of its files. Images stay encoded; unused features are skipped if possible."""
         import tensorflow_datasets as tfds
 
         decoders = {self.image_key: tfds.decode.SkipDecoding()}
@@ -250,7 +250,10 @@ def _prepare(builder: Any, name: str, download: bool) -> None:
 
 
 def _image_and_label(info: Any, name: str) -> tuple[str, str]:
-    """Find the keys of image and label: the supervised pair of the set, or else its only image and only class label."""
+    """Return the feature keys of image and label.
+
+    They are the supervised pair of the set, or else its only Image feature and its only ClassLabel feature.
+    """
     import tensorflow_datasets as tfds
 
     features = dict(info.features.items())
@@ -274,7 +277,7 @@ def _image_and_label(info: Any, name: str) -> tuple[str, str]:
 
 
 def _resize(image: Any, size: tuple[int, int]) -> Any:
-    """Resize by bilinear, antialiased interpolation. The type stays the same."""
+    """Resize an image by bilinear, antialiased interpolation. The dtype of the image stays the same."""
     import tensorflow as tf
 
     dtype = tf.as_dtype(image.dtype)

@@ -1,8 +1,8 @@
-"""Optimizers of the experiments, with L2 weight decay as in the published code: added to the gradient.
+"""Optimizers of the experiments. As in the published code, L2 weight decay is added to the gradient.
 
-Keras's own `weight_decay` is decoupled: it shrinks the weights separately from the step. Decay that is added to the
-gradient also enters Adam's moments. The decay is part of the optimizer and not of the loss, so that ℓ remains the
-cross-entropy of the paper.
+Decay that is added to the gradient also enters Adam's moments. The option `weight_decay` of Keras is different: it is
+decoupled, which means that it shrinks the weights separately from the step. The decay is part of the optimizer and not
+of the loss, so that ℓ remains the cross-entropy of the paper.
 """
 
 from typing import Any
@@ -36,7 +36,7 @@ SgdL2 = _with_l2(keras.optimizers.SGD)
 
 OPTIMIZERS = {
     # ε is 1e-8 as in PyTorch; the default of Keras is 1e-7. Unlike PyTorch, Keras adds ε before the bias correction.
-    # This changes only the first steps, and only if gradients are tiny.
+    # This difference matters only in the first steps, and only if gradients are tiny.
     "adam": lambda learning_rate, l2: AdamL2(learning_rate, epsilon=1e-8, l2=l2),
     "sgd": lambda learning_rate, l2: SgdL2(learning_rate, l2=l2),
     "momentum": lambda learning_rate, l2: SgdL2(learning_rate, momentum=0.9, l2=l2),
@@ -46,7 +46,11 @@ OPTIMIZERS = {
 def make_optimizer(
     name: str, learning_rate: float, l2: float = 0.0
 ) -> keras.optimizers.Optimizer:
-    """Make an optimizer `adam`, `sgd` or `momentum` (0.9). Raises `OptionError` for other names and values."""
+    """Make an optimizer: `adam`, `sgd`, or `momentum` (SGD with momentum 0.9).
+
+    Raises:
+        OptionError: If the name is unknown, the learning rate is not positive, or the decay `l2` is negative.
+    """
     if name not in OPTIMIZERS:
         raise OptionError(
             f"unknown optimizer {name!r}: choose one of {', '.join(OPTIMIZERS)}"

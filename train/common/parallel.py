@@ -19,7 +19,7 @@ from train.common.cli import SIGNALS
 
 
 class JobError(SRelError, RuntimeError):
-    """The process of a seed failed. The other seeds ran to their end."""
+    """The process of a seed failed. The processes of the other seeds ran to their end."""
 
 
 def run_in_processes(
@@ -28,22 +28,23 @@ def run_in_processes(
     jobs: int,
     again: str = "the same command with --resume continues",
 ) -> None:
-    """Call work(seed, orphaned=...) for each seed, at most `jobs` at a time, in new processes.
+    """Call work(seed, orphaned=...) for each seed in a new process, with at most `jobs` processes at a time.
 
     Args:
-        work: A function that can be pickled. It must save and stop when orphaned() is true, which means that the
-            command was killed or interrupted. Its process does not receive Ctrl-C or SIGTERM.
-        seeds: The seeds. Each gets a process.
-        jobs: Number of processes at a time.
-        again: Advice on continuing, for the error message.
+        work: A function that can be pickled. The new process does not receive Ctrl-C or SIGTERM. If the command is
+            killed or interrupted, orphaned() returns True. Then `work` must save and stop.
+        seeds: The seeds.
+        jobs: Largest number of processes at a time.
+        again: Advice on how to continue, for the error message.
 
     Raises:
-        JobError: If a seed failed. It is raised after all seeds have ended.
+        JobError: If the process of a seed failed. The error is raised after all processes have ended.
         KeyboardInterrupt: On Ctrl-C or SIGTERM, after all seeds have saved.
     """
-    context = multiprocessing.get_context("spawn")  # TensorFlow does not survive fork.
+    context = multiprocessing.get_context("spawn")  # TensorFlow fails after a fork.
     stop = context.RawValue("b", 0)
-    multiprocessing.resource_tracker.ensure_running()  # When the tracker starts, it unblocks signals.
+    # Start the tracker now. Otherwise it would start within `signals_blocked` below, and its start unblocks signals.
+    multiprocessing.resource_tracker.ensure_running()
     waiting, failed = list(seeds), {}
     running: dict[int, Any] = {}
     try:
@@ -80,10 +81,10 @@ def signals_blocked() -> Iterator[None]:
 
 
 def _wait_for(processes: list[Any]) -> None:
-    """Wait until the processes have saved. Kill them at a second interrupt."""
+    """Wait until the processes have saved. A second interrupt kills them."""
     if processes:
         print(
-            f"{len(processes)} seeds finish their step and save; interrupt again to end them at once",
+            f"{len(processes)} seeds finish their current step and then save; interrupt again to end them at once",
             file=sys.stderr,
         )
     try:

@@ -5,8 +5,8 @@
 
 All seeds of a directory have the same settings. Seeds may be added later. While a seed is trained, its rows and its
 training state are kept in `seed-0/frame.parts/` (`srel_tf.FrameStore`). `seed.json` holds the checksums of the other
-files and is written last. A seed without `seed.json` was interrupted; its measurements are kept. Only one process at a
-time holds the lock of the directory.
+files and is written last. A seed without `seed.json` is not complete; its measurements so far are kept. Only one
+process at a time holds the lock of the directory.
 """
 
 import contextlib
@@ -35,7 +35,8 @@ from train.common.seed_marks import (
     ours,
 )
 
-# Files that a command writes next to the seeds. In a directory without a run they come from elsewhere and must stay.
+# Files that a command writes next to the seeds. If a directory has no run, files with these names have another origin,
+# and a command must not replace them.
 OWN = (
     *("settings.json", "environment.json", "data.json"),
     *("pairs.csv", "separation.csv", "history.csv", "risks.csv"),
@@ -53,11 +54,11 @@ SELECTED = ("selection.json", "selection.parts/state-*")
 
 
 class RunDirectory:
-    """A run directory for `settings`. It is made or reopened, and locked against other processes.
+    """A run directory for `settings`. The constructor makes or reopens it, and locks it against other processes.
 
     Args:
         path: The directory.
-        settings: Settings that all seeds share, a dict that JSON supports.
+        settings: Settings that all seeds share, with values that JSON supports.
         shared: Whether another process holds the lock and has assigned a seed to this process.
 
     Raises:
@@ -79,7 +80,7 @@ class RunDirectory:
                 self._check_settings()
                 self._note_environment()
             else:
-                # Settings and data of a command that saved no results are replaced.
+                # There are no results: replace the settings and the data hash of an earlier command.
                 (self.path / "data.json").unlink(missing_ok=True)
                 write_json(self.path / "environment.json", environment())
             write_json(self.path / "settings.json", self.settings)
@@ -105,7 +106,8 @@ class RunDirectory:
         """Delete the leftovers of killed processes."""
         remove_leftovers(self.path)
         for parts in self.path.glob("seed-*/frame.parts"):
-            # Ignore damage, which is reported when the seed is read, and stores that another process has opened.
+            # Ignore stores that another process has opened. Ignore damaged files, too: they are reported when the seed
+            # is read.
             with contextlib.suppress(StorageError):
                 if is_finished(parts.parent):
                     remove_store(parts)
@@ -126,14 +128,14 @@ class RunDirectory:
         lines = differences(self._read("settings.json"), self.settings)
         if lines:
             raise RunDirectoryError(
-                f"{self.path} holds results of other settings; choose another --out:\n"
+                f"{self.path} holds results of other settings; choose another --out; the differences are:\n"
                 + "\n".join(lines)
             )
 
     def _note_environment(self) -> None:
-        """Print how this environment differs from the one in which the directory was begun.
+        """Print the differences between this environment and the environment in which the directory was begun.
 
-        Each seed records its own environment in seed.json.
+        The environment of each seed is recorded in seed.json of this seed.
         """
         file = self.path / "environment.json"
         begun_in = ours(read_json, file) if file.exists() else environment()
@@ -150,7 +152,8 @@ class RunDirectory:
         Raises:
             RunDirectoryError: If the directory holds results of other data.
         """
-        # Look for results before data.json: the process of another seed may write data.json and then measure.
+        # Look for results first, then for data.json, because the process of another seed writes data.json first and
+        # results later.
         measured = self._holds(*MEASURED)
         file = self.path / "data.json"
         if not measured and not file.exists():
@@ -164,9 +167,9 @@ class RunDirectory:
         """Return whether this seed is complete.
 
         Raises:
-            RunDirectoryError: If a file of the seed has changed since it ended, or if seed.json is damaged. Such a seed
-                is not run again, because the run would replace results that may be restored. Also if seed.json names
-                another seed or other settings.
+            RunDirectoryError: If a file of the seed has changed since the seed ended; if seed.json is damaged; or if
+                seed.json names another seed or other settings. Such a seed is not run again, because a new run would
+                replace results that the user may be able to restore.
         """
         path = self.seed_path(seed)
         if not is_finished(path):
@@ -175,7 +178,7 @@ class RunDirectory:
         return True
 
     def unfinished(self, seeds: Sequence[int]) -> list[int]:
-        """Select the seeds that are not complete, and print where the complete seeds are."""
+        """Return the seeds that are not complete, and print the directories of the complete seeds."""
         waiting = [seed for seed in seeds if not self.is_complete(seed)]
         for seed in seeds:
             if seed not in waiting:
@@ -183,7 +186,7 @@ class RunDirectory:
         return waiting
 
     def seed_path(self, seed: int) -> Path:
-        """Name the directory of a seed."""
+        """Return the directory of a seed."""
         return self.path / f"seed-{seed}"
 
     def note(self, about: Mapping[str, Any]) -> dict[str, Any]:
@@ -192,7 +195,7 @@ class RunDirectory:
         return {**kept, **versions(), **as_json(about)}
 
     def store(self, seed: int, note: Mapping[str, Any], **options: bool) -> FrameStore:
-        """Open the `FrameStore` of a seed for writing. `note` and `options` are those of `open_store`."""
+        """Open the `FrameStore` of a seed for writing. `note` and `options` are passed to `open_store`."""
         store = self.open_store(
             self.seed_path(seed) / "frame.parts", f"seed {seed}", note, **options
         )
@@ -212,7 +215,7 @@ class RunDirectory:
 
         Args:
             path: Directory of the store.
-            name: Name of the seed or the selection, for messages.
+            name: Name of the seed or of the class selection, for messages.
             note: Result of `note()`, which the caller saves with each state.
             resume: Continue with the content of the store.
             restart: Discard the content of the store.
@@ -220,8 +223,8 @@ class RunDirectory:
 
         Raises:
             StorageError: If another process holds the store, or if a part is damaged and `skip_damaged` is False.
-            RunDirectoryError: If the store is not empty and neither `resume` nor `restart` is True. Also if the store
-                was begun with another note, for example with other versions of packages.
+            RunDirectoryError: If the store is not empty and neither `resume` nor `restart` is True; or if the store was
+                begun with another note, for example with other versions of packages.
         """
         store = FrameStore(path, write=True, anew=restart)
         try:
@@ -270,7 +273,7 @@ class RunDirectory:
     ) -> None:
         """Write the frame and the history of a seed, mark it as complete, and delete its training state.
 
-        The mark contains `about`. It also lists the damaged parts whose rows are missing in the frame.
+        The mark, seed.json, contains `about`. It also lists the damaged parts whose rows are missing in the frame.
         """
         self.save_rows(seed, store, history)
         mark_as_finished(
@@ -288,8 +291,8 @@ class RunDirectory:
     ) -> None:
         """Write the frame and the history of a seed. If `about` is given, also mark the seed as complete.
 
-        If `about` is None and the seed is complete, nothing is written: another process took over the run and finished
-        the seed.
+        If `about` is None and the seed is complete, nothing is written, because another process has taken over the run
+        and finished the seed.
         """
         path = self.seed_path(seed)
         if about is None and self.is_complete(seed):
@@ -302,7 +305,7 @@ class RunDirectory:
                 mark_as_finished(path, {**about, "settings": self.settings})
         except OSError as error:
             raise RunDirectoryError(
-                f"cannot write to {path}: {error}; earlier saves are complete"
+                f"cannot write to {path}: {error}; make it writable or free space there; earlier saves are complete"
             ) from error
 
     def frames(self, seeds: Sequence[int]) -> tuple[pd.DataFrame, pd.DataFrame]:

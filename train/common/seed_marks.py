@@ -1,4 +1,4 @@
-"""seed.json, which marks a finished seed. It holds the settings of the seed and the checksums of its files."""
+"""The file seed.json marks a seed as finished. It holds the settings of the seed and the checksums of its files."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from train.common.environment import environment
 FILES = {"frame.parquet", "history.csv"}  # Files of every seed.
 ALL_FILES = FILES | {
     "distances.parquet"
-}  # Including the file that only some experiments write.
+}  # distances.parquet is written only by the regression.
 
 
 class RunDirectoryError(StorageError):
@@ -61,7 +61,10 @@ def check_mark(path: Path, expected: Mapping[str, Any]) -> None:
 
 
 def is_finished(path: Path, names: Sequence[str] = ()) -> bool:
-    """Return whether seed.json exists and its checksums agree with the files `names` (empty: all files of the seed).
+    """Return whether the seed is finished, which means that seed.json exists.
+
+    If seed.json exists, its checksums are also compared with the files `names`. If `names` is empty, they are compared
+    with all files of the seed.
 
     Raises:
         RunDirectoryError: If a file has changed or seed.json is damaged.
@@ -85,7 +88,7 @@ def is_finished(path: Path, names: Sequence[str] = ()) -> bool:
 
 
 def ours(read: Callable[[Path], Any], path: Path) -> Any:
-    """Return read(path). An `OSError` is raised as `RunDirectoryError`."""
+    """Return read(path), and convert an `OSError` to a `RunDirectoryError`."""
     try:
         return read(path)
     except OSError as error:

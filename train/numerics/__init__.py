@@ -1,1 +1,1 @@
-"""Comparison of S_rel with float64 on many nets, as evidence for the contract."""
+"""Comparison of S_rel with a float64 reference on many nets."""

@@ -1,15 +1,15 @@
-"""Test of the contract on real nets: S_rel of each estimator against float64, at several training stages, for many η.
+"""Test S_rel of each estimator against a float64 reference, on real nets, at several training stages, for many η.
 
     python -m train.numerics                          an MLP, a CNN and a residual net, with logits and with a softmax
     python -m train.numerics --zoo                    also keras.applications, a ViT, an LSTM and others
-    python -m train.numerics --nets vit MobileNetV2   these nets only
+    python -m train.numerics --nets vit MobileNetV2   only these nets
     python -m train.numerics --out DIR                writes DIR/numerics.csv, DIR/numerics.md; continues a run in DIR
     python -m train.numerics --cache DIR              keeps trained weights in DIR
 
-A valid entry must be within 1e-3 · (1 + S) of float64 for ℓ1 and ℓ2, and within 2e-3 · (1 + S) for KL.
-Errors are given in units of this tolerance: an entry with an error above 1 is outside the contract. The reference
-(`reference.py`) rebuilds each net in float64 and shares no code with srel_tf. Seconds are the processor time of all
-threads together, which other programs on the machine hardly change.
+The contract: the error of a valid entry is at most 1e-3 · (1 + S) for ℓ1 and ℓ2, and at most 2e-3 · (1 + S) for KL.
+Errors are given in units of this tolerance, so an entry with an error above 1 is outside the contract. The reference
+(`reference.py`) rebuilds each net in float64 and shares no code with srel_tf. Times are processor times, summed over
+all threads. Other programs on the machine hardly change these times.
 """
 
 import argparse
@@ -60,25 +60,25 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         type=float,
         metavar="ETA",
-        help="measure at these η, instead of those of each net",
+        help="measure at these η, instead of the η chosen for each net",
     )
     p.add_argument(
         "--estimators", nargs="+", choices=ESTIMATORS, default=list(ESTIMATORS)
     )
     p.add_argument(
         "--precision",
-        help="precision of srel_tf.Settings (default: that of Settings)",
+        help="`precision` of srel_tf.Settings (default: the default of Settings)",
     )
     p.add_argument(
         "--per-class",
         type=int,
-        help="number of probe points of each class, instead of that of each net",
+        help="number of probe points of each class, instead of the number chosen for each net",
     )
     p.add_argument(
         "--minutes",
         type=float,
         default=30.0,
-        help="time limit for the training to each stage, in minutes",
+        help="time limit in minutes for the training from one stage to the next",
     )
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--cache", type=Path, help="directory for the weights of each stage")
@@ -117,10 +117,10 @@ def of_net(name: str, args: argparse.Namespace, table: "Table") -> None:
     Args:
         name: Name of the net in `NETS`.
         args: The options.
-        table: The table. Stages of the net that it already contains are not measured again.
+        table: The table. Stages of the net that are already in the table are not measured again.
 
     Raises:
-        NotConverged: If a stage is not reached within its time.
+        NotConverged: If a stage is not reached within the time limit.
     """
     net, side = NETS[name], None
     for stage, weights, outcome in Training(
@@ -168,7 +168,7 @@ class Table:
             self.rows = pd.read_csv(self._path, keep_default_na=True)
 
     def has(self, name: str, stage: str) -> bool:
-        """Return whether this net and stage were measured with the same settings."""
+        """Return whether the table has rows of this net and stage, measured with the current settings."""
         return bool(len(self.rows)) and bool(
             (self._of(name, stage) & (self.rows["settings"] == self._settings)).any()
         )
@@ -190,7 +190,7 @@ class Table:
         """Print and write the summary of these nets.
 
         Returns:
-            Whether there are rows and no entry is outside the contract.
+            True if there are rows of these nets and no entry is outside the contract.
         """
         rows = self.rows[self.rows["net"].isin(names)] if len(self.rows) else self.rows
         if not len(rows):
@@ -204,12 +204,12 @@ class Table:
         return not rows["outside"].sum()
 
     def _of(self, name: str, stage: str) -> pd.Series:
-        """Return the mask of the rows of one net and stage, bool."""
+        """Return a bool mask that selects the rows of one net and stage."""
         return (self.rows["net"] == name) & (self.rows["stage"] == stage)
 
 
 class Measuring:
-    """One net in float32 with its instruments, and its reference.
+    """A net in float32, instruments for this net, and the float64 reference.
 
     Args:
         net: The net.
@@ -229,7 +229,7 @@ class Measuring:
         self._instruments = {
             e: self._instrument(replace(settings, estimator=e)) for e in args.estimators
         }
-        # With precision="float32", `auto` is `exact`.
+        # For the time in float32, `exact` takes the place of `auto`.
         self._single = {
             e: self._instrument(
                 replace(
@@ -247,7 +247,7 @@ class Measuring:
     def reference(
         self, weights: list[np.ndarray]
     ) -> dict[float, dict[str, np.ndarray]]:
-        """Return the reference {η: {measure: S}}. S is NaN if it has no reference. η = 0 is the limit."""
+        """Return the reference {η: {measure: S}}. An entry of S without a reference is NaN. η = 0 is the limit."""
         return self._reference.srel(weights, self._etas)
 
     def rows(
@@ -257,10 +257,10 @@ class Measuring:
 
         Args:
             weights: All weights of the net.
-            reference: S_rel with these weights, from `reference`.
+            reference: S_rel with these weights, as returned by `reference`.
 
         Yields:
-            One row for each (estimator, η, measure); the limit has one η, 0.
+            One row for each (estimator, η, measure). For the limit, η is 0.
         """
         self._net.set_weights(weights)
         forward = self._seconds_of_forward()
@@ -290,13 +290,13 @@ class Measuring:
     def _measure(
         self, instrument: srel_tf.Instrument, eta: float | None
     ) -> srel_tf.SRelResult:
-        """Measure with η. For 0 (the limit) and None (a first call) use the first η of the net."""
+        """Measure with step length η. For η = 0 (the limit) and None (the first call), use the first η of the net."""
         self._net.optimizer.learning_rate = eta or self._etas[0]
         with _silence():
             return instrument()
 
     def _seconds_in_float32(self, estimator: str, eta: float) -> float:
-        """Return the processor time of a measurement that uses only float32."""
+        """Return the processor seconds of a measurement that uses only float32."""
         seconds = []
         for _ in range(2):  # The first call traces the graph.
             start = time.process_time()
@@ -305,7 +305,7 @@ class Measuring:
         return seconds[1]
 
     def _seconds_of_forward(self) -> float:
-        """Return the processor time of a float32 forward pass of all probe points."""
+        """Return the processor seconds of a float32 forward pass of all probe points."""
         forward = tf.function(lambda x: self._net(x, training=False), jit_compile=False)
         x, seconds = tf.constant(self._probe.x), []
         for _ in range(6):

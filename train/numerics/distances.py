@@ -1,11 +1,11 @@
-"""Distances of predictions and their ratios in extended precision, for the reference of `train.numerics`.
+"""Distances between predictions, and S_rel, in extended precision, for the reference of `train.numerics`.
 
-The module imports nothing of srel_tf.
+The module imports nothing from srel_tf.
 """
 
 import numpy as np
 
-LARGEST_EXPONENT = 11_000  # Its exponential is finite in extended precision.
+LARGEST_EXPONENT = 11_000  # exp(LARGEST_EXPONENT) is finite in extended precision.
 
 
 def srel_row(
@@ -15,7 +15,7 @@ def srel_row(
     softmax: bool = False,
     limit: bool = False,
 ) -> dict[str, np.ndarray]:
-    """Divide the distance at each example by the distance at the source.
+    """Compute S_rel of one source: the distance D at each example, divided by D at the source.
 
     Args:
         outputs: Outputs before the step, [n, C].
@@ -42,7 +42,9 @@ def srel_row(
 def distances_of_a_step(
     outputs: np.ndarray, change: np.ndarray, softmax: bool
 ) -> dict[str, np.ndarray]:
-    """Compute D of two predictions from the first one and the change of the outputs, so that no digits cancel.
+    """Compute D between the predictions before and after a step.
+
+    D is computed from the change of the outputs and not from the outputs after the step, so that no digits cancel.
 
     Args:
         outputs: Outputs before the step, [n, C].
@@ -87,7 +89,7 @@ def distances_in_the_limit(
 def norms(
     of_probabilities: np.ndarray, of_outputs: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Return ℓ1 and ℓ2 norms of changes of probabilities and of raw outputs [n, C], as {measure: D [n]}."""
+    """Return the ℓ1 and ℓ2 norms of the changes of probabilities and of outputs [n, C], as {measure: D [n]}."""
     changes = {"": of_probabilities, "raw_": of_outputs}
     return {
         f"{kind}l{order}": np.linalg.norm(change.astype(np.float64), order, axis=-1)
@@ -97,7 +99,7 @@ def norms(
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Return the logarithms of the probabilities of logits [..., C]."""
+    """Return the log-probabilities of logits [..., C]."""
     shifted = logits - logits.max(axis=-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
@@ -105,7 +107,8 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 def change_of_log_softmax(log_p: np.ndarray, change: np.ndarray) -> np.ndarray:
     """Compute log p⁺ − log p = Δz − log Σ p e^Δz.
 
-    First, Δz of the likeliest class is subtracted from all Δz, because it may be large.
+    First, Δz of the likeliest class is subtracted from all Δz. This does not change the result, and keeps the
+    exponentials small if all Δz are large.
 
     Args:
         log_p: log p, [..., C].
@@ -126,7 +129,7 @@ def change_of_log_softmax(log_p: np.ndarray, change: np.ndarray) -> np.ndarray:
 
 
 def divergence(d: np.ndarray) -> np.ndarray:
-    """Compute e^d d − e^d + 1 near 0 by its series Σ dᵏ (k − 1) / k!, whose terms do not cancel."""
+    """Compute d e^d − e^d + 1 for d near 0 by the series Σ dᵏ (k − 1) / k! over k ≥ 2, so that no digits cancel."""
     series, term = 0 * d, d
     for k in range(2, 15):
         term = term * d / k

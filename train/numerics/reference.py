@@ -1,10 +1,11 @@
 """Reference S_rel of a net rebuilt in float64: one gradient, one assigned step, two forward passes, D in NumPy.
 
-The code is slow and plain on purpose. This module and `distances` import nothing of srel_tf.
+The code is deliberately simple and slow. This module and `distances` import nothing from srel_tf.
 
-S_rel is computed a second time with weights that differ by a few units in the last place. The difference shows the
-error of the reference itself. If a step is too small for float64, the change of the outputs is computed as an integral
-of derivatives along the step, where no digits cancel: f(w − ηg) − f(w) = −η ∫₀¹ J(w − tηg) g dt.
+S_rel is computed twice, the second time with weights that are changed by a few units in the last place. The difference
+between the two results shows the error of the reference itself. If float64 does not resolve how a step changes the
+outputs, this change is computed as an integral of derivatives along the step, in which no digits cancel:
+f(w − ηg) − f(w) = −η ∫₀¹ J(w − tηg) g dt.
 """
 
 import contextlib
@@ -23,7 +24,7 @@ NEGLIGIBLE = (
     0.05  # Two references agree if they differ by at most this share of the tolerance.
 )
 NUDGE = 1e-15  # Relative change of the weights for the second computation.
-# Numbers of nodes of two quadratures, which agree if the derivative is smooth along the step.
+# Numbers of nodes of two quadratures. Their results agree if the derivative is smooth along the step.
 ORDERS = (2, 4)
 Gradient: TypeAlias = list[tf.Tensor]  # One tensor for each trainable weight.
 
@@ -42,7 +43,7 @@ def double_precision() -> Iterator[None]:
 
 
 class Place(NamedTuple):
-    """Trainable weights, and the outputs [n, C] with these weights."""
+    """Trainable weights, and the outputs [n, C] of the net with these weights."""
 
     weights: list
     outputs: np.ndarray
@@ -88,7 +89,7 @@ class Reference:
             etas: Learning rates of the finite steps.
 
         Returns:
-            {η: {measure: S [n, n]}}. An entry is NaN if float64 does not resolve it. The key 0 is the limit.
+            {η: {measure: S [n, n]}}. An entry of S is NaN if float64 does not resolve it. η = 0 is the limit.
         """
         n, keys = len(self._x), (0.0, *etas)
         rows = {
@@ -111,7 +112,7 @@ class Reference:
         return rows
 
     def _places(self) -> list[Place]:
-        """Return the current weights and those of the second computation, with their outputs."""
+        """Return the current weights and the nudged weights of the second computation, each with the outputs."""
         draw = np.random.default_rng(0)
         exact = [v.numpy() for v in self._variables]
         nudged = [w * (1 + NUDGE * draw.standard_normal(w.shape)) for w in exact]
@@ -130,7 +131,7 @@ class Reference:
         """Compute S_rel of one source.
 
         Args:
-            places: The current weights and those of the second computation.
+            places: The current weights and the nudged weights.
             gradients: For each of `places`, the gradient of the loss of the source.
             source: Index of the source.
             eta: η; 0 for the limit.
@@ -203,7 +204,7 @@ class Reference:
     def _at(
         self, weights: Sequence[Any], function: Callable[..., Any], *arguments: Any
     ) -> Any:
-        """Return `function` of the net with these trainable weights."""
+        """Assign these trainable weights to the net, then return `function(*arguments)`."""
         self._assign(weights)
         return function(*arguments)
 
@@ -230,7 +231,7 @@ class Reference:
         """Return the derivative of the outputs along a direction of the weights, [n, C].
 
         The product (Jᵀu) · direction is linear in u. Its derivative with respect to u is J · direction. Unlike
-        TensorFlow's forward mode, this way also works for the loops of recurrent layers.
+        TensorFlow's forward mode, this method also works for the loops of recurrent layers.
         """
         with tf.GradientTape() as outer:
             u = tf.ones_like(self._net(self._x, training=False))
@@ -248,7 +249,7 @@ class Reference:
 
 
 def close(s: np.ndarray, other: np.ndarray, measure: str) -> np.ndarray:
-    """Return whether two references agree within `NEGLIGIBLE` tolerances, bool [n]. NaN agrees with nothing."""
+    """Return whether two references agree within `NEGLIGIBLE` tolerances, bool [n]. False if one of them is NaN."""
     with np.errstate(invalid="ignore"):
         return np.abs(s - other) <= NEGLIGIBLE * TOLERANCE[measure] * (1 + np.abs(s))
 

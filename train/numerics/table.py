@@ -19,11 +19,11 @@ def comparison(
     Args:
         result: A measurement.
         measure: The measure.
-        reference: S [n_s, n_t], NaN if there is none.
+        reference: S [n_s, n_t]. An entry without a reference is NaN.
 
     Returns:
-        Columns of one row of the table: counts of the entries; and the worst error in units of tolerance · (1 + S),
-        with its entry. "unreferenced" counts the valid entries without a reference.
+        One row of the table. Its columns are counts of entries, the worst error in units of tolerance · (1 + S), and
+        the entry with this error. "unreferenced" counts the valid entries without a reference.
     """
     valid, s = result.valid(measure), result.matrix(measure)
     known = np.isfinite(reference)
@@ -69,7 +69,7 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _range(etas: pd.Series) -> str:
-    """Format the range of some η; 0 stands for the limit."""
+    """Format the range of several η, where 0 stands for the limit."""
     low, high = etas.min(), etas.max()
     if high == 0:
         return "→ 0"
@@ -103,7 +103,7 @@ def as_markdown(table: pd.DataFrame) -> str:
 
 
 def _number(value: float, form: str) -> str:
-    """Format a number; a dash for NaN."""
+    """Format a number. NaN becomes a dash."""
     return "–" if pd.isna(value) else format(value, form)
 
 

@@ -1,7 +1,7 @@
-"""Nets on which `train.numerics` compares S_rel with float64: keras.applications, small nets, ill-conditioned nets.
+"""Nets on which `train.numerics` tests S_rel: keras.applications, small nets, ill-conditioned nets.
 
 Each `Net` holds a constructor, images, labels and the stages of its training. The constructor uses Keras's current
-dtype policy. All nets learn scikit-learn's digits.
+dtype policy. All nets are trained on scikit-learn's digits.
 """
 
 import functools
@@ -17,7 +17,8 @@ from sklearn.datasets import load_digits
 
 from train.models import build_model
 
-# {stage: loss (nats)}. A stage is reached if the loss of the whole training set is lower. None: no training.
+# {stage: loss (nats)}. A stage is reached if the loss on the whole training set is below the given value. None means
+# that the net is not trained.
 LOSSES = {"initialisation": None, "mid-training": 0.3, "converged": 1e-4}
 UNTRAINED, STATISTICS, TRAINED = "untrained", "statistics", "accuracy 1.0"
 
@@ -34,7 +35,7 @@ class Net:
         etas: Learning rates of the finite steps.
         learning_rate: Learning rate of Adam in training.
         softmax: Whether the model returns probabilities.
-        weights_of: Name of the net whose training gives the weights; None: the net itself.
+        weights_of: Name of another net whose trained weights are used. None means that this net is trained.
     """
 
     build: Callable
@@ -49,7 +50,7 @@ class Net:
     def compiled(
         self, optimizer: str | keras.optimizers.Optimizer = "sgd"
     ) -> keras.Model:
-        """Make and compile a new net. The net and its loss have Keras's current precision."""
+        """Make and compile a new net. The net and the loss get the current precision of Keras."""
         net = self.build()
         loss = keras.losses.SparseCategoricalCrossentropy(
             from_logits=not self.softmax, dtype=keras.config.floatx()
@@ -103,7 +104,7 @@ def shifted() -> tuple[np.ndarray, np.ndarray]:
 
 
 def batch_norm() -> keras.Model:
-    """Make a net of dense layers with batch normalisation. Its data `shifted` have a large mean and a small spread."""
+    """Make a net of dense layers with batch normalisation, for `shifted`: data of large mean and small spread."""
     inputs = keras.Input((64,))
     x = inputs
     for units in (256, 64):
@@ -178,7 +179,7 @@ def _application(name: str, size: int) -> keras.Model:
 
 
 def _powers(*exponents: int) -> tuple[float, ...]:
-    """Return 10ᵏ for each exponent k, equal to the literals 1e-8, 1e-7, …"""
+    """Return 10ᵏ for each exponent k. The results are equal to the literals 1e-8, 1e-7, …"""
     return tuple(float(f"1e{k}") for k in exponents)
 
 
@@ -190,7 +191,7 @@ def _deep(
     normalised: bool = True,
     learning_rate: float = 1e-3,
 ) -> Net:
-    """Describe a net of keras.applications.
+    """Make the `Net` of a constructor in keras.applications.
 
     Args:
         name: Name of the constructor in keras.applications.
@@ -214,7 +215,10 @@ def _deep(
 
 
 def _small(build: Callable[[], keras.Model], **options: Any) -> Net:
-    """Describe a small net that is measured at all stages of `LOSSES`. `options` are further fields of `Net`."""
+    """Make the `Net` of a small net that is measured at all stages of `LOSSES`.
+
+    `options` are the fields of `Net` that are not set here.
+    """
     return Net(
         build=build,
         data=functools.partial(digits, 10, 30),

@@ -1,4 +1,4 @@
-"""Weights of the zoo's nets at each stage of training, cached in a directory so that no training is repeated."""
+"""Weights of the nets in `zoo.NETS` at each stage of training, cached so that no training is repeated."""
 
 import json
 import sys
@@ -27,8 +27,8 @@ class Training:
     Args:
         name: Name of the net in `NETS`.
         seed: Seed of the weights and of the training.
-        cache: Directory that keeps the weights; None keeps nothing.
-        minutes: Time limit for the training to each stage.
+        cache: Directory in which the weights are kept. None means that they are not kept.
+        minutes: Time limit in minutes for the training from one stage to the next.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Training:
             (stage, weights, {"loss", "accuracy", "seconds", "epochs"}).
 
         Raises:
-            NotConverged: If a stage is not reached within its time.
+            NotConverged: If a stage is not reached within the time limit.
         """
         model = weights = None
         for stage in self._net.stages:
@@ -81,7 +81,7 @@ class Training:
             {"loss", "accuracy", "seconds", "epochs"}.
 
         Raises:
-            NotConverged: If the stage is not reached within its time.
+            NotConverged: If the stage is not reached within the time limit.
         """
         x, y = self._net.data()
         start = saved = time.perf_counter()
@@ -149,7 +149,7 @@ class Training:
     def _write(
         self, stage: str, weights: list[np.ndarray], suffix: str = ".npz"
     ) -> None:
-        """Write weights to the cache. The file appears complete or not at all."""
+        """Write weights to the cache. If the write is interrupted, the cache gets no incomplete file of this name."""
         path = self._path(stage, suffix)
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".tmp")

@@ -1,4 +1,4 @@
-"""S_rel while a ReLU net learns y = ‖x‖₁ (Section 2.2 of the paper: Figures 3, 4 and 5).
+"""Measure S_rel while a ReLU net learns y = ‖x‖₁ (Section 2.2 of the paper: Figures 3, 4 and 5).
 
 python -m train.regression                                        five seeds of the default net
 python -m train.regression --jobs 2                               two seeds at a time, each in a separate process
@@ -52,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
         "--examples",
         type=cli.at_least(1),
         default=4000,
-        help="number of training examples; each seed draws its own",
+        help="number of training examples; each seed draws different examples",
     )
     p.add_argument("--batch-size", type=cli.at_least(1), default=32)
     p.add_argument(
@@ -68,19 +68,22 @@ def parser() -> argparse.ArgumentParser:
         help="number of optimizer updates; S_rel is measured at each of them",
     )
     p.add_argument(
-        "--sources", type=cli.at_least(2), default=200, help="number of x_i in Figure 3"
+        "--sources",
+        type=cli.at_least(2),
+        default=200,
+        help="number of sources x_i in Figure 3",
     )
     p.add_argument(
         "--targets",
         type=cli.at_least(1),
         default=2,
-        help="number of fixed points x'; the figures show the first",
+        help="number of targets x'; the figures show only the first one",
     )
     p.add_argument(
         "--probe-seed",
         type=cli.at_least(0),
         default=0,
-        help="seed of the points x' and x_i; all --seeds share these points",
+        help="seed of the points x' and x_i, which are the same for all --seeds",
     )
     p.add_argument(
         "--precision",
@@ -120,8 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(args: argparse.Namespace) -> None:
     """Train and measure the missing seeds of each net, then report.
 
-    A net that fails does not end a sweep. The other nets are run and appear in the table. The error is raised at the
-    end.
+    If a net of a sweep fails, the other nets are still run and appear in the table. An error is raised at the end.
     """
     _check(args)
     nets, done, failed = list(itertools.product(args.width, args.depth)), [], []
@@ -161,7 +163,7 @@ def _run_net(
 ) -> pd.Series:
     """Train the missing seeds of one net, and summarise all seeds of the net."""
     about = {"experiment": "regression", **settings}
-    # The directory's environment.json records the precision of the nets.
+    # `RunDirectory` writes the current floatx to environment.json, so make it under the precision of the nets.
     with precision(settings["precision"]):
         directory = RunDirectory(path, about)
     waiting = directory.unfinished(args.seeds)

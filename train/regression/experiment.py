@@ -1,9 +1,10 @@
 """One seed of the regression of Section 2.2: data, net, probes, `fit`, and results.
 
 x ~ N(0, I), y = ‖x‖₁. The paper's table of the architecture is missing in the text that we have. We chose width, depth,
-dimension, learning rate and batch size. A net that is narrower than the input ignores a direction of the input and
-cannot represent ‖x‖₁. The problem is then non-realisable, as the text says. (For a ReLU net of d + 2 or more hidden
-units there are weights that compute ‖x‖₁ exactly.)
+dimension, learning rate and batch size. A net whose first layer is narrower than the input ignores a direction of the
+input and cannot represent ‖x‖₁. The problem is then non-realisable, as the paper says. (With d + 2 or more units in
+each hidden layer, where d is the dimension of x, there are weights that compute ‖x‖₁ exactly:
+‖x‖₁ = 2 Σ relu(x_i) − relu(Σ x_i) + relu(−Σ x_i).)
 """
 
 import time
@@ -24,14 +25,15 @@ from train.common.run_directory import RunDirectory
 FIGURE_3 = (100, 200, 400, 800, 1600, 2400)  # Steps of Figure 3 in the paper.
 RISKS_EVERY = 20
 FOLLOWED = 8  # Number of sources that are measured for all targets at many steps.
-GROWN = 1e3  # A loss above this multiple of its lowest value has diverged. In float64 it may still be finite.
+# The training has diverged if the loss exceeds its lowest value by this factor. In float64 such a loss may be finite.
+GROWN = 1e3
 FRESH = 20_000  # Number of examples for the estimate of the population risk.
 TARGET = 0  # The id of x', the target of Figures 3–5.
 
 
 @contextmanager
 def precision(dtype: str) -> Iterator[None]:
-    """Use this dtype for layers and losses that are made within this block, and for Keras's own numbers."""
+    """Use this dtype as the floatx and the dtype policy of Keras within this block."""
     before = keras.config.floatx(), keras.config.dtype_policy()
     keras.config.set_floatx(dtype)
     keras.config.set_dtype_policy(dtype)
@@ -51,10 +53,10 @@ def draw(count: int, dimension: int, *seed: int) -> tuple[np.ndarray, np.ndarray
 def probe_points(
     settings: Mapping[str, Any],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Draw x, y of the targets (x' first) and then of the sources. All seeds share these points.
+    """Draw x and y of the targets (x' is the first) and of the sources. The points are the same for all seeds.
 
     Returns:
-        x, y and the distances [targets, sources].
+        x and y, with the targets before the sources, and the distances [targets, sources].
     """
     x, y = draw(
         settings["targets"] + settings["sources"],
@@ -76,7 +78,8 @@ def near_and_far(distances: np.ndarray) -> np.ndarray:
 def followed(distances: np.ndarray) -> np.ndarray:
     """Choose the ids of the sources that are measured at many steps.
 
-    They are ordered by distance from x' and chosen at equal intervals, including the nearest and the farthest.
+    All sources are ordered by distance from x'. From this order, sources at equal intervals are chosen, including the
+    nearest and the farthest.
     """
     order = np.argsort(distances[TARGET])
     return (
@@ -86,7 +89,7 @@ def followed(distances: np.ndarray) -> np.ndarray:
 
 
 def in_time(step: int) -> bool:
-    """Return whether the `followed` sources are measured: at every 5th step up to 200, then at every 25th."""
+    """Return whether the `followed` sources are measured at this step: every 5th step up to 200, then every 25th."""
     return step % (5 if step <= 200 else 25) == 0
 
 
@@ -107,10 +110,11 @@ def build(settings: Mapping[str, Any]) -> srel_tf.SRelModel:
 
 
 def attach(model: srel_tf.SRelModel, settings: Mapping[str, Any], seed: int) -> None:
-    """Attach three probes, of which one measures at each step.
+    """Attach three probes. At each step exactly one of them measures.
 
     "figure 3" measures all targets and sources at the steps of Figure 3. "followed" measures all targets and the
-    `followed` sources at the steps of `in_time`. "near and far" measures x' and two sources at all other steps.
+    `followed` sources at the other steps for which `in_time` is true. "near and far" measures x', its nearest source
+    and its farthest source at all remaining steps.
     """
     x, y, distances = probe_points(settings)
     everything, last = np.arange(len(x)), settings["iterations"]
@@ -254,15 +258,15 @@ def train(
     directory: RunDirectory,
     orphaned: Callable[[], bool] | None = None,
 ) -> None:
-    """Train and measure one seed into a `RunDirectory`.
+    """Train and measure one seed, and write the results to a `RunDirectory`.
 
     `orphaned` is called regularly. If it returns True, the training saves and stops.
 
     Raises:
-        DivergedError: If the loss grows without bound. Earlier measurements are saved.
+        DivergedError: If the loss exceeds `GROWN` times its lowest value, or is NaN. Earlier measurements are saved.
     """
     start, cpu = time.perf_counter(), time.process_time()
-    # Also lock the seed: the parent process may have been killed, and a second command may work on the same seed.
+    # Also lock the seed. If the parent process was killed, a second command may try to work on the same seed.
     held = lock(directory.seed_path(seed))
     make_repeatable(seed)
     with precision(settings["precision"]):

@@ -57,7 +57,7 @@ def figures(
     risks: pd.DataFrame,
     settings: Mapping[str, Any],
 ) -> Iterator[tuple[str, Figure]]:
-    """Draw Figures 3–5 from the frames of all seeds. Figure 3 is left out if `distances` has none of its steps."""
+    """Draw Figures 3–5 from the frames of all seeds. Figure 3 is left out if the runs do not reach its first step."""
     if distances["step"].notna().any():
         yield (
             "figure_03.png",
@@ -69,7 +69,10 @@ def figures(
 
 
 def pair_curves(frame: pd.DataFrame, distances: np.ndarray) -> pd.DataFrame:
-    """Select S_rel of the near and the far pair at each step: columns pair, seed, run, step, srel, valid."""
+    """Select S_rel at each step of two pairs: x' and its nearest source, x' and its farthest source.
+
+    The columns are pair, run, seed, step, srel and valid.
+    """
     parts = []
     for name, source in zip(("near", "far"), near_and_far(distances), strict=True):
         part = frame[(frame["target_id"] == TARGET) & (frame["source_id"] == source)]
@@ -97,7 +100,7 @@ def _table(pairs: pd.DataFrame, risks: pd.DataFrame) -> pd.DataFrame:
 
 
 def summary(columns: Sequence[pd.Series], out: Path) -> None:
-    """Print and write a table of all nets of a sweep, with the quantities of `report` at the last step."""
+    """Print and write a table of all nets of a sweep, with the results of `report` at the last step."""
     table = pd.concat(columns, axis=1)
     last = table.index.get_level_values(1).max()
     table = table.xs(last, level=1).T.rename_axis("net").reset_index()
