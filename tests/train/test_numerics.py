@@ -292,6 +292,25 @@ def test_nets_of_the_zoo_have_a_reference(name):
         np.testing.assert_allclose(found[1e-9][measure], found[0.0][measure], rtol=1e-3)
 
 
+def test_probabilities_that_float64_rounds_to_one_have_a_reference():
+    """S_rel of a net that returns the softmax of its logits is S_rel of the net that returns the logits."""
+    x, y = zoo.NETS["mlp"].data()
+    x, y = x[::40], y[::40]
+    nets = [zoo.NETS[name] for name in ("mlp", "mlp-softmax")]
+    keras.utils.set_random_seed(0)
+    weights = [30 * w for w in nets[0].compiled().get_weights()]
+    of_logits, of_probabilities = (
+        Reference(net.compiled, x, y, net.softmax).srel(weights, (0.1,))[0.1]
+        for net in nets
+    )
+    assert np.isfinite(of_logits["kl"]).any()
+    for measure in ("kl", "l1"):
+        np.testing.assert_allclose(
+            of_probabilities[measure], of_logits[measure], rtol=1e-9
+        )
+    np.testing.assert_array_equal(of_probabilities["raw_l1"], of_probabilities["l1"])
+
+
 def test_every_net_names_its_stages_and_the_net_that_trains_it():
     for name, net in zoo.NETS.items():
         assert (net.weights_of or name) in zoo.NETS

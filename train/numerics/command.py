@@ -248,7 +248,11 @@ class Measuring:
         self, weights: list[np.ndarray]
     ) -> dict[float, dict[str, np.ndarray]]:
         """Return the reference {η: {measure: S}}. An entry of S without a reference is NaN. η = 0 is the limit."""
-        return self._reference.srel(weights, self._etas)
+        # The optimizer holds η in float32. A step into a region where the net amplifies 1e9-fold shows the difference.
+        held = [float(np.float32(eta)) for eta in self._etas]
+        found = self._reference.srel(weights, held)
+        by_eta = zip(self._etas, held, strict=True)
+        return {0.0: found[0.0]} | {eta: found[used] for eta, used in by_eta}
 
     def rows(
         self, weights: list[np.ndarray], reference: dict[float, dict[str, np.ndarray]]

@@ -9,7 +9,7 @@ LARGEST_EXPONENT = 11_000  # exp(LARGEST_EXPONENT) is finite in extended precisi
 
 
 def srel_row(
-    outputs: np.ndarray,
+    logits: np.ndarray,
     change: np.ndarray,
     source: int,
     softmax: bool = False,
@@ -18,10 +18,10 @@ def srel_row(
     """Compute S_rel of one source: the distance D at each example, divided by D at the source.
 
     Args:
-        outputs: Outputs before the step, [n, C].
-        change: Change of the outputs, [n, C].
+        logits: Logits before the step, [n, C].
+        change: Change of the logits, [n, C].
         source: Index of the source.
-        softmax: True if the outputs are probabilities, False if they are logits.
+        softmax: True if the model returns the softmax of the logits, False if it returns the logits.
         limit: True if `change` is the derivative for the limit η → 0, False if it is the change by a finite step.
 
     Returns:
@@ -30,7 +30,7 @@ def srel_row(
     distances = distances_in_the_limit if limit else distances_of_a_step
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         found = distances(
-            np.asarray(outputs, np.longdouble),
+            np.asarray(logits, np.longdouble),
             np.asarray(change, np.longdouble),
             softmax,
         )
@@ -40,50 +40,45 @@ def srel_row(
 
 
 def distances_of_a_step(
-    outputs: np.ndarray, change: np.ndarray, softmax: bool
+    logits: np.ndarray, change: np.ndarray, softmax: bool
 ) -> dict[str, np.ndarray]:
     """Compute D between the predictions before and after a step.
 
-    D is computed from the change of the outputs and not from the outputs after the step, so that no digits cancel.
+    D is computed from the change of the logits and not from the logits after the step, so that no digits cancel.
 
     Args:
-        outputs: Outputs before the step, [n, C].
-        change: Change of the outputs, [n, C].
-        softmax: True if the outputs are probabilities, False if they are logits.
+        logits: Logits before the step, [n, C].
+        change: Change of the logits, [n, C].
+        softmax: True if the model returns the softmax of the logits, False if it returns the logits.
 
     Returns:
         {measure: D [n]}.
     """
-    if softmax:
-        log_p, d = np.log(outputs), np.log1p(change / outputs)
-    else:
-        log_p = log_softmax(outputs)
-        d = change_of_log_softmax(log_p, change)
+    log_p = log_softmax(logits)
+    d = change_of_log_softmax(log_p, change)
     p, p_plus, small = np.exp(log_p), np.exp(log_p + d), np.abs(d) < 0.1
     terms = np.where(small, p * divergence(np.where(small, d, 0)), p_plus * (d - 1) + p)
     moved = np.where(small, p * np.expm1(np.where(small, d, 0)), p_plus - p)
-    return {"kl": terms.sum(axis=-1), **norms(moved, change)}
+    return {"kl": terms.sum(axis=-1), **norms(moved, moved if softmax else change)}
 
 
 def distances_in_the_limit(
-    outputs: np.ndarray, change: np.ndarray, softmax: bool
+    logits: np.ndarray, change: np.ndarray, softmax: bool
 ) -> dict[str, np.ndarray]:
-    """Compute D to leading order in the change of the outputs: norms to first order, `kl` to second order.
+    """Compute D to leading order in the change of the logits: norms to first order, `kl` to second order.
 
     Args:
-        outputs: Outputs, [n, C].
-        change: Derivative of the outputs, [n, C].
-        softmax: True if the outputs are probabilities, False if they are logits.
+        logits: Logits, [n, C].
+        change: Derivative of the logits, [n, C].
+        softmax: True if the model returns the softmax of the logits, False if it returns the logits.
 
     Returns:
         {measure: D [n]}.
     """
-    if softmax:
-        p, d = outputs, change / outputs
-    else:
-        p = np.exp(log_softmax(outputs))
-        d = change - (p * change).sum(axis=-1, keepdims=True)
-    return {"kl": (p * d**2).sum(axis=-1) / 2, **norms(p * d, change)}
+    p = np.exp(log_softmax(logits))
+    d = change - (p * change).sum(axis=-1, keepdims=True)
+    kl = (p * d**2).sum(axis=-1) / 2
+    return {"kl": kl, **norms(p * d, p * d if softmax else change)}
 
 
 def norms(

@@ -56,7 +56,7 @@ class Reference:
         build: () -> compiled model. It is called under the dtype policy float64.
         x: Examples, [n, ...].
         y: Labels, [n].
-        softmax: True if the model returns probabilities, False if it returns logits.
+        softmax: True if the model returns probabilities and its last layer is a Softmax, False if it returns logits.
     """
 
     def __init__(
@@ -68,6 +68,12 @@ class Reference:
     ) -> None:
         with double_precision():
             self._net = build()
+            # Float64 probabilities close to 0 or 1 have lost digits that the logits have.
+            self._logits = (
+                keras.Model(self._net.inputs, self._net.layers[-1].input)
+                if softmax
+                else self._net
+            )
         self._x, self._y = tf.constant(x, tf.float64), tf.constant(y)
         self._softmax = softmax
         self._variables = [v.value for v in self._net.trainable_variables]
@@ -214,8 +220,8 @@ class Reference:
             variable.assign(value)
 
     def _outputs(self) -> tf.Tensor:
-        """Return the outputs at all examples, [n, C]."""
-        return self._net(self._x, training=False)
+        """Return the logits at all examples, [n, C]."""
+        return self._logits(self._x, training=False)
 
     def _loss_gradient(self, source: tf.Tensor) -> Gradient:
         """Return ∇ℓ of one example, a tensor for each weight."""
@@ -234,10 +240,10 @@ class Reference:
         TensorFlow's forward mode, this method also works for the loops of recurrent layers.
         """
         with tf.GradientTape() as outer:
-            u = tf.ones_like(self._net(self._x, training=False))
+            u = tf.ones_like(self._outputs())
             outer.watch(u)
             with tf.GradientTape() as inner:
-                outputs = self._net(self._x, training=False)
+                outputs = self._outputs()
             gradients = inner.gradient(outputs, self._variables, output_gradients=u)
             product = tf.add_n(
                 [
