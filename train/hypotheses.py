@@ -207,8 +207,8 @@ def in_steps(
     first_risk, first_step = risks["step"].min(), frame["step"].min()
     if first_risk > first_step:
         return None, (
-            f"the risks begin at step {first_risk:g} (epoch {history['epoch'].min():g}), S_rel at "
-            f"step {first_step:g}: how the risks fell before is unknown"
+            f"the risks begin at step {first_risk:g} (epoch {history['epoch'].min():g}), but S_rel "
+            f"begins at step {first_step:g}: the risks between these steps are unknown"
         )
     return risks, ""
 

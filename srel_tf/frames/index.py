@@ -202,7 +202,7 @@ class Index:
             with contextlib.suppress(FileNotFoundError):
                 if not stat.S_ISREG(file.lstat().st_mode):
                     raise StorageError(
-                        f"{file} is a link or not a regular file: replace it by the file itself"
+                        f"{file} is not a regular file, but for example a symbolic link: put a regular file in its place"
                     )
         # A writer removes its journal, so the journal may vanish at any moment.
         with contextlib.suppress(FileNotFoundError):

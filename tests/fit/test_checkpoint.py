@@ -268,14 +268,14 @@ def test_what_no_column_holds_is_told(tmp_path):
     ]
     with FrameStore(tmp_path / "frame", write=True) as store:
         with pytest.raises(
-            srel_tf.FrameError, match=r"Give ProbeSet\(ids=...\) of one type to all"
+            srel_tf.FrameError, match=r"give ProbeSet\(ids=...\) of one type to all"
         ):
             store.append(srel_tf.frames.schema.merged(frames))
         store.append(frames[0])
         with pytest.raises(srel_tf.FrameError, match="with other columns or types"):
             store.append(frames[1])
         with pytest.raises(
-            srel_tf.FrameError, match=r"Give ProbeSet\(ids=...\) of one type to all"
+            srel_tf.FrameError, match=r"give ProbeSet\(ids=...\) of one type to all"
         ):
             store.export(tmp_path / "frame.parquet", frames[1])
     assert [path.name for path in tmp_path.iterdir()] == ["frame"]

@@ -326,7 +326,9 @@ def test_a_damaged_index_is_named_and_can_be_given_up(store, change, message):
 def test_an_index_that_is_a_pipe_or_a_link_is_not_read(store):
     for damage in (link, pipe):
         damage(store.path / INDEX)
-        with pytest.raises(StorageError, match="is a link or not a regular file"):
+        with pytest.raises(
+            StorageError, match="is not a regular file, but for example a symbolic link"
+        ):
             FrameStore(store.path)
 
 
@@ -447,7 +449,9 @@ def test_a_journal_cannot_lead_elsewhere(store):
         journal.unlink()
         journal.write_bytes(whole)
         damage(journal)
-        with pytest.raises(StorageError, match="is a link or not a regular file"):
+        with pytest.raises(
+            StorageError, match="is not a regular file, but for example a symbolic link"
+        ):
             FrameStore(copy.path)
     assert outside.read_text(encoding="utf-8") == "mine"
 

@@ -257,7 +257,7 @@ def test_fifth():
     np.testing.assert_array_equal(np.bincount(labels[drawn]), [1000, 800, 100])
     assert len(set(drawn)) == 1900
     with pytest.raises(
-        DatasetError, match=r"class 1 has 4 training images: .* needs at least 5"
+        DatasetError, match=r"class 1 has 4 training images, but .* needs at least 5"
     ):
         draw_fifth(np.repeat([0, 1], [9, 4]), np.random.default_rng(0))
 

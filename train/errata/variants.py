@@ -77,8 +77,8 @@ def published_loss(
 ) -> np.ndarray:
     """Compute eq. 3 as the published code does (item 15).
 
-    Because of broadcasting, the published code sums the squared errors of each example to all K one-hot labels, instead
-    of the squared error to the example's own label alone.
+    Because of broadcasting, the published loss of an example is the sum of its squared errors with respect to all K
+    one-hot labels. In eq. 3 it is the squared error with respect to the example's own label only.
 
     Args:
         model: The penalised regression.

@@ -1,6 +1,7 @@
-"""Reference S_rel of a net rebuilt in float64: one gradient, one assigned step, two forward passes, D in NumPy.
+"""Compute a reference S_rel with a net that is rebuilt in float64.
 
-The code is deliberately simple and slow. This module and `distances` import nothing from srel_tf.
+For each source: compute the gradient, assign w − ηg to the variables, run the net before and after, and compute D in
+NumPy. The code is deliberately simple and slow. This module and `distances` import nothing from srel_tf.
 
 S_rel is computed twice, the second time with weights that are changed by a few units in the last place. The difference
 between the two results shows the error of the reference itself. If float64 does not resolve how a step changes the
