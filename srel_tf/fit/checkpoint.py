@@ -65,9 +65,9 @@ class Checkpoint(ClockedCallback):
     The checkpoint must be the last callback, so that it saves the effects of all other callbacks. `fit` of a model with
     probes moves the checkpoint to the end of the list.
 
-    A store holds one training. If the training goes back (for example through Keras's `BackupAndRestore`) and measures a
-    step again whose rows are already in the store, the next save raises `StorageError`. Call `restore` to return to the
-    saved state.
+    A store holds one training. If the training goes back (for example through Keras's `BackupAndRestore`) and measures
+    a step again whose rows are already in the store, the next save raises `StorageError`. Call `restore` to return to
+    the saved state.
 
     Args:
         store: The store, open for writing.

@@ -202,7 +202,7 @@ class Index:
             with contextlib.suppress(FileNotFoundError):
                 if not stat.S_ISREG(file.lstat().st_mode):
                     raise StorageError(
-                        f"{file} is not a regular file, but for example a symbolic link: put a regular file in its place"
+                        f"{file} is not a regular file, but for example a symbolic link: put a regular file there"
                     )
         # A writer removes its journal, so the journal may vanish at any moment.
         with contextlib.suppress(FileNotFoundError):

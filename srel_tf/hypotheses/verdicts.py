@@ -118,8 +118,8 @@ def of_permutations(draws: np.ndarray, confidence: float) -> Bounds:
     """Estimate by permutations how much the choice of examples adds to the error of a mean effect.
 
     Without an error over seeds, the interval would be equivalent to a permutation test at level α = (1 − confidence)/2
-    on each side. It would exclude the mean of the shuffled values if and only if fewer than a fraction α of the shuffled
-    values are more extreme than the effect.
+    on each side. It would exclude the mean of the shuffled values if and only if fewer than a fraction α of the
+    shuffled values are more extreme than the effect.
 
     Args:
         draws: The mean effect with shuffled examples, [resamples].
