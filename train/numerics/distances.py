@@ -118,9 +118,9 @@ def change_of_log_softmax(log_p: np.ndarray, change: np.ndarray) -> np.ndarray:
     spread = np.log1p((np.exp(log_p) * np.expm1(relative)).sum(axis=-1, keepdims=True))
     after = log_p + relative
     top = after.max(axis=-1, keepdims=True)
-    spread_of_large = top + np.log(np.exp(after - top).sum(axis=-1, keepdims=True))
+    log_p_plus = after - top - np.log(np.exp(after - top).sum(axis=-1, keepdims=True))
     large = relative.max(axis=-1, keepdims=True) > LARGEST_EXPONENT
-    return relative - np.where(large, spread_of_large, spread)
+    return np.where(large, log_p_plus - log_p, relative - spread)
 
 
 def divergence(d: np.ndarray) -> np.ndarray:
