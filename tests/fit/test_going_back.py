@@ -186,6 +186,16 @@ def test_a_new_optimizer_does_not_go_back():
     )
 
 
+def test_the_last_step_of_a_store_is_not_saved_twice(tmp_path):
+    with srel_tf.FrameStore(tmp_path / "store", write=True) as store:
+        model, state = net(every=2), State()
+        checkpoint = srel_tf.Checkpoint(store)
+        fit(model, epochs=2, callbacks=[checkpoint, Act(1, 6, state.save)])
+        state.load(model)
+        with pytest.raises(StorageError, match=r"at step 13, .* rows up to step 14"):
+            fit(model, epochs=1, callbacks=[checkpoint])
+
+
 def test_a_store_that_holds_later_rows_gets_none_of_them_again(tmp_path):
     """`fit` refuses if the training went back before it or within it. The saved rows stay, and can be restored."""
     with srel_tf.FrameStore(tmp_path / "store", write=True) as store:

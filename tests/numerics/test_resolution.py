@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 
 import srel_tf
+from srel_tf.estimators.assemble import assembled
+from srel_tf.estimators.auto import _better_rows
 from srel_tf.measures.registry import MEASURES
 from srel_tf.numerics import rounding as resolution
+from srel_tf.result import Matrices
 from tests import reference
 from tests.nets import classifier, digits, double_precision
 
@@ -150,6 +153,34 @@ def test_error_bound_contains_the_error_of_a_perturbed_ratio():
         root = srel ** (1 / power)
         first_order = power * root ** (power - 1) * (n + root * n0) / noisy0
         assert (bounds < 2 * first_order).all()
+
+
+@pytest.mark.parametrize("share", [0.99, 1.01])
+def test_the_tolerance_is_that_of_one_plus_s(share):
+    """An entry of S_rel = 3 is valid up to an error of four times the tolerance of `l1`."""
+    measure, one = MEASURES["l1"], np.ones((1, 1))
+    noise = resolution.Noise(0 * one, np.zeros(1), share * measure.tolerance * one)
+    matrices = assembled(
+        measure, 3 * one, np.ones(1), noise, np.array([-1]), "finite_step"
+    )
+    np.testing.assert_allclose(matrices.bound, share * 4 * measure.tolerance * one)
+    assert matrices.valid.item() == (share < 1)
+
+
+def test_auto_replaces_rows_only_by_better_ones():
+    """A row with as many valid entries in float64 as in float32 stays as it is."""
+
+    def matrices(valid, value, method):
+        rows = np.full((3, 2), value)
+        return Matrices(
+            rows, rows[:, 0], rows, np.array(valid, bool), rows, np.full(3, method)
+        )
+
+    single = matrices([[1, 1], [1, 0], [0, 0]], 1.0, "finite_step")
+    double = matrices([[1, 1], [0, 1], [1, 0]], 2.0, "finite_step_float64")
+    better = _better_rows(single, double)
+    assert better.method.tolist() == [*["finite_step"] * 2, "finite_step_float64"]
+    assert better.numerator[:, 0].tolist() == [1, 1, 2]
 
 
 def test_noise_of_what_is_no_number():
