@@ -160,10 +160,7 @@ class FiniteStepEngine:
         n = sources[0].shape[0]
         # `parallel_iterations` stays 1: TensorFlow crashes on a CPU if it runs one convolution kernel twice at a time.
         lanes = LANES if self._rule.elementwise and n > 1 else 1
-        if not tf.executing_eagerly():
-            rows = tf.function(
-                rows, jit_compile=False, autograph=False
-            )  # Traced once for all lanes.
+        rows = self._network.compiled(rows)  # Traced once for all lanes.
         batch_size = min(SOURCE_BATCH, self._batch_size)
         of_lanes = [
             map_batches(rows, (self._network.dtype,) * 3, batch_size, *lane)

@@ -2,11 +2,11 @@
 
 The noise is estimated anew in each measurement. By backward error analysis, rounding inside a net acts like a relative
 change of each weight by about one unit in the last place (ULP). Gradients, updated weights and predictions are
-therefore evaluated again with all weights (frozen ones, too) and inputs perturbed by several ULP. The noise of D is the
-distance D between a prediction and its repetition. This noise includes three effects: rounding of gradients, units that
-rounding may move across a kink, and the amplification of rounding by a large step. The perturbation is larger than one
-ULP so that it moves enough units across kinks. A smaller perturbation would move fewer units, even if its noise were
-multiplied by a factor.
+therefore evaluated again with all weights (frozen ones, too), inputs and output gradients perturbed by several ULP. The
+noise of D is the distance D between a prediction and its repetition. This noise includes three effects: rounding of
+gradients, units that rounding may move across a kink, and the amplification of rounding by a large step. The
+perturbation is larger than one ULP so that it moves enough units across kinks. A smaller perturbation would move fewer
+units, even if its noise were multiplied by a factor.
 
 D is a norm of the change (for KL: the square of a norm, to leading order). With noise N at the target and N₀ at the
 source, the triangle inequality bounds the error of S = D/D₀ by (N + S·N₀)/D₀. The noise is evaluated in two ways: at
